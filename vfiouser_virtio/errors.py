@@ -1,0 +1,45 @@
+"""Who is at fault: the exceptions of the package, one per culprit.
+
+::
+
+    Exception
+    ├── PeerError       the vfio-user client broke the protocol     -> an error reply with .errno, or end of connection
+    ├── GuestError      the guest's driver broke virtio or PCI      -> DEVICE_NEEDS_RESET, logged once
+    │   └── Unmapped    it named an address that is not its memory
+    └── ConfigError     the user asked for what cannot be           -> one line on stderr and a non-zero exit
+        └── DeviceError a device cannot start with what it was given   -> likewise, another exit status
+
+Whatever else is raised is a bug of ours (or of the author of a device) and is logged with its traceback.
+Every message names the command, queue or option, the offending value in hex, and what was expected.
+"""
+
+import errno as _errno
+
+
+class PeerError(Exception):
+    """The vfio-user client sent something that the specification does not allow.
+
+    ``errno`` goes into the error reply. ``fatal`` says that the stream itself can no longer be trusted, so that the
+    connection must be closed.
+    """
+
+    def __init__(self, message: str, errno: int = _errno.EINVAL, *, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.fatal = fatal
+
+
+class GuestError(Exception):
+    """The guest's driver did what virtio or PCI forbids; its device needs a reset, nobody else is touched."""
+
+
+class Unmapped(GuestError):  # noqa: N818 - says what the address is
+    """A guest address range that is not, or no longer, memory which the device may use in this way."""
+
+
+class ConfigError(Exception):
+    """The user's mistake: an option, a file, a program. Shown as one line, never as a traceback."""
+
+
+class DeviceError(ConfigError):
+    """A device cannot be made from what it was given: no such file, a size that is no multiple of a sector, …"""

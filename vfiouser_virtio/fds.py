@@ -1,0 +1,65 @@
+"""File descriptors that come and go with messages: eventfds, memfds, and who closes what."""
+
+import fcntl
+import os
+import select
+import stat
+from collections.abc import Iterable
+
+# linux/fcntl.h; in Python's fcntl module only where it was built against new enough headers.
+F_ADD_SEALS = 1033
+F_GET_SEALS = 1034
+F_SEAL_SHRINK = 0x0002
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close every descriptor; one that is closed already is not an error."""
+    for fd in fds:
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def signal(fd: int) -> None:
+    """Add 1 to an eventfd without ever waiting: a counter that is full (a reader far behind) has an event pending.
+
+    O_NONBLOCK belongs to the client, who shares the open file: libvfio-user's sample client wants its reads to block.
+    """
+    if os.get_blocking(fd):
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        if not poll.poll(0):
+            return
+    try:
+        os.eventfd_write(fd, 1)
+    except BlockingIOError:
+        pass
+
+
+def is_eventfd(fd: int) -> bool:
+    """Whether ``fd`` is an eventfd, by what the kernel calls it in /proc."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("anon_inode:[eventfd]")
+    except OSError:
+        return False
+
+
+def mappable_size(fd: int) -> int | None:
+    """The size in bytes of a regular file, memfd or hugetlbfs file; None when ``fd`` is something that has no pages."""
+    status = os.fstat(fd)
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def protect_from_shrinking(fd: int) -> bool:
+    """Whether the file behind ``fd`` can never shrink under a mapping of it, sealing it ourselves if we may.
+
+    A file that is truncated under a mapping kills the process with SIGBUS. QEMU's own memfds carry F_SEAL_SHRINK.
+    """
+    try:
+        if fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK:
+            return True
+        fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,233 @@
+"""The seam between a protocol engine and a PCI function: what the one asks of the other, and the way back.
+
+::
+
+    vfio_user.server    ──▶  Function:  device_info, region_read, dma_map, set_irqs, reset, …
+    libvfio_user.server ──▶     │
+                                ▼
+    Client (dma_read, dma_write)  ◀── memory that has no file descriptor
+
+An engine calls a ``Function`` from one task (one thread), one call at a time, in the order of the client's messages.
+No call may block or await. Where work must end before the client gets its answer, the call returns a `Hold`.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vfiouser_virtio.protocols.vfio_user import (
+    DeviceFlags,
+    IrqInfoFlags,
+    IrqSetFlags,
+    PciIrq,
+    PciRegion,
+    RegionFlags,
+)
+
+__all__ = [
+    "Buffer",
+    "Client",
+    "DeviceFlags",
+    "DeviceInfo",
+    "Function",
+    "Hold",
+    "IoEventFd",
+    "IrqInfo",
+    "IrqInfoFlags",
+    "IrqSetFlags",
+    "PciIrq",
+    "PciRegion",
+    "RegionFlags",
+    "RegionInfo",
+]
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """Answer to DEVICE_GET_INFO."""
+
+    flags: DeviceFlags
+    num_regions: int
+    num_irqs: int
+
+
+_NONE = RegionFlags(0)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionInfo:
+    """Answer to DEVICE_GET_REGION_INFO; a region of ``size`` 0 is absent.
+
+    ``capabilities`` are (id, version, body) triples of linux/vfio.h's ``vfio_info_cap_header`` chain; the engine lays
+    them out. ``fds`` stay the function's own: the engine sends duplicates.
+    """
+
+    flags: RegionFlags = _NONE
+    size: int = 0
+    offset: int = 0
+    capabilities: tuple[tuple[int, int, bytes], ...] = ()
+    fds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IrqInfo:
+    """Answer to DEVICE_GET_IRQ_INFO: how many interrupts the index has and what can be done with them."""
+
+    flags: IrqInfoFlags
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class IoEventFd:
+    """One ioeventfd sub-region of DEVICE_GET_REGION_IO_FDS: a write of ``size`` bytes at ``offset`` signals ``fd``.
+
+    ``size`` 0 matches a write of any width. ``fd`` stays the function's own.
+    """
+
+    offset: int
+    size: int
+    fd: int
+    flags: int = 0
+    datamatch: int = 0
+
+
+class Hold:
+    """Work that must end before a reply is sent, or before the next client is let in.
+
+    The engine adds one callback with `when_done` and calls `expire` if its patience ends first. ``expire`` asks the
+    work to fail quickly; the hold still ends only when nothing touches the client's memory any more.
+    """
+
+    __slots__ = ("_callbacks", "_on_expire", "_pending")
+
+    def __init__(self, pending: int = 1, on_expire: Callable[[], None] | None = None) -> None:
+        self._pending = pending
+        self._on_expire = on_expire
+        self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether all the work has ended."""
+        return self._pending == 0
+
+    def finish(self) -> None:
+        """One piece of work has ended. The last one runs the callbacks."""
+        assert self._pending > 0, "finish() called more often than there was work"
+        self._pending -= 1
+        if self._pending == 0:
+            callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
+                callback()
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, when all the work has ended: at once if it has."""
+        if self._pending == 0:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    def expire(self) -> None:
+        """Patience is over: make the work fail. Does not end the hold by itself."""
+        if self._pending and self._on_expire is not None:
+            on_expire, self._on_expire = self._on_expire, None
+            on_expire()
+
+    @staticmethod
+    def all(holds: Sequence["Hold | None"]) -> "Hold | None":
+        """One hold that ends with the last of several; None when none of them is pending."""
+        pending = [hold for hold in holds if hold is not None and not hold.done]
+        if not pending:
+            return None
+        if len(pending) == 1:
+            return pending[0]
+
+        def expire() -> None:
+            for hold in pending:
+                hold.expire()
+
+        joined = Hold(len(pending), expire)
+        for hold in pending:
+            hold.when_done(joined.finish)
+        return joined
+
+
+class Client(Protocol):
+    """The way back to the client of a connection, for memory that came without a file descriptor."""
+
+    @property
+    def name(self) -> str:
+        """Who this is, for messages: ``/run/x/blk0.sock (pid 4711)``."""
+        ...
+
+    def dma_read(self, address: int, count: int) -> Awaitable[bytes]:
+        """Read ``count`` bytes of client memory with DMA_READ messages of a size that every client survives.
+
+        Raises PeerError with the client's errno when it refuses, or when the connection ends first.
+        """
+        ...
+
+    def dma_write(self, address: int, data: Buffer) -> Awaitable[None]:
+        """Write client memory with DMA_WRITE; returns when the client has confirmed it. Errors as `dma_read`."""
+        ...
+
+
+class Function(Protocol):
+    """What a protocol engine asks of a device. Every method may raise PeerError, whose errno becomes the reply.
+
+    File descriptors given to `dma_map` and `set_irqs` are the function's from the call on, whether it raises or not.
+    """
+
+    def connected(self, client: Client) -> None:
+        """A client has negotiated its version; no other call comes before this."""
+        ...
+
+    def disconnected(self) -> Hold | None:
+        """The client is gone: drop its memory and interrupt fds, keep the rest of the device's state.
+
+        (vfio-user "Client Disconnection".) The next client is served when the hold ends.
+        """
+        ...
+
+    def device_info(self) -> DeviceInfo:
+        """DEVICE_GET_INFO."""
+        ...
+
+    def region_info(self, index: int) -> RegionInfo:
+        """DEVICE_GET_REGION_INFO of one region."""
+        ...
+
+    def irq_info(self, index: int) -> IrqInfo:
+        """DEVICE_GET_IRQ_INFO of one interrupt index."""
+        ...
+
+    def io_fds(self, index: int) -> Sequence[IoEventFd]:
+        """DEVICE_GET_REGION_IO_FDS of one region."""
+        ...
+
+    def region_read(self, index: int, offset: int, count: int) -> Buffer:
+        """REGION_READ: exactly ``count`` bytes. ``offset + count`` has not been checked against the region's size."""
+        ...
+
+    def region_write(self, index: int, offset: int, data: Buffer) -> None:
+        """REGION_WRITE. ``data`` is only valid during the call; ``offset`` has not been checked."""
+        ...
+
+    def dma_map(self, address: int, size: int, *, readable: bool, writable: bool, fd: int | None, offset: int) -> None:
+        """DMA_MAP: ``size`` bytes of client memory at DMA address ``address``; ``offset`` is that in ``fd``."""
+        ...
+
+    def dma_unmap(self, address: int, size: int) -> Hold | None:
+        """DMA_UNMAP of every mapping inside the range. The reply waits for the hold."""
+        ...
+
+    def set_irqs(
+        self, index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]
+    ) -> None:
+        """DEVICE_SET_IRQS: ``data`` is the array of DATA_BOOL (else empty), ``fds`` the eventfds of DATA_EVENTFD."""
+        ...
+
+    def reset(self) -> Hold | None:
+        """DEVICE_RESET: back to power-on state, but for DMA mappings and eventfds. The reply waits for the hold."""
+        ...

@@ -1,0 +1,397 @@
+"""Guest memory: the DMA address space of one device, as its client maps and unmaps it (vfio-user DMA_MAP, DMA_UNMAP).
+
+::
+
+    DMA address   0 ────────── 0xc0000 ──┬─ 0x100000 ───────── 0x2000_0000 ── hole ── 2^38
+    window        │ memfd, MAP_FIXED      │ memfd, other offset │  anonymous, NORESERVE │
+                  └───────── one mmap: a segment is one slice of it, whatever was mapped when ─────┘
+    elsewhere     regions beyond the window, or that cannot be laid into it, each in a small window of its own
+    by message    regions without a file descriptor: only `read` and `write`, DMA_READ and DMA_WRITE underneath
+
+An unmapped range of a window is covered with anonymous pages again, so a view that somebody kept can neither crash the
+process nor keep the client's memory alive. That a range is mapped at all is checked at every look-up.
+"""
+
+import bisect
+import ctypes
+import errno
+import logging
+import mmap
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from vfiouser_virtio import fds
+from vfiouser_virtio.errors import PeerError, Unmapped
+from vfiouser_virtio.function import Buffer, Client, Hold
+
+logger = logging.getLogger(__name__)
+
+# 256 GiB: more RAM than the guests that this is for, and a hundred such windows fit into a process (2^47 bytes).
+WINDOW_SIZE = 1 << 38
+# What vfio-user takes as max_dma_maps unless told otherwise; also near Linux's vm.max_map_count.
+MAX_REGIONS = 65535
+_PAGE = mmap.PAGESIZE
+# linux/mman.h; Python 3.11's mmap module lacks both.
+_MAP_NORESERVE = 0x4000
+_MAP_FIXED = 0x10
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+
+
+class NeedsMessages(Exception):  # noqa: N818 - not an error: it tells a synchronous look-up's caller what to fetch
+    """The range has no file descriptor behind it: whoever asked must go through `GuestMemory.read` or `write`."""
+
+    def __init__(self, address: int, length: int) -> None:
+        super().__init__(f"{address:#x}+{length:#x}")
+        self.address = address
+        self.length = length
+
+
+class _Window:
+    """An anonymous NORESERVE mapping into which files are mapped. Freed when the last view of it is gone."""
+
+    def __init__(self, size: int, align: int = _PAGE) -> None:
+        # hugetlb files want addresses aligned to their page size: take more and start at the first such address.
+        slack = align if align > _PAGE else 0
+        self._memory = mmap.mmap(-1, size + slack, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        skip = -start % align
+        self._base = start + skip
+        self.view = memoryview(self._memory)[skip : skip + size]
+        self.readonly_view = self.view.toreadonly()
+
+    def map(self, start: int, size: int, protection: int, fd: int, offset: int) -> None:
+        self._map_fixed(start, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+
+    def cover(self, start: int, size: int) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
+        self._map_fixed(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+
+    def _map_fixed(self, start: int, size: int, protection: int, flags: int, fd: int, offset: int) -> None:
+        if _mmap(self._base + start, size, protection, flags, fd, offset) == _MAP_FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+@dataclass(slots=True, eq=False)
+class Region:
+    """One DMA mapping. ``window`` is None where the memory can only be reached by messages."""
+
+    address: int
+    end: int
+    readable: bool
+    writable: bool
+    window: _Window | None = None
+    origin: int = 0  # DMA address that is byte 0 of the window
+    mapped: tuple[int, int] = (0, 0)  # what was mapped into the window: start and size, whole pages
+
+    def __str__(self) -> str:
+        kind = "mapped" if self.window else "by message"
+        return f"{self.address:#x}..{self.end:#x} {'r' * self.readable}{'w' * self.writable} {kind}"
+
+
+@dataclass(slots=True, eq=False)
+class Pin:
+    """A promise that somebody is using memory now; DMA_UNMAP waits for it, and cancels it when its patience ends."""
+
+    ranges: list[tuple[int, int]]
+    cancel: Callable[[], None]
+    holds: list[Hold] = field(default_factory=list)
+
+
+class GuestMemory:
+    """What one device may reach of its client's memory. Synchronous, but for `read` and `write`."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        """Grows with every change of the map: what was resolved before must be resolved again."""
+        self.client: Client | None = None
+        self.on_change: Callable[[], None] | None = None
+        """Called after every change of the map, to wake queues whose rings had vanished."""
+        self._regions: list[Region] = []
+        self._starts: list[int] = []
+        self._last = Region(0, 0, False, False)
+        self._window: _Window | None = None
+        self._window_refused = False
+        self._pins: set[Pin] = set()
+        self._warned: set[str] = set()
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The current mappings, by address."""
+        return tuple(self._regions)
+
+    # ---- what the client does ------------------------------------------------------------------------------------
+
+    def attach(self, client: Client) -> None:
+        """A new client: its messages reach the memory that has no file descriptor."""
+        self.client = client
+        self._warned.clear()
+
+    def map(self, address: int, size: int, *, readable: bool, writable: bool, fd: int | None, offset: int) -> None:
+        """Add a region of ``size`` bytes at DMA address ``address``; ``fd`` is consumed whatever happens.
+
+        Raises PeerError: EINVAL for a range or file that cannot be, EEXIST for one that overlaps an older mapping,
+        ENOMEM and ENOSPC when the process has no room for another one.
+        """
+        try:
+            self._check_range(address, size)
+            region = Region(address, address + size, readable, writable)
+            if fd is not None and (readable or writable):
+                self._map_file(region, fd, offset)
+        finally:
+            if fd is not None:
+                os.close(fd)
+        index = bisect.bisect_left(self._starts, address)
+        self._starts.insert(index, address)
+        self._regions.insert(index, region)
+        # ROM never has an fd: only RAM, which is both readable and writable, says that sharing was forgotten.
+        if region.window is None and writable and readable and size >= 1 << 20:
+            self._warn_once(
+                "by message",
+                "%s maps RAM without a file descriptor: every access becomes a message, which works but is slow. "
+                "In QEMU use -object memory-backend-memfd,id=mem,size=…,share=on -machine …,memory-backend=mem",
+                self.client.name if self.client else "the client",
+            )
+        self._changed()
+
+    def unmap(self, address: int, size: int) -> Hold | None:
+        """Remove every region inside the range; none is fine. The hold ends when nobody uses them any more.
+
+        Raises PeerError EINVAL when the range wraps or would cut a region in two.
+        """
+        if address < 0 or size <= 0 or address + size > 1 << 64:
+            raise PeerError(f"DMA_UNMAP of {address:#x}+{size:#x}: no such range", errno.EINVAL)
+        end = address + size
+        first = bisect.bisect_left(self._starts, address)
+        last = bisect.bisect_left(self._starts, end)
+        cut = [r for r in self._regions[max(first - 1, 0) : last] if r.address < end and r.end > address]
+        for region in cut:
+            if region.address < address or region.end > end:
+                raise PeerError(f"DMA_UNMAP of {address:#x}..{end:#x} would cut region {region} in two", errno.EINVAL)
+        return self._remove(first, last)
+
+    def clear(self) -> Hold | None:
+        """The client is gone: remove everything and let go of the window."""
+        hold = self._remove(0, len(self._regions))
+        self.client = None
+        # A view that somebody kept holds its window; a new client gets a new one.
+        self._window = None
+        return hold
+
+    # ---- what a device does --------------------------------------------------------------------------------------
+
+    def readable(self, address: int, length: int) -> list[memoryview]:
+        """Read-only views of ``length`` bytes the device may read: one, or one per region that the range crosses.
+
+        Raises Unmapped for a hole or memory that is not readable, NeedsMessages where there is no file descriptor.
+        """
+        region = self._last
+        if not (region.address <= address and address + length <= region.end and region.readable and region.window):
+            return self._cross(address, length, write=False)
+        start = address - region.origin
+        return [region.window.readonly_view[start : start + length]]
+
+    def writable(self, address: int, length: int) -> list[memoryview]:
+        """Writable views of ``length`` bytes that the device may write. Errors as `readable`."""
+        region = self._last
+        if not (region.address <= address and address + length <= region.end and region.writable and region.window):
+            return self._cross(address, length, write=True)
+        start = address - region.origin
+        return [region.window.view[start : start + length]]
+
+    def check(self, address: int, length: int, *, write: bool) -> list[Region]:
+        """The regions that make up a range, after checking that it has no hole and may be used in this way."""
+        regions: list[Region] = []
+        position, end = address, address + length
+        index = bisect.bisect_right(self._starts, address) - 1
+        while position < end or not regions:
+            region = self._regions[index] if 0 <= index < len(self._regions) else None
+            if region is None or not region.address <= position < region.end or index < 0:
+                raise Unmapped(f"{address:#x}+{length:#x}: no memory is mapped at {position:#x}")
+            if not (region.writable if write else region.readable):
+                raise Unmapped(
+                    f"{address:#x}+{length:#x}: memory at {position:#x} may not be {'written' if write else 'read'}"
+                )
+            regions.append(region)
+            position = region.end
+            index += 1
+        return regions
+
+    async def read(self, address: int, length: int) -> bytes:
+        """A copy of guest memory of either kind. Raises Unmapped, or PeerError when the client refuses."""
+        parts = []
+        for region in self.check(address, length, write=False):
+            start, end = max(address, region.address), min(address + length, region.end)
+            if region.window:
+                parts.append(bytes(region.window.view[start - region.origin : end - region.origin]))
+            else:
+                parts.append(await self._need_client().dma_read(start, end - start))
+        return b"".join(parts)
+
+    async def write(self, address: int, data: Buffer) -> None:
+        """Store bytes to guest memory of either kind; returns when the client has them. Errors as `read`."""
+        view = memoryview(data)
+        for region in self.check(address, len(view), write=True):
+            start, end = max(address, region.address), min(address + len(view), region.end)
+            piece = view[start - address : end - address]
+            if region.window:
+                region.window.view[start - region.origin : end - region.origin] = piece
+            else:
+                await self._need_client().dma_write(start, piece)
+
+    def pin(self, ranges: Iterable[tuple[int, int]], cancel: Callable[[], None]) -> Pin:
+        """(address, length) ranges are in use until `unpin`; ``cancel`` is called when an unmap loses patience."""
+        pin = Pin([(address, address + length) for address, length in ranges], cancel)
+        self._pins.add(pin)
+        return pin
+
+    def unpin(self, pin: Pin) -> None:
+        """Nothing touches the memory any more, neither Python nor the kernel."""
+        self._pins.discard(pin)
+        for hold in pin.holds:
+            hold.finish()
+        pin.holds.clear()
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _cross(self, address: int, length: int, *, write: bool) -> list[memoryview]:
+        regions = self.check(address, length, write=write)
+        views = []
+        for region in regions:
+            if region.window is None:
+                raise NeedsMessages(address, length)
+            whole = region.window.view if write else region.window.readonly_view
+            start, end = max(address, region.address), min(address + length, region.end)
+            views.append(whole[start - region.origin : end - region.origin])
+        self._last = regions[-1]
+        window = regions[0].window
+        if len(regions) > 1 and window and all(region.window is window for region in regions):
+            # Neighbours in one window are one slice: a ring may lie across them.
+            whole = window.view if write else window.readonly_view
+            return [whole[address : address + length]]
+        return views
+
+    def _need_client(self) -> Client:
+        if self.client is None:
+            raise PeerError("guest memory is gone with its client", errno.ENOTCONN)
+        return self.client
+
+    def _check_range(self, address: int, size: int) -> None:
+        end = address + size
+        if size <= 0 or address < 0 or end > 1 << 64:
+            raise PeerError(f"DMA_MAP of {address:#x}+{size:#x}: no such range", errno.EINVAL)
+        index = bisect.bisect_left(self._starts, end)
+        if index and self._regions[index - 1].end > address:
+            message = f"DMA_MAP of {address:#x}..{end:#x} overlaps region {self._regions[index - 1]}"
+            raise PeerError(message, errno.EEXIST)
+        if len(self._regions) >= MAX_REGIONS:
+            raise PeerError(
+                f"DMA_MAP of {address:#x}..{end:#x}: {MAX_REGIONS} regions are mapped already", errno.ENOSPC
+            )
+
+    def _map_file(self, region: Region, fd: int, offset: int) -> None:
+        size = region.end - region.address
+        what = f"DMA_MAP of {region.address:#x}..{region.end:#x}"
+        file_size = fds.mappable_size(fd)
+        if file_size is None:
+            raise PeerError(f"{what}: its file descriptor is no memory (not a regular file or memfd)", errno.EINVAL)
+        if offset < 0 or offset + size > file_size:
+            # An access beyond the end of a file is a SIGBUS.
+            raise PeerError(
+                f"{what}: offset {offset:#x} + size is beyond the file's {file_size:#x} bytes", errno.EINVAL
+            )
+        if (region.address | offset | size) % _PAGE:
+            raise PeerError(f"{what} at offset {offset:#x}: not aligned to pages of {_PAGE:#x}", errno.EINVAL)
+        if not fds.protect_from_shrinking(fd):
+            self._warn_once("shrink", "%s: the file can be truncated under us, which would kill this server", what)
+        # Write access alone does not exist on x86 or arm: PROT_WRITE pages can be read.
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if region.writable else 0)
+        try:
+            if not self._map_into_window(region, protection, fd, offset):
+                self._map_apart(region, protection, fd, offset)
+        except OSError as error:
+            raise PeerError(f"{what}: {error.strerror}", error.errno or errno.EINVAL) from error
+
+    def _map_into_window(self, region: Region, protection: int, fd: int, offset: int) -> bool:
+        if region.end > WINDOW_SIZE or self._window_refused:
+            return False
+        try:
+            if self._window is None:
+                self._window = _Window(WINDOW_SIZE)
+            self._window.map(region.address, region.end - region.address, protection, fd, offset)
+        except OSError as error:
+            # No window: address space is limited (ulimit -v, strict overcommit). No mapping: a hugetlb file.
+            self._window_refused = self._window is None
+            if error.errno == errno.ENOMEM and self._window is not None:
+                raise
+            return False
+        region.window, region.origin = self._window, 0
+        region.mapped = (region.address, region.end - region.address)
+        return True
+
+    def _map_apart(self, region: Region, protection: int, fd: int, offset: int) -> None:
+        # st_blksize of a hugetlbfs file is its page size, and so the granularity of offset and size.
+        align = max(os.fstat(fd).st_blksize, _PAGE)
+        skip = offset % align
+        size = -(-(region.end - region.address + skip) // align) * align
+        window = _Window(size, align)
+        try:
+            window.map(0, size, protection, fd, offset - skip)
+        except OSError:
+            if skip == 0:
+                raise
+            # Not a hugetlb file after all: exactly what was asked for.
+            skip, size = 0, region.end - region.address
+            window.map(0, size, protection, fd, offset)
+        region.window, region.origin, region.mapped = window, region.address - skip, (0, size)
+
+    def _remove(self, first: int, last: int) -> Hold | None:
+        removed = self._regions[first:last]
+        if not removed:
+            return None
+        del self._regions[first:last]
+        del self._starts[first:last]
+        self._last = Region(0, 0, False, False)
+        pins = [pin for pin in self._pins if any(_overlap(pin, r) for r in removed if r.window)]
+        hold: Hold | None = None
+        if pins:
+
+            def cancel_all() -> None:
+                for pin in pins:
+                    pin.cancel()
+
+            hold = Hold(len(pins), cancel_all)
+            for pin in pins:
+                pin.holds.append(hold)
+            hold.when_done(lambda: _uncover(removed))
+        else:
+            _uncover(removed)
+        self._changed()
+        return hold
+
+    def _changed(self) -> None:
+        self.generation += 1
+        if self.on_change is not None:
+            self.on_change()
+
+    def _warn_once(self, kind: str, message: str, *values: object) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning(message, *values)
+
+
+def _overlap(pin: Pin, region: Region) -> bool:
+    return any(start < region.end and end > region.address for start, end in pin.ranges)
+
+
+def _uncover(regions: list[Region]) -> None:
+    """Put anonymous pages where the files were: the client's memory is let go, a stale view reads zeros."""
+    for region in regions:
+        if region.window is not None:
+            region.window.cover(*region.mapped)
