@@ -1,0 +1,60 @@
+"""A server with an `EchoFunction` on a real socket, and clients that speak to it byte by byte."""
+
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from support.echo_function import EchoFunction
+from support.raw_client import RawClient
+
+from vfiouser_virtio.vfio_user import Listener, Server, listen_path
+
+
+@pytest.fixture
+def function() -> EchoFunction:
+    """What the server serves."""
+    return EchoFunction()
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[Listener]:
+    """A listening socket in a directory of its own."""
+    with listen_path(tmp_path / "vu.sock") as listener:
+        yield listener
+
+
+@pytest.fixture
+def connect(listener: Listener) -> Iterator[Callable[[], RawClient]]:
+    """Connect a new client; all are closed at the end."""
+    clients: list[RawClient] = []
+
+    def connect() -> RawClient:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(listener.name)
+        clients.append(RawClient(sock))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+async def client(
+    nursery: trio.Nursery, function: EchoFunction, listener: Listener, connect: Callable[[], RawClient]
+) -> AsyncIterator[RawClient]:
+    """A client that has negotiated QEMU's version, of a server that runs."""
+    nursery.start_soon(Server(function).serve, listener)
+    client = connect()
+    await client.version()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def open_fds() -> Callable[[], int]:
+    """How many file descriptors this process has."""
+    return lambda: len(os.listdir("/proc/self/fd"))

@@ -1,0 +1,501 @@
+"""Every command and its argument checks, on `dispatch` itself: the call it makes, the answer, the fds it closes."""
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.echo_function import EchoFunction
+
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.function import Hold, IoEventFd, IrqSetFlags
+from vfiouser_virtio.protocols import vfio_user as vu
+from vfiouser_virtio.protocols.vfio_user import Command
+from vfiouser_virtio.vfio_user.connection import Message
+from vfiouser_virtio.vfio_user.dispatch import Answer, dispatch
+from vfiouser_virtio.vfio_user.version import Negotiated
+
+Send = Callable[..., Answer]
+
+
+@pytest.fixture
+def send(function: EchoFunction) -> Send:
+    def send(command: int, payload: bytes = b"", fds: tuple[int, ...] = (), **negotiated: object) -> Answer:
+        agreed = Negotiated(max_msg_fds=int(str(negotiated.get("max_msg_fds", 16))),
+                            write_multiple=bool(negotiated.get("write_multiple")))  # fmt: skip
+        return dispatch(function, Message(1, command, 0, 0, memoryview(payload), list(fds)), agreed)
+
+    return send
+
+
+@pytest.fixture
+def eventfds() -> Iterator[Callable[[int], tuple[int, ...]]]:
+    made: list[int] = []
+
+    def make(count: int) -> tuple[int, ...]:
+        made.extend(os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count))
+        return tuple(made[-count:])
+
+    yield make
+    close_all(made)
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def refused(
+    send: Send, number: int, command: int, payload: bytes = b"", fds: tuple[int, ...] = (), **agreed: object
+) -> str:
+    with pytest.raises(PeerError) as caught:
+        send(command, payload, fds, **agreed)
+    assert caught.value.errno == number
+    assert not caught.value.fatal
+    assert not any(map(is_open, fds))
+    return str(caught.value)
+
+
+# Every command
+
+
+def test_every_command_of_the_protocol_has_an_answer(send: Send) -> None:
+    for command in Command:
+        number = 0
+        try:
+            send(command, bytes(64))
+        except PeerError as error:
+            number = error.errno
+        assert number in (0, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY), command
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        (Command.VERSION, errno.EINVAL),
+        (Command.DMA_READ, errno.EINVAL),
+        (Command.DMA_WRITE, errno.EINVAL),
+        (Command.DIRTY_PAGES, errno.EOPNOTSUPP),
+        (Command.DEVICE_FEATURE, errno.ENOTTY),
+        (Command.MIG_DATA_READ, errno.EOPNOTSUPP),
+        (Command.MIG_DATA_WRITE, errno.EOPNOTSUPP),
+        (0, errno.ENOSYS),
+        (19, errno.ENOSYS),
+        (0xFFFF, errno.ENOSYS),
+    ],
+)
+def test_what_is_not_offered(send: Send, command: int, number: int) -> None:
+    refused(send, number, command, bytes(64))
+
+
+@pytest.mark.parametrize("command", [*range(1, 19), 0x77])
+def test_fds_that_nobody_expects_are_closed(
+    send: Send, function: EchoFunction, command: int, eventfds: Callable[[int], tuple[int, ...]]
+) -> None:
+    fds = eventfds(3)
+    try:
+        send(command, bytes(64), fds)
+    except PeerError:
+        pass
+    assert not any(map(is_open, fds))
+
+
+@pytest.mark.parametrize("command", [2, 3, 4, 5, 6, 7, 8, 9, 10, 15])
+def test_a_payload_that_is_too_short(send: Send, function: EchoFunction, command: int) -> None:
+    size = {2: 32, 3: 24, 4: 16, 5: 32, 6: 16, 7: 16, 8: 20, 9: 16, 10: 16, 15: 8}[command]
+    for length in range(size):
+        assert f"0x{length:x} bytes" in refused(send, errno.EINVAL, command, bytes(length), write_multiple=True)
+    assert function.calls == []
+
+
+@pytest.mark.parametrize(("command", "argsz"), [(2, 32), (4, 16), (5, 32), (6, 16), (7, 16), (8, 20)])
+def test_an_argsz_that_is_too_small(send: Send, function: EchoFunction, command: int, argsz: int) -> None:
+    for short in (0, 1, argsz - 1):
+        text = refused(send, errno.EINVAL, command, struct.pack("<I", short) + bytes(60))
+        assert f"argsz 0x{short:x} is below 0x{argsz:x}" in text
+    assert function.calls == []
+
+
+def test_too_many_fds(send: Send, function: EchoFunction, eventfds: Callable[[int], tuple[int, ...]]) -> None:
+    refused(send, errno.EINVAL, Command.DEVICE_RESET, b"", eventfds(17))
+    assert function.calls == []
+
+
+def test_fds_that_were_lost(function: EchoFunction, eventfds: Callable[[int], tuple[int, ...]]) -> None:
+    (fd,) = eventfds(1)
+    message = Message(1, Command.DMA_MAP, 0, 0, bytes(32), [fd], fds_lost=True)
+    with pytest.raises(PeerError, match="not all") as caught:
+        dispatch(function, message, Negotiated())
+    assert caught.value.errno == errno.EMFILE
+    assert not is_open(fd)
+
+
+# DMA
+
+
+def dma_map(address: int = 0x1000, size: int = 0x2000, flags: int = 3, offset: int = 0) -> bytes:
+    built: bytes = vu.DMA_MAP.build({"argsz": 32, "flags": flags, "offset": offset, "address": address, "size": size})
+    return built
+
+
+def test_dma_map_without_fd(send: Send, function: EchoFunction) -> None:
+    assert send(Command.DMA_MAP, dma_map(0xFFFC0000, 0x40000, 1)) == Answer()
+    assert function.calls == [("dma_map", 0xFFFC0000, 0x40000, True, False, False, 0)]
+
+
+def test_dma_map_hands_its_fd_over(
+    send: Send, function: EchoFunction, eventfds: Callable[[int], tuple[int, ...]]
+) -> None:
+    (fd,) = eventfds(1)
+    send(Command.DMA_MAP, dma_map(0x100000000, 0x80000000, 3, 0xC0000000), (fd,))
+    assert function.calls == [("dma_map", 0x100000000, 0x80000000, True, True, True, 0xC0000000)]
+    assert function.maps[0x100000000] == (0x80000000, fd)
+    assert is_open(fd)
+
+
+def test_dma_map_up_to_the_very_end(send: Send, function: EchoFunction) -> None:
+    send(Command.DMA_MAP, dma_map(0xFFFFFFFFFFFFF000, 0x1000))
+    assert function.names() == ["dma_map"]
+
+
+def test_an_error_of_the_function_passes_through(
+    send: Send, function: EchoFunction, eventfds: Callable[[int], tuple[int, ...]]
+) -> None:
+    send(Command.DMA_MAP, dma_map())
+    refused(send, errno.EEXIST, Command.DMA_MAP, dma_map(), eventfds(1))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        dma_map(size=0),
+        dma_map(0xFFFFFFFFFFFFF000, 0x1001),
+        dma_map(0, 1 << 63, offset=1),
+        dma_map(offset=(1 << 64) - 1),
+        dma_map(flags=4),
+        dma_map(flags=0x80000003),
+    ],
+)
+def test_dma_map_refused(
+    send: Send, function: EchoFunction, payload: bytes, eventfds: Callable[[int], tuple[int, ...]]
+) -> None:
+    refused(send, errno.EINVAL, Command.DMA_MAP, payload, eventfds(1))
+    assert function.calls == []
+
+
+def test_dma_map_with_two_fds(send: Send, function: EchoFunction, eventfds: Callable[[int], tuple[int, ...]]) -> None:
+    refused(send, errno.EINVAL, Command.DMA_MAP, dma_map(), eventfds(2))
+    assert function.calls == []
+
+
+def unmap(address: int, size: int, flags: int = 0, argsz: int = 24) -> bytes:
+    built: bytes = vu.DMA_UNMAP.build({"argsz": argsz, "flags": flags, "address": address, "size": size})
+    return built
+
+
+def test_dma_unmap_echoes_its_struct(send: Send, function: EchoFunction) -> None:
+    payload = unmap(0xFEF00000, 0xFFFFFFFF01100000)  # QEMU with a vIOMMU: up to the very end, never mapped
+    assert send(Command.DMA_UNMAP, payload) == Answer(payload)
+    assert function.calls == [("dma_unmap", 0xFEF00000, 0xFFFFFFFF01100000)]
+
+
+def test_dma_unmap_answers_no_more_than_argsz(send: Send) -> None:
+    assert send(Command.DMA_UNMAP, unmap(0, 0x1000, argsz=0)).payload == b""
+    assert len(send(Command.DMA_UNMAP, unmap(0, 0x1000, argsz=4096) + bytes(500)).payload) == 24
+
+
+def test_dma_unmap_all(send: Send, function: EchoFunction) -> None:
+    assert send(Command.DMA_UNMAP, unmap(0, 0, vu.DmaUnmapFlags.ALL)).payload == unmap(0, 0, 2)
+    assert function.calls == [("dma_unmap", 0, 1 << 64)]
+
+
+def test_dma_unmap_returns_the_hold(send: Send, function: EchoFunction) -> None:
+    function.hold = hold = Hold()
+    assert send(Command.DMA_UNMAP, unmap(0, 0x1000)).hold is hold
+
+
+@pytest.mark.parametrize(
+    ("payload", "number"),
+    [
+        (unmap(0x1000, 0), errno.EINVAL),
+        (unmap(1, (1 << 64) - 1 + 0, 2), errno.EINVAL),
+        (unmap(0x2000, (1 << 64) - 1), errno.EINVAL),
+        (unmap(0, 0x1000, 1), errno.EOPNOTSUPP),
+        (unmap(0, 0x1000, 4), errno.EINVAL),
+        (unmap(0, 0x1000, 2), errno.EINVAL),
+        (unmap(0x1000, 0, 2), errno.EINVAL),
+    ],
+)
+def test_dma_unmap_refused(send: Send, function: EchoFunction, payload: bytes, number: int) -> None:
+    refused(send, number, Command.DMA_UNMAP, payload)
+    assert function.calls == []
+
+
+# Information
+
+
+@pytest.mark.parametrize("argsz", [16, 32, 0xFFFFFFFF])  # rust-vmm counts the header
+def test_device_get_info(send: Send, argsz: int) -> None:
+    answer = send(Command.DEVICE_GET_INFO, struct.pack("<4I", argsz, 0, 0, 0))
+    assert answer == Answer(struct.pack("<4I", 16, 3, 9, 5))
+
+
+def region_info(index: int, argsz: int = 32) -> bytes:
+    return struct.pack("<IIIIQQ", argsz, 0, index, 0, 0, 0)
+
+
+def test_region_info(send: Send) -> None:
+    assert send(5, region_info(7)).payload == struct.pack("<IIIIQQ", 32, 3, 7, 0, 256, 0)
+    assert send(5, region_info(8)).payload == struct.pack("<IIIIQQ", 32, 0, 8, 0, 0, 0)
+    refused(send, errno.EINVAL, 5, region_info(9))
+    refused(send, errno.EINVAL, 5, region_info(0xFFFFFFFF))
+
+
+def test_region_info_takes_spdks_long_request(send: Send) -> None:
+    payload = region_info(4, 0xFE0).ljust(4064, b"\0")
+    assert send(5, payload).payload == struct.pack("<IIIIQQ", 32, 3, 4, 0, 0x4000, 0)
+
+
+def sparse(*areas: tuple[int, int]) -> bytes:
+    built: bytes = vu.SPARSE_MMAP.build({"areas": [{"offset": offset, "size": size} for offset, size in areas]})
+    return built
+
+
+def test_region_capabilities_in_two_rounds(send: Send, function: EchoFunction) -> None:
+    function.capabilities[4] = ((vu.RegionInfoCap.SPARSE_MMAP, 1, sparse((0, 0x1000), (0x2000, 0x1000))),)
+    function.region_fds[4] = (0,)
+    first = send(5, region_info(4))
+    assert first.payload == struct.pack("<IIIIQQ", 80, 0xF, 4, 32, 0x4000, 0)
+    for argsz in (33, 79):
+        assert send(5, region_info(4, argsz)) == first
+    second = send(5, region_info(4, 80))
+    assert second.payload == first.payload + struct.pack("<HHIIIQQQQ", 1, 1, 0, 2, 0, 0, 0x1000, 0x2000, 0x1000)
+    assert second.fds == (0,)
+    parsed = vu.COMMANDS[Command.DEVICE_GET_REGION_INFO].reply.parse(second.payload)
+    assert parsed.info.argsz == len(second.payload)
+    assert vu.SPARSE_MMAP.parse(parsed.capabilities[8:]).areas[1].offset == 0x2000
+
+
+def test_a_chain_of_capabilities(send: Send, function: EchoFunction) -> None:
+    function.capabilities[4] = ((3, 1, b""), (99, 2, b"abc"), (1, 1, sparse((0, 0x1000))))
+    payload = send(5, region_info(4, 4096)).payload
+    found, offset = [], struct.unpack_from("<I", payload, 12)[0]
+    while offset:
+        assert offset % 8 == 0
+        identity, version, following = struct.unpack_from("<HHI", payload, offset)
+        found.append((identity, version, payload[offset + 8 : following or len(payload)]))
+        offset = following
+    assert found == [(3, 1, b""), (99, 2, b"abc\0\0\0\0\0"), (1, 1, sparse((0, 0x1000)))]
+
+
+def io_fds(index: int, argsz: int = 4096, flags: int = 0) -> bytes:
+    return struct.pack("<4I", argsz, flags, index, 0)
+
+
+def test_region_io_fds(send: Send, function: EchoFunction) -> None:
+    function.io = [
+        IoEventFd(0x3000, 2, 50),
+        IoEventFd(0x3004, 2, 51, vu.IoEventFdFlags.DATAMATCH, 7),
+        IoEventFd(0x3008, 0, 50),
+    ]
+    answer = send(6, io_fds(4))
+    assert answer.fds == [50, 51]
+    parsed = vu.COMMANDS[Command.DEVICE_GET_REGION_IO_FDS].reply.parse(answer.payload)
+    assert (parsed.info.argsz, parsed.info.flags, parsed.info.index, parsed.info.count) == (16 + 3 * 40, 0, 4, 3)
+    found = [(sub.offset, sub.size, sub.fd_index, sub.type, sub.flags, sub.datamatch) for sub in parsed.sub_regions]
+    assert found == [(0x3000, 2, 0, 0, 0, 0), (0x3004, 2, 1, 0, 1, 7), (0x3008, 0, 0, 0, 0, 0)]
+
+
+def test_region_io_fds_that_do_not_fit(send: Send, function: EchoFunction) -> None:
+    function.io = [IoEventFd(0x3000 + 4 * number, 2, 50 + number) for number in range(8)]
+    assert send(6, io_fds(4, 16 + 8 * 40 - 1)) == Answer(struct.pack("<4I", 16 + 8 * 40, 0, 4, 0))
+    assert send(6, io_fds(0)) == Answer(struct.pack("<4I", 16, 0, 0, 0), [])
+    answer = send(6, io_fds(4), max_msg_fds=3)  # the other queues stay on messages
+    assert answer.fds == [50, 51, 52]
+    assert struct.unpack_from("<4I", answer.payload) == (16 + 3 * 40, 0, 4, 3)
+    assert send(6, io_fds(4), max_msg_fds=0) == Answer(struct.pack("<4I", 16, 0, 4, 0), [])
+    refused(send, errno.EINVAL, 6, io_fds(4, flags=1))
+
+
+def test_irq_info(send: Send) -> None:
+    assert send(7, struct.pack("<4I", 16, 0, 2, 0)) == Answer(struct.pack("<4I", 16, 1, 2, 32))
+    refused(send, errno.EINVAL, 7, struct.pack("<4I", 16, 0, 3, 0))
+    refused(send, errno.EINVAL, 7, struct.pack("<4I", 16, 0, 0xFFFFFFFF, 0))
+
+
+# Interrupts
+
+
+def set_irqs(flags: int, index: int, start: int, count: int, data: bytes = b"") -> bytes:
+    return struct.pack("<5I", 20 + len(data), flags, index, start, count) + data
+
+
+@pytest.mark.parametrize("action", [0x08, 0x10, 0x20])
+def test_set_irqs_in_every_form(
+    send: Send, function: EchoFunction, action: int, eventfds: Callable[[int], tuple[int, ...]]
+) -> None:
+    assert send(8, set_irqs(action | 1, 2, 3, 2)) == Answer()
+    send(8, set_irqs(action | 2, 2, 3, 2, b"\1\0"))
+    send(8, set_irqs(action | 4, 2, 3, 2))
+    fds = eventfds(2)
+    send(8, set_irqs(action | 4, 2, 3, 2), fds)
+    none, boolean, eventfd = (IrqSetFlags(action | data) for data in (1, 2, 4))
+    assert function.calls == [
+        ("set_irqs", 2, none, 3, 2, b"", 0),
+        ("set_irqs", 2, boolean, 3, 2, b"\1\0", 0),
+        ("set_irqs", 2, eventfd, 3, 2, b"", 0),
+        ("set_irqs", 2, eventfd, 3, 2, b"", 2),
+    ]
+    assert function.irqs == {(2, IrqSetFlags(action), 3): fds[0], (2, IrqSetFlags(action), 4): fds[1]}
+    assert all(map(is_open, fds))
+
+
+def test_set_irqs_disables_an_index(send: Send, function: EchoFunction) -> None:
+    send(8, set_irqs(0x21, 0, 0, 0))
+    assert function.calls == [("set_irqs", 0, IrqSetFlags(0x21), 0, 0, b"", 0)]
+
+
+def test_set_irqs_takes_the_last_vector_and_more_data_than_needed(send: Send, function: EchoFunction) -> None:
+    send(8, set_irqs(0x22, 2, 31, 1, b"\1\1\1\1"))
+    assert function.calls == [("set_irqs", 2, IrqSetFlags(0x22), 31, 1, b"\1", 0)]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        set_irqs(0, 2, 0, 1),
+        set_irqs(0x20, 2, 0, 1),
+        set_irqs(0x04, 2, 0, 1),
+        set_irqs(0x26, 2, 0, 1),
+        set_irqs(0x34, 2, 0, 1),
+        set_irqs(0x64, 2, 0, 1),
+        set_irqs(0x80000024, 2, 0, 1),
+        set_irqs(0x21, 2, 1, 0),
+        set_irqs(0x09, 2, 0, 0),
+        set_irqs(0x22, 2, 0, 0),
+        set_irqs(0x24, 2, 0, 0),
+        set_irqs(0x24, 2, 32, 1),
+        set_irqs(0x24, 2, 0, 33),
+        set_irqs(0x24, 2, 0xFFFFFFFF, 1),
+        set_irqs(0x21, 2, 0xFFFFFFFF, 0xFFFFFFFF),
+        set_irqs(0x22, 2, 0, 3, b"\1\1"),
+        set_irqs(0x24, 9, 0, 1),
+        set_irqs(0x21, 9, 0, 0),
+        set_irqs(0x24, 2, 0, 2),
+    ],
+    ids=lambda payload: payload.hex(),
+)
+def test_set_irqs_refused(
+    send: Send, function: EchoFunction, payload: bytes, eventfds: Callable[[int], tuple[int, ...]]
+) -> None:
+    refused(send, errno.EINVAL, 8, payload, eventfds(1))  # one fd: too few for the last of them
+    assert function.calls == []
+
+
+def test_only_eventfds_are_signalled(send: Send, function: EchoFunction) -> None:
+    reading, writing = os.pipe()
+    refused(send, errno.EINVAL, 8, set_irqs(0x24, 2, 0, 2), (reading, writing))
+    assert function.calls == []
+
+
+# Region accesses
+
+
+def access(region: int, offset: int, count: int, data: bytes = b"") -> bytes:
+    return struct.pack("<QII", offset, region, count) + data
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 256])
+def test_region_read_and_write(send: Send, function: EchoFunction, count: int) -> None:
+    data = bytes(range(count % 256)) or bytes(count)
+    assert send(10, access(4, 0x123, count, data)) == Answer(access(4, 0x123, count))
+    assert send(9, access(4, 0x123, count)) == Answer(access(4, 0x123, count, data))
+
+
+def test_region_write_ignores_what_is_behind_the_data(send: Send, function: EchoFunction) -> None:
+    send(10, access(4, 0, 2, b"abcdef"))
+    assert function.calls == [("region_write", 4, 0, b"ab")]
+
+
+@pytest.mark.parametrize(
+    ("command", "payload"),
+    [
+        (9, access(4, 0, 0)),
+        (9, access(4, 0, (1 << 20) + 1)),
+        (9, access(4, 0, 0xFFFFFFFF)),
+        (9, access(4, (1 << 64) - 1, 2)),
+        (10, access(4, 0, 0)),
+        (10, access(4, 0, 4, b"abc")),
+        (10, access(4, 0, 0xFFFFFFFF, b"abc")),
+        (10, access(4, (1 << 64) - 1, 2, b"ab")),
+    ],
+)
+def test_region_access_refused(send: Send, function: EchoFunction, command: int, payload: bytes) -> None:
+    refused(send, errno.EINVAL, command, payload)
+    assert function.calls == []
+
+
+@pytest.mark.parametrize("payload", [access(4, 0x3FFF, 2), access(99, 0, 1), access(0xFFFFFFFF, 0, 1)])
+def test_region_access_that_the_function_refuses(send: Send, payload: bytes) -> None:
+    refused(send, errno.EINVAL, 9, payload)
+
+
+def test_a_wrong_length_is_not_the_clients_fault(send: Send, function: EchoFunction) -> None:
+    function.region_read = lambda index, offset, count: b"abc"  # type: ignore[method-assign]
+    with pytest.raises(AssertionError, match="0x3 bytes instead of 0x4"):
+        send(9, access(4, 0, 4))
+
+
+def multi(*writes: tuple[int, int, int, bytes], count: int | None = None) -> bytes:
+    return struct.pack("<Q", len(writes) if count is None else count) + b"".join(
+        struct.pack("<QII8s", offset, region, size, data) for region, offset, size, data in writes
+    )
+
+
+def test_region_write_multi(send: Send, function: EchoFunction) -> None:
+    payload = multi((4, 0, 1, b"abc"), (4, 0x10, 8, b"abcdefgh"), (0, 0x20, 2, b"xy"))
+    assert send(15, payload, write_multiple=True) == Answer(struct.pack("<Q", 3))
+    assert function.calls == [
+        ("region_write", 4, 0, b"a"),
+        ("region_write", 4, 0x10, b"abcdefgh"),
+        ("region_write", 0, 0x20, b"xy"),
+    ]
+    assert send(15, multi(), write_multiple=True) == Answer(struct.pack("<Q", 0))
+
+
+def test_region_write_multi_does_the_rest_when_one_fails(send: Send, function: EchoFunction) -> None:
+    refused(send, errno.EINVAL, 15, multi((4, 0, 1, b"a"), (9, 0, 1, b"b"), (4, 1, 1, b"c")), write_multiple=True)
+    assert function.regions[4][:2] == b"ac"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        multi((4, 0, 0, b"")),
+        multi((4, 0, 1, b"a"), (4, 0, 9, b"")),
+        multi((4, (1 << 64) - 1, 2, b"")),
+        multi((4, 0, 1, b"a"), count=2),
+        multi((4, 0, 1, b"a"), count=(1 << 64) - 1),
+        multi((4, 0, 1, b"a"))[:-1],
+    ],
+)
+def test_region_write_multi_refused(send: Send, function: EchoFunction, payload: bytes) -> None:
+    refused(send, errno.EINVAL, 15, payload, write_multiple=True)
+    assert function.calls == []
+
+
+def test_region_write_multi_only_if_negotiated(send: Send, function: EchoFunction) -> None:
+    refused(send, errno.EOPNOTSUPP, 15, multi((4, 0, 1, b"a")))
+    assert function.calls == []
+
+
+def test_reset(send: Send, function: EchoFunction) -> None:
+    assert send(13) == Answer()
+    function.hold = hold = Hold()
+    assert send(13, b"whatever") == Answer(hold=hold)
+    assert function.names() == ["reset", "reset"]

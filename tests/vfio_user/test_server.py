@@ -1,0 +1,175 @@
+"""A server and its clients: one after another, a second one refused, and nothing left of those who went."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+import trio
+from support.echo_function import EchoFunction
+from support.raw_client import RawClient
+
+from vfiouser_virtio.function import Hold
+from vfiouser_virtio.vfio_user import Listener, Server, from_fd, session
+
+Connect = Callable[[], RawClient]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - conditions are lists and fd counts, which set no event
+            await trio.sleep(0.001)
+
+
+async def test_one_client_after_another_finds_the_devices_state(
+    client: RawClient, function: EchoFunction, connect: Connect, open_fds: Callable[[], int]
+) -> None:
+    before = open_fds()
+    for number in range(20):
+        await client.call(10, bytes([number]) + bytes(7) + b"\4\0\0\0\1\0\0\0" + b"x")
+        client.close()
+        client = connect()  # at once: the server may not have noticed yet that the first one is gone
+        await client.version()
+        reply = await client.call(9, bytes([number]) + bytes(7) + b"\4\0\0\0\1\0\0\0")
+        assert reply.body[16:] == b"x"
+    assert open_fds() == before
+    assert [name for name in function.names() if "connected" in name] == ["connected", "disconnected"] * 20 + [
+        "connected"
+    ]
+
+
+async def test_a_second_client_is_refused_at_once_and_logged(
+    client: RawClient, function: EchoFunction, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        second = connect()
+        with trio.fail_after(1):
+            await second.no_more()
+    assert (await client.call(13)).flags == 1
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(lines) == 3
+    assert f"refused another client, pid {os.getpid()}" in lines[0]
+    assert function.names() == ["connected", "reset"]
+
+
+async def test_a_client_that_says_nothing_is_a_client(
+    nursery: trio.Nursery, listener: Listener, function: EchoFunction, connect: Connect
+) -> None:
+    nursery.start_soon(Server(function).serve, listener)
+    silent = connect()
+    await silent.silence()
+    await connect().no_more()
+    silent.close()
+    await until(lambda: True)
+    following = connect()
+    assert (await following.version()).flags == 1
+    assert function.names() == ["connected"]  # disconnected() only for who was connected
+
+
+async def test_the_next_client_waits_until_the_last_ones_memory_is_free(
+    client: RawClient, function: EchoFunction, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "HOLD_PATIENCE", 0.05)
+    expired: list[bool] = []
+    function.disconnect_hold = hold = Hold(1, lambda: expired.append(True))
+    client.close()
+    await until(lambda: "disconnected" in function.names())
+    following = connect()
+    await following.send(following.request(1, bytes(4)))
+    await following.silence()
+    assert expired
+    function.disconnect_hold = None
+    hold.finish()
+    assert (await following.receive()).command == 1
+
+
+async def test_a_client_that_is_killed_amid_a_flood(
+    client: RawClient, function: EchoFunction, connect: Connect, open_fds: Callable[[], int]
+) -> None:
+    before = open_fds()
+    for number in range(10):
+        await client.send(client.request(13) * 500)  # and reads none of the answers
+        client.close()
+        client = connect()
+        assert (await client.version()).flags == 1
+        assert function.names().count("disconnected") == number + 1
+    assert open_fds() == before
+
+
+async def test_a_bug_in_disconnected_does_not_stop_the_server(
+    client: RawClient, function: EchoFunction, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    def disconnected() -> None:
+        raise RuntimeError("the bug")
+
+    function.disconnected = disconnected  # type: ignore[method-assign]
+    client.close()
+    assert (await connect().version()).flags == 1
+    assert "the bug" in caplog.text
+
+
+async def test_cancelling_tells_the_device_and_closes_everything(
+    function: EchoFunction, listener: Listener, connect: Connect, open_fds: Callable[[], int]
+) -> None:
+    before = open_fds()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Server(function).serve, listener)
+        client = connect()
+        await client.version()
+        nursery.cancel_scope.cancel()
+    assert function.names() == ["connected", "disconnected"]
+    client.close()
+    assert open_fds() == before
+
+
+async def test_cancelling_does_not_wait_for_ever(
+    function: EchoFunction, listener: Listener, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfiouser_virtio.vfio_user.server.HOLD_PATIENCE", 0.05)
+    function.disconnect_hold = Hold()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Server(function).serve, listener)
+            await connect().version()
+            nursery.cancel_scope.cancel()
+    assert function.names() == ["connected", "disconnected"]
+
+
+async def test_a_connection_that_somebody_else_accepted(
+    function: EchoFunction, nursery: trio.Nursery, open_fds: Callable[[], int]
+) -> None:
+    before = open_fds()
+    ours, theirs = socket.socketpair()
+    with from_fd(theirs.detach()) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Server(function, name="blk0").serve, listener)
+            client = RawClient(ours)
+            assert (await client.version()).flags == 1
+            assert function.client is not None
+            assert function.client.name == f"blk0 (pid {os.getpid()})"
+            client.close()
+            # serve() returns with its only client
+    assert function.names() == ["connected", "disconnected"]
+    assert open_fds() == before
+
+
+async def test_one_process_serves_many_sockets(nursery: trio.Nursery, tmp_path: "os.PathLike[str]") -> None:
+    from vfiouser_virtio.vfio_user import listen_path
+
+    functions = [EchoFunction() for _ in range(5)]
+    clients = []
+    for number, function in enumerate(functions):
+        listener = listen_path(os.fspath(tmp_path) + f"/{number}.sock")
+        nursery.start_soon(Server(function).serve, listener)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(listener.name)
+        clients.append((RawClient(sock), listener))
+        await clients[-1][0].version()
+    for client, _listener in clients:
+        assert (await client.call(13)).flags == 1
+    nursery.cancel_scope.cancel()
+    for client, listener in clients:
+        client.close()
+        listener.close()
+    assert [function.names()[:2] for function in functions] == [["connected", "reset"]] * 5

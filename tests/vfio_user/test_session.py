@@ -1,0 +1,701 @@
+"""One client on a real socket: recorded bytes, quirks, order, holds, fds, and what a hostile client tries."""
+
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+import pytest
+import trio
+from support.echo_function import EchoFunction
+from support.raw_client import QEMU_CAPABILITIES, RawClient, Reply
+
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.function import Hold
+from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, Direction
+from vfiouser_virtio.vfio_user import Listener, Server, session
+from vfiouser_virtio.vfio_user.connection import MAX_MESSAGE_SIZE, Message
+
+Connect = Callable[[], RawClient]
+
+
+def header(message_id: int, command: int, size: int, flags: int = 0, error: int = 0) -> bytes:
+    return HEADER_CODEC.pack(message_id, command, size, flags, error)
+
+
+def write(region: int, offset: int, data: bytes) -> bytes:
+    return struct.pack("<QII", offset, region, len(data)) + data
+
+
+def read(region: int, offset: int, count: int) -> bytes:
+    return struct.pack("<QII", offset, region, count)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - conditions are lists and fd counts, which set no event
+            await trio.sleep(0.001)
+
+
+# What QEMU 11.1.3 was seen to send, and what it accepted (facts about the QEMU client, 1.1 and 2.1).
+
+VERSION = bytes.fromhex("00000100d6000000000000000000000000000000") + QEMU_CAPABILITIES.encode() + b"\0"
+DMA_MAP = bytes.fromhex(
+    "010002003000000000000000000000002000000003000000000000000000000000000000000000000000002000000000"
+)
+DMA_UNMAP = bytes.fromhex("27000300280000000000000000000000180000000000000000000000000000000000002000000000")
+GET_INFO = bytes.fromhex("0300040020000000000000000000000010000000000000000000000000000000")
+REGION_READ = bytes.fromhex("0c00090020000000000000000000000000000000000000000700000000010000")
+REGION_WRITE = bytes.fromhex("0e000a002400000000000000000000003000000000000000070000000400000000f8ffff")
+SET_IRQS = bytes.fromhex("190008002400000000000000000000001400000024000000000000000000000001000000")
+RESET = bytes.fromhex("1e000d00100000000000000000000000")
+
+
+@pytest.fixture
+def qemu_listener(nursery: trio.Nursery, function: EchoFunction, listener: Listener) -> Listener:
+    nursery.start_soon(Server(function).serve, listener)
+    return listener
+
+
+async def test_recorded_bytes(
+    qemu_listener: Listener, connect: Connect, function: EchoFunction, open_fds: Callable[[], int]
+) -> None:
+    assert len(VERSION) == 214
+    client = connect()
+
+    async def answer(request: bytes, *fds: int) -> bytes:
+        await client.send(request, fds)
+        return (await client.receive()).raw
+
+    reply = await answer(VERSION)
+    assert reply[:4] == VERSION[:4]
+    assert reply[8:20] == bytes.fromhex("010000000000000000000000")
+    assert len(reply) <= len(VERSION)
+    assert reply[-1] == 0
+
+    function.regions[7][:4] = b"\xf4\x1a\x42\x10"
+    memory = os.memfd_create("ram")
+    os.ftruncate(memory, 0x20000000)
+    eventfd = os.eventfd(0)
+    assert await answer(DMA_MAP, memory) == header(1, 2, 16, 1)
+    assert await answer(GET_INFO) == bytes.fromhex("0300040020000000010000000000000010000000030000000900000005000000")
+    assert await answer(REGION_READ) == header(0xC, 9, 32 + 256, 1) + REGION_READ[16:] + function.regions[7]
+    assert await answer(REGION_WRITE) == header(0xE, 10, 32, 1) + REGION_WRITE[16:32]
+    assert await answer(SET_IRQS, eventfd) == header(0x19, 8, 16, 1)
+    assert await answer(RESET) == header(0x1E, 13, 16, 1)
+    assert os.fstat(function.maps[0][1] or -1).st_ino == os.fstat(memory).st_ino
+    assert await answer(DMA_UNMAP) == header(0x27, 3, 40, 1) + DMA_UNMAP[16:]
+    os.close(memory)
+    os.close(eventfd)
+    assert function.calls[1:] == [
+        ("dma_map", 0, 0x20000000, True, True, True, 0),
+        ("region_read", 7, 0, 256),
+        ("region_write", 7, 0x30, b"\x00\xf8\xff\xff"),
+        ("set_irqs", 0, 0x24, 0, 1, b"", 1),
+        ("reset",),
+        ("dma_unmap", 0, 0x20000000),
+    ]
+
+
+async def test_the_same_one_byte_at_a_time(qemu_listener: Listener, connect: Connect, function: EchoFunction) -> None:
+    client = connect()
+    eventfd = os.eventfd(0)
+    for message, fds in ((VERSION, ()), (SET_IRQS, (eventfd,)), (REGION_READ, ())):
+        for index in range(len(message)):
+            await client.send(message[index : index + 1], fds if index == 0 else ())
+            await trio.lowlevel.checkpoint()
+        reply = await client.receive()
+        assert reply.flags == 1
+    os.close(eventfd)
+    assert len(function.irqs) == 1
+    assert function.names() == ["connected", "set_irqs", "region_read"]
+
+
+async def test_a_burst_with_and_without_fds_in_one_read(client: RawClient, function: EchoFunction) -> None:
+    """QEMU pipelines DMA_MAPs; a ROM has no fd, and must not get that of the RAM behind it."""
+    memory = [os.memfd_create(f"ram{number}") for number in range(20)]
+    await client.send(client.request(Command.DEVICE_GET_INFO, struct.pack("<4I", 16, 0, 0, 0)) * 2)
+    for number in range(40):
+        payload = struct.pack("<IIQQQ", 32, 3, 0, number << 20, 1 << 20)
+        fds = [memory[number // 2]] if number % 2 else []
+        await client.send(client.request(Command.DMA_MAP, payload), fds)
+    for _ in range(42):
+        assert (await client.receive()).flags == 1
+    for number in range(40):
+        fd = function.maps[number << 20][1]
+        assert (fd is not None) == bool(number % 2)
+        if fd is not None:
+            assert os.fstat(fd).st_ino == os.fstat(memory[number // 2]).st_ino
+    for fd in memory:
+        os.close(fd)
+
+
+# The quirks of other clients
+
+
+async def test_spdk(qemu_listener: Listener, connect: Connect, function: EchoFunction) -> None:
+    client = connect()
+
+    async def answer(command: int, payload: bytes = b"", fds: tuple[int, ...] = ()) -> Reply:
+        await client.send(header(0, command, 16 + len(payload)) + payload, fds)  # every id is 0
+        reply = await client.receive()
+        assert (reply.id, reply.flags) == (0, 1)
+        return reply
+
+    assert (await answer(1, struct.pack("<HH", 0, 1))).raw == header(0, 1, 20, 1) + b"\0\0\1\0"
+    reply = await answer(5, struct.pack("<IIIIQQ", 0xFE0, 0, 4, 0, 0, 0).ljust(4064, b"\0"))
+    assert reply.body == struct.pack("<IIIIQQ", 32, 3, 4, 0, 0x4000, 0)
+    memory = os.memfd_create("hugepages")
+    await answer(2, struct.pack("<IIQQQ", 32, 3, 0, 0x200000000000, 1 << 30), (memory,))
+    assert function.maps[0x200000000000][0] == 1 << 30
+    await answer(10, write(7, 4, b"\6\1"))
+    assert (await answer(9, read(4, 0x2000, 8))).size == 40
+    before = len(os.listdir("/proc/self/fd"))
+    await answer(3, struct.pack("<IIQQ", 24, 0, 0x200000000000, 1 << 30), (memory,))
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert function.maps == {}
+    os.close(memory)
+
+
+async def test_rust_vmm(client: RawClient) -> None:
+    reply = await client.call(4, struct.pack("<4I", 32, 0, 0, 0))  # argsz counts the header
+    assert reply.body == struct.pack("<4I", 16, 3, 9, 5)
+    reply = await client.call(3, struct.pack("<IIQQ", 24, 0, 0x1000, 0x1000))
+    assert reply.size == 40
+    reply = await client.call(10, write(4, 0x14, b"\0"))
+    assert reply.body == struct.pack("<QII", 0x14, 4, 1)
+    fds = [os.eventfd(0) for _ in range(16)]
+    reply = await client.call(8, struct.pack("<5I", 20, 0x24, 2, 0, 16), fds)
+    assert (reply.flags, reply.size) == (1, 16)
+    for fd in fds:
+        os.close(fd)
+
+
+# Replies, and none
+
+
+async def test_posted_writes_are_never_answered(client: RawClient, function: EchoFunction) -> None:
+    for index in range(3000):
+        await client.send(client.request(10, write(4, index % 256, bytes([index % 256])), flags=0x10))
+    await client.send(client.request(10, write(99, 0, b"x"), flags=0x10))  # refused
+    await client.send(client.request(10, b"", flags=0x10))  # too short
+    await client.send(client.request(0x99, b"", flags=0x10))  # unknown
+    await client.send(client.request(13, b"", flags=0x10))
+    reply = await client.call(9, read(4, 0, 256))
+    assert reply.body[16:] == bytes(range(256))
+    assert function.names().count("region_write") == 3001
+    await client.silence()
+
+
+async def test_replies_come_in_order(client: RawClient) -> None:
+    commands = [4, 13, 9, 10, 0x77, 5, 9, 16, 3, 13, 7] * 20
+    payloads = {4: struct.pack("<4I", 16, 0, 0, 0), 9: read(4, 0, 4), 10: write(4, 0, b"1234")}
+    for command in commands:
+        await client.send(client.request(command, payloads.get(command, b"")))
+    first = client.last_id - len(commands) + 1
+    for number, command in enumerate(commands):
+        reply = await client.receive()
+        assert (reply.id, reply.command) == (first + number, command)
+
+
+async def test_an_error_reply_is_a_header(client: RawClient) -> None:
+    for command, payload, number in [
+        (0x77, b"abc", errno.ENOSYS),
+        (14, bytes(8), errno.EOPNOTSUPP),
+        (16, bytes(8), errno.ENOTTY),
+        (17, bytes(8), errno.EOPNOTSUPP),
+        (9, read(4, 0x4000, 1), errno.EINVAL),
+        (9, read(77, 0, 1), errno.EINVAL),
+        (1, struct.pack("<HH", 0, 0), errno.EINVAL),
+    ]:
+        reply = await client.call(command, payload)
+        assert reply.raw == header(client.last_id, command, 16, 0x21, number)
+
+
+async def test_a_bug_of_the_device_is_an_eio_and_a_traceback(
+    client: RawClient, function: EchoFunction, caplog: pytest.LogCaptureFixture
+) -> None:
+    function.bug = ZeroDivisionError("the bug")
+    for _ in range(5):
+        reply = await client.call(9, read(4, 0, 4))
+        assert (reply.flags, reply.error) == (0x21, errno.EIO)
+    function.bug = None
+    assert (await client.call(9, read(4, 0, 4))).flags == 1
+    records = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(records) == 1
+    assert "REGION_READ" in records[0].getMessage()
+    assert records[0].exc_info is not None
+
+
+async def test_a_complaint_is_logged_once_and_counted(
+    client: RawClient, function: EchoFunction, caplog: pytest.LogCaptureFixture
+) -> None:
+    for offset in range(100):
+        await client.call(9, read(77, offset, 1))
+    client.close()
+    await until(lambda: "disconnected" in function.names())
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(lines) == 2
+    assert "region 0x4d" in lines[0]
+    assert f"(pid {os.getpid()})" in lines[0]
+    assert "99 more complaints" in lines[1]
+
+
+async def test_a_large_read_reaches_a_slow_reader(client: RawClient, function: EchoFunction) -> None:
+    function.regions[0] = bytearray(os.urandom(1 << 20))
+    for _ in range(4):
+        await client.send(client.request(9, read(0, 0, 1 << 20)))
+    await trio.sleep(0.05)  # the server's socket is full now
+    for _ in range(4):
+        reply = await client.receive()
+        assert reply.body[16:] == function.regions[0]
+
+
+async def test_a_client_that_does_not_read_is_not_read_for_ever(client: RawClient, function: EchoFunction) -> None:
+    function.regions[0] = bytearray(1 << 20)
+    requests = client.request(9, read(0, 0, 1 << 20)) * 200
+    await client.send(requests)
+    await until(lambda: function.names().count("region_read") >= 16)
+    await trio.sleep(0.1)
+    # 16 MiB are queued, and what was handled in one batch beyond that
+    assert function.names().count("region_read") <= 16 + 32 + 1
+    for _ in range(200):
+        assert (await client.receive()).size == 32 + (1 << 20)
+
+
+async def test_fds_of_regions_arrive(client: RawClient, function: EchoFunction, open_fds: Callable[[], int]) -> None:
+    memory = os.memfd_create("bar")
+    function.region_fds[4] = (memory,)
+    before = open_fds()
+    reply = await client.call(5, struct.pack("<IIIIQQ", 32, 0, 4, 0, 0, 0))
+    assert reply.body[4:8] == b"\7\0\0\0"
+    assert [os.fstat(fd).st_ino for fd in reply.fds] == [os.fstat(memory).st_ino]
+    os.close(reply.fds[0])
+    assert open_fds() == before
+    os.close(memory)
+
+
+async def test_fds_of_a_reply_that_has_to_queue(client: RawClient, function: EchoFunction) -> None:
+    function.regions[0] = bytearray(1 << 20)
+    memory = os.memfd_create("bar")
+    function.region_fds[4] = (memory,)
+    await client.send(client.request(9, read(0, 0, 1 << 20)))
+    await client.send(client.request(5, struct.pack("<IIIIQQ", 32, 0, 4, 0, 0, 0)))
+    await client.send(client.request(13))
+    await until(lambda: "reset" in function.names())
+    inode = os.fstat(memory).st_ino
+    os.close(memory)  # the function is done with it; the queued reply has its own
+    assert (await client.receive()).fds == []
+    reply = await client.receive()
+    assert [os.fstat(fd).st_ino for fd in reply.fds] == [inode]
+    os.close(reply.fds[0])
+    assert (await client.receive()).fds == []
+
+
+# Holds
+
+
+async def test_a_hold_delays_its_reply_and_all_that_comes_later(client: RawClient, function: EchoFunction) -> None:
+    function.hold = hold = Hold()
+    await client.send(client.request(3, struct.pack("<IIQQ", 24, 0, 0, 1 << 30)))
+    await client.send(client.request(10, write(4, 0, b"x"), flags=0x10))
+    await client.send(client.request(9, read(4, 0, 1)))
+    await client.send(client.request(13))
+    await client.silence()
+    assert function.names() == ["connected", "dma_unmap"]
+    hold.finish()
+    assert [(await client.receive()).command for _ in range(3)] == [3, 9, 13]
+    assert function.names() == ["connected", "dma_unmap", "region_write", "region_read", "reset"]
+    assert (await client.call(9, read(4, 0, 1))).body[-1:] == b"x"
+
+
+async def test_holds_behind_a_hold(client: RawClient, function: EchoFunction) -> None:
+    holds = [Hold() for _ in range(3)]
+    function.reset = lambda: holds[len(done)]  # type: ignore[method-assign]
+    done: list[int] = []
+    for _ in range(3):
+        await client.send(client.request(13))
+        await client.send(client.request(9, read(4, 0, 1)))
+    for hold in holds:
+        await client.silence(0.02)
+        done.append(1)
+        hold.finish()
+        assert [(await client.receive()).command for _ in range(2)] == [13, 9]
+
+
+async def test_a_hold_that_has_ended_holds_nothing(client: RawClient, function: EchoFunction) -> None:
+    function.hold = Hold()
+    function.hold.finish()
+    assert (await client.call(13)).flags == 1
+
+
+async def test_a_hold_without_reply_still_holds(client: RawClient, function: EchoFunction) -> None:
+    function.hold = hold = Hold()
+    await client.send(client.request(13, flags=0x10))
+    await client.send(client.request(9, read(4, 0, 1)))
+    await client.silence()
+    hold.finish()
+    assert (await client.receive()).command == 9
+    await client.silence()
+
+
+async def test_a_hold_expires(client: RawClient, function: EchoFunction, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "HOLD_PATIENCE", 0.05)
+    expired: list[bool] = []
+    function.hold = hold = Hold(2, lambda: expired.append(True))
+    await client.send(client.request(13))
+    await until(lambda: expired)
+    hold.finish()
+    await client.silence()  # one piece of work is not all of it
+    hold.finish()
+    assert (await client.receive()).command == 13
+
+
+async def test_fds_of_messages_behind_a_hold_are_not_lost(
+    client: RawClient, function: EchoFunction, open_fds: Callable[[], int]
+) -> None:
+    before = open_fds()
+    function.hold = hold = Hold()
+    eventfd = os.eventfd(0)
+    await client.send(client.request(13))
+    await client.send(client.request(8, struct.pack("<5I", 20, 0x24, 2, 0, 1)), [eventfd])
+    await until(lambda: open_fds() == before + 2)
+    hold.finish()
+    assert [(await client.receive()).command for _ in range(2)] == [13, 8]
+    assert len(function.irqs) == 1
+    os.close(eventfd)
+
+
+async def test_a_client_that_goes_during_a_hold_leaves_nothing(
+    client: RawClient, function: EchoFunction, connect: Connect, open_fds: Callable[[], int]
+) -> None:
+    before = open_fds()
+    function.hold = hold = Hold()
+    eventfd = os.eventfd(0)
+    await client.send(client.request(13))
+    await client.send(client.request(8, struct.pack("<5I", 20, 0x24, 2, 0, 1)), [eventfd])
+    os.close(eventfd)
+    await until(lambda: open_fds() == before + 1)
+    client.close()
+    await until(lambda: "disconnected" in function.names())
+    following = connect()
+    await following.send(following.request(1, struct.pack("<HH", 0, 0)))
+    await following.silence()  # the work of the first client has not ended
+    hold.finish()
+    assert (await following.receive()).command == 1
+    assert function.names() == ["connected", "reset", "disconnected", "connected"]
+    assert open_fds() == before  # one client less, one more
+
+
+async def test_reading_stops_when_too_much_waits_behind_a_hold(
+    client: RawClient, function: EchoFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "MAX_BACKLOG", 1 << 20)
+    function.hold = hold = Hold()
+    function.regions[0] = bytearray(1 << 20)
+    await client.send(client.request(13))
+    payload = client.request(10, write(0, 0, bytes(60_000)), flags=0x10)
+    with trio.move_on_after(0.3) as scope:
+        await client.send(payload * 100)  # 6 MB
+    assert scope.cancelled_caught
+    hold.finish()
+    # how much of it went is unknown, so this only shows that reading goes on
+    await until(lambda: function.names().count("region_write") >= 20)
+
+
+# DMA requests of ours while the client waits
+
+
+async def test_dma_replies_are_never_held(client: RawClient, function: EchoFunction, nursery: trio.Nursery) -> None:
+    function.hold = hold = Hold()
+    await client.send(client.request(13))
+    await until(lambda: "reset" in function.names())
+    found: list[bytes] = []
+
+    async def work() -> None:
+        assert function.client is not None
+        found.append(await function.client.dma_read(0x1000, 4))
+        hold.finish()
+
+    nursery.start_soon(work)
+    asked = await client.receive()
+    assert (asked.command, asked.flags, asked.body) == (11, 0, struct.pack("<QQ", 0x1000, 4))
+    await client.send(header(asked.id, 11, 36, 1) + asked.body + b"abcd")
+    assert (await client.receive()).command == 13
+    assert found == [b"abcd"]
+
+
+async def test_a_client_that_goes_fails_the_dma_under_way(
+    client: RawClient, function: EchoFunction, nursery: trio.Nursery
+) -> None:
+    errors: list[PeerError] = []
+
+    async def work(count: int) -> None:
+        assert function.client is not None
+        with pytest.raises(PeerError) as caught:
+            await function.client.dma_read(0, count)
+        errors.append(caught.value)
+
+    for count in (4, 32768, 32768):  # one is under way, the others wait for room
+        nursery.start_soon(work, count)
+    await client.receive()
+    client.close()
+    await until(lambda: len(errors) == 3)
+    assert {error.errno for error in errors} == {errno.ENOTCONN}
+
+
+@pytest.mark.parametrize("message", [header(5, 11, 16, 1), header(5, 11, 16, 0x21, 14), header(0, 2, 16, 1)])
+async def test_a_reply_that_nobody_waits_for(client: RawClient, message: bytes) -> None:
+    for _ in range(3):
+        await client.send(message)
+    assert (await client.call(13)).flags == 1
+
+
+# Twin socket
+
+
+async def test_twin_socket(
+    qemu_listener: Listener,
+    connect: Connect,
+    function: EchoFunction,
+    nursery: trio.Nursery,
+    open_fds: Callable[[], int],
+) -> None:
+    client = connect()
+    before = open_fds()
+    reply = await client.capabilities(max_msg_fds=8, twin_socket={"supported": True}, unknown="x" * 40)
+    assert b'"twin_socket":{"supported":true,"fd_index":0}' in reply.body
+    (fd,) = reply.fds
+    twin = RawClient(socket.socket(fileno=fd))
+    found: list[bytes] = []
+
+    async def work() -> None:
+        assert function.client is not None
+        found.append(await function.client.dma_read(0x2000, 3))
+        await function.client.dma_write(0x3000, b"xyz")
+        found.append(b"written")
+
+    nursery.start_soon(work)
+    asked = await twin.receive()
+    assert (await client.call(13)).flags == 1  # the other socket goes on meanwhile
+    await twin.send(header(asked.id, 11, 35, 1) + asked.body + b"abc")
+    asked = await twin.receive()
+    assert (asked.command, asked.body) == (12, struct.pack("<QQ", 0x3000, 3) + b"xyz")
+    await twin.send(header(asked.id, 12, 32, 1) + asked.body[:16])
+    await until(lambda: found == [b"abc", b"written"])
+    twin.close()
+    await client.no_more()  # without it we could not reach the memory
+    client.close()
+    await until(lambda: "disconnected" in function.names())
+    assert open_fds() == before - 1  # ours
+
+
+async def test_no_twin_socket_unless_offered(client: RawClient, function: EchoFunction, nursery: trio.Nursery) -> None:
+    assert function.client is not None
+    nursery.start_soon(function.client.dma_write, 0, b"x")
+    asked = await client.receive()
+    assert asked.command == 12
+    await client.send(header(asked.id, 12, 16, 1))
+
+
+async def test_a_request_on_the_twin_socket_is_the_end(
+    qemu_listener: Listener, connect: Connect, function: EchoFunction
+) -> None:
+    client = connect()
+    reply = await client.capabilities(twin_socket={"supported": True}, unknown="x" * 40)
+    twin = RawClient(socket.socket(fileno=reply.fds[0]))
+    await twin.send(twin.request(13))
+    await client.no_more()
+    twin.close()
+    assert "reset" not in function.names()
+
+
+# Hostile clients
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        header(1, 9, 0),
+        header(1, 9, 15),
+        header(1, 9, 0xFFFFFFFF),
+        header(1, 9, MAX_MESSAGE_SIZE + 1),
+        header(1, 9, 16, 2),
+        header(1, 9, 16, 0xF),
+        b"GET / HTTP/1.1\r\n\r\n",
+    ],
+    ids=repr,
+)
+async def test_a_stream_that_makes_no_sense_is_cut_off_and_the_server_stays(
+    client: RawClient, function: EchoFunction, connect: Connect, message: bytes
+) -> None:
+    await client.send(message)
+    await client.no_more()
+    client.close()
+    following = connect()
+    assert (await following.version()).flags == 1
+    assert function.names() == ["connected", "disconnected", "connected"]
+
+
+@pytest.mark.parametrize(
+    ("message", "answered"),
+    [
+        (header(7, 13, 16), True),
+        (header(7, 9, 32) + read(4, 0, 1), True),
+        (header(7, 13, 16, 0x10), False),
+        (header(7, 1, 20, 0x10) + bytes(4), False),
+        (header(7, 13, 16, 1), None),
+        (header(7, 1, 16), True),
+        (header(7, 1, 20) + struct.pack("<HH", 1, 0), True),
+        (header(7, 1, 22) + b"\0\0\0\0{\0", True),
+    ],
+    ids=repr,
+)
+async def test_a_client_that_does_not_begin_with_a_version(
+    qemu_listener: Listener, connect: Connect, function: EchoFunction, message: bytes, answered: bool | None
+) -> None:
+    client = connect()
+    eventfd = os.eventfd(0)
+    await client.send(message, [eventfd])
+    os.close(eventfd)
+    if answered:
+        reply = await client.receive()
+        assert reply.raw == header(7, reply.command, 16, 0x21, errno.EINVAL)
+    if answered is None:  # a reply is nothing to answer; the client may still begin
+        assert (await client.version()).flags == 1
+    else:
+        await client.no_more()
+        assert function.calls == []
+
+
+async def test_a_device_that_cannot_be_used(
+    qemu_listener: Listener, connect: Connect, function: EchoFunction, caplog: pytest.LogCaptureFixture
+) -> None:
+    def connected(client: object) -> None:
+        raise RuntimeError("a bug")
+
+    function.connected = connected  # type: ignore[method-assign]
+    client = connect()
+    reply = await client.version()
+    assert (reply.flags, reply.error) == (0x21, errno.EIO)
+    await client.no_more()
+    await until(lambda: function.names() == ["disconnected"])
+    assert "a bug" in caplog.text
+
+
+async def test_a_client_that_goes_in_the_middle_of_a_message(
+    client: RawClient, function: EchoFunction, connect: Connect, caplog: pytest.LogCaptureFixture,
+    open_fds: Callable[[], int],
+) -> None:  # fmt: skip
+    before = open_fds()
+    eventfd = os.eventfd(0)
+    await client.send(client.request(8, bytes(20))[:30], [eventfd])
+    os.close(eventfd)
+    await until(lambda: open_fds() == before + 1)
+    client.close()
+    await until(lambda: "disconnected" in function.names())
+    assert open_fds() == before - 2
+    assert "in the middle of a message" in caplog.text
+    assert (await connect().version()).flags == 1
+
+
+async def test_fds_on_every_message_leak_nothing(
+    client: RawClient, function: EchoFunction, open_fds: Callable[[], int]
+) -> None:
+    before = open_fds()
+    fds = [os.eventfd(0) for _ in range(16)]
+    for command in [*range(1, 20), 0xFFFF]:
+        for payload in (b"", bytes(64), struct.pack("<5I", 64, 0x24, 2, 0, 3) + bytes(44)):
+            await client.send(client.request(command, payload), fds)
+            await client.send(client.request(command, payload, flags=0x10), fds)
+            await client.receive()
+    await client.send(client.request(9, read(4, 0, 1)), fds)
+    await client.receive()
+    await client.send(header(77, 11, 16, 1), fds)  # a reply
+    await client.send(client.request(13), fds)
+    await client.receive()
+    assert open_fds() == before + len(fds) + sum(fd is not None for _size, fd in function.maps.values())
+    for fd in fds:
+        os.close(fd)
+
+
+async def test_random_bytes_are_survived(
+    qemu_listener: Listener, connect: Connect, function: EchoFunction, open_fds: Callable[[], int]
+) -> None:
+    import random
+
+    source = random.Random(1)
+    for number in range(60):
+        client = connect()
+        await client.version()
+        try:
+            for _ in range(20):
+                payload = source.randbytes(source.choice((0, 4, 8, 16, 20, 24, 32, 64)))
+                if source.random() < 0.7 and len(payload) >= 8:  # small numbers get further
+                    payload = b"".join(
+                        struct.pack("<I", source.choice((0, 1, 2, 4, 16, 20, 24, 32, 0x24, 0x21, 64, 4096, 0xFFFFFFFF)))
+                        for _ in range(len(payload) // 4)
+                    )
+                fds = [os.eventfd(0, os.EFD_NONBLOCK)] * source.choice((0, 0, 1, 2))
+                command = source.choice((*range(2, 20), 0xFFFF))
+                await client.send(header(number, command, 16 + len(payload), 0) + payload, fds)
+                for fd in set(fds):
+                    os.close(fd)
+                assert (await client.receive()).flags in (1, 0x21)
+        finally:
+            client.close()
+    await until(lambda: function.names().count("disconnected") == 60)
+
+
+async def test_other_tasks_run_while_a_client_floods(
+    client: RawClient, function: EchoFunction, nursery: trio.Nursery
+) -> None:
+    turns = 0
+
+    async def flood() -> None:
+        data = client.request(10, write(4, 0, b"x"), flags=0x10) * 2000
+        for _ in range(20):
+            await client.send(data)
+
+    nursery.start_soon(flood)
+    with trio.fail_after(5):
+        while function.names().count("region_write") < 40_000:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+    assert turns > 20
+
+
+async def test_trace_sees_every_message(
+    nursery: trio.Nursery, function: EchoFunction, listener: Listener, connect: Connect
+) -> None:
+    seen: list[tuple[Direction, int, bytes]] = []
+
+    def trace(direction: Direction, message: Message) -> None:
+        seen.append((direction, message.command, bytes(message.body)))
+
+    nursery.start_soon(Server(function, trace=trace).serve, listener)
+    client = connect()
+    version = await client.version(None)
+    await client.send(client.request(10, write(4, 0, b"x"), flags=0x10))
+    reply = await client.call(9, read(4, 0, 1))
+    inward, outward = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
+    assert seen == [
+        (inward, 1, bytes(4)),
+        (outward, 1, version.body),
+        (inward, 10, write(4, 0, b"x")),
+        (inward, 9, read(4, 0, 1)),
+        (outward, 9, reply.body),
+    ]
+
+
+async def test_write_multiple(
+    nursery: trio.Nursery, function: EchoFunction, listener: Listener, connect: Connect
+) -> None:
+    nursery.start_soon(Server(function, write_multiple=True).serve, listener)
+    client = connect()
+    assert b'"write_multiple":true' in (await client.version()).body
+    body = struct.pack("<Q", 2) + struct.pack("<QII8s", 0, 4, 1, b"a") + struct.pack("<QII8s", 1, 4, 1, b"b")
+    assert (await client.call(15, body)).body == struct.pack("<Q", 2)
+    assert function.regions[4][:2] == b"ab"

@@ -1,0 +1,144 @@
+"""Sending and receiving with fds on a real socket pair, where the kernel cuts, refuses and drops things."""
+
+import os
+import resource
+import socket
+import struct
+from array import array
+from collections.abc import Iterator
+
+import pytest
+import trio
+
+from vfiouser_virtio.vfio_user.connection import request
+from vfiouser_virtio.vfio_user.sockets import MessageSocket, peer_pid
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[MessageSocket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    messages = MessageSocket(ours)
+    yield messages, theirs
+    messages.close()
+    theirs.close()
+
+
+def send_fds(sock: socket.socket, data: bytes, fds: list[int]) -> None:
+    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+
+
+def test_nothing_to_read_and_the_end(pair: tuple[MessageSocket, socket.socket]) -> None:
+    messages, theirs = pair
+    with pytest.raises(BlockingIOError):
+        messages.receive_nowait()
+    assert not messages.peer_hung_up()
+    theirs.send(request(1, 13))
+    assert messages.receive_nowait()
+    theirs.send(b"rest")
+    theirs.close()
+    assert messages.peer_hung_up()  # although there is something left to read
+    assert messages.receive_nowait()
+    assert not messages.receive_nowait()
+    assert messages.close()  # in the middle of a message
+
+
+def test_a_reset_is_an_end(pair: tuple[MessageSocket, socket.socket]) -> None:
+    messages, theirs = pair
+    messages.send(request(1, 13))
+    theirs.close()  # without having read it
+    assert not messages.receive_nowait()
+
+
+def test_received_fds_are_not_inherited(pair: tuple[MessageSocket, socket.socket]) -> None:
+    messages, theirs = pair
+    send_fds(theirs, request(1, 2), [0, 1])
+    assert messages.receive_nowait()
+    assert messages.connection.next() is not None
+    fds = messages.connection.message().take_fds()
+    assert [os.fstat(fd).st_ino for fd in fds] == [os.fstat(fd).st_ino for fd in (0, 1)]
+    for fd in fds:
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+
+
+def test_as_many_fds_as_there_can_be(pair: tuple[MessageSocket, socket.socket]) -> None:
+    messages, theirs = pair
+    before = len(os.listdir("/proc/self/fd"))
+    send_fds(theirs, request(1, 2), [0] * 253)
+    assert messages.receive_nowait()
+    assert messages.connection.next() is not None
+    message = messages.connection.message()
+    assert len(message.fds) == 253
+    assert not message.fds_lost
+    for fd in message.take_fds():
+        os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_fds_for_which_there_is_no_room_are_known_to_be_lost(pair: tuple[MessageSocket, socket.socket]) -> None:
+    messages, theirs = pair
+    send_fds(theirs, request(1, 2), [0] * 8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 3, hard))
+    try:
+        assert messages.receive_nowait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert messages.connection.next() is not None
+    message = messages.connection.message()
+    assert message.fds_lost
+    assert len(message.fds) < 8
+    for fd in message.take_fds():
+        os.close(fd)
+
+
+async def test_what_the_socket_does_not_take_is_queued_in_order(pair: tuple[MessageSocket, socket.socket]) -> None:
+    messages, theirs = pair
+    sent = b""
+    queued = False
+    for number in range(100):
+        message = request(number, 9, os.urandom(20_000))
+        sent += message
+        queued = messages.send(message, [0] if number == 99 else ())
+    assert queued
+    assert messages.queued > 1_000_000
+    received = b""
+    fds: list[int] = []
+
+    async def read() -> None:
+        nonlocal received
+        while len(received) < len(sent):
+            await trio.lowlevel.wait_readable(theirs)
+            data, ancillary, _flags, _ = theirs.recvmsg(1 << 20, socket.CMSG_SPACE(64))
+            received += data
+            fds.extend(fd for _level, _kind, raw in ancillary for fd in struct.unpack("i", raw))
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await messages.flush()
+    assert received == sent
+    assert messages.queued == 0
+    assert len(fds) == 1
+    os.close(fds[0])
+    assert not messages.send(request(1, 13))
+
+
+async def test_a_peer_that_is_gone(pair: tuple[MessageSocket, socket.socket]) -> None:
+    messages, theirs = pair
+    before = len(os.listdir("/proc/self/fd"))
+    while not messages.send(request(1, 9, bytes(20_000)), [0]):
+        pass
+    theirs.close()
+    with trio.fail_after(5):
+        await messages.flush()
+    assert messages.broken
+    assert not messages.send(request(1, 13))
+    messages.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 2
+
+
+def test_peer_pid(pair: tuple[MessageSocket, socket.socket]) -> None:
+    assert peer_pid(pair[1]) == os.getpid()

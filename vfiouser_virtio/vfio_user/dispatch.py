@@ -1,0 +1,331 @@
+"""Every request of a client ("Commands"), checked and turned into one call on the `Function`.
+
+What is not offered gets a defined errno: ENOSYS for an unknown command (QEMU's own answer to one), EOPNOTSUPP for
+migration data and dirty pages, ENOTTY for DEVICE_FEATURE (what VFIO says of a feature that a device does not have;
+QEMU takes it for "cannot migrate").
+"""
+
+import errno
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.fds import close_all, is_eventfd
+from vfiouser_virtio.function import Buffer, Function, Hold, IoEventFd, RegionInfo
+from vfiouser_virtio.protocols.codec import codec
+from vfiouser_virtio.protocols.vfio_user import (
+    DEVICE_INFO,
+    DMA_MAP,
+    DMA_UNMAP,
+    INFO_CAP_HEADER,
+    IOEVENTFD,
+    IRQ_INFO,
+    IRQ_SET,
+    REGION_ACCESS_CODEC,
+    REGION_INFO,
+    REGION_IO_FDS,
+    WRITE_MULTI_ENTRY,
+    WRITE_MULTI_REPLY,
+    Command,
+    DmaMapFlags,
+    DmaUnmapFlags,
+    IoFdType,
+    IrqSetFlags,
+    RegionFlags,
+)
+from vfiouser_virtio.vfio_user.connection import MAX_DATA_XFER_SIZE, MAX_MSG_FDS, Message, name_of
+from vfiouser_virtio.vfio_user.version import Negotiated
+
+_ADDRESS_SPACE = 1 << 64
+
+# Plain ints: the complement of an IntFlag has only the bits that have a name.
+_DMA_MAP_FLAGS = int(DmaMapFlags.READ | DmaMapFlags.WRITE)
+_DMA_UNMAP_ALL = int(DmaUnmapFlags.ALL)
+
+_DMA_MAP = codec(DMA_MAP)
+_DMA_UNMAP = codec(DMA_UNMAP)
+_DEVICE_INFO = codec(DEVICE_INFO)
+_REGION_INFO = codec(REGION_INFO)
+_INFO_CAP_HEADER = codec(INFO_CAP_HEADER)
+_REGION_IO_FDS = codec(REGION_IO_FDS)
+_IOEVENTFD = codec(IOEVENTFD)
+_IRQ_INFO = codec(IRQ_INFO)
+_IRQ_SET = codec(IRQ_SET)
+_WRITE_MULTI_ENTRY = codec(WRITE_MULTI_ENTRY)
+_WRITE_MULTI_COUNT = codec(WRITE_MULTI_REPLY)
+
+
+class Answer(NamedTuple):
+    """A reply: its payload, fds to send copies of, and what must end before it is sent."""
+
+    payload: bytes = b""
+    fds: Sequence[int] = ()
+    hold: Hold | None = None
+
+
+Handler = Callable[[Function, Message, Negotiated], Answer]
+
+
+def dispatch(function: Function, message: Message, negotiated: Negotiated) -> Answer:
+    """Carry out one request after VERSION.
+
+    Raises PeerError with the errno for the client; anything else that the function raises passes through. The
+    message's fds have been given to the function or closed when this returns or raises.
+    """
+    try:
+        if message.fds_lost:
+            raise _refused(message, "not all of its file descriptors arrived", errno.EMFILE)
+        if len(message.fds) > MAX_MSG_FDS:
+            raise _refused(message, f"0x{len(message.fds):x} file descriptors, at most 0x{MAX_MSG_FDS:x} are taken")
+        handler = _HANDLERS.get(message.command)
+        if handler is None:
+            raise _refused(message, "unknown", errno.ENOSYS)
+        return handler(function, message, negotiated)
+    finally:
+        close_all(message.take_fds())
+
+
+def check_region_data(data: Buffer, count: int) -> None:
+    """Check what a function returned from `region_read`: a wrong length is its bug, not the client's."""
+    if len(data) != count:
+        raise AssertionError(f"region_read returned 0x{len(data):x} bytes instead of 0x{count:x}")
+
+
+def _refused(message: Message, why: str, number: int = errno.EINVAL) -> PeerError:
+    return PeerError(f"{name_of(message.command)}: {why}", number)
+
+
+def _fields(layout: struct.Struct, message: Message) -> tuple[Any, ...]:
+    """The fixed part of the payload, which may be longer (SPDK sends 4 KiB for 32 bytes)."""
+    if len(message.body) < layout.size:
+        raise _refused(message, f"payload of 0x{len(message.body):x} bytes, 0x{layout.size:x} expected")
+    return layout.unpack_from(message.body)
+
+
+def _check_argsz(message: Message, argsz: int, minimum: int) -> None:
+    if argsz < minimum:
+        raise _refused(message, f"argsz 0x{argsz:x} is below 0x{minimum:x}")
+
+
+def _check_range(message: Message, address: int, size: int) -> None:
+    if size == 0 or address + size > _ADDRESS_SPACE:
+        raise _refused(message, f"address 0x{address:x} size 0x{size:x} is not a range")
+
+
+def _dma_map(function: Function, message: Message, _: Negotiated) -> Answer:
+    argsz, flags, offset, address, size = _fields(_DMA_MAP, message)
+    _check_argsz(message, argsz, _DMA_MAP.size)
+    _check_range(message, address, size)
+    if flags & ~_DMA_MAP_FLAGS:
+        raise _refused(message, f"flags 0x{flags:x} has unknown bits")
+    if offset + size > 1 << 63:  # off_t
+        raise _refused(message, f"offset 0x{offset:x} size 0x{size:x} is beyond the end of any file")
+    if len(message.fds) > 1:
+        raise _refused(message, f"{len(message.fds)} file descriptors, at most one expected")
+    fds = message.take_fds()
+    function.dma_map(
+        address,
+        size,
+        readable=bool(flags & DmaMapFlags.READ),
+        writable=bool(flags & DmaMapFlags.WRITE),
+        fd=fds[0] if fds else None,
+        offset=offset,
+    )
+    return Answer()
+
+
+def _dma_unmap(function: Function, message: Message, _: Negotiated) -> Answer:
+    argsz, flags, address, size = _fields(_DMA_UNMAP, message)
+    if flags & DmaUnmapFlags.GET_DIRTY_BITMAP:
+        raise _refused(message, f"flags 0x{flags:x} asks for a dirty bitmap", errno.EOPNOTSUPP)
+    if flags & ~_DMA_UNMAP_ALL:
+        raise _refused(message, f"flags 0x{flags:x} has unknown bits")
+    # rust-vmm waits for the 24 bytes, QEMU takes them or leaves them.
+    echo = bytes(message.body[: _DMA_UNMAP.size]) if argsz >= _DMA_UNMAP.size else b""
+    if flags & _DMA_UNMAP_ALL:
+        if address or size:
+            raise _refused(message, f"flags 0x{flags:x} (ALL) with address 0x{address:x} size 0x{size:x}")
+        size = _ADDRESS_SPACE
+    _check_range(message, address, size)
+    return Answer(echo, hold=function.dma_unmap(address, size))
+
+
+def _device_get_info(function: Function, message: Message, _: Negotiated) -> Answer:
+    argsz, *_rest = _fields(_DEVICE_INFO, message)
+    _check_argsz(message, argsz, _DEVICE_INFO.size)
+    info = function.device_info()
+    return Answer(_DEVICE_INFO.pack(_DEVICE_INFO.size, info.flags, info.num_regions, info.num_irqs))
+
+
+def _device_get_region_info(function: Function, message: Message, negotiated: Negotiated) -> Answer:
+    argsz, _flags, index, *_rest = _fields(_REGION_INFO, message)
+    _check_argsz(message, argsz, _REGION_INFO.size)
+    info = function.region_info(index)
+    capabilities = _region_capabilities(info)
+    needed = _REGION_INFO.size + len(capabilities)
+    # A client with too small an argsz gets the fixed part and asks again. The fds come both times: it closes the first.
+    payload = _REGION_INFO.pack(
+        needed,
+        info.flags | RegionFlags.CAPS if capabilities else info.flags,
+        index,
+        _REGION_INFO.size if capabilities else 0,
+        info.size,
+        info.offset,
+    )
+    if needed <= argsz:
+        payload += capabilities
+    return Answer(payload, info.fds[: negotiated.max_msg_fds])
+
+
+def _region_capabilities(info: RegionInfo) -> bytes:
+    """The chain of ``vfio_info_cap_header``s as it follows the fixed part of the reply."""
+    chain = b""
+    for number, (identity, version, body) in enumerate(info.capabilities, 1):
+        padding = bytes(-len(body) % 8)  # headers and areas have 64-bit fields
+        end = len(chain) + _INFO_CAP_HEADER.size + len(body) + len(padding)
+        following = _REGION_INFO.size + end if number < len(info.capabilities) else 0
+        chain += _INFO_CAP_HEADER.pack(identity, version, following) + body + padding
+    return chain
+
+
+def _device_get_region_io_fds(function: Function, message: Message, negotiated: Negotiated) -> Answer:
+    argsz, flags, index, _count = _fields(_REGION_IO_FDS, message)
+    _check_argsz(message, argsz, _REGION_IO_FDS.size)
+    if flags:
+        raise _refused(message, f"flags 0x{flags:x} is not 0")
+    sub_regions: list[IoEventFd] = []
+    fds: list[int] = []
+    for sub_region in function.io_fds(index):
+        if sub_region.fd not in fds:
+            if len(fds) == negotiated.max_msg_fds:
+                continue  # writes there stay messages
+            fds.append(sub_region.fd)
+        sub_regions.append(sub_region)
+    needed = _REGION_IO_FDS.size + len(sub_regions) * _IOEVENTFD.size
+    if needed > argsz:
+        return Answer(_REGION_IO_FDS.pack(needed, 0, index, 0))
+    payload = _REGION_IO_FDS.pack(needed, 0, index, len(sub_regions)) + b"".join(
+        _IOEVENTFD.pack(sub.offset, sub.size, fds.index(sub.fd), IoFdType.IOEVENTFD, sub.flags, sub.datamatch)
+        for sub in sub_regions
+    )
+    return Answer(payload, fds)
+
+
+def _device_get_irq_info(function: Function, message: Message, _: Negotiated) -> Answer:
+    argsz, _flags, index, _count = _fields(_IRQ_INFO, message)
+    _check_argsz(message, argsz, _IRQ_INFO.size)
+    info = function.irq_info(index)
+    return Answer(_IRQ_INFO.pack(_IRQ_INFO.size, info.flags, index, info.count))
+
+
+_IRQ_DATA = (IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD)
+_IRQ_ACTIONS = (IrqSetFlags.ACTION_MASK, IrqSetFlags.ACTION_UNMASK, IrqSetFlags.ACTION_TRIGGER)
+_IRQ_SETS = frozenset(data | action for data in _IRQ_DATA for action in _IRQ_ACTIONS)
+_DISABLE = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
+
+
+def _device_set_irqs(function: Function, message: Message, _: Negotiated) -> Answer:
+    argsz, flags, index, start, count = _fields(_IRQ_SET, message)
+    _check_argsz(message, argsz, _IRQ_SET.size)
+    if flags not in _IRQ_SETS:
+        raise _refused(message, f"flags 0x{flags:x} is not one DATA and one ACTION bit")
+    if count == 0 and (flags != _DISABLE or start):
+        raise _refused(
+            message, f"count 0 with flags 0x{flags:x} start 0x{start:x}; only 0x{_DISABLE:x} from 0 has none"
+        )
+    if start + count > function.irq_info(index).count:
+        raise _refused(message, f"start 0x{start:x} count 0x{count:x} is beyond the interrupts of index 0x{index:x}")
+    data = message.body[_IRQ_SET.size : _IRQ_SET.size + count] if flags & IrqSetFlags.DATA_BOOL else b""
+    if flags & IrqSetFlags.DATA_BOOL and len(data) != count:
+        raise _refused(message, f"0x{len(data):x} bytes of data for count 0x{count:x}")
+    fds: list[int] = []
+    if flags & IrqSetFlags.DATA_EVENTFD:
+        if message.fds and len(message.fds) != count:
+            raise _refused(message, f"0x{len(message.fds):x} file descriptors for count 0x{count:x}")
+        if not all(map(is_eventfd, message.fds)):  # a write to anything else could block
+            raise _refused(message, "a file descriptor is not an eventfd")
+        fds = message.take_fds()
+    function.set_irqs(index, IrqSetFlags(flags), start, count, data, fds)
+    return Answer()
+
+
+def _check_count(message: Message, offset: int, count: int) -> None:
+    if not 0 < count <= MAX_DATA_XFER_SIZE or offset + count > _ADDRESS_SPACE:
+        raise _refused(
+            message, f"offset 0x{offset:x} count 0x{count:x}; 1 to 0x{MAX_DATA_XFER_SIZE:x} bytes are allowed"
+        )
+
+
+def _region_read(function: Function, message: Message, _: Negotiated) -> Answer:
+    offset, region, count = _fields(REGION_ACCESS_CODEC, message)
+    _check_count(message, offset, count)
+    data = function.region_read(region, offset, count)
+    check_region_data(data, count)
+    return Answer(REGION_ACCESS_CODEC.pack(offset, region, count) + data)
+
+
+def _region_write(function: Function, message: Message, _: Negotiated) -> Answer:
+    offset, region, count = _fields(REGION_ACCESS_CODEC, message)
+    _check_count(message, offset, count)
+    data = memoryview(message.body)[REGION_ACCESS_CODEC.size :][:count]
+    if len(data) != count:
+        raise _refused(message, f"0x{len(data):x} bytes of data for count 0x{count:x}")
+    function.region_write(region, offset, data)
+    return Answer(REGION_ACCESS_CODEC.pack(offset, region, count))
+
+
+def _region_write_multi(function: Function, message: Message, negotiated: Negotiated) -> Answer:
+    """All writes are carried out, as if each had come alone; the first one that fails decides the answer."""
+    if not negotiated.write_multiple:
+        raise _refused(message, "not negotiated", errno.EOPNOTSUPP)
+    (count,) = _fields(_WRITE_MULTI_COUNT, message)
+    entries = memoryview(message.body)[_WRITE_MULTI_COUNT.size :]
+    if count * _WRITE_MULTI_ENTRY.size > len(entries):
+        raise _refused(message, f"0x{len(entries):x} bytes of data for 0x{count:x} writes")
+    writes = [_WRITE_MULTI_ENTRY.unpack_from(entries, index * _WRITE_MULTI_ENTRY.size) for index in range(count)]
+    for offset, _region, size, data in writes:
+        if not 0 < size <= len(data) or offset + size > _ADDRESS_SPACE:
+            raise _refused(message, f"a write of 0x{size:x} bytes at 0x{offset:x}; 1 to 8 bytes are allowed")
+    refused: PeerError | None = None
+    for offset, region, size, data in writes:
+        try:
+            function.region_write(region, offset, data[:size])
+        except PeerError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return Answer(_WRITE_MULTI_COUNT.pack(count))
+
+
+def _device_reset(function: Function, _message: Message, _: Negotiated) -> Answer:
+    return Answer(hold=function.reset())
+
+
+def _never(number: int, why: str) -> Handler:
+    def refuse(_function: Function, message: Message, _: Negotiated) -> Answer:
+        raise _refused(message, why, number)
+
+    return refuse
+
+
+_HANDLERS: dict[int, Handler] = {
+    Command.VERSION: _never(errno.EINVAL, "a second time"),
+    Command.DMA_MAP: _dma_map,
+    Command.DMA_UNMAP: _dma_unmap,
+    Command.DEVICE_GET_INFO: _device_get_info,
+    Command.DEVICE_GET_REGION_INFO: _device_get_region_info,
+    Command.DEVICE_GET_REGION_IO_FDS: _device_get_region_io_fds,
+    Command.DEVICE_GET_IRQ_INFO: _device_get_irq_info,
+    Command.DEVICE_SET_IRQS: _device_set_irqs,
+    Command.REGION_READ: _region_read,
+    Command.REGION_WRITE: _region_write,
+    Command.DMA_READ: _never(errno.EINVAL, "only a server asks for it"),
+    Command.DMA_WRITE: _never(errno.EINVAL, "only a server asks for it"),
+    Command.DEVICE_RESET: _device_reset,
+    Command.DIRTY_PAGES: _never(errno.EOPNOTSUPP, "dirty page logging is not supported"),
+    Command.REGION_WRITE_MULTI: _region_write_multi,
+    Command.DEVICE_FEATURE: _never(errno.ENOTTY, "the device has no such feature"),
+    Command.MIG_DATA_READ: _never(errno.EOPNOTSUPP, "migration is not supported"),
+    Command.MIG_DATA_WRITE: _never(errno.EOPNOTSUPP, "migration is not supported"),
+}

@@ -1,0 +1,203 @@
+"""Where clients come from: a path, an inherited fd ("Backend Program Conventions"), or systemd (sd_listen_fds(3))."""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import MutableMapping
+from types import TracebackType
+
+from vfiouser_virtio.errors import ConfigError
+
+MAX_PATH = 107
+"""Bytes of a socket's path: ``sun_path`` has 108, the last is NUL (unix(7))."""
+
+_FIRST_SYSTEMD_FD = 3
+_BACKLOG = 16
+
+
+class ListenError(ConfigError):
+    """The socket that the user asked for cannot be had."""
+
+
+class Listener:
+    """A listening socket, or one connection that somebody else has accepted. A context manager that closes it."""
+
+    def __init__(self, sock: socket.socket, name: str, *, connected: bool = False, lock: "_PathLock | None" = None):
+        sock.setblocking(False)
+        self.socket = sock
+        self.name = name
+        """The path of the socket, or ``fd 3``: for messages."""
+        self.connected = connected
+        """``socket`` is itself the connection to the one client there will be."""
+        self._lock = lock
+
+    def close(self) -> None:
+        """Stop listening and remove what we have put into the file system."""
+        self.socket.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> "Listener":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def listen_path(path: str | os.PathLike[str]) -> Listener:
+    """Listen on a new socket at ``path``, which only our user may connect to (mode 0600), whatever the umask.
+
+    A socket that a dead server left there is replaced. Raises ListenError where another server listens, something
+    that is no socket has the name, the path is too long, or the directory does not let us.
+    """
+    name = os.fspath(path)
+    if len(os.fsencode(name)) > MAX_PATH:
+        raise ListenError(f"socket path '{name}' has {len(os.fsencode(name))} bytes, the system allows {MAX_PATH}")
+    if not name or "\0" in name:
+        raise ListenError(f"'{name!r}' is not a socket path")
+    try:
+        lock = _PathLock(name)
+    except OSError as error:
+        raise ListenError(f"cannot listen on '{name}': {error.strerror}") from None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(name)
+        # The mode of the unbound socket is what bind() gives to the file, less the umask: never a moment too open.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(name)
+        lock.bound()
+        os.chmod(name, 0o600)  # a umask that takes away from the owner
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        lock.release()
+        raise ListenError(f"cannot listen on '{name}': {error.strerror}") from None
+    except ListenError:
+        sock.close()
+        lock.release()
+        raise
+    return Listener(sock, name, lock=lock)
+
+
+def from_fd(fd: int, name: str | None = None) -> Listener:
+    """Take over an inherited UNIX stream socket, whether it listens or is connected already.
+
+    Raises ListenError where ``fd`` is closed, or something else.
+    """
+    name = name or f"fd {fd}"
+    try:
+        is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except (OSError, OverflowError):
+        raise ListenError(f"{name}: file descriptor {fd} is not open") from None
+    if not is_socket:
+        raise ListenError(f"{name}: file descriptor {fd} is not a socket")
+    sock = socket.socket(fileno=fd)
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        sock.detach()
+        raise ListenError(f"{name}: file descriptor {fd} is not a UNIX stream socket")
+    os.set_inheritable(fd, False)
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return Listener(sock, name)
+    try:
+        sock.getpeername()
+    except OSError:
+        sock.detach()
+        raise ListenError(f"{name}: the socket of file descriptor {fd} neither listens nor is connected") from None
+    return Listener(sock, name, connected=True)
+
+
+def from_systemd(environ: MutableMapping[str, str] | None = None) -> list[Listener]:
+    """The sockets of systemd's socket activation, named by LISTEN_FDNAMES; none where there was no activation.
+
+    Takes the LISTEN_* variables out of the environment: they are not meant for our children.
+    Raises ListenError where they make no sense, or as `from_fd`.
+    """
+    environ = os.environ if environ is None else environ
+    pid = environ.pop("LISTEN_PID", "")
+    count = environ.pop("LISTEN_FDS", "")
+    names = environ.pop("LISTEN_FDNAMES", "")
+    if pid != str(os.getpid()) or not count:
+        return []
+    if not count.isdecimal() or int(count) > 4096:
+        raise ListenError(f"LISTEN_FDS is '{count}', a number expected")
+    labels = names.split(":") if names else []
+    return [
+        from_fd(fd, labels[index] if index < len(labels) else None)
+        for index, fd in enumerate(range(_FIRST_SYSTEMD_FD, _FIRST_SYSTEMD_FD + int(count)))
+    ]
+
+
+def sd_notify(state: str) -> bool:
+    """Tell the service manager, if there is one (sd_notify(3)): ``READY=1``. Returns whether it was told."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] not in ("/", "@"):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+        except OSError:
+            return False
+    return True
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens on. Raises ListenError where somebody does, or it is no socket."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(f"cannot listen on '{path}': something that is not a socket has that name")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        number = probe.connect_ex(path)
+    if number == errno.ECONNREFUSED:
+        os.unlink(path)
+    elif number != errno.ENOENT:  # 0, or EAGAIN from a full backlog
+        raise ListenError(f"cannot listen on '{path}': another program does")
+
+
+class _PathLock:
+    """``PATH.lock``, locked for as long as we serve: between our own servers, no race about who is stale."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock_path = path + ".lock"
+        self._identity: tuple[int, int] | None = None
+        while True:
+            self._fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_current():
+                    return
+            except BlockingIOError:
+                os.close(self._fd)
+                raise ListenError(f"cannot listen on '{path}': another server does (it holds '{path}.lock')") from None
+            os.close(self._fd)  # its owner removed it between our open and our flock
+
+    def _is_current(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(self._lock_path))
+        except FileNotFoundError:
+            return False
+
+    def bound(self) -> None:
+        """Remember which socket is ours, so that nobody else's is removed."""
+        status = os.lstat(self._path)
+        self._identity = (status.st_dev, status.st_ino)
+
+    def release(self) -> None:
+        """Remove the socket, if it is still ours, then the lock."""
+        try:
+            status = os.lstat(self._path)
+            if self._identity == (status.st_dev, status.st_ino):
+                os.unlink(self._path)
+        except OSError:
+            pass
+        try:
+            os.unlink(self._lock_path)
+        except OSError:
+            pass
+        os.close(self._fd)

@@ -1,0 +1,116 @@
+"""A vfio-user server: one `Function` on one socket, for one client after another ("Socket Disconnection Behavior")."""
+
+import errno
+import logging
+import socket
+
+import trio
+
+from vfiouser_virtio.function import Function, Hold
+from vfiouser_virtio.vfio_user.listening import Listener
+from vfiouser_virtio.vfio_user.session import HOLD_PATIENCE, Session, Trace, wait_hold
+from vfiouser_virtio.vfio_user.sockets import peer_pid
+
+log = logging.getLogger(__name__)
+
+# accept() fails with these as long as something is short that only time brings back.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_ACCEPT_PAUSE = 0.2  # seconds
+# accept() fails with these where the client went before we came (accept(2): treat them like EAGAIN).
+_GONE = (errno.ECONNABORTED, errno.EPROTO)
+
+
+class Server:
+    """Serves ``function`` to whoever connects, one client at a time; its state outlives each client.
+
+    ``write_multiple`` lets clients send REGION_WRITE_MULTI. ``trace`` is called with every message.
+    """
+
+    def __init__(
+        self, function: Function, *, name: str = "", write_multiple: bool = False, trace: Trace | None = None
+    ) -> None:
+        self._function = function
+        self._name = name
+        self._write_multiple = write_multiple
+        self._trace = trace
+        self._next: socket.socket | None = None
+
+    async def serve(self, listener: Listener) -> None:
+        """Serve the listener's clients until cancelled; if it is a connection itself, until that one ends.
+
+        A second client is accepted, closed at once, and logged, while there is a first. Does not close ``listener``.
+        """
+        name = self._name or listener.name
+        if listener.connected:
+            await self._serve_client(listener.socket.dup(), name, None)
+            return
+        try:
+            while True:
+                client, self._next = self._next or await _accept(listener.socket, name), None
+                await self._serve_client(client, name, listener.socket)
+        finally:
+            if self._next is not None:
+                self._next.close()
+                self._next = None
+
+    async def _serve_client(self, client: socket.socket, name: str, listening: socket.socket | None) -> None:
+        name = f"{name} (pid {peer_pid(client)})"
+        session = Session(client, self._function, name, write_multiple=self._write_multiple, trace=self._trace)
+        log.info("%s: connected", name)
+        try:
+            async with trio.open_nursery() as nursery:
+                if listening is not None:
+                    nursery.start_soon(self._refuse_others, listening, session)
+                await session.run()
+                nursery.cancel_scope.cancel()
+        except Exception:
+            log.exception("%s: a bug of the server; connection closed", name)
+        except BaseException:
+            # We are being cancelled: be polite to the device, but not for ever.
+            with trio.move_on_after(2 * HOLD_PATIENCE, shield=True):
+                await self._disconnected(session)
+            raise
+        log.info("%s: disconnected", name)
+        await self._disconnected(session)
+
+    async def _disconnected(self, session: Session) -> None:
+        """Tell the function, and wait until nothing of it touches the client's memory any more."""
+        holds = [session.hold]
+        if session.client is not None:
+            try:
+                holds.append(self._function.disconnected())
+            except Exception:
+                log.exception("%s: a bug of the device", session.name)
+        hold = Hold.all(holds)
+        if hold is not None:
+            await wait_hold(hold)
+
+    async def _refuse_others(self, listening: socket.socket, session: Session) -> None:
+        """While there is a client, close the connections of others, unless that client has just gone."""
+        while True:
+            other = await _accept(listening, session.name)
+            if session.peer_hung_up():
+                self._next = other
+                return
+            log.warning("%s is being served: refused another client, pid %d", session.name, peer_pid(other))
+            other.close()
+
+
+async def _accept(listening: socket.socket, name: str) -> socket.socket:
+    complained = False
+    while True:
+        try:
+            client, _address = listening.accept()
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(listening)
+        except OSError as error:
+            if error.errno in _GONE:
+                continue
+            if error.errno not in _EXHAUSTED:
+                raise
+            if not complained:
+                log.warning("%s: cannot accept a client: %s", name, error.strerror)
+                complained = True
+            await trio.sleep(_ACCEPT_PAUSE)
+        else:
+            return client

@@ -1,0 +1,134 @@
+"""A non-blocking AF_UNIX stream that carries vfio-user messages and their fds (SCM_RIGHTS), both ways."""
+
+import os
+import select
+import socket
+import struct
+from array import array
+from collections import deque
+from collections.abc import Sequence
+
+import trio
+
+from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.vfio_user.connection import Connection
+
+# SCM_MAX_FD is 253: with room for that many, the kernel never has to drop one for want of space.
+_ANCILLARY_SIZE = socket.CMSG_SPACE(253 * 4)
+
+
+class MessageSocket:
+    """Receives into a `Connection` and sends whole messages, never blocking. Owns the socket and all unread fds."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+        self.connection = Connection()
+        self.queued = 0
+        """Bytes that the peer has not taken yet."""
+        self.broken = False
+        """The peer is gone: what is sent is dropped."""
+        self._queue: deque[tuple[memoryview, list[int]]] = deque()
+        self._recvmsg_into = sock.recvmsg_into
+        self._send = sock.send
+
+    def receive_nowait(self) -> bool:
+        """Take what is there. Returns False at the end of the stream; raises BlockingIOError when there is nothing.
+
+        PeerError as `Connection.received`.
+        """
+        try:
+            count, ancillary, flags, _ = self._recvmsg_into(
+                (self.connection.room(),), _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:  # reset by a peer that went with unread bytes of ours
+            return False
+        if ancillary or flags & socket.MSG_CTRUNC:
+            fds = array("i")
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+            if count == 0:
+                close_all(fds)
+            else:
+                self.connection.received(count, fds, fds_lost=bool(flags & socket.MSG_CTRUNC))
+        else:
+            self.connection.received(count)
+        return count > 0
+
+    def send(self, message: bytes, fds: Sequence[int] = ()) -> bool:
+        """Send one message with copies of ``fds``, or what the socket takes of it and queue the rest for `flush`.
+
+        Returns whether something is queued now.
+        """
+        if self.broken:
+            return False
+        if not self.queued:
+            try:
+                # One system call per message: QEMU wants a header in one piece.
+                sent = self._sendmsg(message, fds) if fds else self._send(message)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.broken = True
+                return False
+            if sent == len(message):
+                return False
+            if sent:
+                fds = ()
+            message = message[sent:]
+        copies: list[int] = []
+        try:
+            copies.extend(os.dup(fd) for fd in fds)  # the caller may close its own before ours have left
+        except OSError:  # no room in our fd table: better no answer than half of one
+            close_all(copies)
+            self.broken = True
+            return False
+        self._queue.append((memoryview(message), copies))
+        self.queued += len(message)
+        return True
+
+    async def flush(self) -> None:
+        """Send what is queued as the peer takes it, until nothing is left or the peer is gone."""
+        while self._queue and not self.broken:
+            rest, fds = self._queue[0]
+            try:
+                sent = self._sendmsg(rest, fds) if fds else self._send(rest)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self.socket)
+                continue
+            except OSError:
+                self.broken = True
+                return
+            close_all(fds)
+            self.queued -= sent
+            if sent == len(rest):
+                self._queue.popleft()
+            else:
+                self._queue[0] = (rest[sent:], [])
+
+    def _sendmsg(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
+        return self.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+
+    def peer_hung_up(self) -> bool:
+        """Whether the peer has closed its end, even if there is something left to read."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)  # POLLHUP and POLLERR are always reported
+        return bool(poll.poll(0))
+
+    def close(self) -> bool:
+        """Close the socket and every fd that nobody took. Returns whether the stream ended inside a message."""
+        self.socket.close()
+        for _rest, fds in self._queue:
+            close_all(fds)
+        self._queue.clear()
+        self.queued = 0
+        self.broken = True
+        return self.connection.close()
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """The process id of the peer, 0 where it is in another pid namespace (unix(7): SO_PEERCRED)."""
+    layout = struct.Struct("iII")
+    pid, _uid, _gid = layout.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
+    return int(pid)
