@@ -1,0 +1,22 @@
+"""A generic PCI endpoint function that knows nothing of virtio: build any device on it (see `PciFunction`)."""
+
+from vfiouser_virtio.pci.bars import Bar, BarKind, Bars
+from vfiouser_virtio.pci.capabilities import Capability, vendor_capability
+from vfiouser_virtio.pci.config_space import ConfigSpace
+from vfiouser_virtio.pci.function import PciFunction
+from vfiouser_virtio.pci.identity import Identity
+from vfiouser_virtio.pci.intx import Intx
+from vfiouser_virtio.pci.msix import Msix
+
+__all__ = [
+    "Bar",
+    "BarKind",
+    "Bars",
+    "Capability",
+    "ConfigSpace",
+    "Identity",
+    "Intx",
+    "Msix",
+    "PciFunction",
+    "vendor_capability",
+]

@@ -1,0 +1,128 @@
+"""PCI Local Bus 3.0 §6.1 and §6.2: configuration space as bytes with write masks.
+
+::
+
+    0x00  vendor_id        device_id          r  r
+    0x04  command          status             rw r, bits 8 and 11-15 cleared by writing 1
+    0x08  revision_id, class_prog, class_device              r
+    0x0c  cache_line_size, latency_timer, header_type, bist  rw rw r r
+    0x10  base_address[6]                     rw above the BAR's size (bars.py)
+    0x2c  subsystem_vendor_id, subsystem_id   r
+    0x30  rom_address                         r, 0: no ROM
+    0x34  capability_list                     r
+    0x3c  interrupt_line, interrupt_pin       rw r
+    0x40  capabilities, in the order in which they were added, 4-aligned (capabilities.py)
+    0x100 … 0xfff  reads as zero: no extended capabilities     (only when the size is 4096)
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.function import Buffer, PciRegion
+from vfiouser_virtio.protocols.pci import CFG_SPACE_EXP_SIZE, CFG_SPACE_SIZE
+
+OnRead = Callable[[int, int], None]
+"""``(offset, count)`` of an access about to be answered, relative to and clipped to the hooked range."""
+
+OnWrite = Callable[[int, bytes], None]
+"""``(offset, data)`` as the client sent it, relative to and clipped to the hooked range, after it was stored."""
+
+
+class _Hook(NamedTuple):
+    start: int
+    end: int
+    on_read: OnRead | None
+    on_write: OnWrite | None
+
+
+class ConfigSpace:
+    """The config space of one function: current bytes, power-on bytes, and what a write may do to each bit.
+
+    A client's `read` and `write` may have any width and alignment within bounds and are one access each: hooks run
+    once per access, however many registers it spans. `load` and `store` are the device's own side, free of masks.
+    """
+
+    def __init__(self, size: int = CFG_SPACE_SIZE) -> None:
+        if size not in (CFG_SPACE_SIZE, CFG_SPACE_EXP_SIZE):
+            raise ValueError(f"config space has 256 or 4096 bytes, not {size}")  # QEMU hangs its guest on others
+        self.size = size
+        self._data = bytearray(size)
+        self._power_on = bytearray(size)
+        self._writable = bytearray(size)
+        self._write_1_to_clear = bytearray(size)
+        self._hooks: list[_Hook] = []
+
+    def define(self, offset: int, data: bytes, *, writable: bytes = b"", write_1_to_clear: bytes = b"") -> None:
+        """Give registers their power-on value and masks; a mask shorter than ``data`` leaves the rest read-only."""
+        end = offset + len(data)
+        if end > self.size or len(writable) > len(data) or len(write_1_to_clear) > len(data):
+            raise ValueError(f"registers at {offset:#x}..{end:#x} or their masks do not fit {self.size} bytes")
+        self._data[offset:end] = self._power_on[offset:end] = data
+        self._writable[offset:end] = writable.ljust(len(data), b"\0")
+        self._write_1_to_clear[offset:end] = write_1_to_clear.ljust(len(data), b"\0")
+
+    def define_bits(self, offset: int, bits: bytes) -> None:
+        """Set more bits of registers' power-on value; masks stay as they are."""
+        for at, byte in enumerate(bits, offset):
+            self._power_on[at] |= byte
+            self._data[at] |= byte
+
+    def hook(self, offset: int, size: int, *, on_read: OnRead | None = None, on_write: OnWrite | None = None) -> None:
+        """Call ``on_read`` before, ``on_write`` after every access of a client that touches the range."""
+        self._hooks.append(_Hook(offset, offset + size, on_read, on_write))
+
+    def read(self, offset: int, count: int) -> bytes:
+        """A client's read. Raises PeerError (EINVAL) when it does not lie within config space."""
+        end = self._end(offset, count)
+        for hook in self._hooks:
+            if hook.on_read is not None and offset < hook.end and end > hook.start:
+                first = max(offset, hook.start)
+                hook.on_read(first - hook.start, min(end, hook.end) - first)
+        return bytes(self._data[offset:end])
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """A client's write: changes writable bits, clears others, runs hooks. Raises PeerError (EINVAL) as `read`."""
+        count = len(data)
+        end = self._end(offset, count)
+        written = bytes(data)
+        value = int.from_bytes(written, "little")
+        writable, clearable = (
+            int.from_bytes(mask[offset:end], "little") for mask in (self._writable, self._write_1_to_clear)
+        )
+        old = self.load(offset, count)
+        self._data[offset:end] = ((old & ~writable | value & writable) & ~(value & clearable)).to_bytes(count, "little")
+        for hook in self._hooks:
+            if hook.on_write is not None and offset < hook.end and end > hook.start:
+                first = max(offset, hook.start)
+                hook.on_write(first - hook.start, written[first - offset : hook.end - offset])
+
+    def load(self, offset: int, size: int) -> int:
+        """The current value of a register of ``size`` bytes."""
+        return int.from_bytes(self._data[offset : offset + size], "little")
+
+    def store(self, offset: int, data: bytes) -> None:
+        """Replace bytes whatever their masks say. Raises ValueError outside config space."""
+        if offset < 0 or offset + len(data) > self.size:
+            raise ValueError(f"{len(data)} bytes at {offset:#x} are outside config space")
+        self._data[offset : offset + len(data)] = data
+
+    def set_bits(self, offset: int, bits: int, on: bool) -> None:
+        """Set or clear bits within the byte at ``offset``, whatever its masks say."""
+        if on:
+            self._data[offset] |= bits
+        else:
+            self._data[offset] &= ~bits & 0xFF
+
+    def reset(self) -> None:
+        """Every register back to its power-on value; no hook runs."""
+        self._data[:] = self._power_on
+
+    def _end(self, offset: int, count: int) -> int:
+        end = offset + count
+        if offset < 0 or count < 0 or end > self.size:
+            raise PeerError(
+                f"access of {count} bytes at {offset:#x} is outside region {PciRegion.CONFIG:d}, "
+                f"the {self.size} bytes of config space"
+            )
+        return end

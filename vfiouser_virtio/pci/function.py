@@ -1,0 +1,310 @@
+"""A PCI endpoint (PCI Local Bus 3.0 §6, PCIe 4.0 §7.5) behind the seam of ``vfiouser_virtio.function``."""
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.function import (
+    Buffer,
+    Client,
+    DeviceFlags,
+    DeviceInfo,
+    Hold,
+    IoEventFd,
+    IrqInfo,
+    IrqInfoFlags,
+    IrqSetFlags,
+    PciIrq,
+    PciRegion,
+    RegionFlags,
+    RegionInfo,
+)
+from vfiouser_virtio.memory import GuestMemory
+from vfiouser_virtio.pci.bars import Bar, Bars
+from vfiouser_virtio.pci.capabilities import (
+    Capability,
+    CapabilityChain,
+    exp_capability,
+    msix_capability,
+    pm_capability,
+)
+from vfiouser_virtio.pci.config_space import ConfigSpace
+from vfiouser_virtio.pci.header import define_header
+from vfiouser_virtio.pci.identity import Identity
+from vfiouser_virtio.pci.intx import Intx
+from vfiouser_virtio.pci.irqs import Interrupts, set_irqs
+from vfiouser_virtio.pci.msix import Msix
+from vfiouser_virtio.protocols.codec import offsets
+from vfiouser_virtio.protocols.pci import (
+    CFG_SPACE_SIZE,
+    EXP_CAP,
+    MSIX_CAP,
+    PM_CAP,
+    TYPE0_HEADER,
+    Command,
+    ExpDevCtl,
+    MsixFlags,
+    PmCtrl,
+    PowerState,
+    Status,
+)
+
+_COMMAND, _COMMAND_SIZE = offsets(TYPE0_HEADER)["command"]
+_STATUS, _ = offsets(TYPE0_HEADER)["status"]
+_INTERRUPT = int(Status.INTERRUPT)  # a plain int: arithmetic with flags costs a microsecond, and INTx is hot
+_PM_CTRL, _ = offsets(PM_CAP)["ctrl"]
+_MSIX_FLAGS, _MSIX_FLAGS_SIZE = offsets(MSIX_CAP)["flags"]
+_DEVCTL, _DEVCTL_SIZE = offsets(EXP_CAP)["devctl"]
+
+
+def _nothing(_: object = None) -> None:
+    """The default of every callback."""
+
+
+class PciFunction:
+    """One PCI function: config space, BARs, capabilities and interrupts; satisfies the seam's ``Function``.
+
+    A device with one BAR that holds a scratch register and interrupts when it is written::
+
+        class Scratch:
+            def __init__(self) -> None:
+                self.value = bytearray(0x1000)
+                self.function = PciFunction(Identity(vendor=0x1234, device=0x5678, class_code=0xFF0000))
+                self.function.add_bar(0, Bar(len(self.value), self.read, self.write))
+                self.function.add_msix(vectors=1, bar=1)
+
+            def read(self, offset: int, count: int) -> bytes:
+                return bytes(self.value[offset : offset + count])
+
+            def write(self, offset: int, data: Buffer) -> None:
+                self.value[offset : offset + len(data)] = data
+                self.function.raise_msix(0)
+
+    It is built with the ``add_`` methods before the first client comes; capabilities are chained in the order of the
+    calls. The callbacks are plain attributes that do nothing until they are set:
+
+    - ``on_connected()`` and ``on_disconnected() -> Hold | None``: a client comes, goes.
+    - ``on_reset() -> Hold | None``: DEVICE_RESET, a function level reset, or D3hot→D0 without No_Soft_Reset. Config
+      space has its power-on values already. Only DEVICE_RESET waits for the hold: a config write has no late reply.
+    - ``on_bus_master(bool)``: the function may, or may no longer, reach memory. Comes before ``on_reset``.
+    - ``on_resample_fd(int | None)``: another eventfd tells the end of an INTx (`Intx.resampled`); the one before is
+      closed when the call returns, so stop waiting on it.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        interrupt_pin: int = 1,
+        config_size: int = CFG_SPACE_SIZE,
+        memory: GuestMemory | None = None,
+    ) -> None:
+        """``interrupt_pin``: 1 to 4 are INTA# to INTD#, 0 none. ``config_size``: 256, or 4096 for PCI Express."""
+        self.identity = identity
+        self.memory = GuestMemory() if memory is None else memory
+        self.config = ConfigSpace(config_size)
+        self.bars = Bars(self.config)
+        self.intx = Intx(interrupt_pin, self._resample_fd_changed)
+        self.msix: Msix | None = None
+        self._irqs: dict[int, Interrupts] = {PciIrq.INTX: self.intx}
+        self.msix_enabled = False
+        self.bus_master = False
+        self.io_event_fds: dict[int, list[IoEventFd]] = {}
+
+        self.on_connected: Callable[[], None] = _nothing
+        self.on_disconnected: Callable[[], Hold | None] = _nothing
+        self.on_reset: Callable[[], Hold | None] = _nothing
+        self.on_bus_master: Callable[[bool], None] = _nothing
+        self.on_resample_fd: Callable[[int | None], None] = _nothing
+
+        self._chain = CapabilityChain(self.config)
+        self._pm_cap: int | None = None
+        self._msix_cap = 0
+        self._client_decodes = False
+        define_header(self.config, identity, interrupt_pin)
+        self.config.hook(_COMMAND, _COMMAND_SIZE, on_write=self._command_written)
+
+    # Building
+
+    def add_bar(self, index: int, bar: Bar) -> None:
+        """Put ``bar`` at BAR ``index``, 0 to 5; a 64-bit one takes the next as well. ValueError when not free."""
+        self.bars.add(index, bar)
+
+    def add_capability(self, capability: Capability) -> int:
+        """Append a capability; returns its offset in config space. ValueError when there is no room."""
+        return self._chain.add(capability)
+
+    def add_msix(self, vectors: int, *, bar: int) -> int:
+        """Add MSI-X with 1 to 2048 vectors in a BAR of its own; returns the capability's offset."""
+        msix = Msix(vectors)
+        self.bars.add(bar, msix.bar())
+        self.msix = self._irqs[PciIrq.MSIX] = msix
+        self._msix_cap = self._chain.add(
+            msix_capability(vectors, bar=bar, table=msix.table_offset, pba=msix.pba_offset, on_write=self._msix_written)
+        )
+        return self._msix_cap
+
+    def add_pm(self, *, no_soft_reset: bool = True) -> int:
+        """Add power management with D0 and D3hot; ``no_soft_reset``: a return to D0 keeps all state."""
+        self._pm_cap = self._chain.add(pm_capability(no_soft_reset=no_soft_reset, on_write=self._pm_written))
+        return self._pm_cap
+
+    def add_pcie(self, *, flr: bool = True) -> int:
+        """Add the PCI Express capability of an endpoint; ``flr``: with function level reset."""
+        return self._chain.add(exp_capability(flr=flr, on_write=self._exp_written if flr else None))
+
+    # Interrupts, for the owner
+
+    def raise_msix(self, vector: int) -> None:
+        """Fire a vector; masked or without an eventfd it stays pending. ValueError when there is no such vector.
+
+        Does not look at MSI-X Enable: the owner chooses between this and `set_intx` by ``msix_enabled``.
+        """
+        if self.msix is None:
+            raise ValueError(f"MSI-X vector {vector} of a function without MSI-X")
+        self.msix.fire(vector)
+
+    def set_intx(self, level: bool) -> None:
+        """Assert or de-assert INTx. INTX_DISABLE and MSI-X keep the line itself down; STATUS shows ``level``."""
+        if level != self.intx.level:
+            self.config.set_bits(_STATUS, _INTERRUPT, level)
+            self.intx.set_level(level)
+
+    # The seam (vfiouser_virtio.function.Function)
+
+    def connected(self, client: Client) -> None:
+        """A client has come; its memory follows. Until it sets COMMAND.MEMORY or IO for once, BARs answer without."""
+        self._client_decodes = False
+        self._command_written()
+        self.memory.attach(client)
+        self.on_connected()
+
+    def disconnected(self) -> Hold | None:
+        """The client is gone, with its memory and eventfds; registers keep their values."""
+        stopped = self.on_disconnected()
+        self.intx.disable()
+        if self.msix is not None:
+            self.msix.deassign(0, self.msix.count)
+        return Hold.all([stopped, self.memory.clear()])
+
+    def device_info(self) -> DeviceInfo:
+        """A resettable PCI device with all of vfio's PCI regions and interrupt indexes."""
+        return DeviceInfo(DeviceFlags.PCI | DeviceFlags.RESET, num_regions=len(PciRegion), num_irqs=len(PciIrq))
+
+    def region_info(self, index: int) -> RegionInfo:
+        """BARs and config space; the ROM, the VGA region and unused BARs have size 0."""
+        _known(PciRegion, index, "GET_REGION_INFO")
+        size = self.config.size if index == PciRegion.CONFIG else self.bars.size(index)
+        return RegionInfo(RegionFlags.READ | RegionFlags.WRITE, size) if size else RegionInfo()
+
+    def irq_info(self, index: int) -> IrqInfo:
+        """INTx and MSI-X. ERR gets EINVAL: QEMU takes that silently, but warns at count 0."""
+        _known(PciIrq, index, "GET_IRQ_INFO")
+        if index == PciIrq.ERR:
+            raise PeerError("GET_IRQ_INFO index 3: this device reports no errors through VFIO_PCI_ERR_IRQ_INDEX")
+        irqs = self._irqs.get(index)
+        # Without NORESIZE a client adds vectors one by one; with it QEMU takes all away first.
+        flags = IrqInfoFlags.EVENTFD
+        if index == PciIrq.INTX:
+            flags |= IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED
+        return IrqInfo(flags, 0 if irqs is None else irqs.count)
+
+    def io_fds(self, index: int) -> Sequence[IoEventFd]:
+        """What the owner has put into ``io_event_fds`` for this BAR."""
+        _known(PciRegion, index, "GET_REGION_IO_FDS")
+        return self.io_event_fds.get(index, ())
+
+    def region_read(self, index: int, offset: int, count: int) -> Buffer:
+        """Config space, or a BAR: all-ones while it is not decoded. PeerError outside a region."""
+        if index == PciRegion.CONFIG:
+            return self.config.read(offset, count)
+        return self.bars.decoded_read(index, offset, count)
+
+    def region_write(self, index: int, offset: int, data: Buffer) -> None:
+        """Config space, or a BAR: lost while it is not decoded. PeerError outside a region."""
+        if index == PciRegion.CONFIG:
+            self.config.write(offset, data)
+        else:
+            self.bars.decoded_write(index, offset, data)
+
+    def dma_map(self, address: int, size: int, *, readable: bool, writable: bool, fd: int | None, offset: int) -> None:
+        """Client memory comes; see `GuestMemory.map`."""
+        self.memory.map(address, size, readable=readable, writable=writable, fd=fd, offset=offset)
+
+    def dma_unmap(self, address: int, size: int) -> Hold | None:
+        """Client memory goes; see `GuestMemory.unmap`."""
+        return self.memory.unmap(address, size)
+
+    def set_irqs(
+        self, index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]
+    ) -> None:
+        """Every form of SET_IRQS; PeerError for a malformed one, with ``fds`` closed."""
+        set_irqs(self._irqs, index, flags, start, count, data, fds)
+
+    def reset(self) -> Hold | None:
+        """Registers to their power-on values; memory and eventfds stay, because QEMU does not send them again."""
+        self.config.reset()
+        self.msix_enabled = False
+        if self.msix is not None:
+            self.msix.reset()
+        self.intx.reset()
+        self._command_written()
+        return self.on_reset()
+
+    # What writes to config space cause
+
+    def _command_written(self, _offset: int = 0, _data: bytes = b"") -> None:
+        command = self.config.load(_COMMAND, _COMMAND_SIZE)
+        memory, io = bool(command & Command.MEMORY), bool(command & Command.IO)
+        # Linux' vfio hands devices out with decoding on, so SPDK's driver writes 0x404 and goes on to the BARs. Only a
+        # client that has enabled decoding itself is held to it; QEMU does so before the first access that it forwards.
+        self._client_decodes |= memory or io
+        awake = self._power_state() == PowerState.D0  # in D3hot only config space answers (PCI PM 1.2 §5.4.1)
+        self.bars.set_decode(
+            memory=awake and (memory or not self._client_decodes), io=awake and (io or not self._client_decodes)
+        )
+        self.intx.set_blocked(self.msix_enabled or bool(command & Command.INTX_DISABLE))
+        bus_master = awake and bool(command & Command.MASTER)
+        if bus_master != self.bus_master:
+            self.bus_master = bus_master
+            self.on_bus_master(bus_master)
+
+    def _msix_written(self, _offset: int, _data: bytes) -> None:
+        assert self.msix is not None
+        flags = self.config.load(self._msix_cap + _MSIX_FLAGS, _MSIX_FLAGS_SIZE)
+        self.msix_enabled = bool(flags & MsixFlags.ENABLE)
+        self.msix.set_control(enable=self.msix_enabled, mask_all=bool(flags & MsixFlags.MASKALL))
+        self._command_written()
+
+    def _pm_written(self, offset: int, data: bytes) -> None:
+        assert self._pm_cap is not None
+        if not offset <= _PM_CTRL < offset + len(data):
+            return
+        state, old = int(data[_PM_CTRL - offset] & PmCtrl.STATE_MASK), self._power_state()
+        if state not in (PowerState.D0, PowerState.D3HOT):
+            return  # a write of a state that is not supported is discarded (PCI PM 1.2 §3.2.4)
+        ctrl = self.config.load(self._pm_cap + _PM_CTRL, 1) & ~PmCtrl.STATE_MASK | state
+        self.config.store(self._pm_cap + _PM_CTRL, bytes([ctrl]))
+        if old == PowerState.D3HOT and state == PowerState.D0 and not ctrl & PmCtrl.NO_SOFT_RESET:
+            self.reset()
+        else:
+            self._command_written()
+
+    def _exp_written(self, offset: int, data: bytes) -> None:
+        # BCR_FLR is bit 15 of DEVCTL: bit 7 of its second byte.
+        at = _DEVCTL + _DEVCTL_SIZE - 1 - offset
+        if 0 <= at < len(data) and data[at] << 8 & ExpDevCtl.BCR_FLR:
+            self.reset()
+
+    def _power_state(self) -> int:
+        if self._pm_cap is None:
+            return PowerState.D0
+        return int(self.config.load(self._pm_cap + _PM_CTRL, 1) & PmCtrl.STATE_MASK)
+
+    def _resample_fd_changed(self, fd: int | None) -> None:
+        self.on_resample_fd(fd)
+
+
+def _known(indexes: type[IntEnum], index: int, command: str) -> None:
+    if not 0 <= index < len(indexes):
+        raise PeerError(f"{command} index {index:#x}: there are {len(indexes)}")

@@ -1,0 +1,115 @@
+"""PCI Local Bus 3.0 §2.2.6 over vfio: a level-triggered interrupt on top of an eventfd, which has only edges.
+
+::
+
+    line = level and not blocked              level: what the function wants; blocked: INTX_DISABLE, or MSI-X is on
+    line up, not masked  ──▶ signal, masked   (vfio's AUTOMASKED: the client masks the interrupt when it fires)
+    unmasked             ──▶ signal again if the line is still up
+
+The client unmasks with SET_IRQS, or through the resample eventfd that KVM signals at the guest's end of interrupt. QEMU
+unmasks at the guest's next access to any BAR. A new eventfd and SET_IRQS' disable unmask too: the interrupt that the
+old one had announced is forgotten.
+"""
+
+import os
+import select
+from collections.abc import Callable, Iterable, Sequence
+
+from vfiouser_virtio.fds import signal
+
+_NO_FD = -1
+
+
+class Intx:
+    """The one interrupt of index INTX. ``pin``: 1 is INTA#, 0 means that the function has none."""
+
+    def __init__(self, pin: int, on_resample_fd: Callable[[int | None], None]) -> None:
+        if not 0 <= pin <= 4:
+            raise ValueError(f"interrupt pin {pin} is none of 0 (no INTx) and 1 to 4 (INTA# to INTD#)")
+        self.count = 1 if pin else 0
+        self.level = False
+        self.masked = False
+        self.resample_fd: int | None = None
+        self._blocked = False
+        self._fd = _NO_FD
+        self._on_resample_fd = on_resample_fd
+
+    def set_level(self, level: bool) -> None:
+        """What the function wants of the line; stays until told otherwise."""
+        self.level = level
+        self._update()
+
+    def set_blocked(self, blocked: bool) -> None:
+        """Whether something keeps the line down: INTX_DISABLE, or MSI-X, which replaces it."""
+        self._blocked = blocked
+        self._update()
+
+    def mask(self) -> None:
+        """SET_IRQS ACTION_MASK: do not signal until unmasked."""
+        self.masked = True
+
+    def unmask(self) -> None:
+        """SET_IRQS ACTION_UNMASK: signal again if the line is up."""
+        self.masked = False
+        self._update()
+
+    def resampled(self) -> None:
+        """The resample eventfd is readable: the guest has ended the interrupt. Drains it and unmasks."""
+        if self.resample_fd is not None:
+            _drain(self.resample_fd)
+        self.unmask()
+
+    def set_resample_fd(self, fd: int | None) -> None:
+        """SET_IRQS ACTION_UNMASK with an eventfd, or without one. The old one is closed after its waiter was told."""
+        old, self.resample_fd = self.resample_fd, fd
+        if old is not None or fd is not None:
+            self._on_resample_fd(fd)
+        if old is not None:
+            os.close(old)
+
+    def assign(self, start: int, fds: Sequence[int]) -> None:
+        """SET_IRQS with an eventfd; closes the one before and forgets what it was told. ``start`` is always 0."""
+        assert start == 0
+        for fd in fds:
+            self.deassign(0, 1)
+            self._fd = fd
+            self.unmask()
+
+    def deassign(self, start: int, count: int) -> None:
+        """SET_IRQS without an eventfd, for the only interrupt there is."""
+        assert start == 0
+        if count and self._fd != _NO_FD:
+            os.close(self._fd)
+            self._fd = _NO_FD
+
+    def disable(self) -> None:
+        """SET_IRQS with count 0: neither eventfd nor resample eventfd, unmasked."""
+        self.deassign(0, 1)
+        self.set_resample_fd(None)
+        self.masked = False
+
+    def trigger(self, vectors: Iterable[int]) -> None:
+        """SET_IRQS' loopback test: signal the eventfd, masked or not."""
+        for _ in vectors:
+            if self._fd != _NO_FD:
+                signal(self._fd)
+
+    def reset(self) -> None:
+        """Line down and unmasked; the eventfds stay, because a client does not send them again."""
+        self.level = self.masked = self._blocked = False
+
+    def _update(self) -> None:
+        if self.level and not self._blocked and not self.masked and self._fd != _NO_FD:
+            self.masked = True
+            signal(self._fd)
+
+
+def _drain(fd: int) -> None:
+    """Read an eventfd that may be empty after all, and may be a blocking one: its flags are the client's."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    if poll.poll(0):
+        try:
+            os.eventfd_read(fd)
+        except BlockingIOError:  # the client has read it in between
+            pass

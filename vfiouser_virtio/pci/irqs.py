@@ -1,0 +1,102 @@
+"""vfio-user "VFIO_USER_DEVICE_SET_IRQS", and Linux' drivers/vfio/pci for what its text leaves open."""
+
+import errno
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.fds import close_all, is_eventfd
+from vfiouser_virtio.function import Buffer, IrqSetFlags, PciIrq
+from vfiouser_virtio.pci.intx import Intx
+
+_DATA = int(
+    IrqSetFlags.DATA_NONE | IrqSetFlags.DATA_BOOL | IrqSetFlags.DATA_EVENTFD
+)  # int: ~ of a flag drops unknown bits
+_ACTION = int(IrqSetFlags.ACTION_MASK | IrqSetFlags.ACTION_UNMASK | IrqSetFlags.ACTION_TRIGGER)
+
+
+class Interrupts(Protocol):
+    """What `Msix` and `Intx` have in common: numbered interrupts, each with an eventfd or without."""
+
+    count: int
+
+    def assign(self, start: int, fds: Sequence[int]) -> None: ...
+    def deassign(self, start: int, count: int) -> None: ...
+    def disable(self) -> None: ...
+    def trigger(self, vectors: Iterable[int]) -> None: ...
+
+
+def set_irqs(
+    irqs: Mapping[int, Interrupts],
+    index: int,
+    flags: IrqSetFlags,
+    start: int,
+    count: int,
+    data: Buffer,
+    fds: Sequence[int],
+) -> None:
+    """Apply one SET_IRQS to the interrupts of ``index``, of which there are none when it is not in ``irqs``.
+
+    Every message stands for itself: a client with many vectors sends them in chunks. All of it is checked before
+    anything changes. Raises PeerError (EINVAL for a malformed message, ENOTTY for an action that the index does not
+    have) with all ``fds`` closed.
+    """
+    target = irqs.get(index)
+    try:
+        _check(target, index, flags, start, count, data, fds)
+    except PeerError:
+        close_all(fds)
+        raise
+    if target is None:
+        return
+    if flags & IrqSetFlags.ACTION_TRIGGER:
+        if flags & IrqSetFlags.DATA_EVENTFD:
+            if fds:
+                target.assign(start, fds)
+            else:
+                target.deassign(start, count)
+        elif flags & IrqSetFlags.DATA_NONE and count == 0:
+            target.disable()
+        else:
+            target.trigger(_chosen(flags, start, count, data))
+    else:
+        assert isinstance(target, Intx)
+        if flags & IrqSetFlags.DATA_EVENTFD:
+            if count:
+                target.set_resample_fd(fds[0] if fds else None)
+        elif _chosen(flags, start, count, data):
+            if flags & IrqSetFlags.ACTION_MASK:
+                target.mask()
+            else:
+                target.unmask()
+
+
+def _check(
+    target: Interrupts | None, index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]
+) -> None:
+    what = f"SET_IRQS index {index:#x} flags {flags:#x} start {start} count {count}"
+    if (flags & _DATA).bit_count() != 1 or (flags & _ACTION).bit_count() != 1 or flags & ~(_DATA | _ACTION):
+        raise PeerError(f"{what}: needs exactly one DATA and one ACTION bit")
+    if not 0 <= index < len(PciIrq):
+        raise PeerError(f"{what}: there are {len(PciIrq)} indexes")
+    available = 0 if target is None else target.count
+    if start < 0 or count < 0 or start + count > available:
+        raise PeerError(f"{what}: the index has {available} interrupts")
+    if flags & IrqSetFlags.DATA_BOOL and len(data) < count:
+        raise PeerError(f"{what}: {len(data)} bytes of data for {count} interrupts")
+    if fds and (not flags & IrqSetFlags.DATA_EVENTFD or len(fds) != count):
+        raise PeerError(f"{what}: came with {len(fds)} file descriptors")
+    for fd in fds:
+        if not is_eventfd(fd):
+            raise PeerError(f"{what}: a file descriptor is not an eventfd")
+    if not flags & IrqSetFlags.ACTION_TRIGGER:
+        if index != PciIrq.INTX:
+            raise PeerError(f"{what}: only INTx can be masked here; MSI-X is masked in its table", errno.ENOTTY)
+        if flags & IrqSetFlags.ACTION_MASK and flags & IrqSetFlags.DATA_EVENTFD:
+            raise PeerError(f"{what}: masking through an eventfd is not supported, as in Linux", errno.ENOTTY)
+
+
+def _chosen(flags: IrqSetFlags, start: int, count: int, data: Buffer) -> list[int]:
+    if flags & IrqSetFlags.DATA_BOOL:
+        return [start + n for n in range(count) if data[n]]
+    return list(range(start, start + count))

@@ -1,0 +1,134 @@
+"""PCI Local Bus 3.0 §6.8.2: MSI-X vectors as eventfds, with the table and the pending bits in a BAR of their own.
+
+::
+
+    0x000              table, 16 bytes per vector     kept for clients that forward it
+    max(0x800, 2ⁿ)     pending bit array, read-only   2ⁿ is the table's size rounded up to a power of two
+    twice that         end of the BAR: 4 KiB for up to 128 vectors, 64 KiB for 2048
+
+QEMU owns the table: neither accesses to it nor mask bits ever get here, and a vector masked by the guest just has no
+eventfd, or one that QEMU holds back. So a vector counts as masked by the table only once a client has written its
+control word. Message control and reads of the pending bits do get here.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+
+from vfiouser_virtio.fds import signal
+from vfiouser_virtio.function import Buffer
+from vfiouser_virtio.pci.bars import Bar
+from vfiouser_virtio.protocols.codec import offsets
+from vfiouser_virtio.protocols.pci import MSIX_ENTRY, MSIX_ENTRY_CTRL_MASKBIT, MSIX_ENTRY_SIZE, MSIX_MAX_VECTORS
+
+_NO_FD = -1
+_SMALLEST_PBA_OFFSET = 0x800  # where QEMU's own virtio-pci has it
+_VECTOR_CTRL, _ = offsets(MSIX_ENTRY)["vector_ctrl"]
+# Messages are 4-byte aligned; of the control word only the mask bit exists.
+_ENTRY_WRITABLE = MSIX_ENTRY.build(
+    {"lower_addr": 0xFFFF_FFFC, "upper_addr": 0xFFFF_FFFF, "data": 0xFFFF_FFFF, "vector_ctrl": MSIX_ENTRY_CTRL_MASKBIT}
+)
+_ENTRY_POWER_ON = MSIX_ENTRY.build(
+    {"lower_addr": 0, "upper_addr": 0, "data": 0, "vector_ctrl": MSIX_ENTRY_CTRL_MASKBIT}
+)
+
+
+class Msix:
+    """``count`` vectors, 1 to 2048. A vector that cannot fire becomes pending and fires when it can."""
+
+    table_offset = 0
+
+    def __init__(self, count: int) -> None:
+        if not 1 <= count <= MSIX_MAX_VECTORS:
+            raise ValueError(f"MSI-X has 1 to {MSIX_MAX_VECTORS} vectors, not {count}")
+        self.count = count
+        self.enabled = False
+        self._table_size = count * MSIX_ENTRY_SIZE
+        self.pba_offset = max(_SMALLEST_PBA_OFFSET, 1 << (self._table_size - 1).bit_length())
+        self._image = bytearray(2 * self.pba_offset)  # what the BAR reads as
+        self._fds = [_NO_FD] * count
+        self._masked = bytearray(count)
+        self._mask_all = False
+        self.reset()
+
+    def bar(self) -> Bar:
+        """The BAR that holds table and pending bits."""
+        return Bar(len(self._image), self._read, self._write)
+
+    def fire(self, vector: int) -> None:
+        """Signal a vector now, or leave it pending while it is masked or has no eventfd. ValueError: no such vector."""
+        if not 0 <= vector < self.count:
+            raise ValueError(f"MSI-X vector {vector} of {self.count}")
+        fd = self._fds[vector]
+        if fd == _NO_FD or self._mask_all or self._masked[vector]:
+            self._image[self.pba_offset + (vector >> 3)] |= 1 << (vector & 7)
+        else:
+            signal(fd)
+
+    def pending(self, vector: int) -> bool:
+        """Whether the vector waits for its mask or its eventfd."""
+        return bool(self._image[self.pba_offset + (vector >> 3)] & 1 << (vector & 7))
+
+    def set_control(self, *, enable: bool, mask_all: bool) -> None:
+        """Message control was written. Disabling drops what is pending, unmasking delivers it."""
+        if self.enabled and not enable:
+            self._clear_pending()
+        self.enabled = enable
+        self._mask_all = mask_all
+        if not mask_all:
+            self._deliver(range(self.count))
+
+    def assign(self, start: int, fds: Sequence[int]) -> None:
+        """SET_IRQS with eventfds for ``start`` on. A live vector changes over without losing an event."""
+        for vector, fd in enumerate(fds, start):
+            old, self._fds[vector] = self._fds[vector], fd
+            if old != _NO_FD:
+                os.close(old)
+        self._deliver(range(start, start + len(fds)))
+
+    def deassign(self, start: int, count: int) -> None:
+        """SET_IRQS without eventfds: what the vectors are asked for from now on stays pending."""
+        for vector in range(start, start + count):
+            old, self._fds[vector] = self._fds[vector], _NO_FD
+            if old != _NO_FD:
+                os.close(old)
+
+    def disable(self) -> None:
+        """SET_IRQS with count 0: no vector has an eventfd, nothing is pending."""
+        self.deassign(0, self.count)
+        self._clear_pending()
+
+    def trigger(self, vectors: Iterable[int]) -> None:
+        """SET_IRQS' loopback test: signal these vectors' eventfds, masked or not."""
+        for vector in vectors:
+            if self._fds[vector] != _NO_FD:
+                signal(self._fds[vector])
+
+    def reset(self) -> None:
+        """Back to power-on; the eventfds stay, because a client does not send them again."""
+        self.enabled = self._mask_all = False
+        self._masked[:] = bytes(self.count)
+        self._image[: self._table_size] = _ENTRY_POWER_ON * self.count
+        self._clear_pending()
+
+    def _clear_pending(self) -> None:
+        self._image[self.pba_offset :] = bytes(len(self._image) - self.pba_offset)
+
+    def _deliver(self, vectors: Iterable[int]) -> None:
+        if not any(self._image[self.pba_offset :]):
+            return
+        for vector in vectors:
+            if self.pending(vector):
+                self._image[self.pba_offset + (vector >> 3)] &= ~(1 << (vector & 7))
+                self.fire(vector)  # pending again if it still cannot
+
+    def _read(self, offset: int, count: int) -> bytes:
+        return bytes(self._image[offset : offset + count])
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        end = min(offset + len(data), self._table_size)  # pending bits and gaps are read-only
+        for at, byte in zip(range(offset, end), data, strict=False):
+            self._image[at] = byte & _ENTRY_WRITABLE[at % MSIX_ENTRY_SIZE]
+            if at % MSIX_ENTRY_SIZE == _VECTOR_CTRL:
+                vector = at // MSIX_ENTRY_SIZE
+                self._masked[vector] = self._image[at]
+                self._deliver((vector,))
