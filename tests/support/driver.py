@@ -1,0 +1,323 @@
+"""A tiny split-ring driver (virtio 1.4, 2.7 and 3.1), in process: what every device test drives its device with.
+
+::
+
+    @pytest.mark.parametrize("private", [False, True])           # memory with, and without, a file descriptor
+    async def test_echo(private: bool) -> None:
+        async with running(Echo(), private=private) as driver:   # DRIVER_OK is set, all queues are enabled
+            token = driver.add(0, [b"ping"], [512, 1])           # readable bytes, sizes of writable buffers
+            driver.kick(0)                                       # only if the device asks for it, as a driver does
+            used = await driver.wait(0, token)                   # sleeps until an interrupt, as a driver does
+            assert used.written == 4
+            assert used.data[0][:4] == b"ping"
+
+Each item of both lists becomes one descriptor; ``indirect=True`` puts them into an indirect table. `Driver.request` is
+add, kick and wait in one. For what a good driver never does there are `Driver.alloc` and `Driver.add_raw`. A device
+that gives up (NEEDS_RESET) ends every `Driver.wait` with `DeviceBroken`. The ring is written apart from the device's.
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import trio
+
+from vfiouser_virtio.function import Buffer, Hold
+from vfiouser_virtio.memory import GuestMemory
+from vfiouser_virtio.virtio import Device, Transport
+
+NEXT, WRITE, INDIRECT = 1, 2, 4
+ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 1, 2, 4, 8, 64
+VERSION_1, INDIRECT_DESC, EVENT_IDX = 32, 28, 29
+RAM_BASE = 0x10_0000
+RAM_SIZE = 32 << 20
+PATIENCE = 10.0  # seconds, after which a device that does not answer has failed its test
+
+
+class DeviceBroken(AssertionError):  # noqa: N818 - what happened, not whose error
+    """The device has set NEEDS_RESET."""
+
+
+class Used(NamedTuple):
+    """A used buffer: the length that the device reports, and the contents of each writable descriptor."""
+
+    written: int
+    data: list[bytes]
+
+
+class Ram:
+    """Guest RAM: a memfd that both sides map, or (private) bytes that the device reaches through messages."""
+
+    name = "test driver"
+
+    def __init__(self, memory: GuestMemory, *, private: bool) -> None:
+        self.memory = memory
+        self.messages = 0
+        self._fd = -1 if private else os.memfd_create("guest-ram", os.MFD_ALLOW_SEALING)
+        if private:
+            self.bytes = memoryview(bytearray(RAM_SIZE))
+        else:
+            os.ftruncate(self._fd, RAM_SIZE)
+            self.bytes = memoryview(mmap.mmap(self._fd, RAM_SIZE))
+        memory.attach(self)
+        self.map()
+
+    def map(self) -> None:
+        fd = None if self._fd < 0 else os.dup(self._fd)
+        self.memory.map(RAM_BASE, RAM_SIZE, readable=True, writable=True, fd=fd, offset=0)
+
+    def unmap(self) -> Hold | None:
+        return self.memory.unmap(RAM_BASE, RAM_SIZE)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def read(self, address: int, length: int) -> bytes:
+        start = address - RAM_BASE
+        assert 0 <= start <= start + length <= RAM_SIZE
+        return bytes(self.bytes[start : start + length])
+
+    def write(self, address: int, data: Buffer) -> None:
+        start = address - RAM_BASE
+        assert 0 <= start <= start + len(data) <= RAM_SIZE
+        self.bytes[start : start + len(data)] = data
+
+    async def dma_read(self, address: int, count: int) -> bytes:
+        self.messages += 1
+        await trio.lowlevel.checkpoint()
+        return self.read(address, count)
+
+    async def dma_write(self, address: int, data: Buffer) -> None:
+        self.messages += 1
+        data = bytes(data)
+        await trio.lowlevel.checkpoint()
+        self.write(address, data)
+
+
+class Ring:
+    """The driver's side of one queue."""
+
+    def __init__(self, ram: Ram, size: int, base: int, *, event_idx: bool) -> None:
+        self.ram, self.size, self.event_idx = ram, size, event_idx
+        self.desc = base
+        self.avail = base + 16 * size
+        self.used = -(-(self.avail + 6 + 2 * size) // 4) * 4
+        self.end = self.used + 6 + 8 * size
+        self.free = list(range(size))
+        self.avail_idx = self.used_idx = self.kicked_idx = 0
+        self.pending: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}  # head: descriptors, writable buffers
+        self.done: dict[int, Used] = {}
+
+    def half(self, address: int) -> int:
+        return int(struct.unpack("<H", self.ram.read(address, 2))[0])
+
+    def expose(self, head: int) -> None:
+        self.ram.write(self.avail + 4 + 2 * (self.avail_idx % self.size), struct.pack("<H", head))
+        self.avail_idx = (self.avail_idx + 1) & 0xFFFF
+        self.ram.write(self.avail + 2, struct.pack("<H", self.avail_idx))
+
+    def device_wants_kick(self) -> bool:
+        old, self.kicked_idx = self.kicked_idx, self.avail_idx
+        if not self.event_idx:
+            return not self.half(self.used) & 1
+        event = self.half(self.used + 4 + 8 * self.size)
+        return (self.avail_idx - event - 1) & 0xFFFF < (self.avail_idx - old) & 0xFFFF
+
+    def collect(self) -> None:
+        """Take what the device has used, and ask for an interrupt at the next."""
+        while self.used_idx != self.half(self.used + 2):
+            at = self.used + 4 + 8 * (self.used_idx % self.size)
+            head, written = struct.unpack("<II", self.ram.read(at, 8))
+            self.used_idx = (self.used_idx + 1) & 0xFFFF
+            descriptors, buffers = self.pending.pop(head)
+            self.free += descriptors
+            self.done[head] = Used(written, [self.ram.read(*buffer) for buffer in buffers])
+            if self.event_idx:
+                self.ram.write(self.avail + 4 + 2 * self.size, struct.pack("<H", self.used_idx))
+
+
+class Driver:
+    """The driver of one device, and its carrier: it gets the interrupts."""
+
+    def __init__(self, device: Device, *, private: bool = False, features: int | None = None) -> None:
+        self.device = device
+        self.memory = GuestMemory()
+        self.ram = Ram(self.memory, private=private)
+        self.transport = Transport(device, self.memory, self)
+        self.offered = self.transport.device_features
+        self.wanted = features
+        self.queue_interrupts = [0] * len(device.queues)
+        self.config_interrupts = 0
+        self.rings: list[Ring] = []
+        self._interrupt = trio.lowlevel.ParkingLot()
+        self._heap = self._heap_start = RAM_BASE
+
+    # ---- the carrier's part ----------------------------------------------------------------------------------------
+
+    def queue_interrupt(self, index: int) -> None:
+        self.queue_interrupts[index] += 1
+        self._interrupt.unpark_all()
+
+    def config_interrupt(self) -> None:
+        self.config_interrupts += 1
+        self._interrupt.unpark_all()
+
+    # ---- status ----------------------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> int:
+        return self.transport.status
+
+    def probe(self) -> None:
+        """From reset to DRIVER_OK, with every queue enabled at its greatest size."""
+        transport = self.transport
+        transport.write_status(ACKNOWLEDGE)
+        transport.write_status(ACKNOWLEDGE | DRIVER)
+        features = self.offered if self.wanted is None else self.wanted & self.offered | 1 << VERSION_1
+        for select in range(4):
+            transport.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
+        transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
+        assert transport.status & FEATURES_OK, f"the device refuses features {features:#x}"
+        self.rings = []
+        base = RAM_BASE
+        self.ram.bytes[:] = bytes(RAM_SIZE)
+        for index, queue in enumerate(self.device.queues):
+            ring = Ring(self.ram, queue.size, base, event_idx=bool(features >> EVENT_IDX & 1))
+            queue.desc, queue.driver, queue.device = ring.desc, ring.avail, ring.used
+            transport.enable_queue(index)
+            self.rings.append(ring)
+            base = -(-ring.end // 4096) * 4096
+        self._heap = self._heap_start = base
+        transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
+
+    async def reset(self) -> None:
+        """Reset the device and wait until that is complete."""
+        hold = self.transport.write_status(0)
+        if hold is not None:
+            done = trio.Event()
+            hold.when_done(done.set)
+            with trio.fail_after(PATIENCE):
+                await done.wait()
+        assert self.transport.status == 0
+        self.rings = []
+
+    # ---- buffers ---------------------------------------------------------------------------------------------------
+
+    def alloc(self, content: Buffer | int) -> int:
+        """Guest address of a new buffer: these bytes, or so many of 0xAA. Gone when nothing is in flight."""
+        data = b"\xaa" * content if isinstance(content, int) else bytes(content)
+        address, self._heap = self._heap, self._heap + len(data)
+        assert self._heap <= RAM_BASE + RAM_SIZE, "the test driver's RAM is full"
+        self.ram.write(address, data)
+        return address
+
+    def add(self, queue: int, out: Sequence[Buffer], in_: Sequence[int] = (), *, indirect: bool = False) -> int:
+        """Make one chain available; returns its token."""
+        descriptors = [(self.alloc(data), len(data), 0) for data in out]
+        descriptors += [(self.alloc(size), size, WRITE) for size in in_]
+        return self.add_raw(queue, descriptors, indirect=indirect)
+
+    def add_raw(self, queue: int, descriptors: Sequence[tuple[int, int, int]], *, indirect: bool = False) -> int:
+        """Make a chain of (address, length, flags) available; NEXT is set here."""
+        ring = self.rings[queue]
+        count = 1 if indirect else len(descriptors)
+        assert len(ring.free) >= count, "the ring is full"
+        taken, ring.free = ring.free[:count], ring.free[count:]
+        links = range(1, len(descriptors)) if indirect else taken[1:]
+        table = [
+            struct.pack("<QIHH", address, length, flags | NEXT * (position + 1 < len(descriptors)), following)
+            for position, ((address, length, flags), following) in enumerate(zip(descriptors, [*links, 0], strict=True))
+        ]
+        if indirect:
+            address = self.alloc(b"".join(table))
+            table = [struct.pack("<QIHH", address, 16 * len(table), INDIRECT, 0)]
+        for index, descriptor in zip(taken, table, strict=True):
+            self.ram.write(ring.desc + 16 * index, descriptor)
+        writable = [(address, length) for address, length, flags in descriptors if flags & WRITE]
+        ring.pending[taken[0]] = taken, writable
+        ring.expose(taken[0])
+        return taken[0]
+
+    # ---- the device's turn -----------------------------------------------------------------------------------------
+
+    def kick(self, queue: int, *, force: bool = False) -> None:
+        """Notify the device of what was added, if it asks for that."""
+        if self.rings[queue].device_wants_kick() or force:
+            self.transport.notify_queue(queue)
+
+    def _collect(self, ring: Ring) -> None:
+        ring.collect()
+        if not any(ring.pending for ring in self.rings):
+            self._heap = self._heap_start
+
+    async def wait(self, queue: int, token: int) -> Used:
+        """What the device did with a chain; looks at the used ring only after an interrupt."""
+        ring = self.rings[queue]
+        with trio.fail_after(PATIENCE):
+            while True:
+                self._collect(ring)
+                if token in ring.done:
+                    return ring.done.pop(token)
+                if self.status & NEEDS_RESET:
+                    raise DeviceBroken("the device needs a reset")
+                await self._interrupt.park()
+
+    async def request(
+        self, out: Sequence[Buffer], in_: Sequence[int] = (), *, queue: int = 0, indirect: bool = False
+    ) -> Used:
+        """One request from begin to end."""
+        token = self.add(queue, out, in_, indirect=indirect)
+        self.kick(queue)
+        return await self.wait(queue, token)
+
+    def is_used(self, queue: int, token: int) -> bool:
+        """Whether a chain has come back, without waiting."""
+        self._collect(self.rings[queue])
+        return token in self.rings[queue].done
+
+    async def wait_broken(self) -> None:
+        """Returns when the device has set NEEDS_RESET, with its configuration interrupt."""
+        with trio.fail_after(PATIENCE):
+            while not self.status & NEEDS_RESET:
+                await self._interrupt.park()
+
+    async def wait_config_interrupt(self, seen: int = 0) -> None:
+        """Returns when there have been more than ``seen`` configuration interrupts."""
+        with trio.fail_after(PATIENCE):
+            while self.config_interrupts <= seen:
+                await self._interrupt.park()
+
+    def config(self, offset: int, size: int) -> int:
+        """A little-endian field of the configuration space."""
+        return int.from_bytes(self.transport.read_config(offset, size), "little")
+
+
+@asynccontextmanager
+async def running(
+    device: Device, *, private: bool = False, features: int | None = None, probe: bool = True
+) -> AsyncIterator[Driver]:
+    """A device with its driver, until the end of the block; then it is closed.
+
+    ``features`` is what the driver accepts, by default all it is offered; without ``probe`` it does nothing by itself.
+    """
+    driver = Driver(device, private=private, features=features)
+    failure: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(driver.transport.serve)
+            try:
+                if probe:
+                    driver.probe()
+                yield driver
+            except Exception as error:  # raised again below, outside of an ExceptionGroup
+                failure = error
+            nursery.cancel_scope.cancel()
+    finally:
+        device.close()
+        driver.ram.close()
+    if failure is not None:
+        raise failure

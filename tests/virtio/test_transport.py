@@ -1,0 +1,422 @@
+"""The life of a device as its driver sees it: status, features, run(), resets, who is blamed (virtio 1.4, 2 and 3)."""
+
+import logging
+
+import pytest
+import trio
+import trio.testing
+from construct import Byte, Const, Int16ul, Int32ul, Struct
+from support.driver import (
+    ACKNOWLEDGE,
+    DRIVER,
+    DRIVER_OK,
+    FEATURES_OK,
+    NEEDS_RESET,
+    RAM_BASE,
+    WRITE,
+    DeviceBroken,
+    Driver,
+    running,
+)
+
+from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.protocols.record import record
+from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.virtio import Bus, ConfigError, Device, queue
+
+both_memories = pytest.mark.parametrize("private", [False, True], ids=["mapped", "by-message"])
+Config = record(Struct("value" / Int32ul, "knob" / Byte, "tail" / Int16ul))
+
+
+class Echo(Device):
+    device_id = 63
+    driver_writes = frozenset({"knob"})
+    requestq = queue(max_size=8)
+    otherq = queue(max_size=4)
+
+    def __init__(self) -> None:
+        super().__init__(config=Config(value=7), features=1 << 5)
+        self.runs = self.ended = self.resets = 0
+        self.knobs: list[int | bytes] = []
+
+    async def run(self) -> None:
+        self.runs += 1
+        try:
+            async for chain in self.requestq:
+                chain.writable.write(chain.readable.read())
+                chain.complete()
+        finally:
+            self.ended += 1
+
+    def config_written(self, field: str, value: int | bytes) -> None:
+        self.knobs.append(value)
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+@both_memories
+@pytest.mark.parametrize("features", [None, 0], ids=["event-idx", "flags"])
+async def test_requests(private: bool, features: int | None) -> None:
+    async with running(Echo(), private=private, features=features) as driver:
+        for number in range(30):
+            message = b"request %d" % number
+            used = await driver.request([message[:3], message[3:]], [4, 100])
+            assert (b"".join(used.data)[: len(message)], used.written) == (message, len(message))
+
+
+@both_memories
+async def test_a_batch_costs_few_interrupts(private: bool) -> None:
+    async with running(Echo(), private=private) as driver:
+        tokens = [driver.add(0, [b"x"], [1], indirect=True) for _ in range(8)]
+        driver.kick(0)
+        for token in tokens:
+            assert (await driver.wait(0, token)).data == [b"x"]
+        assert driver.queue_interrupts[0] <= (8 if private else 2)
+
+
+@both_memories
+async def test_ram_may_be_remapped_under_a_live_ring(private: bool) -> None:
+    async with running(Echo(), private=private) as driver:
+        for _ in range(25):
+            token = driver.add(0, [b"abc"], [3])
+            driver.ram.unmap()
+            driver.kick(0, force=True)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not driver.status & NEEDS_RESET
+            driver.ram.map()
+            assert (await driver.wait(0, token)).data == [b"abc"]
+
+
+async def test_run_lives_from_driver_ok_to_reset() -> None:
+    device = Echo()
+    async with running(device) as driver:
+        for turn in range(1, 4):
+            await driver.request([b"ping"], [4])
+            assert (device.runs, device.ended) == (turn, turn - 1)
+            await driver.reset()
+            await trio.testing.wait_all_tasks_blocked()
+            assert (device.ended, device.resets) == (turn, turn)
+            driver.probe()
+
+
+async def test_reset_and_start_at_once() -> None:
+    """SPDK writes 0, reads 0 back and goes on: the next run waits for the one before to have ended."""
+    device = Echo()
+    async with running(device) as driver:
+        for _ in range(3):
+            await driver.request([b"ping"], [4])
+            await driver.reset()
+            driver.probe()
+            assert (await driver.request([b"pong"], [4])).data == [b"pong"]
+    assert device.runs == device.ended == 4
+
+
+async def test_nothing_is_consumed_before_driver_ok() -> None:
+    """ST1."""
+    device = Echo()
+    async with running(device, probe=False) as driver:
+        driver.probe()
+        driver.transport.reset()
+        for status in (ACKNOWLEDGE, ACKNOWLEDGE | DRIVER):
+            driver.transport.write_status(status)
+        driver.transport.write_driver_features(1, 1)
+        driver.transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
+        ring = driver.rings[0]
+        queue_ = device.requestq
+        queue_.desc, queue_.driver, queue_.device = ring.desc, ring.avail, ring.used
+        driver.transport.enable_queue(0)
+        token = driver.add(0, [b"early"], [5])
+        driver.transport.notify_queue(0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not driver.is_used(0, token)
+        driver.transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
+        assert (await driver.wait(0, token)).data == [b"early"]
+
+
+@pytest.mark.parametrize(
+    "features", [0, 1 << Feature.VERSION_1 | 1 << 6, 1 << Feature.VERSION_1 | 1 << 100, 1 << Feature.RING_PACKED]
+)
+async def test_features_ok_is_refused(features: int) -> None:
+    driver = Driver(Echo())
+    transport = driver.transport
+    transport.write_status(ACKNOWLEDGE | DRIVER)
+    for select in range(4):
+        transport.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
+    transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
+    assert transport.status == ACKNOWLEDGE | DRIVER
+    # FB3: a set that is right is accepted afterwards.
+    for select, value in enumerate((1 << 5, 1, 0, 0)):
+        transport.write_driver_features(select, value)
+    transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
+    assert transport.status & FEATURES_OK
+    assert driver.device.negotiated(5)
+    transport.write_driver_features(0, 0)
+    assert transport.read_driver_features(0) == 1 << 5
+    assert transport.read_device_features(4) == transport.read_device_features(0xFFFF_FFFF) == 0
+
+
+async def test_driver_ok_without_features_ok() -> None:
+    async with running(Echo(), probe=False) as driver:
+        driver.transport.write_status(ACKNOWLEDGE | DRIVER | DRIVER_OK)
+        await driver.wait_broken()
+        await driver.reset()
+        driver.probe()
+        assert (await driver.request([b"fine"], [4])).data == [b"fine"]
+
+
+@both_memories
+async def test_a_broken_ring_needs_a_reset_and_is_logged_once(private: bool, caplog: pytest.LogCaptureFixture) -> None:
+    device = Echo()
+    async with running(device, private=private) as driver:
+        before = driver.config_interrupts
+        driver.add_raw(0, [(RAM_BASE, 4, WRITE), (RAM_BASE, 4, 0)])
+        driver.kick(0)
+        await driver.wait_broken()
+        assert driver.config_interrupts == before + 1  # ST2
+        driver.add(0, [b"more"], [4])
+        driver.transport.notify_queue(0)
+        driver.transport.notify_queue(7)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [entry.levelno for entry in caplog.records if entry.levelno >= logging.ERROR] == [logging.ERROR]
+        assert "follows writable" in caplog.text
+        assert "Traceback" not in caplog.text
+        await driver.reset()
+        driver.probe()
+        assert (await driver.request([b"well"], [4])).data == [b"well"]
+
+
+async def test_a_bug_of_the_device_is_told_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    class Buggy(Echo):
+        async def run(self) -> None:
+            async for _ in self.requestq:
+                raise ZeroDivisionError("oops")
+
+    async with running(Buggy()) as driver:
+        driver.add(0, [b"x"])
+        driver.kick(0)
+        await driver.wait_broken()
+    assert "a bug in the device" in caplog.text
+    assert "ZeroDivisionError: oops" in caplog.text
+
+
+async def test_guest_errors_of_several_tasks_are_one_guest_error(caplog: pytest.LogCaptureFixture) -> None:
+    class Two(Echo):
+        async def run(self) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.fail)
+                nursery.start_soon(self.fail)
+
+        async def fail(self) -> None:
+            raise GuestError("0x17 is not a request")
+
+    async with running(Two()) as driver:
+        await driver.wait_broken()
+    assert "0x17 is not a request" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_chain_that_does_not_parse_is_the_guests_fault(caplog: pytest.LogCaptureFixture) -> None:
+    class Parser(Echo):
+        async def run(self) -> None:
+            async for chain in self.requestq:
+                chain.parse(Struct("magic" / Const(b"ok"), "value" / Int32ul))
+                chain.complete()
+
+    async with running(Parser()) as driver:
+        await driver.request([b"ok1234"])
+        driver.add(0, [b"no1234"])
+        driver.kick(0)
+        await driver.wait_broken()
+    assert "6e6f31323334" in caplog.text
+
+
+# ---- configuration ---------------------------------------------------------------------------------------------------
+
+
+async def test_config_update_interrupts_and_changes_the_generation() -> None:
+    device = Echo()
+    async with running(device) as driver:
+        seen = driver.transport.read_generation()
+        assert driver.transport.read_generation() == seen
+        before = driver.config_interrupts
+        device.config.update(value=0x11223344)
+        assert driver.config_interrupts == before + 1
+        assert driver.config(0, 4) == 0x11223344
+        assert driver.transport.read_generation() != seen
+        # CC4: not one step per change, or 256 changes would look like none.
+        seen = driver.transport.read_generation()
+        for value in range(256):
+            device.config.update(value=value)
+        assert driver.transport.read_generation() != seen
+
+
+async def test_no_config_interrupt_before_driver_ok() -> None:
+    device = Echo()
+    async with running(device, probe=False) as driver:
+        device.config.update(value=1)
+        assert driver.config_interrupts == 0
+
+
+async def test_the_driver_writes_only_what_it_may() -> None:
+    device = Echo()
+    driver = Driver(device)
+    driver.transport.write_config(0, b"\xff" * 7)
+    assert driver.transport.read_config(0, 10) == b"\x07\0\0\0\xff\0\0\0\0\0"
+    assert device.knobs == [0xFF]
+    driver.transport.write_config(5, b"\xff")
+    driver.transport.write_config(100, b"\xff")
+    assert device.knobs == [0xFF]
+
+
+# ---- resets while requests are pending -------------------------------------------------------------------------------
+
+
+class Slow(Device):
+    """Completes a chain when it is told; what it holds is pinned, as it is during a disk access."""
+
+    device_id = 62
+    requestq = queue(max_size=8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = trio.Event()
+        self.revoked: list[bool] = []
+        self.shielded = False
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            async for chain in self.requestq:
+                nursery.start_soon(self.work, chain)
+
+    async def work(self, chain) -> None:
+        with self.requestq.pinned(chain) as pin, trio.CancelScope(shield=self.shielded):
+            await self.go.wait()
+        self.revoked.append(pin.revoked)
+        chain.writable.write(b"bad" if pin.revoked else b"ok!")
+        chain.complete()
+
+
+async def test_a_request_that_awaits_cancellably_does_not_hold_a_reset_for_long() -> None:
+    device = Slow()
+    async with running(device) as driver:
+        driver.add(0, [], [3])
+        driver.kick(0)
+        await trio.testing.wait_all_tasks_blocked()
+        await driver.reset()
+        assert device.requestq.busy is False
+        device.go.set()
+        driver.probe()
+        assert (await driver.request([], [3])).data == [b"ok!"]
+
+
+async def test_status_is_not_zero_while_the_kernel_has_a_buffer() -> None:
+    device = Slow()
+    device.shielded = True  # like a preadv in a thread
+    async with running(device) as driver:
+        driver.add(0, [], [3])
+        driver.kick(0)
+        await trio.testing.wait_all_tasks_blocked()
+        hold = driver.transport.write_status(0)
+        assert hold is not None
+        await trio.testing.wait_all_tasks_blocked()
+        assert driver.status & DRIVER_OK
+        ram = driver.ram.read(RAM_BASE, 0x10000)
+        device.go.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert hold.done
+        assert driver.status == 0
+        assert driver.ram.read(RAM_BASE, 0x10000) == ram  # the late completion went nowhere
+
+
+async def test_unmap_waits_then_fails_the_request() -> None:
+    device = Slow()
+    async with running(device) as driver:
+        token = driver.add(0, [], [3])
+        driver.kick(0)
+        await trio.testing.wait_all_tasks_blocked()
+        hold = driver.ram.unmap()
+        assert hold is not None
+        await trio.testing.wait_all_tasks_blocked()
+        assert not hold.done
+        hold.expire()
+        await trio.testing.wait_all_tasks_blocked()
+        assert hold.done
+        assert device.revoked == [True]
+        assert driver.status & NEEDS_RESET  # it then wrote to memory that is gone, which this device does not expect
+        with pytest.raises(DeviceBroken):
+            await driver.wait(0, token)
+
+
+async def test_a_queue_reset_leaves_the_others_running() -> None:
+    device = Echo()
+    async with running(device) as driver:
+        await driver.request([b"one"], [3])
+        assert driver.transport.reset_queue(0) is None
+        assert not device.requestq.enabled
+        assert device.otherq.enabled
+        assert device.ended == 0
+        # QR3: at another size and place.
+        ring = driver.rings[0]
+        ring.__init__(driver.ram, 4, RAM_BASE + 0x10_0000, event_idx=True)
+        device.requestq.size = 4
+        device.requestq.desc, device.requestq.driver, device.requestq.device = ring.desc, ring.avail, ring.used
+        driver.transport.enable_queue(0)
+        for _ in range(9):
+            assert (await driver.request([b"two"], [3])).data == [b"two"]
+
+
+@pytest.mark.parametrize("part", ["desc", "driver", "device"])
+async def test_rings_must_be_aligned(part: str) -> None:
+    device = Echo()
+    async with running(device) as driver:
+        driver.transport.reset_queue(0)
+        setattr(device.requestq, part, 0x10_0001)
+        driver.transport.enable_queue(0)
+        assert driver.status & NEEDS_RESET
+
+
+async def test_rings_outside_of_memory() -> None:
+    device = Echo()
+    async with running(device) as driver:
+        driver.transport.reset_queue(0)
+        device.requestq.desc = 1 << 50
+        driver.transport.enable_queue(0)
+        driver.transport.notify_queue(0)
+        await driver.wait_broken()
+
+
+# ---- the bus ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_bus_finds_the_class_by_device_id() -> None:
+    bus = Bus()
+    assert bus.register(Echo) is Echo
+    assert isinstance(bus.create(63), Echo)
+
+    class Other(Echo):
+        pass
+
+    with pytest.raises(ValueError, match="served by Echo"):
+        bus.register(Other)
+    bus.register(Other, override=True)
+    assert bus.classes == [Other]
+    with pytest.raises(ConfigError, match="device id 5"):
+        bus.match(5)
+
+    class Nameless(Device):
+        pass
+
+    with pytest.raises(ValueError, match="not 1 to 63"):
+        bus.register(Nameless)
+
+
+def test_queues_are_numbered_in_order_of_declaration() -> None:
+    class Sub(Echo):
+        thirdq = queue(max_size=2)
+
+    device = Sub()
+    assert [queue_.max_size for queue_ in device.queues] == [8, 4, 2]
+    assert device.thirdq.index == 2
+    assert Sub.name == "sub"
+    assert Sub().requestq is not device.requestq

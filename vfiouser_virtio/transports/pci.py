@@ -1,0 +1,261 @@
+"""Virtio over PCI (virtio 1.4, 4.1): a PCI function that is only a transport, for one child device of the virtio bus.
+
+::
+
+    BAR1   4 KiB          MSI-X table @0, PBA @0x800 (grows past 128 vectors); its own BAR: QEMU owns the table
+    BAR4  16 KiB  @0x0000 common configuration, 64 bytes
+                  @0x1000 ISR status, 1 byte
+                  @0x2000 device configuration
+                  @0x3000 notifications, 4 bytes a queue (more than 1024 queues make the BAR grow)
+
+QEMU's own virtio devices and SPDK's have the same layout, and SPDK's client knows it by heart.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+import trio
+
+from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.function import Buffer, Hold, IoEventFd
+from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction, vendor_capability
+from vfiouser_virtio.protocols.codec import offsets
+from vfiouser_virtio.protocols.virtio.pci import (
+    CAP,
+    CAP_BODY,
+    CFG_CAP,
+    COMMON_CFG_SIZE,
+    NO_VECTOR,
+    NOTIFY_CAP,
+    CfgType,
+    Isr,
+)
+from vfiouser_virtio.transports.common_cfg import CommonCfg
+from vfiouser_virtio.transports.identity import Style, identity
+from vfiouser_virtio.virtio import Device, Transport
+
+MSIX_BAR, VIRTIO_BAR = 1, 4
+COMMON, ISR, DEVICE, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
+NOTIFY_MULTIPLIER = 4
+_PAGE = 0x1000
+# Extended config space makes the function a PCI Express one for QEMU, with a function level reset that Linux uses.
+_CONFIG_SIZE = 4096
+_CFG = offsets(CFG_CAP)
+
+
+class VirtioPci(PciFunction):
+    """A virtio device on PCI. Serve it with a protocol engine, and run `serve` beside that.
+
+    ``ids`` is an identity style or an `Identity` of your own. ``vectors`` is the number of MSI-X vectors: by default
+    one per queue and one for configuration changes; 0 leaves only INTx. ``name`` is for log lines.
+    """
+
+    def __init__(
+        self, device: Device, *, ids: Style | Identity = "default", vectors: int | None = None, name: str = ""
+    ) -> None:
+        shown = ids if isinstance(ids, Identity) else identity(device.device_id, ids)
+        super().__init__(shown, config_size=_CONFIG_SIZE)
+        self.device = device
+        self.transport = Transport(device, self.memory, self, name=name)
+        self.transport.pause("bus master")
+        vectors = min(len(device.queues) + 1, 2048) if vectors is None else vectors
+        self._isr = 0
+        self._common = CommonCfg(self.transport, vectors, on_reset=self._clear_isr)
+        self._notify_size = max(_PAGE, _power_of_two(NOTIFY_MULTIPLIER * len(device.queues)))
+        size = _power_of_two(NOTIFY + self._notify_size)
+        self.add_bar(VIRTIO_BAR, Bar(size, self._read, self._write, BarKind.MEM64, prefetchable=True))
+        self._add_capabilities(vectors)
+        self.on_reset = self._reset
+        self.on_bus_master = self._bus_master_changed
+        self.on_disconnected = self._client_left
+        self.on_resample_fd = self._watch_resample_fd
+        self._io_event_fds: list[IoEventFd] = []
+        self._nursery: trio.Nursery | None = None
+        self._resample_fd: int | None = None
+
+    def _add_capabilities(self, vectors: int) -> None:
+        def structure(cfg_type: CfgType, offset: int, length: int, tail: bytes = b"") -> bytes:
+            body = {"cfg_type": cfg_type, "bar": VIRTIO_BAR, "id": 0, "padding": bytes(2), "offset": offset}
+            body |= {"cap_len": CAP.sizeof() + len(tail), "length": length}
+            # vendor_capability() writes id, next and cap_len itself.
+            return CAP_BODY.build(body)[1:] + tail
+
+        multiplier = NOTIFY_MULTIPLIER.to_bytes(NOTIFY_CAP.sizeof() - CAP.sizeof(), "little")
+        self.add_capability(vendor_capability(structure(CfgType.COMMON, COMMON, COMMON_CFG_SIZE)))
+        self.add_capability(vendor_capability(structure(CfgType.ISR, ISR, 1)))
+        self.add_capability(vendor_capability(structure(CfgType.DEVICE, DEVICE, _PAGE)))
+        self.add_capability(vendor_capability(structure(CfgType.NOTIFY, NOTIFY, self._notify_size, multiplier)))
+        window = bytearray(CFG_CAP.sizeof())
+        for field in ("bar", "offset", "length", "pci_cfg_data"):
+            at, size = _CFG[field]
+            window[at : at + size] = b"\xff" * size
+        self._cfg_cap = self.add_capability(
+            vendor_capability(
+                CAP_BODY.build(
+                    {
+                        "cap_len": 0,
+                        "cfg_type": CfgType.PCI,
+                        "bar": 0,
+                        "id": 0,
+                        "padding": bytes(2),
+                        "offset": 0,
+                        "length": 0,
+                    }
+                )[1:]
+                + bytes(4),
+                writable=bytes(window),
+                on_read=self._window_read,
+                on_write=self._window_written,
+            )
+        )
+        if vectors:
+            self.add_msix(vectors, bar=MSIX_BAR)
+        self.add_pm()
+        self.add_pcie()
+
+    # ---- BAR 4 ---------------------------------------------------------------------------------------------------
+
+    def _read(self, offset: int, count: int) -> bytes:
+        if offset < ISR:
+            return self._common.read(offset, count)
+        if offset >= NOTIFY:
+            return bytes(count)  # nothing is defined to be read there
+        if offset >= DEVICE:
+            return self.transport.read_config(offset - DEVICE, count)
+        return self._read_isr().ljust(count, b"\0") if offset == ISR else bytes(count)
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        if offset >= NOTIFY:
+            self.transport.notify_queue((offset - NOTIFY) // NOTIFY_MULTIPLIER)
+        elif offset < ISR:
+            self._common.write(offset, bytes(data))
+        elif offset >= DEVICE:
+            self.transport.write_config(offset - DEVICE, bytes(data))
+
+    def _read_isr(self) -> bytes:
+        """Reading clears, and de-asserts INTx (IS1, IS3)."""
+        value, self._isr = self._isr, 0
+        self.set_intx(False)
+        return bytes([value])
+
+    # ---- the window in config space (4.1.4.9) --------------------------------------------------------------------
+
+    def _window(self) -> tuple[int, int, int] | None:
+        """BAR, offset and length that the driver has set; None when they name no access that a BAR can have."""
+        bar, offset, length = (
+            self.config.load(self._cfg_cap + at, size) for at, size in (_CFG["bar"], _CFG["offset"], _CFG["length"])
+        )
+        if length not in (1, 2, 4) or offset % length or not 0 < offset + length <= self.bars.size(bar):
+            return None
+        return bar, offset, length
+
+    def _touches_data(self, offset: int, count: int) -> bool:
+        at, size = _CFG["pci_cfg_data"]
+        return offset < at + size and offset + count > at
+
+    def _window_read(self, offset: int, count: int) -> None:
+        window = self._window() if self._touches_data(offset, count) else None
+        if window is not None:
+            data = bytes(self.bars.read(*window))
+            self.config.store(self._cfg_cap + _CFG["pci_cfg_data"][0], data.ljust(4, b"\0"))
+
+    def _window_written(self, offset: int, data: bytes) -> None:
+        window = self._window() if self._touches_data(offset, len(data)) else None
+        if window is not None:
+            bar, at, length = window
+            value = self.config.load(self._cfg_cap + _CFG["pci_cfg_data"][0], 4).to_bytes(4, "little")
+            self.bars.write(bar, at, value[:length])
+
+    # ---- interrupts: what virtio.Transport asks of its carrier ---------------------------------------------------
+
+    def queue_interrupt(self, index: int) -> None:
+        """A used buffer notification: the queue's vector, or bit 0 of ISR status and INTx (4.1.5.2)."""
+        if self.msix_enabled:
+            vector = self._common.queue_vectors[index]
+            if vector != NO_VECTOR:
+                self.raise_msix(vector)
+        else:
+            self._isr |= Isr.QUEUE
+            self.set_intx(True)
+
+    def config_interrupt(self) -> None:
+        """A configuration change notification: bit 1 of ISR status in any case (IS2), then the vector or INTx."""
+        self._isr |= Isr.CONFIG
+        if not self.msix_enabled:
+            self.set_intx(True)
+        elif self._common.config_vector != NO_VECTOR:
+            self.raise_msix(self._common.config_vector)
+
+    # ---- the life of the function --------------------------------------------------------------------------------
+
+    def _reset(self) -> Hold | None:
+        self._common.reset()
+        self._clear_isr()
+        return self.transport.reset()
+
+    def _clear_isr(self) -> None:
+        self._isr = 0
+        self.set_intx(False)
+
+    def _bus_master_changed(self, allowed: bool) -> None:
+        if allowed:
+            self.transport.resume("bus master")
+        else:
+            self.transport.pause("bus master")
+
+    def _client_left(self) -> None:
+        # The device keeps its state, but memory that the next client maps at the same addresses may be another guest's:
+        # nothing is touched before that client kicks a queue or resets the device.
+        self.transport.pause("client left")
+
+    def io_fds(self, index: int) -> Sequence[IoEventFd]:
+        """An ioeventfd per queue notification, made when a client first asks."""
+        if index != VIRTIO_BAR or self._nursery is None:
+            return super().io_fds(index)
+        if not self._io_event_fds:
+            for queue in self.device.queues:
+                fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                # The driver writes 16 bits: NOTIFICATION_DATA, which would make them 32, is not offered.
+                self._io_event_fds.append(IoEventFd(NOTIFY + NOTIFY_MULTIPLIER * queue.index, 2, fd))
+                self._nursery.start_soon(self._watch, fd, queue.kick)
+        return self._io_event_fds
+
+    def _watch_resample_fd(self, fd: int | None) -> None:
+        if self._resample_fd is not None:
+            trio.lowlevel.notify_closing(self._resample_fd)  # ends its waiter
+        self._resample_fd = fd
+        if fd is not None and self._nursery is not None:
+            self._nursery.start_soon(self._watch_resample, fd)
+
+    async def _watch_resample(self, fd: int) -> None:
+        try:
+            while fd == self._resample_fd:
+                await trio.lowlevel.wait_readable(fd)
+                self.intx.resampled()
+        except trio.ClosedResourceError:
+            pass
+
+    async def _watch(self, fd: int, signalled: Callable[[], None]) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            try:
+                os.eventfd_read(fd)
+            except BlockingIOError:
+                continue
+            signalled()
+
+    async def serve(self) -> None:
+        """Run the child device until cancelled; then let go of what it holds on the host."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                await self.transport.serve()
+        finally:
+            self._nursery = self._resample_fd = None
+            close_all(entry.fd for entry in self._io_event_fds)
+            self._io_event_fds = []
+            self.device.close()
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest power of two that is at least ``size``."""
+    return 1 << max(size - 1, 0).bit_length()

@@ -1,0 +1,149 @@
+"""A virtio device: what an author writes. It knows queues, features and configuration, and nothing below them.
+
+::
+
+    class Echo(Device):
+        device_id = 63
+        requestq = queue(max_size=64)           # order of declaration = queue index
+
+        async def run(self) -> None:            # lives exactly from DRIVER_OK to reset
+            async for chain in self.requestq:
+                chain.writable.write(chain.readable.read())
+                chain.complete()                # used ring, and an interrupt if one is due
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, overload
+
+from vfiouser_virtio.protocols.record import Record
+from vfiouser_virtio.virtio.queue import Queue
+
+
+class queue:  # noqa: N801 - read as a keyword of a class body, like property
+    """Declare a virtqueue in the body of a `Device`; each instance gets a `Queue` of its own."""
+
+    def __init__(self, max_size: int = 128) -> None:
+        self.max_size = max_size
+        self.name = ""
+
+    def __set_name__(self, owner: "type[Device]", name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: "type[Device]") -> "queue": ...
+
+    @overload
+    def __get__(self, instance: "Device", owner: "type[Device]") -> Queue: ...
+
+    def __get__(self, instance: "Device | None", owner: "type[Device]") -> "Queue | queue":
+        if instance is None:
+            return self
+        found = instance.__dict__[self.name]
+        assert isinstance(found, Queue)
+        return found
+
+
+class Config:
+    """The device-specific configuration (virtio 1.4, 2.5): the values of one schema, shown to the driver."""
+
+    def __init__(self, record: Record | None) -> None:
+        self._record = record
+        self.on_change: Callable[[], None] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes; 0 where a device type has none."""
+        return 0 if self._record is None else len(self._record.data)
+
+    def __getitem__(self, field: str) -> int | bytes:
+        """A field's value: an integer, or bytes where it is no integer of 1, 2, 4 or 8 bytes. Raises KeyError."""
+        if self._record is None:
+            raise KeyError(field)
+        return self._record[field]
+
+    def update(self, **fields: int | bytes) -> None:
+        """Change fields; the driver gets a new generation, and a configuration interrupt if it is running."""
+        self.set(**fields)
+        if self.on_change is not None:
+            self.on_change()
+
+    def set(self, **fields: int | bytes) -> None:
+        """Change fields without telling the driver: for what it wrote itself, or before it runs."""
+        if self._record is None:
+            raise KeyError(f"no configuration, so no {', '.join(fields)}")
+        for name, value in fields.items():
+            self._record[name] = value
+
+    def read(self, offset: int, count: int) -> bytes:
+        """What the driver reads; beyond the end there are zeros."""
+        data = b"" if self._record is None else bytes(self._record.data[offset : offset + count])
+        return data.ljust(count, b"\0")
+
+    def write(self, offset: int, data: bytes, allowed: frozenset[str]) -> list[str]:
+        """What the driver writes: only whole fields that are ``allowed`` change; returns their names."""
+        record = self._record
+        if record is None:
+            return []
+        written = [name for name in record.fields_in(offset, len(data)) if name in allowed]
+        for name in written:
+            at, size = record.offsets[name]
+            record.data[at : at + size] = data[at - offset : at - offset + size]
+        return written
+
+
+class Device:
+    """One virtio device. Subclasses set `device_id`, declare queues, and write `run`.
+
+    ``features`` are the device-type bits that this instance offers, as a mask; the transport adds the reserved ones.
+    """
+
+    device_id: ClassVar[int] = 0
+    """Virtio device id, 1 to 63 (virtio 1.4, 5)."""
+    name: ClassVar[str] = ""
+    """What users call the type on the command line; by default the lower-case class name."""
+    driver_writes: ClassVar[frozenset[str]] = frozenset()
+    """Names of the configuration fields that the driver may write."""
+
+    def __init__(self, *, config: Record | None = None, features: int = 0) -> None:
+        self.config = Config(config)
+        self.features = features
+        self.driver_features = 0
+        """What the driver has accepted; valid from `features_ok` on."""
+        self.queues: list[Queue] = []
+        for owner in reversed(type(self).__mro__):
+            for name, declared in vars(owner).items():
+                if isinstance(declared, queue) and name not in self.__dict__:
+                    self.__dict__[name] = self.add_queue(declared.max_size)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
+
+    def add_queue(self, max_size: int = 128) -> Queue:
+        """One more queue, in ``__init__``, for devices whose number of queues is an option."""
+        added = Queue(len(self.queues), max_size)
+        self.queues.append(added)
+        return added
+
+    def negotiated(self, feature: int) -> bool:
+        """Whether the driver has accepted this feature bit (its number)."""
+        return bool(self.driver_features >> feature & 1)
+
+    # ---- hooks: synchronous, for what happens outside run() --------------------------------------------------------
+
+    async def run(self) -> None:
+        """The device at work, from DRIVER_OK to reset, when it is cancelled. Memory and interrupts only here."""
+
+    def features_ok(self) -> bool:
+        """Whether the device can work with `driver_features`; False refuses FEATURES_OK (3.1.1)."""
+        return True
+
+    def config_written(self, field: str, value: int | bytes) -> None:
+        """The driver has written a field of `driver_writes`; it is in `config` already."""
+
+    def reset(self) -> None:
+        """The driver has reset the device: forget what it had told us."""
+
+    def close(self) -> None:
+        """The device is no longer served: let go of files and sockets of the host."""

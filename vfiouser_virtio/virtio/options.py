@@ -1,0 +1,13 @@
+"""The types of a device's options, where a plain int or float does not say how it is written.
+
+The parameters of a device class's ``__init__`` that are ``Annotated[type, "help text"]`` are its options: `Size` and
+`Duration` are an int and a float to the device, and tell the command line which suffixes to take.
+"""
+
+from typing import NewType
+
+Size = NewType("Size", int)
+"""Bytes; users write a number with an optional suffix K, M, G or T (powers of 1024)."""
+
+Duration = NewType("Duration", float)
+"""Seconds; users write a number with an optional suffix ms or s."""

@@ -1,0 +1,389 @@
+"""A virtqueue as a device uses it: chains by ``async for``, whatever carries them (virtio 1.4, 2.6).
+
+::
+
+    driver's kick ──▶ kick() ──▶ wakes ──▶ __anext__ ──▶ SplitRing.pop ──▶ chain ──▶ device
+    interrupt ◀── on_used() ◀── SplitRing.publish ◀── one for a burst ◀── chain.complete() ◀──┘
+
+Iteration looks at the ring first and waits for a kick only when it is empty. Between the client's leaving and the next
+kick, without bus mastering, or while RAM is being remapped under the ring, it waits; it ends only when `Device.run` is
+cancelled.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from types import TracebackType
+
+import trio
+
+from vfiouser_virtio.errors import GuestError, PeerError, Unmapped
+from vfiouser_virtio.memory import GuestMemory, NeedsMessages, Pin
+from vfiouser_virtio.protocols.virtio.ring import (
+    AVAIL_ALIGN,
+    DESC_ALIGN,
+    USED_ALIGN,
+    avail_size,
+    desc_size,
+    used_size,
+)
+from vfiouser_virtio.vring import Chain, Shadow, SplitRing
+
+# Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues.
+BURST = 64
+# A device that never has to wait still lets others run this often, in seconds. A checkpoint costs some 4 µs.
+TIME_SLICE = 0.001
+
+Spawn = Callable[[Callable[[], Awaitable[None]]], None]
+
+
+class Queue:
+    """One virtqueue: the registers that a transport sets, and the ring behind them once it is enabled.
+
+    ``max_size`` is what the device offers: a power of two, at most 32768. A transport owns all attributes but these:
+    a device iterates (or awaits ``anext(queue)``), and may use `index`, `size` and `pinned`.
+    """
+
+    def __init__(self, index: int, max_size: int) -> None:
+        if not 0 < max_size <= 32768 or max_size & (max_size - 1):
+            raise ValueError(f"queue {index}: max_size {max_size} is no power of two from 1 to 32768")
+        self.index = index
+        self.max_size = max_size
+        self.size = max_size
+        self.desc = self.driver = self.device = 0
+        """Guest addresses of descriptor table, available ring and used ring."""
+        self.enabled = False
+        self.memory: GuestMemory | None = None
+        self.features: tuple[bool, bool] = False, False  # INDIRECT_DESC, EVENT_IDX
+        self.on_used: Callable[[], None] = _nothing
+        self.on_error: Callable[[Exception], None] = _nothing_with
+        self.spawn: Spawn | None = None
+        self._paused: set[str] = {"DRIVER_OK"}
+        self._ring: SplitRing | None = None
+        self._shadow: Shadow | None = None
+        self._by_message = False
+        self._bound_generation = -1
+        self._burst: deque[Chain] = deque()
+        self._wakes = 0
+        self._waiters = trio.lowlevel.ParkingLot()
+        self._slice_end = 0.0
+        self._publish_scheduled = False
+        self._flushing = False
+        self._pins: set[Pin] = set()
+        self._when_idle: list[Callable[[], None]] = []
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.index} size {self.size}{' enabled' if self.enabled else ''}>"
+
+    # ---- for devices ---------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> "Queue":
+        return self
+
+    async def __anext__(self) -> Chain:
+        """The next chain; waits until there is one. Raises GuestError when the driver has broken the ring."""
+        while True:
+            while not self._burst:
+                seen = self._wakes
+                if not await self._look() and seen == self._wakes:
+                    await self._waiters.park()
+                    self._slice_end = perf_counter() + TIME_SLICE
+            if perf_counter() < self._slice_end:
+                return self._burst.popleft()
+            self._publish()
+            await trio.lowlevel.checkpoint()
+            self._slice_end = perf_counter() + TIME_SLICE
+
+    def pinned(self, chain: Chain) -> "Pinned":
+        """A context in which the chain's buffers stay mapped while the device awaits, so that the kernel may use them.
+
+        When the client unmaps that memory and will not wait any longer, or the driver resets the device, the block is
+        cancelled: ``pinned.revoked`` is True afterwards, and the request must fail.
+        """
+        return Pinned(self, chain)
+
+    # ---- for transports ------------------------------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """The driver's available buffer notification. One too many does no harm (AN2)."""
+        if self._paused:
+            self._paused.discard("client left")
+        self._wake()
+
+    def enable(self) -> None:
+        """``queue_enable`` = 1. Raises GuestError for rings that are not aligned (2.7), or not in guest memory."""
+        for what, address, align in (
+            ("desc", self.desc, DESC_ALIGN),
+            ("driver", self.driver, AVAIL_ALIGN),
+            ("device", self.device, USED_ALIGN),
+        ):
+            if address % align:
+                raise GuestError(f"queue {self.index}: queue_{what} {address:#x} is not aligned to {align} bytes")
+        assert self.memory is not None
+        for (address, length), write in zip(self._areas(), (False, False, True), strict=True):
+            self.memory.check(address, length, write=write)
+        self.enabled = True
+        self._wake()
+
+    def pause(self, reason: str) -> None:
+        """Take no more chains until `resume` with the same reason. Chains in flight are not touched."""
+        self._paused.add(reason)
+
+    def resume(self, reason: str) -> None:
+        """Undo `pause`."""
+        self._paused.discard(reason)
+        self._wake()
+
+    def memory_changed(self) -> None:
+        """The memory map is another one: chains in flight look again before they touch their buffers."""
+        if self._ring is not None:
+            for chain in self._ring.in_flight.values():
+                chain.stale = True
+        self._wake()
+
+    def reset(self) -> None:
+        """Back to power-on state (2.6.1). Whoever still holds a chain finds that completing it has no effect."""
+        if self._ring is not None:
+            self._ring.kill()
+        self.size = self.max_size
+        self.desc = self.driver = self.device = 0
+        self.enabled = False
+        self._ring = None
+        if self._shadow is not None:
+            self._shadow.drop()
+        self._by_message = False
+        self._bound_generation = -1
+        self._burst.clear()
+        for pin in list(self._pins):
+            pin.cancel()
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody, perhaps the kernel, is using the buffers of a chain now."""
+        return bool(self._pins)
+
+    def when_idle(self, callback: Callable[[], None]) -> None:
+        """Call once when nothing is pinned: at once if nothing is."""
+        if self._pins:
+            self._when_idle.append(callback)
+        else:
+            callback()
+
+    # ---- the ring ------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._wakes += 1  # for a look that is awaiting messages: what it saw may be old
+        if self._waiters:
+            self._waiters.unpark_all()
+
+    def _ready(self) -> bool:
+        """Whether the ring may be looked at now; binds it again after a change of the memory map."""
+        if self._paused or not self.enabled or self.memory is None:
+            return False
+        if self._bound_generation == self.memory.generation:
+            return True
+        ring = self._ring
+        if ring is None:
+            indirect, event_idx = self.features
+            ring = self._ring = SplitRing(self.size, self.memory, indirect=indirect, event_idx=event_idx)
+            ring.on_push = self._pushed
+            self._shadow = Shadow(self.memory)
+        areas = self._areas()
+        try:
+            views = [self._area(*area, write=index == 2) for index, area in enumerate(areas)]
+        except Unmapped:
+            return False  # RAM is being remapped (SeaBIOS: 25 times in a boot); on_change wakes us
+        self._by_message = None in views
+        if self._by_message:
+            # The used ring starts as the driver sees it: indexes where we left them.
+            views = [memoryview(bytearray(length)) for _, length in areas]
+        ring.bind(*(view for view in views if view is not None))
+        self._bound_generation = self.memory.generation
+        return True
+
+    def _areas(self) -> list[tuple[int, int]]:
+        """(address, length) of descriptor table, available ring and used ring."""
+        size = self.size
+        return [(self.desc, desc_size(size)), (self.driver, avail_size(size)), (self.device, used_size(size))]
+
+    def _area(self, address: int, length: int, *, write: bool) -> memoryview | None:
+        assert self.memory is not None
+        try:
+            views = (self.memory.writable if write else self.memory.readable)(address, length)
+        except NeedsMessages:
+            return None
+        # Parts that cross from one window into another are reached like memory without a file descriptor.
+        return views[0] if len(views) == 1 else None
+
+    async def _look(self) -> bool:
+        """Fill the burst from the ring; False when the driver must be waited for, and has been asked to notify."""
+        self._publish()
+        if not self._ready():
+            return False
+        if self._by_message:
+            return await self._look_by_message()
+        ring = self._ring
+        assert ring is not None
+        try:
+            while True:
+                chains = ring.pop(BURST)
+                if chains:
+                    ring.suppress_notifications()
+                    self._burst.extend(chains)
+                    return True
+                if not ring.request_notification():
+                    return False
+        except NeedsMessages:
+            return await self._look_by_message()
+
+    def _pushed(self) -> None:
+        """A chain of ours was completed: show it now if nothing else is at hand, else with the others of its burst."""
+        if self._by_message or (self._shadow is not None and self._shadow.has_claims):
+            if not self._flushing and self.spawn is not None:
+                self._flushing = True
+                self.spawn(self._flush_by_message)
+        elif not self._burst:
+            self._publish()
+        elif not self._publish_scheduled:
+            # The device may await between two chains of a burst; this still runs at the end of the scheduler's round.
+            self._publish_scheduled = True
+            trio.lowlevel.current_trio_token().run_sync_soon(self._publish_later)
+
+    def _publish_later(self) -> None:
+        self._publish_scheduled = False
+        self._publish()
+
+    def _publish(self) -> None:
+        ring = self._ring
+        if ring is None or not ring.unpublished or self._by_message or self._flushing:
+            return
+        try:
+            # A ring whose memory is away at the moment shows its used entries when it is back.
+            if self._ready() and ring.publish():
+                self.on_used()
+        except GuestError as error:
+            self.on_error(error)
+
+    # ---- memory without a file descriptor ------------------------------------------------------------------------
+
+    async def _look_by_message(self) -> bool:
+        ring, shadow, memory = self._ring, self._shadow, self.memory
+        assert ring is not None
+        assert shadow is not None
+        assert memory is not None
+        try:
+            if self._by_message and not await self._fetch_rings(ring, memory):
+                return False
+            ring.memory = shadow
+            shadow.begin()
+            while ring is self._ring and ring.has_available() and len(self._burst) < BURST and not self._paused:
+                try:
+                    chains = ring.pop(1)
+                except NeedsMessages as missing:
+                    await shadow.fetch(missing)
+                    continue
+                shadow.claim(chains[0].head)
+                self._burst.extend(chains)
+        except PeerError as error:
+            # The client refused (RAM is being remapped) or is gone: wait for what comes next.
+            if ring is self._ring and memory.client is not None and memory.generation == self._bound_generation:
+                raise GuestError(f"queue {self.index}: {error}") from error
+            return False
+        finally:
+            ring.memory = memory
+        return bool(self._burst)
+
+    async def _fetch_rings(self, ring: SplitRing, memory: GuestMemory) -> bool:
+        """Copy the driver's side of the rings here; False when it has nothing new and will notify us."""
+        desc, avail, used = self._areas()
+        asked = False
+        while True:
+            available = await memory.read(*avail)
+            if ring is not self._ring:
+                return False
+            ring.avail_bytes[:] = available
+            if ring.has_available():
+                break
+            if asked:
+                return False
+            ring.request_notification()
+            offset, length = ring.notification_word
+            await memory.write(used[0] + offset, bytes(ring.used_bytes[offset : offset + length]))
+            asked = True
+        descriptors = await memory.read(*desc)
+        if ring is not self._ring or self._bound_generation != memory.generation:
+            return False
+        ring.desc_bytes[:] = descriptors
+        return True
+
+    async def _flush_by_message(self) -> None:
+        ring, shadow, memory = self._ring, self._shadow, self.memory
+        try:
+            while ring is not None and ring is self._ring and ring.unpublished and shadow and memory:
+                heads = ring.unpublished_heads
+                for head in heads:
+                    await shadow.write_back(head)
+                if ring is not self._ring or not self._ready():
+                    return
+                changes = [
+                    (offset, bytes(ring.used_bytes[offset:][:size])) for offset, size in ring.store_used(len(heads))
+                ]
+                if self._by_message:
+                    _, avail, used = self._areas()
+                    for offset, data in changes:
+                        await memory.write(used[0] + offset, data)
+                    offset, size = ring.interrupt_word
+                    wish = await memory.read(avail[0] + offset, size)
+                    ring.avail_bytes[offset : offset + size] = wish
+                if ring is self._ring and ring.interrupt_due():
+                    self.on_used()
+        except (PeerError, Unmapped) as error:
+            if memory is not None and memory.client is not None and ring is self._ring:
+                self.on_error(GuestError(f"queue {self.index}: {error}"))
+        finally:
+            self._flushing = False
+
+
+class Pinned:
+    """What `Queue.pinned` returns; a context manager around a cancel scope.
+
+    The pin holds from the call on: the block may be another task's, and nothing can unmap the buffers before it starts.
+    """
+
+    __slots__ = ("_pin", "_queue", "_scope", "revoked")
+
+    def __init__(self, queue: Queue, chain: Chain) -> None:
+        self._queue = queue
+        self._scope = trio.CancelScope()
+        assert queue.memory is not None
+        self._pin = queue.memory.pin(chain.ranges, self._scope.cancel)
+        queue._pins.add(self._pin)  # noqa: SLF001 - one mechanism in two classes
+        self.revoked = False
+        """After the block: it was cancelled because its memory went away."""
+
+    def __enter__(self) -> "Pinned":
+        self._scope.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        swallow = self._scope.__exit__(kind, error, traceback)
+        self.revoked = self._scope.cancelled_caught
+        queue, pin = self._queue, self._pin
+        assert queue.memory is not None
+        queue._pins.discard(pin)  # noqa: SLF001
+        queue.memory.unpin(pin)
+        if not queue._pins:  # noqa: SLF001
+            callbacks, queue._when_idle = queue._when_idle, []  # noqa: SLF001
+            for callback in callbacks:
+                callback()
+        return swallow
+
+
+def _nothing() -> None:
+    pass
+
+
+def _nothing_with(_: Exception) -> None:
+    pass

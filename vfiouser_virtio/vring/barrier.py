@@ -1,0 +1,23 @@
+"""The full memory barrier that event suppression needs (virtio 1.4, 2.7.7 and 2.7.10), from pure Python.
+
+Publishing ``avail_event`` and then reading ``avail.idx`` again is a store followed by a load of another address: the
+one order that x86 does not keep by itself. A C program would use a fence; Python has a lock, here one that is always
+held. *Release, then acquire*: on x86-64 both are LOCK-prefixed; on aarch64 a release-store followed by an acquire-load
+of the same word keeps everything before it before everything after it. (Acquire, then release, would not.)
+"""
+
+import platform
+import threading
+
+TSO = platform.machine() in ("x86_64", "AMD64", "i686")
+"""Total store order: this machine keeps all other orders (load-load, store-store, load-store) by itself."""
+
+_lock = threading.Lock()
+_lock.acquire()
+_release, _acquire = _lock.release, _lock.acquire
+
+
+def full_barrier() -> None:
+    """Every load and store before this is done before any load or store after it. About 100 ns."""
+    _release()
+    _acquire()

@@ -1,0 +1,86 @@
+"""Local copies of guest memory that can only be reached by messages, behind the same look-ups as mapped memory.
+
+The ring code is synchronous. Where it meets memory without a file descriptor the look-up raises NeedsMessages; the
+queue awaits `Shadow.fetch` and runs the same code again, now with a copy at hand. What a device wrote goes back with
+`Shadow.write_back`, before the used ring.
+"""
+
+from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.memory import GuestMemory, NeedsMessages
+
+# Room for the copies of one queue's chains in flight. A driver can name all of its RAM in every descriptor.
+MAX_COPIES = 64 << 20
+
+
+class Shadow:
+    """`readable` and `writable` of one queue: views where memory is mapped, copies where it is not.
+
+    One chain is taken at a time: `begin`, then `SplitRing.pop(1)` and `fetch` until it succeeds, then `claim`.
+    """
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.memory = memory
+        self._fetched: dict[tuple[int, int], memoryview] = {}
+        self._bounces: list[tuple[int, memoryview]] = []
+        self._claimed: dict[int, tuple[list[tuple[int, memoryview]], int]] = {}  # by head: its bounces, bytes in all
+        self._claimed_bytes = 0
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether a chain in flight has copies here, so that its completion takes messages."""
+        return bool(self._claimed)
+
+    def readable(self, address: int, length: int) -> list[memoryview]:
+        """Views or fetched copies. Raises NeedsMessages where a copy is missing, Unmapped as the memory does."""
+        copy = self._fetched.get((address, length))
+        return self.memory.readable(address, length) if copy is None else [copy]
+
+    def writable(self, address: int, length: int) -> list[memoryview]:
+        """Views, or an empty buffer that `write_back` will deliver."""
+        try:
+            return self.memory.writable(address, length)
+        except NeedsMessages:
+            self._check_room(length)
+            bounce = memoryview(bytearray(length))
+            self._bounces.append((address, bounce))
+            return [bounce]
+
+    def begin(self) -> None:
+        """Before a chain is looked for: nothing is known of what the driver has written since."""
+        self._fetched.clear()
+        self._bounces.clear()
+
+    async def fetch(self, missing: NeedsMessages) -> None:
+        """Get what a look-up missed, and drop the bounces of that attempt. Raises PeerError when the client refuses."""
+        self._bounces.clear()
+        self._check_room(missing.length)
+        data = await self.memory.read(missing.address, missing.length)
+        self._fetched[missing.address, missing.length] = memoryview(data)
+
+    def claim(self, head: int) -> None:
+        """The chain with this head was taken: its copies live until `write_back` or `drop`."""
+        bounces, self._bounces = self._bounces, []
+        size = self._local_bytes(bounces)
+        self._claimed[head] = bounces, size
+        self._claimed_bytes += size
+        self._fetched.clear()
+
+    async def write_back(self, head: int) -> None:
+        """Deliver what a device wrote into the chain's bounces. Raises PeerError when the client refuses."""
+        bounces, size = self._claimed.pop(head, ([], 0))
+        self._claimed_bytes -= size
+        for address, bounce in bounces:
+            await self.memory.write(address, bounce)
+
+    def drop(self) -> None:
+        """The queue was reset: nothing will be written back."""
+        self._claimed.clear()
+        self._claimed_bytes = 0
+        self.begin()
+
+    def _local_bytes(self, bounces: list[tuple[int, memoryview]]) -> int:
+        return sum(len(bounce) for _, bounce in bounces) + sum(map(len, self._fetched.values()))
+
+    def _check_room(self, length: int) -> None:
+        if self._claimed_bytes + self._local_bytes(self._bounces) + length > MAX_COPIES:
+            raise GuestError(f"more than {MAX_COPIES:#x} bytes of buffers in memory that is not shared")
