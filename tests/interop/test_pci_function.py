@@ -1,0 +1,59 @@
+"""A PCI function that is no virtio device, in front of a real QEMU and Linux: BARs of each kind, FLR, PM reset."""
+
+from pathlib import Path
+
+import pytest
+import trio
+from support.pci import Machine
+
+from vfiouser_virtio import vm
+from vfiouser_virtio.vfio_user import Server, listen_path
+
+pytestmark = pytest.mark.qemu
+
+BAR_TYPES = r"""
+cut -d' ' -f3 resource | head -6
+"""
+
+SCRATCH = r"""
+bar=$(head -1 resource | cut -d' ' -f1)
+echo 1 >enable
+devmem $bar 32 0xdeadbeef
+devmem $((bar + 1)) 16
+devmem $bar 64
+"""
+
+PORTS = r"""
+printf '\125' | dd of=resource4 bs=1 seek=3 conv=notrunc 2>/dev/null
+dd if=resource4 bs=1 skip=3 count=1 2>/dev/null | od -An -tx1
+"""
+
+
+async def test_linux_uses_and_resets_a_raw_function(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path) -> None:
+    machine = Machine()
+    path = tmp_path / "raw.sock"
+    device = {"driver": "vfio-user-pci", "addr": "5", "socket": {"type": "unix", "path": str(path)}}
+    with listen_path(path) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Server(machine.function).serve, listener)
+            async with vm.boot_guest(qemu, guest_image, devices=[device]) as guest:
+
+                async def run(command: str) -> list[str]:
+                    place = "cd /sys/bus/pci/devices/0000:00:05.0 && "
+                    return (await guest.run(place + command.strip(), check=True)).output.split()
+
+                types = [int(word, 16) & 0x10_2300 for word in await run(BAR_TYPES)]
+                # IORESOURCE_MEM, MEM, MEM | PREFETCH | MEM_64, none, IO, none
+                assert types == [0x200, 0x200, 0x10_2200, 0, 0x100, 0]
+                assert await run(SCRATCH) == ["0xADBE", "0x00000000DEADBEEF"]
+                assert machine.memory[Machine.SCRATCH][:5] == b"\xef\xbe\xad\xde\0"
+                assert await run(PORTS) == ["55"]
+                assert machine.memory[Machine.PORTS][3] == 0x55
+
+                assert await run("cat reset_method") == ["flr", "pm"]
+                for method in ("flr", "pm"):
+                    machine.calls.clear()
+                    await run(f"echo {method} >reset_method && echo 1 >reset")
+                    assert machine.calls == ["reset"], method
+                    assert (await run(SCRATCH))[0] == "0xADBE", "Linux restored COMMAND and the BARs"
+            nursery.cancel_scope.cancel()

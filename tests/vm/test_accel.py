@@ -1,0 +1,54 @@
+"""The choice of the accelerator, with a probe that only pretends."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.vm import GuestImage, Kernel, Qemu, accel
+
+QEMU = Qemu(("qemu",), (11, 1, 3))
+IMAGE = GuestImage(Kernel("6.12", Path("vmlinux"), None), Path("initramfs"))
+
+
+@pytest.fixture
+def probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What the probe will find, one after another; /dev/kvm is there."""
+    results: list[bool] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
+    monkeypatch.setattr(accel, "boots_on_kvm", lambda qemu, image: results.pop(0))
+    return results
+
+
+def test_named_one_is_taken_without_a_probe(probes: list[bool]) -> None:
+    assert accel.choose_accel(QEMU, IMAGE, "tcg") == "tcg"
+    assert accel.choose_accel(QEMU, IMAGE, "kvm") == "kvm"
+
+
+def test_other_word_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="--accel hvf: expected auto, kvm or tcg"):
+        accel.choose_accel(QEMU, IMAGE, "hvf")
+
+
+def test_machine_without_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert accel.choose_accel(QEMU, IMAGE) == "tcg"
+    with pytest.raises(ConfigError, match="/dev/kvm is not there"):
+        accel.choose_accel(QEMU, IMAGE, "kvm")
+
+
+def test_probe_runs_once_for_each_qemu(probes: list[bool]) -> None:
+    probes += [False, True]
+    newer = Qemu(("qemu",), (12, 0, 0))
+    assert [accel.choose_accel(q, IMAGE) for q in (QEMU, newer, QEMU, newer)] == ["tcg", "kvm", "tcg", "kvm"]
+    assert probes == []
+
+
+def test_damaged_cache_is_no_cache(probes: list[bool], tmp_path: Path) -> None:
+    cache = tmp_path / "vfiouser-virtio/kvm-probe.json"
+    cache.parent.mkdir()
+    cache.write_text('{"works": 3')
+    probes += [True]
+    assert accel.choose_accel(QEMU, IMAGE) == "kvm"

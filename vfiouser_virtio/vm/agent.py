@@ -1,0 +1,133 @@
+"""The host's end of the guest's agent (guest/agent): commands over the second ISA serial port, one after another."""
+
+import re
+import secrets
+import socket
+from dataclasses import dataclass
+
+import trio
+
+# Fits the kernel's receive buffers (64 KiB): the port has no flow control in this direction.
+MAX_COMMAND = 32 << 10
+
+_READY = re.compile(rb"vm-agent ready ([0-9a-f-]{36})\r?$")
+_DONE = re.compile(rb"vm-agent done ([0-9a-f]+) (\d+) (\d+)$")
+
+
+class AgentClosedError(Exception):
+    """The serial port was closed: QEMU has ended."""
+
+
+class GuestRebootedError(Exception):
+    """The guest started again while a command ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """What a command in the guest printed (standard output and error as they came) and its exit status."""
+
+    output: str
+    status: int
+    raw_output: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    token: str
+    status: int
+    output: bytes
+
+
+class Agent:
+    """Talks to one guest's agent. What a cancelled call received is kept, an answer that comes too late is skipped."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self._buffer = bytearray()
+        self._lock = trio.Lock()
+        self.boot_id: str | None = None
+
+    async def wait_ready(self, *, new_boot: bool = False) -> None:
+        """Wait for the guest's agent, or, with `new_boot`, for the agent of a boot after the one known.
+
+        Raises AgentClosedError when QEMU ends first.
+        """
+        async with self._lock:
+            if self.boot_id is not None and not new_boot:
+                return
+            while True:
+                message = await self._receive()
+                if isinstance(message, _Ready) and message.boot_id != self.boot_id:
+                    self.boot_id = message.boot_id
+                    return
+
+    async def execute(self, script: str, *, answers: bool = True) -> CommandResult | None:
+        """Run a shell script in the guest; with `answers` false, return at once, as it ends this boot.
+
+        Raises ValueError when the script is too long, AgentClosedError when QEMU ends, GuestRebootedError when the
+        guest starts again.
+        """
+        content = script.encode()
+        if len(content) > MAX_COMMAND:
+            raise ValueError(
+                f"a command of {len(content)} bytes: the guest's serial port takes {MAX_COMMAND} at a time"
+            )
+        async with self._lock:
+            token = secrets.token_hex(8)
+            try:
+                await self._stream.send_all(b"%s %d\n" % (token.encode(), len(content)) + content)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                raise AgentClosedError from None
+            while answers:
+                match await self._receive():
+                    case _Done(token=answered, status=status, output=output) if answered == token:
+                        return CommandResult(output.decode(errors="replace"), status, output)
+                    case _Ready(boot_id=boot_id):
+                        self.boot_id = boot_id
+                        raise GuestRebootedError
+                    case _:
+                        pass
+        return None
+
+    def shut_down(self) -> None:
+        """Make whoever waits for the guest see AgentClosedError: it will say nothing more."""
+        try:
+            self._stream.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Close the socket; nobody may be using it."""
+        self._stream.socket.close()
+
+    async def _receive(self) -> _Ready | _Done:
+        while (message := self._parse()) is None:
+            try:
+                received = await self._stream.receive_some()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                received = b""
+            if not received:
+                raise AgentClosedError
+            self._buffer += received
+        return message
+
+    def _parse(self) -> _Ready | _Done | None:
+        """Take the next whole message off the buffer; lines that are none are skipped (a boot's noise)."""
+        while (end := self._buffer.find(b"\n")) >= 0:
+            line = bytes(self._buffer[:end])
+            if match := _DONE.search(line):
+                size = int(match[3])
+                if len(self._buffer) < end + 1 + size:
+                    return None
+                output = bytes(self._buffer[end + 1 : end + 1 + size])
+                del self._buffer[: end + 1 + size]
+                return _Done(match[1].decode(), int(match[2]), output)
+            del self._buffer[: end + 1]
+            if match := _READY.search(line):
+                return _Ready(match[1].decode())
+        return None
