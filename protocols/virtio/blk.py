@@ -1,0 +1,128 @@
+"""Block device (virtio 1.4, 5.2): configuration, requests, feature bits; names of linux/virtio_blk.h."""
+
+from enum import IntEnum, IntFlag
+
+from construct import Bytes, Int8ul, Int16ul, Int32ul, Int64ul, Struct
+
+from vfiouser_virtio.protocols.codec import codec
+from vfiouser_virtio.protocols.record import record
+from vfiouser_virtio.protocols.virtio.ids import DeviceId
+
+DEVICE_ID = DeviceId.BLOCK
+# The unit of `capacity` and of every sector number, whatever the block size (5.2.4).
+SECTOR_SIZE = 512
+# VIRTIO_BLK_ID_BYTES: length of the string that GET_ID returns; shorter ones are padded with zeros (5.2.6).
+ID_BYTES = 20
+
+
+class Feature(IntEnum):
+    """Feature bits, by number (5.2.3): ``VIRTIO_BLK_F_*``."""
+
+    SIZE_MAX = 1
+    SEG_MAX = 2
+    GEOMETRY = 4
+    RO = 5
+    BLK_SIZE = 6
+    FLUSH = 9
+    TOPOLOGY = 10
+    CONFIG_WCE = 11
+    MQ = 12
+    DISCARD = 13
+    WRITE_ZEROES = 14
+    LIFETIME = 15
+    SECURE_ERASE = 16
+    ZONED = 17
+
+    @property
+    def mask(self) -> int:
+        """The bit itself."""
+        return 1 << self
+
+
+class RequestType(IntEnum):
+    """``type`` of a request (5.2.6): ``VIRTIO_BLK_T_*``."""
+
+    IN = 0
+    OUT = 1
+    FLUSH = 4
+    GET_ID = 8
+    GET_LIFETIME = 10
+    DISCARD = 11
+    WRITE_ZEROES = 13
+    SECURE_ERASE = 14
+    ZONE_APPEND = 15
+    ZONE_REPORT = 16
+    ZONE_OPEN = 18
+    ZONE_CLOSE = 20
+    ZONE_FINISH = 22
+    ZONE_RESET = 24
+    ZONE_RESET_ALL = 26
+
+
+class Status(IntEnum):
+    """The last byte of a request's writable part (5.2.6): ``VIRTIO_BLK_S_*``."""
+
+    OK = 0
+    IOERR = 1
+    UNSUPP = 2
+    ZONE_INVALID_CMD = 3
+    ZONE_UNALIGNED_WP = 4
+    ZONE_OPEN_RESOURCE = 5
+    ZONE_ACTIVE_RESOURCE = 6
+
+
+class SegmentFlags(IntFlag):
+    """``flags`` of a `SEGMENT`: ``VIRTIO_BLK_WRITE_ZEROES_FLAG_*``."""
+
+    UNMAP = 1
+
+
+GEOMETRY = Struct("cylinders" / Int16ul, "heads" / Int8ul, "sectors" / Int8ul)
+
+# struct virtio_blk_zoned_characteristics (5.2.4), behind feature ZONED.
+ZONED = Struct(
+    "zone_sectors" / Int32ul,
+    "max_open_zones" / Int32ul,
+    "max_active_zones" / Int32ul,
+    "max_append_sectors" / Int32ul,
+    "write_granularity" / Int32ul,
+    "model" / Int8ul,
+    "unused2" / Bytes(3),
+)
+
+# struct virtio_blk_config (5.2.4). Lengths ending in _sectors are in sectors of 512 bytes; those of the topology are in
+# logical blocks of blk_size bytes. `wce` is the specification's `writeback`.
+CONFIG = Struct(
+    "capacity" / Int64ul,
+    "size_max" / Int32ul,
+    "seg_max" / Int32ul,
+    "geometry" / GEOMETRY,
+    "blk_size" / Int32ul,
+    "physical_block_exp" / Int8ul,
+    "alignment_offset" / Int8ul,
+    "min_io_size" / Int16ul,
+    "opt_io_size" / Int32ul,
+    "wce" / Int8ul,
+    "unused" / Int8ul,
+    "num_queues" / Int16ul,
+    "max_discard_sectors" / Int32ul,
+    "max_discard_seg" / Int32ul,
+    "discard_sector_alignment" / Int32ul,
+    "max_write_zeroes_sectors" / Int32ul,
+    "max_write_zeroes_seg" / Int32ul,
+    "write_zeroes_may_unmap" / Int8ul,
+    "unused1" / Bytes(3),
+    "max_secure_erase_sectors" / Int32ul,
+    "max_secure_erase_seg" / Int32ul,
+    "secure_erase_sector_alignment" / Int32ul,
+    "zoned" / ZONED,
+)
+Config = record(CONFIG)
+
+# struct virtio_blk_outhdr: what every request begins with (5.2.6).
+REQUEST_HEADER = Struct("type" / Int32ul, "ioprio" / Int32ul, "sector" / Int64ul)
+REQUEST_HEADER_CODEC = codec(REQUEST_HEADER)
+
+# struct virtio_blk_discard_write_zeroes: the data of DISCARD, WRITE_ZEROES and SECURE_ERASE is an array of these.
+SEGMENT = Struct("sector" / Int64ul, "num_sectors" / Int32ul, "flags" / Int32ul)
+SEGMENT_CODEC = codec(SEGMENT)

@@ -1,0 +1,406 @@
+"""The console device through its rings: data both ways, control messages, resets, and what no good driver does."""
+
+import logging
+import os
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from support.driver import NEEDS_RESET, Driver, running
+
+from vfiouser_virtio.backends.pair import pair
+from vfiouser_virtio.devices.console import Console
+from vfiouser_virtio.errors import ConfigError, DeviceError
+
+SIZE, MULTIPORT, EMERG_WRITE, VERSION_1 = 1, 2, 4, 1 << 32
+READY, ADD, REMOVE, PORT_READY, CONSOLE_PORT, RESIZE, OPEN, NAME = range(8)
+CONTROL_RX, CONTROL_TX = 2, 3
+
+Run = Callable[..., AbstractAsyncContextManager[Driver]]
+
+
+@pytest.fixture(params=[False, True], ids=["mapped", "messages"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """`running` with each kind of memory."""
+    return partial(running, private=request.param)
+
+
+def control(port: int, event: int, value: int = 1) -> bytes:
+    return struct.pack("<IHH", port, event, value)
+
+
+async def tell(driver: Driver, *messages: bytes) -> None:
+    """Send control messages; each is taken."""
+    for message in messages:
+        assert (await driver.request([message], queue=CONTROL_TX)).written == 0
+
+
+class Control:
+    """The driver's control receiveq, with buffers in it."""
+
+    def __init__(self, driver: Driver, buffers: int = 16) -> None:
+        self.driver = driver
+        self.tokens = [driver.add(CONTROL_RX, [], [256]) for _ in range(buffers)]
+        driver.kick(CONTROL_RX, force=True)
+
+    async def next(self) -> bytes:
+        used = await self.driver.wait(CONTROL_RX, self.tokens.pop(0))
+        self.tokens.append(self.driver.add(CONTROL_RX, [], [256]))
+        self.driver.kick(CONTROL_RX)
+        return used.data[0][: used.written]
+
+    async def take(self, count: int) -> list[bytes]:
+        return [await self.next() for _ in range(count)]
+
+    async def silent(self) -> bool:
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        return not self.driver.is_used(CONTROL_RX, self.tokens[0])
+
+
+async def read_exactly(stream: trio.SocketStream, count: int) -> bytes:
+    data = b""
+    with trio.fail_after(10):
+        while len(data) < count:
+            piece = await stream.receive_some(count - len(data))
+            assert piece, "the port was closed"
+            data += piece
+    return data
+
+
+@asynccontextmanager
+async def two_ports(run: Run) -> AsyncIterator[tuple[Console, Driver, Control, trio.SocketStream, trio.SocketStream]]:
+    """A console and a channel, after the handshake, both open in the guest."""
+    (first, first_end), (second, second_end) = pair(), pair()
+    console = Console(chardev=[first, second], name=["", "org.example"], cols=100, rows=30)
+    async with first_end, second_end, run(console) as driver:
+        inbox = Control(driver)
+        await tell(driver, control(0, READY))
+        assert await inbox.take(2) == [control(0, ADD), control(1, ADD)]
+        await tell(driver, control(0, PORT_READY), control(1, PORT_READY))
+        assert await inbox.take(5) == [
+            control(0, CONSOLE_PORT),
+            control(0, RESIZE, 0) + struct.pack("<HH", 100, 30),
+            control(0, OPEN),
+            control(1, NAME) + b"org.example",
+            control(1, OPEN),
+        ]
+        await tell(driver, control(0, OPEN), control(1, OPEN))
+        yield console, driver, inbox, first_end, second_end
+
+
+# ---- one plain console ---------------------------------------------------------------------------------------------
+
+
+async def test_a_plain_console_has_two_queues_and_no_control(run: Run) -> None:
+    chardev, stream = pair()
+    console = Console(chardev=[chardev])
+    assert console.features == SIZE | EMERG_WRITE
+    assert len(console.queues) == 2
+    async with stream, run(console) as driver:
+        assert (driver.config(0, 2), driver.config(2, 2), driver.config(4, 4)) == (80, 24, 1)
+        assert (await driver.request([b"login", b": "], queue=1)).written == 0
+        assert await read_exactly(stream, 7) == b"login: "
+        token = driver.add(0, [], [3, 100])
+        driver.kick(0)
+        await stream.send_all(b"root\r")
+        written, data = await driver.wait(0, token)
+        assert (written, b"".join(data)[:5]) == (5, b"root\r")
+
+
+async def test_a_driver_without_multiport_has_port_0(run: Run) -> None:
+    (first, first_end), (second, second_end) = pair(), pair()
+    async with first_end, second_end, run(Console(chardev=[first, second]), features=VERSION_1) as driver:
+        await driver.request([b"hello"], queue=1)
+        assert await read_exactly(first_end, 5) == b"hello"
+        await first_end.send_all(b"abc")
+        assert (await driver.request([], [16], queue=0)).data[0][:3] == b"abc"
+
+
+async def test_input_waits_for_buffers_and_loses_nothing(run: Run) -> None:
+    chardev, stream = pair()
+    async with stream, run(Console(chardev=[chardev])) as driver, trio.open_nursery() as nursery:
+        data = os.urandom(200_000)
+        nursery.start_soon(stream.send_all, data)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        got = b""
+        while len(got) < len(data):
+            used = await driver.request([], [1000, 777], queue=0)
+            got += b"".join(used.data)[: used.written]
+        assert got == data
+
+
+async def test_output_waits_for_the_host_and_loses_nothing(run: Run) -> None:
+    chardev, stream = pair()
+    async with stream, run(Console(chardev=[chardev])) as driver:
+        chunks = [os.urandom(150_000) for _ in range(8)]
+        tokens = [driver.add(1, [chunk]) for chunk in chunks]
+        driver.kick(1)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not driver.is_used(1, tokens[-1])
+        assert await read_exactly(stream, 8 * 150_000) == b"".join(chunks)
+        assert (await driver.wait(1, tokens[-1])).written == 0
+
+
+async def test_emergency_write_at_any_time(run: Run) -> None:
+    chardev, stream = pair()
+    async with stream, run(Console(chardev=[chardev]), probe=False) as driver:
+        for byte in b"oops":
+            driver.transport.write_config(8, struct.pack("<I", 0xABCDEF00 | byte))
+        assert await read_exactly(stream, 4) == b"oops"
+        assert driver.status == 0
+        driver.transport.write_config(0, b"\xff\xff\xff\xff")  # the size is not the driver's to write
+        assert driver.config(0, 2) == 80
+        driver.probe()
+        driver.transport.write_config(8, struct.pack("<I", ord("!")))
+        assert await read_exactly(stream, 1) == b"!"
+
+
+async def test_resize_is_told_with_an_interrupt(run: Run) -> None:
+    chardev, stream = pair()
+    console = Console(chardev=[chardev])
+    async with stream, run(console) as driver:
+        console.resize(132, 50)
+        assert (driver.config(0, 2), driver.config(2, 2)) == (132, 50)
+        assert driver.config_interrupts == 1
+        with pytest.raises(ValueError, match="70000×1"):
+            console.resize(70000, 1)
+
+
+async def test_host_sides_survive_resets(run: Run) -> None:
+    chardev, stream = pair()
+    async with stream, run(Console(chardev=[chardev])) as driver:
+        await stream.send_all(b"typed early")
+        for number in range(5):
+            await driver.request([b"boot %d;" % number], queue=1)
+            driver.add(1, [b"x" * 500_000])  # the host does not read: in flight at the reset
+            driver.kick(1)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await driver.reset()
+            driver.probe()
+            assert (await read_exactly(stream, 7)) == b"boot %d;" % number
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            with trio.move_on_after(0.05):
+                while True:
+                    assert set(await stream.receive_some(100_000)) == {ord("x")}
+        assert (await driver.request([], [100], queue=0)).data[0][:11] == b"typed early"
+
+
+# ---- several ports -------------------------------------------------------------------------------------------------
+
+
+async def test_the_handshake_and_data_on_each_port(run: Run) -> None:
+    async with two_ports(run) as (console, driver, _, first, second):
+        assert console.features == SIZE | MULTIPORT | EMERG_WRITE
+        assert len(console.queues) == 6
+        assert driver.config(4, 4) == 2
+        await driver.request([b"to the console"], queue=1)
+        await driver.request([b"to the channel"], queue=5)
+        assert await read_exactly(first, 14) == b"to the console"
+        assert await read_exactly(second, 14) == b"to the channel"
+        await first.send_all(b"1")
+        await second.send_all(b"2")
+        assert (await driver.request([], [8], queue=4)).data[0][:1] == b"2"
+        assert (await driver.request([], [8], queue=0)).data[0][:1] == b"1"
+
+
+async def test_no_port_is_added_twice_except_after_a_reset(run: Run) -> None:
+    async with two_ports(run) as (_, driver, inbox, _, _):
+        await tell(driver, control(0, READY))
+        assert await inbox.silent()
+        await driver.reset()
+        driver.probe()
+        inbox = Control(driver)
+        await tell(driver, control(0, READY))
+        assert await inbox.take(2) == [control(0, ADD), control(1, ADD)]
+
+
+async def test_a_port_that_the_guest_closes_gets_nothing_until_it_opens_it(run: Run) -> None:
+    async with two_ports(run) as (_, driver, _, _, second):
+        token = driver.add(4, [], [64])
+        driver.kick(4)
+        await tell(driver, control(1, OPEN, 0))
+        await second.send_all(b"for later")
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert not driver.is_used(4, token)
+        await tell(driver, control(1, OPEN, 1))
+        assert (await driver.wait(4, token)).data[0][:9] == b"for later"
+
+
+async def test_a_port_that_is_closed_while_input_waits_for_a_buffer(run: Run) -> None:
+    async with two_ports(run) as (_, driver, _, _, second):
+        await second.send_all(b"for later")
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        await tell(driver, control(1, OPEN, 0))
+        token = driver.add(4, [], [64])
+        driver.kick(4)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert not driver.is_used(4, token)
+        await tell(driver, control(1, OPEN, 1))
+        assert (await driver.wait(4, token)).data[0][:9] == b"for later"
+
+
+async def test_the_guest_is_told_who_comes_and_goes(run: Run, tmp_path: Path) -> None:
+    console = Console(chardev=["null", f"unix:{tmp_path}/x"], name=["", "channel"])
+    async with run(console) as driver:
+        inbox = Control(driver)
+        await tell(driver, control(0, READY))
+        await inbox.take(2)
+        await tell(driver, control(1, PORT_READY), control(1, OPEN))
+        assert await inbox.take(2) == [control(1, NAME) + b"channel", control(1, OPEN, 0)]
+        for _ in range(3):
+            stream = await trio.open_unix_socket(tmp_path / "x")
+            assert await inbox.next() == control(1, OPEN, 1)
+            await stream.send_all(b"hi")
+            assert (await driver.request([], [64], queue=4)).data[0][:2] == b"hi"
+            await stream.aclose()
+            assert await inbox.next() == control(1, OPEN, 0)
+
+
+async def test_a_resize_of_a_console_is_a_control_message(run: Run) -> None:
+    async with two_ports(run) as (console, driver, inbox, _, _):
+        console.resize(132, 50)
+        assert await inbox.next() == control(0, RESIZE, 0) + struct.pack("<HH", 132, 50)
+        assert (driver.config(0, 2), driver.config(2, 2)) == (132, 50)
+        console.resize(1, 1, port=1)  # no console: nobody would understand
+        assert await inbox.silent()
+        assert driver.config(0, 2) == 132
+
+
+async def test_news_that_the_guest_does_not_take_do_not_pile_up() -> None:
+    console = Console(chardev=["null", "null"])
+    async with running(console) as driver:
+        await tell(driver, control(0, READY), control(0, PORT_READY))
+        for number in range(1, 1000):
+            console.resize(number, number)
+        inbox = Control(driver)
+        messages = await inbox.take(5)
+        assert messages[-2:] == [control(0, RESIZE, 0) + struct.pack("<HH", 999, 999), control(0, OPEN)]
+        assert await inbox.silent()
+
+
+async def test_three_ports_of_all_kinds(tmp_path: Path) -> None:
+    console = Console(
+        chardev=["pty", f"file:{tmp_path}/log", f"unix:{tmp_path}/s"], name=["", "a", "b"], console=["0", "1"]
+    )
+    assert [port.is_console for port in console.ports] == [True, True, False]
+    first, rest = console.describe().split(", ", 1)
+    assert first.startswith("pty /dev/pts/")
+    assert rest == f"a: file:{tmp_path}/log, b: unix:{tmp_path}/s"
+    async with running(console) as driver:
+        await driver.request([b"kept"], queue=5)
+        assert (tmp_path / "log").read_bytes() == b"kept"
+    assert not (tmp_path / "s").exists()
+
+
+# ---- what no good driver does --------------------------------------------------------------------------------------
+
+
+async def test_nonsense_is_ignored_and_logged_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    def complaints() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name.endswith("console")]
+
+    async with two_ports(run) as (_, driver, inbox, _, _):
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                await tell(
+                    driver,
+                    control(2, PORT_READY),
+                    control(0xFFFFFFFF, OPEN),
+                    control(0, 99),
+                    control(1, ADD),
+                    control(0, NAME) + b"x" * 5000,
+                    control(0, READY, 0),
+                )
+        assert len(complaints()) == 6
+        await tell(driver, *(control(0, event, 0) for event in range(8, 1000)))
+        assert len(complaints()) == 8
+        assert await inbox.silent()
+        assert not driver.status & NEEDS_RESET
+
+
+async def test_control_messages_of_before_a_reset_are_gone(run: Run) -> None:
+    async with run(Console(chardev=["null", "null"])) as driver:
+        await tell(driver, control(0, READY))  # the answers find no buffers
+        await driver.reset()
+        driver.probe()
+        inbox = Control(driver)
+        assert await inbox.silent()
+        await tell(driver, control(0, READY))
+        assert await inbox.take(2) == [control(0, ADD), control(1, ADD)]
+
+
+async def test_a_port_ready_before_its_port_is_added(run: Run) -> None:
+    chardev, stream = pair()
+    async with stream, run(Console(chardev=[chardev], name=["x"])) as driver:
+        inbox = Control(driver)
+        await tell(driver, control(0, PORT_READY))
+        assert await inbox.silent()
+        await tell(driver, control(0, READY), control(0, PORT_READY))
+        assert await inbox.take(3) == [control(0, ADD), control(0, NAME) + b"x", control(0, OPEN)]
+
+
+@pytest.mark.parametrize("message", [b"", b"\0", bytes(7)])
+async def test_a_short_control_message_breaks_the_device(run: Run, message: bytes) -> None:
+    async with two_ports(run) as (_, driver, _, _, _):
+        driver.add(CONTROL_TX, [message] if message else [], [1])
+        driver.kick(CONTROL_TX)
+        await driver.wait_broken()
+
+
+async def test_no_room_for_a_control_message_breaks_the_device(run: Run) -> None:
+    chardev, stream = pair()
+    async with stream, run(Console(chardev=[chardev], name=["x"])) as driver:
+        driver.add(CONTROL_RX, [], [7])
+        driver.kick(CONTROL_RX, force=True)
+        driver.add(CONTROL_TX, [control(0, READY)])
+        driver.kick(CONTROL_TX)
+        await driver.wait_broken()
+        await driver.reset()
+        driver.probe()
+        inbox = Control(driver)
+        await tell(driver, control(0, READY))
+        assert await inbox.next() == control(0, ADD)
+
+
+async def test_odd_data_buffers(run: Run) -> None:
+    chardev, stream = pair()
+    async with stream, run(Console(chardev=[chardev])) as driver:
+        assert (await driver.request([b"abc"], [10], queue=1)).written == 0  # room in a transmit buffer
+        assert await read_exactly(stream, 3) == b"abc"
+        assert (await driver.request([], [10], queue=1)).written == 0  # nothing to transmit
+        await stream.send_all(b"xyz")
+        assert (await driver.request([b"readable"], queue=0)).written == 0  # no room
+        assert await driver.request([b"readable"], [3], queue=0) == (3, [b"xyz"])
+
+
+# ---- mistakes of the user ------------------------------------------------------------------------------------------
+
+
+def test_mistakes_of_the_user(tmp_path: Path) -> None:
+    for options, message in (
+        ({"chardev": []}, "0 ports"),
+        ({"chardev": ["null"] * 32}, "1 to 31"),
+        ({"chardev": ["nul"]}, "did you mean null"),
+        ({"chardev": ["null"], "name": ["a", "b"]}, "2 names for 1 ports"),
+        ({"chardev": ["null"] * 2, "name": ["a", "a"]}, "the same name"),
+        ({"chardev": ["null"], "name": ["a/b"]}, "cannot be a file name"),
+        ({"chardev": ["null"], "console": ["1"]}, "console=1 is not the number of a port, 0 to 0"),
+        ({"chardev": ["null"], "console": ["x"]}, "console=x is not"),
+        ({"chardev": ["null"], "queue_size": 100}, "queue_size=100 is no power of two"),
+        ({"chardev": ["null"], "cols": 0}, "cols=0 is not 1 to 65535"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Console(**options)
+    with pytest.raises(DeviceError, match="Is a directory"):
+        Console(chardev=[f"unix:{tmp_path}/s", f"file:{tmp_path}"])
+    assert not (tmp_path / "s").exists()  # what was opened before the mistake was found is closed
+
+
+def test_the_default_is_a_pty() -> None:
+    console = Console()
+    assert console.describe().startswith("pty /dev/pts/")
+    console.close()

@@ -1,0 +1,199 @@
+"""A disk in a raw file or on a block device of the host: data goes straight between it and the caller's buffers.
+
+Reads that the page cache can answer are done at once (preadv2 with RWF_NOWAIT, where the file system takes it); what
+may block runs in the disk's own `Workers`.
+"""
+
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import stat
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vfiouser_virtio.backends.block import Range, Segments
+from vfiouser_virtio.backends.workers import Workers
+from vfiouser_virtio.errors import DeviceError
+
+logger = logging.getLogger(__name__)
+
+# linux/uio.h: the most segments of one preadv or pwritev.
+IOV_MAX = 1024
+# Even cached data takes its time to copy (15 µs for 128 KiB): more than this is left to a thread, without the GIL.
+AT_ONCE = 512 << 10
+# linux/falloc.h
+KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
+# What a file system, or a block device, answers for a mode of fallocate that it does not know.
+_UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
+_ZEROS = memoryview(bytes(1 << 20))
+
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class FileBackend:
+    """The file or block device at ``path``, locked: shared when it is read-only, else for us alone.
+
+    Raises DeviceError when there is no such file, it may not be opened like this, is no file, is empty, or is in use.
+    """
+
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+        self.readonly = readonly
+        self._path = path
+        self._fd = _open(path, readonly)
+        try:
+            self._size = _size(self._fd)
+            if self._size == 0:
+                raise DeviceError(f"{path} is empty: make it as large as the disk, such as with truncate -s 64M {path}")
+            _lock(self._fd, path, readonly)
+            self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
+            self.block_size = max(os.fstat(self._fd).st_blksize, 512) if self._regular else 512
+            self.can_discard = not readonly and self._can_punch()
+            if os.pread(self._fd, 4, 0) == b"QFI\xfb":
+                logger.warning("%s looks like qcow2, and is served as raw bytes: convert it with qemu-img", path)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._nowait = {os.preadv: True, os.pwritev: not readonly}
+        self._workers = Workers(path.name)
+
+    @property
+    def size(self) -> int:
+        """Bytes, as of the last `refresh` or `resize`."""
+        return self._size
+
+    def read_nowait(self, offset: int, segments: Segments) -> bool:
+        return self._at_once(os.preadv, offset, segments)
+
+    async def read(self, offset: int, segments: Segments) -> None:
+        await self._workers.run(lambda: self._transfer(os.preadv, offset, segments))
+
+    def write_nowait(self, offset: int, segments: Segments) -> bool:
+        return self._at_once(os.pwritev, offset, segments)
+
+    async def write(self, offset: int, segments: Segments) -> None:
+        await self._workers.run(lambda: self._transfer(os.pwritev, offset, segments))
+
+    def flush_nowait(self) -> bool:
+        return self.readonly
+
+    async def flush(self) -> None:
+        await self._workers.run(lambda: os.fdatasync(self._fd))
+
+    def discard_nowait(self, ranges: Sequence[Range]) -> bool:
+        return not ranges
+
+    async def discard(self, ranges: Sequence[Range]) -> None:
+        def work() -> None:
+            for offset, length in ranges:
+                # The device need not do anything, so what cannot be done is no error.
+                self._allocate(PUNCH_HOLE, offset, length)
+
+        await self._workers.run(work)
+
+    def write_zeroes_nowait(self, offset: int, length: int, unmap: bool) -> bool:  # noqa: ARG002
+        return not length
+
+    async def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        def work() -> None:
+            for mode in (PUNCH_HOLE, ZERO_RANGE) if unmap else (ZERO_RANGE,):
+                if self._allocate(mode, offset, length):
+                    return
+            for at in range(offset, offset + length, len(_ZEROS)):
+                self._transfer(os.pwritev, at, [_ZEROS[: offset + length - at]])
+
+        await self._workers.run(work)
+
+    async def refresh(self) -> int:
+        self._size = await self._workers.run(lambda: _size(self._fd))
+        return self._size
+
+    async def resize(self, size: int) -> None:
+        await self._workers.run(lambda: os.ftruncate(self._fd, size))
+        self._size = size
+
+    def close(self) -> None:
+        self._workers.close()
+        os.close(self._fd)
+
+    def _at_once(self, call: Callable[..., int], offset: int, segments: Segments) -> bool:
+        length = sum(map(len, segments))
+        if length > AT_ONCE or not self._nowait[call] or len(segments) > IOV_MAX:
+            return False
+        try:
+            # Fewer bytes than asked for: the rest is not in the page cache.
+            return call(self._fd, segments, offset, os.RWF_NOWAIT) == length
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            # tmpfs cannot do it at all, ext4 only reads.
+            self._nowait[call] = False
+            return False
+
+    def _transfer(self, call: Callable[..., int], offset: int, segments: Segments) -> None:
+        """All of it, however often it takes. In a thread."""
+        left = [segment for segment in segments if len(segment)]
+        while left:
+            done = call(self._fd, left[:IOV_MAX], offset)
+            if not done:
+                raise OSError(errno.EIO, f"{self._path} ends at {offset:#x}: it was cut from outside")
+            offset += done
+            while left and done >= len(left[0]):
+                done -= len(left.pop(0))
+            if done:
+                left[0] = left[0][done:]
+
+    def _allocate(self, mode: int, offset: int, length: int) -> bool:
+        """fallocate(); False where this mode is not supported."""
+        while _fallocate(self._fd, mode | KEEP_SIZE, offset, length):
+            number = ctypes.get_errno()
+            if number in _UNSUPPORTED:
+                return False
+            if number != errno.EINTR:
+                raise OSError(number, os.strerror(number))
+        return True
+
+    def _can_punch(self) -> bool:
+        # A hole behind the end of a regular file is none; a block device would refuse it for being there.
+        return not self._regular or self._allocate(PUNCH_HOLE, self._size, self.block_size)
+
+
+def _open(path: Path, readonly: bool) -> int:
+    try:
+        # NONBLOCK: a FIFO must be refused, not waited for.
+        fd = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise DeviceError(f"no such file: {path}") from None
+    except IsADirectoryError:
+        raise DeviceError(f"{path} is a directory, not a disk image") from None
+    except (PermissionError, OSError) as error:
+        advice = "; readonly=on needs no more than reading" if not readonly and os.access(path, os.R_OK) else ""
+        raise DeviceError(f"cannot open {path}: {error.strerror}{advice}") from error
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        os.close(fd)
+        raise DeviceError(f"{path} is neither a regular file nor a block device")
+    os.set_blocking(fd, True)
+    return fd
+
+
+def _size(fd: int) -> int:
+    # Unlike fstat this also knows the size of a block device.
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
+def _lock(fd: int, path: Path, readonly: bool) -> None:
+    # An OFD lock on the whole file belongs to this open file: a second server in the same process is refused as well,
+    # and so is QEMU, which locks bytes of its images in the same way. struct flock, with l_pid 0.
+    lock = struct.pack("hhqqi0q", fcntl.F_RDLCK if readonly else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+    except (BlockingIOError, PermissionError):
+        raise DeviceError(f"{path} is in use by another server or QEMU (it is locked)") from None
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): nothing keeps others from writing to it", path, error.strerror)

@@ -1,0 +1,121 @@
+"""Our own standard input and output as the other end of a console port; a terminal becomes raw, and is restored."""
+
+import atexit
+import logging
+import os
+import signal
+import stat
+import termios
+import threading
+from typing import Any
+
+import trio
+
+from vfiouser_virtio.backends.chardev import READ_SIZE, FdChardev, close_fd, no_input
+from vfiouser_virtio.errors import ConfigError, DeviceError
+
+logger = logging.getLogger(__name__)
+
+# Index of the flags in what termios.tcgetattr returns.
+_IFLAG, _LFLAG, _CC = 0, 3, 6
+
+
+class Stdio(FdChardev):
+    """Standard input and output. A second one at a time is a ConfigError.
+
+    At the end of input there is just no more of it. A terminal is raw but for its signals and its output, as with
+    QEMU's ``-serial stdio``: Ctrl-C ends the program, and our own log lines still look right.
+    """
+
+    _taken = False
+
+    def __init__(self) -> None:
+        super().__init__("stdio")
+        if Stdio._taken:
+            raise ConfigError("stdio: another port has it; only one can")
+        try:
+            self._in: int | None = _reopen(0, os.O_RDONLY)
+            self._fd = _reopen(1, os.O_WRONLY)
+        except OSError as error:
+            raise DeviceError(f"stdio: {error.strerror}") from None
+        Stdio._taken = True
+        self._terminal = _raw(self._in)
+        atexit.register(self._restore)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        if self._fd is None or not os.isatty(self._fd):
+            return None
+        columns, rows = os.get_terminal_size(self._fd)
+        return columns, rows
+
+    async def run(self) -> None:
+        await self.flush()
+        if self.size is None or threading.current_thread() is not threading.main_thread():
+            await trio.sleep_forever()  # no terminal; or signals are not ours
+        with trio.open_signal_receiver(signal.SIGWINCH) as signals:
+            async for _ in signals:
+                if size := self.size:
+                    self.on_resize(*size)
+
+    async def receive(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        while self._in is not None:
+            try:
+                data = os.read(self._in, READ_SIZE)
+            except BlockingIOError:
+                try:
+                    await trio.lowlevel.wait_readable(self._in)
+                except trio.ClosedResourceError:
+                    pass
+                continue
+            except OSError as error:
+                logger.warning("stdio: no more input: %s", error.strerror)
+                break
+            if data:
+                return data
+            break
+        return await no_input()
+
+    def close(self) -> None:
+        super().close()
+        if self._in is not None:
+            self._restore()
+            atexit.unregister(self._restore)
+            close_fd(self._in)
+            self._in = None
+            Stdio._taken = False
+
+    def _restore(self) -> None:
+        if self._terminal is not None and self._in is not None:
+            termios.tcsetattr(self._in, termios.TCSANOW, self._terminal)
+            self._terminal = None
+
+
+def _reopen(fd: int, mode: int) -> int:
+    """An fd for the same thing that we may make non-blocking: the flag is shared by all who inherited the original.
+
+    A regular file keeps its position: it never blocks, so it is used as it is. So is what cannot be opened again, such
+    as a socket, or a terminal of another user; there the flag is set for all.
+    """
+    kind = os.fstat(fd).st_mode
+    if not stat.S_ISREG(kind):
+        try:
+            return os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            os.set_blocking(fd, False)
+    return os.dup(fd)
+
+
+def _raw(fd: int) -> list[Any] | None:
+    """Make a terminal raw but for signals and output; returns what it was before, or None where there is none."""
+    # In the background we may not, and would be stopped (SIGTTOU).
+    if not os.isatty(fd) or os.tcgetpgrp(fd) != os.getpgrp():
+        return None
+    before = termios.tcgetattr(fd)
+    after = termios.tcgetattr(fd)
+    after[_IFLAG] &= ~(termios.BRKINT | termios.ICRNL | termios.INLCR | termios.IGNCR | termios.ISTRIP | termios.IXON)
+    after[_LFLAG] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
+    after[_CC][termios.VMIN], after[_CC][termios.VTIME] = 1, 0
+    termios.tcsetattr(fd, termios.TCSANOW, after)
+    return before

@@ -1,0 +1,262 @@
+"""Block device (virtio 1.4, 5.2): a disk in a raw file, on a block device of the host, or in RAM.
+
+::
+
+    chain ─▶ parse ─▶ Request ─▶ Planner ─▶ Plan ─▶ at once (page cache, RAM) ──────────▶ status byte, used ring
+                                                └─▶ a task each: the backend's threads ─▶
+
+Reads and writes go straight between the backend and the guest's own buffers. Requests may end in any order, as the
+specification lets them; a flush covers the writes that had been completed before it.
+"""
+
+import errno
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import trio
+
+from vfiouser_virtio.backends.block import BlockBackend
+from vfiouser_virtio.backends.delay import DelayedBackend
+from vfiouser_virtio.backends.file import FileBackend
+from vfiouser_virtio.backends.ram import RamBackend
+from vfiouser_virtio.devices.blk_requests import (
+    MAX_DISCARD_SEGMENTS,
+    MAX_RANGE_SECTORS,
+    MAX_WRITE_ZEROES_SEGMENTS,
+    Plan,
+    Planner,
+    Refused,
+    Request,
+    parse,
+)
+from vfiouser_virtio.protocols.virtio import blk
+from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, Feature, Status
+from vfiouser_virtio.virtio import Device, DeviceError, Pinned, Queue, register
+from vfiouser_virtio.virtio.options import Duration, Size
+
+logger = logging.getLogger(__name__)
+
+MAX_QUEUES = 64
+# How often to look at the file's size while a driver is there, in seconds: growing the file is a live resize.
+WATCH_PERIOD = 1.0
+
+
+@register
+class Blk(Device):
+    """A disk. ``Annotated`` parameters are the user's options; ``backend`` is for programs; `close` closes it."""
+
+    device_id = blk.DEVICE_ID
+    driver_writes = frozenset({"wce"})
+
+    def __init__(
+        self,
+        *,
+        path: Annotated[Path | None, "raw image file, or block device of the host"] = None,
+        size: Annotated[Size | None, "without path: a disk of this size in RAM"] = None,
+        readonly: Annotated[bool, "refuse writes, and open the file for reading only"] = False,
+        serial: Annotated[str, "serial number, up to 20 characters"] = "",
+        num_queues: Annotated[int, "request queues, 1 to 64; a guest uses up to one per CPU"] = 1,
+        queue_size: Annotated[int, "entries of each queue: a power of two, 4 to 1024"] = 256,
+        logical_block_size: Annotated[int, "smallest unit that the guest addresses, in bytes"] = SECTOR_SIZE,
+        physical_block_size: Annotated[
+            int | None, "unit that the disk stores at once; default: the logical one"
+        ] = None,
+        min_io_size: Annotated[Size | None, "smallest request that the guest should prefer"] = None,
+        opt_io_size: Annotated[Size | None, "request size that the guest should prefer"] = None,
+        seg_max: Annotated[int | None, "buffers per request; default: queue-size less 2"] = None,
+        size_max: Annotated[Size | None, "bytes per buffer; default: no limit"] = None,
+        writeback: Annotated[bool, "start with a volatile write cache; off makes every write durable"] = True,
+        discard: Annotated[bool, "let the guest give back space (fstrim), where the host can"] = True,
+        delay: Annotated[Duration | None, "slow the disk down: wait this long before each request"] = None,
+        backend: BlockBackend | None = None,
+    ) -> None:
+        physical_block_size = logical_block_size if physical_block_size is None else physical_block_size
+        _check_power_of_two("logical-block-size", logical_block_size, SECTOR_SIZE, 1 << 20)
+        _check_power_of_two("physical-block-size", physical_block_size, logical_block_size, 1 << 20)
+        _check_power_of_two("queue-size", queue_size, 4, 1024)
+        if not 1 <= num_queues <= MAX_QUEUES:
+            raise DeviceError(f"num-queues is {num_queues}, not 1 to {MAX_QUEUES}")
+        if len(serial.encode()) > blk.ID_BYTES:
+            raise DeviceError(f"serial {serial!r} is longer than {blk.ID_BYTES} bytes")
+        self._block_size = logical_block_size
+        self._writeback = writeback
+        self._write_through = False
+        self._complained: set[tuple[str, int | None]] = set()
+        self.backend = backend = _open(path, size, readonly, backend)
+        try:
+            self._check_size(backend.size)
+            unmaps = discard and backend.can_discard and not backend.readonly
+            config = blk.Config(
+                capacity=backend.size // SECTOR_SIZE,
+                size_max=size_max or 0,
+                seg_max=queue_size - 2 if seg_max is None else seg_max,
+                blk_size=logical_block_size,
+                physical_block_exp=(physical_block_size // logical_block_size).bit_length() - 1,
+                min_io_size=(min_io_size or 0) // logical_block_size,
+                opt_io_size=(opt_io_size or 0) // logical_block_size,
+                wce=int(writeback),
+                num_queues=num_queues,
+                max_discard_sectors=MAX_RANGE_SECTORS,
+                max_discard_seg=MAX_DISCARD_SEGMENTS,
+                discard_sector_alignment=max(backend.block_size, logical_block_size) // SECTOR_SIZE,
+                max_write_zeroes_sectors=MAX_RANGE_SECTORS,
+                max_write_zeroes_seg=MAX_WRITE_ZEROES_SEGMENTS,
+                write_zeroes_may_unmap=int(unmaps),
+            )
+        except ValueError as error:  # a number that its field cannot hold
+            backend.close()
+            raise DeviceError(str(error)) from error
+        except DeviceError:
+            backend.close()
+            raise
+        offered = {Feature.SEG_MAX, Feature.BLK_SIZE, Feature.FLUSH, Feature.TOPOLOGY, Feature.CONFIG_WCE}
+        offered.add(Feature.RO if backend.readonly else Feature.WRITE_ZEROES)
+        for feature, wanted in (
+            (Feature.MQ, num_queues > 1),
+            (Feature.SIZE_MAX, size_max is not None),
+            (Feature.DISCARD, unmaps),
+        ):
+            if wanted:
+                offered.add(feature)
+        super().__init__(config=config, features=sum(feature.mask for feature in offered))
+        for _ in range(num_queues):
+            self.add_queue(queue_size)
+        if delay:
+            self.backend = DelayedBackend(backend, delay)
+        self._planner = Planner(self.backend, serial=serial.encode(), unmaps=unmaps)
+
+    # ---- size ------------------------------------------------------------------------------------------------------
+
+    async def resize(self, size: int) -> None:
+        """Make the disk, and its file, ``size`` bytes large; tell the driver. Raises DeviceError if that cannot be."""
+        if self.backend.readonly:
+            raise DeviceError("the disk is read-only, and so is its size")
+        self._check_size(size)
+        try:
+            await self.backend.resize(size)
+        except OSError as error:
+            raise DeviceError(f"the disk cannot become {size} bytes large: {error.strerror}") from error
+        self._show_size(size)
+
+    async def refresh(self) -> None:
+        """Look whether the file was resized from outside, and if so tell the driver; `run` does this each second."""
+        try:
+            self._show_size(await self.backend.refresh())
+        except OSError as error:
+            self._complain("looking at its size", 0, error)
+
+    def _show_size(self, size: int) -> None:
+        # A file that is growing may have any size: the driver gets whole blocks.
+        sectors = size // self._block_size * self._block_size // SECTOR_SIZE
+        if sectors != self._planner.sectors:
+            logger.info("blk: the disk now has %d sectors", sectors)
+            self._planner.sectors = sectors
+            self.config.update(capacity=sectors)
+
+    def _check_size(self, size: int) -> None:
+        block = self._block_size
+        if size <= 0 or size % block:
+            fitting = max(-(-size // block), 1) * block
+            raise DeviceError(
+                f"{size} bytes is no multiple of the disk's {block}-byte blocks: truncate -s {fitting} makes it one"
+            )
+
+    # ---- what the driver does outside of requests ------------------------------------------------------------------
+
+    def features_ok(self) -> bool:
+        """Settle the write cache (5.2.5.2): with CONFIG_WCE but without FLUSH, ``wce`` starts as 0."""
+        if self.negotiated(Feature.CONFIG_WCE) and not self.negotiated(Feature.FLUSH):
+            self.config.set(wce=0)
+        self._settle_cache()
+        return True
+
+    def config_written(self, field: str, value: int | bytes) -> None:
+        """The driver switches the write cache. Writes that had been completed stay as volatile as they were."""
+        assert field == "wce"
+        self.config.set(wce=int(bool(value) if self.negotiated(Feature.CONFIG_WCE) else self._writeback))
+        self._settle_cache()
+
+    def _settle_cache(self) -> None:
+        # A driver that knows neither of the two takes every completed write for stable (5.2.6.2).
+        can_be_volatile = self.negotiated(Feature.FLUSH) or self.negotiated(Feature.CONFIG_WCE)
+        self._write_through = not (can_be_volatile and self.config["wce"])
+
+    def reset(self) -> None:
+        self.config.set(wce=int(self._writeback))
+        self._complained.clear()
+
+    def close(self) -> None:
+        self.backend.close()
+
+    # ---- requests --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            for queue in self.queues:
+                nursery.start_soon(self._serve, queue, nursery)
+
+    async def _watch(self) -> None:
+        while True:
+            await self.refresh()
+            await trio.sleep(WATCH_PERIOD)
+
+    async def _serve(self, queue: Queue, nursery: trio.Nursery) -> None:
+        async for chain in queue:
+            request = parse(chain)
+            try:
+                plan = self._planner.plan(request)
+                if self._at_once(plan):
+                    request.finish(Status.OK, plan.fills)
+                else:
+                    # No more tasks than the queue has entries: the ring lets no head be in flight twice.
+                    nursery.start_soon(self._perform, queue.pinned(chain), request, plan)
+            except Refused as refused:
+                request.finish(refused.status)
+            except OSError as error:
+                self._complain(request.name, request.sector * SECTOR_SIZE, error)
+                request.finish(Status.IOERR)
+
+    def _at_once(self, plan: Plan) -> bool:
+        # A write that was done, but cannot be made stable at once, is simply done again.
+        return plan.nowait(*plan.arguments) and not (
+            plan.writes and self._write_through and not self.backend.flush_nowait()
+        )
+
+    async def _perform(self, pinned: Pinned, request: Request, plan: Plan) -> None:
+        with pinned:
+            status, fills = Status.IOERR, 0
+            try:
+                await plan.patiently(*plan.arguments)
+                if plan.writes and self._write_through:
+                    await self.backend.flush()
+                status, fills = Status.OK, plan.fills
+            except OSError as error:
+                self._complain(request.name, request.sector * SECTOR_SIZE, error)
+            finally:
+                # Also when the memory is to go away, or at a reset: both wait until nothing is pinned any more.
+                request.finish(status, fills)
+
+    def _complain(self, what: str, offset: int, error: OSError) -> None:
+        """Log a failure of the host: the first of each kind and errno since the last reset."""
+        if (what, error.errno) not in self._complained:
+            self._complained.add((what, error.errno))
+            name = errno.errorcode.get(error.errno or 0, "no errno")
+            logger.error("blk: %s at offset %#x failed on the host: %s (%s)", what, offset, error, name)
+
+
+def _open(path: Path | None, size: int | None, readonly: bool, backend: BlockBackend | None) -> BlockBackend:
+    if sum(source is not None for source in (path, size, backend)) != 1:
+        raise DeviceError("blk needs path=FILE or size=SIZE (a disk in RAM), and only one of them")
+    if backend is not None:
+        return backend
+    if path is not None:
+        return FileBackend(path, readonly=readonly)
+    assert size is not None
+    return RamBackend(size, readonly=readonly)
+
+
+def _check_power_of_two(option: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high or value & (value - 1):
+        raise DeviceError(f"{option} is {value}, not a power of two from {low} to {high}")

@@ -1,0 +1,257 @@
+"""The console device (virtio 1.4, 5.3): one to many ports, each a console or a plain channel, each with a host side.
+
+::
+
+    guest                             queues          Console                     host
+    /dev/hvc0           (console)     0 rx, 1 tx ──── ports[0] ────────────────── chardev[0]  pty, unix:…, stdio
+                                      2 rx, 3 tx ──── control messages
+    /dev/virtio-ports/NAME (plain)    4 rx, 5 tx ──── ports[1] ────────────────── chardev[1]
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated
+
+import trio
+
+from vfiouser_virtio.backends.chardev import Chardev
+from vfiouser_virtio.backends.chardev_spec import SPECS, open_chardev
+from vfiouser_virtio.devices.console_ports import Port
+from vfiouser_virtio.protocols.virtio import console as wire
+from vfiouser_virtio.protocols.virtio.console import Event, Feature
+from vfiouser_virtio.protocols.virtio.ids import DeviceId
+from vfiouser_virtio.virtio import ConfigError, Device, register
+
+logger = logging.getLogger(__name__)
+
+# As many as QEMU's virtio-serial has; each takes two queues.
+MAX_PORTS = 31
+# Longer ones are no file names, and the guest has one there.
+MAX_NAME = 255
+# Where no terminal says otherwise: what everybody assumes of a terminal that does not say.
+DEFAULT_SIZE = 80, 24
+
+
+@register
+class Console(Device):
+    """Ports 0 to n-1, one per ``chardev``. More than one, or one that is no console, takes MULTIPORT.
+
+    A program can also give chardevs that it has made, as those of `backends.pair`. They are closed with the device.
+    Raises ConfigError for options that contradict each other, DeviceError where a host side cannot be had.
+    """
+
+    device_id = DeviceId.CONSOLE
+    driver_writes = frozenset({"emerg_wr"})
+
+    def __init__(
+        self,
+        *,
+        chardev: Annotated[
+            Sequence[str | Chardev] | None, f"host side of the next port: {SPECS}; default: one pty"
+        ] = None,
+        name: Annotated[
+            Sequence[str] | None, "name of the next port in /dev/virtio-ports of the guest; may be empty"
+        ] = None,
+        console: Annotated[
+            Sequence[str] | None, "number of a port that is a console; default: all without a name"
+        ] = None,
+        cols: Annotated[int | None, "width of the consoles; default: that of the terminal on stdio, else 80"] = None,
+        rows: Annotated[int | None, "height of the consoles; default: that of the terminal on stdio, else 24"] = None,
+        queue_size: Annotated[int, "entries of each queue, a power of two"] = 128,
+    ) -> None:
+        # A pty, because a guest may use its console with nobody there: it never waits, and the last 64 KiB are kept.
+        specs = ["pty"] if chardev is None else chardev
+        count = len(specs)
+        names = _names(name or [], count)
+        consoles = _consoles(console or [], names)
+        if not 0 < queue_size <= 32768 or queue_size & (queue_size - 1):
+            raise ConfigError(f"console: queue_size={queue_size} is no power of two from 1 to 32768")
+        for option, value in (("cols", cols), ("rows", rows)):
+            if value is not None and not 0 < value <= 0xFFFF:
+                raise ConfigError(f"console: {option}={value} is not 1 to 65535")
+        self.multiport = count > 1 or bool(names[0]) or not consoles
+        features = Feature.SIZE.mask | Feature.EMERG_WRITE.mask | self.multiport * Feature.MULTIPORT.mask
+        super().__init__(config=wire.Config(max_nr_ports=count), features=features)
+
+        queues = [self.add_queue(queue_size) for _ in range(2 * count + 2 * self.multiport)]
+        self._control_receiveq, self._control_transmitq = queues[2:4] if self.multiport else queues[:2]
+        if self.multiport:
+            del queues[2:4]
+        self.ports: list[Port] = []
+        for number, host in enumerate(_open_all(specs)):
+            size = host.size or DEFAULT_SIZE
+            port = Port(
+                number,
+                host,
+                queues[2 * number],
+                queues[2 * number + 1],
+                name=names[number],
+                is_console=number in consoles,
+                size=(cols or size[0], rows or size[1]),
+            )
+            host.on_connect = partial(self._host_changed, port)
+            host.on_resize = partial(self.resize, port=number)
+            self.ports.append(port)
+        self._set_size(self.ports[0].size)
+        # Control messages the driver has not taken yet, by port and event: a newer one takes the place of an older one,
+        # so that neither side can fill our memory.
+        self._outbox: dict[tuple[int, Event], bytes] = {}
+        self._posted = trio.lowlevel.ParkingLot()
+        self._complaints: set[str] = set()
+
+    def describe(self) -> str:
+        """Where the ports are on the host: ``pty /dev/pts/3, org.example: unix:/run/x.sock``."""
+        return ", ".join(f"{port.name}: " * bool(port.name) + port.chardev.describe() for port in self.ports)
+
+    def resize(self, cols: int, rows: int, port: int = 0) -> None:
+        """Another size for a port that is a console. Raises ValueError for what is not 0 to 65535."""
+        if not (0 <= cols <= 0xFFFF and 0 <= rows <= 0xFFFF):
+            raise ValueError(f"{cols}×{rows} is no terminal size")
+        resized = self.ports[port]
+        resized.size = cols, rows
+        if port == 0:
+            self._set_size(resized.size, self.config.update)
+        if resized.ready and resized.is_console:
+            self._post_size(resized)
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        with_control = self.negotiated(Feature.MULTIPORT)
+        async with trio.open_nursery() as nursery:
+            # All of them, so that people can connect to ports that the guest does not use (yet).
+            for port in self.ports:
+                nursery.start_soon(port.chardev.run)
+            for port in self.ports if with_control else self.ports[:1]:
+                nursery.start_soon(port.receive)
+                nursery.start_soon(port.transmit)
+            if with_control:
+                nursery.start_soon(self._send_control)
+                nursery.start_soon(self._receive_control)
+            else:
+                self.ports[0].guest_open = True
+
+    def config_written(self, field: str, value: int | bytes) -> None:
+        """Emergency write (5.3.5): the lower byte, at any time, even before the driver has said a word."""
+        assert isinstance(value, int), field
+        self.ports[0].chardev.send_nowait(bytes([value & 0xFF]))
+
+    def reset(self) -> None:
+        for port in self.ports:
+            port.reset()
+        self._outbox.clear()
+        self._complaints.clear()
+
+    def close(self) -> None:
+        for port in self.ports:
+            port.chardev.close()
+
+    # ---- control messages: to the driver ---------------------------------------------------------------------------
+
+    async def _send_control(self) -> None:
+        while True:
+            while not self._outbox:
+                await self._posted.park()
+            chain = await anext(self._control_receiveq)
+            if not self._outbox:  # a reset came first
+                continue
+            key = next(iter(self._outbox))
+            chain.writable.write(self._outbox.pop(key))
+            chain.complete()
+
+    def _post(self, port: Port, event: Event, value: int = 1, data: bytes = b"") -> None:
+        message = wire.CONTROL.build({"id": port.number, "event": event, "value": value}) + data
+        self._outbox[port.number, event] = message
+        self._posted.unpark_all()
+
+    def _post_size(self, port: Port) -> None:
+        cols, rows = port.size
+        self._post(port, Event.RESIZE, 0, wire.RESIZE.build({"cols": cols, "rows": rows}))
+
+    def _host_changed(self, port: Port, _connected: bool) -> None:
+        if port.ready and not port.is_console:
+            self._post(port, Event.PORT_OPEN, int(port.host_open))
+
+    def _set_size(self, size: tuple[int, int], tell: Callable[..., None] | None = None) -> None:
+        (tell or self.config.set)(cols=size[0], rows=size[1])
+
+    # ---- control messages: from the driver -------------------------------------------------------------------------
+
+    async def _receive_control(self) -> None:
+        async for chain in self._control_transmitq:
+            message = chain.parse(wire.CONTROL)
+            chain.complete()
+            if message.event == Event.DEVICE_READY:
+                self._device_ready(bool(message.value))
+            elif message.id >= len(self.ports):
+                self._complain(f"control message {message.event:#x} for port {message.id:#x} of {len(self.ports):#x}")
+            elif message.event == Event.PORT_READY:
+                self._port_ready(self.ports[message.id], bool(message.value))
+            elif message.event == Event.PORT_OPEN:
+                self.ports[message.id].guest_open = bool(message.value)
+            else:
+                self._complain(f"control message {message.event:#x}, which no driver sends")
+
+    def _device_ready(self, success: bool) -> None:
+        if not success:
+            self._complain("the driver says that it cannot use the device")
+            return
+        for port in self.ports:
+            if not port.added:  # no port may be added twice (5.3.6.2.1)
+                port.added = True
+                self._post(port, Event.PORT_ADD)
+
+    def _port_ready(self, port: Port, success: bool) -> None:
+        port.ready = port.added and success
+        if not port.ready:
+            self._complain(f"the driver says that it cannot use port {port.number}")
+            return
+        if port.is_console:
+            self._post(port, Event.CONSOLE_PORT)
+            self._post_size(port)
+        if port.name:
+            self._post(port, Event.PORT_NAME, data=port.name.encode())
+        self._post(port, Event.PORT_OPEN, int(port.host_open))
+
+    def _complain(self, what: str) -> None:
+        """Once per reset and message: a guest must not fill our log."""
+        if what not in self._complaints and len(self._complaints) < 8:
+            self._complaints.add(what)
+            logger.warning("console: ignored: %s", what)
+
+
+def _names(given: Sequence[str], ports: int) -> list[str]:
+    if not 0 < ports <= MAX_PORTS:
+        raise ConfigError(f"console: {ports} ports; there can be 1 to {MAX_PORTS}")
+    if len(given) > ports:
+        raise ConfigError(f"console: {len(given)} names for {ports} ports: one chardev= for each is needed")
+    for name in given:
+        if "/" in name or not name.isprintable() or len(name.encode()) > MAX_NAME:
+            raise ConfigError(f"console: {name!r} cannot be a file name in the guest's /dev/virtio-ports")
+    taken = [name for name in given if name]
+    if len(set(taken)) < len(taken):
+        raise ConfigError(f"console: two ports have the same name: {', '.join(taken)}")
+    return [*given, *[""] * (ports - len(given))]
+
+
+def _consoles(given: Sequence[str], names: list[str]) -> set[int]:
+    """Which ports are consoles. By default it is the name that makes a port a channel for programs."""
+    if not given:
+        return {number for number, name in enumerate(names) if not name}
+    for number in given:
+        if not number.isdecimal() or int(number) >= len(names):
+            raise ConfigError(f"console: console={number} is not the number of a port, 0 to {len(names) - 1}")
+    return {int(number) for number in given}
+
+
+def _open_all(specs: Sequence[str | Chardev]) -> list[Chardev]:
+    opened: list[Chardev] = []
+    try:
+        for spec in specs:
+            opened.append(open_chardev(spec) if isinstance(spec, str) else spec)  # noqa: PERF401 - keeps what was opened
+    except Exception:
+        for chardev in opened:
+            chardev.close()
+        raise
+    return opened

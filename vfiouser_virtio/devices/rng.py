@@ -1,0 +1,87 @@
+"""The entropy device (virtio 1.4, 5.4): random bytes of the host, or of a file."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import trio
+
+from vfiouser_virtio.protocols.virtio.ids import DeviceId
+from vfiouser_virtio.virtio import ConfigError, Device, DeviceError, queue, register
+from vfiouser_virtio.virtio.options import Size
+
+logger = logging.getLogger(__name__)
+
+# A guest that offers gigabytes of buffers would have us allocate as much (Firecracker had to add the same cap).
+MAX_BYTES_PER_CHAIN = 64 << 10
+
+
+@register
+class Rng(Device):
+    """Puts random bytes into every buffer of its one queue: at least one (5.4.6.2), mostly as many as fit."""
+
+    device_id = DeviceId.RNG
+    requestq = queue(max_size=64)
+
+    def __init__(
+        self,
+        *,
+        source: Annotated[Path | None, "file or device to read, a file over and over; default: getrandom(2)"] = None,
+        max_bytes: Annotated[
+            Size | None, "give the guest this much in each period, on average; default: no limit"
+        ] = None,
+        period: Annotated[int, "length of a period in milliseconds, for max-bytes"] = 1000,
+    ) -> None:
+        super().__init__()
+        if (max_bytes is not None and max_bytes < 1) or period < 1:
+            raise ConfigError(f"rng: max_bytes={max_bytes} in period={period} ms: both must be 1 or more")
+        self.max_bytes, self.period = max_bytes, period / 1000
+        # These two survive a reset, or a guest would get more by resetting.
+        self._left, self._refill_at = 0, 0.0
+        try:
+            if source is not None and source.is_file() and not source.stat().st_size:
+                raise DeviceError(f"rng: source {source} is empty")
+            self._source = source and source.open("rb", buffering=0)
+        except OSError as error:
+            raise DeviceError(f"rng: cannot open source {source}: {error.strerror}") from None
+
+    async def run(self) -> None:
+        async for chain in self.requestq:
+            if wanted := min(chain.writable.length, MAX_BYTES_PER_CHAIN):
+                await self._wait_turn(wanted)
+                data = await self._random(wanted)
+                chain.writable.write(data)
+            chain.complete()
+
+    async def _wait_turn(self, count: int) -> None:
+        """Keep to the limit by waiting; what one request takes too much, the next periods lack.
+
+        Never by giving less than fits: Debian's Linux 6.12.107 then hangs in virtio_read, also with QEMU's own
+        virtio-rng-pci,max-bytes=1000,period=1000.
+        """
+        while self.max_bytes is not None:
+            if trio.current_time() >= self._refill_at:
+                self._left = min(self._left, 0) + self.max_bytes
+                self._refill_at = trio.current_time() + self.period
+            if self._left > 0:
+                self._left -= count
+                return
+            await trio.sleep_until(self._refill_at)
+
+    async def _random(self, count: int) -> bytes:
+        data = b""
+        try:
+            while self._source and len(data) < count:
+                # In a thread, because /dev/hwrng and FIFOs block. A reset may leave it behind: its bytes are its own.
+                piece = await trio.to_thread.run_sync(self._source.read, count - len(data), abandon_on_cancel=True)
+                if not piece and (self._source.seek(0) or not (piece := self._source.read(count - len(data)))):
+                    break
+                data += piece
+        except OSError as error:
+            logger.error("rng: reading %s: %s; using getrandom(2) instead", self._source, error.strerror)
+        return data + os.urandom(count - len(data))
+
+    def close(self) -> None:
+        if self._source:
+            self._source.close()
