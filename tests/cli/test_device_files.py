@@ -1,0 +1,82 @@
+"""Device classes from the user's own files."""
+
+from pathlib import Path
+
+import pytest
+
+from vfiouser_virtio.cli.device_files import load_device_class
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.virtio import Device
+
+GOOD = """
+from dataclasses import dataclass
+from typing import Annotated
+from helper_beside_it import ANSWER
+from vfiouser_virtio.virtio import Device, queue
+
+@dataclass
+class Record:
+    value: "int"
+
+class Mine(Device):
+    device_id = 42
+    requestq = queue()
+
+    def __init__(self, *, number: Annotated[int, "some number"] = ANSWER) -> None:
+        super().__init__()
+        self.number = number
+
+class Unfinished(Device):
+    pass
+
+loaded = []
+loaded.append(1)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
+    (tmp_path / "helper_beside_it.py").write_text("ANSWER = 42\n")
+    (tmp_path / "mine.py").write_text(GOOD)
+    return tmp_path
+
+
+def test_load(folder: Path) -> None:
+    mine = load_device_class(f"{folder}/mine.py:Mine")
+    assert issubclass(mine, Device)
+    assert mine.name == "mine"
+    assert vars(mine())["number"] == 42
+    assert load_device_class(f"{folder}/mine.py:Mine") is mine
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        ("none.py:Mine", "No such file"),
+        ("mine.py", "name its class too: .*mine.py:Mine"),
+        ("mine.py:Other", "there is no class Other; its devices: Mine, Unfinished"),
+        ("mine.py:Record", "not a subclass"),
+        ("mine.py:Device", "not a subclass"),
+        ("mine.py:Unfinished", "device_id is 0"),
+    ],
+)
+def test_mistakes(folder: Path, driver: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_device_class(f"{folder}/{driver}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("x = 1\nthere_is_no_such_name\n", "line 2: NameError: name 'there_is_no_such_name'"),
+        ("import no_such_module\n", "ModuleNotFoundError"),
+        ("def f(:\n", "SyntaxError"),
+    ],
+)
+def test_files_that_do_not_import(tmp_path: Path, source: str, words: str) -> None:
+    (tmp_path / "bad.py").write_text(source)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_device_class(f"{tmp_path}/bad.py:Mine")
+    assert caught.value.__cause__ is not None

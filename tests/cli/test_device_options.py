@@ -1,0 +1,137 @@
+"""A class's constructor is its options."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+
+from vfiouser_virtio.cli.device_options import class_options, common_options, convert_options
+from vfiouser_virtio.cli.device_setup import DeviceSetup, setups, shipped_classes
+from vfiouser_virtio.cli.device_specs import parse_device
+from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.virtio.options import Size
+
+SECTOR = Size(512)
+
+
+class Toy(Device):
+    device_id = 42
+
+    def __init__(
+        self,
+        path: Annotated[Path, "where it is"],
+        *,
+        num_queues: Annotated[int, "how many"] = 1,
+        size: Size = SECTOR,
+        readonly: bool = False,
+        greeting="hello",  # type: ignore[no-untyped-def]
+        backend: object = None,
+    ) -> None:
+        super().__init__()
+
+
+class Plain(Device):
+    device_id = 42
+
+
+def only(text: str) -> DeviceSetup:
+    (setup,) = setups([parse_device(text)])
+    return setup
+
+
+def test_options_are_read_off_the_constructor() -> None:
+    options = class_options(Toy)
+    assert list(options) == ["path", "num-queues", "size", "readonly", "greeting"]
+    assert (options["num-queues"].help, options["num-queues"].kind.shown) == ("how many", "N")
+    assert options["greeting"].kind.shown == "TEXT"
+    assert class_options(Plain) == {}
+
+
+def test_a_parameter_that_nobody_can_give() -> None:
+    class Hopeless(Device):
+        def __init__(self, backend: object) -> None:
+            super().__init__()
+
+    with pytest.raises(ConfigError, match="no option can give backend"):
+        class_options(Hopeless)
+
+
+def test_an_annotation_that_names_nothing() -> None:
+    class Wrong(Device):
+        def __init__(self, size: "Sise") -> None:  # type: ignore[name-defined]  # noqa: F821 - that is the mistake
+            super().__init__()
+
+    with pytest.raises(ConfigError, match=r"Wrong.*Sise"):
+        class_options(Wrong)
+
+
+def test_conversion() -> None:
+    given = {"path": "a", "num_queues": "4", "size": "1M", "readonly": None}
+    assert convert_options(class_options(Toy), given, label="toy") == {
+        "path": Path("a"),
+        "num_queues": 4,
+        "size": 1 << 20,
+        "readonly": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pat": "x"}, 'toy: no option "pat"; did you mean "path"?'),
+        ({}, "toy: path=PATH is missing (where it is)"),
+        ({"path": None}, "toy: path needs a value: path=PATH"),
+        ({"path": "a", "num-queues": "many"}, "toy: num-queues=many: expected a whole number"),
+        ({"path": "a", "num-queues": "1", "num_queues": "2"}, "toy: num-queues is given twice"),
+        ({"path": ["a", "b"]}, "toy: path is given 2 times"),
+        ({"path": "a", "backend": "x"}, 'toy: no option "backend"'),
+    ],
+)
+def test_mistakes(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert_options(class_options(Toy), given, label="toy")
+    assert str(caught.value).startswith(message)
+
+
+def test_names_are_unique() -> None:
+    found = setups([parse_device(text) for text in ("rng", "blk,size=1M", "rng,id=rng1", "rng")])
+    assert [setup.name for setup in found] == ["rng0", "blk0", "rng1", "rng2"]
+    with pytest.raises(ConfigError, match="2 devices have id=a"):
+        setups([parse_device("rng,id=a"), parse_device("rng,id=a")])
+    with pytest.raises(ConfigError, match="2 devices have socket="):
+        setups([parse_device("rng,socket=a"), parse_device("rng,socket=a")])
+
+
+@pytest.mark.parametrize(
+    "text", ["rng,id=0x", "rng,id=a b", "rng,vectors=-1", "rng,vectors=2049", "rng,ids=1999", "rng,revision=x"]
+)
+def test_common_mistakes(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^rng: "):
+        only(text)
+
+
+def test_identity() -> None:
+    shown = only("blk,size=1M,ids=2007,subsystem-vendor-id=0x1234,class-code=0x010000").identity("qemu")
+    assert (shown.vendor, shown.device) == (0x5000, 0x1042)
+    assert (shown.subsystem_vendor, shown.subsystem) == (0x1234, 0x1042)
+    assert (shown.class_code, shown.revision) == (0x010000, 1)
+    assert only("rng").identity("qemu").subsystem == 0x1100
+    with pytest.raises(ConfigError, match=r"rng0: .*0x10000"):
+        only("rng,vendor-id=0x10000").identity()
+
+
+def test_create_names_the_device_at_fault(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"^blk: "):
+        only(f"blk,path={tmp_path}/none").create()
+
+
+def test_no_device_hides_a_common_option() -> None:
+    for device_class in shipped_classes():
+        assert not class_options(device_class).keys() & common_options().keys()
+
+
+def test_every_option_has_a_help_text() -> None:
+    for device_class in shipped_classes():
+        assert all(option.help for option in class_options(device_class).values()), device_class
+    assert all(option.help for option in common_options().values())

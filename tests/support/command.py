@@ -1,0 +1,98 @@
+"""The command ``vfiouser-virtio`` as a process of its own, as its users have it."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+import vfiouser_virtio
+
+COMMAND = (sys.executable, "-m", "vfiouser_virtio")
+# Far more than it ever takes, on a machine that does ten other things.
+PATIENCE = 60
+
+_READY = re.compile(rb'^(ready \d+|.*"event": "ready".*)\n', re.MULTILINE)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The package is found from any folder, even where it is not installed."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("LISTEN_FDS", "NOTIFY_SOCKET")}
+    return {**kept, "PYTHONPATH": str(Path(vfiouser_virtio.__file__).parents[1]), **more}
+
+
+def run_command(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=environment(**env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@dataclass
+class ServeProcess:
+    process: trio.Process
+    lines: list[str]
+    """Of stdout, up to the one with ``ready``."""
+    log: Path
+    """Its stderr."""
+
+    @property
+    def sockets(self) -> list[str]:
+        return [line.split(" ", 3)[3] for line in self.lines if line.startswith("device ")]
+
+    async def wait(self) -> int:
+        """Its exit status."""
+        with trio.fail_after(PATIENCE):
+            return await self.process.wait()
+
+    async def terminate(self) -> int:
+        self.process.terminate()
+        return await self.wait()
+
+
+@asynccontextmanager
+async def serve_process(
+    *arguments: str, folder: Path, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+) -> AsyncIterator[ServeProcess]:
+    """``serve`` at work in ``folder``, from its ``ready`` line on; killed in the end if nobody has ended it."""
+    # Beside the folder, whose content some tests look at.
+    log = folder.with_name(f"{folder.name}.log")
+    with log.open("wb") as stderr:
+        process = await trio.lowlevel.open_process(
+            [*COMMAND, "serve", *arguments],
+            cwd=folder,
+            env=environment(**(env or {})),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            pass_fds=pass_fds,
+        )
+    assert process.stdout is not None
+    async with process.stdout:
+        try:
+            output = b""
+            with trio.fail_after(PATIENCE):
+                while not _READY.search(output):
+                    received = await process.stdout.receive_some()
+                    assert received, f"it ended: {log.read_text()}"
+                    output += received
+            yield ServeProcess(process, output.decode().splitlines(), log)
+        finally:
+            with trio.CancelScope(shield=True):
+                process.terminate()
+                with trio.move_on_after(10):
+                    await process.wait()
+                process.kill()
+                await process.wait()

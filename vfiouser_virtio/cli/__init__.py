@@ -1,0 +1,83 @@
+"""The command ``vfiouser-virtio``: one module per sub-command, and from every error to an exit status.
+
+The modules import what is heavy (trio, the devices, the virtual machine) only inside the functions that need it: help,
+mistakes and the ``ready`` line come faster.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+
+from vfiouser_virtio import __version__
+from vfiouser_virtio.cli import list_devices, qemu_args, run, serve
+from vfiouser_virtio.cli.exit_status import EXPLAINED, status_of
+from vfiouser_virtio.cli.terminal import PROGRAM, complain, set_up_logging
+from vfiouser_virtio.errors import ConfigError
+
+_EXAMPLES = """\
+examples:
+  boot a small Linux guest with a disk and entropy from Python, and look at them:
+    vfiouser-virtio run --device blk,size=64M --device rng --exec 'lspci -nn; head -c 512 /dev/vda | md5sum'
+  serve devices to a QEMU of your own, and print the arguments it needs:
+    vfiouser-virtio serve --device blk,path=disk.img --device rng --device console,chardev=pty
+  see what there is, and its options:
+    vfiouser-virtio list-devices blk
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status. Raises only what is a bug, and SystemExit as argparse does."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # By hand: what argparse makes of "--" in a sub-command differs between versions of Python.
+    own, qemu_options = words, None
+    if "--" in words:
+        at = words.index("--")
+        own, qemu_options = words[:at], words[at + 1 :]
+    parser = _parser()
+    arguments = parser.parse_args(own)
+    if qemu_options is not None and not hasattr(arguments, "qemu_options"):
+        parser.error(f"{arguments.command}: nothing may follow --")
+    arguments.qemu_options = qemu_options or []
+    set_up_logging(arguments.log_level)
+    try:
+        status: int = arguments.execute(arguments)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except (ConfigError, ExceptionGroup) as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        complain(mistake, with_traceback=arguments.log_level == "debug")
+        return status_of(mistake)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="PCI virtio devices in Python, for an unmodified QEMU (10.1 or newer).",
+        epilog=f"{_EXAMPLES}\n{EXPLAINED}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for module in (serve, run, qemu_args, list_devices):
+        module.add_parser(commands)
+    return parser
+
+
+def _mistake(error: Exception) -> ConfigError | None:
+    """The user's mistake in what a nursery has raised; None when anything else is in it, which is a bug."""
+    leaves = list(_leaves(error))
+    mistakes = [leaf for leaf in leaves if isinstance(leaf, ConfigError)]
+    return mistakes[0] if len(mistakes) == len(leaves) else None
+
+
+def _leaves(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

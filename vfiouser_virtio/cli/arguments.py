@@ -1,0 +1,80 @@
+"""Command line arguments that several sub-commands have, and what all parsers have in common."""
+
+import argparse
+import textwrap
+from typing import Protocol
+
+from vfiouser_virtio.cli.exit_status import EXPLAINED
+
+
+class SubParsers(Protocol):
+    """What ``add_subparsers()`` returns, which argparse gives no public name."""
+
+    def add_parser(self, name: str, **kwargs: object) -> argparse.ArgumentParser: ...
+
+
+def add_command(
+    commands: SubParsers, name: str, *, summary: str, description: str, usage: str, examples: str
+) -> argparse.ArgumentParser:
+    """A sub-command's parser, with its examples and the exit status at the end of its help."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        usage=f"vfiouser-virtio {name} {usage}",
+        description=textwrap.fill(description, 100),
+        epilog=f"examples:\n{examples}\n{EXPLAINED}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--device`` and ``--config``."""
+    parser.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="DEVICE[,KEY=VALUE,…]",
+        help="a device: its name, or file.py:Class for one of your own, and its options (see list-devices); "
+        '\',,\' stands for a comma in a value; JSON is taken too: \'{"driver": "blk", "path": "disk.img"}\'',
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a TOML file with a [[device]] table for each, or the same as a .json file",
+    )
+
+
+def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str) -> None:
+    """What is about serving devices."""
+    parser.add_argument(
+        "--ids",
+        choices=("default", "2007", "qemu"),
+        default="default",
+        help="what the devices show on the PCI bus: 1af4:104x with subsystem 5000:104x (default), vendor 5000 as in "
+        "the virtio draft of 2007, or exactly what QEMU's own virtio devices show",
+    )
+    parser.add_argument(
+        "--write-multiple", action="store_true", help="offer REGION_WRITE_MULTI to clients that can use it"
+    )
+    add_log_arguments(parser, log_level=log_level)
+
+
+def add_log_arguments(parser: argparse.ArgumentParser, *, log_level: str) -> None:
+    """``-v`` and ``--log-level``."""
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default=log_level,
+        help=f"log to stderr from this level on (default: {log_level})",
+    )
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_const",
+        const="debug",
+        dest="log_level",
+        help="log all there is, and show tracebacks",
+    )

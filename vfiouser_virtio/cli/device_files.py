@@ -1,0 +1,69 @@
+"""Device classes of the user's own: ``my_device.py:MyDevice``, from a file anywhere."""
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.virtio import Device
+
+
+def is_device_file(driver: str) -> bool:
+    """Whether this names a file, and not a device type that comes with the package."""
+    return driver.partition(":")[0].endswith(".py")
+
+
+def load_device_class(driver: str) -> type[Device]:
+    """The class that ``file.py:Class`` names; a file is imported once, however often it is named.
+
+    Raises ConfigError when there is no such file or class, when it is no device, and when the import fails.
+    """
+    path, _, name = driver.partition(":")
+    module = _import_file(Path(path))
+    own = [key for key, value in vars(module).items() if _is_device(value) and value.__module__ == module.__name__]
+    if not name:
+        known = ", ".join(f"{path}:{key}" for key in own) or f"{path}:MyDevice"
+        raise ConfigError(f"{path}: name its class too: {known}")
+    found = getattr(module, name, None)
+    if found is None:
+        raise ConfigError(f"{path}: there is no class {name}; its devices: {', '.join(own) or 'none'}")
+    if not _is_device(found):
+        raise ConfigError(f"{driver} is not a subclass of vfiouser_virtio.virtio.Device")
+    device_class: type[Device] = found
+    if not 0 < device_class.device_id < 64:
+        raise ConfigError(f"{driver}: device_id is {device_class.device_id}; set it to a virtio device id, 1 to 63")
+    return device_class
+
+
+def _is_device(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Device) and value is not Device
+
+
+def _import_file(path: Path) -> ModuleType:
+    try:
+        path = path.resolve(strict=True)
+    except OSError as error:
+        raise ConfigError(f"device file {path}: {error.strerror}") from None
+    # Unique, and no name that an import statement could mean.
+    name = f"vfiouser_virtio device file {path}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # What lies beside the file can be imported, but never hides a module of Python's own.
+    if (folder := str(path.parent)) not in sys.path:
+        sys.path.append(folder)
+    # Before it runs: dataclasses and typing.get_type_hints() look a class's module up there.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {lines[-1]}" if lines else ""
+        raise ConfigError(f"device file {path}{line}: {type(error).__name__}: {error}") from error
+    return module

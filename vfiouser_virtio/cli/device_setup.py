@@ -1,0 +1,140 @@
+"""From what the user described to what can be served: a class, its arguments, a name and an identity."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vfiouser_virtio import devices
+from vfiouser_virtio.cli.device_files import is_device_file, load_device_class
+from vfiouser_virtio.cli.device_options import (
+    CommonOptions,
+    class_options,
+    common_options,
+    convert_options,
+    spelled,
+    suggestion,
+)
+from vfiouser_virtio.cli.device_specs import DeviceSpec
+from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.pci import Identity
+from vfiouser_virtio.transports.identity import Style, identity
+from vfiouser_virtio.transports.pci import VirtioPci
+from vfiouser_virtio.virtio import Device, bus
+
+# Which field of an Identity each common option sets.
+_IDENTITY_FIELDS = {
+    "vendor_id": "vendor",
+    "device_id": "device",
+    "subsystem_vendor_id": "subsystem_vendor",
+    "subsystem_id": "subsystem",
+    "class_code": "class_code",
+    "revision": "revision",
+}
+# QEMU's rule for ids (id_wellformed() in its util/id.c).
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSetup:
+    """A device that can be made: all of its options are known and converted."""
+
+    name: str
+    """Unique among the devices of a process: blk0."""
+    driver: str
+    """As the user named its type."""
+    device_class: type[Device]
+    arguments: dict[str, Any]
+    common: CommonOptions
+
+    def identity(self, style: Style = "default") -> Identity:
+        """What it shows in PCI config space: ``style``, or the device's own, and single fields changed after that."""
+        chosen = {field: getattr(self.common, option) for option, field in _IDENTITY_FIELDS.items()}
+        changes = {field: value for field, value in chosen.items() if value is not None}
+        try:
+            base = identity(self.device_class.device_id, self.common.ids or style)
+            return dataclasses.replace(base, **changes)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
+
+    def create(self, style: Style = "default") -> VirtioPci:
+        """Make the device, on a PCI function of its own. Raises DeviceError, or ConfigError for values that clash."""
+        shown = self.identity(style)
+        try:
+            device = self.device_class(**self.arguments)
+        except ConfigError as error:
+            if str(error).startswith(self.driver):
+                raise
+            kind = DeviceError if isinstance(error, DeviceError) else ConfigError
+            raise kind(f"{self.driver}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise DeviceError(f"{self.driver}: {error}") from error
+        try:
+            return VirtioPci(device, ids=shown, vectors=self.common.vectors, name=self.name)
+        except BaseException:
+            device.close()
+            raise
+
+
+def find_class(driver: str) -> type[Device]:
+    """The class for a device's name, or for ``file.py:Class``. Raises ConfigError."""
+    if is_device_file(driver):
+        return load_device_class(driver)
+    known = {device_class.name: device_class for device_class in shipped_classes()}
+    if driver not in known:
+        close = suggestion(driver, known)
+        raise ConfigError(f'no device "{driver}"{close} (devices: {", ".join(known)}; or your own: file.py:Class)')
+    return known[driver]
+
+
+def shipped_classes() -> list[type[Device]]:
+    """The device classes that come with the package, by name."""
+    prefix = f"{devices.__name__}."
+    shipped = (device_class for device_class in bus.classes if device_class.__module__.startswith(prefix))
+    return sorted(shipped, key=lambda device_class: device_class.name)
+
+
+def setups(specs: Iterable[DeviceSpec]) -> list[DeviceSetup]:
+    """Find each device's class, convert its options, and give it a name. Raises ConfigError."""
+    parsed = [_parse(spec) for spec in specs]
+    taken = {common.id for _, _, _, common in parsed if common.id is not None}
+    counted: Counter[str] = Counter()
+    found = []
+    for driver, device_class, arguments, common in parsed:
+        name = common.id or _free_name(device_class.name, counted, taken)
+        found.append(DeviceSetup(name, driver, device_class, arguments, common))
+    _refuse_duplicates("id", [setup.name for setup in found])
+    _refuse_duplicates("socket", [str(setup.common.socket) for setup in found if setup.common.socket])
+    return found
+
+
+def _parse(spec: DeviceSpec) -> tuple[str, type[Device], dict[str, Any], CommonOptions]:
+    device_class = find_class(spec.driver)
+    common = common_options()
+    own = class_options(device_class)
+    for_all = {key: value for key, value in spec.options.items() if spelled(key) in common and spelled(key) not in own}
+    for_class = {key: value for key, value in spec.options.items() if key not in for_all}
+    arguments = convert_options(own, for_class, label=spec.driver, also=common)
+    chosen = CommonOptions(**convert_options(common, for_all, label=spec.driver))
+    if chosen.id is not None and not _ID.fullmatch(chosen.id):
+        raise ConfigError(f"{spec.driver}: id={chosen.id}: expected a letter, then letters, digits, '-', '.' or '_'")
+    if chosen.vectors is not None and not 0 <= chosen.vectors <= 2048:
+        raise ConfigError(f"{spec.driver}: vectors={chosen.vectors}: expected 0 to 2048 (the limit of MSI-X)")
+    return spec.driver, device_class, arguments, chosen
+
+
+def _free_name(kind: str, counted: Counter[str], taken: set[str]) -> str:
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", kind)
+    while True:
+        name = f"{stem}{counted[stem]}"
+        counted[stem] += 1
+        if name not in taken:
+            return name
+
+
+def _refuse_duplicates(option: str, values: Sequence[str]) -> None:
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise ConfigError(f"{count} devices have {option}={value}: each needs one of its own")

@@ -1,0 +1,86 @@
+"""What users write to describe a device: ``blk,path=disk.img``, the same in JSON, or a TOML or JSON file of devices."""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vfiouser_virtio.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """A device as described, nothing checked yet: ``driver`` is a name or ``file.py:Class``.
+
+    A value of ``options`` is a text, what JSON or TOML gave, a list where a key was repeated, or None for a bare key.
+    """
+
+    driver: str
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+def parse_device(text: str) -> DeviceSpec:
+    """``driver,key=value,key`` as QEMU has it (``,,`` is a comma in a value), or a JSON object with a ``driver``.
+
+    Raises ConfigError.
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            return _from_mapping(json.loads(text), "--device")
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"--device: bad JSON, {error.msg} at character {error.pos + 1} of {text}") from None
+    # No argument of a program can have a NUL in it.
+    driver, *pairs = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
+    driver = driver.removeprefix("driver=")
+    options: dict[str, object] = {}
+    for pair in filter(None, pairs):
+        key, equals, value = pair.partition("=")
+        given: object = value if equals else None
+        if key in options:
+            before = options[key]
+            given = [*before, given] if isinstance(before, list) else [before, given]
+        options[key] = given
+    if not driver:
+        raise ConfigError(f"--device {text}: which device? for example --device rng")
+    return DeviceSpec(driver, options)
+
+
+def read_config(path: str) -> list[DeviceSpec]:
+    """The devices of a file: ``[[device]]`` tables in TOML; in JSON (``*.json``) ``{"device": […]}``, or only the list.
+
+    Raises ConfigError.
+    """
+    try:
+        text = Path(path).read_text()
+        content = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # JSONDecodeError, TOMLDecodeError, UnicodeDecodeError
+        raise ConfigError(f"{path}: {error}") from None
+    if isinstance(content, dict):
+        if strangers := content.keys() - {"device"}:
+            raise ConfigError(f"{path}: '{min(strangers)}' is not known; expected [[device]] tables only")
+        content = content.get("device")
+    if not isinstance(content, list) or not content:
+        raise ConfigError(f"{path}: there is no device; expected [[device]] tables, each with a driver")
+    return [_from_mapping(entry, f"{path}: device {number}") for number, entry in enumerate(content, 1)]
+
+
+def all_specs(configs: Iterable[str], devices: Iterable[str]) -> list[DeviceSpec]:
+    """The devices of all files, then those of the command line. Raises ConfigError, also when there is none."""
+    specs = [spec for path in configs for spec in read_config(path)]
+    specs += [parse_device(text) for text in devices]
+    if not specs:
+        raise ConfigError("no device: say which with --device, for example --device rng, or with --config FILE")
+    return specs
+
+
+def _from_mapping(content: object, where: str) -> DeviceSpec:
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: expected an object with a driver and its options")
+    options = dict(content)
+    driver = options.pop("driver", None)
+    if not isinstance(driver, str) or not driver:
+        raise ConfigError(f'{where}: there is no "driver", for example {{"driver": "rng"}}')
+    return DeviceSpec(driver, options)

@@ -1,0 +1,38 @@
+"""The exit status of the command, and which error gets which."""
+
+from enum import IntEnum
+
+from vfiouser_virtio.errors import ConfigError, DeviceError
+
+
+class ExitStatus(IntEnum):
+    """Documented in every ``--help``; `run --exec` ends with the status of its command instead."""
+
+    OK = 0
+    USAGE = 2
+    LISTEN = 3
+    DEVICE = 4
+    GUEST = 5
+
+
+EXPLAINED = """\
+exit status:
+  0  done: the clients have left, or a signal asked to stop
+  2  the command line or a configuration file is wrong
+  3  a socket cannot be listened on
+  4  a device cannot be made from its options (no such file, …)
+  5  QEMU or the guest could not be set up, or failed
+"""
+
+
+class RunError(ConfigError):
+    """QEMU or its guest could not be set up, or did not do what it was to do."""
+
+
+def status_of(error: ConfigError) -> ExitStatus:
+    """The exit status for an error of the user's."""
+    # Only here, because it brings all of trio with it, which --help and --version do without.
+    from vfiouser_virtio.vfio_user import ListenError
+
+    table = {RunError: ExitStatus.GUEST, ListenError: ExitStatus.LISTEN, DeviceError: ExitStatus.DEVICE}
+    return next((status for kind, status in table.items() if isinstance(error, kind)), ExitStatus.USAGE)

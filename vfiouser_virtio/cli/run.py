@@ -1,0 +1,159 @@
+"""``run``: devices in this process, QEMU beside it, and in it the small guest of `vfiouser_virtio.vm` or the user's."""
+
+import argparse
+import math
+import signal
+import sys
+from collections.abc import Sequence
+
+from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_device_arguments, add_serving_arguments
+from vfiouser_virtio.cli.device_specs import DeviceSpec, all_specs
+from vfiouser_virtio.cli.exit_status import RunError
+from vfiouser_virtio.cli.qemu_command import QemuDevice
+from vfiouser_virtio.cli.terminal import note
+from vfiouser_virtio.errors import ConfigError
+
+# QEMU's options that say what to boot: with one of them after --, the guest is the user's own.
+_BOOT_OPTIONS = {
+    *("kernel", "initrd", "drive", "blockdev", "cdrom", "hda", "hdb", "hdc", "hdd", "fda", "fdb"),
+    *("bios", "pflash", "boot", "sd", "mtdblock", "loadvm", "incoming"),
+}
+
+_EXAMPLES = """\
+  vfiouser-virtio run --device blk,path=disk.img --device rng       # a shell in the guest; `poweroff` ends it
+  vfiouser-virtio run --device blk,size=64M --exec 'mkfs.ext2 /dev/vda && mount /dev/vda /mnt && df /mnt'
+  vfiouser-virtio run --ids 2007 --device rng --exec 'lspci -nn; head -c 8 /dev/hwrng | hexdump -C'
+  vfiouser-virtio run --memory private --device blk,size=64M --exec 'dd if=/dev/vda of=/dev/null bs=64k count=16'
+  vfiouser-virtio run --device blk,path=disk.img --memory-size 2G -- -cdrom debian.iso    # a guest of your own
+  vfiouser-virtio run --device blk,path=disk.img -- -boot c                              # boot from our disk
+
+QEMU 10.1 or newer is taken from PATH, or from $VFIOUSER_VIRTIO_QEMU, or fetched once into ~/.cache, as is the guest.
+With --exec, the exit status is that of the command in the guest; a signal N that ends us makes it 128 + N.
+"""
+
+
+def add_parser(commands: SubParsers) -> None:
+    """The parser of this sub-command."""
+    parser = add_command(
+        commands,
+        "run",
+        summary="serve devices and run QEMU with them",
+        description="Serve devices, run QEMU with them, and end with it. Without a guest of your own after --, "
+        "a small Linux boots: with a shell on this terminal, or for one command.",
+        usage="--device DEVICE[,KEY=VALUE,…] … [options] [-- QEMU options]",
+        examples=_EXAMPLES,
+    )
+    add_device_arguments(parser)
+    parser.add_argument(
+        "--exec",
+        metavar="CMD",
+        dest="script",
+        help="run this shell command in the guest, print what it prints, and end",
+    )
+    parser.add_argument(
+        "--memory",
+        choices=("shared", "private"),
+        default="shared",
+        help="of the guest: mapped by us (default), or reached through messages only",
+    )
+    parser.add_argument("--memory-size", default="512M", metavar="SIZE", help="of the guest (default: 512M)")
+    parser.add_argument("--cpus", type=int, default=1, metavar="N", help="of the guest (default: 1)")
+    parser.add_argument(
+        "--kernel", metavar="SUITE|FILE", help="of the guest: a Debian suite, or an image (default: trixie)"
+    )
+    parser.add_argument("--append", default="", metavar="ARGS", help="added to the kernel's command line")
+    parser.add_argument(
+        "--accel",
+        choices=("auto", "kvm", "tcg"),
+        default="auto",
+        help="auto (default) is KVM where a quick trial shows that it works, else TCG, and TCG for a guest of your own",
+    )
+    add_serving_arguments(parser, log_level="warning")
+    parser.set_defaults(execute=execute, qemu_options=[])
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the guest; the status of ``--exec``'s command, else 0."""
+    specs = all_specs(arguments.config, arguments.device)
+    own_guest = _has_own_guest(arguments.qemu_options)
+    if own_guest:
+        for option, value in (("--exec", arguments.script), ("--kernel", arguments.kernel)):
+            if value is not None:
+                raise ConfigError(f"{option} is for the guest that comes with us, not for the one after --")
+        if arguments.append:
+            raise ConfigError("--append is for the guest that comes with us; give your own -append after --")
+
+    if arguments.script is None:
+        _check_terminal(specs)
+
+    import trio
+
+    from vfiouser_virtio.cli.signals import run_until_signal
+
+    async def work() -> int:
+        return await _run(arguments, specs, own_guest=own_guest)
+
+    outcome = trio.run(run_until_signal, work)
+    return 128 + outcome if isinstance(outcome, signal.Signals) else outcome
+
+
+async def _run(arguments: argparse.Namespace, specs: Sequence[DeviceSpec], *, own_guest: bool) -> int:
+    from vfiouser_virtio.cli.serving import serving
+    from vfiouser_virtio.vm import VmError
+
+    async with serving(specs, ids=arguments.ids, write_multiple=arguments.write_multiple) as served:
+        for endpoint in served.endpoints:
+            if endpoint.host_side:
+                note(f"{endpoint.name} on the host: {endpoint.host_side}")
+        # Only now: nobody waits for a download to be told that a disk's file is missing.
+        try:
+            return await _run_guest(arguments, served.qemu_devices, own_guest=own_guest)
+        except (VmError, ConfigError) as error:
+            raise RunError(str(error)) from error
+
+
+async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice], *, own_guest: bool) -> int:
+    import trio
+
+    from vfiouser_virtio.vm import boot_guest, find_qemu, guest_image
+
+    interactive = arguments.script is None
+    qemu = await trio.to_thread.run_sync(find_qemu, abandon_on_cancel=True)
+    image = None
+    if not own_guest:
+        image = await trio.to_thread.run_sync(guest_image, arguments.kernel, abandon_on_cancel=True)
+    async with boot_guest(
+        qemu,
+        image,
+        devices=devices,
+        memory=arguments.memory,
+        memory_size=arguments.memory_size,
+        cpus=arguments.cpus,
+        append=arguments.append,
+        accel=arguments.accel,
+        extra_args=arguments.qemu_options,
+        shell=interactive,
+        wait_ready=not interactive,
+    ) as guest:
+        if interactive:
+            if await guest.wait_exit(timeout=math.inf) != 0:
+                raise await guest.failure("the guest did not end well")
+            return 0
+        result = await guest.run(arguments.script, timeout=math.inf)
+        sys.stdout.buffer.write(result.raw_output)
+        sys.stdout.buffer.flush()
+        return result.status
+
+
+def _check_terminal(specs: Sequence[DeviceSpec]) -> None:
+    """Two cannot have the terminal. Raises ConfigError."""
+    for spec in specs:
+        chardev = spec.options.get("chardev")
+        if "stdio" in (chardev if isinstance(chardev, list) else [chardev]):
+            raise ConfigError(
+                f"{spec.driver}: chardev=stdio, but this terminal is the guest's serial console; use pty, or --exec"
+            )
+
+
+def _has_own_guest(options: list[str]) -> bool:
+    return any(option.startswith("-") and option.lstrip("-") in _BOOT_OPTIONS for option in options)

@@ -1,0 +1,147 @@
+"""``serve``: devices for QEMUs that somebody else starts.
+
+On stdout there is one line per device, then QEMU's arguments for people, then the line that scripts wait for::
+
+    device blk0 blk /run/user/1000/vfiouser-virtio-x1y2/blk0.sock
+    ready 1
+
+A device's line has its name, its type, and the rest of it is the socket (``fd:3`` where that has no path). With
+``--json`` every line is an object: ``{"event": "device", …}``, ``{"event": "ready", "devices": 1}``.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_device_arguments, add_serving_arguments
+from vfiouser_virtio.cli.device_specs import DeviceSpec, all_specs
+from vfiouser_virtio.cli.terminal import say
+from vfiouser_virtio.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.cli.serving import Serving
+
+_EXAMPLES = """\
+  vfiouser-virtio serve --device blk,path=disk.img --device rng --device console,chardev=pty
+  vfiouser-virtio serve --device blk,path=disk.img,readonly,socket=/run/vm/blk0.sock
+  vfiouser-virtio serve --device '{"driver": "blk", "path": "a,b.img"}' --socket /run/vm/blk0.sock
+  vfiouser-virtio serve --config devices.toml          # [[device]] / driver = "blk" / path = "disk.img"
+  vfiouser-virtio serve --device my_device.py:MyDevice,key=value
+
+stdout, in this order:
+  device NAME TYPE SOCKET    one line for each; the socket is the rest of the line
+  (QEMU's command line, for you to paste and complete)
+  ready COUNT                the sockets can be connected to
+With --json each line is a JSON object instead, with an "event" of "device" or "ready".
+"""
+
+
+def add_parser(commands: SubParsers) -> None:
+    """The parser of this sub-command."""
+    parser = add_command(
+        commands,
+        "serve",
+        summary="serve devices on sockets",
+        description="Serve devices, each on a UNIX socket, to one QEMU after another, until SIGINT or SIGTERM.",
+        usage="--device DEVICE[,KEY=VALUE,…] … [options]",
+        examples=_EXAMPLES,
+    )
+    add_device_arguments(parser)
+    parser.add_argument(
+        "--socket",
+        action="append",
+        dest="places",
+        metavar="PATH",
+        help="listen on this path; may be repeated, for one device after another (default: in a new private folder)",
+    )
+    parser.add_argument(
+        "--fd",
+        action="append",
+        dest="places",
+        type=int,
+        metavar="N",
+        help="take over this file descriptor, a UNIX socket that listens or is connected; likewise. "
+        "systemd's socket activation (LISTEN_FDS) is understood too",
+    )
+    parser.add_argument("--once", action="store_true", help="serve one client per device, and end when all have left")
+    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this file descriptor when ready")
+    parser.add_argument("--json", action="store_true", help="stdout for programs")
+    add_serving_arguments(parser, log_level="info")
+    parser.set_defaults(execute=execute)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Serve; 0 when a signal, or with ``--once`` the last client's leaving, has ended it."""
+    specs = all_specs(arguments.config, arguments.device)
+    _check_ready_fd(arguments.ready_fd)
+
+    import trio
+
+    from vfiouser_virtio.cli.signals import run_until_signal
+
+    async def work() -> int:
+        await _serve(arguments, specs)
+        return 0
+
+    trio.run(run_until_signal, work)
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace, specs: Sequence[DeviceSpec]) -> None:
+    from vfiouser_virtio.cli.serving import serving
+    from vfiouser_virtio.vfio_user import sd_notify
+
+    async with serving(
+        specs,
+        places=arguments.places or (),
+        ids=arguments.ids,
+        write_multiple=arguments.write_multiple,
+        once=arguments.once,
+    ) as served:
+        _announce(served, as_json=arguments.json)
+        sd_notify("READY=1")
+        if arguments.ready_fd is not None:
+            _tell_ready(arguments.ready_fd)
+        await served.finished.wait()
+
+
+def _announce(served: "Serving", *, as_json: bool) -> None:
+    from vfiouser_virtio.cli.qemu_command import qemu_arguments, shell_lines
+
+    for endpoint in served.endpoints:
+        where = endpoint.socket_path or f"fd:{endpoint.listener.socket.fileno()}"
+        if as_json:
+            shown: dict[str, object] = {"event": "device", "name": endpoint.name, "driver": endpoint.driver}
+            shown |= {"socket": where, "host-side": endpoint.host_side, "qemu-device": endpoint.qemu_device}
+            say(json.dumps(shown))
+        else:
+            say(f"device {endpoint.name} {endpoint.driver} {where}")
+    count = len(served.endpoints)
+    if as_json:
+        say(json.dumps({"event": "ready", "devices": count}))
+        return
+    for endpoint in served.endpoints:
+        if endpoint.host_side:
+            say(f"# {endpoint.name} on the host: {endpoint.host_side}")
+    if served.qemu_devices:
+        say("# QEMU 10.1 or newer, your guest's own options to be added:")
+        say(shell_lines("qemu-system-x86_64", qemu_arguments(served.qemu_devices)))
+    say(f"ready {count}")
+
+
+def _tell_ready(fd: int) -> None:
+    try:
+        os.write(fd, b"ready\n")
+    except BrokenPipeError:
+        pass  # nobody waits any more
+    os.close(fd)
+
+
+def _check_ready_fd(fd: int | None) -> None:
+    try:
+        if fd is not None:
+            os.fstat(fd)
+    except (OSError, OverflowError):
+        raise ConfigError(f"--ready-fd {fd}: that file descriptor is not open") from None

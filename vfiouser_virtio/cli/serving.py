@@ -1,0 +1,201 @@
+"""Several devices served by one process, each on a socket of its own: what `serve` and `run` do, and tests.
+
+::
+
+    async with serving(["blk,path=disk.img", "rng"]) as served:
+        for endpoint in served.endpoints:
+            print(endpoint.name, endpoint.socket_path)
+        await served.finished.wait()
+"""
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import trio
+
+from vfiouser_virtio.cli.device_setup import DeviceSetup, setups
+from vfiouser_virtio.cli.device_specs import DeviceSpec, parse_device
+from vfiouser_virtio.cli.qemu_command import QemuDevice, qemu_device
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.transports.identity import Style
+from vfiouser_virtio.transports.pci import VirtioPci
+from vfiouser_virtio.vfio_user import Listener, ListenError, Server, from_fd, from_systemd, listen_path
+
+Place = str | int
+"""Where a device is served: a path for its socket, or an inherited file descriptor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One device on its socket."""
+
+    name: str
+    """blk0: unique in the process."""
+    driver: str
+    """As the user named its type."""
+    listener: Listener
+    function: VirtioPci
+    socket_path: str | None
+    """The absolute path that clients connect to; None for a socket without one, or that is connected already."""
+
+    @property
+    def host_side(self) -> str:
+        """Where the device is to be found on the host (`pty /dev/pts/3`); empty where that says nothing new."""
+        device = self.function.device
+        return device.describe() if isinstance(device, _Described) else ""
+
+    @property
+    def qemu_device(self) -> QemuDevice | None:
+        """QEMU's ``-device`` argument, as a mapping; None where there is no path."""
+        return None if self.socket_path is None else qemu_device(self.name, self.socket_path)
+
+
+@runtime_checkable
+class _Described(Protocol):
+    """A device that can say where its host side is."""
+
+    def describe(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What `serving` serves."""
+
+    endpoints: Sequence[Endpoint]
+    finished: trio.Event
+    """No client will come any more: set only with ``once``, or where all sockets were connections already."""
+
+    @property
+    def qemu_devices(self) -> list[QemuDevice]:
+        """QEMU's ``-device`` arguments, as mappings."""
+        return [device for endpoint in self.endpoints if (device := endpoint.qemu_device) is not None]
+
+
+@asynccontextmanager
+async def serving(
+    devices: Iterable[str | DeviceSpec],
+    *,
+    places: Sequence[Place] = (),
+    ids: Style = "default",
+    write_multiple: bool = False,
+    once: bool = False,
+) -> AsyncIterator[Serving]:
+    """Serve devices for as long as the block runs; when it is entered, clients can connect.
+
+    ``places`` are the sockets of those devices that have no ``socket`` option, in order; after them come systemd's, and
+    the rest get sockets in a new private folder. With ``once``, each device serves one client and no other.
+    Raises ConfigError, DeviceError when a device cannot be made, ListenError when a socket cannot be had.
+    """
+    wanted = setups(parse_device(device) if isinstance(device, str) else device for device in devices)
+    raised: BaseException | None = None
+    with ExitStack() as stack:
+        # First the sockets: what waits for one to appear can connect while a device is still being made.
+        listeners = _listen(wanted, places, stack)
+        functions = _create(wanted, ids)
+        endpoints = [
+            Endpoint(setup.name, setup.driver, listener, function, _path_of(listener))
+            for setup, listener, function in zip(wanted, listeners, functions, strict=True)
+        ]
+        served = Serving(endpoints, trio.Event())
+        async with trio.open_nursery() as nursery:
+            for function in functions:
+                nursery.start_soon(function.serve)
+            nursery.start_soon(_serve_sockets, served, write_multiple, once)
+            try:
+                yield served
+            except BaseException as error:
+                # Raised again below: the caller wants the error itself, not the group that a nursery would make of it.
+                raised = error
+            nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+async def _serve_sockets(served: Serving, write_multiple: bool, once: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        for endpoint in served.endpoints:
+            server = Server(endpoint.function, name=endpoint.name, write_multiple=write_multiple)
+            if once:
+                nursery.start_soon(_serve_once, server, endpoint.listener)
+            else:
+                nursery.start_soon(server.serve, endpoint.listener)
+    served.finished.set()
+
+
+async def _serve_once(server: Server, listener: Listener) -> None:
+    """Serve the first client; the socket is closed when it comes, so that nobody waits in vain for us to accept."""
+    if listener.connected:
+        await server.serve(listener)
+        return
+    while True:
+        await trio.lowlevel.wait_readable(listener.socket)
+        try:
+            client, _address = listener.socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            continue
+        break
+    listener.socket.close()
+    with Listener(client, listener.name, connected=True) as connection:
+        await server.serve(connection)
+
+
+def _path_of(listener: Listener) -> str | None:
+    path = None if listener.connected else listener.socket.getsockname()
+    return os.path.abspath(path) if path and isinstance(path, str) else None
+
+
+def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
+    """Make all devices, or none: what has been opened is closed again when one cannot be made."""
+    functions: list[VirtioPci] = []
+    try:
+        functions.extend(setup.create(ids) for setup in wanted)
+    except BaseException:
+        for function in functions:
+            function.device.close()
+        raise
+    return functions
+
+
+def _listen(wanted: Sequence[DeviceSetup], places: Sequence[Place], stack: ExitStack) -> list[Listener]:
+    """A socket for each device. All are registered with ``stack`` at once, so that none outlives an error."""
+    given = iter(places)
+    systemd = iter(from_systemd())
+    folder: Path | None = None
+    listeners = []
+    for setup in wanted:
+        place = setup.common.socket or next(given, None)
+        listener = None if place is not None else next(systemd, None)
+        if isinstance(place, int):
+            listener = from_fd(place)
+        elif listener is None:
+            folder = folder or (_private_folder(stack) if place is None else None)
+            listener = listen_path(place or f"{folder}/{setup.name}.sock")
+        listeners.append(stack.enter_context(listener))
+    if (left := len(list(given)) + len(list(systemd))) > 0:
+        raise ConfigError(f"{left} more sockets than devices without a socket: give each --socket or --fd a device")
+    return listeners
+
+
+def _private_folder(stack: ExitStack) -> Path:
+    """A new folder that only our user can enter, with a short path; removed in the end."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not os.path.isabs(base) or not os.access(base, os.W_OK | os.X_OK):
+        base = "/tmp"  # noqa: S108 - mkdtemp() makes a new folder of mode 0700 there
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="vfiouser-virtio-", dir=base))
+    except OSError as error:
+        raise ListenError(f"no folder for sockets in {base}: {error.strerror}; say where with socket=PATH") from None
+    stack.callback(_remove_empty, folder)
+    return folder
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        pass  # somebody has put something there, or has removed it
