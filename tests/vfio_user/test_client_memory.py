@@ -131,7 +131,7 @@ async def test_a_large_read_is_not_overtaken_for_ever(peer: Peer, nursery: trio.
     assert len(peer.sent) == 1
     nursery.start_soon(peer.answer_all)
     with trio.fail_after(5):
-        while len(order) < 3:  # noqa: ASYNC110 - set by three tasks
+        while len(order) < 3:
             await trio.sleep(0.001)
     assert order == ["first", "large", "small"]
 

@@ -33,7 +33,11 @@ def drain(connection: Connection) -> list[tuple[int, int, bytes, list[int]]]:
 
 
 STREAM = request(1, 9, b"x" * 16) + request(2, 13) + request(3, 10, bytes(range(200)))
-EXPECTED = [(1, 9, b"x" * 16, []), (2, 13, b"", []), (3, 10, bytes(range(200)), [])]
+EXPECTED: list[tuple[int, int, bytes, list[int]]] = [
+    (1, 9, b"x" * 16, []),
+    (2, 13, b"", []),
+    (3, 10, bytes(range(200)), []),
+]
 
 
 def test_glued_messages() -> None:

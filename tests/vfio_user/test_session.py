@@ -35,7 +35,7 @@ def read(region: int, offset: int, count: int) -> bytes:
 
 async def until(condition: Callable[[], object]) -> None:
     with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - conditions are lists and fd counts, which set no event
+        while not condition():
             await trio.sleep(0.001)
 
 
@@ -241,6 +241,17 @@ async def test_a_complaint_is_logged_once_and_counted(
     assert "region 0x4d" in lines[0]
     assert f"(pid {os.getpid()})" in lines[0]
     assert "99 more complaints" in lines[1]
+
+
+async def test_asking_for_what_there_is_not_is_no_warning(
+    client: RawClient, function: EchoFunction, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        assert (await client.call(7, struct.pack("<4I", 16, 0, 3, 0))).error == errno.EINVAL
+        assert (await client.call(16, struct.pack("<II", 8, 0x40001))).error == errno.ENOTTY
+    client.close()
+    await until(lambda: "disconnected" in function.names())
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_large_read_reaches_a_slow_reader(client: RawClient, function: EchoFunction) -> None:

@@ -88,6 +88,26 @@ async def test_ram_may_be_remapped_under_a_live_ring(private: bool) -> None:
             assert (await driver.wait(0, token)).data == [b"abc"]
 
 
+async def test_a_chain_of_a_burst_waits_while_its_memory_is_away() -> None:
+    class Pausing(Echo):
+        async def run(self) -> None:
+            async for chain in self.requestq:
+                chain.writable.write(chain.readable.read())
+                chain.complete()
+                await trio.testing.wait_all_tasks_blocked()
+
+    async with running(Pausing()) as driver:
+        tokens = [driver.add(0, [b"%d" % number], [1]) for number in range(3)]
+        driver.kick(0)
+        assert (await driver.wait(0, tokens[0])).data == [b"0"]
+        driver.ram.unmap()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not driver.status & NEEDS_RESET
+        driver.ram.map()
+        for number in (1, 2):
+            assert (await driver.wait(0, tokens[number])).data == [b"%d" % number]
+
+
 async def test_run_lives_from_driver_ok_to_reset() -> None:
     device = Echo()
     async with running(device) as driver:

@@ -36,11 +36,18 @@ class _Window:
         self._freed = trio.Event()
 
     async def acquire(self, cost: int) -> None:
-        async with self._turn:
-            while self._used + cost > self._limit:
-                self._freed = trio.Event()
-                await self._freed.wait()
-            self._used += cost
+        """Take part of the window. Never yields where there is room: the caller has just looked whether it may send.
+
+        A task that yields here is not cancelled until its next checkpoint, and would store to memory of a guest whose
+        reset has been answered meanwhile.
+        """
+        if self._used + cost > self._limit or self._turn.locked():
+            async with self._turn:
+                while self._used + cost > self._limit:
+                    self._freed = trio.Event()
+                    await self._freed.wait()
+                await trio.lowlevel.checkpoint_if_cancelled()
+        self._used += cost
 
     def release(self, cost: int) -> None:
         self._used -= cost

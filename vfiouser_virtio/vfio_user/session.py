@@ -61,7 +61,13 @@ Trace: TypeAlias = Callable[[Direction, Message], None]
 log = logging.getLogger(__name__)
 
 _BATCH = 32  # messages between two looks at the clock
-_MESSAGE_COST = 256  # bytes that a message in the backlog takes besides its payload: a million empty ones are not free
+# What a message in the backlog counts besides its payload, in bytes: a million empty ones take memory, too, and the
+# process has a thousand fds or so for all its clients.
+_MESSAGE_COST = 256
+_FD_COST = 64 * 1024
+
+# Clients ask these to find out what there is; no is an answer. (QEMU always asks for the ERR interrupt.)
+_PROBES = frozenset({Command.DEVICE_GET_IRQ_INFO, Command.DEVICE_FEATURE})
 
 # Plain ints: comparing with an enum's member costs four times as much.
 _READ = int(Command.REGION_READ)
@@ -81,6 +87,10 @@ async def wait_hold(hold: Hold, patience: float | None = None) -> None:
     if not done.is_set():
         hold.expire()
         await done.wait()
+
+
+def _cost(message: Message) -> int:
+    return len(message.body) + _MESSAGE_COST + len(message.fds) * _FD_COST
 
 
 class Session:
@@ -210,7 +220,7 @@ class Session:
         elif self._held:
             message.body = bytes(message.body)
             self._backlog.append(message)
-            self._backlog_size += len(message.body) + _MESSAGE_COST
+            self._backlog_size += _cost(message)
         else:
             answer = self._handle(message)
             if answer is not None:
@@ -313,7 +323,7 @@ class Session:
             answer = None
             while self._backlog and answer is None:
                 message = self._backlog.popleft()
-                self._backlog_size -= len(message.body) + _MESSAGE_COST
+                self._backlog_size -= _cost(message)
                 answer = self._handle(message)
                 if perf_counter() > slice_end:
                     await trio.lowlevel.checkpoint()
@@ -334,7 +344,8 @@ class Session:
         if isinstance(error, PeerError):
             number = error.errno
             if not error.fatal:  # `_guard` logs the others
-                self._complaints.log((command, number), str(error))
+                level = logging.INFO if command in _PROBES else logging.WARNING
+                self._complaints.log((command, number), str(error), level)
         else:
             number = errno.EIO
             self._complaints.log(

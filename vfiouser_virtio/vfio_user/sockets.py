@@ -111,7 +111,9 @@ class MessageSocket:
         return self.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
 
     def peer_hung_up(self) -> bool:
-        """Whether the peer has closed its end, even if there is something left to read."""
+        """Whether the peer has closed its end, even if there is something left to read; also after `close`."""
+        if self.broken:
+            return True
         poll = select.poll()
         poll.register(self.socket, select.POLLRDHUP)  # POLLHUP and POLLERR are always reported
         return bool(poll.poll(0))

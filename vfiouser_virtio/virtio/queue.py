@@ -68,7 +68,8 @@ class Queue:
         self._waiters = trio.lowlevel.ParkingLot()
         self._slice_end = 0.0
         self._publish_scheduled = False
-        self._flushing = False
+        self._flushing: SplitRing | None = None
+        self._unsent: list[tuple[int, bytes]] = []  # (offset, bytes) of the used ring that the driver does not have yet
         self._pins: set[Pin] = set()
         self._when_idle: list[Callable[[], None]] = []
 
@@ -88,6 +89,9 @@ class Queue:
                 if not await self._look() and seen == self._wakes:
                     await self._waiters.park()
                     self._slice_end = perf_counter() + TIME_SLICE
+            if self._burst[0].is_away():
+                await self._waiters.park()  # until the map changes again: RAM is being remapped
+                continue
             if perf_counter() < self._slice_end:
                 return self._burst.popleft()
             self._publish()
@@ -173,6 +177,7 @@ class Queue:
 
     def _wake(self) -> None:
         self._wakes += 1  # for a look that is awaiting messages: what it saw may be old
+        self._publish()  # what could not be shown before; a device that needs no more chains does not look at the ring
         if self._waiters:
             self._waiters.unpark_all()
 
@@ -238,11 +243,7 @@ class Queue:
 
     def _pushed(self) -> None:
         """A chain of ours was completed: show it now if nothing else is at hand, else with the others of its burst."""
-        if self._by_message or (self._shadow is not None and self._shadow.has_claims):
-            if not self._flushing and self.spawn is not None:
-                self._flushing = True
-                self.spawn(self._flush_by_message)
-        elif not self._burst:
+        if self._by_message or not self._burst:
             self._publish()
         elif not self._publish_scheduled:
             # The device may await between two chains of a burst; this still runs at the end of the scheduler's round.
@@ -254,12 +255,19 @@ class Queue:
         self._publish()
 
     def _publish(self) -> None:
-        ring = self._ring
-        if ring is None or not ring.unpublished or self._by_message or self._flushing:
+        ring, shadow = self._ring, self._shadow
+        if ring is None or self._flushing is ring or not (ring.unpublished or self._unsent):
             return
         try:
-            # A ring whose memory is away at the moment shows its used entries when it is back.
-            if self._ready() and ring.publish():
+            # A ring whose memory is away at the moment shows its used entries when it is back: `_wake` comes again.
+            if not self._ready():
+                return
+            # Only now is it known what memory the ring is in.
+            if self._by_message or self._unsent or (shadow is not None and shadow.has_claims):
+                if self.spawn is not None:
+                    self._flushing = ring
+                    self.spawn(lambda: self._flush_by_message(ring))
+            elif ring.publish():
                 self.on_used()
         except GuestError as error:
             self.on_error(error)
@@ -284,8 +292,8 @@ class Queue:
                     continue
                 shadow.claim(chains[0].head)
                 self._burst.extend(chains)
-        except PeerError as error:
-            # The client refused (RAM is being remapped) or is gone: wait for what comes next.
+        except (PeerError, Unmapped) as error:
+            # The client refused, or the memory has gone (RAM is being remapped), or the client: wait what comes next.
             if ring is self._ring and memory.client is not None and memory.generation == self._bound_generation:
                 raise GuestError(f"queue {self.index}: {error}") from error
             return False
@@ -316,32 +324,55 @@ class Queue:
         ring.desc_bytes[:] = descriptors
         return True
 
-    async def _flush_by_message(self) -> None:
-        ring, shadow, memory = self._ring, self._shadow, self.memory
+    async def _flush_by_message(self, ring: SplitRing) -> None:
         try:
-            while ring is not None and ring is self._ring and ring.unpublished and shadow and memory:
+            await self._flush(ring)
+        finally:
+            if self._flushing is ring:  # after a reset of the queue there may be another flush, of another ring
+                self._flushing = None
+        self._publish()  # what was completed meanwhile, or could not be sent while its memory was away
+
+    async def _flush(self, ring: SplitRing) -> None:
+        shadow, memory = self._shadow, self.memory
+        assert shadow is not None
+        assert memory is not None
+        delivered = False
+        try:
+            while ring is self._ring and (ring.unpublished or self._unsent):
+                delivered = False
                 heads = ring.unpublished_heads
                 for head in heads:
                     await shadow.write_back(head)
+                delivered = True
                 if ring is not self._ring or not self._ready():
                     return
-                changes = [
+                self._unsent += [
                     (offset, bytes(ring.used_bytes[offset:][:size])) for offset, size in ring.store_used(len(heads))
                 ]
+                while self._unsent:
+                    await self._send_used(ring, memory, *self._unsent[0])
+                    if ring is not self._ring:
+                        return
+                    del self._unsent[0]
                 if self._by_message:
-                    _, avail, used = self._areas()
-                    for offset, data in changes:
-                        await memory.write(used[0] + offset, data)
                     offset, size = ring.interrupt_word
-                    wish = await memory.read(avail[0] + offset, size)
-                    ring.avail_bytes[offset : offset + size] = wish
+                    try:
+                        ring.avail_bytes[offset : offset + size] = await memory.read(self.driver + offset, size)
+                    except (PeerError, Unmapped):
+                        pass  # its memory is away already: what it wished before stands
                 if ring is self._ring and ring.interrupt_due():
                     self.on_used()
         except (PeerError, Unmapped) as error:
-            if memory is not None and memory.client is not None and ring is self._ring:
+            # What could not be put into the buffers is lost, but a used ring that is being remapped comes back.
+            lost = not delivered or memory.generation == self._bound_generation
+            if ring is self._ring and memory.client is not None and lost:
                 self.on_error(GuestError(f"queue {self.index}: {error}"))
-        finally:
-            self._flushing = False
+
+    async def _send_used(self, ring: SplitRing, memory: GuestMemory, offset: int, data: bytes) -> None:
+        if self._by_message:
+            await memory.write(self.device + offset, data)
+        else:  # it has come back with a file descriptor
+            ring.used_bytes[offset : offset + len(data)] = data
 
 
 class Pinned:

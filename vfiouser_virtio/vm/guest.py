@@ -1,6 +1,7 @@
 """A Linux guest in QEMU: boot it, run commands in it, and see what went wrong when it does not answer."""
 
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -17,7 +18,9 @@ from vfiouser_virtio.vm.initramfs import GuestImage
 from vfiouser_virtio.vm.qemu import Qemu
 from vfiouser_virtio.vm.qmp import QmpClient, QmpClosedError
 
+# The first and the last line of Linux's panic().
 _PANIC = b"Kernel panic - not syncing"
+_PANIC_END = re.compile(rb"---\[ end Kernel panic.*\n")
 # How much of the console an error shows.
 _LOG_TAIL = 2000
 
@@ -121,11 +124,19 @@ class Guest:
         """An error that says why, as far as can be seen from outside."""
         if _PANIC in self._log:
             what += ": the guest's kernel panicked"
+            # What it says about that is still on its way.
+            with trio.move_on_after(2):
+                while not _PANIC_END.search(self._log):
+                    await self._log_grew.wait()
         else:
             # The sockets close some moments before the process is gone.
             with trio.move_on_after(1):
                 what += f": QEMU ended with status {await self._wait_process()}"
-        console = self.serial_log[-_LOG_TAIL:].strip()
+        # The panic's first line says most, and a long trace comes after it.
+        start = max(0, len(self._log) - _LOG_TAIL)
+        if (panic := self._log.find(_PANIC)) >= 0:
+            start = min(start, panic)
+        console = self._log[start:].decode(errors="replace").strip()
         parts = [what, self.qemu_stderr.strip(), f"--- the guest's console:\n{console}" if console else ""]
         return VmError("\n".join(part for part in parts if part))
 

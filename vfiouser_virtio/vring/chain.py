@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from construct import ConstructError
 
-from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.errors import GuestError, Unmapped
 
 if TYPE_CHECKING:
     from construct import Construct  # generic only in its stubs
@@ -149,9 +149,19 @@ class Chain:
             raise RuntimeError(f"chain {self.head:#x} completed twice")
         ring.push(self, self._writable.written if written is None else written)
 
+    def is_away(self) -> bool:
+        """Whether the chain's memory is not mapped at the moment; nothing of it may be touched then."""
+        try:
+            if self.stale:
+                self._look_again()
+        except Unmapped:
+            return True
+        return False
+
     def lies_in(self, homes: set[int]) -> bool:
-        """Whether every byte that has not been taken yet belongs to one of these objects (``id(view.obj)``)."""
-        return all(id(view.obj) in homes for part in (self._readable, self._writable) for view in part.segments)
+        """Whether every byte that has not been taken yet is part of these objects (``id(view.obj)``), or a copy."""
+        views = [*self._readable.segments, *self._writable.segments]
+        return all(id(view.obj) in homes or isinstance(view.obj, bytes | bytearray) for view in views)
 
     def _look_again(self) -> None:
         if self._ring is not None:
