@@ -1,0 +1,1 @@
+"""Benchmarks: each module has `run() -> Report`, and is run by `scripts/bench NAME`."""

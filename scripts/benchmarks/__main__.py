@@ -1,0 +1,27 @@
+"""``scripts/bench [NAME…] [--json]``: run benchmarks, print what they measured; status 1 if one missed its limit."""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from benchmarks import stall
+
+BENCHMARKS = {"stall": stall}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("name", nargs="*", choices=[[], *BENCHMARKS], help="which ones (default: all)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    status = 0
+    for name in options.name or BENCHMARKS:
+        report = BENCHMARKS[name].run()
+        status |= not report.met
+        print(json.dumps({"benchmark": name} | dataclasses.asdict(report)) if options.json else f"{name}: {report}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
