@@ -9,6 +9,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from vfiouser_virtio.vm.debian import fetch
+
 _SCALARS = {
     "__u8": 1, "__s8": 1, "u8": 1, "uint8_t": 1, "char": 1, "__u16": 2, "__s16": 2, "__le16": 2, "__be16": 2,
     "__virtio16": 2, "u16": 2, "uint16_t": 2, "__u32": 4, "__s32": 4, "__le32": 4, "__be32": 4, "__virtio32": 4,
@@ -21,10 +23,13 @@ _FOREIGN = {"ETH_ALEN": 6}  # used in a header without having been defined there
 Layout = dict[str, tuple[int, int]]
 
 
+@cache
 def uapi_include() -> Path:
-    """The folder that holds ``linux/vfio.h``: /usr/include, or what UAPI_INCLUDE says."""
+    """The folder that holds ``linux/vfio.h``: /usr/include, what UAPI_INCLUDE says, or a fetched one."""
     include = Path(os.environ.get("UAPI_INCLUDE", "/usr/include"))
-    assert (include / "linux").is_dir(), f"no Linux headers in {include}: install linux-libc-dev, or set UAPI_INCLUDE"
+    if "UAPI_INCLUDE" not in os.environ and not (include / "linux" / "vfio.h").exists():
+        include = fetch("linux-headers", ["linux-libc-dev"], what="Linux's headers", megabytes=2) / "usr" / "include"
+    assert (include / "linux").is_dir(), f"no Linux headers in {include}, which UAPI_INCLUDE names"
     return include
 
 
