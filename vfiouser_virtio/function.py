@@ -25,6 +25,7 @@ from vfiouser_virtio.protocols.vfio_user import (
 )
 
 __all__ = [
+    "MAX_DMA_MAPS",
     "Buffer",
     "Client",
     "DeviceFlags",
@@ -40,6 +41,10 @@ __all__ = [
     "RegionFlags",
     "RegionInfo",
 ]
+
+# Each may take two of the process's mappings, of which Linux allows 65530 (vm.max_map_count); enough must be left for
+# Python itself, or a client that maps single pages would make its allocations fail.
+MAX_DMA_MAPS = 30000
 
 Buffer = bytes | bytearray | memoryview
 

@@ -23,14 +23,12 @@ from dataclasses import dataclass, field
 
 from vfiouser_virtio import fds
 from vfiouser_virtio.errors import PeerError, Unmapped
-from vfiouser_virtio.function import Buffer, Client, Hold
+from vfiouser_virtio.function import MAX_DMA_MAPS, Buffer, Client, Hold
 
 logger = logging.getLogger(__name__)
 
 # 256 GiB: more RAM than the guests that this is for, and a hundred such windows fit into a process (2^47 bytes).
 WINDOW_SIZE = 1 << 38
-# What vfio-user takes as max_dma_maps unless told otherwise; also near Linux's vm.max_map_count.
-MAX_REGIONS = 65535
 _PAGE = mmap.PAGESIZE
 # linux/mman.h; Python 3.11's mmap module lacks both.
 _MAP_NORESERVE = 0x4000
@@ -290,9 +288,9 @@ class GuestMemory:
         if index and self._regions[index - 1].end > address:
             message = f"DMA_MAP of {address:#x}..{end:#x} overlaps region {self._regions[index - 1]}"
             raise PeerError(message, errno.EEXIST)
-        if len(self._regions) >= MAX_REGIONS:
+        if len(self._regions) >= MAX_DMA_MAPS:
             raise PeerError(
-                f"DMA_MAP of {address:#x}..{end:#x}: {MAX_REGIONS} regions are mapped already", errno.ENOSPC
+                f"DMA_MAP of {address:#x}..{end:#x}: {MAX_DMA_MAPS} regions are mapped already", errno.ENOSPC
             )
 
     def _map_file(self, region: Region, fd: int, offset: int) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from support.driver import RAM_BASE, WRITE, DeviceBroken, Driver, Used, running
 
 from vfiouser_virtio.backends.block import Range, Segments
 from vfiouser_virtio.backends.file import FileBackend
@@ -21,6 +20,7 @@ from vfiouser_virtio.devices.blk_requests import MAX_DISCARD_SEGMENTS, MAX_RANGE
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.protocols.virtio.blk import Feature
+from vfiouser_virtio.testing.driver import RAM_BASE, WRITE, DeviceBroken, Driver, Used, running
 from vfiouser_virtio.virtio.options import Duration, Size
 
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES, SECURE_ERASE = 0, 1, 4, 8, 11, 13, 14

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from support.driver import NEEDS_RESET, Driver, running
 
 from vfiouser_virtio.backends.pair import pair
 from vfiouser_virtio.devices.console import Console
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.testing.driver import NEEDS_RESET, Driver, running
 
 SIZE, MULTIPORT, EMERG_WRITE, VERSION_1 = 1, 2, 4, 1 << 32
 READY, ADD, REMOVE, PORT_READY, CONSOLE_PORT, RESIZE, OPEN, NAME = range(8)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from support.driver import running
 
 from vfiouser_virtio.devices.rng import MAX_BYTES_PER_CHAIN, Rng
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.testing.driver import running
 from vfiouser_virtio.virtio.options import Size
 
 both_memories = pytest.mark.parametrize("private", [False, True], ids=["mapped", "messages"])

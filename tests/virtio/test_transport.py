@@ -6,7 +6,11 @@ import pytest
 import trio
 import trio.testing
 from construct import Byte, Const, Int16ul, Int32ul, Struct
-from support.driver import (
+
+from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.protocols.record import record
+from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.testing.driver import (
     ACKNOWLEDGE,
     DRIVER,
     DRIVER_OK,
@@ -18,10 +22,6 @@ from support.driver import (
     Driver,
     running,
 )
-
-from vfiouser_virtio.errors import GuestError
-from vfiouser_virtio.protocols.record import record
-from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.virtio import Bus, ConfigError, Device, queue
 
 both_memories = pytest.mark.parametrize("private", [False, True], ids=["mapped", "by-message"])
@@ -63,6 +63,13 @@ async def test_requests(private: bool, features: int | None) -> None:
             message = b"request %d" % number
             used = await driver.request([message[:3], message[3:]], [4, 100])
             assert (b"".join(used.data)[: len(message)], used.written) == (message, len(message))
+
+
+@both_memories
+async def test_what_the_device_does_not_write_stays(private: bool) -> None:
+    async with running(Echo(), private=private) as driver:
+        used = await driver.request([b"abc"], [2, 4])
+        assert used.data == [b"ab", b"c\xaa\xaa\xaa"]
 
 
 @both_memories
@@ -324,7 +331,7 @@ async def test_a_request_that_awaits_cancellably_does_not_hold_a_reset_for_long(
         driver.kick(0)
         await trio.testing.wait_all_tasks_blocked()
         await driver.reset()
-        assert device.requestq.busy is False
+        assert device.requestq.pins.busy is False
         device.go.set()
         driver.probe()
         assert (await driver.request([], [3])).data == [b"ok!"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Buffer
+from vfiouser_virtio.function import MAX_DMA_MAPS, Buffer
 from vfiouser_virtio.protocols.vfio_user import VERSION, VERSION_DATA_DEFAULTS
 from vfiouser_virtio.vfio_user.connection import MAX_DATA_XFER_SIZE, MAX_MSG_FDS
 
@@ -58,7 +58,7 @@ def negotiate(payload: Buffer, *, write_multiple: bool = False) -> tuple[Negotia
     if write_multiple and offered.get("write_multiple") is True:
         answers.append(("write_multiple", True))
     answers.append(("pgsizes", 4096))
-    answers.append(("max_dma_maps", 65535))
+    answers.append(("max_dma_maps", MAX_DMA_MAPS))
 
     answered = {key: value for key, value in answers if key in offered}
     data = _encode(answered)

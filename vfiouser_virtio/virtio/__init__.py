@@ -3,7 +3,8 @@
 from vfiouser_virtio.errors import ConfigError, DeviceError, GuestError, Unmapped
 from vfiouser_virtio.virtio.bus import Bus, bus, register
 from vfiouser_virtio.virtio.device import Device, queue
-from vfiouser_virtio.virtio.queue import Pinned, Queue
+from vfiouser_virtio.virtio.pins import Pinned
+from vfiouser_virtio.virtio.queue import Queue
 from vfiouser_virtio.virtio.transport import Carrier, Transport
 from vfiouser_virtio.vring.chain import Chain
 

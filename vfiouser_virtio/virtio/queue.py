@@ -13,12 +13,11 @@ cancelled.
 from collections import deque
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from types import TracebackType
 
 import trio
 
 from vfiouser_virtio.errors import GuestError, PeerError, Unmapped
-from vfiouser_virtio.memory import GuestMemory, NeedsMessages, Pin
+from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.protocols.virtio.ring import (
     AVAIL_ALIGN,
     DESC_ALIGN,
@@ -27,6 +26,7 @@ from vfiouser_virtio.protocols.virtio.ring import (
     desc_size,
     used_size,
 )
+from vfiouser_virtio.virtio.pins import Pinned, Pins
 from vfiouser_virtio.vring import Chain, Shadow, SplitRing
 
 # Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues.
@@ -70,8 +70,7 @@ class Queue:
         self._publish_scheduled = False
         self._flushing: SplitRing | None = None
         self._unsent: list[tuple[int, bytes]] = []  # (offset, bytes) of the used ring that the driver does not have yet
-        self._pins: set[Pin] = set()
-        self._when_idle: list[Callable[[], None]] = []
+        self.pins = Pins()
 
     def __repr__(self) -> str:
         return f"<Queue {self.index} size {self.size}{' enabled' if self.enabled else ''}>"
@@ -104,7 +103,8 @@ class Queue:
         When the client unmaps that memory and will not wait any longer, or the driver resets the device, the block is
         cancelled: ``pinned.revoked`` is True afterwards, and the request must fail.
         """
-        return Pinned(self, chain)
+        assert self.memory is not None
+        return Pinned(self.pins, self.memory, chain.ranges)
 
     # ---- for transports ------------------------------------------------------------------------------------------
 
@@ -158,20 +158,8 @@ class Queue:
         self._by_message = False
         self._bound_generation = -1
         self._burst.clear()
-        for pin in list(self._pins):
-            pin.cancel()
-
-    @property
-    def busy(self) -> bool:
-        """Whether somebody, perhaps the kernel, is using the buffers of a chain now."""
-        return bool(self._pins)
-
-    def when_idle(self, callback: Callable[[], None]) -> None:
-        """Call once when nothing is pinned: at once if nothing is."""
-        if self._pins:
-            self._when_idle.append(callback)
-        else:
-            callback()
+        self._unsent.clear()
+        self.pins.cancel()
 
     # ---- the ring ------------------------------------------------------------------------------------------------
 
@@ -340,14 +328,14 @@ class Queue:
         try:
             while ring is self._ring and (ring.unpublished or self._unsent):
                 delivered = False
-                heads = ring.unpublished_heads
-                for head in heads:
-                    await shadow.write_back(head)
+                chains = ring.unpublished_chains
+                for chain in chains:
+                    await shadow.write_back(chain)
                 delivered = True
                 if ring is not self._ring or not self._ready():
                     return
                 self._unsent += [
-                    (offset, bytes(ring.used_bytes[offset:][:size])) for offset, size in ring.store_used(len(heads))
+                    (offset, bytes(ring.used_bytes[offset:][:size])) for offset, size in ring.store_used(len(chains))
                 ]
                 while self._unsent:
                     await self._send_used(ring, memory, *self._unsent[0])
@@ -373,43 +361,6 @@ class Queue:
             await memory.write(self.device + offset, data)
         else:  # it has come back with a file descriptor
             ring.used_bytes[offset : offset + len(data)] = data
-
-
-class Pinned:
-    """What `Queue.pinned` returns; a context manager around a cancel scope.
-
-    The pin holds from the call on: the block may be another task's, and nothing can unmap the buffers before it starts.
-    """
-
-    __slots__ = ("_pin", "_queue", "_scope", "revoked")
-
-    def __init__(self, queue: Queue, chain: Chain) -> None:
-        self._queue = queue
-        self._scope = trio.CancelScope()
-        assert queue.memory is not None
-        self._pin = queue.memory.pin(chain.ranges, self._scope.cancel)
-        queue._pins.add(self._pin)  # noqa: SLF001 - one mechanism in two classes
-        self.revoked = False
-        """After the block: it was cancelled because its memory went away."""
-
-    def __enter__(self) -> "Pinned":
-        self._scope.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        swallow = self._scope.__exit__(kind, error, traceback)
-        self.revoked = self._scope.cancelled_caught
-        queue, pin = self._queue, self._pin
-        assert queue.memory is not None
-        queue._pins.discard(pin)  # noqa: SLF001
-        queue.memory.unpin(pin)
-        if not queue._pins:  # noqa: SLF001
-            callbacks, queue._when_idle = queue._when_idle, []  # noqa: SLF001
-            for callback in callbacks:
-                callback()
-        return swallow
 
 
 def _nothing() -> None:

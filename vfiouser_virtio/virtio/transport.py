@@ -144,14 +144,14 @@ class Transport:
             queue.resume("NEEDS_RESET")
             queue.resume("client left")
             queue.reset()
-        busy = [queue for queue in self.device.queues if queue.busy]
+        busy = [queue for queue in self.device.queues if queue.pins.busy]
         if not busy:
             self._finish_reset()
             return None
         hold = self._resetting = Hold(len(busy))
         hold.when_done(self._finish_reset)
         for queue in busy:
-            queue.when_idle(hold.finish)
+            queue.pins.when_idle(hold.finish)
         return hold
 
     def _finish_reset(self) -> None:
@@ -196,10 +196,10 @@ class Transport:
         """``queue_reset`` = 1 (2.6.1): the queue lets go of everything; the hold ends when that is done (CC7)."""
         queue = self.device.queues[index]
         queue.reset()
-        if not queue.busy:
+        if not queue.pins.busy:
             return None
         hold = Hold()
-        queue.when_idle(hold.finish)
+        queue.pins.when_idle(hold.finish)
         return hold
 
     def notify_queue(self, index: int) -> None:
@@ -301,7 +301,10 @@ class _Interrupt:
 
 def _spawner(nursery: trio.Nursery) -> Callable[[Callable[[], Awaitable[None]]], None]:
     def spawn(work: Callable[[], Awaitable[None]]) -> None:
-        nursery.start_soon(work)
+        try:
+            nursery.start_soon(work)
+        except RuntimeError:
+            pass  # the run has just ended, and its task has not come to say so: nothing more is done before the reset
 
     return spawn
 

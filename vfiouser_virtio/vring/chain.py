@@ -55,12 +55,16 @@ class Readable:
 class Writable:
     """The device-writable part of a chain, filled from its front; a status field is taken off its end."""
 
-    __slots__ = ("length", "segments", "written")
+    __slots__ = ("length", "segments", "taken_last", "total", "written")
 
     def __init__(self, segments: list[memoryview], length: int) -> None:
         self.segments = segments
         self.length = length
         """Bytes that have not been taken or written yet."""
+        self.total = length
+        """Bytes that the driver offers."""
+        self.taken_last = 0
+        """Bytes that were taken off the end."""
         self.written = 0
         """Bytes written with `write`: the used length, unless `Chain.complete` is told another."""
 
@@ -81,6 +85,7 @@ class Writable:
         """Remove ``count`` bytes from the end, such as a request's status. Raises GuestError when there are fewer."""
         _check_room(count, self.length, "writable")
         self.length -= count
+        self.taken_last += count
         self.segments, taken = _split(self.segments, self.length)
         return taken
 
@@ -157,6 +162,12 @@ class Chain:
         except Unmapped:
             return True
         return False
+
+    def touched(self) -> list[tuple[int, int]]:
+        """(begin, end) of what was taken of the writable part, from its front and off its end."""
+        part = self._writable
+        front, back = part.total - part.taken_last - part.length, part.total - part.taken_last
+        return [(0, part.total)] if front == back else [(0, front), (back, part.total)]
 
     def lies_in(self, homes: set[int]) -> bool:
         """Whether every byte that has not been taken yet is part of these objects (``id(view.obj)``), or a copy."""

@@ -7,6 +7,7 @@ queue awaits `Shadow.fetch` and runs the same code again, now with a copy at han
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
+from vfiouser_virtio.vring.chain import Chain
 
 # Room for the copies of one queue's chains in flight. A driver can name all of its RAM in every descriptor.
 MAX_COPIES = 64 << 20
@@ -65,12 +66,19 @@ class Shadow:
         self._claimed_bytes += size
         self._fetched.clear()
 
-    async def write_back(self, head: int) -> None:
-        """Deliver what a device wrote into the chain's bounces. Raises PeerError when the client refuses."""
-        bounces, size = self._claimed.pop(head, ([], 0))
+    async def write_back(self, chain: Chain) -> None:
+        """Deliver what a device took of the chain's bounces. Raises PeerError when the client refuses."""
+        bounces, size = self._claimed.pop(chain.head, ([], 0))
         self._claimed_bytes -= size
-        for address, bounce in bounces:
-            await self.memory.write(address, bounce)
+        start = 0  # of each writable buffer, within the writable part
+        for address, length in chain.ranges[chain.writable_from :]:
+            if bounces and bounces[0][0] == address and len(bounces[0][1]) == length:
+                _, bounce = bounces.pop(0)
+                for begin, end in chain.touched():
+                    begin, end = max(begin - start, 0), min(end - start, length)
+                    if begin < end:
+                        await self.memory.write(address + begin, bounce[begin:end])
+            start += length
 
     def drop(self) -> None:
         """The queue was reset: nothing will be written back."""

@@ -11,6 +11,7 @@ used entries, then the index, then says whether an interrupt is due.
 
 from collections.abc import Callable
 
+from vfiouser_virtio.barrier import TSO, full_barrier
 from vfiouser_virtio.errors import GuestError, Unmapped
 from vfiouser_virtio.memory import NeedsMessages
 from vfiouser_virtio.protocols.virtio.ring import (
@@ -20,7 +21,6 @@ from vfiouser_virtio.protocols.virtio.ring import (
     DescFlags,
     UsedFlags,
 )
-from vfiouser_virtio.vring.barrier import TSO, full_barrier
 from vfiouser_virtio.vring.chain import Chain, Memory, Readable, Writable
 
 NEXT, WRITE, INDIRECT = int(DescFlags.NEXT), int(DescFlags.WRITE), int(DescFlags.INDIRECT)
@@ -61,7 +61,7 @@ class SplitRing:
         """Chains that were taken and are not yet pushed, by head."""
         self.on_push: Callable[[], None] = _nothing
         """Called after every `push`, so that whoever owns the ring can decide when to publish."""
-        self._pushed: list[tuple[int, int]] = []
+        self._pushed: list[tuple[Chain, int]] = []
         self._signalled_idx = 0
         self._signalled = False
         self._mask = size - 1
@@ -139,7 +139,7 @@ class SplitRing:
     def push(self, chain: Chain, written: int) -> None:
         """Give a chain back; it is shown to the driver with the next `publish`."""
         if self.in_flight.pop(chain.head, None) is chain:
-            self._pushed.append((chain.head, written & 0xFFFF_FFFF))
+            self._pushed.append((chain, written & 0xFFFF_FFFF))
             self.on_push()
 
     @property
@@ -148,9 +148,9 @@ class SplitRing:
         return len(self._pushed)
 
     @property
-    def unpublished_heads(self) -> list[int]:
-        """Their heads, in order."""
-        return [head for head, _ in self._pushed]
+    def unpublished_chains(self) -> list[Chain]:
+        """These chains, in order."""
+        return [chain for chain, _ in self._pushed]
 
     def publish(self) -> bool:
         """Show all pushed chains to the driver; True when it wants an interrupt for them (2.7.7)."""
@@ -167,10 +167,10 @@ class SplitRing:
         shown = self._pushed[:count]
         index, mask, used = self.used_idx, self._mask, self.used_bytes
         changed = []
-        for head, written in shown:
+        for chain, written in shown:
             # Entries beyond used.idx are not read by the driver yet: pack_into may touch them twice.
             offset = 4 + _USED_SIZE * (index & mask)
-            _pack_used(used, offset, head, written)
+            _pack_used(used, offset, chain.head, written)
             changed.append((offset, _USED_SIZE))
             index = (index + 1) & 0xFFFF
         del self._pushed[: len(shown)]

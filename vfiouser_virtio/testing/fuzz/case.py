@@ -1,0 +1,41 @@
+"""A test case as JSON: which device, what memory, and the steps of a client. Corpus files are these."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+Step: TypeAlias = dict[str, Any]
+"""One thing that the client does: ``do`` names a method of `perform.Performer`, the other keys are its parameters."""
+
+Kind = Literal["messages", "registers", "rings", "requests"]
+Memory = Literal["shared", "private", "mixed"]
+"""Whether regions come with a file descriptor: all, none, or every other."""
+
+
+@dataclass(slots=True)
+class Case:
+    """``origin`` is where it came from (seed and index), ``shows`` what a corpus file was written for."""
+
+    kind: Kind
+    target: str
+    memory: Memory = "shared"
+    twin: bool = False
+    """DMA requests have a socket of their own."""
+    hello: bool = True
+    """VERSION and the memory are sent before the first step; else the steps begin on a silent connection."""
+    origin: str = ""
+    shows: str = ""
+    steps: list[Step] = field(default_factory=list)
+
+    def dumps(self) -> str:
+        """Readable JSON, one step a line."""
+        head = asdict(self)
+        steps = head.pop("steps")
+        lines = ",\n".join("  " + json.dumps(step) for step in steps)
+        return json.dumps(head, indent=1)[:-2] + ',\n "steps": [\n' + lines + "\n ]\n}\n"
+
+    @staticmethod
+    def load(path: Path) -> "Case":
+        """Read a corpus file. Raises ValueError or TypeError for one that is none."""
+        return Case(**json.loads(path.read_text()))

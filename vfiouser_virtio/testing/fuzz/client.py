@@ -1,0 +1,330 @@
+"""A vfio-user client that can say anything and checks every answer: in order, of the right size, to what was asked.
+
+It serves the DMA requests of the server out of `Ram`, truthfully or as the case tells it to (`Client.answers`).
+"""
+
+import errno
+import json
+import os
+import socket
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.protocols.vfio_user import (
+    DMA_ACCESS,
+    HEADER_CODEC,
+    MESSAGE_TYPE_MASK,
+    REGION_ACCESS_CODEC,
+    Command,
+    MessageFlags,
+)
+from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
+from vfiouser_virtio.testing.fuzz.ram import SIZE, Ram
+
+PATIENCE = 6.0
+"""Seconds that a reply may take: a held one takes up to two, and QEMU gives up after five."""
+
+ANSWERS = ("ok", "error", "short", "long", "empty", "wrong_id", "wrong_command", "twice", "lie", "late", "never")
+"""How a DMA request can be answered."""
+
+HEADER_SIZE = HEADER_CODEC.size
+MAX_MESSAGE_SIZE = (1 << 20) + 4096
+_ACCESS_SIZE = HEADER_SIZE + REGION_ACCESS_CODEC.size
+_DMA_SIZE = DMA_ACCESS.sizeof()
+_MAX_DMA_READ = 32 << 10  # more would make QEMU lose part of its reply
+
+
+@dataclass(slots=True)
+class Reply:
+    """What the server answered: ``error`` is 0 or an errno."""
+
+    error: int
+    body: bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    id: int
+    command: int
+    count: int | None
+    """Bytes of data that the reply to a REGION_READ has."""
+    limit: int
+    """Bytes of the largest reply."""
+    done: trio.Event = field(default_factory=trio.Event)
+    reply: Reply | None = None
+
+
+def hello(*, twin: bool = False, text: str | None = None) -> bytes:
+    """The payload of VERSION, as QEMU sends it but for ``twin``."""
+    capabilities: dict[str, object] = {"max_msg_fds": 16, "max_data_xfer_size": 1 << 20, "pgsizes": 4096}
+    capabilities |= {"max_dma_maps": 65535, "write_multiple": True}
+    if twin:
+        capabilities["twin_socket"] = {"supported": True}
+    return bytes(4) + (text or json.dumps({"capabilities": capabilities})).encode() + b"\0"
+
+
+class Client:
+    """One connection. `run` reads it until it ends; everything else may be called meanwhile."""
+
+    def __init__(self, sock: socket.socket, ram: Ram, bounds: Bounds) -> None:
+        sock.setblocking(False)
+        self.closed = trio.Event()
+        """The server has hung up, or we have."""
+        self.in_step = True
+        """Both sides agree where a message begins; after a wrong size they do not, and nothing is promised any more."""
+        self.doomed = False
+        """What was sent ends the connection for sure."""
+        self.ours = False
+        """We have hung up."""
+        self.answers: deque[str] = deque()
+        """How to answer the next DMA requests; then truthfully."""
+        self.lied = False
+        """A DMA request was not answered as it should be: the device may wait, or give up."""
+        self._socket = sock
+        self._twin: socket.socket | None = None
+        self._ram = ram
+        self._bounds = bounds
+        self._asked: deque[_Asked] = deque()
+        self._late: list[tuple[socket.socket, bytes]] = []
+        self._last_id = 0x100
+        self._posted = b""
+        self._sending = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def twin(self) -> bool:
+        """DMA requests have a socket of their own, so that nothing orders them with replies."""
+        return self._twin is not None
+
+    # ---- sending -------------------------------------------------------------------------------------------------
+
+    async def call(
+        self, command: int, payload: bytes = b"", fds: Sequence[int] = (), *, wait: bool = True
+    ) -> Reply | None:
+        """A request as it should be; None where the server hung up, or ``wait`` is off."""
+        self._last_id = self._last_id + 1 & 0xFFFF
+        header = HEADER_CODEC.pack(self._last_id, command, HEADER_SIZE + len(payload), 0, 0)
+        asked = await self.send(header + payload, fds)
+        return await self.result(asked) if wait else None
+
+    def post(self, command: int, payload: bytes) -> None:
+        """A request that wants no reply; it goes out together with the next `send` or `flush`."""
+        if self.in_step:
+            size = HEADER_SIZE + len(payload)
+            self._posted += HEADER_CODEC.pack(0, command, size, MessageFlags.NO_REPLY, 0) + payload
+
+    async def flush(self) -> None:
+        """Send what was posted."""
+        async with self._sending:
+            await self._send_posted()
+
+    async def _send_posted(self) -> None:
+        posted, self._posted = self._posted, b""
+        await self._send(self._socket, posted)
+
+    async def send(self, data: bytes, fds: Sequence[int] = (), cuts: Sequence[int] = ()) -> _Asked | None:
+        """Any bytes at all, in pieces that end at ``cuts``; the fds ride on the first. What to expect is worked out."""
+        asked = self._expect(data)
+        async with self._sending:
+            await self._send_posted()
+            start = 0
+            for end in [*sorted(cut for cut in set(cuts) if 0 < cut < len(data)), len(data)]:
+                await self._send(self._socket, data[start:end], fds if start == 0 else ())
+                start = end
+                if start < len(data):
+                    await trio.lowlevel.checkpoint()
+        return asked
+
+    def _expect(self, data: bytes) -> _Asked | None:
+        if not self.in_step or self.doomed or self.closed.is_set():
+            return None
+        if len(data) < HEADER_SIZE:
+            self.in_step = not data
+            return None
+        message_id, command, size, flags, _ = HEADER_CODEC.unpack_from(data)
+        if size != len(data):
+            self.in_step = False
+            self.doomed = size < HEADER_SIZE or size > MAX_MESSAGE_SIZE
+            return None
+        kind = flags & MESSAGE_TYPE_MASK
+        self.doomed = kind > MessageFlags.REPLY
+        if kind or flags & MessageFlags.NO_REPLY:
+            return None
+        count = None
+        if command == Command.REGION_READ and size >= _ACCESS_SIZE:
+            count = REGION_ACCESS_CODEC.unpack_from(data, HEADER_SIZE)[2]
+        argsz = int.from_bytes(data[HEADER_SIZE : HEADER_SIZE + 4], "little")
+        # facts of QEMU: no reply may be longer than its request, but for those that bring what was asked for.
+        limit = max(size, HEADER_SIZE + argsz if command in _WITH_ARGSZ else 0)
+        asked = _Asked(message_id, command, count, limit if count is None else _ACCESS_SIZE + count)
+        self._asked.append(asked)
+        return asked
+
+    async def result(self, asked: _Asked | None) -> Reply | None:
+        """The reply to what was sent; None where none is due any more. Raises Found where it does not come."""
+        if asked is None:
+            return None
+        with trio.move_on_after(PATIENCE):
+            await asked.done.wait()
+            return asked.reply
+        raise Found("hang", f"no reply to {_name(asked.command)} within {PATIENCE} s", _name(asked.command))
+
+    async def _send(self, sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
+        while data and not self.closed.is_set():
+            try:
+                if fds:
+                    sent = sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+                else:
+                    sent = sock.send(data)
+            except BlockingIOError:
+                with trio.move_on_after(PATIENCE) as scope:
+                    await trio.lowlevel.wait_writable(sock)
+                if scope.cancelled_caught:
+                    raise Found("hang", f"the server has not read its socket for {PATIENCE} s", "socket") from None
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                    raise
+                return
+            else:
+                data, fds = data[sent:], ()
+
+    # ---- receiving -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Read until the end of the connection."""
+        async with trio.open_nursery() as self._nursery:
+            await self._receive(self._socket)
+            self._nursery.cancel_scope.cancel()
+        self.closed.set()
+        for asked in self._asked:
+            asked.done.set()
+        self._asked.clear()
+
+    async def _receive(self, sock: socket.socket) -> None:
+        buffer = b""
+        while True:
+            try:
+                data, ancillary, _, _ = sock.recvmsg(1 << 16, socket.CMSG_SPACE(64 * 4), socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                try:
+                    await trio.lowlevel.wait_readable(sock)
+                except trio.ClosedResourceError:
+                    return
+                continue
+            except OSError:
+                return
+            if not data:
+                return
+            fds = array("i")
+            for _, _, raw in ancillary:
+                fds.frombytes(raw)
+            buffer += data
+            while len(buffer) >= HEADER_SIZE:
+                size = HEADER_CODEC.unpack_from(buffer)[2]
+                if not HEADER_SIZE <= size <= MAX_MESSAGE_SIZE:
+                    raise Found("reply", f"the server sent a message of {size:#x} bytes")
+                if len(buffer) < size:
+                    break
+                await self._message(sock, buffer[:size], fds)
+                buffer = buffer[size:]
+            close_all(fds)
+
+    async def _message(self, sock: socket.socket, message: bytes, fds: "array[int]") -> None:
+        message_id, command, _, flags, number = HEADER_CODEC.unpack_from(message)
+        if flags & MESSAGE_TYPE_MASK == 0:
+            await self._dma(sock, message_id, command, message[HEADER_SIZE:])
+            return
+        what = f"reply {message_id:#x} to {_name(command)}, flags {flags:#x}, error {number}"
+        if flags & ~(MessageFlags.REPLY | MessageFlags.ERROR) or not flags & MessageFlags.REPLY:
+            raise Found("reply", f"{what}: no such flags", "flags")
+        if bool(flags & MessageFlags.ERROR) != bool(number) or (number and len(message) > HEADER_SIZE):
+            raise Found("reply", f"{what}: an error that is none, or has a body", "error")
+        if not self._asked:
+            if self.in_step:
+                raise Found("reply", f"{what}, which nobody asked for", "unasked")
+            return
+        asked = self._asked.popleft()
+        if (asked.id, asked.command) != (message_id, command):
+            raise Found("reply", f"{what}, but {_name(asked.command)} {asked.id:#x} comes first", "order")
+        if not number and asked.count is not None and len(message) != asked.limit:
+            raise Found("reply", f"{what}: {len(message):#x} bytes, {asked.limit:#x} expected", "size")
+        if len(message) > asked.limit:
+            raise Found("reply", f"{what}: {len(message):#x} bytes, {asked.limit:#x} are allowed", "size")
+        if command == Command.VERSION and fds and self._twin is None:
+            self._twin = socket.socket(fileno=os.dup(fds[0]))
+            self._twin.setblocking(False)
+            assert self._nursery is not None
+            self._nursery.start_soon(self._receive, self._twin)
+        asked.reply = Reply(number, message[HEADER_SIZE:])
+        asked.done.set()
+
+    # ---- memory without a file descriptor ------------------------------------------------------------------------
+
+    async def _dma(self, sock: socket.socket, message_id: int, command: int, body: bytes) -> None:
+        if command not in (Command.DMA_READ, Command.DMA_WRITE) or len(body) < _DMA_SIZE:
+            raise Found("reply", f"the server asks for {_name(command)} with {len(body):#x} bytes", "request")
+        address, count = int.from_bytes(body[:8], "little"), int.from_bytes(body[8:16], "little")
+        data = body[_DMA_SIZE:]
+        writes = command == Command.DMA_WRITE
+        if len(data) != count * writes or count == 0 or count > (1 << 20 if writes else _MAX_DMA_READ):
+            raise Found("reply", f"{_name(command)} of {count:#x} bytes at {address:#x} with {len(data):#x}", "dma")
+        how = self.answers.popleft() if self.answers else "ok"
+        self.lied |= how != "ok"
+        if writes and address < SIZE:
+            self._bounds.check()
+            self._bounds.check_store(address, data)
+            self._ram.write(address, data)
+        answer = b"" if writes else self._ram.read(address, count)
+        if address >= SIZE and how == "ok":
+            how = "error"
+            self.lied = True
+        if how == "lie" and answer:
+            self._bounds.blind = True
+            answer = bytes(byte ^ 0x5A if at % 3 == 1 else byte for at, byte in enumerate(answer))
+        await self._answer(sock, how, message_id, command, body[:_DMA_SIZE] + answer)
+
+    async def _answer(self, sock: socket.socket, how: str, message_id: int, command: int, payload: bytes) -> None:
+        if how == "never":
+            return
+        if how == "error":
+            flags = MessageFlags.REPLY | MessageFlags.ERROR
+            reply = HEADER_CODEC.pack(message_id, command, HEADER_SIZE, flags, errno.EFAULT)
+        else:
+            message_id ^= 0x8000 if how == "wrong_id" else 0
+            command = Command.DEVICE_RESET if how == "wrong_command" else command
+            changed = {"short": payload[:-1], "long": payload + bytes(7), "empty": b""}
+            payload = changed.get(how, payload)
+            reply = HEADER_CODEC.pack(message_id, command, HEADER_SIZE + len(payload), MessageFlags.REPLY, 0) + payload
+        if how == "late":
+            self._late.append((sock, reply))
+            return
+        for _ in range(2 if how == "twice" else 1):
+            async with self._sending:
+                await self._send(sock, reply)
+
+    async def answer_late(self) -> None:
+        """Send the replies that were held back."""
+        late, self._late = self._late, []
+        for sock, reply in late:
+            async with self._sending:
+                await self._send(sock, reply)
+
+    def close(self) -> None:
+        """Hang up."""
+        self.ours = True
+        for sock in (self._socket, self._twin):
+            if sock is not None and sock.fileno() >= 0:
+                trio.lowlevel.notify_closing(sock)
+                sock.close()
+
+
+_WITH_ARGSZ = (Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_REGION_IO_FDS, Command.DEVICE_FEATURE)
+
+
+def _name(command: int) -> str:
+    return Command(command).name if command in set(Command) else f"command {command:#x}"

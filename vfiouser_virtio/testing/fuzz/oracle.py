@@ -1,0 +1,224 @@
+"""What is wrong, if anything: the judge of a case.
+
+===================  ==================================================================================================
+finding              seen how
+===================  ==================================================================================================
+``bug``              a log record at ERROR with a traceback, an unraisable exception, a task that died
+``hang``             a request without a reply, a buffer that does not come back, an event loop that stands still
+``reply``            a reply that nobody asked for, out of order, of the wrong size or command
+``closed``           the server hung up without saying what the client did wrong
+``write``            guest memory changed outside of writable buffers and used rings
+``leak``             more descriptors, mappings or tasks than before the client came
+``broken``           the device does not work after a reset, or for the next client
+===================  ==================================================================================================
+"""
+
+import gc
+import logging
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from types import TracebackType
+
+import trio
+
+from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags, desc_size, used_size
+from vfiouser_virtio.testing.fuzz.ram import Ram
+from vfiouser_virtio.virtio import Device
+
+_LOGGER = logging.getLogger("vfiouser_virtio")
+_MAX_TABLE = 1024  # entries of an indirect table that are followed
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that should not be. Two with the same ``kind`` and ``where`` are taken for the same bug."""
+
+    kind: str
+    what: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.what}"
+
+
+class Found(Exception):  # noqa: N818 - the good outcome of fuzzing
+    """Ends a case with a finding."""
+
+    def __init__(self, kind: str, what: str, where: str = "") -> None:
+        super().__init__(f"{kind}: {what}")
+        self.finding = Finding(kind, what, where)
+
+
+class Hung(BaseException):
+    """The event loop has not come back: raised by a timer's signal in whatever code is running."""
+
+
+def of_exception(error: BaseException) -> Finding:
+    """The finding that an exception is, by its innermost frame of ours."""
+    text = "".join(traceback.format_exception(error))
+    while isinstance(error, BaseExceptionGroup):
+        error = next((one for one in error.exceptions if not isinstance(one, trio.Cancelled)), error.exceptions[0])
+    if isinstance(error, Found):
+        return error.finding
+    if isinstance(error, Hung) or "oracle.Hung" in text:
+        return Finding("hang", "the event loop stands still\n" + text, "event loop")
+    return Finding("bug", text, _where(error.__traceback__, error))
+
+
+def _where(trace: TracebackType | None, error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(trace) if "vfiouser_virtio" in frame.filename]
+    place = f"{os.path.basename(frames[-1].filename)}:{frames[-1].name}" if frames else ""
+    return f"{type(error).__name__} in {place}"
+
+
+class LogWatch(logging.Handler):
+    """Collects what the package logs; a record at ERROR with a traceback is a bug."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.findings: list[Finding] = []
+        self.hung_up = False
+        """The server said why it closed a connection."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if "connection closed" in text:
+            self.hung_up = True
+        if record.levelno >= logging.ERROR and record.exc_info and record.exc_info[1] is not None:
+            found = of_exception(record.exc_info[1])
+            self.findings.append(Finding(found.kind, f"{text}\n{found.what}", found.where))
+
+    def _unraisable(self, event: "sys.UnraisableHookArgs") -> None:
+        what = f"{event.err_msg or 'ignored exception'}: {event.exc_value!r} in {event.object!r}"
+        self.findings.append(Finding("bug", what, "unraisable"))
+
+    def __enter__(self) -> "LogWatch":
+        self._before = _LOGGER.propagate, _LOGGER.level, sys.unraisablehook
+        _LOGGER.propagate = False
+        _LOGGER.setLevel(logging.WARNING)
+        sys.unraisablehook = self._unraisable
+        _LOGGER.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _LOGGER.removeHandler(self)
+        _LOGGER.propagate, level, sys.unraisablehook = self._before
+        _LOGGER.setLevel(level)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What this process holds: descriptors, mappings of shared memory, GiB of address space, trio tasks."""
+
+    fds: int
+    mappings: int
+    address_space: int
+    tasks: int
+
+    @staticmethod
+    def now() -> "Resources":
+        with open("/proc/self/statm") as statm:
+            pages = int(statm.read().split()[0])
+        with open("/proc/self/maps", "rb") as maps:
+            mappings = maps.read().count(b"/memfd:")
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        return Resources(len(os.listdir("/proc/self/fd")), mappings, pages >> 18, tasks)
+
+    def check(self, what: str) -> None:
+        """Raise Found if there is more of anything than there was when this was taken."""
+        grown = self.grown()
+        if grown:
+            raise Found("leak", f"{what}: {grown}", grown.split(" ")[0])
+
+    def grown(self) -> str:
+        """What there is more of now."""
+        if not self._more():
+            return ""
+        gc.collect()  # an exception's frames in a cycle may hold a view of memory, and that its window
+        return self._more()
+
+    def _more(self) -> str:
+        now = Resources.now()
+        return ", ".join(
+            f"{name} {getattr(self, name)} -> {getattr(now, name)}"
+            for name in self.__slots__
+            if getattr(now, name) > getattr(self, name)
+        )
+
+
+class Bounds:
+    """Which bytes of guest memory the device may store to: the more the longer a case runs, until `forget`."""
+
+    def __init__(self, ram: Ram, device: Device) -> None:
+        self._ram = ram
+        self._device = device
+        self._ranges: set[tuple[int, int]] = set()
+        self.blind = False
+        """The client has answered DMA_READ with lies: what the device was told is unknown."""
+
+    def note(self) -> None:
+        """Take in the rings and chains as they are in memory now. Generous: whatever a descriptor names is allowed."""
+        for queue in self._device.queues:
+            if queue.enabled:
+                self._ranges.add((queue.device, used_size(queue.size)))
+                self._note_chains(queue.desc, queue.driver, queue.size)
+
+    def _note_chains(self, desc: int, avail: int, size: int) -> None:
+        table = self._ram.read(desc, desc_size(size))
+        ring = memoryview(self._ram.read(avail + 4, 2 * size)).cast("H")
+        seen: set[int] = set()
+        for head in ring:
+            index = head
+            while index < size and index not in seen:
+                seen.add(index)
+                address, length, flags, index = DESC_CODEC.unpack_from(table, 16 * index)
+                if flags & DescFlags.INDIRECT:
+                    self._note_table(address, length)
+                elif flags & DescFlags.WRITE:
+                    self._ranges.add((address, length))
+                if not flags & DescFlags.NEXT:
+                    break
+
+    def _note_table(self, address: int, length: int) -> None:
+        for address_, length_, flags, _ in DESC_CODEC.iter_unpack(
+            self._ram.read(address, min(length // 16, _MAX_TABLE) * 16)
+        ):
+            if flags & DescFlags.WRITE:
+                self._ranges.add((address_, length_))
+
+    def forget(self) -> None:
+        """The device has been reset: it may store nothing at all."""
+        self._ranges.clear()
+        self.blind = False
+
+    def check(self) -> None:
+        """Raise Found if memory has changed where the device may not store."""
+        for address, data in self._ram.changes():
+            self.check_store(address, data)
+
+    def check_store(self, address: int, data: bytes) -> None:
+        """Raise Found if the device may not store these bytes there."""
+        if self.blind:
+            return
+        missing = _subtract((address, address + len(data)), self._ranges)
+        if missing is not None:
+            self.note()  # a descriptor that was written since the last look
+            missing = _subtract((address, address + len(data)), self._ranges)
+        if missing is not None:
+            start, end = missing
+            stored = data[start - address : end - address][:32].hex()
+            raise Found("write", f"{end - start:#x} bytes stored at {start:#x}, which is in no buffer: {stored}")
+
+
+def _subtract(wanted: tuple[int, int], ranges: set[tuple[int, int]]) -> tuple[int, int] | None:
+    """The first part of a range that none of the (address, length) ranges covers."""
+    start, end = wanted
+    for address, length in sorted(ranges):
+        if address > start:
+            break
+        start = max(start, address + length)
+        if start >= end:
+            return None
+    return (start, end) if start < end else None

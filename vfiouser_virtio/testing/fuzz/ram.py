@@ -1,0 +1,90 @@
+"""The guest RAM of a fuzzing client: filled with canaries, with a hole, a read-only part and two neighbours.
+
+::
+
+    0x00000  A  rw   rings from 0x2000, 0x2000 a queue; indirect tables from 0x14000; buffers from 0x20000 …
+    0x30000  B  rw   … to here: a buffer may cross from A into B
+    0x50000     hole
+    0x60000  C  r
+    0x70000  D  rw
+    0x80000
+"""
+
+import mmap
+import os
+import random
+from typing import NamedTuple
+
+SIZE = 0x80000
+RINGS, RING_STRIDE, MAX_RINGS = 0x2000, 0x2000, 8
+TABLES, TABLES_END = 0x14000, 0x18000
+HEAP, HEAP_END = 0x20000, 0x48000
+
+# Anything that a device would hardly write by accident, and that differs from address to address.
+_CANARY = random.Random(2007).randbytes(SIZE)
+
+
+class Piece(NamedTuple):
+    """One DMA region of a client."""
+
+    address: int
+    size: int
+    flags: int  # DmaMapFlags
+    private_if_mixed: bool
+
+
+PIECES = (
+    Piece(0x00000, 0x30000, 3, False),
+    Piece(0x30000, 0x20000, 3, True),
+    Piece(0x60000, 0x10000, 1, False),
+    Piece(0x70000, 0x10000, 3, True),
+)
+
+
+class Ram:
+    """A memfd whose offset is the guest address, and what its bytes should be."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("fuzz-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, SIZE)
+        self.bytes = mmap.mmap(self.fd, SIZE)
+        self.bytes[:] = _CANARY
+        self.expected = bytearray(_CANARY)
+
+    def write(self, address: int, data: bytes) -> None:
+        """What the guest itself stores; beyond the end is lost."""
+        if 0 <= address < SIZE:
+            data = data[: SIZE - address]
+            self.bytes[address : address + len(data)] = data
+            self.expected[address : address + len(data)] = data
+
+    def read(self, address: int, count: int) -> bytes:
+        """What is there now; zeros outside."""
+        if not 0 <= address < SIZE:
+            return bytes(count)
+        return self.bytes[address : address + count].ljust(count, b"\0")
+
+    def changes(self) -> list[tuple[int, bytes]]:
+        """Where the device has stored something since the last call: (address, new bytes), which become expected."""
+        now = self.bytes[:]
+        if now == self.expected:
+            return []
+        found: list[tuple[int, bytes]] = []
+        for page in range(0, SIZE, 0x1000):
+            new, old = now[page : page + 0x1000], self.expected[page : page + 0x1000]
+            if new == old:
+                continue
+            start: int | None = None
+            for at in range(0x1001):
+                differs = at < 0x1000 and new[at] != old[at]
+                if differs and start is None:
+                    start = at
+                elif not differs and start is not None:
+                    found.append((page + start, new[start:at]))
+                    start = None
+        self.expected[:] = now
+        return found
+
+    def close(self) -> None:
+        self.bytes.close()
+        os.close(self.fd)

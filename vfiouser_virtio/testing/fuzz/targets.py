@@ -1,0 +1,161 @@
+"""The devices that are fuzzed, and how each shows that it still works."""
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from vfiouser_virtio.devices.blk import Blk
+from vfiouser_virtio.devices.console import Console
+from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio.protocols.record import record
+from vfiouser_virtio.protocols.virtio import blk, console
+from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG  # any flat structure does for a configuration
+from vfiouser_virtio.testing.fuzz.driver import Driver
+from vfiouser_virtio.testing.fuzz.oracle import Found
+from vfiouser_virtio.virtio import Device, Queue, queue
+from vfiouser_virtio.virtio.options import Size
+
+DISK_SIZE = 1 << 20
+_MOST = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A device under test; add yours to `TARGETS`."""
+
+    make: Callable[[], Device]
+    """A new device."""
+    works: Callable[[Driver], Awaitable[None]]
+    """One good request, right after `Driver.bring_up`. Raises Found when its outcome is wrong."""
+    keeps: Callable[[int, int], bool] = field(default=lambda _index, _features: False)
+    """Whether a queue, by its index, may keep buffers for as long as it likes (console input), with these features."""
+    requests: str = "bytes"
+    """Which grammar of `requests` speaks its language."""
+
+
+class Echo(Device):
+    """Copies what is readable to what is writable; first S makes it slow, with pinned buffers, C changes its config."""
+
+    device_id = 63
+    driver_writes = frozenset({"queue_size", "queue_desc"})
+    requestq = queue(max_size=64)
+    otherq = queue(max_size=16)
+
+    def __init__(self) -> None:
+        super().__init__(config=record(COMMON_CFG)(queue_size=3))
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for one in self.queues:
+                nursery.start_soon(self._serve, one)
+
+    async def _serve(self, requests: Queue) -> None:
+        async for chain in requests:
+            room = chain.writable.length
+            data = chain.readable.read(min(chain.readable.length, room, _MOST))
+            if data[:1] == b"S":
+                with requests.pinned(chain) as pinned:
+                    await trio.sleep(0.02)
+                if pinned.revoked:
+                    chain.complete(0)
+                    continue
+            elif data[:1] == b"C":
+                self.config.update(queue_enable=data[-1])
+            chain.writable.write(data)
+            chain.complete()
+
+
+async def _echo_works(driver: Driver) -> None:
+    length, data = await driver.request(0, [b"pi", b"ng"], [2, 6])
+    if (length, data[:4]) != (4, b"ping"):
+        raise Found("broken", f"echo answers {length} bytes, {data.hex()}", "request")
+
+
+async def _rng_works(driver: Driver) -> None:
+    length, data = await driver.request(0, [], [16, 16])
+    if length != 32 or data == driver.ram.read(0, 32):
+        raise Found("broken", f"rng answers {length} bytes, {data.hex()}", "request")
+
+
+async def _blk_works(driver: Driver) -> None:
+    content = os.urandom(blk.SECTOR_SIZE)
+    for kind, out, in_, expected in (
+        (blk.RequestType.OUT, [content], [1], b"\0"),
+        (blk.RequestType.IN, [], [blk.SECTOR_SIZE, 1], content + b"\0"),
+    ):
+        header = blk.REQUEST_HEADER_CODEC.pack(kind, 0, 7)
+        _, data = await driver.request(0, [header, *out], in_)
+        if data != expected:
+            raise Found("broken", f"blk: {kind.name} has status {data[-1]:#x}, or other data", "request")
+
+
+async def _console_works(driver: Driver) -> None:
+    await driver.request(1, [b"hello, ", b"world\n"], [])
+
+
+class Loopback:
+    """A `backends.chardev.Chardev` that sends back what it gets, as far as it has room."""
+
+    connected = True
+    size: tuple[int, int] | None = (80, 24)
+
+    def __init__(self) -> None:
+        self.on_connect: Callable[[bool], None] = lambda _: None
+        self.on_resize: Callable[[int, int], None] = lambda _cols, _rows: None
+        self._bytes: deque[bytes] = deque(maxlen=16)
+        self._arrived = trio.lowlevel.ParkingLot()
+
+    def describe(self) -> str:
+        return "loopback"
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+    async def receive(self) -> bytes:
+        while not self._bytes:
+            await self._arrived.park()
+        return self._bytes.popleft()
+
+    async def send(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.send_nowait(data)
+
+    def send_nowait(self, data: bytes) -> None:
+        if data:
+            self._bytes.append(data[:4096])
+            self._arrived.unpark_all()
+
+    def close(self) -> None:
+        pass
+
+
+def _disk_in_a_file() -> Device:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "disk")
+        path.write_bytes(bytes(DISK_SIZE))
+        return Blk(path=path, num_queues=1, queue_size=64, serial="in a file")
+
+
+def _console_keeps(index: int, features: int) -> bool:
+    # The receiveq of each port, and that for control messages; without MULTIPORT there are but two queues.
+    return index % 2 == 0 or (index > 1 and not features & console.Feature.MULTIPORT.mask)
+
+
+TARGETS: dict[str, Target] = {
+    "echo": Target(Echo, _echo_works),
+    "rng": Target(Rng, _rng_works),
+    "blk": Target(lambda: Blk(size=Size(DISK_SIZE), num_queues=2, queue_size=64), _blk_works, requests="blk"),
+    "blk-file": Target(_disk_in_a_file, _blk_works, requests="blk"),
+    "console": Target(
+        lambda: Console(chardev=[Loopback(), Loopback()], name=["", "second"]),
+        _console_works,
+        _console_keeps,
+        requests="console",
+    ),
+}
+"""By the name that a case has."""

@@ -1,0 +1,75 @@
+"""Requests that are using guest memory now: what DMA_UNMAP and resets wait for, and may cancel."""
+
+from collections.abc import Callable
+from types import TracebackType
+
+import trio
+
+from vfiouser_virtio.memory import GuestMemory, Pin
+
+
+class Pins:
+    """The pins of one queue."""
+
+    def __init__(self) -> None:
+        self._pins: dict[Pin, GuestMemory] = {}
+        self._when_idle: list[Callable[[], None]] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody, perhaps the kernel, is using the buffers of a chain now."""
+        return bool(self._pins)
+
+    def when_idle(self, callback: Callable[[], None]) -> None:
+        """Call once when nothing is pinned: at once if nothing is."""
+        if self._pins:
+            self._when_idle.append(callback)
+        else:
+            callback()
+
+    def cancel(self) -> None:
+        """Make all those requests fail. What the kernel is doing it still does."""
+        for pin in list(self._pins):
+            pin.cancel()
+
+    def add(self, memory: GuestMemory, ranges: list[tuple[int, int]], cancel: Callable[[], None]) -> Pin:
+        """One more request; `remove` ends it."""
+        pin = memory.pin(ranges, cancel)
+        self._pins[pin] = memory
+        return pin
+
+    def remove(self, pin: Pin) -> None:
+        """Nothing touches its buffers any more."""
+        self._pins.pop(pin).unpin(pin)
+        if not self._pins:
+            callbacks, self._when_idle = self._when_idle, []
+            for callback in callbacks:
+                callback()
+
+
+class Pinned:
+    """What `Queue.pinned` returns; a context manager around a cancel scope.
+
+    The pin holds from the call on: the block may be another task's, and nothing can unmap the buffers before it starts.
+    """
+
+    __slots__ = ("_pin", "_pins", "_scope", "revoked")
+
+    def __init__(self, pins: Pins, memory: GuestMemory, ranges: list[tuple[int, int]]) -> None:
+        self._pins = pins
+        self._scope = trio.CancelScope()
+        self._pin = pins.add(memory, ranges, self._scope.cancel)
+        self.revoked = False
+        """After the block: it was cancelled because its memory went away."""
+
+    def __enter__(self) -> "Pinned":
+        self._scope.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        swallow = self._scope.__exit__(kind, error, traceback)
+        self.revoked = self._scope.cancelled_caught
+        self._pins.remove(self._pin)
+        return swallow
