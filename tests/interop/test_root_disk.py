@@ -17,12 +17,12 @@ pytestmark = pytest.mark.qemu
 
 # Files from some bytes to more than one request can carry, and the sums of all.
 WRITE_FILES = r"""
-mkdir -p /root/files
-cd /root/files
+mkdir -p /srv/files
+cd /srv/files
 for size in 1 100 4095 4096 70000 300000 2000000; do
     head -c $size /dev/urandom >%(prefix)s-$size
 done
-sha256sum %(prefix)s-* >>/root/sums
+sha256sum %(prefix)s-* >>/srv/sums
 """
 
 
@@ -53,9 +53,9 @@ async def test_root_file_system_survives_a_reboot(
         await check_queues_in_use(machine, queues)
         await machine.guest.reboot()
         assert "/dev/vda on / type ext4 (rw" in await machine.run("mount")
-        await machine.run("cd /root/files && sha256sum -c -s /root/sums")
+        await machine.run("cd /srv/files && sha256sum -c -s /srv/sums")
         await machine.run(WRITE_FILES % {"prefix": "second"})
-        sums = await machine.run("cat /root/sums")
+        sums = await machine.run("cat /srv/sums")
         await machine.check_quiet(caplog)
         assert await machine.guest.poweroff() == 0
 
@@ -64,7 +64,7 @@ async def test_root_file_system_survives_a_reboot(
     assert len(sums.splitlines()) == 14
     for line in sums.splitlines():
         digest, name = line.split()
-        content = await debugfs(image, f"cat /root/files/{name}")
+        content = await debugfs(image, f"cat /srv/files/{name}")
         assert len(content) == int(name.partition("-")[2])
         assert hashlib.sha256(content).hexdigest() == digest, name
 
