@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_arguments
+from vfiouser_virtio.cli.terminal import say
 
 if TYPE_CHECKING:
     from vfiouser_virtio.cli.device_options import Option
@@ -55,14 +56,14 @@ def execute(arguments: argparse.Namespace) -> int:
             }
             for name, device_class in classes.items()
         ]
-        print(json.dumps({"devices": devices, "common-options": _as_json(common)}, indent=2))
+        say(json.dumps({"devices": devices, "common-options": _as_json(common)}, indent=2))
         return 0
     width = shutil.get_terminal_size((120, 24)).columns
     for name, device_class in classes.items():
-        print(f"{name}: {_summary(device_class)}")
-        print(_as_text(class_options(device_class).values(), width))
-    print("every device:")
-    print(_as_text(common, width), end="")
+        say(f"{name}: {_summary(device_class)}")
+        say(_as_text(class_options(device_class).values(), width))
+    say("every device:")
+    say(_as_text(common, width).rstrip("\n"))
     return 0
 
 

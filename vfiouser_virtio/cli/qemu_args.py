@@ -3,6 +3,7 @@
 import argparse
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_device_arguments, add_log_arguments
+from vfiouser_virtio.cli.terminal import say
 from vfiouser_virtio.errors import ConfigError
 
 
@@ -46,12 +47,12 @@ def execute(arguments: argparse.Namespace) -> int:
         raise ConfigError("no socket: name each with --socket PATH, or in a device's options with socket=PATH")
     devices = [qemu_command.qemu_device(name, os.path.abspath(path)) for name, path in places]
     if arguments.libvirt:
-        print(qemu_command.libvirt_xml(devices))
+        say(qemu_command.libvirt_xml(devices))
     elif arguments.hotplug:
-        print(qemu_command.hotplug_commands(devices))
+        say(qemu_command.hotplug_commands(devices))
     else:
         found = qemu_command.qemu_arguments(devices, memory=arguments.memory, size=arguments.memory_size)
-        print(qemu_command.shell_lines("", found))
+        say(qemu_command.shell_lines("", found))
     return 0
 
 

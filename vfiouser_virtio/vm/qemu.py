@@ -86,7 +86,7 @@ def _version(prefix: tuple[str, ...]) -> tuple[int, ...]:
 
 def _output(command: tuple[str, ...]) -> str:
     try:
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"cannot run {Path(command[0])}: {error}") from None
     return result.stdout

@@ -1,0 +1,255 @@
+"""README.md and docs/*.md say what is true: their files are written, their commands run, their links resolved.
+
+Conventions for fenced blocks:
+
+- A second word after the language is a file name (```` ```python ramdisk.py ````): the block is that file. A command
+  finds every file shown above it; a later block of the same name takes the place of an earlier one.
+- ``python`` without a file name is a fragment: it only has to compile (``await`` may stand alone). ``json`` and
+  ``toml`` have to parse.
+- ``console`` is a session: ``$`` and a command, which goes on in the next line after a backslash or within quotes, then
+  what it prints, stdout and stderr together, from the first line to the last. ``…`` stands for any text within a line;
+  alone on a line, for any number of lines. Lines of our log count only where a session shows some, and then at any
+  time of day.
+- ``serve`` runs until the end of its session. ``qemu-system-x86_64`` is the one that `vfiouser_virtio.vm` finds. Of
+  ``scripts/…`` it is only checked that they exist; ``pip`` and ``git`` are not run.
+- ``sh``, and blocks without a language, are not run.
+
+Each session is a test with a folder of its own; the ``truncate`` commands of the sessions above it are run first.
+"""
+
+import ast
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support.command import environment
+
+TOP = Path(__file__).parents[2]
+DOCUMENTS = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
+PATIENCE = 120
+
+_FENCE = re.compile(r"^```(\w*)[ ]?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} [A-Z]+ ")
+_LOG_TIME = re.compile(r"^\d\d:\d\d:\d\d\.\d{3} ", re.MULTILINE)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_SERVES = re.compile(r"vfiouser-virtio serve [^;|&]*")
+_BOOTS = re.compile(r"\bvfiouser-virtio run\b|\bqemu-system-x86_64\b")
+
+
+@dataclass(frozen=True)
+class Block:
+    document: Path
+    line: int
+    language: str
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document.name}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of a session and what it is to print."""
+
+    command: str
+    output: str
+
+
+def blocks(document: Path) -> list[Block]:
+    text = document.read_text()
+    return [
+        Block(document, text.count("\n", 0, match.start()) + 1, match[1], match[2], match[3])
+        for match in _FENCE.finditer(text)
+    ]
+
+
+def steps(session: Block) -> Iterator[Step]:
+    for part in re.split(r"^\$ ", session.text, flags=re.MULTILINE)[1:]:
+        lines = part.splitlines(keepends=True)
+        end = next(end for end in range(1, len(lines) + 1) if is_whole("".join(lines[:end])))
+        yield Step("".join(lines[:end]).rstrip("\n"), "".join(lines[end:]))
+
+
+def is_whole(command: str) -> bool:
+    """Whether a shell would not wait for more of it."""
+    try:
+        return not command.endswith("\\\n") and bool(shlex.split(command))
+    except ValueError:  # no closing quotation
+        return False
+
+
+def sessions() -> list[object]:
+    return [
+        pytest.param(block, id=str(block), marks=[pytest.mark.qemu] * bool(_BOOTS.search(block.text)))
+        for document in DOCUMENTS
+        for block in blocks(document)
+        if block.language == "console"
+    ]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A PATH on which the commands of the documents are those of this checkout."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    own = environment()["PATH"]
+    for name, words in {
+        "vfiouser-virtio": "-m vfiouser_virtio",
+        "qemu-system-x86_64": "-m vfiouser_virtio.vm qemu",
+        "pytest": "-m pytest",
+        "python": "",
+    }.items():
+        script = folder / name
+        # Not for what these run in turn: `run` looks for a QEMU on PATH.
+        script.write_text(f'#!/bin/sh\nPATH={shlex.quote(own)}\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
+        script.chmod(0o755)
+    return f"{folder}:{own}"
+
+
+@pytest.mark.parametrize("session", sessions())
+def test_session(session: Block, path: str, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    servers = []
+    prepare(session, folder)
+    try:
+        for step in steps(session):
+            program = shlex.split(step.command)[0]
+            if program.startswith("scripts/"):
+                assert (TOP / program).exists(), step.command
+            elif program not in ("pip", "git"):
+                process = start(step.command, folder, path)
+                if _SERVES.fullmatch(step.command):
+                    servers.append(process)
+                    printed = read_until(folder, step.output, process)
+                else:
+                    process.wait(PATIENCE)
+                    printed = output(folder)
+                check(session, step, printed)
+    finally:
+        for server in servers:
+            server.send_signal(signal.SIGTERM)
+            server.wait(PATIENCE)
+
+
+def prepare(session: Block, folder: Path) -> None:
+    """What is above a session: its document's files, and the files that other sessions have made."""
+    for block in blocks(session.document):
+        if block.line >= session.line:
+            break
+        if block.name:
+            (folder / block.name).write_text(block.text)
+        for step in steps(block) if block.language == "console" else ():
+            if step.command.startswith("truncate "):
+                subprocess.run(shlex.split(step.command), cwd=folder, check=True)
+
+
+def start(command: str, folder: Path, path: str) -> subprocess.Popen[bytes]:
+    # `exec`, so that a signal reaches the command itself.
+    words = f"exec {command}" if _SERVES.fullmatch(command) else command
+    number = len(list(folder.parent.glob("output*")))
+    with (folder.parent / f"output{number}").open("wb") as out:
+        return subprocess.Popen(
+            ["sh", "-c", words],
+            cwd=folder,
+            env=environment(PATH=path, COLUMNS="120", PYTHONDONTWRITEBYTECODE="1"),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def output(folder: Path) -> str:
+    newest = max(folder.parent.glob("output*"), key=lambda file: int(file.name.removeprefix("output")))
+    return newest.read_text(errors="replace")
+
+
+def read_until(folder: Path, expected: str, process: subprocess.Popen[bytes]) -> str:
+    """What a server prints: until it has printed what is expected, or for too long, or until it has ended."""
+    deadline = time.monotonic() + PATIENCE / 4
+    while True:
+        printed = output(folder)
+        if matches(expected, printed) or process.poll() is not None or time.monotonic() > deadline:
+            return printed
+        time.sleep(0.05)
+
+
+def check(session: Block, step: Step, printed: str) -> None:
+    assert matches(step.output, printed), (
+        f"{session}: $ {step.command}\n--- shown:\n{step.output}\n--- printed:\n{printed}"
+    )
+
+
+def matches(expected: str, printed: str) -> bool:
+    if not any(map(_LOG_LINE.match, expected.splitlines())):
+        printed = "".join(line for line in printed.splitlines(keepends=True) if not _LOG_LINE.match(line))
+    pattern = ""
+    for line in _LOG_TIME.sub("… ", expected).rstrip().splitlines():
+        within = ".*?".join(map(re.escape, line.rstrip().split("…")))
+        pattern += r"(?:.*\n)*?" if line.strip() == "…" else rf"{within}[ \t\r]*\n"
+    return re.fullmatch(pattern, printed.rstrip() + "\n" if printed.strip() else "") is not None
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_blocks_are_well_formed(document: Path) -> None:
+    text = document.read_text()
+    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(blocks(document))
+    for block in blocks(document):
+        match block.language:
+            case "python":
+                compile(block.text, str(block), "exec", flags=ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            case "json":
+                json.loads(block.text)
+            case "toml":
+                tomllib.loads(block.text)
+            case "console":
+                assert block.text.startswith("$ "), block
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links(document: Path) -> None:
+    for link in _LINK.findall(_FENCE.sub("", document.read_text())):
+        if "://" in link:
+            continue
+        target, _, anchor = link.partition("#")
+        found = (document.parent / target).resolve() if target else document
+        assert found.exists(), f"{document.name}: {link}"
+        if anchor:
+            assert anchor in anchors(found), f"{document.name}: {link}"
+
+
+def anchors(document: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", document.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "same"),
+    [
+        ("a\nb\n", "a\nb\n", True),
+        ("a\n", "a\nb\n", False),
+        ("a\n…\n", "a\nb\nc\n", True),
+        ("…\nc\n", "a\nb\nc\n", True),
+        ("…\nb\n", "a\nb\nc\n", False),
+        ("one … two\n", "one and a half two\n", True),
+        ("one … two\n", "one\ntwo\n", False),
+        ("", "", True),
+        ("", "a\n", False),
+        ("", "12:00:00.000 INFO blk0: connected\n", True),
+        ("12:00:00.000 ERROR …\n", "23:59:59.999 ERROR blk0: bad\n", True),
+        ("12:00:00.000 ERROR …\n", "23:59:59.999 INFO blk0: good\n", False),
+    ],
+)
+def test_matches(expected: str, printed: str, same: bool) -> None:
+    assert matches(expected, printed) is same
