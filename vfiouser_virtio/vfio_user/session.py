@@ -251,6 +251,8 @@ class Session:
                 await trio.lowlevel.wait_readable(twin.socket)
                 continue
             if not alive:
+                if self._main.peer_hung_up():
+                    return  # it has closed both, and `_read` has not come to its end yet
                 raise PeerError("the client closed its twin socket", fatal=True)
             while twin.connection.next() is not None:
                 message = twin.connection.message()

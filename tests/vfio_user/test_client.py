@@ -1,0 +1,540 @@
+"""The client against our own server, with an `EchoFunction`, over a real socket."""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from support.echo_function import EchoFunction
+from support.raw_client import QEMU_CAPABILITIES
+
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.function import Hold, IoEventFd
+from vfiouser_virtio.protocols.vfio_user import Command, Direction, IrqSetFlags, PciIrq, PciRegion, RegionFlags
+from vfiouser_virtio.vfio_user import (
+    QEMU_OPTIONS,
+    QEMU_VERSION,
+    SPDK_OPTIONS,
+    TWIN_VERSION,
+    Client,
+    ClientOptions,
+    ConnectError,
+    Listener,
+    Message,
+    PrivateMemory,
+    RemoteError,
+    Server,
+    SharedMemory,
+    VersionProposal,
+)
+from vfiouser_virtio.vfio_user import connect as connect_to
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def server(nursery: trio.Nursery, function: EchoFunction, listener: Listener) -> str:
+    """The path of a server that runs, and does REGION_WRITE_MULTI."""
+    nursery.start_soon(Server(function, write_multiple=True).serve, listener)
+    return listener.name
+
+
+@pytest.fixture
+async def echo(server: str) -> AsyncIterator[Client]:
+    """A client with the default options."""
+    async with connect_to(server) as client:
+        yield client
+
+
+# Connecting
+
+
+async def test_what_is_negotiated(echo: Client, function: EchoFunction) -> None:
+    assert function.names() == ["connected"]
+    assert echo.version is not None
+    assert (echo.version.minor, echo.version.max_msg_fds, echo.version.write_multiple) == (1, 16, True)
+    assert echo.alive
+
+
+@pytest.mark.parametrize(
+    ("options", "minor", "keys"),
+    [
+        (QEMU_OPTIONS, 0, {"max_msg_fds", "max_data_xfer_size", "pgsizes", "max_dma_maps", "write_multiple"}),
+        (SPDK_OPTIONS, 1, set()),
+        (ClientOptions(version=TWIN_VERSION), 1, None),
+        (ClientOptions(version=VersionProposal(minor=7)), 1, None),
+        (ClientOptions(version=VersionProposal(minor=0, capabilities={})), 0, set()),
+        (ClientOptions(version=VersionProposal(data=b"\0")), 1, set()),
+        (ClientOptions(version=VersionProposal(capabilities={"max_msg_fds": 1, "x": []}), strict=True), 1, set()),
+    ],
+)
+async def test_every_kind_of_client(
+    server: str, function: EchoFunction, options: ClientOptions, minor: int, keys: set[str] | None
+) -> None:
+    async with connect_to(server, options=options) as client:
+        assert client.version is not None
+        assert client.version.minor == minor
+        assert keys is None or set(client.version.capabilities) - {"max_msg_fds"} == keys - {"max_msg_fds"}
+        await client.config_write(4, 2, 0x0406)
+        assert await client.config_read(4, 2) == 0x0406
+        assert (await client.device_info()).num_regions == 9
+
+
+@pytest.mark.parametrize(
+    "proposal", [VersionProposal(major=1), VersionProposal(data=b"{}"), VersionProposal(data=b"nonsense\0")]
+)
+async def test_a_proposal_that_the_server_refuses(server: str, proposal: VersionProposal) -> None:
+    with pytest.raises(RemoteError) as caught:
+        async with connect_to(server, options=ClientOptions(version=proposal)):
+            pass
+    assert (caught.value.errno, caught.value.command) == (errno.EINVAL, Command.VERSION)
+    assert "VERSION" in str(caught.value)
+
+
+async def test_negotiating_late_and_twice(server: str) -> None:
+    async with connect_to(server, options=ClientOptions(version=None)) as client:
+        assert client.version is None
+        version = await client.negotiate(QEMU_VERSION)
+        assert client.version is version
+        with pytest.raises(RemoteError):
+            await client.negotiate(QEMU_VERSION)
+
+
+async def test_another_command_first(server: str) -> None:
+    async with connect_to(server, options=ClientOptions(version=None)) as client:
+        with pytest.raises(RemoteError):
+            await client.device_info()
+        assert (await client.wait_closed()).errno == errno.ENOTCONN
+
+
+@pytest.mark.parametrize("name", ["missing.sock", "file", "x" * 200])
+async def test_nobody_there(tmp_path: Path, name: str, open_fds: Callable[[], int]) -> None:
+    (tmp_path / "file").touch()
+    before = open_fds()
+    with pytest.raises(ConnectError, match=f"cannot connect to '{tmp_path}/{name}': "):
+        async with connect_to(tmp_path / name):
+            pass
+    assert open_fds() == before
+
+
+async def test_a_server_that_does_not_accept(tmp_path: Path, open_fds: Callable[[], int]) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.fspath(tmp_path / "s"))
+        listening.listen(0)
+        before = open_fds()
+        options = ClientOptions(version=None, timeout=0.1)
+        async with connect_to(tmp_path / "s", options=options):
+            with pytest.raises(ConnectError, match="too many clients"):
+                async with connect_to(tmp_path / "s", options=options):
+                    pass
+        assert open_fds() == before
+
+
+async def test_an_exception_of_the_block_is_not_wrapped(server: str) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with connect_to(server):
+            raise ZeroDivisionError
+    with pytest.raises(pytest.skip.Exception):
+        async with connect_to(server):
+            pytest.skip("as a fixture may")
+
+
+async def test_cancelling_the_block(server: str) -> None:
+    with trio.move_on_after(0.05) as scope:
+        async with connect_to(server):
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+# Asking
+
+
+async def test_what_there_is(echo: Client) -> None:
+    info = await echo.device_info()
+    assert (info.flags, info.num_regions, info.num_irqs) == (3, 9, 5)
+    region = await echo.region_info(4)
+    assert (region.size, region.flags) == (0x4000, RegionFlags.READ | RegionFlags.WRITE)
+    assert (await echo.region_info(3)).size == 0
+    irqs = await echo.irq_info(PciIrq.MSIX)
+    assert (irqs.flags, irqs.count) == (1, 32)
+
+
+async def test_registers(echo: Client, function: EchoFunction) -> None:
+    await echo.bar_write(4, 0x10, 4, 0x11223344)
+    assert function.regions[4][0x10:0x14] == b"\x44\x33\x22\x11"
+    assert await echo.bar_read(4, 0x11, 2) == 0x2233
+    echo.bar_post(4, 0x18, 8, 1 << 63)
+    assert await echo.bar_read(4, 0x18, 8) == 1 << 63
+    await echo.config_write(0x3C, 1, 0xFE)
+    assert await echo.config_read(0x3C, 2) == 0xFE
+    assert await echo.region_read(PciRegion.CONFIG, 0, 256) == bytes(0x3C) + b"\xfe" + bytes(0xC3)
+
+
+async def test_large_accesses(echo: Client, function: EchoFunction) -> None:
+    function.regions[0] = bytearray(MIB)
+    data = os.urandom(MIB)
+    await echo.region_write(0, 0, data)
+    assert await echo.region_read(0, 0, MIB) == data
+
+
+async def test_posted_writes_are_in_order_and_many(echo: Client, function: EchoFunction) -> None:
+    for number in range(20_000):
+        echo.bar_post(0, 0, 4, number)
+    assert await echo.bar_read(0, 0, 4) == 19_999
+    writes = [call[3] for call in function.calls if call[0] == "region_write"]
+    assert writes == [struct.pack("<I", number) for number in range(20_000)]
+
+
+async def test_posts_before_the_end_are_flushed(server: str, function: EchoFunction) -> None:
+    function.regions[0] = bytearray(MIB)
+    async with connect_to(server) as client:
+        for number in range(4):
+            client.region_post(0, 0, bytes([number]) * MIB)
+        await client.flush()
+    with trio.fail_after(5):
+        while "disconnected" not in function.names():
+            await trio.sleep(0.001)
+    assert function.regions[0] == b"\3" * MIB
+
+
+async def test_several_writes_in_one_message(echo: Client, function: EchoFunction) -> None:
+    assert await echo.region_write_multi([(0, 8, b"abc"), (4, 0, b"12345678")]) == 2
+    echo.post_write_multi([(0, 0, b"z")])
+    assert await echo.region_read(0, 0, 12) == b"z\0\0\0\0\0\0\0abc\0"
+    assert function.regions[4][:8] == b"12345678"
+    with pytest.raises(ValueError, match="1 to 8"):
+        await echo.region_write_multi([(0, 0, bytes(9))])
+    with pytest.raises(RemoteError):
+        await echo.region_write_multi([(0, 0x4000, b"x")])
+
+
+async def test_a_refusal(echo: Client, function: EchoFunction) -> None:
+    with pytest.raises(RemoteError, match="REGION_READ: the server answered Invalid argument") as caught:
+        await echo.bar_read(4, 0x4000, 1)
+    assert (caught.value.errno, caught.value.command) == (errno.EINVAL, Command.REGION_READ)
+    with pytest.raises(OSError, match="command 0x2a") as unknown:
+        await echo.request(42)
+    assert unknown.value.errno == errno.ENOSYS
+    reply = await echo.exchange(42, b"payload")
+    assert (reply.error, reply.payload, reply.flags) == (errno.ENOSYS, b"", 0x21)
+    assert echo.alive
+
+
+async def test_pipelining(echo: Client, function: EchoFunction) -> None:
+    function.regions[0][:] = bytes(index & 0xFF for index in range(0x4000))
+    found: dict[int, int] = {}
+
+    async def read(offset: int) -> None:
+        found[offset] = await echo.bar_read(0, offset, 1)
+
+    async with trio.open_nursery() as nursery:
+        for offset in range(500):
+            nursery.start_soon(read, offset)
+    assert found == {offset: offset & 0xFF for offset in range(500)}
+
+
+async def test_a_timeout_and_the_late_reply(echo: Client, function: EchoFunction) -> None:
+    function.hold = hold = Hold()
+    echo.timeout = 0.05
+    with pytest.raises(PeerError, match=r"DEVICE_RESET: no reply within 0\.05 s") as caught:
+        await echo.device_reset()
+    assert caught.value.errno == errno.ETIMEDOUT
+    hold.finish()
+    assert await echo.bar_read(0, 0, 4) == 0
+    await echo.device_reset()
+
+
+async def test_headers_as_they_should_not_be(echo: Client) -> None:
+    payload = struct.pack("<QII", 0, 0, 4)
+    assert (await echo.exchange(Command.REGION_READ, payload, message_id=0xFFFF)).payload == payload + bytes(4)
+    with pytest.raises(PeerError, match="no reply"):
+        await echo.exchange(Command.REGION_READ, payload, flags=0x10, timeout=0.05)
+    with pytest.raises(PeerError) as caught:
+        await echo.exchange(Command.REGION_READ, payload, size=15)
+    assert caught.value.errno == errno.ENOTCONN
+    with pytest.raises(PeerError, match="server closed"):
+        echo.bar_post(0, 0, 1, 0)
+
+
+async def test_raw_bytes(echo: Client, function: EchoFunction) -> None:
+    echo.send_raw(struct.pack("<HHIII", 1, Command.REGION_WRITE, 33, 0x10, 0))
+    echo.send_raw(struct.pack("<QII", 5, 0, 1) + b"!")
+    assert await echo.bar_read(0, 5, 1) == ord("!")
+
+
+async def test_which_ids_are_used(server: str) -> None:
+    seen: list[tuple[Direction, int, int]] = []
+
+    def trace(direction: Direction, message: Message) -> None:
+        seen.append((direction, message.id, message.command))
+
+    to, back = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
+    for next_id, ids in ((None, [0, 1]), (iter([7, 0xFFFF]).__next__, [7, 0xFFFF]), (lambda: 0, [0, 0])):
+        seen.clear()
+        async with connect_to(server, options=ClientOptions(next_id=next_id, trace=trace)) as client:
+            await client.device_info()
+        commands = [Command.VERSION, Command.DEVICE_GET_INFO]
+        assert seen == [(way, i, c) for i, c in zip(ids, commands, strict=True) for way in (to, back)]
+
+
+async def test_pipelining_with_one_id(server: str, function: EchoFunction) -> None:
+    function.regions[0][:64] = bytes(range(64))
+    async with connect_to(server, options=SPDK_OPTIONS) as client:
+        found: list[int] = []
+
+        async def read(offset: int) -> None:
+            found.append(await client.bar_read(0, offset, 1))
+
+        async with trio.open_nursery() as nursery:
+            for offset in range(64):
+                nursery.start_soon(read, offset)
+        assert sorted(found) == list(range(64))
+
+
+# Regions with more to say
+
+
+async def test_capabilities_of_a_region(echo: Client, function: EchoFunction, open_fds: Callable[[], int]) -> None:
+    areas = struct.pack("<IIQQ", 1, 0, 0x1000, 0x1000)
+    function.capabilities[4] = ((1, 1, areas), (3, 1, b""))
+    fd = os.memfd_create("bar")
+    function.region_fds[4] = (fd,)
+    before = open_fds()
+    info = await echo.region_info(4)
+    assert info.flags == RegionFlags.READ | RegionFlags.WRITE | RegionFlags.MMAP | RegionFlags.CAPS
+    assert info.capabilities == ((1, 1, areas), (3, 1, b""))
+    assert len(info.fds) == 1
+    assert os.path.samestat(os.fstat(info.fds[0]), os.fstat(fd))
+    assert open_fds() == before + 1  # those of the first round are closed
+    assert (await echo.region_info(4, argsz=4064)).capabilities == info.capabilities
+    echo.close()
+    assert open_fds() == before - 1  # its socket, too
+    os.close(fd)
+
+
+async def test_io_fds(echo: Client, function: EchoFunction) -> None:
+    assert await echo.io_fds(0) == []
+    fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3)]
+    function.io = [
+        IoEventFd(0x3000, 2, fds[0]),
+        IoEventFd(0x3004, 0, fds[1]),
+        IoEventFd(0x3008, 4, fds[2], flags=1, datamatch=7),
+    ]
+    entries = await echo.io_fds(4)
+    assert [(e.offset, e.size, e.flags, e.datamatch) for e in entries] == [
+        (0x3000, 2, 0, 0),
+        (0x3004, 0, 0, 0),
+        (0x3008, 4, 1, 7),
+    ]
+    assert await echo.use_io_fds(4) == 3
+    echo.bar_post(4, 0x3000, 2, 0)
+    echo.bar_post(4, 0x3004, 1, 0)
+    echo.bar_post(4, 0x3004, 8, 0)
+    echo.bar_post(4, 0x3008, 4, 7)
+    assert [os.eventfd_read(fd) for fd in fds] == [1, 2, 1]
+    for bar, offset, size, value in ((4, 0x3000, 4, 0), (4, 0x3008, 4, 8), (0, 0x3000, 2, 0), (4, 0x3002, 2, 0)):
+        echo.bar_post(bar, offset, size, value)
+    await echo.bar_read(4, 0, 1)
+    assert function.names().count("region_write") == 4
+    for fd in fds:
+        os.close(fd)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("kind", [SharedMemory, PrivateMemory])
+async def test_memory_is_mapped(
+    server: str, function: EchoFunction, kind: type[SharedMemory] | type[PrivateMemory]
+) -> None:
+    with kind(MIB) as first, kind(4096, address=0) as second:
+        async with connect_to(server, memory=[first, second]) as client:
+            assert client.memory is first
+            has_fd = kind is SharedMemory
+            assert function.calls[1:] == [
+                ("dma_map", 0x1_0000_0000, MIB, True, True, has_fd, 0),
+                ("dma_map", 0, 4096, True, True, has_fd, 0),
+            ]
+            await client.unmap_memory(first)
+            assert client.memory is second
+            await client.unmap_memory(second)
+            with pytest.raises(LookupError, match="no memory is mapped"):
+                _ = client.memory
+            await client.map_memory(first, writable=False)
+            assert function.calls[-1] == ("dma_map", 0x1_0000_0000, MIB, True, False, has_fd, 0)
+            with pytest.raises(RemoteError) as caught:
+                await client.map_memory(first)
+            assert caught.value.errno == errno.EEXIST
+            await client.dma_unmap(0, 0, flags=2)
+            assert function.calls[-1] == ("dma_unmap", 0, 1 << 64)
+
+
+@pytest.mark.parametrize("options", [ClientOptions(), ClientOptions(version=TWIN_VERSION)], ids=["one", "twin"])
+async def test_the_server_reaches_memory_by_message(
+    server: str, function: EchoFunction, options: ClientOptions
+) -> None:
+    with PrivateMemory(MIB) as ram:
+        async with connect_to(server, options=options, memory=[ram]) as client:
+            assert function.client is not None
+            data = os.urandom(100_000)
+            await function.client.dma_write(ram.address + 5, data)
+            assert bytes(ram.view[5 : 5 + len(data)]) == data
+            assert await function.client.dma_read(ram.address + 5, len(data)) == data
+            with pytest.raises(PeerError, match="No such device") as caught:
+                await function.client.dma_read(ram.address + MIB - 1, 2)
+            assert caught.value.errno == errno.ENODEV
+            await client.unmap_memory(ram)
+            with pytest.raises(PeerError):
+                await function.client.dma_read(ram.address, 1)
+
+
+async def test_memory_is_served_while_we_wait(server: str, function: EchoFunction, nursery: trio.Nursery) -> None:
+    """A device that cannot finish its reset before it has read our memory."""
+    with PrivateMemory(MIB) as ram:
+        async with connect_to(server, memory=[ram]) as client:
+            function.hold = hold = Hold()
+
+            async def work() -> None:
+                assert function.client is not None
+                await function.client.dma_write(ram.address, b"done")
+                hold.finish()
+
+            nursery.start_soon(work)
+            await client.device_reset()
+            assert bytes(ram.view[:4]) == b"done"
+
+
+async def test_memory_outlives_a_client(server: str) -> None:
+    with SharedMemory(MIB) as ram:
+        for _ in range(3):
+            async with connect_to(server, memory=[ram]):
+                pass
+
+
+# Interrupts, raw
+
+
+async def test_every_form_of_set_irqs(echo: Client, function: EchoFunction) -> None:
+    data_flags = (IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD)
+    actions = (IrqSetFlags.ACTION_MASK, IrqSetFlags.ACTION_UNMASK, IrqSetFlags.ACTION_TRIGGER)
+    fds = [os.eventfd(0), os.eventfd(0)]
+    for flags in [data | action for data in data_flags for action in actions]:
+        data = b"\1\0" if flags & IrqSetFlags.DATA_BOOL else b""
+        sent = fds if flags & IrqSetFlags.DATA_EVENTFD else []
+        await echo.set_irqs(PciIrq.MSIX, flags, 3, 2, data=data, fds=sent)
+        assert function.calls[-1] == ("set_irqs", PciIrq.MSIX, flags, 3, 2, data, len(sent))
+    with pytest.raises(RemoteError):
+        await echo.set_irqs(PciIrq.MSIX, IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER, 32, 1)
+    for fd in fds:
+        os.close(fd)
+
+
+# The end
+
+
+@asynccontextmanager
+async def server_that_ends(function: EchoFunction, listener: Listener) -> AsyncIterator[trio.CancelScope]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Server(function).serve, listener)
+        yield nursery.cancel_scope
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_goes(function: EchoFunction, listener: Listener) -> None:
+    async with server_that_ends(function, listener) as scope, connect_to(listener.name) as client:
+        function.hold = hold = Hold()
+        errors: list[PeerError] = []
+
+        async def wait() -> None:
+            try:
+                await client.device_reset()
+            except PeerError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            scope.cancel()
+            hold.finish()
+        assert [error.errno for error in errors] == [errno.ENOTCONN] * 2
+        assert errors[0] is not errors[1]
+        assert f"{listener.name}: the server closed the connection" in str(errors[0])
+        assert not client.alive
+        with pytest.raises(PeerError, match="the server closed"):
+            await client.device_info()
+        with pytest.raises(PeerError, match="the server closed"):
+            client.bar_post(0, 0, 1, 0)
+
+
+async def test_leaving_in_the_middle(echo: Client, function: EchoFunction) -> None:
+    async def reset() -> None:
+        with pytest.raises(PeerError, match="the client has disconnected"):
+            await echo.device_reset()
+
+    function.hold = Hold()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reset)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        echo.disconnect()
+    function.hold = None
+    assert (await echo.wait_closed()).errno == errno.ENOTCONN
+    echo.disconnect()
+
+
+async def test_leaving_with_a_twin_socket_is_no_mistake(
+    server: str, function: EchoFunction, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(10):
+        async with connect_to(server, options=ClientOptions(version=TWIN_VERSION)):
+            pass
+    with trio.fail_after(5):
+        while function.names().count("disconnected") < 10:
+            await trio.sleep(0.001)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+async def test_nothing_leaks(server: str, function: EchoFunction, open_fds: Callable[[], int]) -> None:
+    fds = [os.eventfd(0) for _ in range(2)]
+    function.io = [IoEventFd(0, 2, fds[0])]
+    function.region_fds[4] = (fds[1],)
+
+    async def use(options: ClientOptions) -> None:
+        with SharedMemory(4096) as ram, PrivateMemory(4096, address=0) as private:
+            async with connect_to(server, options=options, memory=[ram, private]) as client:
+                await client.use_io_fds(4)
+                await client.region_info(4)
+                await client.connect_msix([lambda: None] * 32)
+                await client.connect_intx(lambda: None, resample=True)
+                reply = await client.request(Command.DEVICE_GET_REGION_INFO, struct.pack("<IIIIQQ", 32, 0, 4, 0, 0, 0))
+                for fd in reply.take_fds():
+                    os.close(fd)
+                function.regions[0] = bytearray(MIB)
+                for _ in range(3):
+                    client.region_post(0, 0, bytes(MIB))
+                client.post(Command.DMA_MAP, bytes(32), fds)  # queued behind them, with copies
+        with trio.fail_after(5):
+            while "disconnected" not in function.names():
+                await trio.sleep(0.001)
+        function.calls.clear()
+
+    for kind in (ClientOptions(), replace(QEMU_OPTIONS, version=TWIN_VERSION)):
+        await use(kind)
+        before, tasks = open_fds(), trio.lowlevel.current_statistics().tasks_living
+        for _ in range(5):
+            await use(kind)
+        assert open_fds() == before
+        assert trio.lowlevel.current_statistics().tasks_living == tasks
+    for fd in fds:
+        os.close(fd)
+
+
+def test_qemus_proposal_is_the_one_in_these_tests() -> None:
+    assert QEMU_OPTIONS.version is not None
+    assert QEMU_CAPABILITIES.encode() in QEMU_OPTIONS.version.payload()
