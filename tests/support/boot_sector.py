@@ -1,7 +1,7 @@
 """A boot sector of ours: says so on the serial port, then reads and writes its disk for ever through the firmware.
 
 It runs in real mode without any operating system, so it is there within a second of QEMU's start, and every access is
-made by SeaBIOS' own virtio driver. Per round it reads 32 KiB from a place that moves, writes them at `WRITE_SECTOR`, and
+made by SeaBIOS' own virtio driver. Per round it reads 32 KiB from a moving place, writes them at `WRITE_SECTOR`, and
 prints a dot; an error prints ``!`` and stops.
 """
 
