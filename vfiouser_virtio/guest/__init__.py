@@ -1,0 +1,101 @@
+"""A virtio guest in Python: enumerate a PCI function, drive its device, over whatever carries it; see `guest.ports`."""
+
+from vfiouser_virtio.guest.binding import bound, bound_pci
+from vfiouser_virtio.guest.bus import VirtioBus
+from vfiouser_virtio.guest.config import ByteConfig, Config, ConfigOps, TransportConfig
+from vfiouser_virtio.guest.device import RING_FEATURES, VirtioDevice, free_vq, new_vq
+from vfiouser_virtio.guest.device_types import DEVICE_TYPES, DeviceType, device_type
+from vfiouser_virtio.guest.driver import ANY, VirtioDriver, VirtioId, virtio_ids
+from vfiouser_virtio.guest.drivers import (
+    ALL_DRIVERS,
+    BlkDriver,
+    Console,
+    ConsoleDriver,
+    ConsolePort,
+    Disk,
+    Entropy,
+    EntropyDriver,
+    RequestFailed,
+)
+from vfiouser_virtio.guest.errors import DeviceBroken, DeviceGone, FeaturesRefused, QueueFull
+from vfiouser_virtio.guest.pci import (
+    BarInfo,
+    CapabilityInfo,
+    MsixInfo,
+    PciFunctionInfo,
+    enumerate_function,
+    set_command,
+    set_msix,
+)
+from vfiouser_virtio.guest.pci_driver import VirtioPciDriver
+from vfiouser_virtio.guest.pci_structures import (
+    VirtioLayout,
+    VirtioStructure,
+    locate,
+    virtio_structures,
+    window_read,
+    window_write,
+)
+from vfiouser_virtio.guest.pci_transport import Interrupts, PciTransport
+from vfiouser_virtio.guest.ports import DmaBuffer, DmaMemory, Ids, PciPort, Transport
+from vfiouser_virtio.guest.requests import Answer, RequestQueue
+from vfiouser_virtio.guest.virtqueue import Callback, Virtqueue
+
+__all__ = [
+    "ALL_DRIVERS",
+    "ANY",
+    "DEVICE_TYPES",
+    "RING_FEATURES",
+    "Answer",
+    "BarInfo",
+    "BlkDriver",
+    "ByteConfig",
+    "Callback",
+    "CapabilityInfo",
+    "Config",
+    "ConfigOps",
+    "Console",
+    "ConsoleDriver",
+    "ConsolePort",
+    "DeviceBroken",
+    "DeviceGone",
+    "DeviceType",
+    "Disk",
+    "DmaBuffer",
+    "DmaMemory",
+    "Entropy",
+    "EntropyDriver",
+    "FeaturesRefused",
+    "Ids",
+    "Interrupts",
+    "MsixInfo",
+    "PciFunctionInfo",
+    "PciPort",
+    "PciTransport",
+    "QueueFull",
+    "RequestFailed",
+    "RequestQueue",
+    "Transport",
+    "TransportConfig",
+    "VirtioBus",
+    "VirtioDevice",
+    "VirtioDriver",
+    "VirtioId",
+    "VirtioLayout",
+    "VirtioPciDriver",
+    "VirtioStructure",
+    "Virtqueue",
+    "bound",
+    "bound_pci",
+    "device_type",
+    "enumerate_function",
+    "free_vq",
+    "locate",
+    "new_vq",
+    "set_command",
+    "set_msix",
+    "virtio_ids",
+    "virtio_structures",
+    "window_read",
+    "window_write",
+]

@@ -1,0 +1,284 @@
+"""The child device that drivers see (virtio 1.4, 3.1): status, features, configuration, queues; no PCI in sight.
+
+::
+
+    start() ─▶ negotiate(features) ─▶ new_vq(device, "requestq1", callback) ─▶ ready() ─▶ add_buf, kick, …
+    reset() ◀── free_vq(vq) ◀── shutdown() ◀──────────────────────────────────────────────┘
+
+A bus calls `VirtioDevice.start` before a driver's probe, and `VirtioDevice.reset` after its remove.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from vfiouser_virtio.guest.config import Config, TransportConfig
+from vfiouser_virtio.guest.device_types import device_type
+from vfiouser_virtio.guest.errors import DeviceBroken, DeviceGone, FeaturesRefused
+from vfiouser_virtio.guest.ports import DmaMemory, Ids, Transport
+from vfiouser_virtio.guest.virtqueue import Callback, Virtqueue
+from vfiouser_virtio.protocols.virtio.features import Feature, Status
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.guest.driver import VirtioDriver
+
+logger = logging.getLogger(__name__)
+
+RING_FEATURES = (
+    Feature.VERSION_1.mask
+    | Feature.INDIRECT_DESC.mask
+    | Feature.EVENT_IDX.mask
+    | Feature.RING_RESET.mask
+    # Addresses given to the device are those that DmaMemory says it reaches, whatever lies in between.
+    | Feature.ACCESS_PLATFORM.mask
+)
+"""Features that have nothing to do with the device type and that this side can use."""
+
+MAX_QUEUE_SIZE = 256
+"""Entries of a queue unless a driver wants more: rings cost memory, and nobody here has that much under way."""
+
+RESET_PATIENCE = 5.0
+"""Seconds for a reset, in which a device may have to wait for its own disk."""
+
+
+class VirtioDevice:
+    """One device on a `VirtioBus`.
+
+    ``feature_mask`` takes away what drivers may accept, for whoever wants to see a device without (VERSION_1 stays).
+    """
+
+    def __init__(self, transport: Transport, *, feature_mask: int = -1) -> None:
+        self.transport = transport
+        self.feature_mask = feature_mask
+        self.type = device_type(transport.ids.virtio_id)
+        self.config = Config(TransportConfig(transport), self.type.config)
+        self.offered = 0
+        """All feature bits that the device offers; known after `negotiate`."""
+        self.features = 0
+        """Those that were accepted."""
+        self.driver: VirtioDriver | None = None
+        self.driver_data: Any = None
+        """The driver's own object for this device, set in its probe."""
+        self.on_config: Callable[[], None] | None = None
+        """Called, synchronously, when the device says that its configuration has changed."""
+        self.virtqueues: dict[int, Virtqueue] = {}
+        self.broken: DeviceBroken | None = None
+        """Why the device cannot be used any more until it is reset."""
+        self._suspect = False  # a configuration interrupt has come: it may be NEEDS_RESET
+        self._resets = 0
+        self._gone = True
+        self._interrupts = False
+        self._parked: set[trio.lowlevel.ParkingLot] = set()
+
+    def __repr__(self) -> str:
+        return f"<VirtioDevice {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """For messages: its type, and where it is."""
+        return f"{self.type.name} at {self.transport.name}"
+
+    @property
+    def ids(self) -> Ids:
+        """The numbers by which drivers are matched."""
+        return self.transport.ids
+
+    @property
+    def memory(self) -> DmaMemory:
+        """Where buffers for this device come from."""
+        return self.transport.memory
+
+    # ---- status and features -------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Steps 1 to 3 of 3.1.1: reset, ACKNOWLEDGE, DRIVER; interrupts are connected from here on."""
+        await self.reset()
+        self.broken, self._gone = None, False
+        await self.add_status(Status.ACKNOWLEDGE)
+        await self.add_status(Status.DRIVER)
+        self._interrupts = True
+        await self.transport.connect_interrupts(self._on_queue, self._on_config)
+
+    async def negotiate(self, wanted: int) -> int:
+        """Steps 4 to 6: accept what is offered of ``wanted`` (a mask) and of `RING_FEATURES`; returns what that is.
+
+        Raises DeviceBroken (RB1) without VERSION_1, FeaturesRefused when FEATURES_OK does not stay set.
+        """
+        self.offered = await self.transport.read_features()
+        if not self.offered & Feature.VERSION_1.mask:
+            raise DeviceBroken(f"{self.name}: VERSION_1 is missing in its features {self.offered:#x}", "RB1")
+        accepted = self.offered & (wanted | RING_FEATURES) & (self.feature_mask | Feature.VERSION_1.mask)
+        await self.transport.write_features(accepted)
+        await self.add_status(Status.FEATURES_OK)
+        if not await self.transport.read_status() & Status.FEATURES_OK:
+            raise FeaturesRefused(
+                f"{self.name} refuses features {accepted:#x} of {self.offered:#x} that it offers", "FB2"
+            )
+        self.features = accepted
+        return accepted
+
+    def has_feature(self, bit: int) -> bool:
+        """Whether a feature, by its number, was negotiated."""
+        return bool(self.features >> bit & 1)
+
+    async def ready(self) -> None:
+        """Step 8: DRIVER_OK; the device is live, and its queues may be kicked."""
+        if not await self.transport.read_status() & Status.DRIVER_OK:
+            await self.add_status(Status.DRIVER_OK)
+
+    async def read_status(self) -> int:
+        """``device_status``."""
+        return await self.transport.read_status()
+
+    async def add_status(self, bits: int) -> None:
+        """Set more bits of ``device_status``: a driver must never clear one but by a reset (2.1.1)."""
+        await self.transport.write_status(await self.transport.read_status() | bits)
+
+    async def reset(self) -> None:
+        """Back to the beginning. The queues' buffers are the driver's again: `Virtqueue.shutdown` returns their tokens.
+
+        Whoever waits for the device gets DeviceGone. Raises DeviceBroken (RS1) when ``device_status`` stays what it is.
+        """
+        await self.transport.write_status(0)
+        deadline = trio.current_time() + RESET_PATIENCE
+        pause = 0.0
+        while status := await self.transport.read_status():
+            if trio.current_time() > deadline:
+                raise DeviceBroken(
+                    f"{self.name}: device_status is still {status:#x}, {RESET_PATIENCE} s after a reset", "RS1"
+                )
+            await trio.sleep(pause)
+            pause = min(0.01, pause + 0.0005)
+        if self._interrupts:
+            self._interrupts = False
+            await self.transport.disconnect_interrupts()
+        self.features = 0
+        self._suspect = False
+        self._gone = True
+        self._resets += 1
+        for vq in self.virtqueues.values():
+            vq.live = False
+        self._wake_all()
+
+    # ---- waiting -------------------------------------------------------------------------------------------------
+
+    async def wait(self, lot: trio.lowlevel.ParkingLot) -> None:
+        """Park until a callback unparks ``lot``, or the device itself changes; the caller looks again at what it wants.
+
+        Raises DeviceBroken when the device has broken a rule or says NEEDS_RESET, DeviceGone when it was reset.
+        """
+        if self.broken is not None:
+            raise self.broken
+        if self._gone:
+            raise DeviceGone(f"{self.name} has been reset")
+        if self._suspect:
+            await self._look()
+            return
+        resets = self._resets
+        self._parked.add(lot)
+        try:
+            await lot.park()
+        finally:
+            if not lot:
+                self._parked.discard(lot)
+        if resets != self._resets:
+            raise DeviceGone(f"{self.name} has been reset")
+
+    def fail(self, error: DeviceBroken) -> None:
+        """The device cannot be used any more: everybody who waits for it learns that."""
+        if self.broken is None:
+            self.broken = error
+            logger.warning("%s", error)
+        self._wake_all()
+
+    async def _look(self) -> None:
+        self._suspect = False
+        try:
+            status = await self.transport.read_status()
+        except BaseException:
+            self._suspect = True
+            raise
+        if status & Status.NEEDS_RESET:
+            self.fail(DeviceBroken(f"{self.name} needs a reset (status {status:#x})"))
+
+    def _wake_all(self) -> None:
+        parked, self._parked = self._parked, set()
+        for lot in parked:
+            lot.unpark_all()
+
+    # ---- what the transport says ---------------------------------------------------------------------------------
+
+    def _on_queue(self, index: int) -> None:
+        vq = self.virtqueues.get(index)
+        if vq is None or not vq.live:
+            return
+        try:
+            vq.interrupt()
+        except DeviceBroken as error:
+            self.fail(error)
+
+    def _on_config(self) -> None:
+        self._suspect = True
+        if self.on_config is not None:
+            self.on_config()
+        self._wake_all()
+
+
+async def new_vq(
+    device: VirtioDevice, field: int | str, callback: Callback | None = None, *, size: int | None = None
+) -> Virtqueue:
+    """Set up and enable a queue of a device, by number or by name (``requestq1``, ``control_receiveq``); step 7.
+
+    ``size`` is the number of entries, a power of two, cut down to what the device offers; by default all of that, up to
+    `MAX_QUEUE_SIZE`. Without a callback its interrupts are off. Raises LookupError when the device has no such queue,
+    DeviceBroken (CC8) for an offered size that no split queue has.
+    """
+    index = device.type.queue_index(field) if isinstance(field, str) else field
+    if index in device.virtqueues:
+        raise ValueError(f"{device.name}: queue {index} is in use")
+    offered = await device.transport.queue_max_size(index)
+    if not offered:
+        raise LookupError(f"{device.name} has no {device.type.queue_name(index)} (queue {index})")
+    if offered & (offered - 1):
+        raise DeviceBroken(f"{device.name}: queue_size {offered:#x} of queue {index} is no power of two", "CC8")
+    vq = Virtqueue(
+        device.memory,
+        index,
+        min(offered, size or MAX_QUEUE_SIZE),
+        lambda: device.transport.notify(index),
+        callback,
+        event_idx=device.has_feature(Feature.EVENT_IDX),
+        indirect=device.has_feature(Feature.INDIRECT_DESC),
+        name=f"{device.name}, {device.type.queue_name(index)}",
+    )
+    vq.owner = device
+    device.virtqueues[index] = vq
+    vq.live = True
+    try:
+        await device.transport.enable_queue(index, vq.size, vq.desc, vq.driver, vq.device)
+    except BaseException:
+        # The device may have got it half: its memory stays taken until a reset, and beyond.
+        del device.virtqueues[index]
+        raise
+    return vq
+
+
+async def free_vq(vq: Virtqueue) -> list[Any]:
+    """Take a queue away from its device and give its memory back; returns the tokens of the buffers it still had.
+
+    A queue that is live is reset alone (2.6.1). Raises RuntimeError when RING_RESET was not negotiated for that: then
+    the device must be reset first.
+    """
+    device = vq.owner
+    assert device is not None, "only queues of new_vq() are freed here"
+    if vq.live:
+        if not device.has_feature(Feature.RING_RESET):
+            raise RuntimeError(f"{vq.name}: without RING_RESET only a reset of the device takes it back")
+        await device.transport.reset_queue(vq.index)
+        vq.live = False
+    tokens = vq.shutdown()
+    vq.close()
+    del device.virtqueues[vq.index]
+    return tokens
