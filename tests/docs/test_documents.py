@@ -42,7 +42,7 @@ _LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} [A-Z]+ ")
 _LOG_TIME = re.compile(r"^\d\d:\d\d:\d\d\.\d{3} ", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _SERVES = re.compile(r"vfiouser-virtio serve [^;|&]*")
-_BOOTS = re.compile(r"\bvfiouser-virtio run\b|\bqemu-system-x86_64\b")
+_BOOTS = re.compile(r"\bvfiouser-virtio run\b|\bqemu-system-x86_64\b|--virtio-carrier=(all|qtest)\b|\btest_linux\.py")
 
 
 @dataclass(frozen=True)

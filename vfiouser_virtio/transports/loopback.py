@@ -20,13 +20,13 @@ from types import TracebackType
 import trio
 
 from vfiouser_virtio.background import background
+from vfiouser_virtio.dma import DmaRegion, PrivateMemory, SharedMemory
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.function import Buffer, Hold
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS
 from vfiouser_virtio.transports.identity import Style, identity
-from vfiouser_virtio.vfio_user.client_dma import DmaRegion, PrivateMemory, SharedMemory
 from vfiouser_virtio.virtio import Device, Transport
 
 MEMORY_SIZE = 16 << 20

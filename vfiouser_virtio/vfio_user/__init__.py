@@ -9,10 +9,10 @@
         print(await client.device_info())
 """
 
+from vfiouser_virtio.dma import DmaBuffer, DmaRegion, PrivateMemory, SharedMemory
 from vfiouser_virtio.vfio_user.client import Client, connect
 from vfiouser_virtio.vfio_user.client_chaos import Chaos, Piece, pieces
 from vfiouser_virtio.vfio_user.client_commands import IoFd
-from vfiouser_virtio.vfio_user.client_dma import DmaBuffer, DmaRegion, PrivateMemory, SharedMemory
 from vfiouser_virtio.vfio_user.client_options import QEMU_OPTIONS, SPDK_OPTIONS, ClientOptions
 from vfiouser_virtio.vfio_user.client_requests import RemoteError, Reply
 from vfiouser_virtio.vfio_user.client_socket import ConnectError

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from vfiouser_virtio.dma import DmaRegion
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import signal
 from vfiouser_virtio.function import Buffer, DeviceInfo, IrqInfo, RegionInfo
@@ -22,7 +23,7 @@ from vfiouser_virtio.protocols.vfio_user import Command, IrqSetFlags, PciIrq, Pc
 from vfiouser_virtio.vfio_user import client_commands as commands
 from vfiouser_virtio.vfio_user.client_commands import REGION_INFO_SIZE, IoFd
 from vfiouser_virtio.vfio_user.client_connection import ClientConnection
-from vfiouser_virtio.vfio_user.client_dma import DmaRegion, Mapping
+from vfiouser_virtio.vfio_user.client_dma import Mapping
 from vfiouser_virtio.vfio_user.client_irqs import Handler, IrqRoutes
 from vfiouser_virtio.vfio_user.client_options import ClientOptions
 from vfiouser_virtio.vfio_user.client_socket import open_socket

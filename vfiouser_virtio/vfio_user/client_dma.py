@@ -1,4 +1,4 @@
-"""Memory that a client offers for DMA: a memfd that the server maps, or bytes that it asks for ("VFIO_USER_DMA_MAP").
+"""How a client lets a server reach memory: a memfd that is mapped, or bytes that are asked for ("VFIO_USER_DMA_MAP").
 
 ::
 
@@ -7,134 +7,14 @@
 """
 
 import errno
-import fcntl
-import mmap
-import os
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
 
-from vfiouser_virtio.fds import F_ADD_SEALS, F_SEAL_SHRINK
+from vfiouser_virtio.dma import DmaRegion
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import DMA_ACCESS, Command
 from vfiouser_virtio.vfio_user.connection import MAX_DATA_XFER_SIZE, Message, error_reply, reply
 
-DEFAULT_ADDRESS = 0x1_0000_0000
-"""Where memory lies if nobody says: beyond 32 bits, so that a device that cuts addresses off is found out."""
-
 _DMA_ACCESS = codec(DMA_ACCESS)
-
-
-class Allocated(Protocol):
-    """What `DmaRegion.free` wants to know of a buffer."""
-
-    @property
-    def address(self) -> int: ...
-
-    @property
-    def view(self) -> memoryview: ...
-
-
-@dataclass(frozen=True, slots=True)
-class DmaBuffer:
-    """Bytes that the client and the device can both reach."""
-
-    address: int
-    """Where the device finds them."""
-    view: memoryview
-    """Ours, writable."""
-
-
-class DmaRegion:
-    """Contiguous memory at a DMA address, parts of which can be allocated: first fit. A context manager."""
-
-    def __init__(self, view: memoryview, address: int, fd: int | None) -> None:
-        self.address = address
-        self.size = len(view)
-        self.view = view
-        """All of it, writable."""
-        self.fd = fd
-        """The memfd behind it, or None; stays the region's own."""
-        self._free = [(0, self.size)]  # (offset, size), in order, never adjacent
-
-    def at(self, address: int, size: int) -> memoryview:
-        """``size`` bytes at a DMA address. Raises IndexError outside of the region: a slice would get shorter."""
-        start = address - self.address
-        if start < 0 or size < 0 or start + size > self.size:
-            raise IndexError(
-                f"0x{size:x} bytes at 0x{address:x} are outside of 0x{self.address:x} to 0x{self.address + self.size:x}"
-            )
-        return self.view[start : start + size]
-
-    def alloc(self, size: int, align: int = 16) -> DmaBuffer:
-        """``size`` zeroed bytes at a multiple of ``align``, a power of two. Raises MemoryError without room for it."""
-        if size <= 0 or align <= 0 or align & (align - 1):
-            raise ValueError(f"cannot allocate 0x{size:x} bytes at a multiple of 0x{align:x}")
-        for index, (offset, room) in enumerate(self._free):
-            skipped = -(self.address + offset) % align
-            if skipped + size <= room:
-                start, left = offset + skipped, room - skipped - size
-                self._free[index : index + 1] = [part for part in ((offset, skipped), (start + size, left)) if part[1]]
-                view = self.view[start : start + size]
-                view[:] = bytes(size)
-                return DmaBuffer(self.address + start, view)
-        raise MemoryError(f"no 0x{size:x} free bytes in one piece in DMA memory of 0x{self.size:x}")
-
-    def free(self, buffer: Allocated) -> None:
-        """Give it back. Raises ValueError for what is not, or no longer, allocated."""
-        start, size = buffer.address - self.address, len(buffer.view)
-        if start < 0 or start + size > self.size or any(o < start + size and start < o + s for o, s in self._free):
-            raise ValueError(f"0x{size:x} bytes at 0x{buffer.address:x} are not allocated")
-        merged: list[tuple[int, int]] = []
-        for offset, room in sorted([*self._free, (start, size)]):
-            if merged and merged[-1][0] + merged[-1][1] == offset:
-                merged[-1] = (merged[-1][0], merged[-1][1] + room)
-            else:
-                merged.append((offset, room))
-        self._free = merged
-
-    def close(self) -> None:
-        """Let the memory go, after the last client that has mapped it. Buffers in somebody's hands stay valid."""
-        self.view.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-
-class SharedMemory(DmaRegion):
-    """A sealed memfd of ``size`` bytes, mapped here: what QEMU has with ``share=on``."""
-
-    def __init__(self, size: int, *, address: int = DEFAULT_ADDRESS) -> None:
-        fd = os.memfd_create("vfio-user-client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(fd, size)
-            fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK)  # as QEMU's: the server need not fear SIGBUS
-            self._mapping = mmap.mmap(fd, size)
-        except BaseException:
-            os.close(fd)
-            raise
-        super().__init__(memoryview(self._mapping), address, fd)
-
-    def close(self) -> None:
-        """As `DmaRegion.close`; the memfd as well."""
-        super().close()
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
-        try:
-            self._mapping.close()
-        except BufferError:
-            pass  # goes with the last buffer
-
-
-class PrivateMemory(DmaRegion):
-    """``size`` bytes of this process that nobody can map: what QEMU has without ``share=on``."""
-
-    def __init__(self, size: int, *, address: int = DEFAULT_ADDRESS) -> None:
-        super().__init__(memoryview(bytearray(size)), address, None)
 
 
 @dataclass(frozen=True, slots=True)

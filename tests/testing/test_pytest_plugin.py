@@ -1,0 +1,237 @@
+"""The pytest plugin as authors of devices have it: in folders of their own, in a pytest of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from support.command import environment
+
+DEVICE = '''
+import trio
+from vfiouser_virtio.virtio import Device, queue
+
+
+class Pattern(Device):
+    """An entropy device; ``hangs`` when it is asked to."""
+
+    device_id = 4
+    requestq = queue(max_size=8)
+
+    def __init__(self, byte: int = 1, hangs: bool = False) -> None:
+        super().__init__()
+        self.byte, self.hangs = byte, hangs
+
+    async def run(self) -> None:
+        async for chain in self.requestq:
+            if self.hangs:
+                await trio.sleep_forever()
+            chain.writable.write(bytes([self.byte]) * chain.writable.length)
+            chain.complete()
+'''
+TEST = """
+import pytest
+from pattern import Pattern
+
+@pytest.fixture
+def virtio_device():
+    return Pattern(7)
+
+async def test_pattern(virtio_guest):
+    assert await virtio_guest.driver_data.read(3) == bytes([7, 7, 7])
+"""
+TRIO_MODE = "[pytest]\ntrio_mode = true\n"
+
+pytest_plugins = ["pytester"]
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def home() -> str:
+    """Where QEMU and the guest are cached: pytester changes that."""
+    return os.environ["HOME"]
+
+
+@pytest.fixture
+def run(home: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Write files, and run pytest there; gives its output."""
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: str, status: int = 0, ini: str = TRIO_MODE, **files: str) -> str:
+        pytester.makepyfile(**{"pattern": DEVICE, **files})
+        pytester.makeini(ini)
+        done = pytester.runpytest_inprocess("-W", "error", *arguments)
+        assert done.ret == status
+        return done.stdout.str() + done.stderr.str()
+
+    return run
+
+
+def test_who_does_not_use_it_does_not_pay_for_it() -> None:
+    code = "import sys, vfiouser_virtio.testing.pytest_plugin; print({'trio', 'construct', 'mmap'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_device_over_the_carriers_that_need_nothing(run: Run) -> None:
+    printed = run("-v", test_it=TEST)
+    assert re.findall(r"test_pattern\[(.*)\] PASSED", printed) == ["loopback", "socket", "socket-private"]
+
+
+@pytest.mark.qemu
+def test_a_device_over_all_carriers(run: Run) -> None:
+    printed = run("-v", "--virtio-carrier=all", test_it=TEST)
+    carriers = ["loopback", "socket", "socket-private", "qtest", "qtest-private"]
+    assert re.findall(r"test_pattern\[(.*)\] PASSED", printed) == carriers
+    assert "3 passed, 2 deselected" in run("-m", "not qemu", "--virtio-carrier=all", test_it=TEST)
+
+
+def test_chosen_carriers(run: Run) -> None:
+    printed = run("-v", "--virtio-carrier=socket", "--virtio-carrier", "loopback", test_it=TEST)
+    assert re.findall(r"test_pattern\[(.*)\] PASSED", printed) == ["loopback", "socket"]
+    printed = run("-v", ini=f"{TRIO_MODE}virtio_carriers = socket-private\n", test_it=TEST)
+    assert re.findall(r"test_pattern\[(.*)\] PASSED", printed) == ["socket-private"]
+    assert "no virtio carrier pigeon: expected loopback, " in run("--virtio-carrier=pigeon", status=4, test_it=TEST)
+
+
+def test_parameters(run: Run) -> None:
+    test = """
+import pytest
+from pattern import Pattern
+
+@pytest.fixture
+def virtio_device():
+    return Pattern(9)
+
+@pytest.mark.trio
+@pytest.mark.virtio_carriers("socket", "socket-private")
+@pytest.mark.parametrize("virtio_interrupts", ["intx", "poll"])
+async def test_marked(virtio_guest, virtio_interrupts):
+    assert virtio_guest.ids.vendor == 0x5000
+    assert virtio_guest.transport.interrupts == virtio_interrupts
+    assert await virtio_guest.driver_data.read(3) == bytes([9, 9, 9])
+
+@pytest.mark.trio
+@pytest.mark.parametrize("virtio_carrier", ["loopback"])
+async def test_carrier(virtio_guest, virtio_carrier):
+    assert virtio_guest.transport.name == "loopback"
+"""
+    # Without trio_mode, and with everything strict.
+    assert "5 passed" in run("--strict-markers", "--virtio-ids=2007", ini="[pytest]\n", test_it=test)
+
+
+def test_a_failure_shows_the_conversation(run: Run) -> None:
+    printed = run("--virtio-carrier=all", "-m", "not qemu", status=1, test_it=TEST.replace("Pattern(7)", "Pattern(8)"))
+    assert printed.count("assert b'\\x08\\x08\\x08' == b'\\x07\\x07\\x07'") >= 3
+    sections = printed.split("- conversation with pattern -")[1:]
+    assert len(sections) == 3
+    loopback, socket, private = sections
+    assert "→ write_status(0xf)" in loopback
+    assert "→ notify(0x0)" in loopback
+    assert "→ REGION_WRITE BAR4+0x14 device_status = 0x0f" in socket
+    assert "flags=READ|WRITE offset=0 address=0x100000000 size=0x1000000 with 1 fd" in socket
+    assert "→ REGION_WRITE (no reply) BAR4+0x3000 notify queue 0 = 0x0000" in socket
+    assert re.search(r"← DMA_WRITE 0x10\w+ = 08 08 08\n", private)
+
+
+def test_a_success_shows_nothing(run: Run) -> None:
+    assert "conversation" not in run("-rA", test_it=TEST)
+
+
+def test_a_device_that_does_not_answer(run: Run) -> None:
+    test = TEST.replace("Pattern(7)", "Pattern(hangs=True)")
+    printed = run(ini=f"{TRIO_MODE}virtio_timeout = 0.5\n", status=1, test_it=test)
+    assert printed.count("TimeoutError: the test has not ended within 0.5 s") >= 3
+    assert "→ REGION_WRITE (no reply) BAR4+0x3000 notify queue 0" in printed
+
+
+def test_no_device(run: Run) -> None:
+    test = "async def test_it(virtio_guest):\n    pass\n"
+    assert "test_it[loopback]: no device under test: write a fixture virtio_device" in run(status=1, test_it=test)
+
+
+def test_a_device_on_a_socket(run: Run) -> None:
+    test = """
+import pytest
+from pattern import Pattern
+from vfiouser_virtio.vfio_user import connect
+
+@pytest.fixture
+def virtio_device():
+    return Pattern()
+
+async def test_socket(vfio_device):
+    async with connect(vfio_device.path) as client:
+        assert await client.config_read(0, 4) == 0x1044_1AF4
+    assert isinstance(vfio_device.device, Pattern)
+"""
+    assert "1 passed" in run(test_it=test)
+
+
+def test_drivers_of_ones_own(run: Run) -> None:
+    test = """
+import pytest
+from pattern import Pattern
+from vfiouser_virtio.guest import VirtioDriver, VirtioId
+
+class Mine(VirtioDriver):
+    name = "mine"
+    id_table = (VirtioId(device=0x1044),)
+
+    async def probe(self, device):
+        await device.negotiate(0)
+        device.driver_data = "mine"
+
+    async def remove(self, device):
+        pass
+
+@pytest.fixture
+def virtio_drivers():
+    return [Mine()]
+
+@pytest.fixture
+def virtio_device():
+    return Pattern()
+
+async def test_driver(virtio_guest):
+    assert virtio_guest.driver_data == "mine"
+"""
+    assert "3 passed" in run(test_it=test)
+
+
+def test_it_may_be_named_again(run: Run) -> None:
+    plugin = "vfiouser_virtio.testing.pytest_plugin"
+    assert "3 passed" in run("-p", plugin, test_it=TEST)
+    assert "3 passed" in run(test_it=TEST, conftest=f"pytest_plugins = ['{plugin}']\n")
+
+
+def test_the_kernel_is_chosen(run: Run) -> None:
+    test = TEST.replace("test_pattern(virtio_guest)", "test_pattern(virtio_guest_image)")
+    assert "ConfigError: " in (printed := run("--guest-kernel=/nowhere/bzImage", status=1, test_it=test))
+    assert "/nowhere/bzImage" in printed
+
+
+@pytest.mark.qemu
+def test_a_linux_guest(run: Run) -> None:
+    test = """
+import pytest
+from pattern import Pattern
+
+@pytest.fixture
+def virtio_device():
+    return Pattern(65)
+
+@pytest.mark.guest(memory="private", append="pci=nomsi")
+async def test_linux(guest, vfio_device):
+    result = await guest.run("head -c 3 /dev/hwrng; cat /proc/cmdline; lspci -n")
+    assert result.output.startswith("AAA")
+    assert "pci=nomsi" in result.output
+    assert "5000:1044" in result.output
+    assert "DMA_WRITE" in vfio_device.conversation.text()
+"""
+    assert "1 passed" in run("--virtio-ids=2007", test_it=test)
+    assert "1 deselected" in run("-m", "not qemu", status=5, test_it=test)

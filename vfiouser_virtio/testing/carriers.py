@@ -1,0 +1,113 @@
+"""The same device and the same driver over everything that can be between them.
+
+================  =====================================================================  ===================
+carrier           what is between the driver and the device                              a test takes about
+================  =====================================================================  ===================
+loopback          nothing: no PCI, no socket (`transports.loopback`)                     3 ms
+socket            PCI, vfio-user, our own client; memory that the device maps            20 ms
+socket-private    the same; memory that the device reaches by DMA_READ and DMA_WRITE     20 ms
+qtest             PCI, vfio-user, QEMU's client, in a machine that never runs            0.2 s
+qtest-private     the same; QEMU answers DMA_READ and DMA_WRITE                          0.2 s
+================  =====================================================================  ===================
+
+::
+
+    async with carry(Blk(size=1 << 20), "socket") as device:    # a guest.VirtioDevice that a driver is bound to
+        disk: Disk = device.driver_data
+        await disk.read(0, 8)
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal, get_args
+
+import trio
+
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.guest import VirtioDevice, VirtioDriver, bound, bound_pci
+from vfiouser_virtio.guest.ports import PciPort
+from vfiouser_virtio.pci import Identity
+from vfiouser_virtio.testing.conversation import Conversation
+from vfiouser_virtio.testing.qtest_machine import qtest_machine
+from vfiouser_virtio.testing.recorded import recorded
+from vfiouser_virtio.testing.served import served
+from vfiouser_virtio.transports import Loopback
+from vfiouser_virtio.transports.identity import Style
+from vfiouser_virtio.vfio_user import PrivateMemory, SharedMemory, connect
+from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.vm import Qemu, find_qemu
+
+Carrier = Literal["loopback", "socket", "socket-private", "qtest", "qtest-private"]
+CARRIERS: tuple[Carrier, ...] = get_args(Carrier)
+Interrupts = Literal["msix", "intx", "poll"]
+
+_MEMORY_SIZE = 16 << 20
+
+
+@asynccontextmanager
+async def pci_port(
+    device: Device,
+    carrier: Carrier,
+    *,
+    ids: Style | Identity = "default",
+    conversation: Conversation | None = None,
+    qemu: Qemu | None = None,
+) -> AsyncIterator[PciPort]:
+    """A device's PCI function as a guest's CPU reaches it, over any carrier but loopback; ``qemu`` as in `carry`.
+
+    Raises ConfigError for loopback, which has no PCI, and when there is no QEMU.
+    """
+    if carrier == "loopback":
+        raise ConfigError("a device on the loopback is no PCI function: choose another carrier")
+    if carrier not in CARRIERS:
+        raise ConfigError(f"carrier {carrier!r}: expected one of {', '.join(CARRIERS)}")
+    private = carrier.endswith("-private")
+    if carrier.startswith("qtest"):
+        found = await trio.to_thread.run_sync(find_qemu) if qemu is None else qemu
+        # QEMU sends an fd for whatever memory we can see ourselves: not taking it is what makes it private.
+        async with (
+            served(device, ids=ids, conversation=conversation, accept_fds=not private) as at,
+            qtest_machine(found, {device.name: at.path}) as machine,
+        ):
+            yield machine.ports[device.name]
+    else:
+        with PrivateMemory(_MEMORY_SIZE) if private else SharedMemory(_MEMORY_SIZE) as memory:
+            async with (
+                served(device, ids=ids, conversation=conversation) as at,
+                connect(at.path, memory=[memory]) as client,
+            ):
+                yield client
+
+
+@asynccontextmanager
+async def carry(
+    device: Device,
+    carrier: Carrier = "loopback",
+    *drivers: VirtioDriver,
+    ids: Style | Identity = "default",
+    interrupts: Interrupts | None = None,
+    feature_mask: int = -1,
+    conversation: Conversation | None = None,
+    qemu: Qemu | None = None,
+) -> AsyncIterator[VirtioDevice]:
+    """A device under test, and the guest's side of it over a carrier: found by a bus, bound to its driver, running.
+
+    ``drivers`` are those on the bus, by default all of `guest.drivers`. The driver accepts no feature outside of
+    ``feature_mask``. ``interrupts`` are those of PCI, by default the best that the device has.
+    ``conversation`` records what is said. ``qemu`` is for the qtest carriers, by default what `vm.find_qemu` finds.
+
+    Raises ConfigError for a carrier that cannot be, DeviceBroken when the device does not let itself be driven.
+    """
+    conversation = conversation or Conversation(device.name)
+    if carrier == "loopback":
+        async with (
+            Loopback(device, ids=ids) as transport,
+            bound(recorded(transport, conversation), *drivers, feature_mask=feature_mask) as found,
+        ):
+            yield found
+    else:
+        async with (
+            pci_port(device, carrier, ids=ids, conversation=conversation, qemu=qemu) as port,
+            bound_pci(port, *drivers, interrupts=interrupts, feature_mask=feature_mask) as found,
+        ):
+            yield found

@@ -1,0 +1,169 @@
+"""A vfio-user message as one line of text: commands, fields and registers by the names of their specifications."""
+
+import errno
+import json
+from collections.abc import Iterator, Mapping
+from enum import IntEnum, IntFlag
+from typing import Any
+
+import construct
+
+from vfiouser_virtio.protocols.codec import offsets
+from vfiouser_virtio.protocols.pci import STD_HEADER_SIZEOF, TYPE0_HEADER
+from vfiouser_virtio.protocols.vfio_user import (
+    COMMANDS,
+    Command,
+    DeviceFlags,
+    DmaMapFlags,
+    DmaUnmapFlags,
+    IrqInfoFlags,
+    IrqSetFlags,
+    MessageFlags,
+    PciIrq,
+    PciRegion,
+    RegionFlags,
+)
+from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
+from vfiouser_virtio.transports.pci import COMMON, DEVICE, ISR, NOTIFY, NOTIFY_MULTIPLIER, VIRTIO_BAR
+from vfiouser_virtio.vfio_user import Message
+
+_SHOWN_BYTES = 32
+# Fields that are not plain numbers.
+_MEANINGS: dict[tuple[Command, str], type[IntEnum] | type[IntFlag]] = {
+    (Command.DMA_MAP, "flags"): DmaMapFlags,
+    (Command.DMA_UNMAP, "flags"): DmaUnmapFlags,
+    (Command.DEVICE_GET_INFO, "flags"): DeviceFlags,
+    (Command.DEVICE_GET_REGION_INFO, "flags"): RegionFlags,
+    (Command.DEVICE_GET_REGION_INFO, "index"): PciRegion,
+    (Command.DEVICE_GET_REGION_IO_FDS, "index"): PciRegion,
+    (Command.DEVICE_GET_IRQ_INFO, "flags"): IrqInfoFlags,
+    (Command.DEVICE_GET_IRQ_INFO, "index"): PciIrq,
+    (Command.DEVICE_SET_IRQS, "flags"): IrqSetFlags,
+    (Command.DEVICE_SET_IRQS, "index"): PciIrq,
+}
+# It says how long the structure is, as every reader of it knows.
+_DULL = frozenset({"argsz", "_io"})
+_HEADER_OFFSETS = offsets(TYPE0_HEADER)
+
+
+def decode(message: Message) -> str:
+    """One line that says what ``message`` says; bytes in hex where it is not what its command has."""
+    try:
+        command = Command(message.command)
+    except ValueError:
+        return f"command {message.command}: {_hex(bytes(message.body))}"
+    words = [command.name]
+    if message.flags & MessageFlags.NO_REPLY:
+        words.append("(no reply)")
+    if message.flags & MessageFlags.ERROR:
+        words.append(f"refused: {errno.errorcode.get(message.error, message.error)}")
+    else:
+        words += _body(command, message)
+    if message.fds:
+        words.append(f"with {len(message.fds)} fd" + "s" * (len(message.fds) > 1))
+    return " ".join(words)
+
+
+def register(region: int, offset: int) -> str:
+    """What is at an offset of a region of a `VirtioPci`: ``BAR4+0x14 device_status``."""
+    try:
+        name = PciRegion(region).name.lower() if region >= PciRegion.ROM else f"BAR{region}"
+    except ValueError:
+        name = f"region {region}"
+    return f"{name}+{offset:#x} {_field(region, offset)}".rstrip()
+
+
+def _field(region: int, offset: int) -> str:
+    if region == PciRegion.CONFIG and offset < STD_HEADER_SIZEOF:
+        return _at(_HEADER_OFFSETS, offset)
+    if region != VIRTIO_BAR:
+        return ""
+    if offset >= NOTIFY:
+        return f"notify queue {(offset - NOTIFY) // NOTIFY_MULTIPLIER}"
+    if offset >= DEVICE:
+        return f"device configuration+{offset - DEVICE:#x}"
+    return "isr_status" if offset >= ISR else _at(COMMON_CFG_OFFSETS, offset - COMMON)
+
+
+def _at(fields: Mapping[str, tuple[int, int]], offset: int) -> str:
+    """The field that ``offset`` is in."""
+    for name, (start, size) in fields.items():
+        if start <= offset < start + size:
+            return name if offset == start else f"{name}+{offset - start}"
+    return ""
+
+
+def _body(command: Command, message: Message) -> Iterator[str]:
+    formats = COMMANDS[command]
+    body = bytes(message.body)
+    if message.is_reply and not body:
+        yield "done"
+        return
+    try:
+        parsed = (formats.reply if message.is_reply else formats.request).parse(body)
+    except construct.ConstructError:
+        yield _hex(body)
+        return
+    match command:
+        case Command.REGION_READ | Command.REGION_WRITE:
+            access = parsed.get("access", parsed)
+            yield register(access.region, access.offset)
+            yield _outcome(message, parsed, access.count)
+        case Command.DMA_READ | Command.DMA_WRITE:
+            access = parsed.get("access", parsed)
+            yield f"{access.address:#x}"
+            yield _outcome(message, parsed, access.count)
+        case Command.REGION_WRITE_MULTI if not message.is_reply:
+            for write in parsed.wrs:
+                yield f"{register(write.region, write.offset)} {_value(write.data[: write.count])};"
+        case Command.VERSION:
+            yield f"{parsed.major}.{parsed.minor} {_json(parsed.data)}"
+        case _:
+            yield from _fields(command, parsed)
+
+
+def _outcome(message: Message, parsed: Mapping[str, Any], count: int) -> str:
+    """What an access brings, asks for, or has done."""
+    if "data" in parsed:
+        return _value(parsed["data"])
+    return "done" if message.is_reply else f"{count} bytes"
+
+
+def _fields(command: Command, parsed: Mapping[str, object]) -> Iterator[str]:
+    for name, value in parsed.items():
+        match value:
+            case _ if name in _DULL:
+                pass
+            case Mapping():
+                yield from _fields(command, value)
+            case bytes() if value:
+                yield f"{name}={_hex(value)}"
+            case int() if meaning := _MEANINGS.get((command, name)):
+                yield f"{name}={_named(meaning, value)}"
+            case int():
+                yield f"{name}={value:#x}" if value > 9 else f"{name}={value}"
+
+
+def _named(meaning: type[IntEnum] | type[IntFlag], value: int) -> str:
+    try:
+        return meaning(value).name or f"{value:#x}"
+    except ValueError:
+        return f"{value:#x}"
+
+
+def _value(data: bytes) -> str:
+    """Registers are numbers, whatever is longer is bytes."""
+    if len(data) in (1, 2, 4, 8):
+        return f"= {int.from_bytes(data, 'little'):#0{2 + 2 * len(data)}x}"
+    return f"= {_hex(data)}"
+
+
+def _hex(data: bytes) -> str:
+    return data.hex(" ") if len(data) <= _SHOWN_BYTES else f"{data[:_SHOWN_BYTES].hex(' ')} … ({len(data)} bytes)"
+
+
+def _json(data: bytes) -> str:
+    try:
+        return json.dumps(json.loads(data.rstrip(b"\0"))) if data else "without JSON"
+    except ValueError:
+        return _hex(data)

@@ -1,0 +1,65 @@
+"""A device under test on a socket of its own, with its conversation kept."""
+
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vfiouser_virtio.background import background
+from vfiouser_virtio.pci import Identity
+from vfiouser_virtio.testing.conversation import Conversation
+from vfiouser_virtio.transports import VirtioPci
+from vfiouser_virtio.transports.identity import Style
+from vfiouser_virtio.vfio_user import Server, listen_path
+from vfiouser_virtio.virtio import Device
+
+
+@dataclass(frozen=True)
+class ServedDevice:
+    """A device on a socket, where any vfio-user client finds it."""
+
+    path: Path
+    function: VirtioPci
+    conversation: Conversation = field(repr=False)
+
+    @property
+    def device(self) -> Device:
+        """The device itself."""
+        return self.function.device
+
+    @property
+    def qemu_argument(self) -> dict[str, object]:
+        """QEMU's ``-device``, as `vm.boot_guest` takes it."""
+        return {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(self.path)}}
+
+
+@asynccontextmanager
+async def served(
+    device: Device,
+    *,
+    ids: Style | Identity = "default",
+    conversation: Conversation | None = None,
+    accept_fds: bool = True,
+) -> AsyncIterator[ServedDevice]:
+    """Serve a device on a socket of its own until the end of the block.
+
+    Without ``accept_fds``, memory that comes with a file descriptor is reached by messages all the same.
+    """
+    conversation = conversation or Conversation(device.name)
+    function = (VirtioPci if accept_fds else _PciWithoutFds)(device, ids=ids, name=device.name)
+    with tempfile.TemporaryDirectory() as folder, listen_path(f"{folder}/{device.name}.sock") as listener:
+        async with background() as nursery:
+            nursery.start_soon(function.serve)
+            nursery.start_soon(Server(function, name=device.name, trace=conversation.record).serve, listener)
+            yield ServedDevice(Path(listener.name), function, conversation)
+
+
+class _PciWithoutFds(VirtioPci):
+    """A function that cannot map its client's memory."""
+
+    def dma_map(self, address: int, size: int, *, readable: bool, writable: bool, fd: int | None, offset: int) -> None:
+        if fd is not None:
+            os.close(fd)
+        super().dma_map(address, size, readable=readable, writable=writable, fd=None, offset=offset)
