@@ -1,4 +1,4 @@
-"""From nothing to an answer: connect, negotiate, bind the driver, and read one block, over each carrier without a VM."""
+"""From nothing to an answer: connect, negotiate, bind the driver and read one block, over carriers without a VM."""
 
 import statistics
 import time
