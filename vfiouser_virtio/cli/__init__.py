@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from vfiouser_virtio import __version__
-from vfiouser_virtio.cli import list_devices, qemu_args, run, serve
+from vfiouser_virtio.cli import conform, list_devices, probe, qemu_args, run, serve
 from vfiouser_virtio.cli.exit_status import EXPLAINED, status_of
 from vfiouser_virtio.cli.terminal import PROGRAM, complain, set_up_logging
 from vfiouser_virtio.errors import ConfigError
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for module in (serve, run, qemu_args, list_devices):
+    for module in (serve, run, qemu_args, list_devices, probe, conform):
         module.add_parser(commands)
     return parser
 

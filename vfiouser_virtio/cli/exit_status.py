@@ -9,6 +9,7 @@ class ExitStatus(IntEnum):
     """Documented in every ``--help``; `run --exec` ends with the status of its command instead."""
 
     OK = 0
+    FAILED = 1
     USAGE = 2
     LISTEN = 3
     DEVICE = 4
@@ -18,6 +19,7 @@ class ExitStatus(IntEnum):
 EXPLAINED = """\
 exit status:
   0  done: the clients have left, or a signal asked to stop
+  1  conform: a check has failed
   2  the command line or a configuration file is wrong
   3  a socket cannot be listened on
   4  a device cannot be made from its options (no such file, …)

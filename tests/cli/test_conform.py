@@ -1,0 +1,61 @@
+"""``vfiouser-virtio conform`` (what it checks: tests/testing/test_conformance.py)."""
+
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+from xml.etree import ElementTree
+
+import trio
+from support.command import run_command, serve_process
+
+from vfiouser_virtio.testing.conformance import CHECKS
+
+
+async def conform(*arguments: str) -> CompletedProcess[str]:
+    return await trio.to_thread.run_sync(lambda: run_command("conform", *arguments))
+
+
+async def test_all_of_it(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    async with serve_process("--device", "rng", folder=tmp_path) as serving:
+        done = await conform("--junit", str(report), serving.sockets[0])
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(CHECKS) + 1
+    assert lines[-1].startswith(f"{len(CHECKS)} checks: ")
+    assert "FAIL" not in done.stdout
+    assert len(ElementTree.fromstring(report.read_text())) == len(CHECKS)
+
+
+async def test_a_failure_is_the_exit_status(tmp_path: Path) -> None:
+    async with serve_process("--device", "rng", "--ids", "2007", folder=tmp_path) as serving:
+        text = await conform("--only", "virtio14/PI?", serving.sockets[0])
+        report = await conform("--only", "virtio14/PI2", "--only", "virtio14/RB1", "--json", serving.sockets[0])
+    assert text.returncode == 1
+    assert "FAIL  virtio14/PI2" in text.stdout
+    assert text.stdout.endswith("4 checks: 3 pass, 1 fail\n")
+    assert report.returncode == 1
+    assert {each["id"]: each["verdict"] for each in json.loads(report.stdout)["checks"]} == {
+        "virtio14/PI2": "fail",
+        "virtio14/RB1": "pass",
+    }
+
+
+def test_list() -> None:
+    done = run_command("conform", "--list")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(CHECKS)
+    listed = json.loads(run_command("conform", "--list", "--json").stdout)
+    assert [each["id"] for each in listed["checks"]] == list(CHECKS)
+    assert "virtio14/SH1" in listed["not-checked"]
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    for arguments, mistake in (
+        ([], "conform: which SOCKET? (or --list)"),
+        ([str(tmp_path / "none")], f"cannot connect to '{tmp_path}/none': No such file or directory"),
+        (["--only", "virtio14/RS9", "x"], "--only: there is no check 'virtio14/RS9'; did you mean virtio14/RS2?"),
+    ):
+        done = run_command("conform", *arguments)
+        assert done.returncode == 2
+        assert done.stderr == f"vfiouser-virtio: {mistake}\n"

@@ -1,0 +1,88 @@
+"""``vfiouser-virtio probe`` (what it finds out: tests/testing/test_survey.py)."""
+
+import json
+import shutil
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+from support.command import run_command, serve_process
+
+from vfiouser_virtio.vm.initramfs import fetch_tools
+
+
+async def probe(socket_path: str, *options: str) -> str:
+    done = await trio.to_thread.run_sync(lambda: run_command("probe", *options, socket_path))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def lspci(dump: Path) -> str:
+    """What `lspci -F` makes of a dump: the installed one, or that of the guest image."""
+    command = [shutil.which("lspci") or "", "-F", str(dump), "-vv", "-n"]
+    if not command[0]:
+        tools = fetch_tools()
+        libraries = next(tools.glob("usr/lib/*/libpci.so.3")).parent
+        loader = next(libraries.glob("ld-linux*.so*"))
+        command[:1] = [str(loader), "--library-path", str(libraries), str(tools / "usr/bin/lspci")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+async def test_three_forms(tmp_path: Path) -> None:
+    async with serve_process("--device", "blk,size=1M", folder=tmp_path) as serving:
+        (path,) = serving.sockets
+        text = await probe(path)
+        found = json.loads(await probe(path, "--json"))
+        dump = await probe(path, "--lspci")
+    assert "config capacity = 2048\n" in text
+    assert found["virtio"]["config"]["capacity"] == 2048
+    assert "\n00: f4 1a 42 10 " in dump
+
+
+@pytest.mark.qemu  # not for QEMU: pciutils are fetched where they are not installed
+async def test_lspci_reads_it(tmp_path: Path) -> None:
+    async with serve_process("--device", "rng", folder=tmp_path) as serving:
+        dump = tmp_path / "dump"
+        dump.write_text(await probe(serving.sockets[0], "--lspci"))
+    shown = lspci(dump)
+    assert shown.startswith("00:00.0 00ff: 1af4:1044 (rev 01)")
+    for text in ("VirtIO: CommonCfg", "BAR=4 offset=00003000 size=00001000 multiplier=00000004", "Count=2", "FLReset+"):
+        assert text in shown
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    done = run_command("probe", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert done.stderr == f"vfiouser-virtio: cannot connect to '{tmp_path}/none': No such file or directory\n"
+
+
+def test_a_server_that_says_nothing(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        done = run_command("probe", "--timeout", "0.2", str(tmp_path / "s"))
+    assert done.returncode == 2
+    assert done.stderr.endswith("VERSION: no reply within 0.2 s\n")
+
+
+def test_a_server_that_is_none(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+
+        def answer() -> None:
+            client, _ = listening.accept()
+            with client:
+                client.sendall(b"220 mail.example.org ESMTP\r\n")
+                client.recv(4096)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        done = run_command("probe", str(tmp_path / "s"))
+        thread.join()
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr

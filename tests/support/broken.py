@@ -1,0 +1,56 @@
+"""A table of deliberately broken servers: for each conformance check, a small change of ours that it must see."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A change of our own classes, and the device type that shows it."""
+
+    change: Mutation
+    device: str
+
+
+BROKEN: dict[str, Broken] = {}
+"""By the id of the check that must fail."""
+
+
+def breaks(*check_ids: str, device: str = "rng") -> Callable[[Mutation], Mutation]:
+    """Register a change for one or several checks."""
+
+    def register(change: Mutation) -> Mutation:
+        for check_id in check_ids:
+            assert check_id not in BROKEN, check_id
+            BROKEN[check_id] = Broken(change, device)
+        return change
+
+    return register
+
+
+def around(patch: pytest.MonkeyPatch, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
+    """Replace a function or method by ``replacement(original, *arguments)``."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapper(*arguments: Any, **named: Any) -> Any:
+        return replacement(original, *arguments, **named)
+
+    patch.setattr(owner, name, wrapper)
+
+
+def after(patch: pytest.MonkeyPatch, owner: Any, name: str, then: Callable[..., Any]) -> None:
+    """Call ``then`` with the same arguments once the original has returned."""
+
+    def replacement(original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        result = original(*arguments, **named)
+        then(*arguments)
+        return result
+
+    around(patch, owner, name, replacement)

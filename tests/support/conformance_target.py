@@ -1,0 +1,29 @@
+"""A device of ours behind a socket, for the conformance checks."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from support.serving import serving_functions
+
+from vfiouser_virtio.devices.blk import Blk
+from vfiouser_virtio.devices.console import Console
+from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio.testing.conformance import Wire
+from vfiouser_virtio.transports import VirtioPci
+from vfiouser_virtio.transports.identity import Style
+from vfiouser_virtio.virtio import Device
+
+DEVICES: dict[str, Callable[[], Device]] = {
+    "rng": Rng,
+    "blk": lambda: Blk(size=1 << 20),
+    "console": lambda: Console(chardev=["null"]),
+}
+
+
+@asynccontextmanager
+async def serving(name: str, *, ids: Style = "default", timeout: float = 5.0) -> AsyncIterator[Wire]:
+    """Serve one device until the end of the block."""
+    async with serving_functions(VirtioPci(DEVICES[name](), ids=ids)) as devices:
+        socket = devices[0]["socket"]
+        assert isinstance(socket, dict)
+        yield Wire(socket["path"], timeout=timeout)

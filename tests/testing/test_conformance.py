@@ -1,0 +1,275 @@
+"""`vfiouser_virtio.testing.conformance`: our own devices keep every rule, and the reports say what was found."""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import trio
+import trio.testing
+from support.conformance_target import DEVICES, serving
+
+from vfiouser_virtio.testing.conformance import (
+    CHECKS,
+    IN_PART,
+    NOT_CHECKED,
+    Check,
+    Result,
+    Verdict,
+    Wire,
+    as_json,
+    as_junit,
+    document,
+    run_checks,
+    summary,
+    text_line,
+)
+from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable
+from vfiouser_virtio.transports.identity import Style
+
+TOP = Path(__file__).parents[2]
+# The checklist of transport and ring rules (virtio 1.4).
+ROWS = [
+    *(
+        "ST1",
+        "ST2",
+        "FB1",
+        "FB2",
+        "FB3",
+        "RB1",
+        "RB2",
+        "RB3",
+        "RS1",
+        "RS2",
+        "CF1",
+        "QR1",
+        "QR2",
+        "QR3",
+        "SU1",
+        "SU2",
+        "SU3",
+    ),
+    *(
+        "MF1",
+        "SD1",
+        "SI1",
+        "SI2",
+        "UN1",
+        "UN2",
+        "UR1",
+        "UR2",
+        "AN1",
+        "AN2",
+        "PK1",
+        "PK2",
+        "PK3",
+        "PK4",
+        "PK5",
+        "SH1",
+        "PI1",
+    ),
+    *(
+        "PI2",
+        "PI3",
+        "PI4",
+        "PC1",
+        "CC1",
+        "CC2",
+        "CC3",
+        "CC4",
+        "CC5",
+        "CC6",
+        "CC7",
+        "CC8",
+        "CC9",
+        "NT1",
+        "NT2",
+        "NT3",
+        "IS1",
+    ),
+    *("IS2", "IS3", "DC1", "SM1", "VD1", "PA1", "MX1", "MX2", "MX3", "LG1"),
+]
+# What a device of ours does not have, and nothing else, is not applicable.
+ABSENT = {"SM1", "VD1", "CC9", "RB2", "RB3", "SU1", "SU2", "SU3", "PK1", "PK2", "PK3", "PK4", "PK5", "write-multi"}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """The checks break rules themselves, which the server logs."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+async def all_results(wire: Wire) -> dict[str, Result]:
+    return {result.check_id: result async for result in run_checks(wire, CHECKS.values())}
+
+
+@pytest.mark.parametrize("ids", ["default", "qemu", "2007"])
+@pytest.mark.parametrize("name", DEVICES)
+async def test_our_devices(name: str, ids: Style) -> None:
+    async with serving(name, ids=ids) as wire:
+        results = await all_results(wire)
+    bad = {check_id: result for check_id, result in results.items() if result.verdict is not Verdict.PASS}
+    absent = {check_id.partition("/")[2] for check_id, each in bad.items() if each.verdict is Verdict.NOT_APPLICABLE}
+    failed = {check_id: each.detail for check_id, each in bad.items() if each.verdict is not Verdict.NOT_APPLICABLE}
+    if ids == "2007":  # the vendor of the 2007 draft is not the one that virtio has now
+        assert failed == {"virtio14/PI2": "vendor id is 0x5000, not 0x1af4"}
+    else:
+        assert failed == {}
+    assert absent - ABSENT <= {"CF1", "CC4", "UR2", "UR2-readable"}
+    assert absent >= ABSENT
+
+
+def test_every_row_of_the_checklist_is_accounted_for() -> None:
+    assert len(ROWS) == 61
+    assert {f"virtio14/{row}" for row in ROWS} <= {*CHECKS, *NOT_CHECKED}
+    assert not {*CHECKS} & {*NOT_CHECKED}
+    assert {*IN_PART} <= {*CHECKS}
+
+
+def test_the_document_is_up_to_date() -> None:
+    assert (TOP / "docs" / "conformance.md").read_text() == document(), (
+        "python -m vfiouser_virtio.testing.conformance > docs/conformance.md"
+    )
+
+
+def test_the_package_prints_the_document() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "vfiouser_virtio.testing.conformance"],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert printed.stdout == document()
+
+
+# ---- the runner ----------------------------------------------------------------------------------------------------
+
+
+def made_up(check_id: str, run: Callable[[Wire], Awaitable[None]]) -> Check:
+    return replace(CHECKS[check_id], run=run)
+
+
+async def test_it_goes_on_when_a_server_comes_back() -> None:
+    async def silent(wire: Wire) -> None:
+        async with wire.connect() as client:
+            await client.exchange(200, size=64)  # it waits for 48 bytes more
+
+    async def gone(wire: Wire) -> None:
+        async with wire.connect() as client:
+            client.send_raw(bytes(16))
+            await client.exchange(13)
+
+    async def fails(_wire: Wire) -> None:
+        raise Failed("seen")
+
+    async def does_not_apply(_wire: Wire) -> None:
+        raise NotApplicable("reason")
+
+    ids = list(CHECKS)
+    checks = [made_up(ids[at], run) for at, run in enumerate((silent, gone, fails, does_not_apply))]
+    async with serving("rng", timeout=0.2) as wire:
+        results = [result async for result in run_checks(wire, [*checks, CHECKS["virtio14/RB1"]])]
+    assert [result.verdict for result in results] == [
+        Verdict.BROKE,
+        Verdict.BROKE,
+        Verdict.FAIL,
+        Verdict.NOT_APPLICABLE,
+        Verdict.PASS,
+    ]
+    assert "no reply within 0.2 s" in results[0].detail
+    assert "the server closed the connection" in results[1].detail
+
+
+async def test_it_stops_when_a_server_is_gone(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vfiouser_virtio.devices.rng import Rng
+    from vfiouser_virtio.testing.conformance import runner
+    from vfiouser_virtio.transports import VirtioPci
+    from vfiouser_virtio.vfio_user import Server, listen_path
+
+    monkeypatch.setattr(runner, "COMES_BACK", 0.3)
+    served = trio.CancelScope()
+    path = tmp_path / "s.sock"
+
+    async def serve() -> None:
+        with served, listen_path(path) as listener:
+            await Server(VirtioPci(Rng())).serve(listener)
+
+    async def kill(_wire: Wire) -> None:
+        served.cancel()
+        raise Failed("killed")
+
+    nursery.start_soon(serve)
+    await trio.testing.wait_all_tasks_blocked()
+    checks = [made_up("virtio14/RB1", kill), CHECKS["virtio14/PI2"], CHECKS["virtio14/PI3"]]
+    results = [result async for result in run_checks(Wire(path, timeout=0.5), checks)]
+    assert [result.verdict for result in results] == [Verdict.FAIL, Verdict.NOT_RUN, Verdict.NOT_RUN]
+    assert "has not come back within 0.3 s after virtio14/RB1" in results[1].detail
+
+
+# ---- reports -------------------------------------------------------------------------------------------------------
+
+RESULTS = [
+    Result("virtio14/RB1", Verdict.PASS, "", 0.25),
+    Result("virtio14/PI2", Verdict.FAIL, "vendor id is \x07 <5000>", 0.5),
+    Result("virtio14/SU1", Verdict.NOT_APPLICABLE, "needs SUSPEND offered"),
+    Result("vfio-user/order", Verdict.BROKE, "no reply within 2 s", 2),
+    Result("vfio-user/argsz", Verdict.NOT_RUN, "gone"),
+]
+
+
+def test_text() -> None:
+    failure = text_line(RESULTS[1])
+    assert failure.startswith("FAIL  virtio14/PI2 ")
+    for part in ("PCI Device Discovery, MUST", "rule: The vendor id is 1AF4", "look: vendor and", "seen: vendor id is"):
+        assert part in failure
+    assert re.match(r"n/a +virtio14/SU1 +needs SUSPEND offered$", text_line(RESULTS[2]))
+    assert text_line(RESULTS[3]).startswith("BROKE vfio-user/order")
+    assert summary(RESULTS) == "5 checks: 1 pass, 1 fail, 1 not applicable, 1 broke the server, 1 not run"
+
+
+def test_json() -> None:
+    report = json.loads(as_json("/run/x", RESULTS))
+    assert report["server"] == "/run/x"
+    assert report["summary"] == {each.value: 1 for each in Verdict}
+    assert report["checks"][1] == {
+        "id": "virtio14/PI2",
+        "section": "PCI Device Discovery",
+        "keyword": "MUST",
+        "rule": CHECKS["virtio14/PI2"].rule,
+        "observed": "vendor and device id in config space",
+        "needs": [],
+        "verdict": "fail",
+        "detail": "vendor id is \x07 <5000>",
+        "seconds": 0.5,
+    }
+
+
+def test_junit() -> None:
+    suite = ElementTree.fromstring(as_junit("/run/x", RESULTS))
+    assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped", "time")} == {
+        "tests": "5",
+        "failures": "1",
+        "errors": "2",
+        "skipped": "1",
+        "time": "2.750",
+    }
+    cases = [(case.get("classname"), case.get("name"), [child.tag for child in case]) for case in suite]
+    assert cases == [
+        ("virtio14", "RB1", []),
+        ("virtio14", "PI2", ["failure"]),
+        ("virtio14", "SU1", ["skipped"]),
+        ("vfio-user", "order", ["error"]),
+        ("vfio-user", "argsz", ["error"]),
+    ]
+    assert suite[1][0].get("message") == "vendor id is ? <5000>"

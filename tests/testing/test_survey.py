@@ -1,0 +1,136 @@
+"""`vfiouser_virtio.testing.survey`: what a server shows, as it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import trio
+from support.conformance_target import serving
+
+from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
+from vfiouser_virtio.testing.conformance import Wire
+from vfiouser_virtio.testing.survey import Survey, survey
+from vfiouser_virtio.testing.survey_text import as_lspci, as_text
+from vfiouser_virtio.vfio_user import Server, listen_path
+
+
+async def look(wire: Wire) -> Survey:
+    async with wire.connect() as client:
+        return await survey(client)
+
+
+async def test_a_disk() -> None:
+    async with serving("blk") as wire:
+        found = await look(wire)
+    assert found.flags == ["RESET", "PCI"]
+    assert {(each.name, each.size) for each in found.regions if each.size} == {
+        ("BAR1", 0x1000),
+        ("BAR4", 0x4000),
+        ("CONFIG", 4096),
+    }
+    assert [(each.name, each.count) for each in found.irqs if each.count] == [("INTX", 1), ("MSIX", 2)]
+    assert "Invalid argument" in found.irqs[3].problem  # ERR
+    assert found.function is not None
+    assert (found.function.vendor, found.function.device) == (0x1AF4, 0x1042)
+    assert [(bar.index, bar.kind, bar.size) for bar in found.function.bars] == [
+        (1, "mem32", 0x1000),
+        (4, "mem64", 0x4000),
+    ]
+    assert found.names["device"] == "virtio blk"
+    assert "2 vectors, table at BAR1 0x0, pending bits at BAR1 0x800" in [each.detail for each in found.capabilities]
+    virtio = found.virtio
+    assert virtio is not None
+    assert [(each.cfg_type, each.offset, each.length) for each in virtio.structures[:4]] == [
+        (1, 0, 64),
+        (3, 0x1000, 1),
+        (4, 0x2000, 0x1000),
+        (2, 0x3000, 0x1000),
+    ]
+    assert {"FLUSH", "VERSION_1", "EVENT_IDX"} <= {feature.name for feature in virtio.features}
+    assert virtio.config["capacity"] == 2048
+    assert virtio.config["seg_max"] == 254
+    assert [(queue.name, queue.max_size) for queue in virtio.queues] == [("requestq1", 256)]
+
+
+async def test_other_types() -> None:
+    async with serving("console") as wire:
+        found = await look(wire)
+    assert found.virtio is not None
+    assert [queue.name for queue in found.virtio.queues] == ["receiveq0", "transmitq0"]
+    assert found.virtio.config["cols"] == 80
+    async with serving("rng", ids="2007") as wire:
+        found = await look(wire)
+    assert found.function is not None
+    assert found.function.vendor == 0x5000
+    assert found.names["vendor"] == "virtio, draft of 2007"
+
+
+async def test_it_leaves_no_trace() -> None:
+    async with serving("blk") as wire:
+        first, second = await look(wire), await look(wire)
+        async with wire.connect() as client:
+            assert await client.region_read(7, 0, 256) == first.config_space[:256]
+    assert first.as_dict() == second.as_dict()
+
+
+async def test_json_has_everything() -> None:
+    async with serving("blk") as wire:
+        found = await look(wire)
+    read = json.loads(json.dumps(found.as_dict()))
+    assert bytes.fromhex(read["config_space"]) == found.config_space
+    assert read["virtio"]["config"]["capacity"] == 2048
+    assert read["virtio"]["features"][0] == {"bit": 2, "name": "SEG_MAX"}
+    assert read["capabilities"][0]["detail"] == "virtio COMMON at BAR4 0x0+0x40"
+    assert read["function"]["bars"][1]["size"] == 0x4000
+
+
+async def test_text() -> None:
+    async with serving("blk") as wire:
+        lines = as_text(await look(wire)).splitlines()
+    for line in (
+        "PCI function 1af4:1042 (virtio blk)",
+        "  BAR4: 64-bit memory, prefetchable, 16 KiB",
+        "  capability 70 VNDR: virtio NOTIFY at BAR4 0x3000+0x1000, multiplier 4",
+        "virtio device type 2 (blk)",
+        "  feature 32 VERSION_1",
+        "  config capacity = 2048",
+        "  queue 0 requestq1: up to 256 entries, notify_off 0",
+    ):
+        assert line in lines
+    assert not [line for line in lines if "!" in line]
+
+
+async def test_lspci_format() -> None:
+    async with serving("rng") as wire:
+        lines = as_lspci(await look(wire)).splitlines()
+    assert lines[0].startswith("00:00.0 ")
+    assert lines[1] == "00: f4 1a 44 10 00 00 10 00 01 00 ff 00 00 00 00 00"
+    assert len(lines) == 1 + 256 + 1
+    assert lines[-2].startswith("ff0: 00 ")
+
+
+@pytest.mark.parametrize("with_bar", [False, True])
+async def test_a_function_that_is_not_virtio(with_bar: bool, nursery: trio.Nursery, tmp_path: Path) -> None:
+    function = PciFunction(Identity(0x1234, 0x5678, class_code=0xFF0000), interrupt_pin=0)
+    if with_bar:
+        function.add_bar(0, Bar(0x100, lambda _at, count: bytes(count), lambda _at, _data: None, BarKind.IO))
+    with listen_path(tmp_path / "s.sock") as listener:
+        nursery.start_soon(Server(function).serve, listener)
+        found = await look(Wire(tmp_path / "s.sock"))
+        nursery.cancel_scope.cancel()
+    assert found.virtio is None
+    text = as_text(found)
+    assert "PCI function 1234:5678" in text
+    assert "interrupt pin: none" in text
+    assert ("BAR0: I/O ports, 256 bytes" in text) is with_bar
+
+
+async def test_a_device_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    from support.faithful import answer_register, offer
+
+    offer(monkeypatch, 1 << 44)
+    answer_register(monkeypatch, "num_queues", lambda _cfg, _original: 0xFFFF)
+    async with serving("rng") as wire:
+        text = as_text(await look(wire))
+    assert "  feature 44 ! not defined" in text
+    assert "… and 64511 more queues" in text

@@ -1,0 +1,103 @@
+"""``conform``: check any vfio-user virtio server against the specifications."""
+
+import argparse
+import difflib
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_arguments
+from vfiouser_virtio.cli.exit_status import ExitStatus
+from vfiouser_virtio.cli.terminal import say
+from vfiouser_virtio.errors import ConfigError, PeerError
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.testing.conformance import Check, Result, Wire
+
+
+def add_parser(commands: SubParsers) -> None:
+    """The parser of this sub-command."""
+    parser = add_command(
+        commands,
+        "conform",
+        summary="check a server against the virtio and vfio-user specifications",
+        description="Connect to any vfio-user server that has a virtio device, as its client and as a guest, and "
+        "check what it does against the rules of virtio 1.4 and of vfio-user. The device is used and reset: a disk "
+        "is read, a console gets a line of text. docs/conformance.md lists the checks. The exit status is 0 when every "
+        "check passes or does not apply, and 1 otherwise.",
+        usage="[--only ID …] [--json] [--junit FILE] SOCKET",
+        examples="  vfiouser-virtio conform /run/x/blk0.sock\n"
+        "  vfiouser-virtio conform --only virtio14/RS1 --only 'vfio-user/*' /run/x/blk0.sock\n"
+        "  vfiouser-virtio conform --junit report.xml /run/x/blk0.sock\n"
+        "  vfiouser-virtio conform --list\n",
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="ID", help="only this check, or those that match: 'virtio14/UR*'"
+    )
+    parser.add_argument("--list", action="store_true", help="show the checks, and run none")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML, too, as CI systems read it")
+    parser.add_argument(
+        "--timeout", type=float, default=2.0, metavar="SECONDS", help="how long a reply may take (default: 2)"
+    )
+    parser.add_argument(
+        "--settle",
+        type=float,
+        default=0.05,
+        metavar="SECONDS",
+        help="how long to watch for what must not happen (default: 0.05)",
+    )
+    parser.add_argument("socket", nargs="?", metavar="SOCKET", help="where the server listens")
+    add_log_arguments(parser, log_level="error")
+    parser.set_defaults(execute=execute)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the checks. Raises ConfigError when nobody listens, or a check is not known."""
+    import trio
+
+    from vfiouser_virtio.testing.conformance import GOOD, Wire, as_json, as_junit, list_json, list_text, summary
+    from vfiouser_virtio.vfio_user import RemoteError
+
+    checks = _chosen(arguments.only)
+    if arguments.list:
+        say(list_json(checks) if arguments.json else list_text(checks))
+        return ExitStatus.OK
+    if arguments.socket is None:
+        raise ConfigError("conform: which SOCKET? (or --list)")
+    wire = Wire(arguments.socket, timeout=arguments.timeout, settle=arguments.settle)
+    try:
+        results = trio.run(_run, wire, checks, not arguments.json)
+    except (PeerError, RemoteError) as error:
+        raise ConfigError(f"{arguments.socket}: {error}") from error
+    say(as_json(arguments.socket, results) if arguments.json else summary(results))
+    if arguments.junit is not None:
+        try:
+            arguments.junit.write_text(as_junit(arguments.socket, results))
+        except OSError as error:
+            raise ConfigError(f"--junit: cannot write {arguments.junit}: {error.strerror}") from None
+    return ExitStatus.OK if all(result.verdict in GOOD for result in results) else ExitStatus.FAILED
+
+
+async def _run(wire: "Wire", checks: "list[Check]", shown: bool) -> "list[Result]":
+    from vfiouser_virtio.testing.conformance import run_checks, text_line
+
+    results = []
+    async for result in run_checks(wire, checks):
+        results.append(result)
+        if shown:
+            say(text_line(result))
+    return results
+
+
+def _chosen(patterns: list[str]) -> "list[Check]":
+    from vfiouser_virtio.testing.conformance import CHECKS
+
+    if not patterns:
+        return list(CHECKS.values())
+    for pattern in patterns:
+        if not any(fnmatchcase(check_id, pattern) for check_id in CHECKS):
+            near = difflib.get_close_matches(pattern, CHECKS, 1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else "; --list shows them all"
+            raise ConfigError(f"--only: there is no check {pattern!r}{hint}")
+    return [check for check_id, check in CHECKS.items() if any(fnmatchcase(check_id, pattern) for pattern in patterns)]

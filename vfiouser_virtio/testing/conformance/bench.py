@@ -1,0 +1,303 @@
+"""A device on the bench of one check: found, reset, and with its registers, queues and interrupts within reach.
+
+Everything goes through the vfio-user client. What a check does on purpose and a driver must not do is done here with
+bare register writes: nothing is corrected, nothing is checked but what the check looks at.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from vfiouser_virtio.guest.errors import DeviceBroken
+from vfiouser_virtio.guest.pci import PciFunctionInfo, enumerate_function, set_command, set_msix
+from vfiouser_virtio.guest.pci_structures import VirtioLayout, locate
+from vfiouser_virtio.protocols.pci import Command
+from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status
+from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, Isr
+from vfiouser_virtio.testing.conformance.exercises import EXERCISES, Exercise
+from vfiouser_virtio.testing.conformance.interrupt_counts import Interrupts
+from vfiouser_virtio.testing.conformance.packed_ring import PackedDriverRing
+from vfiouser_virtio.testing.conformance.placed import Placed, place_request
+from vfiouser_virtio.testing.conformance.split_ring import DriverRing
+from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable, expect, fail
+from vfiouser_virtio.testing.conformance.wire import Wire
+from vfiouser_virtio.vfio_user import Client, ClientOptions, PrivateMemory, SharedMemory
+
+MEMORY_SIZE = 1 << 20
+RING_SIZE = 16
+"""Entries of a ring where a check does not care."""
+
+DRIVER_OK = int(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK)
+FEATURES_OK = DRIVER_OK & ~int(Status.DRIVER_OK)
+_POLL = 0.0005  # seconds between two looks at memory or at a register
+# More vectors than these are not needed by any check, and every one is an eventfd and a task.
+_VECTORS = 4
+_FEATURE_WORDS = FEATURE_BITS // 32
+_TRANSITIONAL = range(0x1000, 0x1040)
+_BASE = 0x1040
+
+
+class Bench:
+    """See the module. ``offered`` are the device's feature bits; ``exercise`` is None for a type that has none."""
+
+    def __init__(self, wire: Wire, client: Client, memory: SharedMemory | PrivateMemory, info: PciFunctionInfo) -> None:
+        self.wire = wire
+        self.client = client
+        self.memory = memory
+        self.info = info
+        self.layout: VirtioLayout = locate(info)
+        self.device_type = _device_type(info)
+        self._exercise = EXERCISES.get(self.device_type)
+        self.offered = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, wire: Wire, *, options: ClientOptions | None = None, private: bool = False
+    ) -> AsyncIterator["Bench"]:
+        """Connect, find the device, reset it; reset it again in the end, if that still goes.
+
+        ``private``: with memory that the server cannot map.
+        """
+        with (PrivateMemory if private else SharedMemory)(MEMORY_SIZE) as memory:
+            async with wire.connect(options, [memory]) as client:
+                try:
+                    bench = cls(wire, client, memory, await enumerate_function(client))
+                    await bench.enable_function()
+                    await bench.reset()
+                    bench.offered = await bench.read_offered()
+                except DeviceBroken as error:
+                    raise Failed(f"no virtio device was found: {error}") from None
+                yield bench
+                if client.alive:
+                    await bench.set("device_status", 0)
+                    await client.device_reset()
+
+    @property
+    def exercise(self) -> Exercise | None:
+        """What to ask the device for; None for an unknown type."""
+        return self._exercise
+
+    @property
+    def queue(self) -> int:
+        """The queue that the exercise uses; 0 where there is none."""
+        return 0 if self._exercise is None else self._exercise.queue
+
+    async def enable_function(self) -> None:
+        """Memory accesses and bus mastering on, MSI-X off: whoever was here before may have left it on."""
+        await set_command(self.client, set=Command.MEMORY | Command.MASTER, clear=Command.INTX_DISABLE)
+        if self.info.msix is not None:
+            await set_msix(self.client, self.info.msix, enable=False)
+
+    # ---- registers -----------------------------------------------------------------------------------------------
+
+    async def read(self, offset: int, size: int) -> int:
+        """Any bytes of the common configuration."""
+        common = self.layout.common
+        return await self.client.bar_read(common.bar, common.offset + offset, size)
+
+    async def write(self, offset: int, size: int, value: int) -> None:
+        """Any bytes of the common configuration."""
+        common = self.layout.common
+        await self.client.bar_write(common.bar, common.offset + offset, size, value)
+
+    async def get(self, name: str) -> int:
+        """A field of the common configuration; one of 64 bits as two halves (4.1.3.1)."""
+        offset, size = COMMON_CFG_OFFSETS[name]
+        if size == 8:
+            return await self.read(offset, 4) | await self.read(offset + 4, 4) << 32
+        return await self.read(offset, size)
+
+    async def set(self, name: str, value: int) -> None:
+        """As `get`."""
+        offset, size = COMMON_CFG_OFFSETS[name]
+        if size == 8:
+            await self.write(offset, 4, value & 0xFFFF_FFFF)
+            await self.write(offset + 4, 4, value >> 32)
+        else:
+            await self.write(offset, size, value)
+
+    async def isr(self) -> int:
+        """ISR status; reading clears it."""
+        isr = self.layout.isr
+        return await self.client.bar_read(isr.bar, isr.offset, 1)
+
+    async def wait_isr(self, bit: Isr) -> int:
+        """Poll ISR status until it has shown a bit, or time is over; returns all bits that it has shown."""
+        seen = 0
+        with trio.move_on_after(self.wire.timeout):
+            while not seen & bit:
+                seen |= await self.isr()
+        return seen
+
+    async def config(self, size: int) -> bytes:
+        """The first bytes of the device-specific configuration."""
+        device = self.layout.device
+        assert device is not None
+        return await self.client.region_read(device.bar, device.offset, min(size, device.length))
+
+    async def select(self, queue: int) -> None:
+        """queue_select."""
+        await self.set("queue_select", queue)
+
+    async def kick(self, queue: int | None = None) -> None:
+        """The available buffer notification, of the exercise's queue by default."""
+        queue = self.queue if queue is None else queue
+        await self.select(queue)
+        notify = self.layout.notify
+        at = notify.offset + await self.get("queue_notify_off") * notify.multiplier
+        await self.client.bar_write(notify.bar, at, 2, queue)
+
+    # ---- the steps of a driver -----------------------------------------------------------------------------------
+
+    async def until(self, reached: Callable[[], Awaitable[bool]], otherwise: str) -> None:
+        """Poll a condition; raises Failed when the server's time is over."""
+        with trio.move_on_after(self.wire.timeout):
+            while not await reached():  # noqa: ASYNC110 - nothing else tells when memory of ours changes
+                await trio.sleep(_POLL)
+            return
+        fail(f"{otherwise} (waited {self.wire.timeout:g} s)")
+
+    async def reset(self) -> None:
+        """Write status 0 and wait until it reads as 0."""
+        await self.set("device_status", 0)
+
+        async def zero() -> bool:
+            return await self.get("device_status") == 0
+
+        await self.until(zero, "device_status does not become 0 after 0 was written")
+
+    async def read_offered(self) -> int:
+        """All feature bits that the device offers."""
+        offered = 0
+        for word in range(_FEATURE_WORDS):
+            await self.set("device_feature_select", word)
+            offered |= await self.get("device_feature") << 32 * word
+        return offered
+
+    async def write_accepted(self, features: int) -> None:
+        """Accept features: what `negotiate` does without the status."""
+        for word in range(_FEATURE_WORDS):
+            if word < 2 or features >> 32 * word or self.offered >> 32 * word:
+                await self.set("driver_feature_select", word)
+                await self.set("driver_feature", features >> 32 * word & 0xFFFF_FFFF)
+
+    @property
+    def minimum(self) -> int:
+        """The features that no driver can do without here."""
+        return self.offered & (Feature.VERSION_1.mask | Feature.ACCESS_PLATFORM.mask)
+
+    async def try_features(self, features: int) -> bool:
+        """From a device that was reset to FEATURES_OK; whether that bit stays."""
+        await self.set("device_status", int(Status.ACKNOWLEDGE))
+        await self.set("device_status", int(Status.ACKNOWLEDGE | Status.DRIVER))
+        await self.write_accepted(features)
+        await self.set("device_status", FEATURES_OK)
+        return bool(await self.get("device_status") & Status.FEATURES_OK)
+
+    async def negotiate(self, *extra: Feature) -> None:
+        """Reset, and accept the minimum and what the check needs. Raises Failed when the device refuses."""
+        await self.reset()
+        features = self.minimum | sum(feature.mask for feature in extra)
+        if not await self.try_features(features):
+            fail(f"FEATURES_OK does not stay for the features {features:#x} of the {self.offered:#x} offered")
+
+    async def new_ring(self, queue: int | None = None, *, vector: int = NO_VECTOR, size: int = RING_SIZE) -> DriverRing:
+        """Set up and enable a queue, by default the exercise's, with at most this size."""
+        queue = self.queue if queue is None else queue
+        await self.select(queue)
+        largest = await self.get("queue_size")
+        expect(largest > 0, f"queue {queue:#x} has queue_size 0, so it does not exist")
+        ring = DriverRing(self.memory, min(size, largest))
+        await self.place(ring, queue, vector=vector)
+        return ring
+
+    async def place(
+        self, ring: DriverRing | PackedDriverRing, queue: int | None = None, *, vector: int = NO_VECTOR
+    ) -> None:
+        """Tell the device where a ring is, and enable it."""
+        await self.select(self.queue if queue is None else queue)
+        await self.set("queue_size", ring.size)
+        await self.set("queue_msix_vector", vector)
+        for name, address in zip(("queue_desc", "queue_driver", "queue_device"), ring.addresses, strict=True):
+            await self.set(name, address)
+        await self.set("queue_enable", 1)
+
+    async def driver_ok(self) -> None:
+        """The last step."""
+        await self.set("device_status", DRIVER_OK)
+
+    async def start(self, *extra: Feature, vector: int = NO_VECTOR, size: int = RING_SIZE) -> DriverRing:
+        """All steps with the minimum of features and these; returns the ring of the exercise's queue."""
+        await self.negotiate(*extra)
+        for queue in range(self.queue):  # the others are empty
+            await self.new_ring(queue)
+        ring = await self.new_ring(vector=vector, size=size)
+        await self.driver_ok()
+        return ring
+
+    # ---- requests ------------------------------------------------------------------------------------------------
+
+    def request(self, *, pieces: int = 1, canary: int = 0xA5) -> Placed:
+        """The exercise in memory of its own, each part cut into up to this many pieces; ``canary`` fills what is free.
+
+        Raises NotApplicable for a device that has no exercise.
+        """
+        exercise = self.exercise
+        if exercise is None:
+            raise NotApplicable("there is no exercise for this type")
+        return place_request(self.memory, exercise, pieces=pieces, canary=canary)
+
+    def chain(self, ring: DriverRing, placed: Placed, first: int = 0) -> int:
+        """Describe a request with consecutive descriptors from ``first`` on; returns that, the head."""
+        for number, descriptor in enumerate(placed.chain(first), first):
+            ring.describe(number, descriptor)
+        return first
+
+    async def wait_used(self, ring: DriverRing, idx: int) -> None:
+        """Wait until used.idx is ``idx``. Raises Failed."""
+
+        async def there() -> bool:
+            return ring.used_idx == idx & 0xFFFF
+
+        await self.until(there, f"used.idx is not {idx:#x}: the device has not used a buffer that is available")
+
+    async def serve(self, ring: DriverRing, placed: Placed | None = None) -> tuple[Placed, int, int]:
+        """One request from beginning to end: (request, used id, used length). Raises Failed."""
+        placed = placed or self.request()
+        head = self.chain(ring, placed)
+        before = ring.used_idx
+        ring.offer(head)
+        await self.kick()
+        await self.wait_used(ring, before + 1)
+        used_id, used_len = ring.used_element(before)
+        complaint = placed.complaint(used_len)
+        expect(not complaint, complaint)
+        return placed, used_id, used_len
+
+    async def quiet(self) -> None:
+        """Long enough for what must not happen."""
+        await trio.sleep(self.wire.settle)
+
+    # ---- interrupts ----------------------------------------------------------------------------------------------
+
+    async def use_msix(self) -> Interrupts:
+        """Connect the first vectors and enable MSI-X."""
+        msix = self.info.msix
+        assert msix is not None
+        interrupts = Interrupts([0] * min(msix.vectors, _VECTORS), self.wire.timeout)
+        await self.client.connect_msix([interrupts.handler(vector) for vector in range(len(interrupts.counts))])
+        await set_msix(self.client, msix, enable=True)
+        return interrupts
+
+    async def use_intx(self) -> Interrupts:
+        """Connect INTx; MSI-X is off."""
+        interrupts = Interrupts([0], self.wire.timeout)
+        await self.client.connect_intx(interrupts.handler(0))
+        return interrupts
+
+
+def _device_type(info: PciFunctionInfo) -> int:
+    """Transitional functions have their type in the subsystem id (4.1.2.3)."""
+    return info.subsystem if info.device in _TRANSITIONAL else info.device - _BASE

@@ -1,0 +1,49 @@
+"""docs/conformance.md, made from the checks themselves."""
+
+from vfiouser_virtio.testing.conformance.checks import CHECKS, Check
+from vfiouser_virtio.testing.conformance.not_checked import IN_PART, NOT_CHECKED
+
+_INTRODUCTION = """\
+# What `vfiouser-virtio conform` checks
+
+This page is printed by `python -m vfiouser_virtio.testing.conformance`; do not edit it.
+
+```sh
+vfiouser-virtio conform /run/x/blk0.sock
+vfiouser-virtio conform --only virtio14/RS1 --only 'vfio-user/*' /run/x/blk0.sock
+vfiouser-virtio conform --junit report.xml /run/x/blk0.sock
+```
+
+It connects to any vfio-user server as a client and drives the device as a guest's driver would, and as none should.
+Each check has a connection of its own. Its verdict is *pass*, *fail*, *not applicable* (the device does not have what
+the rule is about) or *broke the server*: it closed the connection or stopped answering. After that the run goes on if
+the server comes back; what cannot be run any more is *not run*. The exit status is 0 if every verdict is *pass* or
+*not applicable*, and 1 otherwise.
+
+Rings are exercised with a harmless request: 64 bytes of an entropy device, sector 0 of a disk, a line of text for a
+console. For other device types the checks that need one are not applicable.
+
+`virtio14/…` are rules of virtio 1.4, `vfio-user/…` those of the vfio-user protocol, and `qemu/…` what QEMU's client
+demands beyond it.
+"""
+
+
+def document() -> str:
+    """The whole page."""
+    lines = [_INTRODUCTION]
+    groups: dict[str, list[Check]] = {}
+    for check in CHECKS.values():
+        groups.setdefault(check.id.partition("/")[0], []).append(check)
+    for group, checks in groups.items():
+        lines += [f"## {group}", "", "| id | | rule | section | how it is observed | needs |", "|---" * 6 + "|"]
+        lines += [_row(check) for check in checks]
+        lines.append("")
+    for title, reasons in (("What is not checked", NOT_CHECKED), ("What is checked in part", IN_PART)):
+        lines += [f"## {title}", "", *(f"- `{check_id}`: {why}" for check_id, why in reasons.items()), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(check: Check) -> str:
+    name = check.id.partition("/")[2]
+    needs = ", ".join(need.text for need in check.needs)
+    return f"| `{name}` | {check.keyword} | {check.rule} | {check.section} | {check.observe} | {needs} |"

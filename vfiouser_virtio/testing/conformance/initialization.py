@@ -1,0 +1,255 @@
+"""Device status and feature bits (virtio 1.4, 2.1, 2.2 and 6), device reset (2.4), configuration (2.5)."""
+
+from vfiouser_virtio.guest.device_types import DEVICE_TYPES
+from vfiouser_virtio.protocols.virtio import blk
+from vfiouser_virtio.protocols.virtio.features import Feature, Status, is_device_type_bit
+from vfiouser_virtio.protocols.virtio.ids import DeviceId
+from vfiouser_virtio.protocols.virtio.pci import CfgType, Isr
+from vfiouser_virtio.testing.conformance.bench import DRIVER_OK, Bench
+from vfiouser_virtio.testing.conformance.checks import CONFIG, EXERCISE, SHOULD, check, offers
+from vfiouser_virtio.testing.conformance.verdicts import expect
+
+_EXTENDED_CONFIG = 0x100
+_EXT_CAP_SRIOV = 0x10
+# With NOTIFY_ON_EMPTY and ANY_LAYOUT, which a transitional device may still offer (6.3).
+_RESERVED = frozenset(feature.value for feature in Feature)
+# bit -> bits of which one must be offered with it (2.2.1, 5.2.3.1).
+_PREREQUISITES: dict[int, dict[int, tuple[int, ...]]] = {
+    DeviceId.BLOCK: {blk.Feature.CONFIG_WCE: (blk.Feature.FLUSH,)},
+}
+_PREREQUISITES_OF_ALL: dict[int, tuple[int, ...]] = {Feature.NOTIF_CONFIG_DATA: (Feature.NOTIFICATION_DATA,)}
+
+
+def _prerequisites(bench: Bench) -> dict[int, tuple[int, ...]]:
+    return _PREREQUISITES_OF_ALL | _PREREQUISITES.get(bench.device_type, {})
+
+
+def _bits(features: int) -> list[int]:
+    return [bit for bit in range(features.bit_length()) if features >> bit & 1]
+
+
+@check(
+    "virtio14/ST1",
+    section="Device Status Field",
+    observe="make a buffer available and notify before DRIVER_OK, watch used.idx and ISR status; then set DRIVER_OK",
+    needs=(EXERCISE,),
+)
+async def st1(bench: Bench) -> None:
+    """Before DRIVER_OK the device consumes no buffers and sends no used buffer notifications."""
+    await bench.negotiate()
+    for queue in range(bench.queue):
+        await bench.new_ring(queue)
+    ring = await bench.new_ring()
+    await bench.isr()
+    ring.offer(bench.chain(ring, bench.request()))
+    await bench.kick()
+    await bench.quiet()
+    expect(ring.used_idx == 0, f"used.idx is {ring.used_idx:#x} before DRIVER_OK")
+    seen = await bench.isr()
+    expect(not seen & Isr.QUEUE, f"ISR status is {seen:#x} before DRIVER_OK")
+    await bench.driver_ok()
+    await bench.kick()
+    await bench.wait_used(ring, 1)
+
+
+@check(
+    "virtio14/ST2",
+    section="Device Status Field",
+    keyword=SHOULD,
+    observe="make a descriptor index beyond the queue available; NEEDS_RESET, then bit 1 of ISR status (MUST)",
+    needs=(EXERCISE,),
+)
+async def st2(bench: Bench) -> None:
+    """On an error that it cannot recover from the device sets NEEDS_RESET, and tells the driver if that is running."""
+    ring = await bench.start()
+    await bench.isr()
+    ring.offer(0xFFFF)
+    await bench.kick()
+
+    async def needs_reset() -> bool:
+        return bool(await bench.get("device_status") & Status.NEEDS_RESET)
+
+    await bench.until(needs_reset, "descriptor 0xffff was made available, NEEDS_RESET is not set")
+    seen = await bench.wait_isr(Isr.CONFIG)
+    expect(bool(seen & Isr.CONFIG), f"NEEDS_RESET without a configuration change notification: ISR status {seen:#x}")
+
+
+@check(
+    "virtio14/FB1",
+    section="Feature Bits",
+    observe="all offered bits against those that are defined, and their prerequisites",
+)
+async def fb1(bench: Bench) -> None:
+    """No bit is offered that nothing defines, or without the bits that it requires."""
+    known = DEVICE_TYPES.get(bench.device_type)
+    own = None
+    if known is not None:
+        own = frozenset(feature.value for feature in known.features) if known.features is not None else frozenset[int]()
+    for bit in _bits(bench.offered):
+        if is_device_type_bit(bit):
+            expect(own is None or bit in own, f"bit {bit} is offered, which this device type does not define")
+        else:
+            expect(bit in _RESERVED, f"reserved bit {bit} is offered")
+        required = _prerequisites(bench).get(bit, ())
+        met = not required or any(bench.offered >> other & 1 for other in required)
+        expect(met, f"bit {bit} is offered without bit {' or '.join(map(str, required))}, which it requires")
+
+
+@check(
+    "virtio14/FB2",
+    section="Feature Bits",
+    keyword=SHOULD,
+    observe="FEATURES_OK for the least set, all that is offered, all but one each, and for one that is not offered",
+)
+async def fb2(bench: Bench) -> None:
+    """The device accepts any valid subset of what it offers, and refuses FEATURES_OK for anything else."""
+    offered, least = bench.offered, bench.minimum
+    subsets = [least, offered]
+    needed = {bit for required in _prerequisites(bench).values() for bit in required}
+    subsets += [offered & ~(1 << bit) for bit in _bits(offered & ~least) if bit not in needed]
+    for features in subsets:
+        await bench.reset()
+        expect(await bench.try_features(features), f"FEATURES_OK is refused for {features:#x} of {offered:#x}")
+    alien = next(bit for bit in range(64) if not offered >> bit & 1)
+    await bench.reset()
+    accepted = await bench.try_features(least | 1 << alien)
+    expect(not accepted, f"FEATURES_OK stays although bit {alien}, which is not offered, was accepted")
+
+
+@check("virtio14/FB3", section="Feature Bits", keyword=SHOULD, observe="negotiate the same set three times")
+async def fb3(bench: Bench) -> None:
+    """A set of features that was negotiated once can be negotiated again after a reset."""
+    for time in ("first", "second", "third"):
+        await bench.reset()
+        features = bench.offered if time != "second" else bench.minimum
+        again = await bench.read_offered()
+        expect(again == bench.offered, f"{bench.offered:#x} was offered before the reset, {again:#x} after it")
+        expect(await bench.try_features(features), f"features {features:#x} are refused the {time} time")
+        await bench.set("device_status", DRIVER_OK)
+
+
+@check("virtio14/RB1", section="Reserved Feature Bits", observe="bit 32 of the offered features")
+async def rb1(bench: Bench) -> None:
+    """The device offers VERSION_1."""
+    expect(bool(bench.offered & Feature.VERSION_1.mask), f"offered are {bench.offered:#x}, without bit 32")
+
+
+@check(
+    "virtio14/RB2",
+    section="Reserved Feature Bits",
+    observe="make eight buffers available at once, compare the order of the used ring",
+    needs=(EXERCISE, offers(Feature.IN_ORDER)),
+)
+async def rb2(bench: Bench) -> None:
+    """With IN_ORDER buffers are used in the order in which they were made available."""
+    ring = await bench.start(Feature.IN_ORDER)
+    heads: list[int] = []
+    first = 0
+    while len(heads) < 8:
+        placed = bench.request()
+        if first + len(placed.segments) > ring.size:
+            break
+        heads.append(bench.chain(ring, placed, first))
+        first += len(placed.segments)
+    ring.offer(*heads)
+    await bench.kick()
+    await bench.wait_used(ring, len(heads))
+    # A batch may be shown as its last buffer alone (2.7.9): then the other elements are not written.
+    seen = [ring.used_element(index)[0] for index in range(len(heads))]
+    written = [head for head in seen if head in heads]
+    expect(written == sorted(written) and written[-1:] == heads[-1:], f"made available {heads}, used {seen}")
+
+
+@check(
+    "virtio14/RB3",
+    section="Reserved Feature Bits",
+    observe="the extended capabilities of config space",
+    needs=(offers(Feature.SR_IOV),),
+)
+async def rb3(bench: Bench) -> None:
+    """SR_IOV is only offered by a function that has the SR-IOV capability."""
+    expect((await bench.client.region_info(7)).size > _EXTENDED_CONFIG, "SR_IOV without extended config space")
+    at, seen = _EXTENDED_CONFIG, set[int]()
+    while at and at not in seen:
+        seen.add(at)
+        header = await bench.client.config_read(at, 4)
+        if header & 0xFFFF == _EXT_CAP_SRIOV:
+            return
+        at = header >> 20
+    expect(False, "SR_IOV is offered, but there is no SR-IOV capability")
+
+
+@check(
+    "virtio14/RS1",
+    section="Device Reset",
+    observe="write 0 while a queue is live and a buffer is under way, poll until it reads 0",
+    needs=(EXERCISE,),
+)
+async def rs1(bench: Bench) -> None:
+    """A reset sets device_status to 0, whatever the device is doing."""
+    ring = await bench.start()
+    ring.offer(bench.chain(ring, bench.request()))
+    await bench.kick()
+    await bench.reset()
+    for name in ("device_status", "queue_enable"):
+        await bench.select(bench.queue)
+        seen = await bench.get(name)
+        expect(seen == 0, f"{name} is {seen:#x} after the reset")
+
+
+@check(
+    "virtio14/RS2",
+    section="Device Reset",
+    observe="reset, make a buffer available in the old ring, notify; watch used.idx, the buffer and ISR status",
+    needs=(EXERCISE,),
+)
+async def rs2(bench: Bench) -> None:
+    """After the reset, and before it is initialised again, a device touches no queue and sends no notification."""
+    ring = await bench.start()
+    await bench.serve(ring)
+    await bench.reset()
+    await bench.isr()
+    placed = bench.request()
+    before = bytes(placed.writable)
+    ring.offer(bench.chain(ring, placed))
+    await bench.kick()
+    await bench.quiet()
+    expect(ring.used_idx == 1, f"used.idx became {ring.used_idx:#x} after the reset")
+    expect(bytes(placed.writable) == before, "a buffer was written after the reset")
+    seen = await bench.isr()
+    expect(seen == 0, f"ISR status is {seen:#x} after the reset")
+
+
+@check(
+    "virtio14/CF1",
+    section="Device Configuration Space",
+    observe="read it after the reset, with ACKNOWLEDGE and DRIVER, and after DRIVER_OK with all features",
+    needs=(CONFIG,),
+)
+async def cf1(bench: Bench) -> None:
+    """Configuration fields of offered features can be read before FEATURES_OK."""
+    known = DEVICE_TYPES.get(bench.device_type)
+    size = known.config.sizeof() if known is not None and known.config is not None else 64
+    fresh = await bench.config(size)
+    await bench.set("device_status", int(Status.ACKNOWLEDGE | Status.DRIVER))
+    early = await bench.config(size)
+    await bench.reset()
+    if await bench.try_features(bench.offered):
+        late = await bench.config(size)
+        for when, data in (("after the reset", fresh), ("with DRIVER", early)):
+            expect(data == late, f"{when} it is {data.hex(' ')}, after FEATURES_OK {late.hex(' ')}")
+
+
+@check(
+    "virtio14/DC1",
+    section="Device-specific configuration",
+    observe="the capabilities of type DEVICE_CFG",
+)
+async def dc1(bench: Bench) -> None:
+    """A device type that has configuration shows it, at an offset that is a multiple of 4."""
+    known = DEVICE_TYPES.get(bench.device_type)
+    structure = bench.layout.device
+    if structure is not None:
+        expect(not structure.offset % 4, f"{structure}: the offset is no multiple of 4")
+    elif known is not None and known.config is not None:
+        expect(False, f"a {known.name} device has configuration, but no {CfgType.DEVICE.name} structure")

@@ -1,0 +1,59 @@
+"""An exercise in memory that the device can reach, cut as a check likes."""
+
+from dataclasses import dataclass
+
+from vfiouser_virtio.guest.ports import DmaMemory
+from vfiouser_virtio.protocols.virtio.ring import DescFlags
+from vfiouser_virtio.testing.conformance.exercises import Exercise
+from vfiouser_virtio.testing.conformance.split_ring import Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A request in memory, and the descriptors that describe it, not linked yet: (address, length, writable)."""
+
+    exercise: Exercise
+    segments: tuple[tuple[int, int, bool], ...]
+    readable: memoryview
+    writable: memoryview
+
+    def complaint(self, used_len: int) -> str:
+        """What is wrong with the device's answer; empty if nothing is."""
+        return self.exercise.complaint(bytes(self.writable), used_len)
+
+    def chain(self, first: int) -> list[Descriptor]:
+        """Descriptors of a split ring that are linked one to the next, beginning with number ``first``."""
+        last = len(self.segments) - 1
+        return [
+            (
+                address,
+                length,
+                int(DescFlags.WRITE) * is_writable | int(DescFlags.NEXT) * (number < last),
+                first + number + 1 if number < last else 0,
+            )
+            for number, (address, length, is_writable) in enumerate(self.segments)
+        ]
+
+
+def place_request(memory: DmaMemory, exercise: Exercise, *, pieces: int, canary: int) -> Placed:
+    """Each part of the request in a buffer of its own, described in up to ``pieces`` segments.
+
+    ``canary`` fills what the device is to write.
+    """
+    segments: list[tuple[int, int, bool]] = []
+    views: list[memoryview] = []
+    for data, is_writable in ((exercise.readable, False), (bytes([canary]) * exercise.writable, True)):
+        if not data:
+            views.append(memoryview(b""))
+            continue
+        buffer = memory.alloc(len(data))
+        buffer.view[:] = data
+        views.append(buffer.view)
+        segments += [(buffer.address + at, length, is_writable) for at, length in _cut(len(data), pieces)]
+    return Placed(exercise, tuple(segments), views[0], views[1])
+
+
+def _cut(size: int, pieces: int) -> list[tuple[int, int]]:
+    """(offset, length) of up to ``pieces`` parts: the first ones have one byte each, the last has the rest."""
+    count = min(size, pieces)
+    return [(at, 1) for at in range(count - 1)] + [(count - 1, size - count + 1)]

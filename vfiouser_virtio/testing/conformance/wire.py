@@ -1,0 +1,30 @@
+"""The server under test, and how patient to be with it."""
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from vfiouser_virtio.vfio_user import Client, ClientOptions, PrivateMemory, SharedMemory, connect
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """Where the server is."""
+
+    path: str | os.PathLike[str]
+    timeout: float = 2.0
+    """Seconds for a reply, a used buffer, the end of a reset."""
+    settle: float = 0.05
+    """Seconds in which what must not happen would have happened."""
+
+    @asynccontextmanager
+    async def connect(
+        self,
+        options: ClientOptions | None = None,
+        memory: Sequence[SharedMemory | PrivateMemory] = (),
+    ) -> AsyncIterator[Client]:
+        """One more client of the server, by default with the newest VERSION."""
+        options = replace(options or ClientOptions(), timeout=self.timeout)
+        async with connect(self.path, options=options, memory=memory) as client:
+            yield client
