@@ -22,6 +22,8 @@ from vfiouser_virtio.testing.fuzz.run import KINDS
 from vfiouser_virtio.testing.fuzz.targets import Echo
 from vfiouser_virtio.virtio import Chain, Queue
 
+pytestmark = pytest.mark.slow
+
 CORPUS = sorted(Path(__file__).with_name("corpus").glob("*.json"))
 # Cases of each kind, in a few seconds each; another seed than yesterday's finds more than more of the same.
 CASES = 40

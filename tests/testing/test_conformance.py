@@ -33,6 +33,8 @@ from vfiouser_virtio.testing.conformance import (
 from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable
 from vfiouser_virtio.transports.identity import Style
 
+pytestmark = pytest.mark.slow
+
 TOP = Path(__file__).parents[2]
 # The checklist of transport and ring rules (virtio 1.4).
 ROWS = [

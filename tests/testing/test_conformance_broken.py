@@ -11,6 +11,8 @@ from support.faithful import FAITHFUL
 
 from vfiouser_virtio.testing.conformance import CHECKS, Verdict, run_check
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:

@@ -221,7 +221,7 @@ print([name for name in os.environ if name.startswith("LISTEN_")], from_systemd(
 @pytest.mark.parametrize(
     "environ",
     [{}, {"LISTEN_FDS": "1"}, {"LISTEN_FDS": "1", "LISTEN_PID": "1"}, {"LISTEN_PID": str(os.getpid())}],
-    ids=str,
+    ids=["nothing", "no pid", "another process's", "no fds"],
 )
 def test_no_systemd(environ: dict[str, str]) -> None:
     assert from_systemd(environ) == []
