@@ -95,8 +95,8 @@ async def test_root_file_system_on_a_disk(qemu: vm.Qemu, guest_image: vm.GuestIm
         extra_args=["-drive", f"if=none,id=disk,file={disk},format=raw"],
     ) as guest:
         assert "/dev/vda on / type ext4 (rw" in (await guest.run("mount")).output
-        await guest.run("echo kept >/root/note", check=True)
+        await guest.run("echo kept >/note", check=True)
         await guest.reboot()
-        assert (await guest.run("cat /root/note")).output == "kept\n"
+        assert (await guest.run("cat /note")).output == "kept\n"
         await guest.poweroff()
     await trio.run_process([*vm.host_tool("e2fsck"), "-fn", str(disk)], capture_stdout=True, capture_stderr=True)
