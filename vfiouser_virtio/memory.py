@@ -13,7 +13,6 @@ process nor keep the client's memory alive. That a range is mapped at all is che
 """
 
 import bisect
-import ctypes
 import errno
 import logging
 import mmap
@@ -24,21 +23,12 @@ from dataclasses import dataclass, field
 from vfiouser_virtio import fds
 from vfiouser_virtio.errors import PeerError, Unmapped
 from vfiouser_virtio.function import MAX_DMA_MAPS, Buffer, Client, Hold
+from vfiouser_virtio.window import PAGE, Window
 
 logger = logging.getLogger(__name__)
 
 # 256 GiB: more RAM than the guests that this is for, and a hundred such windows fit into a process (2^47 bytes).
 WINDOW_SIZE = 1 << 38
-_PAGE = mmap.PAGESIZE
-# linux/mman.h; Python 3.11's mmap module lacks both.
-_MAP_NORESERVE = 0x4000
-_MAP_FIXED = 0x10
-_MAP_FAILED = ctypes.c_void_p(-1).value
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap = _libc.mmap
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 
 
 class NeedsMessages(Exception):  # noqa: N818 - not an error: it tells a synchronous look-up's caller what to fetch
@@ -50,32 +40,6 @@ class NeedsMessages(Exception):  # noqa: N818 - not an error: it tells a synchro
         self.length = length
 
 
-class _Window:
-    """An anonymous NORESERVE mapping into which files are mapped. Freed when the last view of it is gone."""
-
-    def __init__(self, size: int, align: int = _PAGE) -> None:
-        # hugetlb files want addresses aligned to their page size: take more and start at the first such address.
-        slack = align if align > _PAGE else 0
-        self._memory = mmap.mmap(-1, size + slack, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        skip = -start % align
-        self._base = start + skip
-        self.view = memoryview(self._memory)[skip : skip + size]
-        self.readonly_view = self.view.toreadonly()
-
-    def map(self, start: int, size: int, protection: int, fd: int, offset: int) -> None:
-        self._map_fixed(start, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
-
-    def cover(self, start: int, size: int) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
-        self._map_fixed(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
-
-    def _map_fixed(self, start: int, size: int, protection: int, flags: int, fd: int, offset: int) -> None:
-        if _mmap(self._base + start, size, protection, flags, fd, offset) == _MAP_FAILED:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-
-
 @dataclass(slots=True, eq=False)
 class Region:
     """One DMA mapping. ``window`` is None where the memory can only be reached by messages."""
@@ -84,7 +48,7 @@ class Region:
     end: int
     readable: bool
     writable: bool
-    window: _Window | None = None
+    window: Window | None = None
     origin: int = 0  # DMA address that is byte 0 of the window
     mapped: tuple[int, int] = (0, 0)  # what was mapped into the window: start and size, whole pages
 
@@ -114,7 +78,7 @@ class GuestMemory:
         self._regions: list[Region] = []
         self._starts: list[int] = []
         self._last = Region(0, 0, False, False)
-        self._window: _Window | None = None
+        self._window: Window | None = None
         self._window_refused = False
         self._pins: set[Pin] = set()
         self._warned: set[str] = set()
@@ -304,8 +268,8 @@ class GuestMemory:
             raise PeerError(
                 f"{what}: offset {offset:#x} + size is beyond the file's {file_size:#x} bytes", errno.EINVAL
             )
-        if (region.address | offset | size) % _PAGE:
-            raise PeerError(f"{what} at offset {offset:#x}: not aligned to pages of {_PAGE:#x}", errno.EINVAL)
+        if (region.address | offset | size) % PAGE:
+            raise PeerError(f"{what} at offset {offset:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL)
         if not fds.protect_from_shrinking(fd):
             self._warn_once("shrink", "%s: the file can be truncated under us, which would kill this server", what)
         # Write access alone does not exist on x86 or arm: PROT_WRITE pages can be read.
@@ -321,7 +285,7 @@ class GuestMemory:
             return False
         try:
             if self._window is None:
-                self._window = _Window(WINDOW_SIZE)
+                self._window = Window(WINDOW_SIZE)
             self._window.map(region.address, region.end - region.address, protection, fd, offset)
         except OSError as error:
             # No window: address space is limited (ulimit -v, strict overcommit). No mapping: a hugetlb file.
@@ -335,10 +299,10 @@ class GuestMemory:
 
     def _map_apart(self, region: Region, protection: int, fd: int, offset: int) -> None:
         # st_blksize of a hugetlbfs file is its page size, and so the granularity of offset and size.
-        align = max(os.fstat(fd).st_blksize, _PAGE)
+        align = max(os.fstat(fd).st_blksize, PAGE)
         skip = offset % align
         size = -(-(region.end - region.address + skip) // align) * align
-        window = _Window(size, align)
+        window = Window(size, align)
         try:
             window.map(0, size, protection, fd, offset - skip)
         except OSError:

@@ -44,7 +44,7 @@ trio.run(main)
 
 
 def start(stdin: int, stdout: int, **options: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", ECHO], stdin=stdin, stdout=stdout, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen([sys.executable, "-c", ECHO], stdin=stdin, stdout=stdout, **options)
 
 
 def read_until(fd: int, end: bytes) -> bytes:

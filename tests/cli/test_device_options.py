@@ -25,7 +25,7 @@ class Toy(Device):
         num_queues: Annotated[int, "how many"] = 1,
         size: Size = SECTOR,
         readonly: bool = False,
-        greeting="hello",  # type: ignore[no-untyped-def]
+        greeting="hello",
         backend: object = None,
     ) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def test_a_parameter_that_nobody_can_give() -> None:
 
 def test_an_annotation_that_names_nothing() -> None:
     class Wrong(Device):
-        def __init__(self, size: "Sise") -> None:  # type: ignore[name-defined]  # noqa: F821 - that is the mistake
+        def __init__(self, size: "Sise") -> None:  # noqa: F821 - that is the mistake
             super().__init__()
 
     with pytest.raises(ConfigError, match=r"Wrong.*Sise"):

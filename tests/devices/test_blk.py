@@ -360,7 +360,7 @@ async def test_a_write_that_cannot_be_made_stable_fails() -> None:
     async def no_flush() -> None:
         raise OSError(errno.EIO, "no flush")
 
-    backend.flush = no_flush  # type: ignore[method-assign]  # one failure among operations that work
+    backend.flush = no_flush  # one failure among operations that work
     async with running(Blk(backend=backend, writeback=False)) as driver:
         assert status(await driver.request([header(OUT), bytes(512)], [1])) == IOERR
 
@@ -368,7 +368,7 @@ async def test_a_write_that_cannot_be_made_stable_fails() -> None:
 @both_memories
 async def test_a_cut_file_is_an_error_of_the_host(image: Path, private: bool) -> None:
     device = Blk(path=image)
-    device.refresh = trio.lowlevel.checkpoint  # type: ignore[method-assign]  # the watch must not be faster
+    device.refresh = trio.lowlevel.checkpoint  # the watch must not be faster
     async with running(device, private=private) as driver:
         os.truncate(image, 512)
         used = await driver.request([header(IN, 0)], [1024, 1])
@@ -502,7 +502,7 @@ async def test_memory_that_goes_away_before_the_task_has_begun() -> None:
     backend = Recorder()
     holds = []
     async with running(Blk(backend=backend)) as driver:
-        planner = driver.device._planner  # type: ignore[attr-defined]
+        planner = driver.device._planner
         plan = planner.plan
 
         def plan_then_unmap(request: object) -> object:
@@ -633,7 +633,7 @@ def test_without_discard(image: Path) -> None:
 )
 def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
     with pytest.raises(DeviceError, match=message) as caught:
-        Blk(**options)  # type: ignore[arg-type]  # as a user could write them
+        Blk(**options)  # as a user could write them
     assert "\n" not in str(caught.value)
 
 
@@ -654,7 +654,7 @@ def test_a_failed_device_leaves_the_image_alone(image: Path) -> None:
 async def test_the_map_changes_between_two_chains_of_a_burst(private: bool, event: str) -> None:
     """QEMU changes the map whenever it likes; chains that were taken already are served all the same."""
     async with running(Blk(size=Size(SIZE), serial="x"), private=private) as driver:
-        planner = driver.device._planner  # type: ignore[attr-defined]
+        planner = driver.device._planner
         plan = planner.plan
 
         def plan_then_change(request: object) -> object:

@@ -127,7 +127,7 @@ def test_an_access_of_no_bytes_does_not_reach_the_handler() -> None:
     def unreachable(*_: object) -> bytes:
         raise AssertionError
 
-    function.add_bar(0, Bar(16, unreachable, unreachable))  # type: ignore[arg-type] # it never returns
+    function.add_bar(0, Bar(16, unreachable, unreachable))  # it never returns
     assert function.bars.read(0, 16, 0) == b""
     function.bars.write(0, 16, b"")
     with pytest.raises(PeerError):

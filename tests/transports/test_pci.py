@@ -106,8 +106,7 @@ class Guest:
         base = RAM + 0x4000 * index
         self.set("queue_select", index)
         self.set("queue_msix_vector", vector)
-        for part, (name, at) in enumerate((("queue_desc", 0), ("queue_driver", 0x1000), ("queue_device", 0x2000))):
-            del part
+        for name, at in (("queue_desc", 0), ("queue_driver", 0x1000), ("queue_device", 0x2000)):
             offset = COMMON_CFG_OFFSETS[name][0]
             self.write(offset, 4, base + at)  # Linux writes halves
             self.write(offset + 4, 4, 0)
@@ -454,9 +453,9 @@ async def test_an_eventfd_for_each_notification(running: Guest) -> None:
     assert [(entry.offset, entry.size) for entry in entries] == [(NOTIFY, 2), (NOTIFY + 4, 2)]
     assert running.function.io_fds(PciRegion.BAR4) is entries
     running.start()
-    write, running.write = running.write, lambda *_: os.eventfd_write(entries[0].fd, 1)  # type: ignore[method-assign]
+    write, running.write = running.write, lambda *_: os.eventfd_write(entries[0].fd, 1)
     running.request(b"by eventfd")
-    running.write = write  # type: ignore[method-assign]
+    running.write = write
     assert await running.answer() == b"by eventfd"
 
 

@@ -218,7 +218,7 @@ async def test_a_task_that_lowers_the_line_is_not_woken_in_vain(client: Client, 
         function.set_intx(False)
         return read(index, offset, count)
 
-    function.bars.decoded_read = lower  # type: ignore[method-assign]
+    function.bars.decoded_read = lower
     woken = trio.Event()
     handled = calls.handler(0)
 
@@ -263,7 +263,7 @@ async def test_a_server_without_resampling(
         original(index, flags, start, count, data, fds)
 
     original = function.set_irqs
-    function.set_irqs = refuse  # type: ignore[method-assign]
+    function.set_irqs = refuse
     nursery.start_soon(Server(function).serve, listener)
     async with connect_to(listener.name) as client:
         before = open_fds()

@@ -446,7 +446,7 @@ def test_region_access_that_the_function_refuses(send: Send, payload: bytes) -> 
 
 
 def test_a_wrong_length_is_not_the_clients_fault(send: Send, function: EchoFunction) -> None:
-    function.region_read = lambda index, offset, count: b"abc"  # type: ignore[method-assign]
+    function.region_read = lambda index, offset, count: b"abc"
     with pytest.raises(AssertionError, match="0x3 bytes instead of 0x4"):
         send(9, access(4, 0, 4))
 

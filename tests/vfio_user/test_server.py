@@ -103,7 +103,7 @@ async def test_a_bug_in_disconnected_does_not_stop_the_server(
     def disconnected() -> None:
         raise RuntimeError("the bug")
 
-    function.disconnected = disconnected  # type: ignore[method-assign]
+    function.disconnected = disconnected
     client.close()
     assert (await connect().version()).flags == 1
     assert "the bug" in caplog.text

@@ -324,7 +324,7 @@ async def test_a_hold_delays_its_reply_and_all_that_comes_later(client: RawClien
 
 async def test_holds_behind_a_hold(client: RawClient, function: EchoFunction) -> None:
     holds = [Hold() for _ in range(3)]
-    function.reset = lambda: holds[len(done)]  # type: ignore[method-assign]
+    function.reset = lambda: holds[len(done)]
     done: list[int] = []
     for _ in range(3):
         await client.send(client.request(13))
@@ -587,7 +587,7 @@ async def test_a_device_that_cannot_be_used(
     def connected(client: object) -> None:
         raise RuntimeError("a bug")
 
-    function.connected = connected  # type: ignore[method-assign]
+    function.connected = connected
     client = connect()
     reply = await client.version()
     assert (reply.flags, reply.error) == (0x21, errno.EIO)

@@ -57,7 +57,6 @@ class Transport:
         self._activated = False
         self._wake = trio.lowlevel.ParkingLot()
         self._scope: trio.CancelScope | None = None
-        self._complained = False
         device.config.on_change = self.config_changed
         memory.on_change = self._memory_changed
         for queue in device.queues:

@@ -1,0 +1,44 @@
+"""A stretch of address space into which files are mapped, and covered again: mmap(2) with MAP_FIXED, through ctypes."""
+
+import ctypes
+import mmap
+import os
+
+PAGE = mmap.PAGESIZE
+# linux/mman.h; Python 3.11's mmap module lacks both.
+_MAP_NORESERVE = 0x4000
+_MAP_FIXED = 0x10
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+
+
+class Window:
+    """An anonymous NORESERVE mapping into which files are mapped. Freed when the last view of it is gone."""
+
+    def __init__(self, size: int, align: int = PAGE) -> None:
+        # hugetlb files want addresses aligned to their page size: take more and start at the first such address.
+        slack = align if align > PAGE else 0
+        self._memory = mmap.mmap(-1, size + slack, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        skip = -start % align
+        self._base = start + skip
+        self.view = memoryview(self._memory)[skip : skip + size]
+        self.readonly_view = self.view.toreadonly()
+
+    def map(self, start: int, size: int, protection: int, fd: int, offset: int) -> None:
+        """Map a file at ``start``, whole pages. Raises OSError."""
+        self._map_fixed(start, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+
+    def cover(self, start: int, size: int) -> None:
+        """Put anonymous pages there again: views of that place now read zeros."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
+        self._map_fixed(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+
+    def _map_fixed(self, start: int, size: int, protection: int, flags: int, fd: int, offset: int) -> None:
+        if _mmap(self._base + start, size, protection, flags, fd, offset) == _MAP_FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
