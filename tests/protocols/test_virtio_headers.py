@@ -91,7 +91,7 @@ def test_rings() -> None:
     linux = defines(RING)
     assert offsets(ring.DESC) == struct_layout(RING, "vring_desc")
     assert offsets(ring.USED_ELEM) == struct_layout(RING, "vring_used_elem")
-    for flag in ring.DescFlags:
+    for flag in (ring.DescFlags.NEXT, ring.DescFlags.WRITE, ring.DescFlags.INDIRECT):
         assert linux[f"VRING_DESC_F_{flag.name}"] == flag
     assert linux["VRING_AVAIL_F_NO_INTERRUPT"] == ring.AvailFlags.NO_INTERRUPT
     assert linux["VRING_USED_F_NO_NOTIFY"] == ring.UsedFlags.NO_NOTIFY
@@ -100,3 +100,14 @@ def test_rings() -> None:
         ring.AVAIL_ALIGN,
         ring.USED_ALIGN,
     )
+
+
+def test_packed_rings() -> None:
+    linux = defines(RING)
+    assert offsets(ring.PACKED_DESC) == struct_layout(RING, "vring_packed_desc")
+    assert offsets(ring.PACKED_EVENT) == struct_layout(RING, "vring_packed_desc_event")
+    for flag in (ring.DescFlags.AVAIL, ring.DescFlags.USED):
+        assert 1 << linux[f"VRING_PACKED_DESC_F_{flag.name}"] == flag
+    for event in ring.RingEventFlags:
+        assert linux[f"VRING_PACKED_EVENT_FLAG_{event.name}"] == event
+    assert 1 << linux["VRING_PACKED_EVENT_F_WRAP_CTR"] == ring.WRAP_COUNTER
