@@ -88,6 +88,7 @@ class CapId(IntEnum):
     """First byte of a capability (PCI_CAP_ID_*)."""
 
     PM = 0x01
+    MSI = 0x05
     VNDR = 0x09
     EXP = 0x10
     MSIX = 0x11
@@ -102,6 +103,18 @@ VNDR_CAP_HEADER = Struct(  # 3 bytes; the vendor's own bytes follow (PCI 3.0 §6
     "id" / Int8ul,
     "next" / Int8ul,
     "length" / Int8ul,
+)
+
+MSI_CAP = Struct(  # 24 bytes: PCI_MSI_<NAME>, the form with 64-bit addresses and masks
+    "id" / Int8ul,
+    "next" / Int8ul,
+    "flags" / Int16ul,
+    "address_lo" / Int32ul,
+    "address_hi" / Int32ul,
+    "data_64" / Int16ul,
+    "reserved" / Int16ul,
+    "mask_64" / Int32ul,
+    "pending_64" / Int32ul,
 )
 
 PM_CAP = Struct(  # 8 bytes: PCI_PM_<NAME>
@@ -188,6 +201,27 @@ EXP_CAP = Struct(  # 60 bytes, version 2: PCI_EXP_<NAME>
     "sltcap2" / Int32ul,
     "sltctl2" / Int16ul,
     "sltsta2" / Int16ul,
+)
+
+EXT_CAP_HEADER = Struct("header" / Int32ul)  # PCI_EXT_CAP_*: id in bits 15:0, version in 19:16, next in 31:20
+
+
+class ExtCapId(IntEnum):
+    """Bits 15:0 of an extended capability (PCI_EXT_CAP_ID_*)."""
+
+    DSN = 0x03
+    VNDR = 0x0B
+
+
+DSN_CAP = Struct(  # 12 bytes: the device serial number (PCIe 4.0 §7.9.3)
+    "header" / Int32ul,
+    "sn_lo" / Int32ul,
+    "sn_hi" / Int32ul,
+)
+
+EXT_VNDR_CAP_HEADER = Struct(  # 8 bytes; the vendor's own bytes follow (PCIe 4.0 §7.9.5)
+    "header" / Int32ul,
+    "vndr_header" / Int32ul,  # PCI_VNDR_HEADER_*: id in bits 15:0, revision in 19:16, length in 31:20
 )
 
 EXP_CAP_VERSION = 2

@@ -5,6 +5,19 @@ import gc
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What is too long for every run."""
+    parser.addoption(
+        "--long", action="store_true", help="full amounts where tests move data or count operations: 1 GiB, not 32 MiB"
+    )
+
+
+@pytest.fixture(scope="session")
+def long_run(request: pytest.FixtureRequest) -> bool:
+    """Whether full amounts are wanted (``--long``), not those that a run of the whole suite has time for."""
+    return request.config.getoption("--long")
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What lives until the end need not be looked at before each test."""
     gc.collect()

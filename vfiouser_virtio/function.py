@@ -32,6 +32,7 @@ __all__ = [
     "DeviceInfo",
     "Function",
     "Hold",
+    "HostedFunction",
     "IoEventFd",
     "IrqInfo",
     "IrqInfoFlags",
@@ -47,6 +48,9 @@ __all__ = [
 MAX_DMA_MAPS = 30000
 
 Buffer = bytes | bytearray | memoryview
+
+Trigger = Callable[[int], bool]
+"""Signals an interrupt vector; INTx is vector 0. False: not now, because the client has given no eventfd for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,4 +239,42 @@ class Function(Protocol):
 
     def reset(self) -> Hold | None:
         """DEVICE_RESET: back to power-on state, but for DMA mappings and eventfds. The reply waits for the hold."""
+        ...
+
+
+class HostedFunction(Function, Protocol):
+    """What an engine asks in addition that keeps the client's eventfds and mappings to itself, as libvfio-user does.
+
+    It calls `dma_map_alias` instead of `Function.dma_map`, and `Function.set_irqs` only to mask and unmask INTx.
+    """
+
+    def set_trigger(self, trigger: Trigger | None) -> None:
+        """Signal interrupts with ``trigger`` from now on, or again with eventfds from `Function.set_irqs`.
+
+        What it refuses stays pending until `retry_interrupts`.
+        """
+        ...
+
+    def retry_interrupts(self) -> None:
+        """The trigger may take now what it has refused."""
+        ...
+
+    def dma_map_alias(
+        self, address: int, size: int, *, readable: bool, writable: bool, vaddr: int, page_size: int
+    ) -> None:
+        """As `Function.dma_map`, of a file that the engine has mapped at ``vaddr`` in pages of ``page_size`` bytes.
+
+        The function takes a mapping of its own: the engine may unmap its one as soon as this has returned.
+        """
+        ...
+
+    def quiesce(self) -> Hold | None:
+        """Make an end of touching the client's memory. None: nobody is at it, before other tasks have their turn again.
+
+        Else no more requests are begun until `resume`, and the hold ends with the last that was under way.
+        """
+        ...
+
+    def resume(self) -> None:
+        """The hold of `quiesce` has ended, and what was to be done in the quiet is done."""
         ...

@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 WINDOW_SIZE = 1 << 38
 
 
+HotRegion = tuple[int, int, memoryview, memoryview]
+"""Begin and end of a range, and writable and read-only views in which byte 0 is DMA address 0."""
+_NOWHERE: HotRegion = (1, 0, memoryview(b""), memoryview(b""))
+
+
 class NeedsMessages(Exception):  # noqa: N818 - not an error: it tells a synchronous look-up's caller what to fetch
     """The range has no file descriptor behind it: whoever asked must go through `GuestMemory.read` or `write`."""
 
@@ -75,12 +80,16 @@ class GuestMemory:
         self.client: Client | None = None
         self.on_change: Callable[[], None] | None = None
         """Called after every change of the map, to wake queues whose rings had vanished."""
+        self.hot = _NOWHERE
+        """Where the last look-up was, if that can be read and written: what lies in it needs no call of `readable` or
+        `writable`, which costs as much as all else that is done for a buffer. Look here again after each of them."""
         self._regions: list[Region] = []
         self._starts: list[int] = []
         self._last = Region(0, 0, False, False)
         self._window: Window | None = None
         self._window_refused = False
         self._pins: set[Pin] = set()
+        self._settling: list[Hold] = []
         self._warned: set[str] = set()
 
     @property
@@ -109,9 +118,6 @@ class GuestMemory:
         finally:
             if fd is not None:
                 os.close(fd)
-        index = bisect.bisect_left(self._starts, address)
-        self._starts.insert(index, address)
-        self._regions.insert(index, region)
         # ROM never has an fd: only RAM, which is both readable and writable, says that sharing was forgotten.
         if region.window is None and writable and readable and size >= 1 << 20:
             self._warn_once(
@@ -120,7 +126,28 @@ class GuestMemory:
                 "In QEMU use -object memory-backend-memfd,id=mem,size=…,share=on -machine …,memory-backend=mem",
                 self.client.name if self.client else "the client",
             )
-        self._changed()
+        self._add(region)
+
+    def map_alias(
+        self, address: int, size: int, vaddr: int, *, readable: bool, writable: bool, page_size: int = PAGE
+    ) -> None:
+        """Add a region that somebody else has mapped at ``vaddr`` of this process, in pages of ``page_size`` bytes.
+
+        It gets a mapping of its own, which stays when that one goes. Raises PeerError: EINVAL for what is no shared
+        mapping, not all there, or not aligned to pages; EEXIST, ENOMEM and ENOSPC as `map`.
+        """
+        self._check_range(address, size)
+        region = Region(address, address + size, readable, writable)
+        what = f"DMA_MAP of {address:#x}..{region.end:#x}"
+        if (address | size | vaddr) % PAGE:
+            raise PeerError(f"{what} mapped at {vaddr:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL)
+        if readable or writable:
+            try:
+                if not self._alias_into_window(region, vaddr):
+                    self._alias_apart(region, vaddr, page_size)
+            except OSError as error:
+                raise PeerError(f"{what}: {error.strerror}", error.errno or errno.EINVAL) from error
+        self._add(region)
 
     def unmap(self, address: int, size: int) -> Hold | None:
         """Remove every region inside the range; none is fine. The hold ends when nobody uses them any more.
@@ -207,6 +234,19 @@ class GuestMemory:
             else:
                 await self._need_client().dma_write(start, piece)
 
+    def settle(self) -> Hold | None:
+        """None when nothing is pinned, else a hold that ends when that is so; its `Hold.expire` cancels what is."""
+        if not self._pins:
+            return None
+
+        def cancel_all() -> None:
+            for pin in tuple(self._pins):
+                pin.cancel()
+
+        hold = Hold(1, cancel_all)
+        self._settling.append(hold)
+        return hold
+
     def pin(self, ranges: Iterable[tuple[int, int]], cancel: Callable[[], None]) -> Pin:
         """(address, length) ranges are in use until `unpin`; ``cancel`` is called when an unmap loses patience."""
         pin = Pin([(address, address + length) for address, length in ranges], cancel)
@@ -219,6 +259,10 @@ class GuestMemory:
         for hold in pin.holds:
             hold.finish()
         pin.holds.clear()
+        if self._settling and not self._pins:
+            settled, self._settling = self._settling, []
+            for hold in settled:
+                hold.finish()
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
@@ -231,7 +275,9 @@ class GuestMemory:
             whole = region.window.view if write else region.window.readonly_view
             start, end = max(address, region.address), min(address + length, region.end)
             views.append(whole[start - region.origin : end - region.origin])
-        self._last = regions[-1]
+        self._last = last = regions[-1]
+        if last.readable and last.writable and last.window is self._window and last.window:
+            self.hot = last.address, last.end, last.window.view, last.window.readonly_view
         window = regions[0].window
         if len(regions) > 1 and window and all(region.window is window for region in regions):
             # Neighbours in one window are one slice: a ring may lie across them.
@@ -254,7 +300,9 @@ class GuestMemory:
             raise PeerError(message, errno.EEXIST)
         if len(self._regions) >= MAX_DMA_MAPS:
             raise PeerError(
-                f"DMA_MAP of {address:#x}..{end:#x}: {MAX_DMA_MAPS} regions are mapped already", errno.ENOSPC
+                f"DMA_MAP of {address:#x}..{end:#x}: {MAX_DMA_MAPS} regions are mapped already. "
+                "Behind a vIOMMU each page of each request is one: give the device a smaller queue-size",
+                errno.ENOSPC,
             )
 
     def _map_file(self, region: Region, fd: int, offset: int) -> None:
@@ -281,12 +329,25 @@ class GuestMemory:
             raise PeerError(f"{what}: {error.strerror}", error.errno or errno.EINVAL) from error
 
     def _map_into_window(self, region: Region, protection: int, fd: int, offset: int) -> bool:
+        def lay(window: Window) -> None:
+            window.map(region.address, region.end - region.address, protection, fd, offset)
+
+        return self._lay_into_window(region, lay)
+
+    def _alias_into_window(self, region: Region, vaddr: int) -> bool:
+        def lay(window: Window) -> None:
+            window.alias(region.address, region.end - region.address, vaddr, readable=region.readable)
+
+        return self._lay_into_window(region, lay)
+
+    def _lay_into_window(self, region: Region, lay: Callable[[Window], None]) -> bool:
+        """Whether ``lay`` could put the region where it belongs. Raises OSError when there can be no other place."""
         if region.end > WINDOW_SIZE or self._window_refused:
             return False
         try:
             if self._window is None:
                 self._window = Window(WINDOW_SIZE)
-            self._window.map(region.address, region.end - region.address, protection, fd, offset)
+            lay(self._window)
         except OSError as error:
             # No window: address space is limited (ulimit -v, strict overcommit). No mapping: a hugetlb file.
             self._window_refused = self._window is None
@@ -313,6 +374,21 @@ class GuestMemory:
             window.map(0, size, protection, fd, offset)
         region.window, region.origin, region.mapped = window, region.address - skip, (0, size)
 
+    @staticmethod
+    def _alias_apart(region: Region, vaddr: int, page_size: int) -> None:
+        align = max(page_size, PAGE)
+        skip = vaddr % align
+        size = -(-(region.end - region.address + skip) // align) * align
+        window = Window(size, align)
+        window.alias(0, size, vaddr - skip, readable=region.readable)
+        region.window, region.origin, region.mapped = window, region.address - skip, (0, size)
+
+    def _add(self, region: Region) -> None:
+        index = bisect.bisect_left(self._starts, region.address)
+        self._starts.insert(index, region.address)
+        self._regions.insert(index, region)
+        self._changed()
+
     def _remove(self, first: int, last: int) -> Hold | None:
         removed = self._regions[first:last]
         if not removed:
@@ -320,6 +396,7 @@ class GuestMemory:
         del self._regions[first:last]
         del self._starts[first:last]
         self._last = Region(0, 0, False, False)
+        self.hot = _NOWHERE
         pins = [pin for pin in self._pins if any(_overlap(pin, r) for r in removed if r.window)]
         hold: Hold | None = None
         if pins:

@@ -1,6 +1,7 @@
 """A stretch of address space into which files are mapped, and covered again: mmap(2) with MAP_FIXED, through ctypes."""
 
 import ctypes
+import errno
 import mmap
 import os
 
@@ -8,12 +9,19 @@ PAGE = mmap.PAGESIZE
 # linux/mman.h; Python 3.11's mmap module lacks both.
 _MAP_NORESERVE = 0x4000
 _MAP_FIXED = 0x10
+_MREMAP_MAYMOVE_FIXED = 1 | 2
+_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _mmap = _libc.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_mremap = _libc.mremap
+_mremap.restype = ctypes.c_void_p
+_mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+_madvise = _libc.madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Window:
@@ -32,6 +40,25 @@ class Window:
     def map(self, start: int, size: int, protection: int, fd: int, offset: int) -> None:
         """Map a file at ``start``, whole pages. Raises OSError."""
         self._map_fixed(start, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+
+    def alias(self, start: int, size: int, address: int, *, readable: bool) -> None:
+        """Map at ``start`` what is mapped at ``address`` of this process, whole pages of a shared mapping.
+
+        Either mapping can go without the other. Raises OSError: EINVAL, not a shared mapping; EFAULT, nothing is
+        mapped there, or its file ends before it does (an access would be a SIGBUS).
+        """
+        # mremap(2): an old_size of zero makes a second mapping of the same pages. Where it fails, it may have taken
+        # away what was at the new place already.
+        if _mremap(address, 0, size, _MREMAP_MAYMOVE_FIXED, self._base + start) == _MAP_FAILED:
+            number = ctypes.get_errno()
+            self.cover(start, size)
+            raise OSError(number, os.strerror(number))
+        # There is no file descriptor to ask for the size: have the kernel look at the last page. Linux before 5.14
+        # does not know how (EINVAL).
+        advice = _MADV_POPULATE_READ if readable else _MADV_POPULATE_WRITE
+        if _madvise(self._base + start + size - PAGE, PAGE, advice) and ctypes.get_errno() == errno.EFAULT:
+            self.cover(start, size)
+            raise OSError(errno.EFAULT, "its file ends before the mapping does")
 
     def cover(self, start: int, size: int) -> None:
         """Put anonymous pages there again: views of that place now read zeros."""

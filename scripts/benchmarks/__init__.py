@@ -1,1 +1,1 @@
-"""Benchmarks: each module has `run() -> Report`, and is run by `scripts/bench NAME`."""
+"""Benchmarks: a module each; `scripts/bench` runs them. How to read the figures: docs/performance.md."""

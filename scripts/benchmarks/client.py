@@ -4,13 +4,16 @@ import json
 import os
 import socket
 import struct
-import subprocess
-import sys
 from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from vfiouser_virtio.protocols.vfio_user import DMA_MAP, HEADER_CODEC, REGION_ACCESS_CODEC, Command, PciRegion
+from vfiouser_virtio.protocols.vfio_user import (
+    DMA_MAP,
+    HEADER_CODEC,
+    REGION_ACCESS_CODEC,
+    Command,
+    MessageFlags,
+    PciRegion,
+)
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags
 
@@ -20,36 +23,19 @@ NOTIFY = 0x3000
 _BAR = PciRegion.BAR4
 
 
-@contextmanager
-def served(*devices: str) -> Iterator[list[str]]:
-    """``vfiouser-virtio serve`` in a process of its own; gives the paths of its sockets."""
-    options = [word for device in devices for word in ("--device", device)]
-    command = [sys.executable, "-m", "vfiouser_virtio", "serve", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        paths = []
-        for line in process.stdout:
-            if line.startswith("device "):
-                paths.append(line.split()[3])
-            if line.startswith("ready"):
-                break
-        try:
-            yield paths
-        finally:
-            process.terminate()
-
-
 class Client:
-    """Connects, maps RAM, and does what it is told, one message at a time. A context manager."""
+    """Connects, maps RAM in one or more regions, and does what it is told, one message at a time. A context manager."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, regions: int = 1) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(path)
         self.ram = os.memfd_create("ram", os.MFD_ALLOW_SEALING)
         os.ftruncate(self.ram, RAM_SIZE)
         self.call(Command.VERSION, bytes(4) + json.dumps({"capabilities": {"max_msg_fds": 8}}).encode() + b"\0")
-        fields = {"argsz": DMA_MAP.sizeof(), "flags": 3, "offset": 0, "address": 0, "size": RAM_SIZE}
-        self.call(Command.DMA_MAP, DMA_MAP.build(fields), [self.ram])
+        size = RAM_SIZE // regions
+        for offset in range(0, RAM_SIZE, size):
+            fields = {"argsz": DMA_MAP.sizeof(), "flags": 3, "offset": offset, "address": offset, "size": size}
+            self.call(Command.DMA_MAP, DMA_MAP.build(fields), [self.ram])
         self.write(PciRegion.CONFIG, 4, b"\x06\x04")
 
     def __enter__(self) -> "Client":
@@ -79,24 +65,40 @@ class Client:
         """A register."""
         self.call(Command.REGION_WRITE, REGION_ACCESS_CODEC.pack(offset, region, len(data)) + data)
 
+    def post(self, region: int, offset: int, data: bytes) -> None:
+        """Write to a register, and do not wait."""
+        body = REGION_ACCESS_CODEC.pack(offset, region, len(data)) + data
+        size, flags = HEADER_CODEC.size + len(body), MessageFlags.NO_REPLY
+        self.socket.sendall(HEADER_CODEC.pack(1, Command.REGION_WRITE, size, flags, 0) + body)
+
     def set(self, name: str, value: int) -> None:
         """A field of the common configuration."""
         offset, size = COMMON_CFG_OFFSETS[name]
         self.write(_BAR, offset, value.to_bytes(size, "little"))
 
-    def start(self) -> int:
-        """Bring the device up with its first queue; the queue's size."""
+    def start(self, features: int = 0) -> None:
+        """Bring the device up with its first queue; ``features`` are those below bit 32."""
+        self.negotiate(features)
+        self.enable_queue(0, None, DESC, AVAIL, USED)
+        self.set("device_status", 15)
+
+    def negotiate(self, features: int = 0) -> None:
+        """Up to FEATURES_OK, with VERSION_1 and ``features``, which are those below bit 32."""
         for status in (0, 1, 3):
             self.set("device_status", status)
-        self.set("driver_feature_select", 1)
-        self.set("driver_feature", 1)  # VERSION_1 alone
+        for select, accepted in enumerate((features, 1)):
+            self.set("driver_feature_select", select)
+            self.set("driver_feature", accepted)
         self.set("device_status", 11)
-        for name, address in (("queue_desc", DESC), ("queue_driver", AVAIL), ("queue_device", USED)):
+
+    def enable_queue(self, index: int, size: int | None, desc: int, driver: int, device: int) -> None:
+        """Enable a queue at these addresses; without ``size``, as large as the device offers it."""
+        self.set("queue_select", index)
+        if size is not None:
+            self.set("queue_size", size)
+        for name, address in (("queue_desc", desc), ("queue_driver", driver), ("queue_device", device)):
             self.set(name, address)
-        size = self.read(_BAR, *COMMON_CFG_OFFSETS["queue_size"])
         self.set("queue_enable", 1)
-        self.set("device_status", 15)
-        return size
 
     def read_sectors(self, count: int) -> None:
         """Make ``count`` block reads of 4 KiB available at once, and kick."""

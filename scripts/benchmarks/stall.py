@@ -1,58 +1,49 @@
 """Does a slow disk stall the server? Register round trips while requests of two seconds are pending, and without."""
 
 import time
-from dataclasses import dataclass
 
-from benchmarks.client import Client, served
+from benchmarks.client import Client
+from benchmarks.measure import Benchmark, Options, Row, at_most
+from benchmarks.server import served
 
 PENDING = 80
 LIMIT_MS = 10.0
 
 
-@dataclass(frozen=True)
-class Report:
-    """Milliseconds."""
-
-    idle_p50: float
-    idle_p99: float
-    pending_p50: float
-    pending_p99: float
-    round_trips: int
-    pending_requests: int
-
-    @property
-    def met(self) -> bool:
-        """Whether the limit is kept, and was measured while requests were pending."""
-        return self.pending_p99 < LIMIT_MS
-
-    def __str__(self) -> str:
-        return (
-            f"register round trip p50 {self.pending_p50:.3f} ms, p99 {self.pending_p99:.3f} ms (limit {LIMIT_MS:g} ms) "
-            f"with {self.pending_requests} requests of 2 s pending; idle p50 {self.idle_p50:.3f}, "
-            f"p99 {self.idle_p99:.3f} ms; ratio of p50s {self.pending_p50 / self.idle_p50:.2f}; "
-            f"{self.round_trips} round trips"
-        )
-
-
-def run() -> Report:
-    """Measure once idle, once with requests pending."""
-    with served("blk,size=16M,delay=2s") as (path,), Client(path) as client:
-        client.start()
-        idle = _round_trips(client, seconds=1.0)
-        client.read_sectors(PENDING)
-        pending = _round_trips(client, seconds=1.5)
-        assert client.used == 0, "the requests ended before the measurement did"
-    return Report(*_percentiles(idle), *_percentiles(pending), len(pending), PENDING)
+def run(options: Options) -> list[Row]:
+    """Measure while idle, then with requests pending, on the same connection."""
+    idle: list[tuple[float, float]] = []
+    pending: list[tuple[float, float]] = []
+    for number in range(1 if options.quick else min(options.rounds, 3)):
+        options.progress(f"round {number + 1}")
+        with served("blk,size=16M,delay=2s") as (path,), Client(path) as client:
+            client.start()
+            idle.append(_round_trips(client, seconds=0.5))
+            client.read_sectors(PENDING)
+            pending.append(_round_trips(client, seconds=0.2 if options.quick else 1.5))
+            assert client.used == 0, "the requests ended before the measurement did"
+    options.note(f"a register's round trip while {PENDING} requests of 2 s are pending, and while there is none")
+    return [
+        Row(metric="median", unit="ms", ours=[p50 for p50, _ in pending], theirs={"idle": [p50 for p50, _ in idle]}),
+        Row(
+            metric="99th percentile",
+            unit="ms",
+            ours=[p99 for _, p99 in pending],
+            theirs={"idle": [p99 for _, p99 in idle]},
+            targets={"": at_most(LIMIT_MS)},
+        ),
+    ]
 
 
-def _round_trips(client: Client, seconds: float) -> list[float]:
+def _round_trips(client: Client, seconds: float) -> tuple[float, float]:
+    """The median and the 99th percentile, in ms."""
     took = []
     end = time.perf_counter() + seconds
     while (begin := time.perf_counter()) < end:
         client.status()
         took.append((time.perf_counter() - begin) * 1000)
-    return sorted(took)
-
-
-def _percentiles(took: list[float]) -> tuple[float, float]:
+    took.sort()
     return took[len(took) // 2], took[len(took) * 99 // 100]
+
+
+BENCHMARK = Benchmark(name="stall", summary="registers while a slow disk has requests pending", run=run)

@@ -1,6 +1,7 @@
 """The slow disk of `scripts/bench stall`, without the clock: accesses are answered while every request is pending."""
 
-from benchmarks.client import Client, served
+from benchmarks.client import Client
+from benchmarks.server import served
 
 
 def test_registers_answer_while_a_slow_disk_has_requests_pending() -> None:

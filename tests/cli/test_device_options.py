@@ -5,11 +5,12 @@ from typing import Annotated
 
 import pytest
 
-from vfiouser_virtio.cli.device_options import class_options, common_options, convert_options
+from vfiouser_virtio.cli.device_options import class_options, common_options, convert_options, offer_options
 from vfiouser_virtio.cli.device_setup import DeviceSetup, setups, shipped_classes
 from vfiouser_virtio.cli.device_specs import parse_device
 from vfiouser_virtio.errors import ConfigError, DeviceError
-from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.virtio import Device, Offer
 from vfiouser_virtio.virtio.options import Size
 
 SECTOR = Size(512)
@@ -127,11 +128,66 @@ def test_create_names_the_device_at_fault(tmp_path: Path) -> None:
 
 
 def test_no_device_hides_a_common_option() -> None:
-    for device_class in shipped_classes():
-        assert not class_options(device_class).keys() & common_options().keys()
+    for options in (offer_options(), *map(class_options, shipped_classes())):
+        assert not options.keys() & common_options().keys()
+    for options in map(class_options, shipped_classes()):
+        assert not options.keys() & offer_options().keys()
 
 
 def test_every_option_has_a_help_text() -> None:
     for device_class in shipped_classes():
         assert all(option.help for option in class_options(device_class).values()), device_class
-    assert all(option.help for option in common_options().values())
+    assert all(option.help for option in (common_options() | offer_options()).values())
+
+
+# ---- what a device offers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("driver", ["rng", "blk,size=1M", "console,chardev=null", "blk,size=1M,num-queues=3"])
+def test_every_device_has_every_switch(driver: str) -> None:
+    switches = "packed=on,event-idx=off,indirect_desc=off,in-order,queue-reset=off,notification-data=yes,suspend"
+    setup = only(f"{driver},{switches},notif-config-data=on,iommu-platform=true,queue-size=100,poll=on")
+    assert setup.offer == Offer(
+        packed=True,
+        event_idx=False,
+        indirect_desc=False,
+        in_order=True,
+        queue_reset=False,
+        notification_data=True,
+        notif_config_data=True,
+        suspend=True,
+        iommu_platform=True,
+        queue_size=100,
+        poll="on",
+    )
+    transport = setup.create().transport
+    own = setup.create().device.features
+    reserved = (Feature.VERSION_1, Feature.RING_PACKED, Feature.IN_ORDER, Feature.NOTIFICATION_DATA, Feature.SUSPEND)
+    reserved += (Feature.NOTIF_CONFIG_DATA, Feature.ACCESS_PLATFORM)
+    assert transport.device_features == own | sum(feature.mask for feature in reserved)
+    assert transport.offer.poll == "on"
+    assert {queue.max_size for queue in transport.device.queues} == {64}  # until RING_PACKED is negotiated (CC8)
+
+
+def test_what_is_offered_if_nobody_says_anything() -> None:
+    transport = only("rng").create().transport
+    usual = (Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.RING_RESET)
+    assert transport.device_features == sum(feature.mask for feature in usual)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("queue-size=0", "queue-size=0: expected 1 to 32768"),
+        ("queue-size=32769,packed=on", "queue-size=32769: expected 1 to 32768"),
+        ("queue-size=100", "queue-size=100 is no power of two"),
+        ("queue-size=big", "queue-size=big: expected a whole number"),
+        ("packed=maybe", "packed=maybe: expected on or off"),
+        ("poll=sometimes", "poll=sometimes: expected one of on, adaptive, off"),
+        ("packd=on", 'no option "packd"; did you mean "packed"?'),
+    ],
+)
+def test_offers_that_cannot_be(option: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        only(f"rng,{option}")
+    assert str(caught.value).startswith(f"rng: {message}")

@@ -46,9 +46,10 @@ def test_a_qemu_that_is_too_old(tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
-def test_exec_gives_output_and_status() -> None:
+@pytest.mark.parametrize("how", [(), ("--processes",)], ids=["one-process", "processes"])
+def test_exec_gives_output_and_status(how: tuple[str, ...]) -> None:
     command = "lspci -n | grep -c 5000:; cat /sys/bus/virtio/devices/*/vendor; head -c 4 /dev/hwrng | wc -c; exit 7"
-    ended = run_command("run", "--ids", "2007", "--device", "rng", "--device", "console", "--exec", command)
+    ended = run_command("run", *how, "--ids", "2007", "--device", "rng", "--device", "console", "--exec", command)
     assert ended.returncode == 7, ended.stderr
     assert ended.stdout.split() == ["2", "0x5000", "0x5000", "4"]
     assert "console0 on the host: pty /dev/pts/" in ended.stderr

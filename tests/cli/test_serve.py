@@ -1,4 +1,4 @@
-"""``serve`` as its users have it: a process, its output, its sockets, its end."""
+"""``serve`` as its users have it: its output, its sockets, its end; the same with one process or many."""
 
 import json
 import os
@@ -14,6 +14,14 @@ from support.command import COMMAND, environment, run_command, serve_process
 from support.raw_client import RawClient
 
 from vfiouser_virtio.protocols.vfio_user import Command
+
+How = tuple[str, ...]
+
+
+@pytest.fixture(params=[(), ("--processes",)], ids=["one-process", "processes"])
+def how(request: pytest.FixtureRequest) -> How:
+    options: How = request.param
+    return options
 
 
 async def connect(path: str) -> RawClient:
@@ -52,8 +60,8 @@ async def greet(path: str) -> RawClient:
         ("{", 2, "bad JSON"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, device: str, status: int, words: str) -> None:
-    ended = run_command("serve", "--device", device, cwd=tmp_path, XDG_RUNTIME_DIR=str(tmp_path))
+def test_a_mistake_is_one_line(how: How, tmp_path: Path, device: str, status: int, words: str) -> None:
+    ended = run_command("serve", *how, "--device", device, cwd=tmp_path, XDG_RUNTIME_DIR=str(tmp_path))
     assert ended.returncode == status
     assert ended.stdout == ""
     assert ended.stderr.count("\n") == 1
@@ -62,21 +70,21 @@ def test_a_mistake_is_one_line(tmp_path: Path, device: str, status: int, words: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
+def test_verbose_shows_the_traceback(how: How, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("1 / 0\n")
-    quiet = run_command("serve", "--device", "bad.py:Mine", cwd=tmp_path)
-    verbose = run_command("serve", "--device", "bad.py:Mine", "-v", cwd=tmp_path)
+    quiet = run_command("serve", *how, "--device", "bad.py:Mine", cwd=tmp_path)
+    verbose = run_command("serve", *how, "--device", "bad.py:Mine", "-v", cwd=tmp_path)
     assert quiet.returncode == verbose.returncode == 2
     assert "ZeroDivisionError" in quiet.stderr
     assert "Traceback" not in quiet.stderr
     assert "Traceback" in verbose.stderr
 
 
-async def test_serve_connect_and_terminate(tmp_path: Path) -> None:
+async def test_serve_connect_and_terminate(how: How, tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
     runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
     async with serve_process(
-        "--device", "blk,path=disk.img", "--device", "rng", folder=tmp_path, env=runtime
+        *how, "--device", "blk,path=disk.img", "--device", "rng", folder=tmp_path, env=runtime
     ) as served:
         assert [line.split(" ")[:3] for line in served.lines[:2]] == [
             ["device", "blk0", "blk"],
@@ -97,10 +105,10 @@ async def test_serve_connect_and_terminate(tmp_path: Path) -> None:
         assert "Traceback" not in served.log.read_text()
 
 
-async def test_the_printed_arguments_are_for_a_shell(tmp_path: Path) -> None:
+async def test_the_printed_arguments_are_for_a_shell(how: How, tmp_path: Path) -> None:
     folder = tmp_path / "it's a folder"
     folder.mkdir()
-    async with serve_process("--device", "rng,socket=a.sock", folder=folder) as served:
+    async with serve_process(*how, "--device", "rng,socket=a.sock", folder=folder) as served:
         text = "\n".join(line for line in served.lines if not line.startswith(("device ", "ready ", "#")))
     qemu = tmp_path / "qemu-system-x86_64"
     qemu.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
@@ -115,10 +123,10 @@ async def test_the_printed_arguments_are_for_a_shell(tmp_path: Path) -> None:
     }
 
 
-async def test_json_output_and_given_sockets(tmp_path: Path) -> None:
+async def test_json_output_and_given_sockets(how: How, tmp_path: Path) -> None:
     arguments = ["--device", "rng", "--device", "rng,id=mine,socket=own.sock", "--device", "rng"]
     sockets = ["--socket", "one.sock", "--socket", "two.sock"]
-    async with serve_process(*arguments, *sockets, "--json", folder=tmp_path) as served:
+    async with serve_process(*how, *arguments, *sockets, "--json", folder=tmp_path) as served:
         events = [json.loads(line) for line in served.lines]
         (await greet(str(tmp_path / "two.sock"))).close()
     assert [event["event"] for event in events] == ["device", "device", "device", "ready"]
@@ -127,29 +135,29 @@ async def test_json_output_and_given_sockets(tmp_path: Path) -> None:
     assert events[3] == {"event": "ready", "devices": 3}
 
 
-async def test_a_socket_in_use_and_a_stale_one(tmp_path: Path) -> None:
+async def test_a_socket_in_use_and_a_stale_one(how: How, tmp_path: Path) -> None:
     path = str(tmp_path / "a.sock")
-    async with serve_process("--device", "rng", "--socket", path, folder=tmp_path) as served:
-        ended = run_command("serve", "--device", "rng", "--socket", path)
+    async with serve_process(*how, "--device", "rng", "--socket", path, folder=tmp_path) as served:
+        ended = run_command("serve", *how, "--device", "rng", "--socket", path)
         assert ended.returncode == 3
         assert ended.stderr.count("\n") == 1
         (await greet(path)).close()
         served.process.kill()
         await served.wait()
         assert os.path.exists(path)
-    async with serve_process("--device", "rng", "--socket", path, folder=tmp_path) as served:
+    async with serve_process(*how, "--device", "rng", "--socket", path, folder=tmp_path) as served:
         (await greet(path)).close()
         assert await served.terminate() == 0
     assert not os.path.exists(path)
 
 
-async def test_one_client_after_another_or_only_once(tmp_path: Path) -> None:
+async def test_one_client_after_another_or_only_once(how: How, tmp_path: Path) -> None:
     path = str(tmp_path / "a.sock")
-    async with serve_process("--device", "rng", "--socket", path, folder=tmp_path) as served:
+    async with serve_process(*how, "--device", "rng", "--socket", path, folder=tmp_path) as served:
         for _ in range(50):  # each comes while the last one's leaving is dealt with
             (await greet(path)).close()
         assert served.process.returncode is None
-    async with serve_process("--device", "rng", "--socket", path, "--once", folder=tmp_path) as served:
+    async with serve_process(*how, "--device", "rng", "--socket", path, "--once", folder=tmp_path) as served:
         client = await greet(path)
         with pytest.raises(ConnectionRefusedError):
             await connect(path)
@@ -157,41 +165,41 @@ async def test_one_client_after_another_or_only_once(tmp_path: Path) -> None:
         assert await served.wait() == 0
 
 
-async def test_ready_fd_and_notify_socket(tmp_path: Path) -> None:
+async def test_ready_fd_and_notify_socket(how: How, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(tmp_path / "notify"))
         notified.settimeout(60)
         env = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
         async with serve_process(
-            "--device", "rng", "--ready-fd", str(writer), folder=tmp_path, env=env, pass_fds=[writer]
+            *how, "--device", "rng", "--ready-fd", str(writer), folder=tmp_path, env=env, pass_fds=[writer]
         ):
             os.close(writer)
             assert notified.recv(100) == b"READY=1"
             # To the end: the server has closed it.
             async with trio.lowlevel.FdStream(reader) as ready:
                 assert b"".join([data async for data in ready]) == b"ready\n"
-    assert run_command("serve", "--device", "rng", "--ready-fd", "77").returncode == 2
+    assert run_command("serve", *how, "--device", "rng", "--ready-fd", "77").returncode == 2
 
 
-async def test_an_inherited_listening_socket(tmp_path: Path) -> None:
+async def test_an_inherited_listening_socket(how: How, tmp_path: Path) -> None:
     path = str(tmp_path / "a.sock")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
         fd = listening.fileno()
-        async with serve_process("--device", "rng", "--fd", str(fd), folder=tmp_path, pass_fds=[fd]) as served:
+        async with serve_process(*how, "--device", "rng", "--fd", str(fd), folder=tmp_path, pass_fds=[fd]) as served:
             assert served.sockets == [path]
             (await greet(path)).close()
             assert await served.terminate() == 0
     assert os.path.exists(path)  # it is not ours
 
 
-async def test_an_inherited_connection_ends_with_its_client(tmp_path: Path) -> None:
+async def test_an_inherited_connection_ends_with_its_client(how: How, tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         fd = theirs.fileno()
-        async with serve_process("--device", "rng", "--fd", str(fd), folder=tmp_path, pass_fds=[fd]) as served:
+        async with serve_process(*how, "--device", "rng", "--fd", str(fd), folder=tmp_path, pass_fds=[fd]) as served:
             theirs.close()
             assert served.sockets == [f"fd:{fd}"]
             client = RawClient(ours)
@@ -200,7 +208,7 @@ async def test_an_inherited_connection_ends_with_its_client(tmp_path: Path) -> N
             assert await served.wait() == 0
 
 
-def test_systemd_gives_sockets(tmp_path: Path) -> None:
+def test_systemd_gives_sockets(how: How, tmp_path: Path) -> None:
     path = str(tmp_path / "a.sock")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
@@ -210,7 +218,7 @@ def test_systemd_gives_sockets(tmp_path: Path) -> None:
 os.dup2({listening.fileno()}, 3)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
 os.execv(sys.argv[1], sys.argv[1:])"""
-        command = [sys.executable, "-c", as_systemd, *COMMAND, "serve", "--device", "rng"]
+        command = [sys.executable, "-c", as_systemd, *COMMAND, "serve", *how, "--device", "rng"]
         with subprocess.Popen(
             command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[listening.fileno()]
         ) as process:
@@ -220,14 +228,14 @@ os.execv(sys.argv[1], sys.argv[1:])"""
             assert process.wait(60) == 0
 
 
-def test_more_sockets_than_devices(tmp_path: Path) -> None:
-    ended = run_command("serve", "--device", "rng", "--socket", "a", "--socket", "b", cwd=tmp_path)
+def test_more_sockets_than_devices(how: How, tmp_path: Path) -> None:
+    ended = run_command("serve", *how, "--device", "rng", "--socket", "a", "--socket", "b", cwd=tmp_path)
     assert ended.returncode == 2
     assert "1 more sockets than devices" in ended.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_config_file_and_device_file(tmp_path: Path) -> None:
+async def test_config_file_and_device_file(how: How, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from vfiouser_virtio.virtio import Device, queue\n"
         "class Mine(Device):\n"
@@ -241,19 +249,19 @@ async def test_config_file_and_device_file(tmp_path: Path) -> None:
         '[[device]]\ndriver = "mine.py:Mine"\nword = "hello"\nsocket = "mine.sock"\n'
         '[[device]]\ndriver = "blk"\nsize = "1M"\nreadonly = true\nsocket = "blk.sock"\n'
     )
-    async with serve_process("--config", "devices.toml", folder=tmp_path) as served:
+    async with serve_process(*how, "--config", "devices.toml", folder=tmp_path) as served:
         assert "word hello" in served.lines
         assert f"device mine0 mine.py:Mine {tmp_path}/mine.sock" in served.lines
         (await greet(f"{tmp_path}/mine.sock")).close()
         (await greet(f"{tmp_path}/blk.sock")).close()
 
 
-async def test_a_reader_that_goes_away_is_no_reason_to_end(tmp_path: Path) -> None:
+async def test_a_reader_that_goes_away_is_no_reason_to_end(how: How, tmp_path: Path) -> None:
     path = str(tmp_path / "a.sock")
     reader, writer = os.pipe()
     os.close(reader)
     process = await trio.lowlevel.open_process(
-        [*COMMAND, "serve", "--device", "rng", "--socket", path],
+        [*COMMAND, "serve", *how, "--device", "rng", "--socket", path],
         env=environment(),
         stdout=writer,
         stderr=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ import logging
 import os
 import struct
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 import trio
 import trio.testing
 
+from vfiouser_virtio.backends import file
 from vfiouser_virtio.backends.block import Range, Segments
 from vfiouser_virtio.backends.file import FileBackend
+from vfiouser_virtio.backends.io_uring import IoUring
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.blk_requests import MAX_DISCARD_SEGMENTS, MAX_RANGE_SECTORS
@@ -429,8 +432,18 @@ async def test_reset_with_requests_under_way(private: bool) -> None:
         assert status(await driver.request([header(IN)], [512, 1])) == OK
 
 
+def without_io_uring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a container's seccomp filter does."""
+
+    def refused() -> IoUring:
+        raise PermissionError(errno.EPERM, "io_uring_setup")
+
+    monkeypatch.setattr(file, "IoUring", refused)
+
+
 async def test_reset_waits_for_system_calls_under_way(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RS2: the reset is complete only when the kernel can no longer touch the buffers."""
+    without_io_uring(monkeypatch)
     begun, gate = threading.Event(), threading.Event()
     fdatasync = os.fdatasync
 
@@ -458,6 +471,49 @@ async def test_reset_waits_for_system_calls_under_way(image: Path, monkeypatch: 
         assert driver.status == 0
         driver.probe()
         assert status(await driver.request([header(IN)], [512, 1])) == OK
+
+
+@pytest.mark.parametrize("what", ["reset", "unmap"])
+async def test_io_uring_requests_under_way_are_waited_for(
+    image: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The same where no task of ours does the request: what the kernel has not ended holds the reset, or the unmap."""
+    slow = threading.Event()
+    reap = IoUring.reap
+    monkeypatch.setattr(IoUring, "reap", lambda ring: reap(ring) if slow.is_set() else time.sleep(0.001))
+    before = image.read_bytes()[:4096]
+    async with running(Blk(path=image)) as driver:
+        driver.add(0, [header(OUT), b"\x55" * 4096], [1])
+        driver.kick(0)
+        await trio.sleep(0.02)
+        hold = driver.transport.write_status(0) if what == "reset" else driver.ram.unmap()
+        assert hold is not None
+        await trio.sleep(0.02)
+        assert not hold.done
+        slow.set()
+        done = trio.Event()
+        hold.when_done(done.set)
+        with trio.fail_after(10):
+            await done.wait()
+        if what == "unmap":
+            driver.ram.map()
+        else:
+            assert driver.status == 0
+            driver.probe()
+        used = await driver.request([header(IN)], [4096, 1])
+        assert status(used) == OK
+        # A reset gives the request up: that may have come before the kernel has begun it.
+        assert used.data[0] == b"\x55" * 4096 or (what == "reset" and used.data[0] == before)
+
+
+async def test_without_io_uring(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_io_uring(monkeypatch)
+    async with running(Blk(path=image)) as driver:
+        assert status(await driver.request([header(OUT, 3), b"\x55" * 512], [1])) == OK
+        assert status(await driver.request([header(FLUSH)], [1])) == OK
+        used = await driver.request([header(IN, 3)], [512, 1])
+        assert (status(used), used.data[0]) == (OK, b"\x55" * 512)
+    assert image.read_bytes()[3 * 512 : 4 * 512] == b"\x55" * 512
 
 
 async def test_memory_that_goes_away_waits_for_the_request() -> None:
@@ -583,7 +639,6 @@ def test_configuration() -> None:
     device = Blk(
         size=Size(SIZE),
         num_queues=3,
-        queue_size=64,
         logical_block_size=1024,
         physical_block_size=4096,
         min_io_size=Size(4096),
@@ -593,9 +648,9 @@ def test_configuration() -> None:
     config = device.config
     assert [config[name] for name in ("capacity", "blk_size", "physical_block_exp")] == [SECTORS, 1024, 2]
     assert [config[name] for name in ("min_io_size", "opt_io_size", "num_queues")] == [4, 64, 3]
-    assert [config[name] for name in ("seg_max", "size_max", "wce")] == [62, 8192, 1]
+    assert [config[name] for name in ("seg_max", "size_max", "wce")] == [254, 8192, 1]
     assert [config[name] for name in ("unused", "unused1", "zoned_unused2")] == [0, bytes(3), bytes(3)]
-    assert [queue.max_size for queue in device.queues] == [64] * 3
+    assert [queue.max_size for queue in device.queues] == [256] * 3
     assert device.features & Feature.MQ.mask
     assert device.features & Feature.SIZE_MAX.mask
     assert device.features & Feature.FLUSH.mask
@@ -603,6 +658,16 @@ def test_configuration() -> None:
     assert device.config.size == 96
     assert device.driver_writes <= blk.Config().offsets.keys()
     device.close()
+
+
+@pytest.mark.parametrize(("size", "seg_max"), [(1, 1), (3, 1), (64, 62), (32768, 1022)])
+def test_the_queue_size_limits_a_request(size: int, seg_max: int) -> None:
+    device = Blk(size=Size(SIZE), num_queues=2)
+    device.resize_queues(size)
+    assert device.config["seg_max"] == seg_max
+    chosen = Blk(size=Size(SIZE), seg_max=7)
+    chosen.resize_queues(size)
+    assert chosen.config["seg_max"] == 7
 
 
 def test_without_discard(image: Path) -> None:
@@ -622,8 +687,6 @@ def test_without_discard(image: Path) -> None:
         ({"size": 1000}, "truncate -s 1024"),
         ({"size": 0}, "RAM disk"),
         ({"size": SIZE, "num_queues": 0}, "num-queues"),
-        ({"size": SIZE, "queue_size": 100}, "queue-size"),
-        ({"size": SIZE, "queue_size": 2}, "queue-size"),
         ({"size": SIZE, "logical_block_size": 256}, "logical-block-size"),
         ({"size": SIZE, "logical_block_size": 4096, "physical_block_size": 512}, "physical-block-size"),
         ({"size": SIZE, "serial": "x" * 21}, "serial"),

@@ -8,12 +8,13 @@ from vfiouser_virtio.virtio import Device, bus
 
 
 def test_the_list_is_the_folder() -> None:
-    modules = [
-        importlib.import_module(f"{devices.__name__}.{found.name}") for found in pkgutil.iter_modules(devices.__path__)
-    ]
+    modules = {
+        found.name: importlib.import_module(f"{devices.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(devices.__path__)
+    }
     with_devices = [
-        module
-        for module in modules
+        name
+        for name, module in modules.items()
         if any(
             isinstance(value, type) and issubclass(value, Device) and value.__module__ == module.__name__
             for value in vars(module).values()
@@ -23,6 +24,7 @@ def test_the_list_is_the_folder() -> None:
 
 
 def test_each_is_on_the_bus_under_its_module_name() -> None:
-    names = {device_class.__module__: device_class.name for device_class in bus.classes}
-    for module in devices.SHIPPED:
-        assert names[module.__name__] == module.__name__.rpartition(".")[2]
+    for name in devices.SHIPPED:
+        device_class = devices.load(name)
+        assert device_class.name == name
+        assert bus.match(device_class.device_id) is device_class

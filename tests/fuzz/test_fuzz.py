@@ -103,28 +103,30 @@ async def _works(driver) -> None:
     await driver.request(0, [b"good"], [4])
 
 
-def _case(memory: str = "shared") -> Case:
+def _case(memory: str = "shared", *, packed: bool = False) -> Case:
     request = {"do": "request", "queue": 0, "out": ["585858"], "room": [8]}
     noise = {"do": "request", "queue": 1, "out": ["00"], "room": [8]}
     steps = [{"do": "bring_up"}, noise, {"do": "settle"}, noise, request, noise, {"do": "settle"}]
-    return Case("requests", "echo", memory, steps=steps)
+    return Case("requests", "echo", memory, offer={"packed": packed}, steps=steps)
 
 
 @pytest.mark.parametrize(
     ("device", "kind"),
     [(Raises, "bug"), (WritesBeyond, "write"), (Hangs, "hang"), (LeaksAnFd, "leak"), (LeaksATask, "leak")],
 )
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 @pytest.mark.parametrize("memory", ["shared", "private"])
-def test_the_oracle_sees(device, kind, memory, monkeypatch):
+def test_the_oracle_sees(device, kind, memory, packed, monkeypatch):
     monkeypatch.setattr(bench, "SERVER_PATIENCE", 0.5)  # what is leaked for good need not be waited for
     monkeypatch.setattr(perform, "BUFFER_PATIENCE", 0.5)
-    found = run_case(_case(memory), Target(device, _works))
+    found = run_case(_case(memory, packed=packed), Target(device, _works))
     assert found is not None
     assert found.kind == kind, found
 
 
-def test_a_good_device_passes_the_same_case():
-    assert run_case(_case(), TARGETS["echo"]) is None
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_good_device_passes_the_same_case(packed):
+    assert run_case(_case(packed=packed), TARGETS["echo"]) is None
 
 
 def test_a_finding_is_minimized():

@@ -9,7 +9,7 @@ import trio.testing
 from support.guest import wait_forever
 
 from vfiouser_virtio.errors import GuestError
-from vfiouser_virtio.guest import DeviceBroken, DeviceGone, VirtioDevice, Virtqueue, free_vq, new_vq
+from vfiouser_virtio.guest import DeviceBroken, DeviceGone, VirtioDevice, Virtqueue, free_vq, new_vq, virtqueues
 from vfiouser_virtio.guest import device as device_module
 from vfiouser_virtio.protocols.virtio import console
 from vfiouser_virtio.transports import Loopback
@@ -80,7 +80,7 @@ async def test_one_request_by_hand() -> None:
 
 async def test_queue_sizes() -> None:
     async with started() as (device, transport):
-        assert (await new_vq(device, 0)).size == device_module.MAX_QUEUE_SIZE
+        assert (await new_vq(device, 0)).size == virtqueues.MAX_QUEUE_SIZE
         assert (await new_vq(device, 1)).size == 4
         await device.reset()
         for vq in list(device.virtqueues.values()):
@@ -102,10 +102,14 @@ async def test_queues_that_do_not_exist() -> None:
             await new_vq(device, 0)
 
 
-async def test_a_size_that_no_split_queue_has() -> None:
+async def test_a_size_that_no_split_queue_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def three(index: int) -> int:
+        await trio.lowlevel.checkpoint()
+        return 3
+
     async with started() as (device, transport):
-        transport.device.queues[0].max_size = 3
-        with pytest.raises(DeviceBroken, match="0x3 of queue 0 is no power of two") as caught:
+        monkeypatch.setattr(transport, "queue_max_size", three)
+        with pytest.raises(DeviceBroken, match=r"queue_size 0x3 of queue 0: .* no power of two") as caught:
             await new_vq(device, 0)
         assert caught.value.rule == "CC8"
 

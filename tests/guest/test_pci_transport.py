@@ -26,6 +26,7 @@ from vfiouser_virtio.guest import (
     new_vq,
 )
 from vfiouser_virtio.guest import pci_transport as module
+from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.vfio_user import PrivateMemory, SharedMemory, connect
 from vfiouser_virtio.virtio import Device, queue
@@ -235,6 +236,29 @@ async def test_registers_where_they_are_and_as_wide_as_they_are() -> None:
         ("bar5 write", 0x81C, 2, 1),
         ("bar3 write", 0x108, 2, 1),
     ]
+
+
+@pytest.mark.parametrize(
+    ("features", "notifications"),
+    [
+        ([], [(2, 1), (2, 1)]),
+        ([Feature.NOTIFICATION_DATA], [(4, 0x0005_0001), (4, 0x8003_0001)]),
+        ([Feature.NOTIF_CONFIG_DATA], [(2, 0xABCD), (2, 0xABCD)]),
+        ([Feature.NOTIFICATION_DATA, Feature.NOTIF_CONFIG_DATA], [(4, 0x0005_ABCD), (4, 0x8003_ABCD)]),
+    ],
+)
+async def test_notifications(features: list[Feature], notifications: list[tuple[int, int]]) -> None:
+    """How wide they are, what names the queue, and what comes with it (2.9, 4.1.5.2)."""
+    port = fake(notify_length=0x100)
+    port.contents[5][0x838:0x83A] = b"\xcd\xab"  # queue_notif_config_data
+    transport = await PciTransport.open(port, interrupts="msix")
+    await transport.write_features(sum(feature.mask for feature in features))
+    await transport.enable_queue(1, 8, 0, 0, 0)
+    port.log.clear()
+    with_data = Feature.NOTIFICATION_DATA in features
+    for next_available in (5, 0x8003):
+        transport.notify(1, *[next_available] * with_data)
+    assert port.log == [("bar3 write", 0x100, size, value) for size, value in notifications]
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def _alive(fd: str) -> bool:
 
 async def client_left(served: Serving) -> None:
     with trio.fail_after(5):
-        while any(endpoint.function.memory.client for endpoint in served.endpoints):
+        while any(function.memory.client for function in served.functions):
             await trio.sleep(0.01)
     await trio.testing.wait_all_tasks_blocked()
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from vfiouser_virtio.virtio import Offer
+
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -16,19 +18,20 @@ class Broken:
 
     change: Mutation
     device: str
+    offer: Offer
 
 
 BROKEN: dict[str, Broken] = {}
 """By the id of the check that must fail."""
 
 
-def breaks(*check_ids: str, device: str = "rng") -> Callable[[Mutation], Mutation]:
-    """Register a change for one or several checks."""
+def breaks(*check_ids: str, device: str = "rng", **offer: Any) -> Callable[[Mutation], Mutation]:
+    """Register a change for one or several checks, of a device that offers this."""
 
     def register(change: Mutation) -> Mutation:
         for check_id in check_ids:
             assert check_id not in BROKEN, check_id
-            BROKEN[check_id] = Broken(change, device)
+            BROKEN[check_id] = Broken(change, device, Offer(**offer))
         return change
 
     return register

@@ -16,6 +16,7 @@ from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.virtio import Device, Transport
 from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.virtio.suspend import Suspension
 
 # By name: some of these packages export a function of the module's name.
 identity_module: Any = importlib.import_module("vfiouser_virtio.transports.identity")
@@ -211,18 +212,6 @@ def is_a_legacy_device(patch: pytest.MonkeyPatch) -> None:
     offer(patch, 0, without=Feature.VERSION_1.mask)
 
 
-@breaks("virtio14/RB2")
-def uses_buffers_backwards(patch: pytest.MonkeyPatch) -> None:
-    from vfiouser_virtio.vring import SplitRing
-
-    def store(original: Any, self: SplitRing, *arguments: Any) -> Any:
-        self._pushed.reverse()
-        return original(self, *arguments)
-
-    offer(patch, Feature.IN_ORDER.mask)
-    around(patch, SplitRing, "store_used", store)
-
-
 @breaks("virtio14/RB3")
 def offers_sr_iov(patch: pytest.MonkeyPatch) -> None:
     offer(patch, Feature.SR_IOV.mask)
@@ -302,18 +291,19 @@ def fires_vector_0_instead(patch: pytest.MonkeyPatch) -> None:
 # ---- suspend -----------------------------------------------------------------------------------------------------
 
 
-@breaks("virtio14/SU1", "virtio14/SU3")
+@breaks("virtio14/SU1", suspend=True)
 def keeps_suspend_as_it_comes(patch: pytest.MonkeyPatch) -> None:
-    offer(patch, Feature.SUSPEND.mask)
+    def keep(self: Transport, value: int) -> None:
+        self._status |= value & Status.SUSPEND
+
+    after(patch, Transport, "write_status", keep)
 
 
-@breaks("virtio14/SU2")
+@breaks("virtio14/SU2", suspend=True)
 def works_in_its_sleep(patch: pytest.MonkeyPatch) -> None:
-    def write(original: Any, self: Transport, value: int) -> Any:
-        if value & Status.SUSPEND and value & Status.DRIVER_OK:
-            self._status = self._status & ~Status.DRIVER_OK | Status.SUSPEND
-            return None
-        return original(self, value)
+    patch.setattr(Suspension, "begin", lambda self: self._suspended())
 
-    offer(patch, Feature.SUSPEND.mask)
-    around(patch, Transport, "write_status", write)
+
+@breaks("virtio14/SU3", suspend=True)
+def does_not_wake_up(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Transport, "_resume", lambda _self: None)

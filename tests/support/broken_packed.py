@@ -3,54 +3,111 @@
 from typing import Any
 
 import pytest
-from support.broken import breaks
-from support.faithful import PackedRing, packed
+from support.broken import around, breaks
+from support.broken_rings import backwards, write_to_requests
+
+from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.protocols.virtio.ring import RingEventFlags
+from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.vring import PackedRing, packed
+
+RESERVED = 3 << 16
 
 
-@breaks("virtio14/PK1")
+@breaks("virtio14/PK1", packed=True)
 def leaves_gaps(patch: pytest.MonkeyPatch) -> None:
-    class Gaps(PackedRing):
-        def move_on(self, count: int) -> None:
-            super().move_on(count + 1)
+    def store(original: Any, self: PackedRing, used: list[int]) -> Any:
+        changed = []
+        for place in range(0, len(used), 2):
+            changed += original(self, used[place : place + 2])
+            self.next_used = (self.next_used + 1) % (2 * self.size)
+        return changed
 
-    packed(patch, Gaps)
+    around(patch, PackedRing, "_store", store)
 
 
-@breaks("virtio14/PK2", device="blk")
+@breaks("virtio14/PK2", device="blk", packed=True)
 def uses_every_descriptor_of_the_ring(patch: pytest.MonkeyPatch) -> None:
-    class Scribbles(PackedRing):
-        def store_used(self, count: int | None = None) -> list[tuple[int, int]]:
-            other = 16 * ((self.used + 5) % self.size)
-            self.desc_bytes[other] ^= 1
-            return super().store_used(count)
+    def store(original: Any, self: PackedRing, used: list[int]) -> Any:
+        self.parts[0][16 * ((self.next_used + 5) % self.size)] ^= 1
+        return original(self, used)
 
-    packed(patch, Scribbles)
+    around(patch, PackedRing, "_store", store)
 
 
-@breaks("virtio14/PK3", device="blk")
+@breaks("virtio14/PK3", device="blk", packed=True)
 def writes_to_the_packed_request(patch: pytest.MonkeyPatch) -> None:
-    class Scribbles(PackedRing):
-        def store_used(self, count: int | None = None) -> list[tuple[int, int]]:
-            for chain, _written in self._pushed:
-                self.memory.writable(chain.ranges[0][0], 1)[0][0] ^= 0xFF
-            return super().store_used(count)
+    def store(original: Any, self: PackedRing, used: list[int]) -> Any:
+        write_to_requests(self, used)
+        return original(self, used)
 
-    packed(patch, Scribbles)
+    around(patch, PackedRing, "_store", store)
 
 
-@breaks("virtio14/PK4", device="blk")
+@breaks("virtio14/PK4", device="blk", packed=True)
 def takes_lists_from_behind(patch: pytest.MonkeyPatch) -> None:
-    class Backwards(PackedRing):
-        def _descriptors(self, head: int) -> list[Any]:
-            return super()._descriptors(head)[::-1]
+    def make(original: Any, memory: Any, head: int, descriptors: list[Any]) -> Any:
+        return original(memory, head, descriptors[::-1])
 
-    packed(patch, Backwards)
+    around(patch, packed, "make_chain", make)
 
 
-@breaks("virtio14/PK5", device="blk")
+@breaks("virtio14/PK5", device="blk", packed=True)
 def takes_the_first_id(patch: pytest.MonkeyPatch) -> None:
-    class First(PackedRing):
-        def buffer_id(self) -> int:
-            return self.found[0][2]
+    def make(original: Any, memory: Any, _head: int, descriptors: list[Any]) -> Any:
+        return original(memory, descriptors[0][3], descriptors)
 
-    packed(patch, First)
+    around(patch, packed, "make_chain", make)
+
+
+@breaks("virtio14/PK5-indirect", packed=True)
+def minds_ids_in_a_table(patch: pytest.MonkeyPatch) -> None:
+    def read(original: Any, *arguments: Any) -> Any:
+        table = original(*arguments)
+        if any(each_id for _, _, each_id, _ in table):
+            raise GuestError("an id in a table")
+        return table
+
+    around(patch, packed, "read_table", read)
+
+
+@breaks("virtio14/PK5-size", packed=True)
+def wants_powers_of_two(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Queue, "allows", lambda original, self, size: original(self, size) and not size & (size - 1))
+
+
+# ---- event suppression -------------------------------------------------------------------------------------------
+
+
+@breaks("virtio14/PK5-enable", packed=True)
+def never_interrupts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PackedRing, "interrupt_due", lambda _self: False)
+
+
+@breaks("virtio14/PK5-disable", "virtio14/PK5-desc-silent", packed=True)
+def always_interrupts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PackedRing, "interrupt_due", lambda _self: True)
+
+
+@breaks("virtio14/PK5-desc", packed=True)
+def forgets_the_other_round(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PackedRing, "_position", lambda _self, off_wrap: off_wrap & 0x7FFF)
+
+
+@breaks("virtio14/PK5-device", packed=True)
+def asks_with_reserved_flags(patch: pytest.MonkeyPatch) -> None:
+    def request(original: Any, self: PackedRing) -> bool:
+        there = bool(original(self))
+        self._device_event[0] |= RESERVED
+        return there
+
+    def suppress(self: PackedRing) -> None:
+        self._device_event[0] = RingEventFlags.DISABLE << 16 | RESERVED
+
+    around(patch, PackedRing, "request_notification", request)
+    patch.setattr(PackedRing, "suppress_notifications", suppress)
+
+
+@breaks("virtio14/RB2-packed", packed=True, in_order=True)
+def uses_packed_buffers_backwards(patch: pytest.MonkeyPatch) -> None:
+    around(patch, PackedRing, "_store", lambda original, self, used: original(self, backwards(used)))

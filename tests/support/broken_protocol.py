@@ -21,6 +21,7 @@ from vfiouser_virtio.vfio_user import Server, connection, dispatch, session
 from vfiouser_virtio.vfio_user.connection import Connection, reply
 from vfiouser_virtio.vfio_user.dispatch import Answer
 from vfiouser_virtio.vfio_user.session import Session
+from vfiouser_virtio.vfio_user.sockets import MessageSocket
 
 # ---- VERSION -----------------------------------------------------------------------------------------------------
 
@@ -164,11 +165,11 @@ def does_not_mind_small_sizes(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("vfio-user/size-above-limit")
 def waits_for_any_size(patch: pytest.MonkeyPatch) -> None:
-    def find(original: Any, self: Connection) -> Any:
+    def find(original: Any, self: Connection) -> bool:
         try:
-            return original(self)
+            return bool(original(self))
         except PeerError:
-            return None
+            return False
 
     around(patch, Connection, "next", find)
     around(patch, Connection, "_allocate", lambda original, self, capacity: original(self, min(capacity, 1 << 20)))
@@ -187,7 +188,7 @@ def forgets_half_a_message(patch: pytest.MonkeyPatch) -> None:
     def process(original: Any, self: Session) -> bool:
         more = bool(original(self))
         if not more:
-            self._main.connection._next = self._main.connection._end
+            self._main.connection.position = self._main.connection.end
         return more
 
     around(patch, Session, "_process", process)
@@ -202,7 +203,7 @@ def keeps_fds(patch: pytest.MonkeyPatch) -> None:
 def mourns_a_client(patch: pytest.MonkeyPatch) -> None:
     async def disconnected(original: Any, self: Server, ended: Session) -> None:
         buffered = ended._main.connection
-        if buffered._end > buffered._next:
+        if buffered.end > buffered.position:
             await trio.sleep_forever()
         await original(self, ended)
 
@@ -278,12 +279,12 @@ def has_no_bounds(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("vfio-user/access-reply")
 def confirms_writes_briefly(patch: pytest.MonkeyPatch) -> None:
-    def send(original: Any, self: Session, data: bytes, *rest: Any) -> None:
+    def send(original: Any, self: MessageSocket, data: bytes, *rest: Any) -> Any:
         if data[2] == Command.REGION_WRITE:
             data = reply(int.from_bytes(data[:2], "little"), Command.REGION_WRITE)
-        original(self, data, *rest)
+        return original(self, data, *rest)
 
-    around(patch, Session, "_send", send)
+    around(patch, MessageSocket, "send", send)
 
 
 @breaks("vfio-user/write-data")

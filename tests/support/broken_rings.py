@@ -1,5 +1,6 @@
 """Broken virtqueues (see `support.broken`)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from support.faithful import answer_register
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags
+from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.virtio import Transport
-from vfiouser_virtio.vring import SplitRing, split
+from vfiouser_virtio.vring import Ring, SplitRing
 from vfiouser_virtio.vring.chain import Writable
 
 # ---- queue reset -------------------------------------------------------------------------------------------------
@@ -26,9 +28,9 @@ def goes_on_where_the_old_queue_was(patch: pytest.MonkeyPatch) -> None:
     indexes: list[tuple[int, int]] = []
 
     def reset(original: Any, self: Transport, index: int) -> Any:
-        ring = self.device.queues[index]._ring
-        if ring is not None:
-            indexes.append((ring.last_avail, ring.used_idx))
+        bound = self.device.queues[index]._bound
+        if bound is not None:
+            indexes.append((bound.ring.last_avail, bound.ring.used_idx))
         return original(self, index)
 
     def make(original: Any, self: SplitRing, *arguments: Any, **named: Any) -> None:
@@ -63,23 +65,28 @@ def keeps_the_old_addresses(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/MF1")
 def takes_four_descriptors(patch: pytest.MonkeyPatch) -> None:
-    def chain(original: Any, self: SplitRing, head: int) -> Any:
+    def descriptors(original: Any, self: SplitRing, head: int) -> Any:
         found = original(self, head)
-        if len(found.ranges) > 4:
+        if len(found) > 4:
             raise GuestError("too many descriptors")
         return found
 
-    around(patch, SplitRing, "_chain", chain)
+    around(patch, SplitRing, "_descriptors", descriptors)
+
+
+def write_to_requests(ring: Ring, used: list[int]) -> None:
+    """The first byte of each chain that is about to be shown as used, whether it may be written or not."""
+    for head in used[::2]:
+        ring.memory.writable(ring.in_flight[head].ranges[0][0], 1)[0][0] ^= 0xFF
 
 
 @breaks("virtio14/SD1", device="blk")
 def writes_to_the_request(patch: pytest.MonkeyPatch) -> None:
-    def store(original: Any, self: SplitRing, *arguments: Any) -> Any:
-        for chain, _written in self._pushed:
-            self.memory.writable(chain.ranges[0][0], 1)[0][0] ^= 0xFF
-        return original(self, *arguments)
+    def store(original: Any, self: SplitRing, used: list[int]) -> Any:
+        write_to_requests(self, used)
+        return original(self, used)
 
-    around(patch, SplitRing, "store_used", store)
+    around(patch, SplitRing, "_store", store)
 
 
 @breaks("virtio14/SI1")
@@ -95,7 +102,7 @@ def minds_write_on_a_table(patch: pytest.MonkeyPatch) -> None:
 @breaks("virtio14/SI2")
 def takes_tables_alone(patch: pytest.MonkeyPatch) -> None:
     def indirect(original: Any, self: SplitRing, head: int, descriptor: Any) -> Any:
-        if not DESC_CODEC.unpack_from(self.desc_bytes, DESC_CODEC.size * head)[2] & DescFlags.INDIRECT:
+        if not DESC_CODEC.unpack_from(self.parts[0], DESC_CODEC.size * head)[2] & DescFlags.INDIRECT:
             raise GuestError("a table behind other descriptors")
         return original(self, head, descriptor)
 
@@ -107,7 +114,13 @@ def takes_tables_alone(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/UR1")
 def moves_the_index_first(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(split, "_pack_used", lambda *_: None)  # and the element much later: never
+    def store(original: Any, self: SplitRing, used: list[int]) -> Any:
+        before = bytes(self.parts[2])
+        changed = original(self, used)
+        self.parts[2][4:] = before[4:]  # and the elements much later: never
+        return changed
+
+    around(patch, SplitRing, "_store", store)
 
 
 @breaks("virtio14/UR2")
@@ -122,7 +135,20 @@ def counts_what_it_has_not_written(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/UR2-readable", device="console")
 def counts_what_it_has_read(patch: pytest.MonkeyPatch) -> None:
-    around(patch, SplitRing, "push", lambda original, self, chain, written: original(self, chain, written + 4))
+    def store(original: Any, self: SplitRing, used: list[int]) -> Any:
+        return original(self, [value + 4 * (place & 1) for place, value in enumerate(used)])
+
+    around(patch, SplitRing, "_store", store)
+
+
+def backwards(used: list[int]) -> list[int]:
+    """Pairs of head and length, the last one first."""
+    return [value for place in range(len(used) - 2, -1, -2) for value in used[place : place + 2]]
+
+
+@breaks("virtio14/RB2", in_order=True)
+def uses_buffers_backwards(patch: pytest.MonkeyPatch) -> None:
+    around(patch, SplitRing, "_store", lambda original, self, used: original(self, backwards(used)))
 
 
 # ---- notifications -----------------------------------------------------------------------------------------------
@@ -156,9 +182,29 @@ def sets_flags_with_event_idx(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/AN2")
 def minds_spurious_notifications(patch: pytest.MonkeyPatch) -> None:
-    def notify(original: Any, self: Transport, index: int) -> None:
+    def notified(original: Any, self: VirtioPci, index: int, data: bytes) -> None:
         if index >= len(self.device.queues):
-            self.needs_reset(GuestError(f"queue {index} was notified"))
-        original(self, index)
+            self.transport.needs_reset(GuestError(f"queue {index} was notified"))
+        original(self, index, data)
 
-    around(patch, Transport, "notify_queue", notify)
+    around(patch, VirtioPci, "_notified", notified)
+
+
+@breaks("virtio14/ND1", notification_data=True)
+def knows_no_notifications_of_32_bits(patch: pytest.MonkeyPatch) -> None:
+    ignore(patch, lambda self, index, data: len(data) != 2)
+
+
+@breaks("virtio14/ND2", notif_config_data=True)
+def knows_its_queues_by_their_indexes(patch: pytest.MonkeyPatch) -> None:
+    ignore(patch, lambda self, index, data: int.from_bytes(data[:2], "little") != index)
+
+
+def ignore(patch: pytest.MonkeyPatch, which: Callable[[VirtioPci, int, bytes], bool]) -> None:
+    """Notifications of this kind go unheard."""
+
+    def notified(original: Any, self: VirtioPci, index: int, data: bytes) -> None:
+        if not which(self, index, data):
+            original(self, index, data)
+
+    around(patch, VirtioPci, "_notified", notified)

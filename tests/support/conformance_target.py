@@ -11,7 +11,7 @@ from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.testing.conformance import Wire
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.identity import Style
-from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.virtio import Device, Offer
 
 DEVICES: dict[str, Callable[[], Device]] = {
     "rng": Rng,
@@ -21,9 +21,11 @@ DEVICES: dict[str, Callable[[], Device]] = {
 
 
 @asynccontextmanager
-async def serving(name: str, *, ids: Style = "default", timeout: float = 5.0) -> AsyncIterator[Wire]:
+async def serving(
+    name: str, *, ids: Style = "default", offer: Offer | None = None, timeout: float = 5.0
+) -> AsyncIterator[Wire]:
     """Serve one device until the end of the block."""
-    async with serving_functions(VirtioPci(DEVICES[name](), ids=ids)) as devices:
+    async with serving_functions(VirtioPci(DEVICES[name](), ids=ids, offer=offer)) as devices:
         socket = devices[0]["socket"]
         assert isinstance(socket, dict)
         yield Wire(socket["path"], timeout=timeout)

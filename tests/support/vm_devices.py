@@ -6,9 +6,9 @@ import re
 import shlex
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,15 @@ import trio
 
 from vfiouser_virtio import vm
 from vfiouser_virtio.backends.file import FileBackend
+from vfiouser_virtio.cli.serving import serving
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.vfio_user import Server, listen_path
-from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.virtio import Device, Offer
 
 MIB = 1 << 20
+# On a busy machine TCG's clock can jump, which looks like a stall of Linux's.
+_APPEND = "rcupdate.rcu_cpu_stall_suppress=1"
 # Warnings that could be about a device of ours.
 _OURS = re.compile(r"virtio|vport|\bvd[a-z]|hvc|hwrng|hw_random|I/O error|msi|irq|rcu:|blocked for", re.IGNORECASE)
 _HARMLESS = re.compile(r"ACPI: IRQ \d+ override")
@@ -33,6 +36,7 @@ class Machine:
 
     guest: vm.Guest
     devices: Mapping[str, Device]
+    functions: Mapping[str, VirtioPci] = field(default_factory=dict)
 
     async def run(self, command: str, *, timeout: float = 60) -> str:
         """What a command in the guest prints, without white space at the end; it must succeed."""
@@ -60,29 +64,53 @@ class Machine:
 
 @asynccontextmanager
 async def booted(
-    qemu: vm.Qemu, image: vm.GuestImage, devices: Mapping[str, Device], *, ids: Style = "default", **options
+    qemu: vm.Qemu,
+    image: vm.GuestImage,
+    devices: Mapping[str, Device],
+    *,
+    ids: Style = "default",
+    offer: Offer | None = None,
+    append: str = "",
+    **options,
 ) -> AsyncIterator[Machine]:
     """Serve devices, by name, and boot a guest that has them in this order. ``options`` are `vm.boot_guest`'s."""
     raised = None
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         async with trio.open_nursery() as nursery:
-            arguments = []
+            arguments, functions = [], {}
             for name, device in devices.items():
-                function = VirtioPci(device, ids=ids, name=name)
+                function = functions[name] = VirtioPci(device, ids=ids, name=name, offer=offer)
                 nursery.start_soon(function.serve)
                 path = f"{folder}/{name}"
                 nursery.start_soon(Server(function, name=name).serve, stack.enter_context(listen_path(path)))
                 arguments.append({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": path}})
             try:
-                async with vm.boot_guest(qemu, image, devices=arguments, **options) as guest:
-                    yield Machine(guest, devices)
+                async with vm.boot_guest(
+                    qemu, image, devices=arguments, append=f"{_APPEND} {append}", **options
+                ) as guest:
+                    yield Machine(guest, devices, functions)
             except BaseException as error:
                 # Raised again below: a group around it would only hide what has failed.
                 raised = error
             nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised
+
+
+@asynccontextmanager
+async def booted_from_options(
+    qemu: vm.Qemu, image: vm.GuestImage, devices: Sequence[str], *, append: str = "", **options
+) -> AsyncIterator[Machine]:
+    """As `booted`, with devices as the command line takes them: ``blk,path=disk.img,packed=on``."""
+    async with (
+        serving(devices) as served,
+        vm.boot_guest(qemu, image, devices=served.qemu_devices, append=f"{_APPEND} {append}", **options) as guest,
+    ):
+        functions = {
+            endpoint.name: function for endpoint, function in zip(served.endpoints, served.functions, strict=True)
+        }
+        yield Machine(guest, {name: function.device for name, function in functions.items()}, functions)
 
 
 # ---- disks ---------------------------------------------------------------------------------------------------------
@@ -105,6 +133,15 @@ class ObservedDisk(FileBackend):
 
     def write_nowait(self, offset, segments):
         return not self.gather and not self.broken and super().write_nowait(offset, segments)
+
+    def start_read(self, offset, segments, done):
+        """All goes through `read`, `write` and `flush`."""
+
+    def start_write(self, offset, segments, done):
+        """See `start_read`."""
+
+    def start_flush(self, done):
+        """See `start_read`."""
 
     async def read(self, offset, segments):
         await self._observe(offset, sum(map(len, segments)))
@@ -142,6 +179,19 @@ def sparse(path: Path, size: int) -> Path:
     with path.open("xb") as file:
         file.truncate(size)
     return path
+
+
+def fill(path: Path, size: int) -> None:
+    """A new file of bytes that are nowhere the same."""
+    with path.open("xb") as file:
+        for start in range(0, size, MIB):
+            file.write(os.urandom(min(MIB, size - start)))
+
+
+async def difference(one: Path, other: Path, size: int) -> str:
+    """Where the first ``size`` bytes of two files differ, as cmp(1) says it; empty where they do not."""
+    compared = await trio.run_process(["cmp", "-n", str(size), one, other], capture_stdout=True, check=False)
+    return compared.stdout.decode()
 
 
 def slice_of(path: Path, offset: int, length: int) -> bytes:

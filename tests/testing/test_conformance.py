@@ -30,8 +30,9 @@ from vfiouser_virtio.testing.conformance import (
     summary,
     text_line,
 )
-from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable
+from vfiouser_virtio.testing.conformance.verdicts import GOOD, Failed, NotApplicable
 from vfiouser_virtio.transports.identity import Style
+from vfiouser_virtio.virtio import Offer
 
 pytestmark = pytest.mark.slow
 
@@ -97,8 +98,18 @@ ROWS = [
     ),
     *("IS2", "IS3", "DC1", "SM1", "VD1", "PA1", "MX1", "MX2", "MX3", "LG1"),
 ]
-# What a device of ours does not have, and nothing else, is not applicable.
-ABSENT = {"SM1", "VD1", "CC9", "RB2", "RB3", "SU1", "SU2", "SU3", "PK1", "PK2", "PK3", "PK4", "PK5", "write-multi"}
+# What a device of ours does not have, whatever it offers, and nothing else, is not applicable.
+ABSENT = {"SM1", "VD1", "CC9", "RB3", "write-multi"}
+# Checks that need a feature which is not offered by default.
+SWITCHED = {
+    "packed": {name.partition("/")[2] for name in CHECKS if name.startswith("virtio14/PK")},
+    "in_order": {"RB2"},
+    "notification_data": {"ND1"},
+    "notif_config_data": {"ND2"},
+    "suspend": {"SU1", "SU2", "SU3"},
+}
+# What some device types have no use for.
+OF_SOME_TYPES = {"CF1", "CC4", "UR2", "UR2-readable", "PK3", "PK4"}
 
 
 @pytest.fixture(autouse=True)
@@ -113,20 +124,51 @@ async def all_results(wire: Wire) -> dict[str, Result]:
     return {result.check_id: result async for result in run_checks(wire, CHECKS.values())}
 
 
+def verdicts(results: dict[str, Result]) -> tuple[dict[str, str], set[str]]:
+    """What has failed, with its reason, and what is not applicable."""
+    failed = {name: each.detail for name, each in results.items() if each.verdict not in GOOD}
+    absent = {name for name, each in results.items() if each.verdict is Verdict.NOT_APPLICABLE}
+    return failed, {name.partition("/")[2] for name in absent}
+
+
 @pytest.mark.parametrize("ids", ["default", "qemu", "2007"])
 @pytest.mark.parametrize("name", DEVICES)
 async def test_our_devices(name: str, ids: Style) -> None:
     async with serving(name, ids=ids) as wire:
-        results = await all_results(wire)
-    bad = {check_id: result for check_id, result in results.items() if result.verdict is not Verdict.PASS}
-    absent = {check_id.partition("/")[2] for check_id, each in bad.items() if each.verdict is Verdict.NOT_APPLICABLE}
-    failed = {check_id: each.detail for check_id, each in bad.items() if each.verdict is not Verdict.NOT_APPLICABLE}
+        failed, absent = verdicts(await all_results(wire))
     if ids == "2007":  # the vendor of the 2007 draft is not the one that virtio has now
         assert failed == {"virtio14/PI2": "vendor id is 0x5000, not 0x1af4"}
     else:
         assert failed == {}
-    assert absent - ABSENT <= {"CF1", "CC4", "UR2", "UR2-readable"}
-    assert absent >= ABSENT
+    expected = ABSENT | set[str]().union(*SWITCHED.values(), {"RB2-packed"})
+    assert absent - expected <= OF_SOME_TYPES
+    assert absent >= expected
+
+
+@pytest.mark.parametrize("name", DEVICES)
+async def test_our_devices_with_every_switch(name: str) -> None:
+    """All that is not on by default; ioeventfds are ruled out by NOTIFICATION_DATA."""
+    async with serving(name, offer=Offer(**dict.fromkeys(SWITCHED, True))) as wire:
+        failed, absent = verdicts(await all_results(wire))
+    assert failed == {}
+    assert absent - ABSENT - {"io-fds"} <= OF_SOME_TYPES
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        Offer(event_idx=False, indirect_desc=False, queue_reset=False),
+        Offer(packed=True, queue_size=7),
+    ],
+    ids=["bare", "packed-7"],
+)
+async def test_other_offers(offer: Offer) -> None:
+    """A check that does not apply says so, whatever is missing; everything that does apply is kept."""
+    async with serving("blk", offer=offer) as wire:
+        failed, absent = verdicts(await all_results(wire))
+    assert failed == {}
+    for switch, checks in SWITCHED.items():
+        assert getattr(offer, switch) or checks <= absent
 
 
 def test_every_row_of_the_checklist_is_accounted_for() -> None:

@@ -30,7 +30,7 @@ def test_every_check_has_a_broken_server() -> None:
 async def test_a_broken_server_fails(check_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = BROKEN[check_id]
     broken.change(monkeypatch)
-    async with serving(broken.device, timeout=1) as wire:
+    async with serving(broken.device, offer=broken.offer, timeout=1) as wire:
         result = await run_check(wire, CHECKS[check_id])
     assert result.verdict in (Verdict.FAIL, Verdict.BROKE), result
     assert "no virtio device was found" not in result.detail, "the check itself has seen nothing"

@@ -12,9 +12,10 @@ from construct import Int32ul, Struct
 
 from vfiouser_virtio.function import IrqSetFlags, PciIrq, PciRegion
 from vfiouser_virtio.protocols.record import record
+from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.transports import VirtioPci, identity
-from vfiouser_virtio.virtio import Device, queue
+from vfiouser_virtio.virtio import Device, Offer, queue
 
 COMMON, ISR, DEVICE_CFG, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
 NO_VECTOR = 0xFFFF
@@ -91,14 +92,15 @@ class Guest:
             if number == VENDOR_CAP
         }
 
-    def negotiate(self) -> None:
+    def negotiate(self, accepted: int = -1) -> None:
         for status in (1, 3):
             self.set("device_status", status)
         for select in (0, 1):
             self.set("driver_feature_select", select)
             self.set("device_feature_select", select)
             # Without EVENT_IDX: every used buffer is worth an interrupt.
-            self.set("driver_feature", self.get("device_feature") & ~(1 << 29 if select == 0 else 0))
+            offered = self.get("device_feature") & ~(1 << 29 if select == 0 else 0)
+            self.set("driver_feature", offered & accepted >> 32 * select)
         self.set("device_status", 11)
         assert self.get("device_status") == 11
 
@@ -220,6 +222,24 @@ def test_queue_sizes_that_cannot_be(guest: Guest, value: int, caplog: pytest.Log
     assert f"queue_size {value:#x}" in caplog.text
     guest.set("queue_size", 4)
     assert guest.get("queue_size") == 4
+
+
+def test_queue_sizes_of_packed_queues(caplog: pytest.LogCaptureFixture) -> None:
+    """CC8: until RING_PACKED is negotiated the register has a power of two; then any size is taken, and no larger."""
+    guest = Guest(VirtioPci(Echo(), offer=Offer(packed=True, queue_size=300)))
+    assert guest.get("queue_size") == 256
+    guest.set("queue_size", 3)
+    assert guest.get("queue_size") == 256
+    assert "queue_size 0x3: no power of two up to 0x100" in caplog.text
+    guest.negotiate()
+    assert guest.get("queue_size") == 300
+    for value, seen in ((301, 300), (0, 300), (3, 3), (299, 299)):
+        guest.set("queue_size", value)
+        assert guest.get("queue_size") == seen
+    guest.set("device_status", 0)
+    assert guest.get("queue_size") == 256
+    guest.function.disconnected()
+    os.close(guest.ram)
 
 
 def test_vectors_beyond_the_table_read_back_as_no_vector(guest: Guest) -> None:
@@ -419,17 +439,32 @@ async def test_device_reset_and_flr(running: Guest) -> None:
 
 
 async def test_queue_reset(running: Guest) -> None:
-    running.start()
+    old_fd, new_fd = eventfd(), eventfd()
+    assign(running, PciIrq.MSIX, 1, old_fd, new_fd)
+    enable_msix(running)
+    running.start(vector=1)
     running.request(b"one")
     await running.answer()
     running.set("queue_reset", 1)
     assert (running.get("queue_reset"), running.get("queue_enable"), running.get("queue_desc")) == (0, 0, 0)  # CC7
+    assert running.get("queue_msix_vector") == NO_VECTOR
+    assert fired(old_fd) == 1
     os.pwrite(running.ram, bytes(0x8000), 0)
     running.avail_idx = 0
     running.set("queue_size", 8)
-    running.enable(0)
+    running.enable(0, vector=2)
+    assert running.get("queue_reset") == 0  # CC6
     running.request(b"two")
     assert await running.answer() == b"two"
+    assert (fired(old_fd), fired(new_fd)) == (0, 1)  # QR3
+
+
+async def test_queue_reset_is_for_drivers_that_have_accepted_it(running: Guest) -> None:
+    running.negotiate(~(1 << Feature.RING_RESET))
+    running.enable(0)
+    running.set("device_status", 15)
+    running.set("queue_reset", 1)
+    assert (running.get("queue_reset"), running.get("queue_enable")) == (0, 1)
 
 
 async def test_after_a_client_left_the_next_one_must_kick(running: Guest) -> None:

@@ -209,16 +209,18 @@ async def test_a_level_triggered_interrupt(
         os.close(fd)
 
 
-async def test_a_task_that_lowers_the_line_is_not_woken_in_vain(client: Client, machine: Machine, calls: Calls) -> None:
+async def test_a_task_that_lowers_the_line_is_not_woken_in_vain(
+    client: Client, machine: Machine, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The read that lowers it goes out before the unmasking."""
     function = machine.function
-    read = function.bars.decoded_read
+    read = function.region_read
 
     def lower(index: int, offset: int, count: int) -> Buffer:
         function.set_intx(False)
         return read(index, offset, count)
 
-    function.bars.decoded_read = lower
+    monkeypatch.setattr(function, "region_read", lower)
     woken = trio.Event()
     handled = calls.handler(0)
 

@@ -26,7 +26,7 @@ def feed(connection: Connection, data: bytes, fds: tuple[int, ...] = (), *, fds_
 def drain(connection: Connection) -> list[tuple[int, int, bytes, list[int]]]:
     """(id, command, body, fds) of every complete message."""
     found = []
-    while connection.next() is not None:
+    while connection.next():
         message = connection.message()
         found.append((message.id, message.command, bytes(message.body), message.take_fds()))
     return found
@@ -104,7 +104,7 @@ def test_lost_fds_are_noted_at_their_message_only() -> None:
     feed(connection, request(1, 2) + request(2, 2), fds_lost=True)
     feed(connection, request(3, 2))
     lost = []
-    while connection.next() is not None:
+    while connection.next():
         lost.append(connection.message().fds_lost)
     assert lost == [False, True, False]
 
@@ -145,7 +145,7 @@ def test_an_impossible_size_ends_the_connection(size: int) -> None:
 def test_an_announced_size_allocates_nothing_much() -> None:
     connection = Connection()
     feed(connection, HEADER_CODEC.pack(1, 10, MAX_MESSAGE_SIZE, 0, 0))
-    assert connection.next() is None
+    assert not connection.next()
     assert len(connection.room()) < 2 * MAX_MESSAGE_SIZE
 
 
@@ -153,10 +153,10 @@ def test_close_closes_what_nobody_took_and_tells_of_a_cut_message() -> None:
     connection = Connection()
     taken, untaken, incomplete = (os.eventfd(0) for _ in range(3))
     feed(connection, request(1, 2), (taken,))
-    assert connection.next() is not None
+    assert connection.next()
     connection.message()
     feed(connection, request(2, 2), (untaken,))
-    assert connection.next() is not None  # and message() is never called
+    assert connection.next()  # and message() is never called
     feed(connection, request(3, 2)[:10], (incomplete,))
     assert connection.close()
     for fd in (untaken, incomplete):

@@ -11,7 +11,7 @@ from support.echo_function import EchoFunction
 from support.raw_client import RawClient
 
 from vfiouser_virtio.function import Hold
-from vfiouser_virtio.vfio_user import Listener, Server, from_fd, session
+from vfiouser_virtio.vfio_user import Listener, Server, from_fd, holds
 
 Connect = Callable[[], RawClient]
 
@@ -70,7 +70,7 @@ async def test_a_client_that_says_nothing_is_a_client(
 async def test_the_next_client_waits_until_the_last_ones_memory_is_free(
     client: RawClient, function: EchoFunction, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "HOLD_PATIENCE", 0.05)
+    monkeypatch.setattr(holds, "HOLD_PATIENCE", 0.05)
     expired: list[bool] = []
     function.disconnect_hold = hold = Hold(1, lambda: expired.append(True))
     client.close()

@@ -15,7 +15,7 @@ from support.raw_client import QEMU_CAPABILITIES, RawClient, Reply
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.function import Hold
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, Direction
-from vfiouser_virtio.vfio_user import Listener, Server, session
+from vfiouser_virtio.vfio_user import Listener, Server, holds, linger, session
 from vfiouser_virtio.vfio_user.connection import MAX_MESSAGE_SIZE, Message
 
 Connect = Callable[[], RawClient]
@@ -353,7 +353,7 @@ async def test_a_hold_without_reply_still_holds(client: RawClient, function: Ech
 
 
 async def test_a_hold_expires(client: RawClient, function: EchoFunction, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "HOLD_PATIENCE", 0.05)
+    monkeypatch.setattr(holds, "HOLD_PATIENCE", 0.05)
     expired: list[bool] = []
     function.hold = hold = Hold(2, lambda: expired.append(True))
     await client.send(client.request(13))
@@ -675,6 +675,52 @@ async def test_other_tasks_run_while_a_client_floods(
         while function.names().count("region_write") < 40_000:
             turns += 1
             await trio.lowlevel.checkpoint()
+    assert turns > 20
+
+
+def converse(path: str, count: int) -> None:
+    """A client that waits for every answer, as a guest's processor does: in a thread of its own, with no event loop."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(path)
+        sock.sendall(header(1, 1, 20) + struct.pack("<HH", 0, 0))
+        sock.recv(4096)
+        for number in range(count):
+            sock.sendall(header(number & 0xFFFF, 9, 32) + read(4, 0, 8))
+            answer = sock.recv(4096)
+            assert (len(answer), answer[:4]) == (40, header(number & 0xFFFF, 9, 40)[:4])
+
+
+async def test_a_conversation_does_without_the_event_loop(
+    qemu_listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sleeps(trio.abc.Instrument):
+        count = 0
+
+        def before_io_wait(self, timeout: float) -> None:
+            self.count += timeout > 0
+
+    monkeypatch.setattr(linger, "LINGER_MS", 10_000)
+    trio.lowlevel.add_instrument(sleeps := Sleeps())
+    with trio.fail_after(20):
+        await trio.to_thread.run_sync(converse, qemu_listener.name, 1000)
+    assert sleeps.count < 20
+
+
+async def test_others_run_during_a_conversation(qemu_listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linger, "LINGER_MS", 10_000)
+    finished = trio.Event()
+
+    async def talk() -> None:
+        await trio.to_thread.run_sync(converse, qemu_listener.name, 1000)
+        finished.set()
+
+    turns = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk)
+        with trio.fail_after(20):
+            while not finished.is_set():
+                turns += 1
+                await trio.lowlevel.checkpoint()
     assert turns > 20
 
 

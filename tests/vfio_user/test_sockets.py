@@ -53,7 +53,7 @@ def test_received_fds_are_not_inherited(pair: tuple[MessageSocket, socket.socket
     messages, theirs = pair
     send_fds(theirs, request(1, 2), [0, 1])
     assert messages.receive_nowait()
-    assert messages.connection.next() is not None
+    assert messages.connection.next()
     fds = messages.connection.message().take_fds()
     assert [os.fstat(fd).st_ino for fd in fds] == [os.fstat(fd).st_ino for fd in (0, 1)]
     for fd in fds:
@@ -66,7 +66,7 @@ def test_as_many_fds_as_there_can_be(pair: tuple[MessageSocket, socket.socket]) 
     before = len(os.listdir("/proc/self/fd"))
     send_fds(theirs, request(1, 2), [0] * 253)
     assert messages.receive_nowait()
-    assert messages.connection.next() is not None
+    assert messages.connection.next()
     message = messages.connection.message()
     assert len(message.fds) == 253
     assert not message.fds_lost
@@ -86,7 +86,7 @@ def test_fds_for_which_there_is_no_room_are_known_to_be_lost(pair: tuple[Message
         assert messages.receive_nowait()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert messages.connection.next() is not None
+    assert messages.connection.next()
     message = messages.connection.message()
     assert message.fds_lost
     assert len(message.fds) < 8

@@ -5,12 +5,17 @@ then nothing is promised, and the caller awaits ``x``, which does all of it agai
 Whenever ``x`` ends, cancelled or not, nothing touches the buffers any more: a system call that has begun is waited for.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 Segments = Sequence[memoryview]
 Range = tuple[int, int]
 """(offset, length) in bytes."""
+
+Done = Callable[[OSError | None], None]
+"""Is told how a request has ended. Nothing touches its buffers any more."""
+Cancel = Callable[[], None]
+"""Asks that a request be given up, if that is still possible; it ends in any case, with an error if it was."""
 
 
 class BlockBackend(Protocol):
@@ -80,10 +85,38 @@ class BlockBackend(Protocol):
         """Look whether the size was changed from outside; `size` is the answer from now on, and returned."""
         ...
 
+    async def wait_size_changed(self) -> None:
+        """Return when `refresh` may find another size. As long as nothing happens it costs nothing, where possible."""
+        ...
+
     async def resize(self, size: int) -> None:
         """Grow (with zeros) or cut. Raises OSError when that is impossible."""
         ...
 
     def close(self) -> None:
         """Let go of the host's files and threads. Nothing may be under way."""
+        ...
+
+
+@runtime_checkable
+class StartingBackend(BlockBackend, Protocol):
+    """A disk that needs no task for each request: ``start_x`` begins it, and ``done`` is called later, from `serve`.
+
+    A ``start_x`` that returns None has not begun anything: then the caller awaits ``x``.
+    """
+
+    async def serve(self) -> None:
+        """Call ``done`` of what has ended, until cancelled; then until nothing is under way."""
+        ...
+
+    def start_read(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
+        """Begin to fill the segments from the disk."""
+        ...
+
+    def start_write(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
+        """Begin to store the segments to the disk."""
+        ...
+
+    def start_flush(self, done: Done) -> Cancel | None:
+        """Begin to make durable all that has been written."""
         ...

@@ -68,6 +68,9 @@ class DelayedBackend:
     async def refresh(self) -> int:
         return await self._backend.refresh()
 
+    async def wait_size_changed(self) -> None:
+        await self._backend.wait_size_changed()
+
     async def resize(self, size: int) -> None:
         await self._backend.resize(size)
 

@@ -1,7 +1,7 @@
 """A disk in a raw file or on a block device of the host: data goes straight between it and the caller's buffers.
 
-Reads that the page cache can answer are done at once (preadv2 with RWF_NOWAIT, where the file system takes it); what
-may block runs in the disk's own `Workers`.
+Reads that the page cache can answer are done at once (preadv2 with RWF_NOWAIT, where the file system takes it). Other
+reads, writes and flushes go through io_uring; what it cannot do, or where it is not allowed, the disk's own `Workers`.
 """
 
 import ctypes
@@ -12,22 +12,28 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from vfiouser_virtio.backends.block import Range, Segments
+import trio
+
+from vfiouser_virtio.backends.block import Cancel, Done, Range, Segments
+from vfiouser_virtio.backends.file_changes import FileChanges
+from vfiouser_virtio.backends.io_uring import IOV_MAX, IoUring
 from vfiouser_virtio.backends.workers import Workers
 from vfiouser_virtio.errors import DeviceError
+from vfiouser_virtio.protocols.io_uring import Op
 
 logger = logging.getLogger(__name__)
 
-# linux/uio.h: the most segments of one preadv or pwritev.
-IOV_MAX = 1024
 # Even cached data takes its time to copy (15 µs for 128 KiB): more than this is left to a thread, without the GIL.
 AT_ONCE = 512 << 10
 # linux/falloc.h
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 # What a file system, or a block device, answers for a mode of fallocate that it does not know.
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
+# Seconds between two looks at the size where the kernel does not tell of changes: of a block device.
+_LOOK_PERIOD = 1.0
 _ZEROS = memoryview(bytes(1 << 20))
 
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
@@ -59,11 +65,19 @@ class FileBackend:
             raise
         self._nowait = {os.preadv: True, os.pwritev: not readonly}
         self._workers = Workers(path.name)
+        self._changes = _watch(self._fd) if self._regular else None
+        self._ring = _ring()
 
     @property
     def size(self) -> int:
         """Bytes, as of the last `refresh` or `resize`."""
         return self._size
+
+    async def serve(self) -> None:
+        if self._ring is None:
+            await trio.sleep_forever()
+        else:
+            await self._ring.serve()
 
     def read_nowait(self, offset: int, segments: Segments) -> bool:
         return self._at_once(os.preadv, offset, segments)
@@ -71,17 +85,26 @@ class FileBackend:
     async def read(self, offset: int, segments: Segments) -> None:
         await self._workers.run(lambda: self._transfer(os.preadv, offset, segments))
 
+    def start_read(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
+        return self._start(Op.READV, offset, segments, done)
+
     def write_nowait(self, offset: int, segments: Segments) -> bool:
         return self._at_once(os.pwritev, offset, segments)
 
     async def write(self, offset: int, segments: Segments) -> None:
         await self._workers.run(lambda: self._transfer(os.pwritev, offset, segments))
 
+    def start_write(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
+        return self._start(Op.WRITEV, offset, segments, done)
+
     def flush_nowait(self) -> bool:
         return self.readonly
 
     async def flush(self) -> None:
         await self._workers.run(lambda: os.fdatasync(self._fd))
+
+    def start_flush(self, done: Done) -> Cancel | None:
+        return self._start(Op.FSYNC, 0, (), done)
 
     def discard_nowait(self, ranges: Sequence[Range]) -> bool:
         return not ranges
@@ -111,12 +134,22 @@ class FileBackend:
         self._size = await self._workers.run(lambda: _size(self._fd))
         return self._size
 
+    async def wait_size_changed(self) -> None:
+        if self._changes is None:
+            await trio.sleep(_LOOK_PERIOD)
+        else:
+            await self._changes.wait()
+
     async def resize(self, size: int) -> None:
         await self._workers.run(lambda: os.ftruncate(self._fd, size))
         self._size = size
 
     def close(self) -> None:
         self._workers.close()
+        if self._changes is not None:
+            self._changes.close()
+        if self._ring is not None:
+            self._ring.close()
         os.close(self._fd)
 
     def _at_once(self, call: Callable[..., int], offset: int, segments: Segments) -> bool:
@@ -135,6 +168,27 @@ class FileBackend:
             self._nowait[call] = False
             return False
 
+    def _start(self, op: Op, offset: int, segments: Segments, done: Done) -> Cancel | None:
+        ring = self._ring
+        if ring is None or not ring.has_room or len(segments) > IOV_MAX:
+            return None
+        length = sum(map(len, segments))
+
+        def ended(result: int) -> None:
+            if result < 0:
+                done(OSError(-result, os.strerror(-result)))
+            elif result < length:
+                # Cut short by a signal, by the end of a file that was cut, or by a full disk: the rest will tell.
+                if not result or self._start(op, offset + result, _behind(segments, result), done) is None:
+                    done(OSError(errno.EIO, f"{result:#x} of {length:#x} bytes at {offset:#x} of {self._path}"))
+            else:
+                done(None)
+
+        try:
+            return partial(ring.cancel, ring.start(op, self._fd, offset, segments, ended))
+        except OSError:  # the kernel takes no more at the moment
+            return None
+
     def _transfer(self, call: Callable[..., int], offset: int, segments: Segments) -> None:
         """All of it, however often it takes. In a thread."""
         left = [segment for segment in segments if len(segment)]
@@ -143,10 +197,7 @@ class FileBackend:
             if not done:
                 raise OSError(errno.EIO, f"{self._path} ends at {offset:#x}: it was cut from outside")
             offset += done
-            while left and done >= len(left[0]):
-                done -= len(left.pop(0))
-            if done:
-                left[0] = left[0][done:]
+            left = _behind(left, done)
 
     def _allocate(self, mode: int, offset: int, length: int) -> bool:
         """fallocate(); False where this mode is not supported."""
@@ -161,6 +212,23 @@ class FileBackend:
     def _can_punch(self) -> bool:
         # A hole behind the end of a regular file is none; a block device would refuse it for being there.
         return not self._regular or self._allocate(PUNCH_HOLE, self._size, self.block_size)
+
+
+def _behind(segments: Segments, count: int) -> list[memoryview]:
+    """What is left of the segments when ``count`` bytes of them are done."""
+    left = list(segments)
+    while left and count >= len(left[0]):
+        count -= len(left.pop(0))
+    if count:
+        left[0] = left[0][count:]
+    return left
+
+
+def _ring() -> IoUring | None:
+    try:
+        return IoUring()
+    except OSError:  # kernel.io_uring_disabled, a container's seccomp filter, no more locked memory
+        return None
 
 
 def _open(path: Path, readonly: bool) -> int:
@@ -185,6 +253,13 @@ def _open(path: Path, readonly: bool) -> int:
 def _size(fd: int) -> int:
     # Unlike fstat this also knows the size of a block device.
     return os.lseek(fd, 0, os.SEEK_END)
+
+
+def _watch(fd: int) -> FileChanges | None:
+    try:
+        return FileChanges(fd)
+    except OSError:  # fs.inotify.max_user_instances is 128 in most places
+        return None
 
 
 def _lock(fd: int, path: Path, readonly: bool) -> None:

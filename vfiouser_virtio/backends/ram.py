@@ -103,6 +103,9 @@ class RamBackend:
         await trio.lowlevel.checkpoint()
         return self.size
 
+    async def wait_size_changed(self) -> None:
+        await trio.sleep_forever()  # nobody else can reach it
+
     async def resize(self, size: int) -> None:
         await trio.lowlevel.checkpoint()
         # What is cut away and comes back later must read as zeros: the kernel keeps the rest of the last page.

@@ -7,11 +7,11 @@ mistakes and the ``ready`` line come faster.
 import argparse
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from vfiouser_virtio import __version__
 from vfiouser_virtio.cli import conform, list_devices, probe, qemu_args, run, serve
-from vfiouser_virtio.cli.exit_status import EXPLAINED, status_of
+from vfiouser_virtio.cli.exit_status import EXPLAINED, mistake_in, status_of
 from vfiouser_virtio.cli.terminal import PROGRAM, complain, set_up_logging
 from vfiouser_virtio.errors import ConfigError
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (ConfigError, ExceptionGroup) as error:
-        mistake = _mistake(error)
+        mistake = mistake_in(error)
         if mistake is None:
             raise
         complain(mistake, with_traceback=arguments.log_level == "debug")
@@ -66,18 +66,3 @@ def _parser() -> argparse.ArgumentParser:
     for module in (serve, run, qemu_args, list_devices, probe, conform):
         module.add_parser(commands)
     return parser
-
-
-def _mistake(error: Exception) -> ConfigError | None:
-    """The user's mistake in what a nursery has raised; None when anything else is in it, which is a bug."""
-    leaves = list(_leaves(error))
-    mistakes = [leaf for leaf in leaves if isinstance(leaf, ConfigError)]
-    return mistakes[0] if len(mistakes) == len(leaves) else None
-
-
-def _leaves(error: Exception) -> Iterator[Exception]:
-    if isinstance(error, ExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

@@ -57,6 +57,11 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str) ->
         "the virtio draft of 2007, or exactly what QEMU's own virtio devices show",
     )
     parser.add_argument(
+        "--processes",
+        action="store_true",
+        help="a process for each device, so that a busy one does not slow the others; 6 MB each",
+    )
+    parser.add_argument(
         "--write-multiple", action="store_true", help="offer REGION_WRITE_MULTI to clients that can use it"
     )
     add_log_arguments(parser, log_level=log_level)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from vfiouser_virtio.cli.option_types import Kind, kind_of
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.transports.identity import Style
-from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.virtio import Device, Offer
 
 REQUIRED = inspect.Parameter.empty
 
@@ -46,6 +46,11 @@ class CommonOptions:
 def common_options() -> dict[str, Option]:
     """The table of `CommonOptions`."""
     return _options_of(CommonOptions.__init__)
+
+
+def offer_options() -> dict[str, Option]:
+    """The table of `Offer`: what the driver of any device may choose from."""
+    return _options_of(Offer.__init__)
 
 
 def class_options(device_class: type[Device]) -> dict[str, Option]:

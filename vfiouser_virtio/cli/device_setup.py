@@ -14,6 +14,7 @@ from vfiouser_virtio.cli.device_options import (
     class_options,
     common_options,
     convert_options,
+    offer_options,
     spelled,
     suggestion,
 )
@@ -22,7 +23,7 @@ from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
-from vfiouser_virtio.virtio import Device, bus
+from vfiouser_virtio.virtio import Device, Offer
 
 # Which field of an Identity each common option sets.
 _IDENTITY_FIELDS = {
@@ -48,6 +49,7 @@ class DeviceSetup:
     device_class: type[Device]
     arguments: dict[str, Any]
     common: CommonOptions
+    offer: Offer
 
     def identity(self, style: Style = "default") -> Identity:
         """What it shows in PCI config space: ``style``, or the device's own, and single fields changed after that."""
@@ -72,7 +74,7 @@ class DeviceSetup:
         except (OSError, ValueError) as error:
             raise DeviceError(f"{self.driver}: {error}") from error
         try:
-            return VirtioPci(device, ids=shown, vectors=self.common.vectors, name=self.name)
+            return VirtioPci(device, ids=shown, vectors=self.common.vectors, name=self.name, offer=self.offer)
         except BaseException:
             device.close()
             raise
@@ -82,47 +84,52 @@ def find_class(driver: str) -> type[Device]:
     """The class for a device's name, or for ``file.py:Class``. Raises ConfigError."""
     if is_device_file(driver):
         return load_device_class(driver)
-    known = {device_class.name: device_class for device_class in shipped_classes()}
-    if driver not in known:
-        close = suggestion(driver, known)
-        raise ConfigError(f'no device "{driver}"{close} (devices: {", ".join(known)}; or your own: file.py:Class)')
-    return known[driver]
+    if driver not in devices.SHIPPED:
+        close = suggestion(driver, devices.SHIPPED)
+        known = ", ".join(devices.SHIPPED)
+        raise ConfigError(f'no device "{driver}"{close} (devices: {known}; or your own: file.py:Class)')
+    return devices.load(driver)
 
 
 def shipped_classes() -> list[type[Device]]:
     """The device classes that come with the package, by name."""
-    prefix = f"{devices.__name__}."
-    shipped = (device_class for device_class in bus.classes if device_class.__module__.startswith(prefix))
-    return sorted(shipped, key=lambda device_class: device_class.name)
+    return [devices.load(name) for name in devices.SHIPPED]
 
 
 def setups(specs: Iterable[DeviceSpec]) -> list[DeviceSetup]:
     """Find each device's class, convert its options, and give it a name. Raises ConfigError."""
     parsed = [_parse(spec) for spec in specs]
-    taken = {common.id for _, _, _, common in parsed if common.id is not None}
+    taken = {common.id for _, _, _, common, _ in parsed if common.id is not None}
     counted: Counter[str] = Counter()
     found = []
-    for driver, device_class, arguments, common in parsed:
+    for driver, device_class, arguments, common, offer in parsed:
         name = common.id or _free_name(device_class.name, counted, taken)
-        found.append(DeviceSetup(name, driver, device_class, arguments, common))
+        found.append(DeviceSetup(name, driver, device_class, arguments, common, offer))
     _refuse_duplicates("id", [setup.name for setup in found])
     _refuse_duplicates("socket", [str(setup.common.socket) for setup in found if setup.common.socket])
     return found
 
 
-def _parse(spec: DeviceSpec) -> tuple[str, type[Device], dict[str, Any], CommonOptions]:
-    device_class = find_class(spec.driver)
-    common = common_options()
-    own = class_options(device_class)
-    for_all = {key: value for key, value in spec.options.items() if spelled(key) in common and spelled(key) not in own}
-    for_class = {key: value for key, value in spec.options.items() if key not in for_all}
-    arguments = convert_options(own, for_class, label=spec.driver, also=common)
-    chosen = CommonOptions(**convert_options(common, for_all, label=spec.driver))
+def _parse(spec: DeviceSpec) -> tuple[str, type[Device], dict[str, Any], CommonOptions, Offer]:
+    label = spec.driver
+    device_class = find_class(label)
+    own, common, offered = class_options(device_class), common_options(), offer_options()
+    given: list[dict[str, object]] = [{}, {}, {}]
+    for key, value in spec.options.items():
+        # A device's own option hides one that every device has.
+        belongs_to = 1 if spelled(key) in common else 2 if spelled(key) in offered else 0
+        given[0 if spelled(key) in own else belongs_to][key] = value
+    arguments = convert_options(own, given[0], label=label, also=[*common, *offered])
+    chosen = CommonOptions(**convert_options(common, given[1], label=label))
     if chosen.id is not None and not _ID.fullmatch(chosen.id):
-        raise ConfigError(f"{spec.driver}: id={chosen.id}: expected a letter, then letters, digits, '-', '.' or '_'")
+        raise ConfigError(f"{label}: id={chosen.id}: expected a letter, then letters, digits, '-', '.' or '_'")
     if chosen.vectors is not None and not 0 <= chosen.vectors <= 2048:
-        raise ConfigError(f"{spec.driver}: vectors={chosen.vectors}: expected 0 to 2048 (the limit of MSI-X)")
-    return spec.driver, device_class, arguments, chosen
+        raise ConfigError(f"{label}: vectors={chosen.vectors}: expected 0 to 2048 (the limit of MSI-X)")
+    try:
+        offer = Offer(**convert_options(offered, given[2], label=label))
+    except ConfigError as error:
+        raise ConfigError(f"{label}: {str(error).removeprefix(f'{label}: ')}") from None
+    return label, device_class, arguments, chosen, offer
 
 
 def _free_name(kind: str, counted: Counter[str], taken: set[str]) -> str:

@@ -1,7 +1,6 @@
 """What users write to describe a device: ``blk,path=disk.img``, the same in JSON, or a TOML or JSON file of devices."""
 
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +50,8 @@ def read_config(path: str) -> list[DeviceSpec]:
 
     Raises ConfigError.
     """
+    import tomllib  # only here: it takes longer to import than all else in this module
+
     try:
         text = Path(path).read_text()
         content = json.loads(text) if path.endswith(".json") else tomllib.loads(text)

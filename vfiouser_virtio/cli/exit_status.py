@@ -1,5 +1,6 @@
 """The exit status of the command, and which error gets which."""
 
+from collections.abc import Iterator
 from enum import IntEnum
 
 from vfiouser_virtio.errors import ConfigError, DeviceError
@@ -19,7 +20,7 @@ class ExitStatus(IntEnum):
 EXPLAINED = """\
 exit status:
   0  done: the clients have left, or a signal asked to stop
-  1  conform: a check has failed
+  1  conform: a check has failed; with --processes: the process of a device has died
   2  the command line or a configuration file is wrong
   3  a socket cannot be listened on
   4  a device cannot be made from its options (no such file, …)
@@ -31,10 +32,34 @@ class RunError(ConfigError):
     """QEMU or its guest could not be set up, or did not do what it was to do."""
 
 
+class ProcessError(ConfigError):
+    """With ``--processes``, the process of a device has ended in a way that it should not."""
+
+
+def mistake_in(error: Exception) -> ConfigError | None:
+    """The user's mistake in what a nursery has raised; None when anything else is in it, which is a bug."""
+    leaves = list(_leaves(error))
+    mistakes = [leaf for leaf in leaves if isinstance(leaf, ConfigError)]
+    return mistakes[0] if len(mistakes) == len(leaves) else None
+
+
 def status_of(error: ConfigError) -> ExitStatus:
     """The exit status for an error of the user's."""
     # Only here, because it brings all of trio with it, which --help and --version do without.
     from vfiouser_virtio.vfio_user import ListenError
 
-    table = {RunError: ExitStatus.GUEST, ListenError: ExitStatus.LISTEN, DeviceError: ExitStatus.DEVICE}
+    table = {
+        RunError: ExitStatus.GUEST,
+        ListenError: ExitStatus.LISTEN,
+        DeviceError: ExitStatus.DEVICE,
+        ProcessError: ExitStatus.FAILED,
+    }
     return next((status for kind, status in table.items() if isinstance(error, kind)), ExitStatus.USAGE)
+
+
+def _leaves(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

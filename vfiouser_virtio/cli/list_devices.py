@@ -38,14 +38,14 @@ def add_parser(commands: SubParsers) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Print the list."""
-    from vfiouser_virtio.cli.device_options import class_options, common_options
+    from vfiouser_virtio.cli.device_options import class_options, common_options, offer_options
     from vfiouser_virtio.cli.device_setup import find_class, shipped_classes
 
     if arguments.names:
         classes = {name: find_class(name) for name in arguments.names}
     else:
         classes = {device_class.name: device_class for device_class in shipped_classes()}
-    common = common_options().values()
+    common, offered = common_options().values(), offer_options().values()
     if arguments.json:
         devices = [
             {
@@ -56,14 +56,16 @@ def execute(arguments: argparse.Namespace) -> int:
             }
             for name, device_class in classes.items()
         ]
-        say(json.dumps({"devices": devices, "common-options": _as_json(common)}, indent=2))
+        say(json.dumps({"devices": devices, "common-options": _as_json([*common, *offered])}, indent=2))
         return 0
     width = shutil.get_terminal_size((120, 24)).columns
     for name, device_class in classes.items():
         say(f"{name}: {_summary(device_class)}")
         say(_as_text(class_options(device_class).values(), width))
     say("every device:")
-    say(_as_text(common, width).rstrip("\n"))
+    say(_as_text(common, width))
+    say("every device, what it offers to the guest's driver, which takes what it knows:")
+    say(_as_text(offered, width).rstrip("\n"))
     return 0
 
 

@@ -5,7 +5,6 @@ import re
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -135,10 +134,11 @@ def _size(value: object) -> Size:
             raise ValueError
         return Size(plain)
     # No float, which is exact up to 2**53 only.
-    size = Fraction(match[1]) * 1024 ** _POWERS[match[2].upper()]
-    if size.denominator != 1:
+    whole, _, decimals = match[1].partition(".")
+    size, rest = divmod(int(whole + decimals) * 1024 ** _POWERS[match[2].upper()], 10 ** len(decimals))
+    if rest:
         raise ValueError
-    return Size(int(size))
+    return Size(size)
 
 
 def _duration(value: object) -> Duration:

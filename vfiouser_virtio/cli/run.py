@@ -1,10 +1,13 @@
-"""``run``: devices in this process, QEMU beside it, and in it the small guest of `vfiouser_virtio.vm` or the user's."""
+"""``run``: devices, QEMU beside them, and in it the small guest of `vfiouser_virtio.vm` or the user's."""
 
 import argparse
 import math
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_device_arguments, add_serving_arguments
 from vfiouser_virtio.cli.device_specs import DeviceSpec, all_specs
@@ -12,6 +15,9 @@ from vfiouser_virtio.cli.exit_status import RunError
 from vfiouser_virtio.cli.qemu_command import QemuDevice
 from vfiouser_virtio.cli.terminal import note
 from vfiouser_virtio.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.cli.serving import Serving
 
 # QEMU's options that say what to boot: with one of them after --, the guest is the user's own.
 _BOOT_OPTIONS = {
@@ -88,20 +94,22 @@ def execute(arguments: argparse.Namespace) -> int:
 
     import trio
 
+    from vfiouser_virtio.cli.processes import processes
+    from vfiouser_virtio.cli.serving import serving
     from vfiouser_virtio.cli.signals import run_until_signal
 
-    async def work() -> int:
-        return await _run(arguments, specs, own_guest=own_guest)
-
-    outcome = trio.run(run_until_signal, work)
+    options: dict[str, Any] = {"ids": arguments.ids, "write_multiple": arguments.write_multiple}
+    with processes(specs, **options) if arguments.processes else nullcontext(serving(specs, **options)) as serve:
+        outcome = trio.run(run_until_signal, partial(_run, arguments, serve, own_guest=own_guest))
     return 128 + outcome if isinstance(outcome, signal.Signals) else outcome
 
 
-async def _run(arguments: argparse.Namespace, specs: Sequence[DeviceSpec], *, own_guest: bool) -> int:
-    from vfiouser_virtio.cli.serving import serving
+async def _run(
+    arguments: argparse.Namespace, serving: "AbstractAsyncContextManager[Serving]", *, own_guest: bool
+) -> int:
     from vfiouser_virtio.vm import VmError
 
-    async with serving(specs, ids=arguments.ids, write_multiple=arguments.write_multiple) as served:
+    async with serving as served:
         for endpoint in served.endpoints:
             if endpoint.host_side:
                 note(f"{endpoint.name} on the host: {endpoint.host_side}")

@@ -10,13 +10,15 @@ A device's line has its name, its type, and the rest of it is the socket (``fd:3
 """
 
 import argparse
+import gc
 import json
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_device_arguments, add_serving_arguments
-from vfiouser_virtio.cli.device_specs import DeviceSpec, all_specs
+from vfiouser_virtio.cli.device_specs import all_specs
 from vfiouser_virtio.cli.terminal import say
 from vfiouser_virtio.errors import ConfigError
 
@@ -77,47 +79,54 @@ def execute(arguments: argparse.Namespace) -> int:
     specs = all_specs(arguments.config, arguments.device)
     _check_ready_fd(arguments.ready_fd)
 
+    gc.disable()  # what an import makes stays, so looking for garbage among it is 5 % of the start for nothing
     import trio
 
+    from vfiouser_virtio.cli.processes import processes
+    from vfiouser_virtio.cli.serving import serving
     from vfiouser_virtio.cli.signals import run_until_signal
 
-    async def work() -> int:
-        await _serve(arguments, specs)
-        return 0
+    gc.freeze()  # nor later, and what forked processes share with us stays shared
+    gc.enable()
 
-    trio.run(run_until_signal, work)
+    options: dict[str, Any] = {
+        "places": arguments.places or (),
+        "ids": arguments.ids,
+        "write_multiple": arguments.write_multiple,
+        "once": arguments.once,
+    }
+    ours_alone = () if arguments.ready_fd is None else (arguments.ready_fd,)
+    with (
+        processes(specs, **options, not_for_children=ours_alone)
+        if arguments.processes
+        else nullcontext(serving(specs, **options))
+    ) as serve:
+        trio.run(run_until_signal, partial(_serve, arguments, serve))
     return 0
 
 
-async def _serve(arguments: argparse.Namespace, specs: Sequence[DeviceSpec]) -> None:
-    from vfiouser_virtio.cli.serving import serving
+async def _serve(arguments: argparse.Namespace, serving: "AbstractAsyncContextManager[Serving]") -> int:
     from vfiouser_virtio.vfio_user import sd_notify
 
-    async with serving(
-        specs,
-        places=arguments.places or (),
-        ids=arguments.ids,
-        write_multiple=arguments.write_multiple,
-        once=arguments.once,
-    ) as served:
+    async with serving as served:
         _announce(served, as_json=arguments.json)
         sd_notify("READY=1")
         if arguments.ready_fd is not None:
             _tell_ready(arguments.ready_fd)
         await served.finished.wait()
+    return 0
 
 
 def _announce(served: "Serving", *, as_json: bool) -> None:
     from vfiouser_virtio.cli.qemu_command import qemu_arguments, shell_lines
 
     for endpoint in served.endpoints:
-        where = endpoint.socket_path or f"fd:{endpoint.listener.socket.fileno()}"
         if as_json:
             shown: dict[str, object] = {"event": "device", "name": endpoint.name, "driver": endpoint.driver}
-            shown |= {"socket": where, "host-side": endpoint.host_side, "qemu-device": endpoint.qemu_device}
+            shown |= {"socket": endpoint.where, "host-side": endpoint.host_side, "qemu-device": endpoint.qemu_device}
             say(json.dumps(shown))
         else:
-            say(f"device {endpoint.name} {endpoint.driver} {where}")
+            say(f"device {endpoint.name} {endpoint.driver} {endpoint.where}")
     count = len(served.endpoints)
     if as_json:
         say(json.dumps({"event": "ready", "devices": count}))

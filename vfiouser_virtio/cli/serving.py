@@ -1,5 +1,7 @@
 """Several devices served by one process, each on a socket of its own: what `serve` and `run` do, and tests.
 
+`processes` does the same with a process for each.
+
 ::
 
     async with serving(["blk,path=disk.img", "rng"]) as served:
@@ -13,6 +15,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -35,19 +38,15 @@ class Endpoint:
     """One device on its socket."""
 
     name: str
-    """blk0: unique in the process."""
+    """blk0: unique among those that are served together."""
     driver: str
     """As the user named its type."""
-    listener: Listener
-    function: VirtioPci
+    where: str
+    """``socket_path``, or ``fd:3``."""
     socket_path: str | None
     """The absolute path that clients connect to; None for a socket without one, or that is connected already."""
-
-    @property
-    def host_side(self) -> str:
-        """Where the device is to be found on the host (`pty /dev/pts/3`); empty where that says nothing new."""
-        device = self.function.device
-        return device.describe() if isinstance(device, _Described) else ""
+    host_side: str
+    """Where the device is to be found on the host (`pty /dev/pts/3`); empty where that says nothing new."""
 
     @property
     def qemu_device(self) -> QemuDevice | None:
@@ -69,6 +68,8 @@ class Serving:
     endpoints: Sequence[Endpoint]
     finished: trio.Event
     """No client will come any more: set only with ``once``, or where all sockets were connections already."""
+    functions: Sequence[VirtioPci] = ()
+    """Those of this process, in the order of ``endpoints``."""
 
     @property
     def qemu_devices(self) -> list[QemuDevice]:
@@ -91,39 +92,62 @@ async def serving(
     the rest get sockets in a new private folder. With ``once``, each device serves one client and no other.
     Raises ConfigError, DeviceError when a device cannot be made, ListenError when a socket cannot be had.
     """
-    wanted = setups(parse_device(device) if isinstance(device, str) else device for device in devices)
-    raised: BaseException | None = None
+    wanted = parsed(devices)
     with ExitStack() as stack:
         # First the sockets: what waits for one to appear can connect while a device is still being made.
-        listeners = _listen(wanted, places, stack)
-        functions = _create(wanted, ids)
-        endpoints = [
-            Endpoint(setup.name, setup.driver, listener, function, _path_of(listener))
-            for setup, listener, function in zip(wanted, listeners, functions, strict=True)
-        ]
-        served = Serving(endpoints, trio.Event())
-        async with trio.open_nursery() as nursery:
-            for function in functions:
-                nursery.start_soon(function.serve)
-            nursery.start_soon(_serve_sockets, served, write_multiple, once)
-            try:
-                yield served
-            except BaseException as error:
-                # Raised again below: the caller wants the error itself, not the group that a nursery would make of it.
-                raised = error
-            nursery.cancel_scope.cancel()
+        listeners = listen(wanted, places, stack)
+        async with serving_on(listeners, wanted, ids=ids, write_multiple=write_multiple, once=once) as served:
+            yield served
+
+
+@asynccontextmanager
+async def serving_on(
+    listeners: Sequence[Listener], wanted: Sequence[DeviceSetup], *, ids: Style, write_multiple: bool, once: bool
+) -> AsyncIterator[Serving]:
+    """Make the devices, and serve each on its socket for as long as the block runs. The rest is as with `serving`."""
+    functions = _create(wanted, ids)
+    endpoints = [
+        endpoint_of(setup, listener, host_side(function))
+        for setup, listener, function in zip(wanted, listeners, functions, strict=True)
+    ]
+    served = Serving(endpoints, trio.Event(), functions)
+    raised: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        for function in functions:
+            nursery.start_soon(function.serve)
+        nursery.start_soon(partial(_serve_sockets, served, listeners, write_multiple=write_multiple, once=once))
+        try:
+            yield served
+        except BaseException as error:
+            # Raised again below: the caller wants the error itself, not the group that a nursery would make of it.
+            raised = error
+        nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised
 
 
-async def _serve_sockets(served: Serving, write_multiple: bool, once: bool) -> None:
+def parsed(devices: Iterable[str | DeviceSpec]) -> list[DeviceSetup]:
+    """The devices with all of their options known and converted. Raises ConfigError."""
+    return setups(parse_device(device) if isinstance(device, str) else device for device in devices)
+
+
+def endpoint_of(setup: DeviceSetup, listener: Listener, host_side: str = "") -> Endpoint:
+    """What there is to say of a device and its socket."""
+    path = None if listener.connected else listener.socket.getsockname()
+    path = os.path.abspath(path) if path and isinstance(path, str) else None
+    return Endpoint(setup.name, setup.driver, path or f"fd:{listener.socket.fileno()}", path, host_side)
+
+
+def host_side(function: VirtioPci) -> str:
+    """Where the function's device is to be found on the host; empty where that says nothing new."""
+    return function.device.describe() if isinstance(function.device, _Described) else ""
+
+
+async def _serve_sockets(served: Serving, listeners: Sequence[Listener], *, write_multiple: bool, once: bool) -> None:
     async with trio.open_nursery() as nursery:
-        for endpoint in served.endpoints:
-            server = Server(endpoint.function, name=endpoint.name, write_multiple=write_multiple)
-            if once:
-                nursery.start_soon(_serve_once, server, endpoint.listener)
-            else:
-                nursery.start_soon(server.serve, endpoint.listener)
+        for endpoint, function, listener in zip(served.endpoints, served.functions, listeners, strict=True):
+            server = Server(function, name=endpoint.name, write_multiple=write_multiple)
+            nursery.start_soon(partial(_serve_once, server) if once else server.serve, listener)
     served.finished.set()
 
 
@@ -144,11 +168,6 @@ async def _serve_once(server: Server, listener: Listener) -> None:
         await server.serve(connection)
 
 
-def _path_of(listener: Listener) -> str | None:
-    path = None if listener.connected else listener.socket.getsockname()
-    return os.path.abspath(path) if path and isinstance(path, str) else None
-
-
 def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
     """Make all devices, or none: what has been opened is closed again when one cannot be made."""
     functions: list[VirtioPci] = []
@@ -161,7 +180,7 @@ def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
     return functions
 
 
-def _listen(wanted: Sequence[DeviceSetup], places: Sequence[Place], stack: ExitStack) -> list[Listener]:
+def listen(wanted: Sequence[DeviceSetup], places: Sequence[Place], stack: ExitStack) -> list[Listener]:
     """A socket for each device. All are registered with ``stack`` at once, so that none outlives an error."""
     given = iter(places)
     systemd = iter(from_systemd())

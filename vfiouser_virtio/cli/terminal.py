@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 PROGRAM = "vfiouser-virtio"
 
@@ -48,8 +50,20 @@ def complain(error: Exception, *, with_traceback: bool) -> None:
 
 def say(text: str) -> None:
     """Print on stdout at once. That nobody reads it any more is no reason to stop serving."""
-    try:
+    with _reader_may_be_gone():
         print(text, flush=True)
+
+
+def flush() -> None:
+    """Likewise for what has been printed before: by a device, perhaps."""
+    with _reader_may_be_gone():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _reader_may_be_gone() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         # Nothing is left in Python's buffer that it would complain about at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

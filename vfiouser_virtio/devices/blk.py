@@ -16,7 +16,7 @@ from typing import Annotated
 
 import trio
 
-from vfiouser_virtio.backends.block import BlockBackend
+from vfiouser_virtio.backends.block import BlockBackend, Cancel, StartingBackend
 from vfiouser_virtio.backends.delay import DelayedBackend
 from vfiouser_virtio.backends.file import FileBackend
 from vfiouser_virtio.backends.ram import RamBackend
@@ -38,7 +38,10 @@ from vfiouser_virtio.virtio.options import Duration, Size
 logger = logging.getLogger(__name__)
 
 MAX_QUEUES = 64
-# How often to look at the file's size while a driver is there, in seconds: growing the file is a live resize.
+QUEUE_SIZE = 256
+# With a header and a status byte it is 1024: the most that preadv(2) takes, and that QEMU lets a request have.
+MAX_SEG_MAX = 1022
+# Seconds between two looks at the size of a file that changes, while a driver is there: to grow it is a live resize.
 WATCH_PERIOD = 1.0
 
 
@@ -57,14 +60,13 @@ class Blk(Device):
         readonly: Annotated[bool, "refuse writes, and open the file for reading only"] = False,
         serial: Annotated[str, "serial number, up to 20 characters"] = "",
         num_queues: Annotated[int, "request queues, 1 to 64; a guest uses up to one per CPU"] = 1,
-        queue_size: Annotated[int, "entries of each queue: a power of two, 4 to 1024"] = 256,
         logical_block_size: Annotated[int, "smallest unit that the guest addresses, in bytes"] = SECTOR_SIZE,
         physical_block_size: Annotated[
             int | None, "unit that the disk stores at once; default: the logical one"
         ] = None,
         min_io_size: Annotated[Size | None, "smallest request that the guest should prefer"] = None,
         opt_io_size: Annotated[Size | None, "request size that the guest should prefer"] = None,
-        seg_max: Annotated[int | None, "buffers per request; default: queue-size less 2"] = None,
+        seg_max: Annotated[int | None, "buffers per request; default: queue-size less 2, up to 1022"] = None,
         size_max: Annotated[Size | None, "bytes per buffer; default: no limit"] = None,
         writeback: Annotated[bool, "start with a volatile write cache; off makes every write durable"] = True,
         discard: Annotated[bool, "let the guest give back space (fstrim), where the host can"] = True,
@@ -74,12 +76,12 @@ class Blk(Device):
         physical_block_size = logical_block_size if physical_block_size is None else physical_block_size
         _check_power_of_two("logical-block-size", logical_block_size, SECTOR_SIZE, 1 << 20)
         _check_power_of_two("physical-block-size", physical_block_size, logical_block_size, 1 << 20)
-        _check_power_of_two("queue-size", queue_size, 4, 1024)
         if not 1 <= num_queues <= MAX_QUEUES:
             raise DeviceError(f"num-queues is {num_queues}, not 1 to {MAX_QUEUES}")
         if len(serial.encode()) > blk.ID_BYTES:
             raise DeviceError(f"serial {serial!r} is longer than {blk.ID_BYTES} bytes")
         self._block_size = logical_block_size
+        self._seg_max_follows = seg_max is None
         self._writeback = writeback
         self._write_through = False
         self._complained: set[tuple[str, int | None]] = set()
@@ -90,7 +92,7 @@ class Blk(Device):
             config = blk.Config(
                 capacity=backend.size // SECTOR_SIZE,
                 size_max=size_max or 0,
-                seg_max=queue_size - 2 if seg_max is None else seg_max,
+                seg_max=_seg_max(QUEUE_SIZE) if seg_max is None else seg_max,
                 blk_size=logical_block_size,
                 physical_block_exp=(physical_block_size // logical_block_size).bit_length() - 1,
                 min_io_size=(min_io_size or 0) // logical_block_size,
@@ -121,10 +123,16 @@ class Blk(Device):
                 offered.add(feature)
         super().__init__(config=config, features=sum(feature.mask for feature in offered))
         for _ in range(num_queues):
-            self.add_queue(queue_size)
+            self.add_queue(QUEUE_SIZE)
         if delay:
             self.backend = DelayedBackend(backend, delay)
         self._planner = Planner(self.backend, serial=serial.encode(), unmaps=unmaps)
+
+    def resize_queues(self, size: int) -> None:
+        """As `Device.resize_queues`; what a request may consist of follows."""
+        super().resize_queues(size)
+        if self._seg_max_follows:
+            self.config.set(seg_max=_seg_max(size))
 
     # ---- size ------------------------------------------------------------------------------------------------------
 
@@ -140,7 +148,7 @@ class Blk(Device):
         self._show_size(size)
 
     async def refresh(self) -> None:
-        """Look whether the file was resized from outside, and if so tell the driver; `run` does this each second."""
+        """Look whether the file was resized from outside, and if so tell the driver; `run` does so when it changes."""
         try:
             self._show_size(await self.backend.refresh())
         except OSError as error:
@@ -194,13 +202,16 @@ class Blk(Device):
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
+            if isinstance(self.backend, StartingBackend):
+                nursery.start_soon(self.backend.serve)
             for queue in self.queues:
                 nursery.start_soon(self._serve, queue, nursery)
 
     async def _watch(self) -> None:
         while True:
             await self.refresh()
-            await trio.sleep(WATCH_PERIOD)
+            await trio.sleep(WATCH_PERIOD)  # the guest's own writes are changes, too
+            await self.backend.wait_size_changed()
 
     async def _serve(self, queue: Queue, nursery: trio.Nursery) -> None:
         async for chain in queue:
@@ -209,7 +220,7 @@ class Blk(Device):
                 plan = self._planner.plan(request)
                 if self._at_once(plan):
                     request.finish(Status.OK, plan.fills)
-                else:
+                elif not self._start(queue, request, plan):
                     # No more tasks than the queue has entries: the ring lets no head be in flight twice.
                     nursery.start_soon(self._perform, queue.pinned(chain), request, plan)
             except Refused as refused:
@@ -223,6 +234,33 @@ class Blk(Device):
         return plan.nowait(*plan.arguments) and not (
             plan.writes and self._write_through and not self.backend.flush_nowait()
         )
+
+    def _start(self, queue: Queue, request: Request, plan: Plan) -> bool:
+        """Leave the request to the backend, which will tell its end; False where that needs a task of ours."""
+        if plan.start is None or (plan.writes and self._write_through):
+            return False
+        cancel: Cancel | None = None
+
+        def give_up() -> None:
+            if cancel is not None:
+                cancel()
+
+        def ended(error: OSError | None) -> None:
+            try:
+                if error is None:
+                    request.finish(Status.OK, plan.fills)
+                else:
+                    self._complain(request.name, request.sector * SECTOR_SIZE, error)
+                    request.finish(Status.IOERR)
+            finally:
+                release()
+
+        release = queue.hold(request.chain, give_up)
+        cancel = plan.start(*plan.arguments, ended)
+        if cancel is None:
+            release()
+            return False
+        return True
 
     async def _perform(self, pinned: Pinned, request: Request, plan: Plan) -> None:
         with pinned:
@@ -255,6 +293,11 @@ def _open(path: Path | None, size: int | None, readonly: bool, backend: BlockBac
         return FileBackend(path, readonly=readonly)
     assert size is not None
     return RamBackend(size, readonly=readonly)
+
+
+def _seg_max(queue_size: int) -> int:
+    """Data buffers of a request that fills a queue: its header and its status take one entry each."""
+    return min(max(queue_size - 2, 1), MAX_SEG_MAX)
 
 
 def _check_power_of_two(option: str, value: int, low: int, high: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 
-from vfiouser_virtio.backends.block import BlockBackend, Range
+from vfiouser_virtio.backends.block import BlockBackend, Cancel, Range, StartingBackend
 from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, RequestType, SegmentFlags, Status
 from vfiouser_virtio.virtio import Chain
@@ -47,7 +47,10 @@ class Request:
 
 @dataclass(slots=True)
 class Plan:
-    """What a request asks of the backend: an operation at once, the same one with patience, and their arguments."""
+    """What a request asks of the backend: an operation at once, the same one with patience, and their arguments.
+
+    ``start`` is the same once more, for a backend that needs no task for it.
+    """
 
     nowait: Callable[..., bool]
     patiently: Callable[..., Awaitable[None]]
@@ -55,6 +58,7 @@ class Plan:
     writes: bool = False
     fills: int = 0
     """Bytes from the start of the writable part that it stores."""
+    start: Callable[..., Cancel | None] | None = None
 
 
 class Refused(Exception):  # noqa: N818 - an answer to the driver, not an error of ours
@@ -85,6 +89,10 @@ class Planner:
         """Capacity; grows and shrinks with the disk."""
         self._serial = serial
         self._unmaps = unmaps
+        self._start_read = self._start_write = self._start_flush = None
+        if isinstance(backend, StartingBackend):
+            self._start_read, self._start_write = backend.start_read, backend.start_write
+            self._start_flush = backend.start_flush
         self._plans: dict[int, Callable[[Request], Plan]] = {
             RequestType.IN: self._read,
             RequestType.OUT: self._write,
@@ -107,17 +115,19 @@ class Planner:
     def _read(self, request: Request) -> Plan:
         backend, room = self.backend, request.room
         offset = self._check(request.sector, room)
-        return Plan(backend.read_nowait, backend.read, (offset, request.chain.writable.take(room)), fills=room)
+        arguments = offset, request.chain.writable.take(room)
+        return Plan(backend.read_nowait, backend.read, arguments, fills=room, start=self._start_read)
 
     def _write(self, request: Request) -> Plan:
         backend, readable = self.backend, request.chain.readable
         if backend.readonly:
             raise Refused(Status.IOERR)
         offset = self._check(request.sector, readable.length)
-        return Plan(backend.write_nowait, backend.write, (offset, readable.take(readable.length)), writes=True)
+        arguments = offset, readable.take(readable.length)
+        return Plan(backend.write_nowait, backend.write, arguments, writes=True, start=self._start_write)
 
     def _flush(self, request: Request) -> Plan:  # noqa: ARG002 - its sector means nothing
-        return Plan(self.backend.flush_nowait, self.backend.flush, ())
+        return Plan(self.backend.flush_nowait, self.backend.flush, (), start=self._start_flush)
 
     def _get_id(self, request: Request) -> Plan:
         room = min(request.room, blk.ID_BYTES)

@@ -58,15 +58,12 @@ class Console(Device):
         ] = None,
         cols: Annotated[int | None, "width of the consoles; default: that of the terminal on stdio, else 80"] = None,
         rows: Annotated[int | None, "height of the consoles; default: that of the terminal on stdio, else 24"] = None,
-        queue_size: Annotated[int, "entries of each queue, a power of two"] = 128,
     ) -> None:
         # A pty, because a guest may use its console with nobody there: it never waits, and the last 64 KiB are kept.
         specs = ["pty"] if chardev is None else chardev
         count = len(specs)
         names = _names(name or [], count)
         consoles = _consoles(console or [], names)
-        if not 0 < queue_size <= 32768 or queue_size & (queue_size - 1):
-            raise ConfigError(f"console: queue_size={queue_size} is no power of two from 1 to 32768")
         for option, value in (("cols", cols), ("rows", rows)):
             if value is not None and not 0 < value <= 0xFFFF:
                 raise ConfigError(f"console: {option}={value} is not 1 to 65535")
@@ -74,7 +71,7 @@ class Console(Device):
         features = Feature.SIZE.mask | Feature.EMERG_WRITE.mask | self.multiport * Feature.MULTIPORT.mask
         super().__init__(config=wire.Config(max_nr_ports=count), features=features)
 
-        queues = [self.add_queue(queue_size) for _ in range(2 * count + 2 * self.multiport)]
+        queues = [self.add_queue() for _ in range(2 * count + 2 * self.multiport)]
         self._control_receiveq, self._control_transmitq = queues[2:4] if self.multiport else queues[:2]
         if self.multiport:
             del queues[2:4]

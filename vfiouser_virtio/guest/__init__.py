@@ -3,7 +3,7 @@
 from vfiouser_virtio.guest.binding import bound, bound_pci
 from vfiouser_virtio.guest.bus import VirtioBus
 from vfiouser_virtio.guest.config import ByteConfig, Config, ConfigOps, TransportConfig
-from vfiouser_virtio.guest.device import RING_FEATURES, VirtioDevice, free_vq, new_vq
+from vfiouser_virtio.guest.device import RING_FEATURES, VirtioDevice
 from vfiouser_virtio.guest.device_types import DEVICE_TYPES, DeviceType, device_type
 from vfiouser_virtio.guest.driver import ANY, VirtioDriver, VirtioId, virtio_ids
 from vfiouser_virtio.guest.drivers import (
@@ -18,6 +18,7 @@ from vfiouser_virtio.guest.drivers import (
     RequestFailed,
 )
 from vfiouser_virtio.guest.errors import DeviceBroken, DeviceGone, FeaturesRefused, QueueFull
+from vfiouser_virtio.guest.packed_virtqueue import PackedVirtqueue
 from vfiouser_virtio.guest.pci import (
     BarInfo,
     CapabilityInfo,
@@ -39,7 +40,9 @@ from vfiouser_virtio.guest.pci_structures import (
 from vfiouser_virtio.guest.pci_transport import Interrupts, PciTransport
 from vfiouser_virtio.guest.ports import DmaBuffer, DmaMemory, Ids, PciPort, Transport
 from vfiouser_virtio.guest.requests import Answer, RequestQueue
+from vfiouser_virtio.guest.split_virtqueue import SplitVirtqueue
 from vfiouser_virtio.guest.virtqueue import Callback, Virtqueue
+from vfiouser_virtio.guest.virtqueues import free_vq, make_virtqueue, new_vq, resize_vq
 
 __all__ = [
     "ALL_DRIVERS",
@@ -69,12 +72,14 @@ __all__ = [
     "Ids",
     "Interrupts",
     "MsixInfo",
+    "PackedVirtqueue",
     "PciFunctionInfo",
     "PciPort",
     "PciTransport",
     "QueueFull",
     "RequestFailed",
     "RequestQueue",
+    "SplitVirtqueue",
     "Transport",
     "TransportConfig",
     "VirtioBus",
@@ -91,7 +96,9 @@ __all__ = [
     "enumerate_function",
     "free_vq",
     "locate",
+    "make_virtqueue",
     "new_vq",
+    "resize_vq",
     "set_command",
     "set_msix",
     "virtio_ids",

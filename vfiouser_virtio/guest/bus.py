@@ -6,9 +6,10 @@ several buses, and a bus devices of every transport at once.
 
 import logging
 
-from vfiouser_virtio.guest.device import VirtioDevice, free_vq
+from vfiouser_virtio.guest.device import VirtioDevice
 from vfiouser_virtio.guest.driver import VirtioDriver
 from vfiouser_virtio.guest.ports import Transport
+from vfiouser_virtio.guest.virtqueues import free_vq
 from vfiouser_virtio.protocols.virtio.features import Status
 
 logger = logging.getLogger(__name__)

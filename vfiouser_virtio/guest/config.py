@@ -3,6 +3,7 @@
 After Dor Laor's wish of 2007: what backs the fields may be a transport (PCI, loopback) or a plain string of bytes.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from vfiouser_virtio.guest.errors import DeviceBroken
@@ -49,15 +50,17 @@ class ByteConfig:
 
 
 class TransportConfig:
-    """Configuration of a device behind a transport."""
+    """Configuration of a device behind a transport; writes wait for ``writable``."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, writable: Callable[[], Awaitable[None]]) -> None:
         self._transport = transport
+        self._writable = writable
 
     async def read(self, offset: int, size: int) -> bytes:
         return await self._transport.read_config(offset, size)
 
     async def write(self, offset: int, data: bytes) -> None:
+        await self._writable()
         await self._transport.write_config(offset, data)
 
     async def generation(self) -> int:

@@ -18,7 +18,7 @@ from vfiouser_virtio.guest.config import Config, TransportConfig
 from vfiouser_virtio.guest.device_types import device_type
 from vfiouser_virtio.guest.errors import DeviceBroken, DeviceGone, FeaturesRefused
 from vfiouser_virtio.guest.ports import DmaMemory, Ids, Transport
-from vfiouser_virtio.guest.virtqueue import Callback, Virtqueue
+from vfiouser_virtio.guest.virtqueue import Virtqueue
 from vfiouser_virtio.protocols.virtio.features import Feature, Status
 
 if TYPE_CHECKING:
@@ -26,21 +26,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RING_FEATURES = (
-    Feature.VERSION_1.mask
-    | Feature.INDIRECT_DESC.mask
-    | Feature.EVENT_IDX.mask
-    | Feature.RING_RESET.mask
-    # Addresses given to the device are those that DmaMemory says it reaches, whatever lies in between.
-    | Feature.ACCESS_PLATFORM.mask
+RING_FEATURES = sum(
+    feature.mask
+    for feature in (
+        Feature.INDIRECT_DESC,
+        Feature.EVENT_IDX,
+        Feature.VERSION_1,
+        # Addresses given to the device are those that DmaMemory says it reaches, whatever lies in between.
+        Feature.ACCESS_PLATFORM,
+        Feature.RING_PACKED,
+        Feature.IN_ORDER,
+        Feature.NOTIFICATION_DATA,
+        Feature.NOTIF_CONFIG_DATA,
+        Feature.RING_RESET,
+        Feature.SUSPEND,
+    )
 )
-"""Features that have nothing to do with the device type and that this side can use."""
-
-MAX_QUEUE_SIZE = 256
-"""Entries of a queue unless a driver wants more: rings cost memory, and nobody here has that much under way."""
+"""Features that have nothing to do with the device type and that this side can use: accepted wherever offered."""
 
 RESET_PATIENCE = 5.0
 """Seconds for a reset, in which a device may have to wait for its own disk."""
+SUSPEND_PATIENCE = 5.0
+"""Seconds for SUSPEND, in which it ends what it is doing, and for going on."""
 
 
 class VirtioDevice:
@@ -53,7 +60,7 @@ class VirtioDevice:
         self.transport = transport
         self.feature_mask = feature_mask
         self.type = device_type(transport.ids.virtio_id)
-        self.config = Config(TransportConfig(transport), self.type.config)
+        self.config = Config(TransportConfig(transport, self._wait_running), self.type.config)
         self.offered = 0
         """All feature bits that the device offers; known after `negotiate`."""
         self.features = 0
@@ -70,6 +77,8 @@ class VirtioDevice:
         self._resets = 0
         self._gone = True
         self._interrupts = False
+        self._running = trio.Event()
+        self._running.set()
         self._parked: set[trio.lowlevel.ParkingLot] = set()
 
     def __repr__(self) -> str:
@@ -142,15 +151,7 @@ class VirtioDevice:
         Whoever waits for the device gets DeviceGone. Raises DeviceBroken (RS1) when ``device_status`` stays what it is.
         """
         await self.transport.write_status(0)
-        deadline = trio.current_time() + RESET_PATIENCE
-        pause = 0.0
-        while status := await self.transport.read_status():
-            if trio.current_time() > deadline:
-                raise DeviceBroken(
-                    f"{self.name}: device_status is still {status:#x}, {RESET_PATIENCE} s after a reset", "RS1"
-                )
-            await trio.sleep(pause)
-            pause = min(0.01, pause + 0.0005)
+        await self._wait_status(lambda status: not status, RESET_PATIENCE, "a reset", "RS1")
         if self._interrupts:
             self._interrupts = False
             await self.transport.disconnect_interrupts()
@@ -160,7 +161,66 @@ class VirtioDevice:
         self._resets += 1
         for vq in self.virtqueues.values():
             vq.live = False
+        self._running.set()
         self._wake_all()
+
+    async def _wait_status(self, done: Callable[[int], object], patience: float, after: str, rule: str) -> None:
+        deadline = trio.current_time() + patience
+        pause = 0.0
+        while not done(status := await self.transport.read_status()):
+            if trio.current_time() > deadline:
+                what = f"{self.name}: device_status is still {status:#x}, {patience} s after {after}"
+                raise DeviceBroken(what, rule)
+            await trio.sleep(pause)
+            pause = min(0.01, pause + 0.0005)
+
+    # ---- suspend -------------------------------------------------------------------------------------------------
+
+    @property
+    def suspended(self) -> bool:
+        """Whether `suspend` was called, and `resume` not yet."""
+        return not self._running.is_set()
+
+    async def suspend(self) -> None:
+        """Stop the device where it is (3.4): it ends what it is doing, and begins nothing more until `resume`.
+
+        Drivers may go on: what they add is shown at `resume`, and writes to the configuration wait for it. Raises
+        RuntimeError without SUSPEND or for a device that is not running, DeviceBroken (SU3) when it does not stop.
+        """
+        status = await self.transport.read_status()
+        if not self.has_feature(Feature.SUSPEND) or not status & Status.DRIVER_OK or self.suspended:
+            raise RuntimeError(f"{self.name} cannot be suspended: SUSPEND is not negotiated, or it is not running")
+        self._running = trio.Event()
+        for vq in self.virtqueues.values():
+            vq.held = True
+        await self.transport.write_status(status | Status.SUSPEND)
+        await self._wait_suspended(Status.SUSPEND, "SUSPEND was set")
+
+    async def resume(self) -> None:
+        """Let a suspended device go on. Raises RuntimeError when it is not, DeviceBroken (SU3) when it does not."""
+        if not self.suspended:
+            raise RuntimeError(f"{self.name} is not suspended")
+        await self.transport.write_status(await self.transport.read_status() | Status.DRIVER_OK)
+        await self._wait_suspended(Status.DRIVER_OK, "DRIVER_OK was set to resume it")
+        self._running.set()
+        for vq in self.virtqueues.values():
+            vq.held = False
+            vq.kick()
+
+    async def _wait_suspended(self, wanted: Status, after: str) -> None:
+        """Wait until of SUSPEND and DRIVER_OK just this one is set."""
+        both, broken = Status.SUSPEND | Status.DRIVER_OK, Status.NEEDS_RESET
+        await self._wait_status(lambda seen: seen & both == wanted or seen & broken, SUSPEND_PATIENCE, after, "SU3")
+        await self._look()
+        if self.broken is not None:
+            raise self.broken
+
+    async def _wait_running(self) -> None:
+        """A suspended device's configuration is left alone (3.4.1)."""
+        resets = self._resets
+        await self._running.wait()
+        if resets != self._resets:
+            raise DeviceGone(f"{self.name} has been reset")
 
     # ---- waiting -------------------------------------------------------------------------------------------------
 
@@ -224,61 +284,3 @@ class VirtioDevice:
         if self.on_config is not None:
             self.on_config()
         self._wake_all()
-
-
-async def new_vq(
-    device: VirtioDevice, field: int | str, callback: Callback | None = None, *, size: int | None = None
-) -> Virtqueue:
-    """Set up and enable a queue of a device, by number or by name (``requestq1``, ``control_receiveq``); step 7.
-
-    ``size`` is the number of entries, a power of two, cut down to what the device offers; by default all of that, up to
-    `MAX_QUEUE_SIZE`. Without a callback its interrupts are off. Raises LookupError when the device has no such queue,
-    DeviceBroken (CC8) for an offered size that no split queue has.
-    """
-    index = device.type.queue_index(field) if isinstance(field, str) else field
-    if index in device.virtqueues:
-        raise ValueError(f"{device.name}: queue {index} is in use")
-    offered = await device.transport.queue_max_size(index)
-    if not offered:
-        raise LookupError(f"{device.name} has no {device.type.queue_name(index)} (queue {index})")
-    if offered & (offered - 1):
-        raise DeviceBroken(f"{device.name}: queue_size {offered:#x} of queue {index} is no power of two", "CC8")
-    vq = Virtqueue(
-        device.memory,
-        index,
-        min(offered, size or MAX_QUEUE_SIZE),
-        lambda: device.transport.notify(index),
-        callback,
-        event_idx=device.has_feature(Feature.EVENT_IDX),
-        indirect=device.has_feature(Feature.INDIRECT_DESC),
-        name=f"{device.name}, {device.type.queue_name(index)}",
-    )
-    vq.owner = device
-    device.virtqueues[index] = vq
-    vq.live = True
-    try:
-        await device.transport.enable_queue(index, vq.size, vq.desc, vq.driver, vq.device)
-    except BaseException:
-        # The device may have got it half: its memory stays taken until a reset, and beyond.
-        del device.virtqueues[index]
-        raise
-    return vq
-
-
-async def free_vq(vq: Virtqueue) -> list[Any]:
-    """Take a queue away from its device and give its memory back; returns the tokens of the buffers it still had.
-
-    A queue that is live is reset alone (2.6.1). Raises RuntimeError when RING_RESET was not negotiated for that: then
-    the device must be reset first.
-    """
-    device = vq.owner
-    assert device is not None, "only queues of new_vq() are freed here"
-    if vq.live:
-        if not device.has_feature(Feature.RING_RESET):
-            raise RuntimeError(f"{vq.name}: without RING_RESET only a reset of the device takes it back")
-        await device.transport.reset_queue(vq.index)
-        vq.live = False
-    tokens = vq.shutdown()
-    vq.close()
-    del device.virtqueues[vq.index]
-    return tokens

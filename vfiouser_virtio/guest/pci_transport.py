@@ -23,7 +23,7 @@ from vfiouser_virtio.guest.pci import PciFunctionInfo, enumerate_function, set_c
 from vfiouser_virtio.guest.pci_structures import VirtioLayout, VirtioStructure, locate
 from vfiouser_virtio.guest.ports import DmaMemory, Ids, PciPort
 from vfiouser_virtio.protocols.pci import Command
-from vfiouser_virtio.protocols.virtio.features import Status
+from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, Isr
 
 Interrupts = Literal["msix", "intx", "poll"]
@@ -61,7 +61,9 @@ class PciTransport:
         self.num_queues = num_queues
         self._nursery = nursery
         self._selected = trio.Lock()  # queue_select and feature selects stay as they are while this is held
+        self._features = 0  # as they were accepted
         self._notify_at: dict[int, int] = {}
+        self._notify_value: dict[int, int] = {}
         self._handlers: tuple[QueueHandler, ConfigHandler] | None = None
         self._vectors = 0
         self._raised = trio.Event()
@@ -170,6 +172,7 @@ class PciTransport:
         return features
 
     async def write_features(self, features: int) -> None:
+        self._features = features
         async with self._selected:
             for select in range(_FEATURE_SELECTS):
                 await self.write_common("driver_feature_select", select)
@@ -213,6 +216,8 @@ class PciTransport:
         async with self._selected:
             await self.write_common("queue_select", index)
             self._notify_at[index] = self._notify_offset(await self.read_common("queue_notify_off"), index)
+            named_by_device = self._features & Feature.NOTIF_CONFIG_DATA.mask
+            self._notify_value[index] = await self.read_common("queue_notif_config_data") if named_by_device else index
             if await self.read_common("queue_size") != size:
                 await self.write_common("queue_size", size)
             if self._vectors:
@@ -235,13 +240,18 @@ class PciTransport:
             if await self.read_common("queue_enable"):
                 raise DeviceBroken(f"{self.name}: queue {index} is still enabled after its reset", "CC7")
 
-    def notify(self, index: int) -> None:
-        self.port.bar_post(self.layout.notify.bar, self._notify_at[index], 2, index)
+    def notify(self, index: int, next_available: int | None = None) -> None:
+        bar, at, value = self.layout.notify.bar, self._notify_at[index], self._notify_value[index]
+        if next_available is None:
+            self.port.bar_post(bar, at, 2, value)
+        else:
+            self.port.bar_post(bar, at, 4, value | next_available << 16)  # struct NOTIFICATION_DATA
 
     def _notify_offset(self, queue_notify_off: int, index: int) -> int:
         notify = self.layout.notify
         at = queue_notify_off * notify.multiplier
-        if at + 2 > notify.length:
+        size = 4 if self._features & Feature.NOTIFICATION_DATA.mask else 2
+        if at + size > notify.length:
             where = f"queue_notify_off {queue_notify_off:#x} × {notify.multiplier:#x}"
             raise DeviceBroken(f"{self.name}: queue {index} is notified at {where}, beyond {notify}", "NT3")
         return notify.offset + at

@@ -151,8 +151,11 @@ class Transport(Protocol):
         """Reset one queue (RING_RESET) and wait until that is complete."""
         ...
 
-    def notify(self, index: int) -> None:
-        """The available buffer notification."""
+    def notify(self, index: int, next_available: int | None = None) -> None:
+        """The available buffer notification; with NOTIFICATION_DATA also next_off and next_wrap, as 16 bits (2.9).
+
+        How the queue is named, by its index or (NOTIF_CONFIG_DATA) as the device wants it, is the transport's matter.
+        """
         ...
 
     async def connect_interrupts(self, on_queue: Callable[[int], None], on_config: Callable[[], None]) -> None:

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import trio
 
-from vfiouser_virtio.guest.device import VirtioDevice, new_vq
+from vfiouser_virtio.guest.device import VirtioDevice
 from vfiouser_virtio.guest.errors import QueueFull
 from vfiouser_virtio.guest.ports import DmaBuffer
 from vfiouser_virtio.guest.virtqueue import Virtqueue
+from vfiouser_virtio.guest.virtqueues import new_vq, resize_vq
 
 
 class Answer(NamedTuple):
@@ -23,15 +24,23 @@ class Answer(NamedTuple):
 class _Request:
     """One buffer under way. Its memory is the device's until it comes back, whether somebody still waits or not."""
 
-    __slots__ = ("abandoned", "added", "answered", "buffer", "done", "written")
+    __slots__ = ("abandoned", "added", "answered", "buffer", "done", "out_num", "sg", "written")
 
-    def __init__(self, buffer: DmaBuffer) -> None:
+    def __init__(self, buffer: DmaBuffer, sg: list[tuple[int, int]], out_num: int) -> None:
         self.buffer = buffer
+        self.sg = sg
+        self.out_num = out_num
         self.answered = trio.lowlevel.ParkingLot()
         self.added = False
         self.done = False
         self.abandoned = False
         self.written = 0
+
+    def merge(self) -> None:
+        """As few pieces as can be: how they are cut means nothing to the device (2.7.4)."""
+        parts = [part for part in (self.sg[: self.out_num], self.sg[self.out_num :]) if part]
+        self.sg = [(part[0][0], sum(length for _, length in part)) for part in parts]
+        self.out_num = min(self.out_num, 1)
 
 
 class RequestQueue:
@@ -40,8 +49,9 @@ class RequestQueue:
     def __init__(self, device: VirtioDevice) -> None:
         self.device = device
         self._room = trio.lowlevel.ParkingLot()
-        self._backlog: deque[tuple[_Request, list[tuple[int, int]]]] = deque()
+        self._backlog: deque[_Request] = deque()
         self._vq: Virtqueue | None = None
+        self._resizing = False
 
     @classmethod
     async def open(cls, device: VirtioDevice, field: int | str, *, size: int | None = None) -> "RequestQueue":
@@ -62,10 +72,10 @@ class RequestQueue:
         Raises DeviceBroken or DeviceGone when there will be none, MemoryError without room for the pieces.
         """
         device = self.device
-        request, sg = self._prepare(out, in_sizes)
+        request = self._prepare(out, in_sizes)
         view = request.buffer.view
         try:
-            while not self._add(sg, len(out), request):
+            while not self._add(request):
                 await device.wait(self._room)
             while not request.done:
                 await device.wait(request.answered)
@@ -82,30 +92,49 @@ class RequestQueue:
 
     def post(self, out: Sequence[bytes]) -> None:
         """Send pieces to read, without waiting for anything; in order, as soon as there is room."""
-        request, sg = self._prepare(out, ())
+        request = self._prepare(out, ())
         request.abandoned = True
-        self._backlog.append((request, sg))
+        self._backlog.append(request)
         self._send_backlog()
+
+    async def resize(self, size: int | None = None) -> None:
+        """Reset the queue alone and go on with another size; what is under way is asked for again.
+
+        Raises what `resize_vq` raises.
+        """
+        self._resizing = True
+        try:
+            self._vq, under_way = await resize_vq(self.vq, size)
+        finally:
+            self._resizing = False
+        self._backlog.extendleft(reversed(under_way))
+        self._send_backlog()
+        self._room.unpark_all()
 
     def close(self) -> None:
         """The device has been reset: take back what was under way."""
         for request in self.vq.shutdown():
             self._finish(request, 0)
-        for request, _ in self._backlog:
+        for request in self._backlog:
             self._finish(request, 0)
         self._backlog.clear()
 
-    def _prepare(self, out: Sequence[bytes], in_sizes: Sequence[int]) -> tuple[_Request, list[tuple[int, int]]]:
-        sizes = [*map(len, out), *in_sizes]
-        buffer = self.device.memory.alloc(sum(sizes))
+    def _prepare(self, out: Sequence[bytes], in_sizes: Sequence[int]) -> _Request:
         content = b"".join(out)
+        sizes = [*map(len, out), *in_sizes]
+        buffer = self.device.memory.alloc(len(content) + sum(in_sizes))
         buffer.view[: len(content)] = content
-        ends = list(accumulate(sizes))
-        return _Request(buffer), [(buffer.address + end - size, size) for size, end in zip(sizes, ends, strict=True)]
+        ends = accumulate(sizes)
+        sg = [(buffer.address + end - size, size) for size, end in zip(sizes, ends, strict=True)]
+        return _Request(buffer, sg, len(out))
 
-    def _add(self, sg: list[tuple[int, int]], out_num: int, request: _Request) -> bool:
+    def _add(self, request: _Request) -> bool:
+        if self._resizing:
+            return False
+        if len(request.sg) > self.vq.size:
+            request.merge()
         try:
-            self.vq.add_buf(sg, out_num, len(sg) - out_num, request)
+            self.vq.add_buf(request.sg, request.out_num, len(request.sg) - request.out_num, request)
         except QueueFull:
             return False
         request.added = True
@@ -113,10 +142,7 @@ class RequestQueue:
         return True
 
     def _send_backlog(self) -> None:
-        while self._backlog:
-            request, sg = self._backlog[0]
-            if not self._add(sg, len(sg), request):
-                return
+        while self._backlog and self._add(self._backlog[0]):
             self._backlog.popleft()
 
     def _used(self, vq: Virtqueue) -> bool:

@@ -1,4 +1,4 @@
-"""The split virtqueue, driver side (virtio 1.4, 2.7), behind Rusty Russell's interface of 2007.
+"""What every virtqueue is to a driver (virtio 1.4, 2.6): Rusty Russell's interface of 2007, and what its rings share.
 
 ::
 
@@ -7,6 +7,9 @@
     get_buf() -> (token, length written)  the next used buffer, or None
     restart() -> bool                     turn callbacks on again; False, and they stay off, if buffers are pending
     shutdown() -> tokens                  take every buffer back, after a reset
+
+    Virtqueue ─┬─ SplitVirtqueue   (2.7)
+               └─ PackedVirtqueue  (2.8)      `virtqueues.make_virtqueue` takes the one that was negotiated
 
 The callback runs when the device has used buffers. As long as it returns True it stays on; when it returns False it
 stays off until `restart`, so that a driver can go on by polling `get_buf`::
@@ -17,25 +20,15 @@ stays off until `restart`, so that a driver can go on by polling `get_buf`::
 What the device writes is checked before it is believed: `DeviceBroken` names the rule, and the queue stays broken.
 """
 
+from abc import ABC, abstractmethod
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from vfiouser_virtio.barrier import TSO, full_barrier
 from vfiouser_virtio.guest.errors import DeviceBroken, QueueFull
 from vfiouser_virtio.guest.ports import DmaBuffer, DmaMemory
-from vfiouser_virtio.protocols.virtio.ring import (
-    AVAIL_ALIGN,
-    DESC_ALIGN,
-    DESC_CODEC,
-    MAX_QUEUE_SIZE,
-    USED_ALIGN,
-    AvailFlags,
-    DescFlags,
-    UsedFlags,
-    avail_size,
-    desc_size,
-    used_size,
-)
+from vfiouser_virtio.protocols.virtio.ring import DESC_ALIGN, DESC_CODEC, MAX_QUEUE_SIZE, DescFlags
 
 if TYPE_CHECKING:
     from vfiouser_virtio.guest.device import VirtioDevice
@@ -43,30 +36,30 @@ if TYPE_CHECKING:
 Callback = Callable[["Virtqueue"], bool]
 """Called when buffers were used. True: call me again; False: not before `Virtqueue.restart`."""
 
+Sg = Sequence[tuple[int, int]]
+"""Pieces of memory: (address, length)."""
+
 # Plain ints: these are or-ed for every descriptor.
-_NEXT, _WRITE, _INDIRECT = int(DescFlags.NEXT), int(DescFlags.WRITE), int(DescFlags.INDIRECT)
-_NO_INTERRUPT, _NO_NOTIFY = int(AvailFlags.NO_INTERRUPT), int(UsedFlags.NO_NOTIFY)
+NEXT, WRITE, INDIRECT = int(DescFlags.NEXT), int(DescFlags.WRITE), int(DescFlags.INDIRECT)
 # "The total length of a descriptor chain" (2.7.5.2).
 _MAX_CHAIN_BYTES = 1 << 32
-# 16-bit indexes of the rings, as seen through memoryview.cast("H").
-_FLAGS, _IDX, _RING = 0, 1, 2
 
 
-class _InFlight(NamedTuple):
-    """What `add_buf` was told, until the buffer comes back."""
-
-    token: Any
-    descriptors: list[int]
-    room: int
-    """Bytes that the device may write."""
-    table: DmaBuffer | None
+InFlight = tuple[Any, list[int], int, DmaBuffer | None]
+"""What `Virtqueue.add_buf` was told, until the buffer comes back: the token; its descriptors, by numbers of which the
+first is the buffer's id; how many bytes the device may write; its indirect table."""
 
 
-class Virtqueue:
-    """One queue in memory that the device can reach; ``size`` is a power of two up to 32768.
+class Virtqueue(ABC):
+    """One queue in memory that the device can reach.
 
     ``notify`` sends the available buffer notification. `close` gives the memory back, when the device has let go of it.
+    Raises ValueError for a ``size`` that no queue of this kind has.
     """
+
+    # Where the specification says which ids, and which lengths, a device may write.
+    _id_rule: ClassVar[str]
+    _length_rule: ClassVar[str]
 
     def __init__(
         self,
@@ -78,10 +71,10 @@ class Virtqueue:
         *,
         event_idx: bool = False,
         indirect: bool = False,
+        in_order: bool = False,
         name: str = "",
     ) -> None:
-        if not 0 < size <= MAX_QUEUE_SIZE or size & (size - 1):
-            raise ValueError(f"a split queue of {size} entries: no power of two up to {MAX_QUEUE_SIZE}")
+        self.check_size(size)
         self.memory = memory
         self.index = index
         self.size = size
@@ -89,38 +82,124 @@ class Virtqueue:
         self.callback = callback
         self.event_idx = event_idx
         self.indirect = indirect
+        self.in_order = in_order
         self.owner: VirtioDevice | None = None
         self.live = False
         """Whether the device has it: between queue_enable and a reset. Whoever enables it keeps this."""
+        self.held = False
+        """Whether `kick` does nothing for now: the device is suspended. Whoever holds it kicks it afterwards."""
         self.broken: DeviceBroken | None = None
         self._notify = notify
-        self._parts = (
-            memory.alloc(desc_size(size), DESC_ALIGN),
-            memory.alloc(avail_size(size), AVAIL_ALIGN),
-            # With 2.7.10's avail_event at its end the used ring is no multiple of 4, but 4-aligned.
-            memory.alloc(used_size(size), USED_ALIGN),
-        )
-        desc, avail, used = self._parts
-        self.desc, self.driver, self.device = desc.address, avail.address, used.address
-        self._desc = desc.view
-        # Typed views: each index is loaded and stored as one 16-bit access, which no other CPU can see half of.
-        self._avail = avail.view.cast("H")
-        self._used = used.view.cast("H")
-        self._used_elements = used.view[4 : 4 + 8 * size].cast("I")
-        self._used_event = len(self._avail) - 1
-        self._avail_event = len(self._used) - 1
-        self._mask = size - 1
-        self._free = list(range(size - 1, -1, -1))
-        self._in_flight: dict[int, _InFlight] = {}
-        self._added_idx = 0  # avail.idx as it will be after the next kick
-        self._last_used = 0
-        self._seen_used = 0  # used.idx when it was looked at last
-        self._callbacks = True
+        self._parts = tuple(memory.alloc(length, align) for length, align in self.parts(size))
+        self.desc, self.driver, self.device = (part.address for part in self._parts)
+        self._views: list[memoryview] = []
+        # First in, first out: with IN_ORDER that is ring order, as it must be in a split ring then (2.7.5).
+        self._free = deque(range(size))
+        self._in_flight: dict[int, InFlight] = {}
+        self._order: deque[int] = deque()
+        """Keys of `_in_flight`, as they were added; kept with IN_ORDER only."""
+        self._done: deque[tuple[Any, int]] = deque()
+        """Used buffers that `get_buf` has not returned yet."""
+        self._tables: defaultdict[int, list[DmaBuffer]] = defaultdict(list)
+        """Indirect tables that nobody uses, by their size."""
+        self._callbacks = callback is not None
+        self._bind(*(part.view for part in self._parts))
         if callback is None:
-            self._disable_callbacks()
+            self._disable_interrupts()
+        else:
+            self._enable_interrupts()
 
     def __repr__(self) -> str:
-        return f"<Virtqueue {self.name} size {self.size}, {self.num_in_flight} in flight>"
+        return f"<{type(self).__name__} {self.name} size {self.size}, {self.num_in_flight} in flight>"
+
+    # ---- what the kind of ring decides ---------------------------------------------------------------------------
+
+    @staticmethod
+    def check_size(size: int) -> None:
+        """Raises ValueError for a size that no queue of this kind has."""
+        if not 0 < size <= MAX_QUEUE_SIZE:
+            raise ValueError(f"a queue of {size} entries: expected 1 to {MAX_QUEUE_SIZE}")
+
+    @staticmethod
+    @abstractmethod
+    def parts(size: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Bytes and alignment of the descriptor, driver and device area."""
+
+    @abstractmethod
+    def _bind(self, desc: memoryview, driver: memoryview, device: memoryview) -> None:
+        """Take the three areas, zeroed; every view made of them goes into `_views`."""
+
+    @abstractmethod
+    def _place(self, numbers: list[int], sg: Sg, out_num: int, flags: int) -> None:
+        """Write descriptors with these flags and WRITE; there is room for them."""
+
+    @abstractmethod
+    def _fill_table(self, table: memoryview, sg: Sg, out_num: int) -> None:
+        """Write an indirect table."""
+
+    @abstractmethod
+    def kick(self) -> bool:
+        """Make what was added available; True when the device wanted to be notified of it, and was."""
+
+    @property
+    @abstractmethod
+    def next_available(self) -> int:
+        """16 bits: next_off and next_wrap of notifications with data (2.9), after what `kick` has shown."""
+
+    @abstractmethod
+    def _collect(self) -> None:
+        """Move what the device has used to `_done`, by `_take`. Raises DeviceBroken for a ring that cannot be.
+
+        With callbacks on, the device interrupts for whatever it uses afterwards.
+        """
+
+    @abstractmethod
+    def _enable_interrupts(self) -> None:
+        """Ask for an interrupt at the next used buffer; ends with a full barrier."""
+
+    @abstractmethod
+    def _disable_interrupts(self) -> None: ...
+
+    # ---- to the device -------------------------------------------------------------------------------------------
+
+    def add_buf(self, sg: Sg, out_num: int, in_num: int, token: Any) -> None:
+        """Add a buffer of (address, length) pieces: ``out_num`` for the device to read, then ``in_num`` to write.
+
+        `get_buf` returns ``token`` when the device has used it. Raises QueueFull when descriptors are lacking now,
+        ValueError for what no driver may ever make (2.7.5.2, 2.7.5.3.1, 2.8.17), DeviceBroken when the device has
+        broken this queue before.
+        """
+        if self.broken is not None:
+            raise self.broken
+        count = len(sg)
+        if not count or out_num < 0 or in_num < 0 or out_num + in_num != count:
+            raise ValueError(f"{self.name}: {count} pieces are not {out_num} to read and {in_num} to write")
+        if count > self.size:
+            raise ValueError(f"{self.name}: a chain of {count} is longer than the queue, {self.size}")
+        readable = writable = 0
+        for _, length in sg[:out_num]:
+            readable += length
+        for _, length in sg[out_num:]:
+            writable += length
+        if readable + writable > _MAX_CHAIN_BYTES:
+            raise ValueError(f"{self.name}: a chain of more than 4 GiB")
+        indirect = self.indirect and count > 1
+        needed = 1 if indirect else count
+        free = self._free
+        if needed > len(free):
+            raise QueueFull(f"{self.name}: {needed} descriptors are needed, {len(free)} of {self.size} are free")
+        table: DmaBuffer | None = None
+        if indirect:
+            table = self._new_table(count)
+            self._fill_table(table.view, sg, out_num)
+            numbers = [free.popleft()]
+            self._place(numbers, [(table.address, DESC_CODEC.size * count)], 1, INDIRECT)
+        else:
+            numbers = [free.popleft() for _ in sg]
+            self._place(numbers, sg, out_num, 0)
+        self._in_flight[numbers[0]] = token, numbers, writable, table
+        if self.in_order:
+            self._order.append(numbers[0])
 
     @property
     def num_free(self) -> int:
@@ -130,67 +209,7 @@ class Virtqueue:
     @property
     def num_in_flight(self) -> int:
         """Buffers that were added and have not come back."""
-        return len(self._in_flight)
-
-    # ---- to the device -------------------------------------------------------------------------------------------
-
-    def add_buf(self, sg: Sequence[tuple[int, int]], out_num: int, in_num: int, token: Any) -> None:
-        """Add a buffer of (address, length) pieces: ``out_num`` for the device to read, then ``in_num`` to write.
-
-        `get_buf` returns ``token`` when the device has used it. Raises QueueFull when descriptors are lacking now,
-        ValueError for what no driver may ever make (2.7.5.2, 2.7.5.3.1), DeviceBroken when the device has broken this
-        queue before.
-        """
-        if self.broken is not None:
-            raise self.broken
-        count = len(sg)
-        if not count or out_num < 0 or in_num < 0 or out_num + in_num != count:
-            raise ValueError(f"{self.name}: {count} pieces are not {out_num} to read and {in_num} to write")
-        if count > self.size:
-            raise ValueError(f"{self.name}: a chain of {count} is longer than the queue, {self.size}")
-        if sum(length for _, length in sg) > _MAX_CHAIN_BYTES:
-            raise ValueError(f"{self.name}: a chain of more than 4 GiB")
-        indirect = self.indirect and count > 1
-        needed = 1 if indirect else count
-        if needed > len(self._free):
-            raise QueueFull(f"{self.name}: {needed} descriptors are needed, {len(self._free)} of {self.size} are free")
-        table: DmaBuffer | None = None
-        flags = [0] * out_num + [_WRITE] * in_num
-        if indirect:
-            table = self.memory.alloc(DESC_CODEC.size * count, DESC_ALIGN)
-            _store_chain(table.view, list(range(count)), sg, flags)
-            head = self._free.pop()
-            descriptors = [head]
-            DESC_CODEC.pack_into(
-                self._desc, DESC_CODEC.size * head, table.address, DESC_CODEC.size * count, _INDIRECT, 0
-            )
-        else:
-            # Descriptors that are not available belong to the driver alone: no index sees these stores half done.
-            descriptors = [self._free.pop() for _ in range(count)]
-            head = descriptors[0]
-            _store_chain(self._desc, descriptors, sg, flags)
-        room = sum(length for _, length in sg[out_num:])
-        self._in_flight[head] = _InFlight(token, descriptors, room, table)
-        self._avail[_RING + (self._added_idx & self._mask)] = head
-        self._added_idx = (self._added_idx + 1) & 0xFFFF
-
-    def kick(self) -> bool:
-        """Make what was added available; True when the device wanted to be notified of it, and was."""
-        old, new = self._avail[_IDX], self._added_idx
-        if old == new:
-            return False
-        if not TSO:
-            full_barrier()  # the entries are stored before the index that shows them (2.7.13.3.1)
-        self._avail[_IDX] = new
-        # The index is stored before avail_event or flags are read, or the device falls asleep in between (2.7.13.4.1).
-        full_barrier()
-        if self.event_idx:
-            wanted = (new - self._used[self._avail_event] - 1) & 0xFFFF < (new - old) & 0xFFFF
-        else:
-            wanted = not self._used[_FLAGS] & _NO_NOTIFY
-        if wanted:
-            self._notify()
-        return wanted
+        return len(self._in_flight) + len(self._done)
 
     # ---- from the device -----------------------------------------------------------------------------------------
 
@@ -199,39 +218,36 @@ class Virtqueue:
 
         Raises DeviceBroken when what the device says cannot be.
         """
-        if self.broken is not None:
-            raise self.broken
-        if not self._has_used():
-            return None
-        at = 2 * (self._last_used & self._mask)
-        head, written = self._used_elements[at], self._used_elements[at + 1]
-        entry = self._in_flight.get(head)
-        if entry is None:
-            place = f"used.ring[{self._last_used & self._mask:#x}].id"
-            raise self._break(f"{place} is {head:#x}, which is not a buffer in flight", "2.7.8")
-        if written > entry.room:
-            raise self._break(
-                f"used length {written:#x} of buffer {head:#x}, which has room for {entry.room:#x}", "UR2"
-            )
-        del self._in_flight[head]
-        self._release(entry)
-        self._last_used = (self._last_used + 1) & 0xFFFF
-        return entry.token, written
+        if self._done or self._harvest():
+            return self._done.popleft()
+        return None
 
     def restart(self) -> bool:
         """Turn callbacks on. False, and they stay off, when used buffers are pending: take these first."""
         self._callbacks = True
-        if self.event_idx:
-            self._avail[self._used_event] = self._last_used
-        else:
-            self._avail[_FLAGS] = 0
-        # Asked for interrupts before looking: a buffer used from now on is either seen here, or interrupts (2.7.7.1).
-        full_barrier()
-        self._seen_used = self._used[_IDX]
-        if self._seen_used != self._last_used:
+        # Asked for interrupts before looking: a buffer used from now on is either seen here, or interrupts.
+        self._enable_interrupts()
+        if self._done or self._harvest():
             self._disable_callbacks()
             return False
         return True
+
+    def interrupt(self) -> None:
+        """The used buffer notification has arrived: run the callback, if it is on and there is something for it.
+
+        A callback may leave buffers where they are: the next interrupt calls it again.
+        """
+        if not self._callbacks or self.callback is None:
+            return
+        if (self._done or (self.broken is None and self._harvest())) and not self.callback(self):
+            self._disable_callbacks()
+
+    @property
+    def callbacks_on(self) -> bool:
+        """Whether a used buffer leads to a callback."""
+        return self._callbacks
+
+    # ---- the end -------------------------------------------------------------------------------------------------
 
     def shutdown(self) -> list[Any]:
         """Take every buffer back; returns their tokens. Nothing is used after this but `close`.
@@ -241,89 +257,88 @@ class Virtqueue:
         if self.live:
             raise RuntimeError(f"{self.name}: shutdown() while the device still has the queue; reset one of them first")
         self._disable_callbacks()
-        entries, self._in_flight = self._in_flight, {}
-        for entry in entries.values():
-            self._release(entry)
-        return [entry.token for entry in entries.values()]
+        tokens = [token for token, _ in self._done]
+        for token, numbers, _, table in self._in_flight.values():
+            tokens.append(token)
+            self._release(numbers, table)
+        self._done.clear()
+        self._in_flight.clear()
+        self._order.clear()
+        return tokens
 
     def close(self) -> None:
         """Give the rings' memory back. Raises RuntimeError when there are buffers, or the device has the queue."""
-        if self.live or self._in_flight:
+        if self.live or self.num_in_flight:
             raise RuntimeError(f"{self.name}: close() before shutdown()")
-        for view in (self._avail, self._used_elements, self._used):
+        for view in self._views:
             view.release()
-        for part in self._parts:
+        for part in chain(self._parts, *self._tables.values()):
             self.memory.free(part)
-
-    def interrupt(self) -> None:
-        """The used buffer notification has arrived: run the callback, if it is on and there is something for it."""
-        while self._callbacks and self.callback is not None and self.broken is None and self._has_used():
-            seen = self._seen_used
-            if not self.callback(self):
-                self._disable_callbacks()
-                return
-            # A callback may leave buffers where they are. It is called again for those that come later, so the device
-            # must be asked again, and what came meanwhile would have no interrupt.
-            if not self.event_idx or not self._arm(seen):
-                return
-
-    @property
-    def callbacks_on(self) -> bool:
-        """Whether a used buffer leads to a callback."""
-        return self._callbacks
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
-    def _has_used(self) -> bool:
-        """Whether the device has used a buffer that was not taken. Raises DeviceBroken for an index that cannot be."""
-        seen = self._used[_IDX]
-        if seen == self._last_used:
-            return False
-        if (seen - self._last_used) & 0xFFFF > len(self._in_flight):
-            follow = f"only {len(self._in_flight):#x} buffers can follow {self._last_used:#x}"
-            raise self._break(f"used.idx is {seen:#x}: {follow}", "2.7.8")
-        if seen != self._seen_used:
-            self._seen_used = seen
-            if self._callbacks and self.event_idx:
-                # Interrupt for the next one after these. Stored before the index is looked at again (2.7.7.1): whoever
-                # calls get_buf() until it returns None misses nothing.
-                self._avail[self._used_event] = seen
-                full_barrier()
-            elif not TSO:
-                full_barrier()  # the index is loaded before the elements that it shows
-        return True
+    def _harvest(self) -> bool:
+        """Look at the ring; True when there are used buffers. Raises DeviceBroken, but after the good ones."""
+        if self.broken is not None:
+            raise self.broken
+        try:
+            self._collect()
+        except DeviceBroken:
+            if not self._done:
+                raise
+        return bool(self._done)
 
-    def _arm(self, seen: int) -> bool:
-        """Ask for an interrupt at the next used buffer; True when there already is one after ``seen``."""
-        now = self._used[_IDX]
-        self._avail[self._used_event] = now
-        full_barrier()
-        return self._used[_IDX] != seen
+    def _take(self, buffer: int, written: int, limit: int) -> tuple[int, int]:
+        """A used element names this buffer: that one is done, and with IN_ORDER all before it (2.7.9, 2.8.8).
+
+        Returns how many buffers, and how many descriptors; more than ``limit`` buffers cannot be. Raises DeviceBroken.
+        """
+        entry = self._in_flight.get(buffer)
+        if entry is None:
+            raise self._break(f"the used id is {buffer:#x}, which is not a buffer in flight", self._id_rule)
+        token, numbers, room, table = entry
+        if written > room:
+            what = f"used length {written:#x} of buffer {buffer:#x}, which has room for {room:#x}"
+            raise self._break(what, self._length_rule)
+        buffers, descriptors = self._take_earlier(buffer, limit) if self.in_order else (0, 0)
+        del self._in_flight[buffer]
+        self._release(numbers, table)
+        self._done.append((token, written))
+        return buffers + 1, descriptors + len(numbers)
+
+    def _take_earlier(self, last: int, limit: int) -> tuple[int, int]:
+        """The buffers before the last one of a batch, which "are assumed to have been used completely"."""
+        order, earlier = self._order, []
+        while order[0] != last:
+            earlier.append(order.popleft())
+        order.popleft()
+        if len(earlier) >= limit:
+            what = f"buffer {last:#x} is used before {earlier[0]:#x}, which was made available earlier"
+            raise self._break(what, "RB2")
+        descriptors = 0
+        for buffer in earlier:
+            token, numbers, room, table = self._in_flight.pop(buffer)
+            descriptors += len(numbers)
+            self._release(numbers, table)
+            self._done.append((token, room))
+        return len(earlier), descriptors
+
+    def _release(self, numbers: list[int], table: DmaBuffer | None) -> None:
+        """The driver has a buffer's descriptors again, and its indirect table."""
+        self._free += numbers
+        if table is not None:
+            self._tables[len(table.view)].append(table)
+
+    def _new_table(self, count: int) -> DmaBuffer:
+        """Room for an indirect table: one that was used before, or new; few sizes, so that they fit again."""
+        size = DESC_CODEC.size << (count - 1).bit_length()
+        spare = self._tables[size]
+        return spare.pop() if spare else self.memory.alloc(size, DESC_ALIGN)
 
     def _disable_callbacks(self) -> None:
         self._callbacks = False
-        if self.event_idx:
-            # As far away as an index can be: the device crosses it once in 65536 buffers, which `interrupt` ignores.
-            self._avail[self._used_event] = (self._last_used - 1) & 0xFFFF
-        else:
-            self._avail[_FLAGS] = _NO_INTERRUPT
-
-    def _release(self, entry: _InFlight) -> None:
-        self._free += entry.descriptors
-        if entry.table is not None:
-            self.memory.free(entry.table)
+        self._disable_interrupts()
 
     def _break(self, what: str, rule: str) -> DeviceBroken:
         self.broken = DeviceBroken(f"{self.name}: {what}", rule)
         return self.broken
-
-
-def _store_chain(table: memoryview, indexes: list[int], sg: Sequence[tuple[int, int]], flags: list[int]) -> None:
-    """Write linked descriptors at ``indexes`` of a table."""
-    last = len(indexes) - 1
-    pack_into, size = DESC_CODEC.pack_into, DESC_CODEC.size
-    for position, ((address, length), flag) in enumerate(zip(sg, flags, strict=True)):
-        if position == last:
-            pack_into(table, size * indexes[position], address, length, flag, 0)
-        else:
-            pack_into(table, size * indexes[position], address, length, flag | _NEXT, indexes[position + 1])

@@ -61,7 +61,8 @@ class Bars:
         self._config = config
         self._bars: dict[int, Bar] = {}
         self._upper_halves: set[int] = set()
-        self._decoded = [False] * STD_NUM_BARS
+        self.decoded: dict[int, Bar] = {}
+        """Those that answer at present, by index."""
 
     def add(self, index: int, bar: Bar) -> None:
         """Put ``bar`` at register ``index``, if it is 64-bit at ``index + 1`` too; ValueError when one is not free."""
@@ -87,8 +88,7 @@ class Bars:
 
     def set_decode(self, *, memory: bool, io: bool) -> None:
         """Which address spaces the function answers in (COMMAND.MEMORY, COMMAND.IO)."""
-        for index, bar in self._bars.items():
-            self._decoded[index] = io if bar.kind is BarKind.IO else memory
+        self.decoded = {index: bar for index, bar in self._bars.items() if (io if bar.kind is BarKind.IO else memory)}
 
     def read(self, index: int, offset: int, count: int) -> Buffer:
         """Read a region whether it is decoded or not. Raises PeerError (EINVAL) outside of it."""
@@ -107,14 +107,14 @@ class Bars:
 
     def decoded_read(self, index: int, offset: int, count: int) -> Buffer:
         """Read as the bus does: all-ones, like a master abort, from a BAR that is not decoded. Errors as `read`."""
-        if index in self._bars and not self._decoded[index]:
+        if index in self._bars and index not in self.decoded:
             self._at(index, offset, count)
             return b"\xff" * count
         return self.read(index, offset, count)
 
     def decoded_write(self, index: int, offset: int, data: Buffer) -> None:
         """Write as the bus does: lost when the BAR is not decoded. Errors as `write`."""
-        if index in self._bars and not self._decoded[index]:
+        if index in self._bars and index not in self.decoded:
             self._at(index, offset, len(data))
             return
         self.write(index, offset, data)

@@ -18,6 +18,7 @@ from vfiouser_virtio.function import (
     PciRegion,
     RegionFlags,
     RegionInfo,
+    Trigger,
 )
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci.bars import Bar, Bars
@@ -62,7 +63,7 @@ def _nothing(_: object = None) -> None:
 
 
 class PciFunction:
-    """One PCI function: config space, BARs, capabilities and interrupts; satisfies the seam's ``Function``.
+    """One PCI function: config space, BARs, capabilities and interrupts; satisfies the seam's ``HostedFunction``.
 
     A device with one BAR that holds a scratch register and interrupts when it is written::
 
@@ -87,6 +88,7 @@ class PciFunction:
     - ``on_reset() -> Hold | None``: DEVICE_RESET, a function level reset, or D3hot→D0 without No_Soft_Reset. Config
       space has its power-on values already. Only DEVICE_RESET waits for the hold: a config write has no late reply.
     - ``on_bus_master(bool)``: the function may, or may no longer, reach memory. Comes before ``on_reset``.
+    - ``on_quiesce(bool)``: begin no more work that reaches memory, or go on; what has begun ends first.
     - ``on_resample_fd(int | None)``: another eventfd tells the end of an INTx (`Intx.resampled`); the one before is
       closed when the call returns, so stop waiting on it.
     """
@@ -115,6 +117,7 @@ class PciFunction:
         self.on_disconnected: Callable[[], Hold | None] = _nothing
         self.on_reset: Callable[[], Hold | None] = _nothing
         self.on_bus_master: Callable[[bool], None] = _nothing
+        self.on_quiesce: Callable[[bool], None] = _nothing
         self.on_resample_fd: Callable[[int | None], None] = _nothing
 
         self._chain = CapabilityChain(self.config)
@@ -216,13 +219,19 @@ class PciFunction:
 
     def region_read(self, index: int, offset: int, count: int) -> Buffer:
         """Config space, or a BAR: all-ones while it is not decoded. PeerError outside a region."""
+        bar = self.bars.decoded.get(index)
+        if bar is not None and 0 <= offset < offset + count <= bar.size:
+            return bar.read(offset, count)  # nearly always: a vCPU waits for it
         if index == PciRegion.CONFIG:
             return self.config.read(offset, count)
         return self.bars.decoded_read(index, offset, count)
 
     def region_write(self, index: int, offset: int, data: Buffer) -> None:
         """Config space, or a BAR: lost while it is not decoded. PeerError outside a region."""
-        if index == PciRegion.CONFIG:
+        bar = self.bars.decoded.get(index)
+        if bar is not None and 0 <= offset < offset + len(data) <= bar.size:
+            bar.write(offset, data)
+        elif index == PciRegion.CONFIG:
             self.config.write(offset, data)
         else:
             self.bars.decoded_write(index, offset, data)
@@ -250,6 +259,37 @@ class PciFunction:
         self.intx.reset()
         self._command_written()
         return self.on_reset()
+
+    # The rest of the seam, for engines that keep eventfds and mappings themselves (HostedFunction)
+
+    def set_trigger(self, trigger: Trigger | None) -> None:
+        """Interrupts go through ``trigger``, and stay pending while it returns False."""
+        self.intx.trigger_elsewhere = trigger
+        if self.msix is not None:
+            self.msix.trigger_elsewhere = trigger
+
+    def retry_interrupts(self) -> None:
+        """Deliver what is pending, as far as the trigger takes it now."""
+        self.intx.retry()
+        if self.msix is not None:
+            self.msix.retry()
+
+    def dma_map_alias(
+        self, address: int, size: int, *, readable: bool, writable: bool, vaddr: int, page_size: int
+    ) -> None:
+        """Client memory comes; see `GuestMemory.map_alias`."""
+        self.memory.map_alias(address, size, vaddr, readable=readable, writable=writable, page_size=page_size)
+
+    def quiesce(self) -> Hold | None:
+        """None while no request is under way; else no new ones, and a hold that ends with the last."""
+        hold = self.memory.settle()
+        if hold is not None:
+            self.on_quiesce(True)
+        return hold
+
+    def resume(self) -> None:
+        """Go on after the hold of `quiesce`."""
+        self.on_quiesce(False)
 
     # What writes to config space cause
 

@@ -16,6 +16,7 @@ import select
 from collections.abc import Callable, Iterable, Sequence
 
 from vfiouser_virtio.fds import signal
+from vfiouser_virtio.function import Trigger
 
 _NO_FD = -1
 
@@ -30,6 +31,8 @@ class Intx:
         self.level = False
         self.masked = False
         self.resample_fd: int | None = None
+        self.trigger_elsewhere: Trigger | None = None
+        """Signals the interrupt where an engine keeps the eventfd itself."""
         self._blocked = False
         self._fd = _NO_FD
         self._on_resample_fd = on_resample_fd
@@ -42,6 +45,9 @@ class Intx:
     def set_blocked(self, blocked: bool) -> None:
         """Whether something keeps the line down: INTX_DISABLE, or MSI-X, which replaces it."""
         self._blocked = blocked
+        if blocked and self.trigger_elsewhere is not None:
+            # The client takes its eventfd away then, which unmasks; but nobody tells us.
+            self.masked = False
         self._update()
 
     def mask(self) -> None:
@@ -51,6 +57,10 @@ class Intx:
     def unmask(self) -> None:
         """SET_IRQS ACTION_UNMASK: signal again if the line is up."""
         self.masked = False
+        self._update()
+
+    def retry(self) -> None:
+        """An eventfd that was missing may be there now, elsewhere."""
         self._update()
 
     def resampled(self) -> None:
@@ -99,9 +109,13 @@ class Intx:
         self.level = self.masked = self._blocked = False
 
     def _update(self) -> None:
-        if self.level and not self._blocked and not self.masked and self._fd != _NO_FD:
+        if not self.level or self._blocked or self.masked:
+            return
+        if self._fd != _NO_FD:
             self.masked = True
             signal(self._fd)
+        elif self.trigger_elsewhere is not None:
+            self.masked = self.trigger_elsewhere(0)
 
 
 def _drain(fd: int) -> None:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from vfiouser_virtio.fds import signal
-from vfiouser_virtio.function import Buffer
+from vfiouser_virtio.function import Buffer, Trigger
 from vfiouser_virtio.pci.bars import Bar
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import MSIX_ENTRY, MSIX_ENTRY_CTRL_MASKBIT, MSIX_ENTRY_SIZE, MSIX_MAX_VECTORS
@@ -46,6 +46,8 @@ class Msix:
         self.pba_offset = max(_SMALLEST_PBA_OFFSET, 1 << (self._table_size - 1).bit_length())
         self._image = bytearray(2 * self.pba_offset)  # what the BAR reads as
         self._fds = [_NO_FD] * count
+        self.trigger_elsewhere: Trigger | None = None
+        """Signals a vector that has no eventfd here, where an engine keeps them itself."""
         self._masked = bytearray(count)
         self._mask_all = False
         self.reset()
@@ -59,10 +61,16 @@ class Msix:
         if not 0 <= vector < self.count:
             raise ValueError(f"MSI-X vector {vector} of {self.count}")
         fd = self._fds[vector]
-        if fd == _NO_FD or self._mask_all or self._masked[vector]:
+        if self._mask_all or self._masked[vector]:
             self._image[self.pba_offset + (vector >> 3)] |= 1 << (vector & 7)
-        else:
+        elif fd != _NO_FD:
             signal(fd)
+        elif self.trigger_elsewhere is None or not self.trigger_elsewhere(vector):
+            self._image[self.pba_offset + (vector >> 3)] |= 1 << (vector & 7)
+
+    def retry(self) -> None:
+        """What an eventfd was missing for may have one now, elsewhere."""
+        self._deliver(range(self.count))
 
     def pending(self, vector: int) -> bool:
         """Whether the vector waits for its mask or its eventfd."""

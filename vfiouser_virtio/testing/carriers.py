@@ -34,7 +34,7 @@ from vfiouser_virtio.testing.served import served
 from vfiouser_virtio.transports import Loopback
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.vfio_user import PrivateMemory, SharedMemory, connect
-from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.virtio import Device, Offer
 from vfiouser_virtio.vm import Qemu, find_qemu
 
 Carrier = Literal["loopback", "socket", "socket-private", "qtest", "qtest-private"]
@@ -50,6 +50,7 @@ async def pci_port(
     carrier: Carrier,
     *,
     ids: Style | Identity = "default",
+    offer: Offer | None = None,
     conversation: Conversation | None = None,
     qemu: Qemu | None = None,
 ) -> AsyncIterator[PciPort]:
@@ -66,14 +67,14 @@ async def pci_port(
         found = await trio.to_thread.run_sync(find_qemu) if qemu is None else qemu
         # QEMU sends an fd for whatever memory we can see ourselves: not taking it is what makes it private.
         async with (
-            served(device, ids=ids, conversation=conversation, accept_fds=not private) as at,
+            served(device, ids=ids, offer=offer, conversation=conversation, accept_fds=not private) as at,
             qtest_machine(found, {device.name: at.path}) as machine,
         ):
             yield machine.ports[device.name]
     else:
         with PrivateMemory(_MEMORY_SIZE) if private else SharedMemory(_MEMORY_SIZE) as memory:
             async with (
-                served(device, ids=ids, conversation=conversation) as at,
+                served(device, ids=ids, offer=offer, conversation=conversation) as at,
                 connect(at.path, memory=[memory]) as client,
             ):
                 yield client
@@ -87,13 +88,15 @@ async def carry(
     ids: Style | Identity = "default",
     interrupts: Interrupts | None = None,
     feature_mask: int = -1,
+    offer: Offer | None = None,
     conversation: Conversation | None = None,
     qemu: Qemu | None = None,
 ) -> AsyncIterator[VirtioDevice]:
     """A device under test, and the guest's side of it over a carrier: found by a bus, bound to its driver, running.
 
-    ``drivers`` are those on the bus, by default all of `guest.drivers`. The driver accepts no feature outside of
-    ``feature_mask``. ``interrupts`` are those of PCI, by default the best that the device has.
+    ``drivers`` are those on the bus, by default all of `guest.drivers`. ``offer`` is what they may choose from beside
+    the features of the device's type; the driver accepts no feature outside of ``feature_mask``. ``interrupts`` are
+    those of PCI, by default the best that the device has.
     ``conversation`` records what is said. ``qemu`` is for the qtest carriers, by default what `vm.find_qemu` finds.
 
     Raises ConfigError for a carrier that cannot be, DeviceBroken when the device does not let itself be driven.
@@ -101,13 +104,13 @@ async def carry(
     conversation = conversation or Conversation(device.name)
     if carrier == "loopback":
         async with (
-            Loopback(device, ids=ids) as transport,
+            Loopback(device, ids=ids, offer=offer) as transport,
             bound(recorded(transport, conversation), *drivers, feature_mask=feature_mask) as found,
         ):
             yield found
     else:
         async with (
-            pci_port(device, carrier, ids=ids, conversation=conversation, qemu=qemu) as port,
+            pci_port(device, carrier, ids=ids, offer=offer, conversation=conversation, qemu=qemu) as port,
             bound_pci(port, *drivers, interrupts=interrupts, feature_mask=feature_mask) as found,
         ):
             yield found

@@ -27,11 +27,13 @@ import trio
 
 from vfiouser_virtio.function import Buffer, Hold
 from vfiouser_virtio.memory import GuestMemory
-from vfiouser_virtio.virtio import Device, Transport
+from vfiouser_virtio.virtio import Device, Offer, Transport
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 1, 2, 4, 8, 64
 VERSION_1, INDIRECT_DESC, EVENT_IDX = 32, 28, 29
+# RING_PACKED, NOTIFICATION_DATA and NOTIF_CONFIG_DATA would take another driver.
+UNKNOWN = 1 << 34 | 1 << 38 | 1 << 39
 RAM_BASE = 0x10_0000
 RAM_SIZE = 32 << 20
 PATIENCE = 10.0  # seconds, after which a device that does not answer has failed its test
@@ -143,11 +145,13 @@ class Ring:
 class Driver:
     """The driver of one device, and its carrier: it gets the interrupts."""
 
-    def __init__(self, device: Device, *, private: bool = False, features: int | None = None) -> None:
+    def __init__(
+        self, device: Device, *, private: bool = False, features: int | None = None, offer: Offer | None = None
+    ) -> None:
         self.device = device
         self.memory = GuestMemory()
         self.ram = Ram(self.memory, private=private)
-        self.transport = Transport(device, self.memory, self)
+        self.transport = Transport(device, self.memory, self, offer=offer)
         self.offered = self.transport.device_features
         self.wanted = features
         self.queue_interrupts = [0] * len(device.queues)
@@ -177,7 +181,7 @@ class Driver:
         transport = self.transport
         transport.write_status(ACKNOWLEDGE)
         transport.write_status(ACKNOWLEDGE | DRIVER)
-        features = self.offered if self.wanted is None else self.wanted & self.offered | 1 << VERSION_1
+        features = self.offered & ~UNKNOWN if self.wanted is None else self.wanted & self.offered | 1 << VERSION_1
         for select in range(4):
             transport.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
         transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
@@ -298,13 +302,19 @@ class Driver:
 
 @asynccontextmanager
 async def running(
-    device: Device, *, private: bool = False, features: int | None = None, probe: bool = True
+    device: Device,
+    *,
+    private: bool = False,
+    features: int | None = None,
+    offer: Offer | None = None,
+    probe: bool = True,
 ) -> AsyncIterator[Driver]:
     """A device with its driver, until the end of the block; then it is closed.
 
-    ``features`` is what the driver accepts, by default all it is offered; without ``probe`` it does nothing by itself.
+    ``features`` is what the driver accepts, by default all it is offered and can do, ``offer`` what it may choose from
+    beside the features of the device's type; without ``probe`` it does nothing by itself.
     """
-    driver = Driver(device, private=private, features=features)
+    driver = Driver(device, private=private, features=features, offer=offer)
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:

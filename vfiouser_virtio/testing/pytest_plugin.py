@@ -10,6 +10,7 @@ guest                  a Linux guest in QEMU that has `vfio_device`: ``await gue
 virtio_carrier         the name of the carrier; a test with this fixture, or `virtio_guest`, runs once over each
 virtio_drivers         drivers to choose from, if you have your own; by default those of `guest.drivers`
 virtio_interrupts      ``None`` (the best that the device has), ``"msix"``, ``"intx"`` or ``"poll"``
+virtio_offer           what the driver may choose from, a `virtio.Offer`; None: what devices offer by default
 virtio_feature_mask    features that the driver may accept; by default all that it knows
 virtio_ids             the identity style, from the command line
 virtio_conversation    what is said; printed, decoded, when the test fails
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from vfiouser_virtio.testing.conversation import Conversation
     from vfiouser_virtio.testing.served import ServedDevice
     from vfiouser_virtio.transports.identity import Style
-    from vfiouser_virtio.virtio import Device
+    from vfiouser_virtio.virtio import Device, Offer
     from vfiouser_virtio.vm import Guest, GuestImage, Qemu
 
 # They need no QEMU, which would have to be fetched.
@@ -146,6 +147,12 @@ def virtio_interrupts() -> "Interrupts | None":
 
 
 @pytest.fixture
+def virtio_offer() -> "Offer | None":
+    """Reserved features, size of the queues: what the device offers beside the features of its type."""
+    return None
+
+
+@pytest.fixture
 def virtio_feature_mask() -> int:
     """The driver accepts no feature bits outside of this."""
     return -1
@@ -195,6 +202,7 @@ async def virtio_guest(
     virtio_carrier: "Carrier",
     virtio_ids: "Style",
     virtio_interrupts: "Interrupts | None",
+    virtio_offer: "Offer | None",
     virtio_feature_mask: int,
     virtio_drivers: "Sequence[VirtioDriver]",
     virtio_conversation: "Conversation",
@@ -216,6 +224,7 @@ async def virtio_guest(
             *virtio_drivers,
             ids=virtio_ids,
             interrupts=virtio_interrupts,
+            offer=virtio_offer,
             feature_mask=virtio_feature_mask,
             conversation=virtio_conversation,
             qemu=_carrier_qemu,
@@ -232,12 +241,15 @@ async def _give_up(seconds: float) -> None:
 
 @pytest.fixture
 async def vfio_device(
-    virtio_device: "Device", virtio_ids: "Style", virtio_conversation: "Conversation"
+    virtio_device: "Device",
+    virtio_ids: "Style",
+    virtio_offer: "Offer | None",
+    virtio_conversation: "Conversation",
 ) -> "AsyncIterator[ServedDevice]":
     """The device under test on a socket: ``vfio_device.path``."""
     from vfiouser_virtio.testing.served import served
 
-    async with served(virtio_device, ids=virtio_ids, conversation=virtio_conversation) as at:
+    async with served(virtio_device, ids=virtio_ids, offer=virtio_offer, conversation=virtio_conversation) as at:
         yield at
 
 

@@ -13,7 +13,7 @@ from vfiouser_virtio.testing.conversation import Conversation
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.vfio_user import Server, listen_path
-from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.virtio import Device, Offer
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,15 @@ async def served(
     ids: Style | Identity = "default",
     conversation: Conversation | None = None,
     accept_fds: bool = True,
+    offer: Offer | None = None,
 ) -> AsyncIterator[ServedDevice]:
     """Serve a device on a socket of its own until the end of the block.
 
-    Without ``accept_fds``, memory that comes with a file descriptor is reached by messages all the same.
+    ``offer`` is what a driver may choose from. Without ``accept_fds``, memory that comes with a file descriptor is
+    reached by messages all the same.
     """
     conversation = conversation or Conversation(device.name)
-    function = (VirtioPci if accept_fds else _PciWithoutFds)(device, ids=ids, name=device.name)
+    function = (VirtioPci if accept_fds else _PciWithoutFds)(device, ids=ids, name=device.name, offer=offer)
     with tempfile.TemporaryDirectory() as folder, listen_path(f"{folder}/{device.name}.sock") as listener:
         async with background() as nursery:
             nursery.start_soon(function.serve)

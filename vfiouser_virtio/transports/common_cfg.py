@@ -4,16 +4,13 @@ A driver uses each field's natural width, and halves of the 64-bit ones (4.1.3.1
 answer: any read returns the bytes that the fields hold; a write changes the fields that it covers wholly, and no other.
 """
 
-import logging
 from collections.abc import Callable
 
+from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG, COMMON_CFG_OFFSETS, COMMON_CFG_SIZE, NO_VECTOR
-from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
 from vfiouser_virtio.virtio import Queue, Transport
-
-logger = logging.getLogger(__name__)
 
 _CODEC = codec(COMMON_CFG)
 _NAMES = {offset: (name, size) for name, (offset, size) in COMMON_CFG_OFFSETS.items()}
@@ -34,7 +31,6 @@ class CommonCfg:
         self.queue_vectors = [NO_VECTOR] * len(transport.device.queues)
         self._device_feature_select = self._driver_feature_select = self._queue_select = 0
         self._queues_resetting: set[int] = set()
-        self._complained: set[str] = set()
         self._getters: dict[str, Callable[[], int]] = {
             "device_feature_select": lambda: self._device_feature_select,
             "device_feature": lambda: transport.read_device_features(self._device_feature_select),
@@ -52,9 +48,9 @@ class CommonCfg:
             "queue_desc": lambda: queue.desc if (queue := self._queue) else 0,
             "queue_driver": lambda: queue.driver if (queue := self._queue) else 0,
             "queue_device": lambda: queue.device if (queue := self._queue) else 0,
-            # NOTIF_CONFIG_DATA and ADMIN_VQ are not offered.
-            "queue_notif_config_data": lambda: 0,
+            "queue_notif_config_data": self._notif_config_data,
             "queue_reset": lambda: int(self._queue_select in self._queues_resetting),
+            # ADMIN_VQ is not offered.
             "admin_queue_index": lambda: 0,
             "admin_queue_num": lambda: 0,
         }
@@ -73,7 +69,11 @@ class CommonCfg:
             "queue_device": lambda value: self._set_address("device", value),
             "queue_reset": self._set_queue_reset,
         }
+        # Nearly all accesses are to exactly one field.
         self._read_exact = {(offset, size): self._getters[name] for offset, (name, size) in _NAMES.items()}
+        self._write_exact = {
+            (offset, size): self._setters[name] for offset, (name, size) in _NAMES.items() if name in self._setters
+        }
 
     def reset(self) -> None:
         """What the driver has selected and mapped is forgotten (MX2: all vectors unmapped)."""
@@ -81,7 +81,6 @@ class CommonCfg:
         self.queue_vectors = [NO_VECTOR] * len(self.queue_vectors)
         self._device_feature_select = self._driver_feature_select = self._queue_select = 0
         self._queues_resetting.clear()
-        self._complained.clear()
 
     # ---- accesses ------------------------------------------------------------------------------------------------
 
@@ -98,8 +97,12 @@ class CommonCfg:
         ]
         return _CODEC.pack(*values)[offset : offset + count].ljust(count, b"\0")
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: Buffer) -> None:
         """Change the fields, or halves of 64-bit ones, that the write covers wholly."""
+        setter = self._write_exact.get((offset, len(data)))
+        if setter is not None:
+            setter(int.from_bytes(data, "little"))
+            return
         position, end = offset, offset + len(data)
         written = False
         while position < end and position < COMMON_CFG_SIZE:
@@ -118,7 +121,7 @@ class CommonCfg:
             position += size
             written = True
         if not written:
-            self._complain(
+            self.transport.complain(
                 "width", f"wrote {len(data)} bytes at {offset:#x} of the common configuration: no whole field"
             )
 
@@ -142,6 +145,12 @@ class CommonCfg:
         """The selected queue; None for one that does not exist: its registers read as zeros."""
         queues = self.transport.device.queues
         return queues[self._queue_select] if self._queue_select < len(queues) else None
+
+    def _notif_config_data(self) -> int:
+        queue = self._queue
+        if queue is None or not self.transport.device.negotiated(Feature.NOTIF_CONFIG_DATA):
+            return 0  # the field exists only if that was negotiated
+        return self.transport.notif_config_data(queue.index)
 
     def _set_device_feature_select(self, value: int) -> None:
         self._device_feature_select = value
@@ -171,8 +180,11 @@ class CommonCfg:
         queue = self._configurable("queue_size", value)
         if queue is None:
             return
-        if not 0 < value <= min(queue.max_size, MAX_QUEUE_SIZE) or value & (value - 1):
-            self._complain("size", f"wrote queue_size {value:#x}: no power of two up to {queue.max_size:#x}; ignored")
+        if not queue.allows(value):
+            kind = "size" if queue.features.packed else "power of two"
+            self.transport.complain(
+                "size", f"wrote queue_size {value:#x}: no {kind} up to {queue.max_size:#x}; ignored"
+            )
             return
         queue.size = value
 
@@ -184,7 +196,9 @@ class CommonCfg:
     def _configurable(self, register: str, value: int) -> Queue | None:
         queue = self._queue
         if queue is not None and queue.enabled:
-            self._complain(register, f"wrote {register} {value:#x} of queue {queue.index}, which is enabled; ignored")
+            self.transport.complain(
+                register, f"wrote {register} {value:#x} of queue {queue.index}, which is enabled; ignored"
+            )
             return None
         return queue
 
@@ -199,12 +213,8 @@ class CommonCfg:
         if queue is None or value != 1 or not self.transport.driver_features & Feature.RING_RESET.mask:
             return
         index = queue.index
+        self.queue_vectors[index] = NO_VECTOR  # part of the state that goes; the driver sets all of it anew (2.6.1.2)
         hold = self.transport.reset_queue(index)
         if hold is not None:
             self._queues_resetting.add(index)
             hold.when_done(lambda: self._queues_resetting.discard(index))
-
-    def _complain(self, kind: str, message: str) -> None:
-        if kind not in self._complained:
-            self._complained.add(kind)
-            logger.warning("%s: guest %s", self.transport.name, message)

@@ -27,7 +27,7 @@ from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS
 from vfiouser_virtio.transports.identity import Style, identity
-from vfiouser_virtio.virtio import Device, Transport
+from vfiouser_virtio.virtio import Device, Offer, Transport
 
 MEMORY_SIZE = 16 << 20
 """Bytes for rings and buffers; taken page by page, as they are used."""
@@ -61,6 +61,7 @@ class Loopback:
         private: bool = False,
         memory_size: int = MEMORY_SIZE,
         name: str = "",
+        offer: Offer | None = None,
     ) -> None:
         shown = ids if isinstance(ids, Identity) else identity(device.device_id, ids)
         self.ids = LoopbackIds(
@@ -75,7 +76,7 @@ class Loopback:
         self.device = device
         self.memory: DmaRegion = (PrivateMemory if private else SharedMemory)(memory_size)
         self._guest_memory = _guest_memory(self.memory, self.name)
-        self.transport = Transport(device, self._guest_memory, self, name=f"{device.name} at {self.name}")
+        self.transport = Transport(device, self._guest_memory, self, name=f"{device.name} at {self.name}", offer=offer)
         self._on_queue: Callable[[int], None] | None = None
         self._on_config: Callable[[], None] | None = None
         self._pending: dict[int, None] = {}  # queues that have an interrupt pending, in order
@@ -151,7 +152,7 @@ class Loopback:
     async def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> None:
         await trio.lowlevel.checkpoint()
         queue = self.device.queues[index]
-        if queue.enabled or not 0 < size <= queue.max_size or size & (size - 1):
+        if queue.enabled or not queue.allows(size):
             # Registers would just not take it; here nobody would read them back.
             self.transport.needs_reset(GuestError(f"queue {index} enabled with size {size:#x}"))
             return
@@ -165,8 +166,8 @@ class Loopback:
             await _wait(hold)
         self._pending.pop(index, None)  # no notification of a queue that was reset (QR1)
 
-    def notify(self, index: int) -> None:
-        self.transport.notify_queue(index)
+    def notify(self, index: int, next_available: int | None = None) -> None:
+        self.transport.notify_queue(index, next_available)
 
     async def connect_interrupts(self, on_queue: Callable[[int], None], on_config: Callable[[], None]) -> None:
         await trio.lowlevel.checkpoint()

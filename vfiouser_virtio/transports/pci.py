@@ -20,6 +20,7 @@ from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.function import Buffer, Hold, IoEventFd
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction, vendor_capability
 from vfiouser_virtio.protocols.codec import offsets
+from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import (
     CAP,
     CAP_BODY,
@@ -30,9 +31,10 @@ from vfiouser_virtio.protocols.virtio.pci import (
     CfgType,
     Isr,
 )
+from vfiouser_virtio.protocols.virtio.ring import NOTIFICATION_DATA_CODEC
 from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.transports.identity import Style, identity
-from vfiouser_virtio.virtio import Device, Transport
+from vfiouser_virtio.virtio import Device, Offer, Transport
 
 MSIX_BAR, VIRTIO_BAR = 1, 4
 COMMON, ISR, DEVICE, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
@@ -41,32 +43,45 @@ _PAGE = 0x1000
 # Extended config space makes the function a PCI Express one for QEMU, with a function level reset that Linux uses.
 _CONFIG_SIZE = 4096
 _CFG = offsets(CFG_CAP)
+# Plain ints: an interrupt is worth more than the microsecond that arithmetic with enums takes.
+_ISR_QUEUE, _ISR_CONFIG = int(Isr.QUEUE), int(Isr.CONFIG)
+# Features with which a notification is more than the queue's index in 16 bits.
+_NOTIFIED_OTHERWISE = Feature.NOTIFICATION_DATA.mask | Feature.NOTIF_CONFIG_DATA.mask
 
 
 class VirtioPci(PciFunction):
     """A virtio device on PCI. Serve it with a protocol engine, and run `serve` beside that.
 
     ``ids`` is an identity style or an `Identity` of your own. ``vectors`` is the number of MSI-X vectors: by default
-    one per queue and one for configuration changes; 0 leaves only INTx. ``name`` is for log lines.
+    one per queue and one for configuration changes; 0 leaves only INTx. ``name`` is for log lines. ``offer`` is what a
+    driver may choose from, beside the features of the device's type.
     """
 
     def __init__(
-        self, device: Device, *, ids: Style | Identity = "default", vectors: int | None = None, name: str = ""
+        self,
+        device: Device,
+        *,
+        ids: Style | Identity = "default",
+        vectors: int | None = None,
+        name: str = "",
+        offer: Offer | None = None,
     ) -> None:
         shown = ids if isinstance(ids, Identity) else identity(device.device_id, ids)
         super().__init__(shown, config_size=_CONFIG_SIZE)
         self.device = device
-        self.transport = Transport(device, self.memory, self, name=name)
+        self.transport = Transport(device, self.memory, self, name=name, offer=offer)
         self.transport.pause("bus master")
         vectors = min(len(device.queues) + 1, 2048) if vectors is None else vectors
         self._isr = 0
         self._common = CommonCfg(self.transport, vectors, on_reset=self._clear_isr)
+        self._names = [queue.index.to_bytes(2, "little") for queue in device.queues]
         self._notify_size = max(_PAGE, _power_of_two(NOTIFY_MULTIPLIER * len(device.queues)))
         size = _power_of_two(NOTIFY + self._notify_size)
         self.add_bar(VIRTIO_BAR, Bar(size, self._read, self._write, BarKind.MEM64, prefetchable=True))
         self._add_capabilities(vectors)
         self.on_reset = self._reset
         self.on_bus_master = self._bus_master_changed
+        self.on_quiesce = self._quiesce
         self.on_disconnected = self._client_left
         self.on_resample_fd = self._watch_resample_fd
         self._io_event_fds: list[IoEventFd] = []
@@ -126,11 +141,33 @@ class VirtioPci(PciFunction):
 
     def _write(self, offset: int, data: Buffer) -> None:
         if offset >= NOTIFY:
-            self.transport.notify_queue((offset - NOTIFY) // NOTIFY_MULTIPLIER)
+            self._notified((offset - NOTIFY) // NOTIFY_MULTIPLIER, data)
         elif offset < ISR:
-            self._common.write(offset, bytes(data))
+            self._common.write(offset, data)
         elif offset >= DEVICE:
             self.transport.write_config(offset - DEVICE, bytes(data))
+
+    def _notified(self, index: int, data: Buffer) -> None:
+        """A write to a queue's notification address: its name in 16 bits, and perhaps 16 bits of data (4.1.5.2)."""
+        if index >= len(self.device.queues):
+            return
+        size = len(data)
+        if size == 2 and not self.device.driver_features & _NOTIFIED_OTHERWISE and data == self._names[index]:
+            self.device.queues[index].kick()  # what nearly all of them are; `notify_queue` has nothing to check then
+            return
+        if size not in (2, NOTIFICATION_DATA_CODEC.size):
+            self.transport.complain("notification size", f"notified queue {index} with {size} bytes, not 2 or 4")
+        elif self.transport.running:
+            name = int.from_bytes(data[:2], "little")
+            by_config_data = self.device.negotiated(Feature.NOTIF_CONFIG_DATA)
+            due = self.transport.notif_config_data(index) if by_config_data else index
+            if name != due:
+                what = "queue_notif_config_data" if by_config_data else "index"
+                self.transport.complain(
+                    "notification name", f"notified queue {index} as {name:#x}; its {what} is {due:#x}"
+                )
+        following = int.from_bytes(data[2:], "little") if size == NOTIFICATION_DATA_CODEC.size else None
+        self.transport.notify_queue(index, following)
 
     def _read_isr(self) -> bytes:
         """Reading clears, and de-asserts INTx (IS1, IS3)."""
@@ -175,12 +212,12 @@ class VirtioPci(PciFunction):
             if vector != NO_VECTOR:
                 self.raise_msix(vector)
         else:
-            self._isr |= Isr.QUEUE
+            self._isr |= _ISR_QUEUE
             self.set_intx(True)
 
     def config_interrupt(self) -> None:
         """A configuration change notification: bit 1 of ISR status in any case (IS2), then the vector or INTx."""
-        self._isr |= Isr.CONFIG
+        self._isr |= _ISR_CONFIG
         if not self.msix_enabled:
             self.set_intx(True)
         elif self._common.config_vector != NO_VECTOR:
@@ -203,19 +240,27 @@ class VirtioPci(PciFunction):
         else:
             self.transport.pause("bus master")
 
+    def _quiesce(self, quiet: bool) -> None:
+        if quiet:
+            self.transport.pause("quiesce")
+        else:
+            self.transport.resume("quiesce")
+
     def _client_left(self) -> None:
         # The device keeps its state, but memory that the next client maps at the same addresses may be another guest's:
         # nothing is touched before that client kicks a queue or resets the device.
         self.transport.pause("client left")
 
     def io_fds(self, index: int) -> Sequence[IoEventFd]:
-        """An ioeventfd per queue notification, made when a client first asks."""
-        if index != VIRTIO_BAR or self._nursery is None:
+        """An ioeventfd per queue notification, made when a client first asks.
+
+        None where NOTIFICATION_DATA is offered: an eventfd says that something was written, and not what.
+        """
+        if index != VIRTIO_BAR or self._nursery is None or self.transport.offer.notification_data:
             return super().io_fds(index)
         if not self._io_event_fds:
             for queue in self.device.queues:
                 fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-                # The driver writes 16 bits: NOTIFICATION_DATA, which would make them 32, is not offered.
                 self._io_event_fds.append(IoEventFd(NOTIFY + NOTIFY_MULTIPLIER * queue.index, 2, fd))
                 self._nursery.start_soon(self._watch, fd, queue.kick)
         return self._io_event_fds

@@ -219,7 +219,7 @@ class ClientConnection:
                     where = " in the middle of a message" if sock.connection.close() else ""
                     which = " the twin socket" if sock is self._twin else " the connection"
                     raise PeerError(f"the server closed{which}{where}", errno.ENOTCONN)
-                while not self._ended.is_set() and sock.connection.next() is not None:
+                while not self._ended.is_set() and sock.connection.next():
                     self._receive(sock, outbox, sock.connection.message())
         except trio.ClosedResourceError:
             pass  # by `_end`

@@ -4,8 +4,8 @@
 
     count, fds = recv_into(connection.room())
     connection.received(count, fds)
-    while (fields := connection.next()) is not None:
-        ...                                  # connection.body, connection.fds, or connection.message()
+    while connection.next():
+        message = connection.message()
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,7 @@ from dataclasses import dataclass, field
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.function import Buffer
-from vfiouser_virtio.protocols.vfio_user import (
-    HEADER_AND_REGION_ACCESS,
-    HEADER_CODEC,
-    MESSAGE_TYPE_MASK,
-    Command,
-    MessageFlags,
-)
+from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, MessageFlags
 
 HEADER_SIZE = HEADER_CODEC.size
 
@@ -35,15 +29,10 @@ MAX_MSG_FDS = 16
 
 _RECEIVE_SIZE = 64 * 1024  # room for every receive: 2000 posted writes in one system call
 _CAPACITY = 2 * _RECEIVE_SIZE
-# `next` unpacks a region access behind every header, also where the message is shorter.
-_SLACK = HEADER_AND_REGION_ACCESS.size - HEADER_SIZE
 # SCM_MAX_FD, what one recvmsg can bring. More for a message that is not complete yet is somebody filling our fd table.
 _MAX_PENDING_FDS = 253
 
-_unpack = HEADER_AND_REGION_ACCESS.unpack_from
-
-Fields = tuple[int, int, int, int, int, int, int, int]
-"""(id, command, size, flags, error, offset, region, count); the last three only mean something in a region access."""
+_unpack = HEADER_CODEC.unpack_from
 
 
 @dataclass(slots=True)
@@ -78,123 +67,122 @@ class Message:
 class Connection:
     """The receiving half of one connection: a buffer, and where the messages and their fds are in it.
 
-    `body` and everything made from it is valid until the next call of `room`.
+    What is made from the buffer is valid until the next call of `room`. A hot path may look into ``buffer`` (``view``
+    is a view of it) from ``position`` to ``end`` itself, and move ``position`` behind complete messages, as long as
+    ``pending_fds`` is empty.
     """
 
     def __init__(self) -> None:
-        self._allocate(_CAPACITY)
+        self.position = 0
+        """Where the next message starts."""
+        self.end = 0
+        """Where what was received ends."""
+        self.pending_fds: dict[int, list[int]] = {}
+        """Received fds (and where some were lost) by the position in the stream of the message that they belong to."""
         self._base = 0  # position in the stream of the buffer's first byte
-        self._start = 0  # of the message that `next` returned
-        self._next = 0
-        self._end = 0
-        self._fields: Fields = (0, 0, 0, 0, 0, 0, 0, 0)
-        self._pending_fds: dict[int, list[int]] = {}  # by the stream position where their message starts
-        self._lost_fds: set[int] = set()  # stream positions of messages that lack fds
-        self.fds: list[int] = []
-        """The fds of the message that `next` returned; whoever does not take the message must close them."""
+        self._allocate(_CAPACITY)
+        self._start = 0  # of the message that `next` found
+        self._header: tuple[int, ...] = ()
+        self._fds: list[int] = []  # of that message, until somebody takes it
         self._fds_lost = False
+        self._lost_fds: set[int] = set()  # stream positions of messages that lack fds
 
     def _allocate(self, capacity: int) -> None:
-        self._buffer = bytearray(capacity + _SLACK)
-        self._view = memoryview(self._buffer)
+        self.buffer = bytearray(capacity)
+        self.view = memoryview(self.buffer)
 
     def room(self) -> memoryview:
         """Where the next bytes go, 64 KiB or more."""
-        capacity = len(self._buffer) - _SLACK
-        if self._next == self._end:
-            self._base += self._end
-            self._next = self._end = 0
-            if capacity > _CAPACITY:
+        end = self.end
+        if self.position == end:  # nearly always
+            self._base += end
+            self.position = self.end = 0
+            if len(self.buffer) > _CAPACITY:
                 self._allocate(_CAPACITY)
-                capacity = _CAPACITY
-        elif capacity - self._end < _RECEIVE_SIZE:
-            rest = self._view[self._next : self._end]
+            return self.view
+        capacity = len(self.buffer)
+        if capacity - end < _RECEIVE_SIZE:
+            rest = self.view[self.position : end]
             announced = HEADER_CODEC.unpack_from(rest)[2] if len(rest) >= HEADER_SIZE else 0
             # `next` has refused an announced size above the maximum, so this cannot be made to grow.
             needed = max(_CAPACITY, announced + _RECEIVE_SIZE)
             if needed > capacity:
                 self._allocate(needed)
-                capacity = needed
-            self._view[: len(rest)] = rest
-            self._base += self._next
-            self._next, self._end = 0, len(rest)
-        return self._view[self._end : capacity]
+            self.view[: len(rest)] = rest
+            self._base += self.position
+            self.position, self.end = 0, len(rest)
+        return self.view[self.end :]
 
     def received(self, count: int, fds: Sequence[int] = (), *, fds_lost: bool = False) -> None:
         """``count`` bytes are in the room, and ``fds``, which belong to this object now, came in the same recvmsg.
 
         Raises a fatal PeerError when fds pile up on one message.
         """
-        self._end += count
+        self.end += count
         if not fds and not fds_lost:
             return
         # Linux glues messages without fds in front of one that has some, and ends the read behind that one. So the
         # fds are those of the last message that starts in what is buffered, not of the first that could have any.
-        owner = position = self._next
-        while position < self._end:
+        owner = position = self.position
+        while position < self.end:
             owner = position
-            if self._end - position < HEADER_SIZE:
+            if self.end - position < HEADER_SIZE:
                 break
-            size = HEADER_CODEC.unpack_from(self._buffer, position)[2]
+            size = HEADER_CODEC.unpack_from(self.buffer, position)[2]
             if size < HEADER_SIZE:
                 break
             position += size
-        pending = self._pending_fds.setdefault(self._base + owner, [])
+        pending = self.pending_fds.setdefault(self._base + owner, [])
         pending.extend(fds)
         if fds_lost:
             self._lost_fds.add(self._base + owner)
         if len(pending) > _MAX_PENDING_FDS:
             raise PeerError(f"{len(pending)} file descriptors came with one message", fatal=True)
 
-    def next(self) -> Fields | None:
-        """The header fields of the next complete message, or None when more must be received first.
+    def next(self) -> bool:
+        """Find the next complete message; False when more must be received first.
 
         Raises a fatal PeerError when the header cannot be one.
         """
-        start = self._next
-        available = self._end - start
+        start = self.position
+        available = self.end - start
         if available < HEADER_SIZE:
-            return None
-        fields: Fields = _unpack(self._buffer, start)
-        size = fields[2]
+            return False
+        header = _unpack(self.buffer, start)
+        _message_id, command, size, _flags, _error = header
         if not HEADER_SIZE <= size <= available:
             if size < HEADER_SIZE:
-                raise PeerError(f"{name_of(fields[1])}: message size 0x{size:x} is below the header's 0x10", fatal=True)
+                raise PeerError(f"{name_of(command)}: message size 0x{size:x} is below the header's 0x10", fatal=True)
             if size > MAX_MESSAGE_SIZE:
                 raise PeerError(
-                    f"{name_of(fields[1])}: message size 0x{size:x} is above 0x{MAX_MESSAGE_SIZE:x}", fatal=True
+                    f"{name_of(command)}: message size 0x{size:x} is above 0x{MAX_MESSAGE_SIZE:x}", fatal=True
                 )
-            return None
+            return False
         self._start = start
-        self._next = start + size
-        self._fields = fields
-        if self._pending_fds:
-            self.fds = self._pending_fds.pop(self._base + start, [])
+        self._header = header
+        self.position = start + size
+        if self.pending_fds or self._fds or self._fds_lost:
+            close_all(self._fds)  # of a message that nobody took
+            self._fds = self.pending_fds.pop(self._base + start, [])
             self._fds_lost = self._base + start in self._lost_fds
             self._lost_fds.discard(self._base + start)
-        elif self.fds or self._fds_lost:
-            self.fds = []
-            self._fds_lost = False
-        return fields
-
-    def body(self, offset: int = 0) -> memoryview:
-        """The payload of the message that `next` returned, from ``offset`` on."""
-        return self._view[self._start + HEADER_SIZE + offset : self._next]
+        return True
 
     def message(self) -> Message:
-        """The message that `next` returned, with its fds; its body is valid until the next `room`."""
-        message_id, command, _size, flags, error, _offset, _region, _count = self._fields
-        fds, self.fds = self.fds, []
-        return Message(message_id, command, flags, error, self.body(), fds, self._fds_lost)
+        """The message that `next` found, with its fds; its body is valid until the next `room`."""
+        message_id, command, size, flags, error = self._header
+        fds, self._fds = self._fds, []
+        body = self.view[self._start + HEADER_SIZE : self._start + size]
+        return Message(message_id, command, flags, error, body, fds, self._fds_lost)
 
     def close(self) -> bool:
         """Close all fds that nobody took. Returns whether the stream ended inside a message."""
-        close_all(self.fds)
-        for fds in self._pending_fds.values():
+        close_all(self._fds)
+        for fds in self.pending_fds.values():
             close_all(fds)
-        self.fds = []
-        self._pending_fds.clear()
-        return self._end > self._next
+        self._fds = []
+        self.pending_fds.clear()
+        return self.end > self.position
 
 
 def request(message_id: int, command: int, payload: Buffer = b"", flags: int = 0) -> bytes:

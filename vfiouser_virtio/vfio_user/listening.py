@@ -24,20 +24,41 @@ class ListenError(ConfigError):
 class Listener:
     """A listening socket, or one connection that somebody else has accepted. A context manager that closes it."""
 
-    def __init__(self, sock: socket.socket, name: str, *, connected: bool = False, lock: "_PathLock | None" = None):
+    def __init__(self, sock: socket.socket, name: str, *, connected: bool = False, claim: "PathClaim | None" = None):
         sock.setblocking(False)
         self.socket = sock
         self.name = name
         """The path of the socket, or ``fd 3``: for messages."""
         self.connected = connected
         """``socket`` is itself the connection to the one client there will be."""
-        self._lock = lock
+        self._claim = claim
 
     def close(self) -> None:
         """Stop listening and remove what we have put into the file system."""
         self.socket.close()
-        if self._lock is not None:
-            self._lock.release()
+        if self._claim is not None:
+            self._claim.release()
+
+    def disown(self) -> None:
+        """Leave what is in the file system to somebody else: in a forked process, to the one that put it there."""
+        if self._claim is not None:
+            self._claim.disown()
+            self._claim = None
+
+    @property
+    def path(self) -> str | None:
+        """The absolute path that clients connect to; None for a socket without one, or that is connected already."""
+        path = None if self.connected else self.socket.getsockname()
+        return os.path.abspath(path) if path and isinstance(path, str) else None
+
+    @property
+    def where(self) -> str:
+        """`path`, or ``fd:3``."""
+        return self.path or f"fd:{self.socket.fileno()}"
+
+    def let_go(self) -> None:
+        """Stop listening, and leave the file where it is: another process goes on."""
+        self.socket.close()
 
     def __enter__(self) -> "Listener":
         return self
@@ -52,33 +73,43 @@ def listen_path(path: str | os.PathLike[str]) -> Listener:
     A socket that a dead server left there is replaced. Raises ListenError where another server listens, something
     that is no socket has the name, the path is too long, or the directory does not let us.
     """
+    claim = claim_path(path)
+    name = claim.path
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # The mode of the unbound socket is what bind() gives to the file, less the umask: never a moment too open.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(name)
+        claim.bound()
+        os.chmod(name, 0o600)  # a umask that takes away from the owner
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        claim.release()
+        raise ListenError(f"cannot listen on '{name}': {error.strerror}") from None
+    return Listener(sock, name, claim=claim)
+
+
+def claim_path(path: str | os.PathLike[str]) -> "PathClaim":
+    """The right to bind a socket at ``path``, where there is nothing now. Raises ListenError as `listen_path`."""
     name = os.fspath(path)
     if len(os.fsencode(name)) > MAX_PATH:
         raise ListenError(f"socket path '{name}' has {len(os.fsencode(name))} bytes, the system allows {MAX_PATH}")
     if not name or "\0" in name:
         raise ListenError(f"'{name!r}' is not a socket path")
     try:
-        lock = _PathLock(name)
+        claim = PathClaim(name)
     except OSError as error:
         raise ListenError(f"cannot listen on '{name}': {error.strerror}") from None
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(name)
-        # The mode of the unbound socket is what bind() gives to the file, less the umask: never a moment too open.
-        os.fchmod(sock.fileno(), 0o600)
-        sock.bind(name)
-        lock.bound()
-        os.chmod(name, 0o600)  # a umask that takes away from the owner
-        sock.listen(_BACKLOG)
     except OSError as error:
-        sock.close()
-        lock.release()
+        claim.release()
         raise ListenError(f"cannot listen on '{name}': {error.strerror}") from None
     except ListenError:
-        sock.close()
-        lock.release()
+        claim.release()
         raise
-    return Listener(sock, name, lock=lock)
+    return claim
 
 
 def from_fd(fd: int, name: str | None = None) -> Listener:
@@ -159,11 +190,11 @@ def _remove_stale(path: str) -> None:
         raise ListenError(f"cannot listen on '{path}': another program does")
 
 
-class _PathLock:
+class PathClaim:
     """``PATH.lock``, locked for as long as we serve: between our own servers, no race about who is stale."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         self._lock_path = path + ".lock"
         self._identity: tuple[int, int] | None = None
         while True:
@@ -185,15 +216,19 @@ class _PathLock:
 
     def bound(self) -> None:
         """Remember which socket is ours, so that nobody else's is removed."""
-        status = os.lstat(self._path)
+        status = os.lstat(self.path)
         self._identity = (status.st_dev, status.st_ino)
+
+    def disown(self) -> None:
+        """Close our copy of the lock, which stays locked by the process that we were forked from."""
+        os.close(self._fd)
 
     def release(self) -> None:
         """Remove the socket, if it is still ours, then the lock."""
         try:
-            status = os.lstat(self._path)
+            status = os.lstat(self.path)
             if self._identity == (status.st_dev, status.st_ino):
-                os.unlink(self._path)
+                os.unlink(self.path)
         except OSError:
             pass
         try:

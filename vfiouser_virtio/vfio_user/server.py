@@ -7,8 +7,9 @@ import socket
 import trio
 
 from vfiouser_virtio.function import Function, Hold
+from vfiouser_virtio.vfio_user.holds import HOLD_PATIENCE, wait_hold
 from vfiouser_virtio.vfio_user.listening import Listener
-from vfiouser_virtio.vfio_user.session import HOLD_PATIENCE, Session, Trace, wait_hold
+from vfiouser_virtio.vfio_user.session import Session, Trace
 from vfiouser_virtio.vfio_user.sockets import peer_pid
 
 log = logging.getLogger(__name__)

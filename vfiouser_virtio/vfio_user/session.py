@@ -2,9 +2,10 @@
 
 ::
 
-    socket ──▶ _read ──▶ _process ──▶ dispatch ──▶ Function
-                            │             │ Hold
-                            │ held        ▼
+    socket ──▶ _read ──▶ _process ──▶ RegionAccesses ──▶ Function
+                            │  └────▶ dispatch ─────────────┘
+                            │            │ Hold
+                            │ held       ▼
                             └─▶ backlog ─▶ _finish_holds ──▶ reply, then the backlog, in order
 
 QEMU's vCPUs hold its global lock while they wait for an answer, and it has no flow control: so the socket is always
@@ -14,7 +15,6 @@ drained, also while a reply is held, and a reply to our own DMA requests never w
 import errno
 import logging
 import socket
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
 from typing import TypeAlias
@@ -24,30 +24,16 @@ import trio
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.function import Function, Hold
-from vfiouser_virtio.protocols.vfio_user import (
-    HEADER_AND_REGION_ACCESS,
-    HEADER_CODEC,
-    MESSAGE_TYPE_MASK,
-    Command,
-    Direction,
-    MessageFlags,
-)
+from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, Direction, MessageFlags
+from vfiouser_virtio.vfio_user.accesses import RegionAccesses
 from vfiouser_virtio.vfio_user.client_memory import ClientMemory
 from vfiouser_virtio.vfio_user.complaints import Complaints
-from vfiouser_virtio.vfio_user.connection import (
-    HEADER_SIZE,
-    MAX_DATA_XFER_SIZE,
-    Message,
-    error_reply,
-    name_of,
-    reply,
-)
-from vfiouser_virtio.vfio_user.dispatch import Answer, check_region_data, dispatch
+from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, Message, error_reply, name_of, reply
+from vfiouser_virtio.vfio_user.dispatch import Answer, dispatch
+from vfiouser_virtio.vfio_user.holds import Backlog, wait_hold
+from vfiouser_virtio.vfio_user.linger import Linger
 from vfiouser_virtio.vfio_user.sockets import MessageSocket
 from vfiouser_virtio.vfio_user.version import Negotiated, negotiate
-
-HOLD_PATIENCE = 2.0
-"""Seconds until the work behind a held reply is told to fail: well within QEMU's 5 s, after which it gives up on us."""
 
 MAX_BACKLOG = 16 << 20
 """Bytes of messages behind a held reply, or of replies that the client does not read, beyond which we stop reading."""
@@ -60,37 +46,8 @@ Trace: TypeAlias = Callable[[Direction, Message], None]
 
 log = logging.getLogger(__name__)
 
-_BATCH = 32  # messages between two looks at the clock
-# What a message in the backlog counts besides its payload, in bytes: a million empty ones take memory, too, and the
-# process has a thousand fds or so for all its clients.
-_MESSAGE_COST = 256
-_FD_COST = 64 * 1024
-
 # Clients ask these to find out what there is; no is an answer. (QEMU always asks for the ERR interrupt.)
 _PROBES = frozenset({Command.DEVICE_GET_IRQ_INFO, Command.DEVICE_FEATURE})
-
-# Plain ints: comparing with an enum's member costs four times as much.
-_READ = int(Command.REGION_READ)
-_WRITE = int(Command.REGION_WRITE)
-_REPLY = int(MessageFlags.REPLY)
-_NO_REPLY = int(MessageFlags.NO_REPLY)
-_ACCESS_SIZE = HEADER_AND_REGION_ACCESS.size
-_pack_access = HEADER_AND_REGION_ACCESS.pack
-
-
-async def wait_hold(hold: Hold, patience: float | None = None) -> None:
-    """Wait until ``hold`` has ended; after ``patience`` seconds (default `HOLD_PATIENCE`) tell its work to fail."""
-    done = trio.Event()
-    hold.when_done(done.set)
-    with trio.move_on_after(HOLD_PATIENCE if patience is None else patience):
-        await done.wait()
-    if not done.is_set():
-        hold.expire()
-        await done.wait()
-
-
-def _cost(message: Message) -> int:
-    return len(message.body) + _MESSAGE_COST + len(message.fds) * _FD_COST
 
 
 class Session:
@@ -116,13 +73,13 @@ class Session:
         self._write_multiple = write_multiple
         self._trace = trace
         self._main = MessageSocket(sock)
+        self._accesses = RegionAccesses(self._main, function, self._start_flush, self._refuse)
         self._twin: MessageSocket | None = None
         self._negotiated = Negotiated()
         self._complaints = Complaints(log, name)
         self._fast = False  # region accesses go straight to the function: negotiated, nothing held, nobody traces
         self._held = False
-        self._backlog: deque[Message] = deque()
-        self._backlog_size = 0
+        self._backlog = Backlog()
         self._relief = trio.Event()
         self._flushing: set[MessageSocket] = set()
         self._nursery: trio.Nursery | None = None
@@ -154,8 +111,7 @@ class Session:
             self._complaints.log("cut", "the client went in the middle of a message")
         if self._twin is not None:
             self._twin.close()
-        for message in self._backlog:
-            close_all(message.take_fds())
+        self._backlog.close()
         if self.client is not None:
             self.client.close()
         self._complaints.summarize()
@@ -163,22 +119,23 @@ class Session:
     # Receiving
 
     async def _read(self) -> None:
-        main = self._main
+        main, accesses = self._main, self._accesses
+        linger = Linger(main.socket)
         slice_end = perf_counter() + TIME_SLICE
         while True:
-            # Reading until there is nothing costs one failed recv, waiting first would cost five times that.
-            try:
-                alive = main.receive_nowait()
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(main.socket)
+            if not (accesses.only_reads and linger.wait_nearby()) and not linger.is_readable():
+                await linger.wait_readable()
                 slice_end = perf_counter() + TIME_SLICE
+            try:
+                if not main.receive_nowait():
+                    return
+            except BlockingIOError:
                 continue
-            if not alive:
-                return
+            accesses.only_reads = True
             more = True
             while more:
                 more = self._process()
-                while main.queued > MAX_BACKLOG or self._backlog_size > MAX_BACKLOG:
+                while main.queued > MAX_BACKLOG or self._backlog.size > MAX_BACKLOG:
                     self._relief = trio.Event()
                     await self._relief.wait()
                 if perf_counter() > slice_end:
@@ -186,31 +143,14 @@ class Session:
                     slice_end = perf_counter() + TIME_SLICE
 
     def _process(self) -> bool:
-        """Deal with a batch of the messages that are buffered. Returns whether there may be more."""
+        """Deal with some of the messages that are buffered. Returns whether there may be more."""
         connection = self._main.connection
-        function = self._function
-        for _ in range(_BATCH):
-            fields = connection.next()
-            if fields is None:
-                return False
-            message_id, command, size, flags, _error, offset, region, count = fields
-            if self._fast and 0 < count <= MAX_DATA_XFER_SIZE and not connection.fds:
-                try:
-                    if command == _WRITE and size == _ACCESS_SIZE + count and (flags == _NO_REPLY or not flags):
-                        function.region_write(region, offset, connection.body(_ACCESS_SIZE - HEADER_SIZE))
-                        if not flags:
-                            self._send(_pack_access(message_id, _WRITE, _ACCESS_SIZE, _REPLY, 0, offset, region, count))
-                        continue
-                    if command == _READ and size == _ACCESS_SIZE and not flags:
-                        data = function.region_read(region, offset, count)
-                        check_region_data(data, count)
-                        size += count
-                        self._send(_pack_access(message_id, _READ, size, _REPLY, 0, offset, region, count) + data)
-                        continue
-                except Exception as error:  # anything: it must not take the other devices of the process down
-                    self._refuse(message_id, command, flags, error)
-                    continue
-            self._receive(connection.message())
+        if self._fast and self._accesses.serve():
+            return True
+        if connection.position == connection.end or not connection.next():
+            return False
+        self._accesses.only_reads = False
+        self._receive(connection.message())
         return True
 
     def _receive(self, message: Message) -> None:
@@ -218,9 +158,7 @@ class Session:
         if message.flags & MESSAGE_TYPE_MASK:
             self._receive_reply(message)
         elif self._held:
-            message.body = bytes(message.body)
             self._backlog.append(message)
-            self._backlog_size += _cost(message)
         else:
             answer = self._handle(message)
             if answer is not None:
@@ -254,7 +192,7 @@ class Session:
                 if self._main.peer_hung_up():
                     return  # it has closed both, and `_read` has not come to its end yet
                 raise PeerError("the client closed its twin socket", fatal=True)
-            while twin.connection.next() is not None:
+            while twin.connection.next():
                 message = twin.connection.message()
                 if not message.is_reply:
                     close_all(message.take_fds())
@@ -325,12 +263,11 @@ class Session:
             answer = None
             while self._backlog and answer is None:
                 message = self._backlog.popleft()
-                self._backlog_size -= _cost(message)
                 answer = self._handle(message)
                 if perf_counter() > slice_end:
                     await trio.lowlevel.checkpoint()
                     slice_end = perf_counter() + TIME_SLICE
-            if self._backlog_size <= MAX_BACKLOG:
+            if self._backlog.size <= MAX_BACKLOG:
                 self._relief.set()
         self._held = False
         self._fast = self._trace is None
@@ -353,7 +290,7 @@ class Session:
             self._complaints.log(
                 (command, type(error)), f"{name_of(command)}: a bug of the device", logging.ERROR, error
             )
-        if not flags & (_NO_REPLY | MESSAGE_TYPE_MASK):
+        if not flags & (MessageFlags.NO_REPLY | MESSAGE_TYPE_MASK):
             self._send(error_reply(message_id, command, number))
 
     def _send(self, data: bytes, fds: Sequence[int] = (), channel: MessageSocket | None = None) -> None:
@@ -362,7 +299,12 @@ class Session:
             body = memoryview(data)[HEADER_SIZE:]
             self._trace(Direction.SERVER_TO_CLIENT, Message(message_id, command, flags, error, body, list(fds)))
         channel = channel or self._main
-        if channel.send(data, fds) and channel not in self._flushing:
+        if channel.send(data, fds):
+            self._start_flush(channel)
+
+    def _start_flush(self, channel: MessageSocket) -> None:
+        """Send what is queued as soon as the client takes it."""
+        if channel not in self._flushing:
             self._flushing.add(channel)
             assert self._nursery is not None
             self._nursery.start_soon(self._flush, channel)

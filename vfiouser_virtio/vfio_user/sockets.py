@@ -15,6 +15,9 @@ from vfiouser_virtio.vfio_user.connection import Connection
 
 # SCM_MAX_FD is 253: with room for that many, the kernel never has to drop one for want of space.
 _ANCILLARY_SIZE = socket.CMSG_SPACE(253 * 4)
+# Plain ints: `&` with an enum's member costs a microsecond.
+_CMSG_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+_CTRUNC = int(socket.MSG_CTRUNC)
 
 
 class MessageSocket:
@@ -37,24 +40,23 @@ class MessageSocket:
 
         PeerError as `Connection.received`.
         """
+        connection = self.connection
         try:
-            count, ancillary, flags, _ = self._recvmsg_into(
-                (self.connection.room(),), _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
-            )
+            count, ancillary, flags, _ = self._recvmsg_into((connection.room(),), _ANCILLARY_SIZE, _CMSG_CLOEXEC)
         except ConnectionError:  # reset by a peer that went with unread bytes of ours
             return False
-        if ancillary or flags & socket.MSG_CTRUNC:
-            fds = array("i")
-            for level, kind, data in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-            if count == 0:
-                close_all(fds)
-            else:
-                self.connection.received(count, fds, fds_lost=bool(flags & socket.MSG_CTRUNC))
-        else:
-            self.connection.received(count)
-        return count > 0
+        if not ancillary and not flags & _CTRUNC:
+            connection.end += count  # what `received` does then
+            return bool(count)
+        fds = array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        if count == 0:
+            close_all(fds)
+            return False
+        connection.received(count, fds, fds_lost=bool(flags & _CTRUNC))
+        return True
 
     def send(self, message: bytes, fds: Sequence[int] = ()) -> bool:
         """Send one message with copies of ``fds``, or what the socket takes of it and queue the rest for `flush`.

@@ -2,10 +2,12 @@
 
 from vfiouser_virtio.errors import ConfigError, DeviceError, GuestError, Unmapped
 from vfiouser_virtio.virtio.bus import Bus, bus, register
+from vfiouser_virtio.virtio.carrier import Carrier
 from vfiouser_virtio.virtio.device import Device, queue
+from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.pins import Pinned
 from vfiouser_virtio.virtio.queue import Queue
-from vfiouser_virtio.virtio.transport import Carrier, Transport
+from vfiouser_virtio.virtio.transport import Transport
 from vfiouser_virtio.vring.chain import Chain
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "Device",
     "DeviceError",
     "GuestError",
+    "Offer",
     "Pinned",
     "Queue",
     "Transport",

@@ -126,6 +126,14 @@ class Device:
         self.queues.append(added)
         return added
 
+    def resize_queues(self, size: int) -> None:
+        """Give every queue ``size`` entries (1 to 32768): the user's choice, made before a driver sees the device.
+
+        Extend it where the configuration says something that follows from the size.
+        """
+        for each in self.queues:
+            each.max_size = size
+
     def negotiated(self, feature: int) -> bool:
         """Whether the driver has accepted this feature bit (its number)."""
         return bool(self.driver_features >> feature & 1)

@@ -11,58 +11,58 @@ A carrier (virtio-pci, loopback) calls these methods for the driver and is told 
 """
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Protocol
-
-import trio
+from functools import partial
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.function import Hold
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status
+from vfiouser_virtio.virtio.carrier import Carrier
 from vfiouser_virtio.virtio.device import Device
+from vfiouser_virtio.virtio.device_task import DeviceTask
+from vfiouser_virtio.virtio.offer import Offer
+from vfiouser_virtio.virtio.polling import Polling
+from vfiouser_virtio.virtio.shown_config import ShownConfig
+from vfiouser_virtio.virtio.suspend import Phase, SuspendFailed, Suspension
+from vfiouser_virtio.vring import RingFeatures
 
 logger = logging.getLogger(__name__)
 
-# What every device of ours offers: the rings and the bus take care of these.
-OFFERED = Feature.VERSION_1.mask | Feature.INDIRECT_DESC.mask | Feature.EVENT_IDX.mask | Feature.RING_RESET.mask
-
-
-class Carrier(Protocol):
-    """The way up, to whatever can interrupt the driver."""
-
-    def queue_interrupt(self, index: int) -> None:
-        """A used buffer notification of one queue."""
-        ...
-
-    def config_interrupt(self) -> None:
-        """A configuration change notification."""
-        ...
+# Plain ints for what is done with each notification: arithmetic with enums takes microseconds.
+_DRIVER_OK, _NEEDS_RESET = int(Status.DRIVER_OK), int(Status.NEEDS_RESET)
+_NOTIFICATION_DATA = Feature.NOTIFICATION_DATA.mask
 
 
 class Transport:
-    """The state of one virtio device, and the task that runs it (`serve`)."""
+    """The state of one virtio device, and the task that runs it (`serve`).
 
-    def __init__(self, device: Device, memory: GuestMemory, carrier: Carrier, *, name: str = "") -> None:
+    ``offer`` is what a driver may choose from, beside the features of the device's type.
+    """
+
+    def __init__(
+        self, device: Device, memory: GuestMemory, carrier: Carrier, *, name: str = "", offer: Offer | None = None
+    ) -> None:
         self.device = device
         self.memory = memory
         self.carrier = carrier
         self.name = name or device.name
-        self.device_features = device.features | OFFERED
+        self.offer = offer or Offer()
+        self.device_features = device.features | self.offer.features
         self.driver_features = 0
         self._status = 0
-        self._generation = 0
-        self._generation_seen = True
+        self._config = ShownConfig(device.config, self._interrupt_config)
+        self._complained: set[str] = set()
+        self._suspension = Suspension(device.queues, self._suspended, self.needs_reset)
         self._resetting: Hold | None = None
-        self._activated = False
-        self._wake = trio.lowlevel.ParkingLot()
-        self._scope: trio.CancelScope | None = None
-        device.config.on_change = self.config_changed
+        self._task = DeviceTask(device, self.name, self.needs_reset)
+        if self.offer.queue_size is not None:
+            device.resize_queues(self.offer.queue_size)
         memory.on_change = self._memory_changed
         for queue in device.queues:
             queue.memory = memory
-            queue.on_used = _Interrupt(carrier, queue.index)
+            queue.on_used = partial(carrier.queue_interrupt, queue.index)
             queue.on_error = self.needs_reset
+            queue.polling = Polling(self.offer.poll)
 
     # ---- status --------------------------------------------------------------------------------------------------
 
@@ -78,16 +78,26 @@ class Transport:
         if self._resetting is not None:
             logger.warning("%s: guest wrote status %#x before its reset was complete; ignored", self.name, value)
             return None
-        new = value & ~self._status
-        status = value | self._status & Status.NEEDS_RESET
+        old = self._status
+        new = value & ~old
+        # These two are the device's to show: the driver's SUSPEND only asks for it.
+        status = value & ~Status.SUSPEND | old & (Status.NEEDS_RESET | Status.SUSPEND)
+        suspends = new & Status.SUSPEND and self.running and self.device.negotiated(Feature.SUSPEND)
+        if suspends:
+            status |= Status.DRIVER_OK  # until it is done
         if new & Status.FEATURES_OK and not self._accept_features():
             status &= ~Status.FEATURES_OK
         self._status = status
         if new & Status.DRIVER_OK:
-            if not status & Status.FEATURES_OK:
+            if old & Status.SUSPEND:
+                self._resume()
+            elif not status & Status.FEATURES_OK:
                 self.needs_reset(GuestError(f"DRIVER_OK without FEATURES_OK (status {value:#x})"))
             else:
-                self._activate()
+                self._task.start()
+                self.resume("DRIVER_OK")
+        elif suspends:
+            self._suspension.begin()
         return None
 
     def _accept_features(self) -> bool:
@@ -98,21 +108,19 @@ class Transport:
             logger.warning("%s: guest's features %#x refused: %s", self.name, accepted, reason)
             return False
         self.device.driver_features = accepted
-        rings = bool(accepted & Feature.INDIRECT_DESC.mask), bool(accepted & Feature.EVENT_IDX.mask)
+        rings = RingFeatures.of(accepted)
         for queue in self.device.queues:
             queue.features = rings
         return self.device.features_ok()
 
-    def _activate(self) -> None:
-        self._activated = True
-        for queue in self.device.queues:
-            queue.resume("DRIVER_OK")
-        self._wake.unpark_all()
+    async def serve(self) -> None:
+        """Run the device between each DRIVER_OK and the reset that follows, until cancelled."""
+        await self._task.serve()
 
     @property
     def running(self) -> bool:
         """Whether the driver has set DRIVER_OK and nothing has gone wrong since."""
-        return self._status & (Status.DRIVER_OK | Status.NEEDS_RESET) == Status.DRIVER_OK
+        return self._status & (_DRIVER_OK | _NEEDS_RESET) == _DRIVER_OK
 
     def needs_reset(self, error: Exception) -> None:
         """The device cannot go on (2.1.2): stop all queues, set NEEDS_RESET, tell the driver, log it once."""
@@ -120,14 +128,28 @@ class Transport:
             return
         if isinstance(error, GuestError):
             logger.error("%s: the guest's driver broke virtio, device needs a reset: %s", self.name, error)
+        elif isinstance(error, SuspendFailed):
+            logger.error("%s: %s; the device needs a reset", self.name, error)
         else:
             logger.error("%s: a bug in the device, which now needs a reset", self.name, exc_info=error)
         for queue in self.device.queues:
             queue.pause("NEEDS_RESET")
-        driver_ok = self._status & Status.DRIVER_OK
+        if self._suspension.phase is Phase.DRAINING:
+            self._suspension.end()
         self._status |= Status.NEEDS_RESET
-        if driver_ok:
-            self.carrier.config_interrupt()
+        self._config.notify()
+
+    # ---- suspend -------------------------------------------------------------------------------------------------
+
+    def _suspended(self) -> None:
+        self._config.freeze()
+        self._status = self._status & ~Status.DRIVER_OK | Status.SUSPEND
+
+    def _resume(self) -> None:
+        """The driver has set DRIVER_OK again; it is told what has changed meanwhile."""
+        self._status &= ~Status.SUSPEND
+        self._suspension.end()
+        self._config.thaw()
 
     # ---- reset ---------------------------------------------------------------------------------------------------
 
@@ -135,14 +157,16 @@ class Transport:
         """Back to power-on state; None, or a hold that ends when the kernel has let go of the last buffer (RS2)."""
         if self._resetting is not None:
             return self._resetting
-        self._activated = False
-        if self._scope is not None:
-            self._scope.cancel()
+        self._task.stop()
+        self._config.reset()
+        self._complained.clear()
         for queue in self.device.queues:
             queue.pause("DRIVER_OK")
             queue.resume("NEEDS_RESET")
             queue.resume("client left")
+            queue.features = RingFeatures()
             queue.reset()
+        self._suspension.end()
         busy = [queue for queue in self.device.queues if queue.pins.busy]
         if not busy:
             self._finish_reset()
@@ -201,10 +225,37 @@ class Transport:
         queue.pins.when_idle(hold.finish)
         return hold
 
-    def notify_queue(self, index: int) -> None:
-        """The driver's available buffer notification; for a queue that is not running it means nothing."""
-        if index < len(self.device.queues):
-            self.device.queues[index].kick()
+    def notify_queue(self, index: int, next_available: int | None = None) -> None:
+        """The driver's available buffer notification; for a queue that is not running it means nothing.
+
+        ``next_available`` is what NOTIFICATION_DATA adds: next_off and next_wrap (2.9). What is wrong with it is
+        logged; the queue is looked at all the same, because a notification too many does no harm, and one lost does.
+        """
+        if index >= len(self.device.queues):
+            return
+        queue = self.device.queues[index]
+        data_due = bool(self.device.driver_features & _NOTIFICATION_DATA)
+        if (next_available is not None) is not data_due and self.running:
+            with_or_without = "without data, which was" if next_available is None else "with data, which was not"
+            self.complain("notification data", f"notified queue {index} {with_or_without} negotiated")
+        elif next_available is not None and not queue.may_be_next(next_available):
+            what = f"said that it goes on at {next_available:#x} in queue {index} of {queue.size:#x} entries"
+            self.complain("next available", f"{what}, which cannot be")
+        queue.kick()
+
+    @staticmethod
+    def notif_config_data(index: int) -> int:
+        """What the driver calls a queue in notifications if it has accepted NOTIF_CONFIG_DATA: 16 bits.
+
+        Never the index: a driver that takes one for the other shall be found out.
+        """
+        return 0xFFFF - index
+
+    def complain(self, kind: str, what: str) -> None:
+        """Log what the guest has done, but only the first of its kind since the last reset."""
+        if kind not in self._complained:
+            self._complained.add(kind)
+            logger.warning("%s: guest %s", self.name, what)
 
     def pause(self, reason: str) -> None:
         """No queue takes another chain until `resume` with the same reason."""
@@ -224,11 +275,14 @@ class Transport:
 
     def read_config(self, offset: int, count: int) -> bytes:
         """Device-specific configuration; beyond its end there are zeros."""
-        return self.device.config.read(offset, count)
+        return self._config.read(offset, count)
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Only whole fields that the device type lets the driver write change."""
         device = self.device
+        if self._status & Status.SUSPEND:
+            self.complain("suspended", f"wrote configuration at {offset:#x} of a suspended device; ignored")
+            return
         for field in device.config.write(offset, data, device.driver_writes):
             try:
                 device.config_written(field, device.config[field])
@@ -236,85 +290,9 @@ class Transport:
                 self.needs_reset(error)
 
     def read_generation(self) -> int:
-        """``config_generation``: another number than before if anything has changed since it was read (CC4)."""
-        if not self._generation_seen:
-            self._generation = (self._generation + 1) & 0xFF
-            self._generation_seen = True
-        return self._generation
+        """``config_generation`` (CC4)."""
+        return self._config.read_generation()
 
-    def config_changed(self) -> None:
-        """The device has changed its configuration."""
-        self._generation_seen = False
+    def _interrupt_config(self) -> None:
         if self._status & Status.DRIVER_OK and self._resetting is None:
             self.carrier.config_interrupt()
-
-    # ---- the device's task ---------------------------------------------------------------------------------------
-
-    async def serve(self) -> None:
-        """Run the device between each DRIVER_OK and the reset that follows, until cancelled."""
-        while True:
-            while not self._activated:
-                await self._wake.park()
-            self._activated = False
-            scope = self._scope = trio.CancelScope()
-            try:
-                with scope:
-                    await self._run_device()
-            except Exception as error:
-                self._run_failed(_blame(error), resetting=scope.cancel_called)
-            if not scope.cancel_called:
-                with trio.CancelScope() as self._scope:
-                    await trio.sleep_forever()
-            self._scope = None
-
-    async def _run_device(self) -> None:
-        """Returns only by an exception, or cancelled: an idle device still serves its configuration."""
-        try:
-            async with trio.open_nursery() as nursery:
-                for queue in self.device.queues:
-                    queue.spawn = _spawner(nursery)
-                await self.device.run()
-                await trio.sleep_forever()
-        finally:
-            for queue in self.device.queues:
-                queue.spawn = None
-
-    def _run_failed(self, error: Exception, *, resetting: bool) -> None:
-        if not resetting:
-            self.needs_reset(error)
-        elif not isinstance(error, GuestError):
-            # Chains of before the reset are dead: touching one is no fault of anybody's.
-            logger.error("%s: a bug in the device, found at its reset", self.name, exc_info=error)
-
-
-class _Interrupt:
-    __slots__ = ("_carrier", "_index")
-
-    def __init__(self, carrier: Carrier, index: int) -> None:
-        self._carrier = carrier
-        self._index = index
-
-    def __call__(self) -> None:
-        self._carrier.queue_interrupt(self._index)
-
-
-def _spawner(nursery: trio.Nursery) -> Callable[[Callable[[], Awaitable[None]]], None]:
-    def spawn(work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            nursery.start_soon(work)
-        except RuntimeError:
-            pass  # the run has just ended, and its task has not come to say so: nothing more is done before the reset
-
-    return spawn
-
-
-def _blame(error: Exception) -> Exception:
-    """The one GuestError inside nested groups, if there is nothing else in them; else the error as it is."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    if isinstance(error, ExceptionGroup) and error.split(GuestError)[1] is None:
-        first: Exception = error
-        while isinstance(first, ExceptionGroup):
-            first = first.exceptions[0]
-        return first
-    return error

@@ -1,7 +1,24 @@
 """The virtqueue engine: pure Python, synchronous, no device and no transport in sight (virtio 1.4, 2.6 to 2.8)."""
 
 from vfiouser_virtio.vring.chain import Chain, Readable, Writable
-from vfiouser_virtio.vring.shadow import Shadow
+from vfiouser_virtio.vring.features import RingFeatures
+from vfiouser_virtio.vring.packed import PackedRing
+from vfiouser_virtio.vring.ring import Ring
+from vfiouser_virtio.vring.set_up import Area, make_ring, ring_areas
+from vfiouser_virtio.vring.shadow import NoRoom, Shadow
 from vfiouser_virtio.vring.split import SplitRing
 
-__all__ = ["Chain", "Readable", "Shadow", "SplitRing", "Writable"]
+__all__ = [
+    "Area",
+    "Chain",
+    "NoRoom",
+    "PackedRing",
+    "Readable",
+    "Ring",
+    "RingFeatures",
+    "Shadow",
+    "SplitRing",
+    "Writable",
+    "make_ring",
+    "ring_areas",
+]

@@ -1,5 +1,6 @@
 """A descriptor chain as a device sees it: the buffers to read, the buffers to write, and no guest address in sight."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from construct import ConstructError
@@ -10,18 +11,15 @@ if TYPE_CHECKING:
     from construct import Construct  # generic only in its stubs
 
 
-class Memory(Protocol):
-    """What the rings need of guest memory: views of a range (see `vfiouser_virtio.memory.GuestMemory`)."""
-
-    def readable(self, address: int, length: int) -> list[memoryview]: ...
-
-    def writable(self, address: int, length: int) -> list[memoryview]: ...
+# Bytes of a page to write to for chains without buffers.
+_NOWHERE = 1 << 16
 
 
 class Ring(Protocol):
     """What a chain needs of the ring that it came from."""
 
-    def push(self, chain: "Chain", written: int) -> None: ...
+    completed: list[int]
+    on_push: Callable[[], None] | None
 
     def revalidate(self, chain: "Chain") -> None: ...
 
@@ -29,12 +27,13 @@ class Ring(Protocol):
 class Readable:
     """The device-readable part of a chain, consumed from its front; how it is cut into descriptors does not show."""
 
-    __slots__ = ("length", "segments")
+    __slots__ = ("count", "length", "segments")
 
-    def __init__(self, segments: list[memoryview], length: int) -> None:
-        self.segments = segments
-        self.length = length
-        """Bytes that have not been taken yet."""
+    segments: list[memoryview]
+    length: int
+    """Bytes that have not been taken yet."""
+    count: int
+    """How many descriptors it had."""
 
     def take(self, count: int) -> list[memoryview]:
         """Remove ``count`` bytes from the front, as read-only views. Raises GuestError when there are fewer."""
@@ -43,30 +42,26 @@ class Readable:
             return segments
         _check_room(count, self.length, "readable")
         self.length -= count
-        taken, self.segments = _split(self.segments, count)
-        return taken
+        return _take_front(self.segments, count)
 
     def read(self, count: int | None = None) -> bytes:
         """Remove and copy ``count`` bytes, or all. Raises GuestError when there are fewer."""
         segments = self.take(self.length if count is None else count)
-        return bytes(segments[0]) if len(segments) == 1 else b"".join(segments)
+        return segments[0].tobytes() if len(segments) == 1 else b"".join(segments)
 
 
 class Writable:
     """The device-writable part of a chain, filled from its front; a status field is taken off its end."""
 
-    __slots__ = ("length", "segments", "taken_last", "total", "written")
+    __slots__ = ("length", "segments", "taken_last", "written")
 
-    def __init__(self, segments: list[memoryview], length: int) -> None:
-        self.segments = segments
-        self.length = length
-        """Bytes that have not been taken or written yet."""
-        self.total = length
-        """Bytes that the driver offers."""
-        self.taken_last = 0
-        """Bytes that were taken off the end."""
-        self.written = 0
-        """Bytes written with `write`: the used length, unless `Chain.complete` is told another."""
+    segments: list[memoryview]
+    length: int
+    """Bytes that have not been taken or written yet."""
+    taken_last: int
+    """Bytes that were taken off the end."""
+    written: int
+    """Bytes written with `write`: the used length, unless `Chain.complete` is told another."""
 
     def take(self, count: int) -> list[memoryview]:
         """Remove ``count`` bytes from the front, as writable views: whoever takes them fills them.
@@ -78,16 +73,18 @@ class Writable:
             return segments
         _check_room(count, self.length, "writable")
         self.length -= count
-        taken, self.segments = _split(self.segments, count)
-        return taken
+        return _take_front(self.segments, count)
 
     def take_last(self, count: int) -> list[memoryview]:
         """Remove ``count`` bytes from the end, such as a request's status. Raises GuestError when there are fewer."""
         _check_room(count, self.length, "writable")
         self.length -= count
         self.taken_last += count
-        self.segments, taken = _split(self.segments, self.length)
-        return taken
+        if self.segments and len(self.segments[-1]) == count:  # mostly it has a descriptor of its own
+            return [self.segments.pop()]
+        front = _take_front(self.segments, self.length)
+        last, self.segments = self.segments, front
+        return last
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Copy ``data`` to the front. Raises GuestError when it does not fit."""
@@ -95,43 +92,53 @@ class Writable:
         self.written += len(data)
 
 
-class Chain:
-    """One buffer that the driver has made available, until `complete` gives it back."""
+class Chain(Writable):
+    """One buffer that the driver has made available, until `complete` gives it back.
 
-    __slots__ = ("_readable", "_ring", "_writable", "head", "ranges", "stale", "writable_from")
+    Rings make half a million to two million of them in a second, so what is odd here is what it costs otherwise, in
+    parts of all that is done for a buffer: there is no ``__init__``, rings set the attributes (10 %); a chain is its
+    own writable part (15 %); `readable` and `writable` are attributes, not properties (6 % each): those are in another
+    class, `_StaleChain`, which a chain belongs to while it is `stale`.
+    """
 
-    def __init__(
-        self,
-        ring: "Ring",
-        head: int,
-        ranges: list[tuple[int, int]],
-        writable_from: int,
-        parts: tuple[Readable, Writable],
-    ) -> None:
-        self._ring: Ring | None = ring
-        self._readable, self._writable = parts
-        self.head = head
-        """Which descriptor it starts at: for messages and as an identity while it is in flight."""
-        self.ranges = ranges
-        """Guest (address, length) pairs, readable ones first: for pinning them; a device has no other use for them."""
-        self.writable_from = writable_from
-        """Index into `ranges` of the first writable one."""
-        self.stale = False
+    __slots__ = ("head", "layout", "readable", "ring", "slots", "writable")
+
+    readable: Readable
+    """What the driver wrote for the device. Raises Unmapped when its memory has gone meanwhile."""
+    writable: Writable
+    """What the device may write for the driver: the chain itself, until `complete`. Raises Unmapped as `readable`."""
+    ring: Ring | None
+    """None when it was completed."""
+    head: int
+    """Which descriptor it starts at, packed: its buffer id. For messages, and as an identity while it is in flight."""
+    layout: Sequence[int]
+    """Address and length of each descriptor, and two more numbers, which differ: see `ranges`."""
+    slots: int
+    """How many descriptors of a packed ring it takes; of a split one this is not known."""
+
+    @property
+    def stale(self) -> bool:
         """The memory map has changed since the chain was taken: look again before its buffers are touched."""
+        return type(self) is _StaleChain
+
+    @stale.setter
+    def stale(self, stale: bool) -> None:
+        object.__setattr__(self, "__class__", _StaleChain if stale else Chain)  # the same slots, but for two properties
 
     @property
-    def readable(self) -> Readable:
-        """What the driver wrote for the device. Raises Unmapped when its memory has gone meanwhile."""
-        if self.stale:
-            self._look_again()
-        return self._readable
+    def ranges(self) -> list[tuple[int, int]]:
+        """Guest (address, length) pairs, readable ones first: for pinning them; a device has no other use for them."""
+        return list(zip(self.layout[::4], self.layout[1::4], strict=True))
 
     @property
-    def writable(self) -> Writable:
-        """What the device may write for the driver. Raises Unmapped when its memory has gone meanwhile."""
-        if self.stale:
-            self._look_again()
-        return self._writable
+    def writable_from(self) -> int:
+        """Index into `ranges` of the first writable one."""
+        return _readable(self).count
+
+    @property
+    def total(self) -> int:
+        """Bytes that the driver offers to be written."""
+        return sum(length for _, length in self.ranges[self.writable_from :])
 
     def parse(self, schema: "Construct[Any, Any]") -> Any:
         """Take as many readable bytes as ``schema`` has and parse them.
@@ -149,35 +156,101 @@ class Chain:
 
         By default what `Writable.write` wrote. A second call is a bug of the device and raises RuntimeError.
         """
-        ring, self._ring = self._ring, None
+        ring, self.ring = self.ring, None
         if ring is None:
             raise RuntimeError(f"chain {self.head:#x} completed twice")
-        ring.push(self, self._writable.written if written is None else written)
+        self.writable = NOTHING_TO_WRITE  # as in `let_go`
+        ring.completed += self.head, self.written if written is None else written
+        if ring.on_push is not None:
+            ring.on_push()
 
     def is_away(self) -> bool:
         """Whether the chain's memory is not mapped at the moment; nothing of it may be touched then."""
         try:
-            if self.stale:
-                self._look_again()
+            _ = self.readable
         except Unmapped:
             return True
         return False
 
     def touched(self) -> list[tuple[int, int]]:
         """(begin, end) of what was taken of the writable part, from its front and off its end."""
-        part = self._writable
-        front, back = part.total - part.taken_last - part.length, part.total - part.taken_last
-        return [(0, part.total)] if front == back else [(0, front), (back, part.total)]
+        total = self.total
+        front, back = total - self.taken_last - self.length, total - self.taken_last
+        return [(0, total)] if front == back else [(0, front), (back, total)]
 
     def lies_in(self, homes: set[int]) -> bool:
         """Whether every byte that has not been taken yet is part of these objects (``id(view.obj)``), or a copy."""
-        views = [*self._readable.segments, *self._writable.segments]
+        views = [*_readable(self).segments, *self.segments]
         return all(id(view.obj) in homes or isinstance(view.obj, bytes | bytearray) for view in views)
 
+    def lose_buffers(self) -> None:
+        """The queue was reset: nothing is left to be read, and what is written goes nowhere.
+
+        No error: nobody is at fault when a device is in the middle of it, and it must go on with its other queues.
+        """
+        self.readable = _nothing_to_read(self.writable_from)
+        # A driver can name 4 GiB: it is the same page again and again.
+        whole, rest = divmod(self.length, _NOWHERE)
+        nowhere = memoryview(bytearray(_NOWHERE))
+        self.writable = _writable([nowhere] * whole + [nowhere[:rest]] * bool(rest), self.length)
+        self.segments = []
+
+    def let_go(self) -> None:
+        """The queue was reset: `lose_buffers` as soon as somebody wants to have them."""
+        self.stale = True
+        self.writable = NOTHING_TO_WRITE  # a chain that refers to itself is left to the garbage collector
+
+
+_readable: Callable[[Chain], Readable] = Chain.__dict__["readable"].__get__
+"""Also of a stale chain."""
+
+
+class _StaleChain(Chain):
+    """A chain whose memory may have moved, until somebody wants to have its buffers."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # to which an attribute that becomes a property is a mistake
+
+        @property
+        def readable(self) -> Readable:
+            self._look_again()
+            return self.readable
+
+        @readable.setter
+        def readable(self, part: Readable) -> None:
+            Chain.__dict__["readable"].__set__(self, part)
+
+        @property
+        def writable(self) -> Writable:
+            self._look_again()
+            return self.writable
+
+        @writable.setter
+        def writable(self, part: Writable) -> None:
+            Chain.__dict__["writable"].__set__(self, part)
+
     def _look_again(self) -> None:
-        if self._ring is not None:
-            self._ring.revalidate(self)
+        if self.ring is not None:
+            self.ring.revalidate(self)
         self.stale = False
+
+
+def _nothing_to_read(count: int) -> Readable:
+    part = Readable()
+    part.segments, part.length, part.count = [], 0, count
+    return part
+
+
+def _writable(segments: list[memoryview], length: int) -> Writable:
+    part = Writable()
+    part.segments, part.length, part.taken_last, part.written = segments, length, 0, 0
+    return part
+
+
+# The parts of all chains that have none: nothing can be taken of them, so they never change.
+NOTHING_TO_READ = _nothing_to_read(0)
+NOTHING_TO_WRITE = _writable([], 0)
 
 
 def copy_into(segments: list[memoryview], data: bytes | bytearray | memoryview) -> None:
@@ -197,13 +270,17 @@ def _check_room(count: int, length: int, kind: str) -> None:
         raise GuestError(f"a request needs {count:#x} more {kind} bytes, its buffer has {length:#x}")
 
 
-def _split(segments: list[memoryview], count: int) -> tuple[list[memoryview], list[memoryview]]:
-    front = []
-    for index, segment in enumerate(segments):
+def _take_front(segments: list[memoryview], count: int) -> list[memoryview]:
+    """Remove ``count`` bytes from the front of ``segments``, which has as many."""
+    whole = 0
+    for segment in segments:
         if count < len(segment):
-            if count:
-                front.append(segment[:count])
-            return front, [segment[count:], *segments[index + 1 :]]
-        front.append(segment)
+            break
         count -= len(segment)
-    return front, []
+        whole += 1
+    front = segments[:whole]
+    del segments[:whole]
+    if count:
+        front.append(segments[0][:count])
+        segments[0] = segments[0][count:]
+    return front

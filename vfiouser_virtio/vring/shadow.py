@@ -6,11 +6,15 @@ queue awaits `Shadow.fetch` and runs the same code again, now with a copy at han
 """
 
 from vfiouser_virtio.errors import GuestError
-from vfiouser_virtio.memory import GuestMemory, NeedsMessages
+from vfiouser_virtio.memory import GuestMemory, HotRegion, NeedsMessages
 from vfiouser_virtio.vring.chain import Chain
 
 # Room for the copies of one queue's chains in flight. A driver can name all of its RAM in every descriptor.
 MAX_COPIES = 64 << 20
+
+
+class NoRoom(Exception):  # noqa: N818 - not an error: the chains in flight take it all, and give it back
+    """There is no room for the copies of one more chain; it stays in the ring until some are written back."""
 
 
 class Shadow:
@@ -31,13 +35,18 @@ class Shadow:
         """Whether a chain in flight has copies here, so that its completion takes messages."""
         return bool(self._claimed)
 
+    @property
+    def hot(self) -> HotRegion:
+        """Mapped memory, so that nothing changes for it."""
+        return self.memory.hot
+
     def readable(self, address: int, length: int) -> list[memoryview]:
         """Views or fetched copies. Raises NeedsMessages where a copy is missing, Unmapped as the memory does."""
         copy = self._fetched.get((address, length))
         return self.memory.readable(address, length) if copy is None else [copy]
 
     def writable(self, address: int, length: int) -> list[memoryview]:
-        """Views, or an empty buffer that `write_back` will deliver."""
+        """Views, or an empty buffer that `write_back` will deliver. Raises NoRoom; GuestError if there never is."""
         try:
             return self.memory.writable(address, length)
         except NeedsMessages:
@@ -52,7 +61,10 @@ class Shadow:
         self._bounces.clear()
 
     async def fetch(self, missing: NeedsMessages) -> None:
-        """Get what a look-up missed, and drop the bounces of that attempt. Raises PeerError when the client refuses."""
+        """Get what a look-up missed, and drop the bounces of that attempt.
+
+        Raises PeerError when the client refuses; NoRoom and GuestError as `writable`.
+        """
         self._bounces.clear()
         self._check_room(missing.length)
         data = await self.memory.read(missing.address, missing.length)
@@ -91,4 +103,6 @@ class Shadow:
 
     def _check_room(self, length: int) -> None:
         if self._claimed_bytes + self._local_bytes(self._bounces) + length > MAX_COPIES:
-            raise GuestError(f"more than {MAX_COPIES:#x} bytes of buffers in memory that is not shared")
+            if self._claimed_bytes:
+                raise NoRoom
+            raise GuestError(f"a buffer of more than {MAX_COPIES:#x} bytes in memory that is not shared")

@@ -5,129 +5,150 @@
     descriptor table   ◀── head ── available ring      driver writes, we read       avail.idx, used_event
      addr len flags next           used ring           we write, driver reads       used.idx, avail_event
 
-`SplitRing.pop` copies each descriptor once, validates the copy and then uses it. `push` collects, `publish` stores the
-used entries, then the index, then says whether an interrupt is due.
+`SplitRing.pop` copies each descriptor once, validates the copy and then uses it. `Chain.complete` collects, `publish`
+stores the used elements, then the index, then says whether an interrupt is due.
 """
 
-from collections.abc import Callable
+import struct
 
 from vfiouser_virtio.barrier import TSO, full_barrier
-from vfiouser_virtio.errors import GuestError, Unmapped
+from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import NeedsMessages
-from vfiouser_virtio.protocols.virtio.ring import (
-    DESC_CODEC,
-    USED_ELEM_CODEC,
-    AvailFlags,
-    DescFlags,
-    UsedFlags,
+from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, MAX_QUEUE_SIZE, USED_ELEM_CODEC, AvailFlags, UsedFlags
+from vfiouser_virtio.vring.chain import NOTHING_TO_READ, Chain
+from vfiouser_virtio.vring.descriptors import (
+    INDIRECT,
+    NEXT,
+    WRITE,
+    Descriptor,
+    Memory,
+    make_chain,
+    read_table,
 )
-from vfiouser_virtio.vring.chain import Chain, Memory, Readable, Writable
-
-NEXT, WRITE, INDIRECT = int(DescFlags.NEXT), int(DescFlags.WRITE), int(DescFlags.INDIRECT)
-# The specification limits a chain to the queue size (2.7.5.3.1), but Linux puts longer ones into indirect tables of
-# small queues, and QEMU takes up to 1024. More than that is an attack on our memory and time.
-MAX_INDIRECT = 1024
-# "Descriptor chain longer than 2^32 bytes in total" is forbidden (2.7.5.2).
-MAX_CHAIN_BYTES = 1 << 32
+from vfiouser_virtio.vring.features import RingFeatures
+from vfiouser_virtio.vring.ring import Ring
+from vfiouser_virtio.vring.tables import THREE, split_table, table_of_three
 
 _unpack_desc = DESC_CODEC.unpack_from
+_pack_used = USED_ELEM_CODEC.pack_into
 _DESC_SIZE = DESC_CODEC.size
 _USED_SIZE = USED_ELEM_CODEC.size
-_pack_used = USED_ELEM_CODEC.pack_into
+# A burst of a queue is rarely longer; looking a format up costs as much as packing 16 numbers.
+_PACK = [struct.Struct(f"<{2 * count}I").pack for count in range(65)]
 _NO_INTERRUPT = int(AvailFlags.NO_INTERRUPT)
+_NO_NOTIFY = int(UsedFlags.NO_NOTIFY)
 
-Descriptor = tuple[int, int, int, int]  # addr, len, flags, next
 
+class SplitRing(Ring):
+    """See `Ring`; ``size`` is a power of two up to 32768."""
 
-class SplitRing:
-    """One split queue between its set-up and its reset. `bind` comes first, and again whenever memory moved.
+    fetch_order = (1, 0)
 
-    ``size`` is a power of two up to 32768. ``indirect`` and ``event_idx`` are the negotiated features.
-    Every method that looks at the guest's side raises GuestError for what the driver must not do.
-    """
-
-    def __init__(self, size: int, memory: Memory, *, indirect: bool = False, event_idx: bool = False) -> None:
-        assert 0 < size <= 32768, size
+    def __init__(self, size: int, memory: Memory, features: RingFeatures) -> None:
+        assert 0 < size <= MAX_QUEUE_SIZE, size
         assert size & (size - 1) == 0, size
-        self.size = size
-        self.memory = memory
-        self.indirect = indirect
-        self.event_idx = event_idx
+        super().__init__(size, memory, features)
         self.last_avail = 0
         """``idx`` of the next entry of the available ring to take, modulo 2^16."""
         self.used_idx = 0
         """``idx`` of the used ring as published, modulo 2^16."""
-        self.in_flight: dict[int, Chain] = {}
-        """Chains that were taken and are not yet pushed, by head."""
-        self.on_push: Callable[[], None] = _nothing
-        """Called after every `push`, so that whoever owns the ring can decide when to publish."""
-        self._pushed: list[tuple[Chain, int]] = []
         self._signalled_idx = 0
-        self._signalled = False
         self._mask = size - 1
-        self._dead = False
-        self.desc_bytes = self.avail_bytes = self.used_bytes = memoryview(b"")
-        """The three parts as they were bound: guest memory, or local copies that the owner keeps up to date."""
-        self._avail = self._used_words = memoryview(b"")
+        # Where these words are, in words.
+        self._used_event, self._avail_event = 2 + size, 2 + 4 * size
+        # By head. A list, because looking into a dict three times for each chain costs 5 % of all.
+        self._taken: list[Chain | None] = [None] * size
+        self._desc = self._used = self._avail = self._used_words = memoryview(b"")
 
-    # ---- where the ring is ---------------------------------------------------------------------------------------
-
-    def bind(self, desc: memoryview, avail: memoryview, used: memoryview) -> None:
-        """Use these views (or local copies) of the three parts; `protocols.virtio.ring` has their sizes."""
-        self.desc_bytes, self.avail_bytes, self.used_bytes = desc, avail, used
+    def bind(self, desc: memoryview, driver: memoryview, device: memoryview) -> None:
+        self.parts = [desc, driver, device]
+        self._desc, self._used = desc, device
         # Native-width typed views: one item is one aligned load or store (struct.pack_into is not).
-        self._avail = avail.cast("H")
-        self._used_words = used.cast("H")
+        self._avail = driver.cast("H")
+        self._used_words = device.cast("H")
 
-    def kill(self) -> None:
-        """The queue was reset: chains in flight can neither touch their buffers nor be published."""
-        self._dead = True
-        self.on_push = _nothing
-        for chain in self.in_flight.values():
-            chain.stale = True
+    @property
+    def in_flight(self) -> dict[int, Chain]:
+        return {chain.head: chain for chain in self._taken if chain is not None}
 
     # ---- the available side --------------------------------------------------------------------------------------
 
     def pop(self, limit: int) -> list[Chain]:
-        """Take up to ``limit`` chains in the order in which they were made available.
-
-        Raises GuestError for a broken ring; NeedsMessages, with nothing taken, where memory must be fetched first.
-        """
-        available = (self._avail[1] - self.last_avail) & 0xFFFF
-        if available > self.size:
-            raise GuestError(
-                f"avail.idx is {self._avail[1]:#x}, but only {self.size:#x} entries can follow {self.last_avail:#x}"
-            )
+        avail, size, last = self._avail, self.size, self.last_avail
+        available = (avail[1] - last) & 0xFFFF
+        if not available:
+            return []
+        if available > size:
+            raise GuestError(f"avail.idx is {avail[1]:#x}, but only {size:#x} entries can follow {last:#x}")
         # The load of avail.idx comes before the loads of the entries: kept by x86; aarch64 needs telling.
-        if available and not TSO:
+        if not TSO:
             full_barrier()
+        start = 2 + (last & self._mask)
+        stop = start + min(available, limit)
+        if stop == start + 1:
+            heads = [avail[start]]
+        elif stop <= size + 2:
+            heads = avail[start:stop].tolist()
+        else:  # round the end of the ring
+            heads = avail[start : size + 2].tolist() + avail[2 : stop - size].tolist()
         chains: list[Chain] = []
-        for _ in range(min(available, limit)):
-            head = self._avail[2 + (self.last_avail & self._mask)]
-            try:
-                chain = self._chain(head)
-            except NeedsMessages:
-                if not chains:
-                    raise
-                break
-            self.in_flight[head] = chain
-            self.last_avail = (self.last_avail + 1) & 0xFFFF
-            chains.append(chain)
+        self._all_stale = False
+        taken, desc, memory = self._taken, self._desc, self.memory
+        begin, end, view, _ = hot = memory.hot
+        try:
+            for head in heads:
+                if head >= size or taken[head] is not None:
+                    self._refuse(head)
+                address, length, flags, _ = layout = _unpack_desc(desc, head << 4)
+                stop = address + length
+                if flags == WRITE and begin <= address and stop <= end and length:
+                    # What `make_chain` does, for the most common and most hurried case: one writable buffer.
+                    chain = Chain()
+                    chain.head = head
+                    chain.readable = NOTHING_TO_READ
+                    chain.writable = chain
+                    chain.segments = [view[address:stop]]
+                    chain.length = length
+                    chain.taken_last = chain.written = 0
+                    chain.layout = layout
+                else:
+                    found = None
+                    if flags == INDIRECT and self.indirect:
+                        if length == THREE and begin <= address and stop <= end:
+                            found = table_of_three(head, address, hot, True)
+                        else:
+                            found = split_table(head, address, length, hot)
+                    if found is None:
+                        found = make_chain(memory, head, self._descriptors(head))
+                        begin, end, view, _ = hot = memory.hot
+                    chain = found
+                chain.ring = self
+                taken[head] = chain
+                chains.append(chain)
+        except NeedsMessages:
+            if not chains:
+                raise
+        finally:
+            self.last_avail = (last + len(chains)) & 0xFFFF
+        if self._order is not None:
+            self._order.take(heads[: len(chains)])
         return chains
 
     def has_available(self) -> bool:
-        """Whether the driver has made more available."""
         return bool(self._avail[1] != self.last_avail)
 
+    def may_be_next(self, value: int) -> bool:
+        ahead = (value - self.last_avail) & 0xFFFF
+        # The notification may be late: then it tells of a past that we have seen already, and that can be long ago.
+        return ahead <= self.size or ahead >= 1 << 15
+
     def suppress_notifications(self) -> None:
-        """Tell the driver not to notify us: we look at the ring ourselves (2.7.10)."""
         if not self.event_idx:  # with EVENT_IDX an avail_event that stays behind says the same
-            self._used_words[0] = int(UsedFlags.NO_NOTIFY)
+            self._used_words[0] = _NO_NOTIFY
 
     def request_notification(self) -> bool:
-        """Ask for a notification of the next chain; True when one is there already, so that nobody must wait."""
         if self.event_idx:
-            self._used_words[2 + 4 * self.size] = self.last_avail
+            self._used_words[self._avail_event] = self.last_avail
         else:
             self._used_words[0] = 0
         # Orders our store of avail_event (or flags) before our load of avail.idx; the driver does the mirror image.
@@ -136,108 +157,63 @@ class SplitRing:
 
     # ---- the used side -------------------------------------------------------------------------------------------
 
-    def push(self, chain: Chain, written: int) -> None:
-        """Give a chain back; it is shown to the driver with the next `publish`."""
-        if self.in_flight.pop(chain.head, None) is chain:
-            self._pushed.append((chain, written & 0xFFFF_FFFF))
-            self.on_push()
-
-    @property
-    def unpublished(self) -> int:
-        """How many pushed chains the driver has not been shown."""
-        return len(self._pushed)
-
-    @property
-    def unpublished_chains(self) -> list[Chain]:
-        """These chains, in order."""
-        return [chain for chain, _ in self._pushed]
-
-    def publish(self) -> bool:
-        """Show all pushed chains to the driver; True when it wants an interrupt for them (2.7.7)."""
-        if not self._pushed:
-            return False
-        self.store_used()
-        return self.interrupt_due()
-
-    def store_used(self, count: int | None = None) -> list[tuple[int, int]]:
-        """Store the used entries of the first ``count`` pushed chains (default all), then the index.
-
-        Returns the (offset, length) of what changed in the used ring, in the order that must be kept.
-        """
-        shown = self._pushed[:count]
-        index, mask, used = self.used_idx, self._mask, self.used_bytes
-        changed = []
-        for chain, written in shown:
-            # Entries beyond used.idx are not read by the driver yet: pack_into may touch them twice.
-            offset = 4 + _USED_SIZE * (index & mask)
-            _pack_used(used, offset, chain.head, written)
-            changed.append((offset, _USED_SIZE))
-            index = (index + 1) & 0xFFFF
-        del self._pushed[: len(shown)]
-        # Entries before the index (UR1): x86 keeps two stores in order; aarch64 needs telling.
+    def _store(self, used: list[int]) -> None:
+        count, index = len(used) // 2, self.used_idx
+        start = index & self._mask
+        # Elements beyond used.idx are not read by the driver yet: it does not matter how they are stored.
+        if count == 1:  # nothing to spread the cost of the other way over: a third of it
+            _pack_used(self._used, 4 + _USED_SIZE * start, *used)
+            self._taken[used[0]] = None
+        else:
+            elements = _PACK[count](*used) if count < len(_PACK) else struct.pack(f"<{2 * count}I", *used)
+            if start + count <= self.size:
+                start = 4 + _USED_SIZE * start
+                self._used[start : start + _USED_SIZE * count] = elements
+            else:
+                for _, at, length in self._places(used)[:2]:
+                    self._used[at : at + length], elements = elements[:length], elements[length:]
+            taken = self._taken
+            for head in used[::2]:
+                taken[head] = None
+        # Elements before the index (UR1): x86 keeps two stores in order; aarch64 needs telling.
         if not TSO:
             full_barrier()
-        self._used_words[1] = self.used_idx = index
-        changed.append((2, 2))
-        return changed
+        self._used_words[1] = self.used_idx = (index + count) & 0xFFFF
+
+    def _places(self, used: list[int]) -> list[tuple[int, int, int]]:
+        start = self.used_idx & self._mask
+        stop = start + len(used) // 2
+        runs = [(start, stop)] if stop <= self.size else [(start, self.size), (0, stop - self.size)]
+        return [*((2, 4 + _USED_SIZE * begin, _USED_SIZE * (end - begin)) for begin, end in runs), (2, 2, 2)]
 
     def interrupt_due(self) -> bool:
-        """Whether what was stored since the last call must be followed by an interrupt."""
         # Orders our store of used.idx before our load of used_event (or flags).
         full_barrier()
         if not self.event_idx:
             return not self._avail[0] & _NO_INTERRUPT
-        event = self._avail[2 + self.size]
-        index = self.used_idx
-        old, self._signalled_idx = self._signalled_idx, index
-        first, self._signalled = not self._signalled, True
+        index, old = self.used_idx, self._signalled_idx
+        self._signalled_idx = index
         # vring_need_event(): has used.idx moved past the entry the driver asked to hear of? Modulo 2^16.
-        return first or (index - event - 1) & 0xFFFF < (index - old) & 0xFFFF
-
-    # Where the two sides' wishes stand, for an owner that keeps copies: (offset, length).
+        return (index - self._avail[self._used_event] - 1) & 0xFFFF < (index - old) & 0xFFFF
 
     @property
-    def notification_word(self) -> tuple[int, int]:
-        """In the used ring: what `request_notification` stores."""
-        return (4 + _USED_SIZE * self.size, 2) if self.event_idx else (0, 2)
+    def notification_word(self) -> tuple[int, int, int]:
+        return (2, 4 + _USED_SIZE * self.size, 2) if self.event_idx else (2, 0, 2)
 
     @property
-    def interrupt_word(self) -> tuple[int, int]:
-        """In the available ring: what `interrupt_due` looks at."""
-        return (4 + 2 * self.size, 2) if self.event_idx else (0, 2)
+    def interrupt_word(self) -> tuple[int, int, int]:
+        return (1, 4 + 2 * self.size, 2) if self.event_idx else (1, 0, 2)
 
     # ---- chains --------------------------------------------------------------------------------------------------
 
-    def _chain(self, head: int) -> Chain:
+    def _refuse(self, head: int) -> None:
         if head >= self.size:
-            raise GuestError(
-                f"available entry {self.last_avail & self._mask:#x} names descriptor {head:#x} of {self.size:#x}"
-            )
-        if head in self.in_flight:
-            raise GuestError(f"descriptor {head:#x} was made available again while it is in flight")
-        ranges: list[tuple[int, int]] = []
-        readable: list[memoryview] = []
-        writable: list[memoryview] = []
-        writable_from = readable_length = writable_length = 0
-        for address, length, flags, _ in self._descriptors(head):
-            if flags & WRITE:
-                writable += self.memory.writable(address, length) if length else ()
-                writable_length += length
-            else:
-                if writable_length:
-                    raise GuestError(f"chain {head:#x}: a readable descriptor ({address:#x}) follows writable ones")
-                readable += self.memory.readable(address, length) if length else ()
-                readable_length += length
-                writable_from += 1
-            ranges.append((address, length))
-        if readable_length + writable_length > MAX_CHAIN_BYTES:
-            raise GuestError(f"chain {head:#x} is {readable_length + writable_length:#x} bytes long, more than 2^32")
-        parts = Readable(readable, readable_length), Writable(writable, writable_length)
-        return Chain(self, head, ranges, writable_from, parts)
+            raise GuestError(f"the available ring names descriptor {head:#x} of {self.size:#x}")
+        raise GuestError(f"descriptor {head:#x} was made available again while it is in flight")
 
     def _descriptors(self, head: int) -> list[Descriptor]:
         """The chain's descriptors, an indirect table at its end included; lengths, links and flags are checked."""
-        size, table = self.size, self.desc_bytes
+        size, table = self.size, self._desc
         index = head
         found: list[Descriptor] = []
         while True:
@@ -256,47 +232,26 @@ class SplitRing:
             index = following
 
     def _indirect(self, head: int, descriptor: Descriptor) -> list[Descriptor]:
+        """The entries of an indirect table in the order of their links (2.7.5.3)."""
         address, length, flags, _ = descriptor
         if not self.indirect:
             raise GuestError(f"chain {head:#x}: an indirect descriptor, but INDIRECT_DESC was not negotiated")
         if flags & NEXT:
             raise GuestError(f"chain {head:#x}: an indirect descriptor with NEXT set (flags {flags:#x})")
-        count = length // _DESC_SIZE
-        if length % _DESC_SIZE or not 0 < count <= max(self.size, MAX_INDIRECT):
-            raise GuestError(f"chain {head:#x}: an indirect table of {length:#x} bytes")
-        # One copy, so that the driver cannot change what has been validated.
-        table = b"".join(self.memory.readable(address, length))
-        index = 0
+        table = read_table(self.memory, head, address, length, self.size)
+        index, count = 0, len(table)
         found: list[Descriptor] = []
         while True:
-            entry = _unpack_desc(table, _DESC_SIZE * index)
-            if entry[2] & INDIRECT:
-                raise GuestError(f"chain {head:#x}: an indirect table inside an indirect table at {address:#x}")
+            entry = table[index]
             found.append(entry)
-            if not entry[2] & NEXT:
+            _, _, flags, index = entry
+            if flags & INDIRECT:
+                raise GuestError(f"chain {head:#x}: an indirect table inside an indirect table at {address:#x}")
+            if not flags & NEXT:
                 return found
-            index = entry[3]
             if index >= count:
                 raise GuestError(
                     f"chain {head:#x}: indirect table {address:#x} links to entry {index:#x} of {count:#x}"
                 )
             if len(found) >= count:
                 raise GuestError(f"chain {head:#x}: indirect table {address:#x} forms a loop")
-
-    def revalidate(self, chain: Chain) -> None:
-        """After a change of the memory map: are the chain's buffers where they were? Raises Unmapped if not."""
-        if self._dead:
-            raise Unmapped(f"chain {chain.head:#x}: its queue was reset since it was taken")
-        homes: set[int] = set()
-        for index, (address, length) in enumerate(chain.ranges):
-            look_up = self.memory.writable if index >= chain.writable_from else self.memory.readable
-            try:
-                homes.update(id(view.obj) for view in look_up(address, length))
-            except NeedsMessages:
-                pass  # the chain has a copy of its own
-        if not chain.lies_in(homes):
-            raise Unmapped(f"chain {chain.head:#x}: its memory has moved since it was taken")
-
-
-def _nothing() -> None:
-    pass

@@ -149,7 +149,7 @@ class BlkDriver(VirtioDriver):
         segment_size = await config.get_int("size_max") if device.has_feature(Feature.SIZE_MAX) else 0
         queues = [await RequestQueue.open(device, f"requestq{number}") for number in range(1, count + 1)]
         # A chain may not be longer than its queue (2.7.5.3.1), and has a header and a status byte, too.
-        segments = min(queue.vq.size for queue in queues) - 2
+        segments = max(1, min(queue.vq.size for queue in queues) - 2)
         if device.has_feature(Feature.SEG_MAX):
             segments = min(segments, await config.get_int("seg_max"))
         device.driver_data = Disk(device, queues, segment_size or MAX_TRANSFER, segments)

@@ -13,11 +13,12 @@ from collections.abc import Callable
 
 import trio
 
-from vfiouser_virtio.guest.device import VirtioDevice, new_vq
+from vfiouser_virtio.guest.device import VirtioDevice
 from vfiouser_virtio.guest.driver import VirtioDriver, virtio_ids
 from vfiouser_virtio.guest.ports import DmaBuffer
 from vfiouser_virtio.guest.requests import RequestQueue
 from vfiouser_virtio.guest.virtqueue import Virtqueue
+from vfiouser_virtio.guest.virtqueues import new_vq
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio import console as wire
 from vfiouser_virtio.protocols.virtio.console import Event, Feature

@@ -144,10 +144,14 @@ class Bench:
     async def kick(self, queue: int | None = None) -> None:
         """The available buffer notification, of the exercise's queue by default."""
         queue = self.queue if queue is None else queue
-        await self.select(queue)
+        await self.notify(queue, 2, queue)
+
+    async def notify(self, value: int, size: int, queue: int | None = None) -> None:
+        """Any value of any size to where a queue, by default the exercise's, is notified."""
+        await self.select(self.queue if queue is None else queue)
         notify = self.layout.notify
         at = notify.offset + await self.get("queue_notify_off") * notify.multiplier
-        await self.client.bar_write(notify.bar, at, 2, queue)
+        await self.client.bar_write(notify.bar, at, size, value)
 
     # ---- the steps of a driver -----------------------------------------------------------------------------------
 

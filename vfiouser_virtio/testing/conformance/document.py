@@ -15,6 +15,9 @@ vfiouser-virtio conform --junit report.xml /run/x/blk0.sock
 ```
 
 It connects to any vfio-user server as a client and drives the device as a guest's driver would, and as none should.
+What the server does not offer is not checked. Our own devices offer packed rings and some other features on demand:
+`serve --device rng,socket=/run/x/rng0.sock,packed=on,in-order=on,notification-data=on,notif-config-data=on,suspend=on`.
+
 Each check has a connection of its own. Its verdict is *pass*, *fail*, *not applicable* (the device does not have what
 the rule is about) or *broke the server*: it closed the connection or stopped answering. After that the run goes on if
 the server comes back; what cannot be run any more is *not run*. The exit status is 0 if every verdict is *pass* or

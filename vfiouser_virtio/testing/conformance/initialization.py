@@ -17,11 +17,10 @@ _RESERVED = frozenset(feature.value for feature in Feature)
 _PREREQUISITES: dict[int, dict[int, tuple[int, ...]]] = {
     DeviceId.BLOCK: {blk.Feature.CONFIG_WCE: (blk.Feature.FLUSH,)},
 }
-_PREREQUISITES_OF_ALL: dict[int, tuple[int, ...]] = {Feature.NOTIF_CONFIG_DATA: (Feature.NOTIFICATION_DATA,)}
 
 
 def _prerequisites(bench: Bench) -> dict[int, tuple[int, ...]]:
-    return _PREREQUISITES_OF_ALL | _PREREQUISITES.get(bench.device_type, {})
+    return _PREREQUISITES.get(bench.device_type, {})
 
 
 def _bits(features: int) -> list[int]:

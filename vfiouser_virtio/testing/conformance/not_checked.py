@@ -16,7 +16,7 @@ IN_PART: dict[str, str] = {
     "virtio14/UR1": "The order of two stores is seen by polling: a device that swaps them is only found out when it "
     "is interrupted between them.",
     "virtio14/SD1": "That device-writable buffers are not read (SHOULD) leaves no trace.",
-    "virtio14/PK5": "Indirect tables, batches with IN_ORDER and event suppression of packed rings are not tried.",
+    "virtio14/PK5-desc": "Batches that pass the descriptor, and those that end before it, are not made on purpose.",
     "virtio14/SU2": "That a suspended device leaves its own configuration alone needs something that changes it.",
     "virtio14/VD1": "That reading vendor data has no side effect cannot be known without knowing the vendor's.",
     "virtio14/PC1": "Which of several structures of one kind is the best is the device's opinion.",

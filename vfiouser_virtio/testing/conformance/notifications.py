@@ -128,3 +128,38 @@ async def an2(bench: Bench) -> None:
     seen = await bench.get("device_status")
     expect(not seen & Status.NEEDS_RESET, f"device_status is {seen:#x} after notifications without a reason")
     await bench.serve(ring)
+
+
+@check(
+    "virtio14/ND1",
+    section="Available Buffer Notifications",
+    observe="notify with 32 bits: the queue, and the next available index; serve more requests than the queue has room",
+    needs=(EXERCISE, offers(Feature.NOTIFICATION_DATA)),
+)
+async def nd1(bench: Bench) -> None:
+    """With NOTIFICATION_DATA a notification has 32 bits, of which the upper say where the next entry will be."""
+    ring = await bench.start(Feature.NOTIFICATION_DATA, size=4)
+    for idx in range(1, ring.size + 2):
+        ring.offer(bench.chain(ring, bench.request()))
+        await bench.notify(bench.queue | idx << 16, 4)
+        await bench.wait_used(ring, idx)
+
+
+@check(
+    "virtio14/ND2",
+    section="Available Buffer Notifications",
+    observe="notify with queue_notif_config_data, and with NOTIFICATION_DATA where offered, in 32 bits; serve requests",
+    needs=(EXERCISE, offers(Feature.NOTIF_CONFIG_DATA)),
+)
+async def nd2(bench: Bench) -> None:
+    """With NOTIF_CONFIG_DATA a notification names its queue by queue_notif_config_data."""
+    for extra in ([], [Feature.NOTIFICATION_DATA]):
+        if extra and not bench.offered & Feature.NOTIFICATION_DATA.mask:
+            continue
+        ring = await bench.start(Feature.NOTIF_CONFIG_DATA, *extra)
+        await bench.select(bench.queue)
+        name = await bench.get("queue_notif_config_data")
+        for idx in range(1, 4):
+            ring.offer(bench.chain(ring, bench.request()))
+            await bench.notify(name | idx << 16 if extra else name, 4 if extra else 2)
+            await bench.wait_used(ring, idx)

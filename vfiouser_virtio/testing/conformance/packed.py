@@ -3,27 +3,30 @@
 from collections.abc import Sequence
 
 from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.protocols.virtio.pci import Isr
+from vfiouser_virtio.protocols.virtio.ring import PACKED_DESC_ALIGN, DescFlags, RingEventFlags
 from vfiouser_virtio.testing.conformance.bench import RING_SIZE, Bench
-from vfiouser_virtio.testing.conformance.checks import EXERCISE, READS, check, offers
-from vfiouser_virtio.testing.conformance.packed_ring import PackedDriverRing
+from vfiouser_virtio.testing.conformance.checks import EXERCISE, READS, SHOULD, check, offers
+from vfiouser_virtio.testing.conformance.packed_ring import DESC, PackedDriverRing
 from vfiouser_virtio.testing.conformance.placed import Placed
 from vfiouser_virtio.testing.conformance.verdicts import expect
 
 _PACKED = offers(Feature.RING_PACKED)
+_EVENTS = offers(Feature.RING_PACKED, Feature.EVENT_IDX)
 _NEEDS = (EXERCISE, _PACKED)
 
 
-async def _start(bench: Bench) -> PackedDriverRing:
+async def _start(bench: Bench, *extra: Feature, size: int = RING_SIZE) -> PackedDriverRing:
     """A running device; the ring is that of the exercise's queue, and the queues below it have empty ones."""
-    await bench.negotiate(Feature.RING_PACKED)
-    rings = [await _enable(bench, queue) for queue in range(bench.queue + 1)]
+    await bench.negotiate(Feature.RING_PACKED, *extra)
+    rings = [await _enable(bench, queue, size) for queue in range(bench.queue + 1)]
     await bench.driver_ok()
     return rings[-1]
 
 
-async def _enable(bench: Bench, queue: int) -> PackedDriverRing:
+async def _enable(bench: Bench, queue: int, size: int) -> PackedDriverRing:
     await bench.select(queue)
-    ring = PackedDriverRing(bench.memory, min(RING_SIZE, await bench.get("queue_size")))
+    ring = PackedDriverRing(bench.memory, min(size, await bench.get("queue_size")))
     await bench.place(ring, queue)
     return ring
 
@@ -134,3 +137,160 @@ async def pk5(bench: Bench) -> None:
         ids = list(range(1, len(placed.segments) + 1))
         seen, _length = await _serve(bench, ring, placed, ids)
         expect(seen == ids[-1], f"a list of descriptors with the ids {ids} is used with id {seen}")
+
+
+@check(
+    "virtio14/PK5-indirect",
+    section="Indirect Flag: Scatter-Gather Support",
+    observe="requests in tables of one to six entries, with ids in them, and WRITE on the descriptor of the table",
+    needs=(EXERCISE, offers(Feature.RING_PACKED, Feature.INDIRECT_DESC)),
+)
+async def pk5_indirect(bench: Bench) -> None:
+    """Ids inside of an indirect table are ignored, and so is WRITE on the descriptor that refers to it."""
+    ring = await _start(bench, Feature.INDIRECT_DESC)
+    for number in range(ring.size + 1):
+        placed = bench.request(pieces=1 + number % 3)
+        entries = [
+            DESC.pack(address, length, 0x7FFF, int(DescFlags.WRITE) * is_writable)
+            for address, length, is_writable in placed.segments
+        ]
+        table = bench.memory.alloc(DESC.size * len(entries), PACKED_DESC_ALIGN)
+        table.view[:] = b"".join(entries)
+        ring.write([(table.address, len(table.view), bool(number & 1))], [number], int(DescFlags.INDIRECT))
+        await bench.kick()
+        seen, length = await _used(bench, ring, 1)
+        complaint = placed.complaint(length)
+        expect(not complaint, complaint)
+        expect(seen == number, f"a table of buffer {number} is used with id {seen:#x}")
+
+
+@check(
+    "virtio14/PK5-size",
+    section="Structure Size and Alignment",
+    observe="a ring of a size that is no power of two, gone round more than twice",
+    needs=_NEEDS,
+)
+async def pk5_size(bench: Bench) -> None:
+    """The size of a packed queue does not have to be a power of two."""
+    ring = await _start(bench, size=7)
+    for _ in range(2 * ring.size + 1):
+        await _serve(bench, ring, bench.request())
+
+
+async def _notified(bench: Bench, ring: PackedDriverRing) -> bool:
+    """Serve one request; whether a used buffer notification comes with it, by ISR status: MSI-X is off."""
+    await bench.isr()
+    await _serve(bench, ring, bench.request())
+    return bool(await bench.wait_isr(Isr.QUEUE) & Isr.QUEUE)
+
+
+async def _silent(bench: Bench, ring: PackedDriverRing) -> bool:
+    """The opposite, which only takes as long as a notification might."""
+    await bench.isr()
+    await _serve(bench, ring, bench.request())
+    await bench.quiet()
+    return not await bench.isr() & Isr.QUEUE
+
+
+@check(
+    "virtio14/PK5-enable",
+    section="Driver and Device Event Suppression",
+    observe="ISR status after a request with flags 0 (ENABLE), whatever off_wrap says",
+    needs=_NEEDS,
+)
+async def pk5_enable(bench: Bench) -> None:
+    """With RING_EVENT_FLAGS_ENABLE every used buffer is notified."""
+    ring = await _start(bench)
+    for slot in (0, 5, 0x7FFF):
+        ring.ask(RingEventFlags.ENABLE, slot)
+        expect(await _notified(bench, ring), f"no notification with flags 0 (off_wrap {slot:#x})")
+
+
+@check(
+    "virtio14/PK5-disable",
+    section="Driver and Device Event Suppression",
+    keyword=SHOULD,
+    observe="ISR status after a request with flags 1 (DISABLE)",
+    needs=_NEEDS,
+)
+async def pk5_disable(bench: Bench) -> None:
+    """With RING_EVENT_FLAGS_DISABLE no used buffer is notified."""
+    ring = await _start(bench)
+    ring.ask(RingEventFlags.DISABLE)
+    expect(await _silent(bench, ring), "a notification although the driver's event flags are 1")
+
+
+@check(
+    "virtio14/PK5-desc",
+    section="Driver and Device Event Suppression",
+    observe="flags 2 (DESC) and the next used slot, all around the ring: ISR status after the request that uses it",
+    needs=(EXERCISE, _EVENTS),
+)
+async def pk5_desc(bench: Bench) -> None:
+    """With RING_EVENT_FLAGS_DESC using the descriptor at off_wrap is notified."""
+    ring = await _start(bench, Feature.EVENT_IDX, size=4)
+    for _ in range(2 * ring.size + 1):
+        ring.ask(RingEventFlags.DESC, *ring.next_used)
+        seen = await _notified(bench, ring)
+        expect(seen, f"no notification of the descriptor that off_wrap names, before slot {ring.next_used[0]}")
+
+
+@check(
+    "virtio14/PK5-desc-silent",
+    section="Driver and Device Event Suppression",
+    keyword=SHOULD,
+    observe="flags 2 (DESC) and the slot that was used last: ISR status after the next requests",
+    needs=(EXERCISE, _EVENTS),
+)
+async def pk5_desc_silent(bench: Bench) -> None:
+    """With RING_EVENT_FLAGS_DESC nothing but using the descriptor at off_wrap is notified."""
+    ring = await _start(bench, Feature.EVENT_IDX)  # so large that it is not gone round
+    past = ring.next_used
+    await _serve(bench, ring, bench.request())  # the first of all may always be notified
+    ring.ask(RingEventFlags.DESC, *past)
+    for _ in range(3):
+        slot, _wrap = ring.next_used
+        expect(await _silent(bench, ring), f"slot {slot} is notified although off_wrap is {past[0]}, of this round")
+
+
+@check(
+    "virtio14/PK5-device",
+    section="Driver and Device Event Suppression",
+    observe="flags of the device's event suppression structure after some requests, with EVENT_IDX and without",
+    needs=_NEEDS,
+)
+async def pk5_device(bench: Bench) -> None:
+    """The device asks for notifications with flags 0 or 1; with EVENT_IDX also 2."""
+    for extra in ([], [Feature.EVENT_IDX]):
+        if extra and not bench.offered & Feature.EVENT_IDX.mask:
+            continue
+        ring = await _start(bench, *extra)
+        for _ in range(4):
+            await _serve(bench, ring, bench.request())
+            seen, most = ring.device_flags, 2 if extra else 1
+            expect(seen <= most, f"the device's event flags are {seen:#x} {'with' if extra else 'without'} EVENT_IDX")
+
+
+@check(
+    "virtio14/RB2-packed",
+    section="Reserved Feature Bits",
+    observe="make four buffers available at once; ids of the used descriptors, and what is behind each in its batch",
+    needs=(EXERCISE, offers(Feature.RING_PACKED, Feature.IN_ORDER)),
+)
+async def rb2_packed(bench: Bench) -> None:
+    """With IN_ORDER the buffers of a packed queue are used in the order in which they were made available."""
+    ring = await _start(bench, Feature.IN_ORDER)
+    requests = [bench.request() for _ in range(4)]
+    for number, placed in enumerate(requests):
+        ring.write(placed.segments, [number] * len(placed.segments))
+    await bench.kick()
+    done = 0
+    while done < len(requests):
+        seen, _length = await _used(bench, ring, 0)
+        expect(done <= seen < len(requests), f"buffers 0 to 3 were made available, {seen} is used after {done} others")
+        batch = [len(placed.segments) for placed in requests[done : seen + 1]]
+        # Of a batch only the last buffer is shown, in the place of the first: behind it nothing is used (2.8.8).
+        also = [ring.peek_used(sum(batch[:number])) for number in range(1, len(batch))]
+        expect(not any(also), f"buffer {seen} stands for buffers {done} to {seen}, behind it are used {also}")
+        ring.take_used(sum(batch))
+        done = seen + 1

@@ -13,6 +13,7 @@ from vfiouser_virtio.protocols.virtio.ring import (
     desc_size,
     used_size,
 )
+from vfiouser_virtio.testing.conformance.verdicts import NotApplicable
 
 UNWRITTEN = 0xEEEE_EEEE
 """What used elements hold before the device writes them."""
@@ -46,7 +47,9 @@ class DriverRing:
     # ---- what the driver writes ----------------------------------------------------------------------------------
 
     def describe(self, index: int, descriptor: Descriptor) -> None:
-        """Store one descriptor."""
+        """Store one descriptor. Raises NotApplicable where the device's queues are too small for what is tried."""
+        if index >= self.size:
+            raise NotApplicable(f"needs a queue of more than {self.size} entries")
         DESC_CODEC.pack_into(self._desc.view, DESC_CODEC.size * index, *descriptor)
 
     def offer(self, *heads: int) -> None:

@@ -10,19 +10,23 @@ _SECTION = "Device Suspend"
 _SUSPEND = int(Status.SUSPEND)
 
 
-async def _suspend(bench: Bench) -> int:
-    """Ask for it, and wait for the end of it; returns the status then."""
-    await bench.set("device_status", DRIVER_OK | _SUSPEND)
-    status = 0
+async def _ask(bench: Bench, status: int, wanted: Status) -> int:
+    """Write a status, and wait until of SUSPEND and DRIVER_OK just one is set, or NEEDS_RESET; returns what is."""
+    await bench.set("device_status", status)
+    seen = 0
 
     async def ended() -> bool:
-        nonlocal status
-        status = await bench.get("device_status")
-        suspended = status & (Status.SUSPEND | Status.DRIVER_OK) == Status.SUSPEND
-        return suspended or bool(status & Status.NEEDS_RESET)
+        nonlocal seen
+        seen = await bench.get("device_status")
+        return seen & (Status.SUSPEND | Status.DRIVER_OK) == wanted or bool(seen & Status.NEEDS_RESET)
 
-    await bench.until(ended, "SUSPEND was set, the status is neither SUSPEND without DRIVER_OK nor NEEDS_RESET")
-    return status
+    otherwise = f"{status:#x} was written, the status has neither {wanted.name} alone of SUSPEND and DRIVER_OK, nor"
+    await bench.until(ended, f"{otherwise} NEEDS_RESET")
+    return seen
+
+
+async def _suspend(bench: Bench) -> int:
+    return await _ask(bench, DRIVER_OK | _SUSPEND, Status.SUSPEND)
 
 
 @check(
@@ -62,11 +66,17 @@ async def su2(bench: Bench) -> None:
 @check(
     "virtio14/SU3",
     section=_SECTION,
-    observe="suspend; the status becomes SUSPEND without DRIVER_OK, or NEEDS_RESET",
+    observe="suspend, resume: each time the status gets there, or is NEEDS_RESET; then serve a request",
     needs=(EXERCISE, offers(Feature.SUSPEND)),
 )
 async def su3(bench: Bench) -> None:
-    """A request to suspend ends in success or in NEEDS_RESET."""
+    """A request to suspend, or to resume, ends in success or in NEEDS_RESET."""
     ring = await bench.start(Feature.SUSPEND)
     await bench.serve(ring)
-    await _suspend(bench)
+    for _ in range(2):
+        status = await _suspend(bench)
+        if not status & Status.NEEDS_RESET:
+            status = await _ask(bench, status | Status.DRIVER_OK, Status.DRIVER_OK)
+        if status & Status.NEEDS_RESET:
+            return
+        await bench.serve(ring)

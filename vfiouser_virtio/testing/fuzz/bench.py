@@ -22,6 +22,7 @@ from vfiouser_virtio.testing.fuzz.ram import Ram
 from vfiouser_virtio.testing.fuzz.targets import TARGETS, Target
 from vfiouser_virtio.transports.pci import VIRTIO_BAR, VirtioPci
 from vfiouser_virtio.vfio_user import Listener, Server
+from vfiouser_virtio.virtio import Offer
 
 STANDSTILL = 20
 """Seconds of a whole case, after which the event loop counts as hung: every single wait in it is shorter."""
@@ -72,7 +73,7 @@ def _watchdog(case: Case) -> Iterator[None]:
 
 async def _run(case: Case, target: Target, log: LogWatch) -> Finding | None:
     device = target.make()
-    function = VirtioPci(device, name=case.target)
+    function = VirtioPci(device, name=case.target, offer=Offer(**case.offer))
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind("")  # a name of the kernel's, and nothing in the file system (unix(7): autobind)
     listening.listen(4)

@@ -24,6 +24,8 @@ class Case:
     """DMA requests have a socket of their own."""
     hello: bool = True
     """VERSION and the memory are sent before the first step; else the steps begin on a silent connection."""
+    offer: dict[str, Any] = field(default_factory=dict)
+    """What the device offers beside its type's features: arguments of `virtio.Offer`."""
     origin: str = ""
     shows: str = ""
     steps: list[Step] = field(default_factory=list)

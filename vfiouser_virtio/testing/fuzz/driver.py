@@ -5,7 +5,6 @@ The offsets are those of `VirtioPci`; the ring is written apart from the device'
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import trio
 import trio.testing
@@ -18,14 +17,13 @@ from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.protocols.virtio.ring import DescFlags
 from vfiouser_virtio.testing.fuzz.case import Memory
 from vfiouser_virtio.testing.fuzz.client import Client
+from vfiouser_virtio.testing.fuzz.driver_rings import DriverRing, PackedRing, SplitRing
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import (
     HEAP,
     HEAP_END,
     MAX_RINGS,
     PIECES,
-    RING_STRIDE,
-    RINGS,
     TABLES,
     TABLES_END,
     Ram,
@@ -34,6 +32,8 @@ from vfiouser_virtio.transports.pci import COMMON, NOTIFY, NOTIFY_MULTIPLIER, VI
 
 RESET_PATIENCE = 5.0
 """Seconds until the status must read 0 after a 0 was written."""
+SUSPEND_PATIENCE = 7.0
+"""Seconds for SUSPEND: the device may wait 5 s for what is under way."""
 BUFFER_PATIENCE = 4.0
 """Seconds that a device may keep a buffer that it has no reason to keep."""
 
@@ -44,39 +44,6 @@ _MEMORY_AND_MASTER = 0x6
 _FEATURE_WORDS = 4
 
 
-@dataclass(slots=True)
-class Ring:
-    """The driver's side of one split queue, at its place in `Ram`."""
-
-    index: int
-    size: int
-    avail_idx: int = 0
-    next_free: int = 0
-    seen: int = 0
-    """used.idx up to which `pending` was looked at."""
-    pending: dict[int, int] = field(default_factory=dict)
-    """Heads that are with the device, and how many descriptors each takes."""
-    hostile: bool = False
-    """Something was done to it that no driver does: nothing is promised any more."""
-
-    @property
-    def desc(self) -> int:
-        return RINGS + RING_STRIDE * self.index
-
-    @property
-    def avail(self) -> int:
-        return self.desc + 0x800
-
-    @property
-    def used(self) -> int:
-        return self.desc + 0x1000
-
-    @property
-    def free(self) -> int:
-        """Descriptors that no pending chain takes."""
-        return self.size - sum(self.pending.values())
-
-
 class Driver:
     """A driver on one connection. Every call comes back early where the server has hung up."""
 
@@ -85,7 +52,7 @@ class Driver:
         self.ram = ram
         self.bounds = bounds
         self.memory: Memory = memory
-        self.rings: list[Ring] = []
+        self.rings: list[DriverRing] = []
         self.features = 0
         """What was accepted in the last `bring_up`."""
         self._pm_cap: int | None = None
@@ -185,18 +152,41 @@ class Driver:
             self.set_common("driver_feature", offered & features >> 32 * word)
             self.features |= (offered & features >> 32 * word) << 32 * word
         self.set_common("device_status", _READY)
+        make = PackedRing if self.has(Feature.RING_PACKED) else SplitRing
         for index, largest in enumerate(self._queue_sizes):
             self.set_common("queue_select", index)
-            ring = Ring(index, min(size, largest))
-            self.ram.write(ring.desc, bytes(RING_STRIDE))
+            ring = make(self.ram, index, min(size, largest))
             self.rings.append(ring)
             self.set_common("queue_size", ring.size)
             self.set_common("queue_desc", ring.desc)
-            self.set_common("queue_driver", ring.avail)
-            self.set_common("queue_device", ring.used)
+            self.set_common("queue_driver", ring.driver)
+            self.set_common("queue_device", ring.device)
             self.set_common("queue_enable", 1)
         self.set_common("device_status", _READY | Status.DRIVER_OK)
         await self._sync()
+
+    def has(self, feature: Feature) -> bool:
+        """Whether it was accepted."""
+        return bool(self.features & feature.mask)
+
+    async def suspend(self) -> None:
+        """Stop a running device, and let it go on. Raises Found where it does neither, nor needs a reset."""
+        for asked, wanted in ((Status.SUSPEND, Status.SUSPEND), (Status.SUSPEND | Status.DRIVER_OK, Status.DRIVER_OK)):
+            status = await self.common("device_status")
+            if self.client.closed.is_set() or not status or status & Status.NEEDS_RESET:
+                return
+            self.set_common("device_status", status | asked)
+            await self._wait_suspended(wanted)
+
+    async def _wait_suspended(self, wanted: Status) -> None:
+        with trio.move_on_after(SUSPEND_PATIENCE):
+            while not self.client.closed.is_set():
+                status = await self.common("device_status")
+                if status & (Status.SUSPEND | Status.DRIVER_OK) == wanted or status & Status.NEEDS_RESET:
+                    return
+                await trio.lowlevel.checkpoint()
+            return
+        raise Found("hang", f"of SUSPEND and DRIVER_OK not just {wanted.name} within {SUSPEND_PATIENCE} s", "suspend")
 
     async def _sync(self) -> None:
         """What was posted has been done, and the oracle knows the rings."""
@@ -224,79 +214,44 @@ class Driver:
     def offer(
         self, queue: int, readable: Sequence[bytes], writable: Sequence[int], *, indirect: bool = False
     ) -> tuple[int, list[int]] | None:
-        """Make a chain available; its head and its writable addresses. None where the ring has no room."""
+        """Make a chain available; its name and its writable addresses. None where the ring has no room."""
         if queue >= len(self.rings):
             return None
         ring = self.rings[queue]
-        self.collect(ring)
+        ring.collect()
         buffers = [(self.alloc(len(data)), len(data), 0) for data in readable]
         for (address, _, _), data in zip(buffers, readable, strict=True):
             self.ram.write(address, data)
         buffers += [(self.alloc(size), size, int(DescFlags.WRITE)) for size in writable]
-        needed = 1 if indirect else len(buffers)
-        if not buffers or ring.free < needed:
+        if not buffers:
             return None
-        head = ring.next_free
-        while head in ring.pending:  # chains end in any order
-            head = (head + 1) % ring.size
-        indexes = self._indexes(ring, head, needed)
-        if len(indexes) < needed:
-            return None
+        segments = buffers
         if indirect:
-            table = b"".join(_descriptor(buffers, n, n + 1) for n in range(len(buffers)))
+            table = ring.table(buffers)
             if self._tables + len(table) > TABLES_END:
                 self._tables = TABLES
             address, self._tables = self._tables, self._tables + len(table)
             self.ram.write(address, table)
-            entry = struct.pack("<QIHH", address, len(table), DescFlags.INDIRECT, 0)
-            self.ram.write(ring.desc + 16 * indexes[0], entry)
-        else:
-            for n, index in enumerate(indexes):
-                following = indexes[n + 1] if n + 1 < needed else 0
-                self.ram.write(ring.desc + 16 * index, _descriptor(buffers, n, following))
-        ring.pending[head] = needed
-        ring.next_free = (indexes[-1] + 1) % ring.size
-        self.expose(ring, [head])
-        return head, [address for address, _, flags in buffers if flags]
-
-    @staticmethod
-    def _indexes(ring: Ring, head: int, needed: int) -> list[int]:
-        taken = {(first + n) % ring.size for first, count in ring.pending.items() for n in range(count)}
-        found = [(head + n) % ring.size for n in range(needed)]
-        return [] if taken & set(found) else found  # contiguous, so that `pending` says which they are
-
-    def expose(self, ring: Ring, heads: Sequence[int], jump: int = 0) -> None:
-        """Put heads into the available ring and move its index behind them, or ``jump`` further."""
-        for head in heads:
-            self.ram.write(ring.avail + 4 + 2 * (ring.avail_idx % ring.size), struct.pack("<H", head))
-            ring.avail_idx = ring.avail_idx + 1 & 0xFFFF
-        ring.avail_idx = ring.avail_idx + jump & 0xFFFF
-        self.ram.write(ring.avail + 2, struct.pack("<H", ring.avail_idx))
+            segments = [(address, len(table), int(DescFlags.INDIRECT))]
+        name = ring.show(segments)
+        if name is None:
+            return None
         self.bounds.note()
+        return name, [address for address, _, flags in buffers if flags]
 
     async def kick(self, queue: int) -> None:
         """The available buffer notification, whether the device asked for it or not."""
-        self.write(VIRTIO_BAR, NOTIFY + NOTIFY_MULTIPLIER * queue, queue.to_bytes(2, "little"))
+        data = queue.to_bytes(2, "little")
+        if self.has(Feature.NOTIFICATION_DATA) and queue < len(self.rings):
+            data += self.rings[queue].next_available.to_bytes(2, "little")
+        self.write(VIRTIO_BAR, NOTIFY + NOTIFY_MULTIPLIER * queue, data)
         await self.client.flush()
 
-    def collect(self, ring: Ring) -> dict[int, int]:
-        """What the device has given back since the last look: used lengths by head."""
-        (index,) = struct.unpack("<H", self.ram.read(ring.used + 2, 2))
-        used: dict[int, int] = {}
-        while ring.seen != index and not ring.hostile:
-            head, length = struct.unpack("<II", self.ram.read(ring.used + 4 + 8 * (ring.seen % ring.size), 8))
-            if head not in ring.pending:
-                raise Found("reply", f"queue {ring.index}: head {head:#x} comes back, which the device does not have")
-            del ring.pending[head]
-            used[head] = length
-            ring.seen = ring.seen + 1 & 0xFFFF
-        return used
-
-    async def wait_used(self, ring: Ring, head: int) -> int | None:
+    async def wait_used(self, ring: DriverRing, head: int) -> int | None:
         """The used length of a chain; None if the device needs a reset or the server hung up. Raises Found: a hang."""
         with trio.move_on_after(BUFFER_PATIENCE):
             while True:
-                used = self.collect(ring)
+                used = ring.collect()
                 if head in used:
                     return used[head]
                 if self.client.closed.is_set() or await self.common("device_status") & Status.NEEDS_RESET:
@@ -315,9 +270,3 @@ class Driver:
             raise Found("broken", f"queue {queue}: a good request gets no answer", "request")
         data = b"".join(self.ram.read(address, size) for address, size in zip(addresses, writable, strict=True))
         return length, data
-
-
-def _descriptor(buffers: Sequence[tuple[int, int, int]], n: int, following: int) -> bytes:
-    address, length, flags = buffers[n]
-    more = n + 1 < len(buffers)
-    return struct.pack("<QIHH", address, length, flags | DescFlags.NEXT * more, following if more else 0)

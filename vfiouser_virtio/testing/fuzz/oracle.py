@@ -23,7 +23,15 @@ from types import TracebackType
 
 import trio
 
-from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags, desc_size, used_size
+from vfiouser_virtio.protocols.virtio.ring import (
+    DESC_CODEC,
+    PACKED_DESC_CODEC,
+    PACKED_EVENT_SIZE,
+    DescFlags,
+    desc_size,
+    packed_desc_size,
+    used_size,
+)
 from vfiouser_virtio.testing.fuzz.ram import Ram
 from vfiouser_virtio.virtio import Device
 
@@ -161,9 +169,21 @@ class Bounds:
     def note(self) -> None:
         """Take in the rings and chains as they are in memory now. Generous: whatever a descriptor names is allowed."""
         for queue in self._device.queues:
-            if queue.enabled:
+            if queue.enabled and queue.features.packed:
+                self._ranges.add((queue.desc, packed_desc_size(queue.size)))
+                self._ranges.add((queue.device, PACKED_EVENT_SIZE))
+                self._note_descriptors(queue.desc, queue.size)
+            elif queue.enabled:
                 self._ranges.add((queue.device, used_size(queue.size)))
                 self._note_chains(queue.desc, queue.driver, queue.size)
+
+    def _note_descriptors(self, desc: int, size: int) -> None:
+        """Of a packed ring: all that there are, whether available or not."""
+        for address, length, _, flags in PACKED_DESC_CODEC.iter_unpack(self._ram.read(desc, packed_desc_size(size))):
+            if flags & DescFlags.INDIRECT:
+                self._note_table(address, length, flags_at=3)
+            elif flags & DescFlags.WRITE:
+                self._ranges.add((address, length))
 
     def _note_chains(self, desc: int, avail: int, size: int) -> None:
         table = self._ram.read(desc, desc_size(size))
@@ -175,18 +195,17 @@ class Bounds:
                 seen.add(index)
                 address, length, flags, index = DESC_CODEC.unpack_from(table, 16 * index)
                 if flags & DescFlags.INDIRECT:
-                    self._note_table(address, length)
+                    self._note_table(address, length, flags_at=2)
                 elif flags & DescFlags.WRITE:
                     self._ranges.add((address, length))
                 if not flags & DescFlags.NEXT:
                     break
 
-    def _note_table(self, address: int, length: int) -> None:
-        for address_, length_, flags, _ in DESC_CODEC.iter_unpack(
-            self._ram.read(address, min(length // 16, _MAX_TABLE) * 16)
-        ):
-            if flags & DescFlags.WRITE:
-                self._ranges.add((address_, length_))
+    def _note_table(self, address: int, length: int, *, flags_at: int) -> None:
+        count = min(length // DESC_CODEC.size, _MAX_TABLE)
+        for entry in DESC_CODEC.iter_unpack(self._ram.read(address, count * DESC_CODEC.size)):
+            if entry[flags_at] & DescFlags.WRITE:
+                self._ranges.add(entry[:2])
 
     def forget(self) -> None:
         """The device has been reset: it may store nothing at all."""

@@ -8,12 +8,13 @@ import trio.testing
 
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, MessageFlags
-from vfiouser_virtio.protocols.virtio.features import Status
+from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
 from vfiouser_virtio.testing.fuzz import fd_kinds
 from vfiouser_virtio.testing.fuzz.case import Case, Memory, Step
 from vfiouser_virtio.testing.fuzz.client import HEADER_SIZE, Client, hello
 from vfiouser_virtio.testing.fuzz.driver import BUFFER_PATIENCE, Driver
+from vfiouser_virtio.testing.fuzz.driver_rings import PackedRing, SplitRing
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import PIECES, Ram
 from vfiouser_virtio.testing.fuzz.targets import Target
@@ -181,7 +182,7 @@ class Performer:
         if self._disturbed or self._unmapped or self.client.lied or not self.client.in_step:
             return ""
         for ring in self.driver.rings:
-            self.driver.collect(ring)
+            ring.collect()
             if ring.pending and not ring.hostile and not self.target.keeps(ring.index, self.driver.features):
                 return f"queue {ring.index}: buffer {min(ring.pending):#x}"
         return ""
@@ -214,16 +215,31 @@ class Performer:
         self._hostile(queue)
 
     async def do_avail(self, queue: int, heads: Sequence[int], jump: int = 0, flags: int = 0) -> None:
-        """Make heads available, and move the index ``jump`` further than that."""
+        """Make heads of a split ring available, and move the index ``jump`` further than that."""
         for ring in self.driver.rings[queue : queue + 1]:
             self._hostile(queue)
-            self.ram.write(ring.avail, struct.pack("<H", flags))
-            self.driver.expose(ring, heads, jump)
+            if isinstance(ring, SplitRing):
+                self.ram.write(ring.driver, struct.pack("<H", flags))
+                ring.expose(heads, jump)
+                self.bounds.note()
+
+    async def do_packed(self, queue: int, entries: Sequence[Sequence[int]], raw: bool = False) -> None:
+        """Descriptors of a packed ring, (address, length, id, flags) each, where its next ones belong."""
+        for ring in self.driver.rings[queue : queue + 1]:
+            self._hostile(queue)
+            if isinstance(ring, PackedRing):
+                ring.store([(address, length, name, flags) for address, length, name, flags in entries], raw=raw)
+                self.bounds.note()
 
     async def do_used_event(self, queue: int, value: int) -> None:
-        """After which used entry the driver wants an interrupt."""
+        """After what the driver wants an interrupt."""
         for ring in self.driver.rings[queue : queue + 1]:
-            self.ram.write(ring.avail + 4 + 2 * ring.size, struct.pack("<H", value))
+            ring.ask(value)
+
+    async def do_suspend(self) -> None:
+        """SUSPEND, and on again."""
+        if self.driver.has(Feature.SUSPEND):
+            await self.driver.suspend()
 
     def _hostile(self, queue: int | None = None) -> None:
         for ring in self.driver.rings:

@@ -1,4 +1,4 @@
-"""Split rings (virtio 1.4, 2.7) as no driver writes them, and some as every driver does, to get deep."""
+"""Rings, split and packed (virtio 1.4, 2.7 and 2.8), as no driver writes them, and as all drivers do, to get deep."""
 
 from random import Random
 
@@ -13,32 +13,33 @@ _LENGTHS = (0, 1, 2, 15, 16, 17, 512, 4095, 4096, 0x10000, 0x20000, 0x7FFFFFFF, 
 _EDGES = tuple(edge for piece in PIECES for edge in (piece.address, piece.address + piece.size))
 
 
-def generate(random: Random, case: Case) -> list[Step]:  # noqa: ARG001 - all generators look alike
+def generate(random: Random, case: Case) -> list[Step]:
     """Descriptor tables, indirect tables and available rings, kicks, and changes of the memory under all of it."""
     size = random.choice((1, 2, 4, 8, 16, 64))
-    steps: list[Step] = [{"do": "bring_up", "size": size, "features": _features(random)}]
+    features = _features(random)
+    steps: list[Step] = [{"do": "bring_up", "size": size, "features": features}]
     hostile = random.random() < 0.8
     for _ in range(random.randint(3, 30)):
         queue = 0 if random.random() < 0.8 else random.randrange(4)
         roll = random.random()
-        if roll < 0.35 and hostile:
+        packed = bool(case.offer.get("packed")) and features & Feature.RING_PACKED.mask
+        if roll < 0.45 and hostile and packed:
+            steps += [_packed(random, queue), {"do": "kick", "queue": queue}]
+        elif roll < 0.35 and hostile:
             steps.append(_descriptors(random, queue, size))
-        elif roll < 0.45 and hostile:
+        elif roll < 0.55 and hostile:
             entries = [_descriptor(random, size, indirect=True) for _ in range(random.randint(1, 8))]
             steps.append({"do": "table", "at": TABLES + 16 * random.randrange(4), "entries": entries})
         elif roll < 0.70 and hostile:
             steps.append(_avail(random, queue, size))
             steps.append({"do": "kick", "queue": queue})
-        elif roll < 0.88:
+        elif roll < 0.86:
             steps.append(_request(random, queue))
+        elif roll < 0.88:
+            steps.append({"do": "suspend"})
         elif roll < 0.90:
-            steps.append(
-                {
-                    "do": "used_event",
-                    "queue": queue,
-                    "value": random.choice((0, 1, 0x7FFF, 0xFFFF, random.getrandbits(16))),
-                }
-            )
+            value = random.choice((0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, random.getrandbits(16)))
+            steps.append({"do": "used_event", "queue": queue, "value": value})
         elif roll < 0.93:
             steps.append({"do": random.choice(("settle", "settle", "pause"))})
         elif roll < 0.95:
@@ -49,17 +50,18 @@ def generate(random: Random, case: Case) -> list[Step]:  # noqa: ARG001 - all ge
             at = random.randrange(RINGS, RINGS + RING_STRIDE)
             steps.append({"do": "poke", "at": at, "data": random.randbytes(random.choice((1, 2, 8))).hex()})
         else:
-            steps.append({"do": "bring_up", "size": size, "features": _features(random)})
+            features = _features(random)
+            steps.append({"do": "bring_up", "size": size, "features": features})
     steps.append({"do": "settle"})
     return steps
 
 
 def _features(random: Random) -> int:
     features = _ALL
-    for feature in (Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.RING_RESET):
+    for feature in (Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.RING_RESET, Feature.IN_ORDER):
         if random.random() < 0.3:
             features &= ~feature.mask
-    return features
+    return features if random.random() < 0.9 else features & ~Feature.RING_PACKED.mask
 
 
 def _address(random: Random) -> int:
@@ -95,6 +97,24 @@ def _descriptors(random: Random, queue: int, size: int) -> Step:
     else:
         entries = [_descriptor(random, size) for _ in range(random.randint(1, 4))]
     return {"do": "descriptors", "queue": queue, "first": first, "entries": entries}
+
+
+def _packed(random: Random, queue: int) -> Step:
+    """Descriptors of a packed ring; mostly a list as it should be, with odd buffers, ids or flags in it."""
+    entries: list[list[int]] = []
+    count = random.choice((1, 1, 2, 3, 8))
+    written = random.randint(0, count)
+    for n in range(count):
+        address, length, flags, name = _descriptor(random, 8)
+        if random.random() < 0.8:
+            flags = flags & 4 | (2 if n >= written else 0) | (n + 1 < count)
+        entries.append([address, length, name, flags])
+    step: Step = {"do": "packed", "queue": queue, "entries": entries}
+    if random.random() < 0.1:
+        for entry in entries:
+            entry[3] |= random.choice((0, 0x80, 0x8000, 0x8080))
+        step["raw"] = True
+    return step
 
 
 def _avail(random: Random, queue: int, size: int) -> Step:

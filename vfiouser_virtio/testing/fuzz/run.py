@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from vfiouser_virtio.testing.fuzz import messages, registers, requests, rings
 from vfiouser_virtio.testing.fuzz.bench import run_case
@@ -16,6 +16,16 @@ from vfiouser_virtio.testing.fuzz.targets import TARGETS, Target
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MINIMIZE_SECONDS = 60.0
+
+# What devices offer in the cases; by default first.
+_OFFERS: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {"in_order": True, "suspend": True},
+    {"packed": True},
+    {"packed": True, "suspend": True, "notification_data": True},
+    {"packed": True, "in_order": True, "notif_config_data": True},
+)
 
 _GENERATORS: dict[Kind, Callable[[random.Random, Case], list[Step]]] = {
     "messages": messages.generate,
@@ -30,6 +40,7 @@ def generate(kind: Kind, seed: int, index: int, targets: Sequence[str] = tuple(T
     chance = random.Random(f"{kind}:{seed}:{index}")
     memory: Memory = chance.choice(get_args(Memory))
     case = Case(kind, chance.choice(targets), memory, twin=chance.random() < 0.2, origin=f"{kind}:{seed}:{index}")
+    case.offer = chance.choice(_OFFERS)
     case.steps = _GENERATORS[kind](chance, case)
     return case
 

@@ -138,7 +138,12 @@ def _disk_in_a_file() -> Device:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "disk")
         path.write_bytes(bytes(DISK_SIZE))
-        return Blk(path=path, num_queues=1, queue_size=64, serial="in a file")
+        return _with_small_queues(Blk(path=path, num_queues=1, serial="in a file"))
+
+
+def _with_small_queues(device: Device) -> Device:
+    device.resize_queues(64)
+    return device
 
 
 def _console_keeps(index: int, features: int) -> bool:
@@ -149,7 +154,7 @@ def _console_keeps(index: int, features: int) -> bool:
 TARGETS: dict[str, Target] = {
     "echo": Target(Echo, _echo_works),
     "rng": Target(Rng, _rng_works),
-    "blk": Target(lambda: Blk(size=Size(DISK_SIZE), num_queues=2, queue_size=64), _blk_works, requests="blk"),
+    "blk": Target(lambda: _with_small_queues(Blk(size=Size(DISK_SIZE), num_queues=2)), _blk_works, requests="blk"),
     "blk-file": Target(_disk_in_a_file, _blk_works, requests="blk"),
     "console": Target(
         lambda: Console(chardev=[Loopback(), Loopback()], name=["", "second"]),

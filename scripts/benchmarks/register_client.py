@@ -1,0 +1,86 @@
+"""The end that measures registers: registers.c where there is a C compiler, else Python."""
+
+import os
+import statistics
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from benchmarks.client import Client
+
+
+class Register(NamedTuple):
+    """Where a server has 8 bytes that can be read, and 4 that can be written."""
+
+    region: int
+    read: int
+    write: int
+
+
+class RegisterClient(Protocol):
+    """A connected client; times are in µs."""
+
+    pid: int
+
+    def read(self, count: int, think_us: int) -> float:
+        """The median of round trips, each after a pause."""
+        ...
+
+    def write(self, count: int) -> float:
+        """One of many posted writes."""
+        ...
+
+
+def connect(program: Path | None, path: str, register: Register, stack: ExitStack) -> RegisterClient:
+    """A client for as long as the stack lasts; ``program`` is registers.c compiled."""
+    if program is not None:
+        return _InC(program, path, register, stack)
+    return _InPython(stack.enter_context(Client(path)), register)
+
+
+class _InC:
+    def __init__(self, program: Path, path: str, register: Register, stack: ExitStack) -> None:
+        command = [str(program), "client", path, str(register.region)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._input, self._output = process.stdin, process.stdout
+        stack.enter_context(process)
+        self.pid = process.pid
+        self._register = register
+
+    def read(self, count: int, think_us: int) -> float:
+        return self._ask(f"read {self._register.read} {count} {think_us}")
+
+    def write(self, count: int) -> float:
+        return self._ask(f"write {self._register.write} {count}")
+
+    def _ask(self, what: str) -> float:
+        print(what, file=self._input, flush=True)
+        return float(self._output.readline()) / 1e3
+
+
+class _InPython:
+    def __init__(self, client: Client, register: Register) -> None:
+        self.pid = os.getpid()
+        self._client = client
+        self._register = register
+
+    def read(self, count: int, think_us: int) -> float:
+        return statistics.median(self._round_trip(think_us) for _ in range(count))
+
+    def _round_trip(self, think_us: int) -> float:
+        if think_us:
+            time.sleep(think_us / 1e6)
+        begin = time.perf_counter()
+        self._client.read(self._register.region, self._register.read, 8)
+        return (time.perf_counter() - begin) * 1e6
+
+    def write(self, count: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(count):
+            self._client.post(self._register.region, self._register.write, bytes(4))
+        self._client.read(self._register.region, self._register.read, 8)
+        return (time.perf_counter() - begin) * 1e6 / count

@@ -1,0 +1,163 @@
+"""io_uring from Python: the real kernel, real files, and every way in which a request ends."""
+
+import errno
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from vfiouser_virtio.backends.file import FileBackend
+from vfiouser_virtio.backends.io_uring import IoUring
+from vfiouser_virtio.protocols.io_uring import Op
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+async def ring() -> AsyncIterator[IoUring]:
+    ring = IoUring(8)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ring.serve)
+        yield ring
+        nursery.cancel_scope.cancel()
+    ring.close()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+async def result_of(ring: IoUring, op: Op, fd: int, offset: int, segments: list[memoryview]) -> int:
+    ended = trio.Event()
+    results = []
+
+    def done(result: int) -> None:
+        results.append(result)
+        ended.set()
+
+    ring.start(op, fd, offset, segments, done)
+    with trio.fail_after(10):
+        await ended.wait()
+    [result] = results
+    return result
+
+
+async def test_segments_are_filled_in_order(ring: IoUring, disk: Path) -> None:
+    buffers = [bytearray(size) for size in (1, 4095, 8192, 3)]
+    with disk.open("rb") as file:
+        assert await result_of(ring, Op.READV, file.fileno(), 100, [memoryview(b) for b in buffers]) == 12291
+    assert b"".join(buffers) == disk.read_bytes()[100 : 100 + 12291]
+
+
+async def test_read_only_views_are_written(ring: IoUring, disk: Path) -> None:
+    with disk.open("r+b") as file:
+        segments = [memoryview(b"abc"), memoryview(bytearray(b"defg")).toreadonly()]
+        assert await result_of(ring, Op.WRITEV, file.fileno(), 10, segments) == 7
+        assert await result_of(ring, Op.FSYNC, file.fileno(), 0, []) == 0
+    assert disk.read_bytes()[10:17] == b"abcdefg"
+
+
+async def test_a_failure_is_an_errno(ring: IoUring, disk: Path) -> None:
+    with disk.open("rb") as file:
+        assert await result_of(ring, Op.WRITEV, file.fileno(), 0, [memoryview(b"x")]) == -errno.EBADF
+        assert await result_of(ring, Op.READV, file.fileno(), SIZE, [memoryview(bytearray(1))]) == 0
+
+
+async def test_many_more_requests_than_entries_one_after_another(ring: IoUring, disk: Path) -> None:
+    content = disk.read_bytes()
+    left, finished = list(range(1000)), trio.Event()
+    under_way = 0
+    with disk.open("rb") as file:
+
+        def begin() -> None:
+            nonlocal under_way
+            while left and ring.has_room:
+                number = left.pop()
+                buffer = bytearray(512)
+                under_way += 1
+
+                def done(result: int, number: int = number, buffer: bytearray = buffer) -> None:
+                    nonlocal under_way
+                    under_way -= 1
+                    assert result == 512
+                    assert buffer == content[number * 512 : number * 512 + 512]
+                    begin()
+                    if not left and not under_way:
+                        finished.set()
+
+                ring.start(Op.READV, file.fileno(), number * 512, [memoryview(buffer)], done)
+
+        begin()
+        with trio.fail_after(30):
+            await finished.wait()
+    assert not ring.busy
+
+
+async def test_what_waits_for_data_can_be_given_up(ring: IoUring) -> None:
+    reader, writer = os.pipe()
+    try:
+        results: list[int] = []
+        buffer = bytearray(10)
+        tag = ring.start(Op.READV, reader, 0, [memoryview(buffer)], results.append)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert (results, ring.busy) == ([], True)
+        ring.cancel(tag)
+        with trio.fail_after(10):
+            while ring.busy:
+                await trio.sleep(0.001)
+        assert results == [-errno.ECANCELED]
+        os.write(writer, b"too late")
+        assert buffer == bytes(10)
+        ring.cancel(tag)  # it has ended: nothing happens
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+async def test_serve_ends_only_when_nothing_is_under_way() -> None:
+    ring = IoUring(4)
+    reader, writer = os.pipe()
+    results: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ring.serve)
+        ring.start(Op.READV, reader, 0, [memoryview(bytearray(10))], results.append)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.02)
+            assert results == []
+            os.write(writer, b"data")
+    assert results == [4]
+    ring.close()
+    os.close(reader)
+    os.close(writer)
+
+
+async def test_a_request_beyond_the_file_fails_after_its_data(disk: Path) -> None:
+    backend = FileBackend(disk)
+    errors: list[OSError | None] = []
+    os.truncate(disk, SIZE - 4096)
+    buffer = bytearray(8192)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backend.serve)
+        assert backend.start_read(SIZE - 8192, [memoryview(buffer)], errors.append) is not None
+        with trio.fail_after(10):
+            while not errors:
+                await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()
+    backend.close()
+    assert isinstance(errors[0], OSError)
+    assert errors[0].errno == errno.EIO
+    assert buffer[:4096] == disk.read_bytes()[-4096:]
+
+
+async def test_no_descriptor_is_left(disk: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    backend = FileBackend(disk)
+    backend.close()
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,100 @@
+"""Every benchmark runs, and measures what it says: a short run, and no look at how fast it was."""
+
+import json
+import shutil
+from collections.abc import Sequence
+
+import pytest
+from benchmarks import first_request, guest_io, processes, registers, rings, scaling, stall, startup
+from benchmarks.measure import Options, Row
+from benchmarks.server import served
+
+from vfiouser_virtio.cli.qemu_command import qemu_device
+
+SHORT = Options(rounds=1, quick=True)
+
+
+def check(rows: Sequence[Row], *contenders: str) -> dict[str, Row]:
+    """Each metric once, with figures that can be true, and with targets only for contenders that there are."""
+    found = {row.metric: row for row in rows}
+    assert len(found) == len(rows)
+    for row in rows:
+        for figures in (row.ours, *row.theirs.values()):
+            assert len(figures) == len(row.ours)
+            assert all(figure >= 0 for figure in figures)
+    assert {name for row in rows for name in row.theirs} == set(contenders)
+    return found
+
+
+@pytest.mark.slow
+def test_startup() -> None:
+    rows = check(startup.run(SHORT), "python -c pass", "python -c 'import trio'", "1 device")
+    # A process cannot start before Python has, nor be smaller.
+    start = rows["start to ready"]
+    assert min(start.ours) > min(start.theirs["python -c pass"]) > 1
+    assert rows["memory, 1 device"].ours[0] > 10
+    assert "CPU of 10 idle devices" in rows
+
+
+def test_first_request_and_stall() -> None:
+    assert set(check(first_request.run(SHORT))) == set(first_request.LIMITS_MS)
+    check(stall.run(SHORT), "idle")
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_rings(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiler and not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    if not compiler:
+        monkeypatch.setattr("benchmarks.compiler.shutil.which", lambda name: None)
+    notes: list[str] = []
+    rows = rings.run(Options(rounds=1, quick=True, note=notes.append))
+    found = {row.metric: row for row in rows}
+    assert len(found) == len(rows) == 2 * (3 * 3 + 1)
+    assert sum(bool(row.targets) for row in rows) == len(rings.TARGETS)
+    for row in rows:
+        assert set(row.theirs) == ({"C loop"} if compiler and "no EVENT_IDX" not in row.metric else set())
+        # Nothing in Python is as fast as this, and nothing that works as slow.
+        assert 0.001 < row.ours[0] < min((figures[0] for figures in row.theirs.values()), default=100)
+    assert len(notes) == (not compiler)
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_registers(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiler and not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    if not compiler:
+        monkeypatch.setattr("benchmarks.compiler.shutil.which", lambda name: None)
+    notes: list[str] = []
+    rows = registers.run(Options(rounds=1, quick=True, note=notes.append))
+    found = check(rows, *(["C echo"] if compiler else []))
+    assert found["posted write, two CPUs"].ours[0] > 0
+    assert len(notes) == (1 if compiler else 2)
+
+
+@pytest.mark.slow
+def test_scaling_and_processes() -> None:
+    rows = check(scaling.run(SHORT), *(next(iter(series)) for series in scaling.SERIES))
+    assert rows["size: 256 KiB"].ours[0] > 1
+    check(processes.run(SHORT), "in one process", "apart, other idle")
+
+
+@pytest.mark.qemu
+@pytest.mark.slow
+def test_guest_io_with_a_variant_and_a_peer() -> None:
+    notes: list[str] = []
+    with served("blk,size=16M") as (path,):
+        options = Options(
+            rounds=1,
+            quick=True,
+            only="randread 4 KiB QD32|randwrite 4 KiB QD1|console",
+            variants=["packed=off"],
+            peers=[json.dumps(qemu_device("another", path))],
+            note=notes.append,
+        )
+        rows = check(guest_io.run(options), "built-in", "vhost-user-blk", "ours packed=off", "peer 1")
+    assert all(row.ours[0] > 0 for row in rows.values())
+    assert set(rows["console output"].theirs) == {"built-in"}
+    assert set(rows["randread 4 KiB QD32"].targets) == {"built-in", "vhost-user-blk"}
+    assert len(rows) == 2 + 2 + 1 + 1
+    assert notes == [f"peer 1 is {options.peers[0]}"]

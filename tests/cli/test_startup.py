@@ -1,0 +1,51 @@
+"""A server starts with what it needs: half of its start is imports, and more of them creep in unseen."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from vfiouser_virtio import vfio_user
+
+_WHAT_IS_LOADED = """
+import sys
+from vfiouser_virtio.cli import main
+from vfiouser_virtio.cli.device_setup import setups
+from vfiouser_virtio.cli.device_specs import parse_device
+from vfiouser_virtio.cli.serving import serving
+[setup] = setups([parse_device("rng")])
+setup.create().device.close()
+print(*sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> set[str]:
+    """The modules of a process that is about to serve an entropy device."""
+    command = [sys.executable, "-c", _WHAT_IS_LOADED]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "vfiouser_virtio.devices.blk",  # other devices
+        "vfiouser_virtio.vfio_user.client",  # the other end of the socket
+        "vfiouser_virtio.guest",
+        "vfiouser_virtio.vm",
+        "vfiouser_virtio.testing",
+        "http.client",  # libvirt's XML, by way of xml.sax.saxutils
+        "tomllib",  # --config
+    ],
+)
+def test_a_server_does_without(loaded: set[str], module: str) -> None:
+    assert "vfiouser_virtio.devices.rng" in loaded
+    assert module not in loaded
+
+
+def test_what_is_imported_late_is_there_all_the_same() -> None:
+    for name in vfio_user.__all__:
+        assert getattr(vfio_user, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = importlib.import_module(vfio_user.__name__).nothing

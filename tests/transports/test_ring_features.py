@@ -1,0 +1,215 @@
+"""What can be negotiated for rings and queues, over everything that carries a device, with the guest's side of it."""
+
+import itertools
+import logging
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+from support.bare_device import bare_device
+
+from vfiouser_virtio.devices.blk import Blk
+from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio.guest import RequestQueue
+from vfiouser_virtio.protocols.virtio import blk
+from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.virtio import Chain, Device, Offer, Queue, queue
+from vfiouser_virtio.virtio.options import Duration, Size
+
+CARRIERS = ["loopback", "loopback-private", "socket", "socket-private"]
+carriers = pytest.mark.parametrize("carrier", CARRIERS)
+EVERYTHING = Offer(
+    packed=True,
+    in_order=True,
+    notification_data=True,
+    notif_config_data=True,
+    suspend=True,
+    iommu_platform=True,
+)
+
+
+@pytest.fixture(autouse=True)
+def _nobody_complains(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """These drivers do nothing wrong."""
+    yield
+    warnings = [each.getMessage() for each in caplog.get_records("call") if each.levelno >= logging.WARNING]
+    assert [text for text in warnings if "without a file descriptor" not in text] == []
+
+
+class Reverse(Device):
+    """Ends every second request before the one that came before it."""
+
+    device_id = 63
+    requestq = queue(max_size=64)
+    otherq = queue(max_size=16)
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for each in self.queues:
+                nursery.start_soon(self.serve, each, nursery)
+
+    async def serve(self, served: Queue, nursery: trio.Nursery) -> None:
+        number = 0
+        async for chain in served:
+            number += 1
+            nursery.start_soon(self.answer, chain, number % 2)
+
+    async def answer(self, chain: Chain, rounds: int) -> None:
+        for _ in range(3 * rounds):
+            await trio.lowlevel.checkpoint()
+        if chain.writable.length:
+            chain.writable.write(chain.readable.read())
+        chain.complete()
+
+
+async def exchange(requests: RequestQueue, count: int, name: bytes = b"") -> None:
+    """Many requests at a time; each gets its own answer."""
+
+    async def one(number: int) -> None:
+        message = b"%s %d" % (name, number)
+        answer = await requests.request([message[:1], message[1:]], [2, 30])
+        assert b"".join(answer.data)[: len(message)] == message
+        assert answer.written == len(message)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(count):
+            nursery.start_soon(one, number)
+
+
+@carriers
+@pytest.mark.parametrize(
+    ("packed", "event_idx", "in_order", "indirect_desc"), list(itertools.product([False, True], repeat=4))
+)
+async def test_every_kind_of_ring(
+    carrier: str, packed: bool, event_idx: bool, in_order: bool, indirect_desc: bool
+) -> None:
+    offer = Offer(packed=packed, event_idx=event_idx, in_order=in_order, indirect_desc=indirect_desc)
+    async with bare_device(Reverse(), carrier, offer) as device:
+        assert device.features == offer.features
+        requests = await RequestQueue.open(device, 0)
+        other = await RequestQueue.open(device, 1)
+        await device.ready()
+        for _ in range(3):  # rings wrap
+            await exchange(requests, 50)
+            await exchange(other, 20)
+
+
+@carriers
+async def test_everything_at_once(carrier: str) -> None:
+    async with bare_device(Reverse(), carrier, EVERYTHING) as device:
+        assert device.features == EVERYTHING.features
+        requests = await RequestQueue.open(device, 0)
+        await device.ready()
+        for _ in range(3):
+            await exchange(requests, 70)
+            await device.suspend()
+            await device.resume()
+
+
+# ---- sizes ---------------------------------------------------------------------------------------------------------
+
+
+@carriers
+@pytest.mark.parametrize(("packed", "size"), [(False, 4), (False, 32768), (True, 5), (True, 1000)])
+async def test_queue_sizes(carrier: str, packed: bool, size: int) -> None:
+    async with bare_device(Reverse(), carrier, Offer(packed=packed, queue_size=size)) as device:
+        assert await device.transport.queue_max_size(0) == size
+        requests = await RequestQueue.open(device, 0, size=size)
+        assert requests.vq.size == size
+        await device.ready()
+        await exchange(requests, 40)
+
+
+@carriers
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_queue_of_one(carrier: str, packed: bool) -> None:
+    async with bare_device(Rng(), carrier, Offer(packed=packed, queue_size=1)) as device:
+        requests = await RequestQueue.open(device, 0)
+        assert requests.vq.size == 1
+        await device.ready()
+        answers = [await requests.request([], [16]) for _ in range(5)]
+        assert len({answer.data[0] for answer in answers}) == 5
+
+
+@carriers
+async def test_an_odd_size_is_for_packed_queues(carrier: str) -> None:
+    offer = Offer(packed=True, queue_size=100)
+    async with bare_device(Reverse(), carrier, offer, features=~Feature.RING_PACKED.mask) as device:
+        assert await device.transport.queue_max_size(0) == 64
+        requests = await RequestQueue.open(device, 0)
+        await device.ready()
+        await exchange(requests, 100)
+
+
+# ---- queue reset ---------------------------------------------------------------------------------------------------
+
+
+@carriers
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_queue_is_enabled_again_at_another_size_and_place(carrier: str, packed: bool) -> None:
+    """QR1 to QR3: the new queue begins at the beginning; the other one never notices."""
+    async with bare_device(Reverse(), carrier, Offer(packed=packed)) as device:
+        requests = await RequestQueue.open(device, 0)
+        other = await RequestQueue.open(device, 1)
+        await device.ready()
+        places = set()
+        for size in (32, 4, 64, 7 if packed else 8, 64):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(exchange, requests, 100, b"before")
+                nursery.start_soon(exchange, other, 100, b"other")
+                await trio.sleep(0.002)
+                await requests.resize(size)
+            assert requests.vq.size == size
+            places.add(requests.vq.desc)
+            await exchange(requests, 2 * size + 1, b"after")
+        assert len(places) > 1
+
+
+@carriers
+async def test_a_disk_lives_on_when_a_queue_is_reset_under_its_requests(carrier: str) -> None:
+    device = Blk(size=Size(1 << 20), num_queues=2, delay=Duration(0.02))
+    async with bare_device(device, carrier, Offer()) as found:
+        queues = [await RequestQueue.open(found, index) for index in range(2)]
+        await found.ready()
+        header = blk.REQUEST_HEADER_CODEC.pack(blk.RequestType.IN, 0, 0)
+        async with trio.open_nursery() as nursery:
+            for each in (*queues, *queues):
+                nursery.start_soon(each.request, [header], [512, 1])
+            await trio.sleep(0.01)
+            await queues[0].resize(16)
+        assert not await found.read_status() & Status.NEEDS_RESET
+        answer = await queues[0].request([header], [512, 1])
+        assert answer.data[1] == b"\0"
+
+
+@carriers
+async def test_a_device_that_holds_a_buffer_lives_on_when_its_queue_is_reset(carrier: str) -> None:
+    """It may complete the buffer later, which means nothing to anybody."""
+    rng = Rng(max_bytes=Size(8), period=50)
+    async with bare_device(rng, carrier, Offer()) as found:
+        requests = await RequestQueue.open(found, 0)
+        await found.ready()
+        await requests.request([], [8])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(requests.request, [], [8])
+            await trio.sleep(0.01)
+            await requests.resize(16)
+        assert not await found.read_status() & Status.NEEDS_RESET
+
+
+# ---- more than there is room for -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("carrier", ["loopback-private", "socket-private"])
+@pytest.mark.parametrize("packed", [False, True])
+async def test_requests_wait_for_room_for_their_copies(
+    carrier: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vfiouser_virtio.vring import shadow
+
+    monkeypatch.setattr(shadow, "MAX_COPIES", 200)
+    async with bare_device(Reverse(), carrier, Offer(packed=packed)) as device:
+        requests = await RequestQueue.open(device, 0)
+        await device.ready()
+        await exchange(requests, 60)

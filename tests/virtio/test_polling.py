@@ -1,0 +1,266 @@
+"""Queues that are looked at without a notification: when, for how long, and that it ends (virtio 1.4, 2.7.10)."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+
+from vfiouser_virtio.backends.ram import RamBackend
+from vfiouser_virtio.devices.blk import Blk
+from vfiouser_virtio.guest.drivers import Disk
+from vfiouser_virtio.guest.pci_transport import PciTransport
+from vfiouser_virtio.protocols.virtio.features import Status
+from vfiouser_virtio.testing.carriers import Carrier, Interrupts, carry
+from vfiouser_virtio.testing.driver import Driver, running
+from vfiouser_virtio.transports import Loopback
+from vfiouser_virtio.virtio import Device, Offer, Queue, polling, queue
+from vfiouser_virtio.virtio.polling import Polling
+
+both_memories = pytest.mark.parametrize("private", [False, True], ids=["mapped", "by-message"])
+CONTENT = os.urandom(1 << 20)
+
+
+class Echo(Device):
+    device_id = 63
+    requestq = queue(max_size=8)
+    otherq = queue(max_size=8)
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for each in self.queues:
+                nursery.start_soon(self.serve, each)
+
+    async def serve(self, each: Queue) -> None:
+        async for chain in each:
+            chain.writable.write(chain.readable.read())
+            chain.complete()
+
+
+class Clock:
+    """What `polling` takes for the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(polling, "perf_counter", lambda: self.now)
+
+    def gap(self, subject: Polling, seconds: float, count: int = 1) -> bool:
+        """The ring is empty for so long, then there are so many chains; whether it was worth polling."""
+        promising = subject.promising()
+        self.now += seconds
+        subject.filled(count)
+        return promising
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    return Clock(monkeypatch)
+
+
+def patient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Polling takes so long before it gives up, however busy this machine is."""
+    monkeypatch.setattr(polling, "BUDGET", seconds)
+    monkeypatch.setattr(polling, "_LOST", 1000.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+
+
+def count_kicks(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The queues that the driver notifies, as it does so."""
+    kicks: list[int] = []
+    notify = driver.transport.notify_queue
+
+    def counted(index: int, next_available: int | None = None) -> None:
+        kicks.append(index)
+        notify(index, next_available)
+
+    monkeypatch.setattr(driver.transport, "notify_queue", counted)
+    return kicks
+
+
+# ---- when ------------------------------------------------------------------------------------------------------------
+
+
+def test_only_a_driver_that_is_quick_is_polled(clock: Clock) -> None:
+    subject = Polling("adaptive")
+    quick = polling.BUDGET / 4
+    assert not clock.gap(subject, 60)
+    learnt = [clock.gap(subject, quick) for _ in range(20)]
+    assert learnt == sorted(learnt)
+    assert learnt.index(True) in range(2, 10)
+    assert all(clock.gap(subject, 60) for _ in range(2))  # nobody can know; it may be an accident
+    assert not clock.gap(subject, quick)
+    # Several at a time.
+    assert not any([clock.gap(subject, quick, count=2) for _ in range(20)][1:])
+    assert not clock.gap(subject, quick)
+    assert clock.gap(subject, quick)
+    # In pairs: every other gap is long.
+    assert not any([clock.gap(subject, gap) for gap in [quick, 60] * 20][10:])
+
+
+def test_a_device_that_may_not_never_does(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    off = Polling("off")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    alone = Polling("adaptive")
+    assert not any(clock.gap(subject, 0) for subject in (off, alone) for _ in range(20))
+    assert Polling("on").promising()
+
+
+def test_what_was_polled_in_vain_is_not_polled_again(clock: Clock) -> None:
+    """Woken up by a notification without a reason, for example."""
+    subject = Polling("adaptive")
+    for _ in range(20):
+        clock.gap(subject, 0)
+    assert subject.promising()
+    clock.now += 2 * polling.BUDGET
+    assert not subject.promising()
+
+
+async def test_polling_rests_when_others_need_the_cpu(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Polling("adaptive")
+    for _ in range(20):
+        clock.gap(subject, 0)
+
+    def they_take(seconds: float) -> Callable[[], None]:
+        def sched_yield() -> None:
+            clock.now += seconds
+
+        return sched_yield
+
+    monkeypatch.setattr(os, "sched_yield", they_take(polling.BUDGET / 10))
+    assert subject.promising()
+    await subject.spin(lambda: False)  # for its whole time
+    subject.filled(1)
+    for _ in range(20):
+        clock.gap(subject, 0)
+    monkeypatch.setattr(os, "sched_yield", they_take(3e-3))
+    assert subject.promising()
+    await subject.spin(lambda: True)
+    subject.filled(1)
+    for _ in range(20):
+        assert not clock.gap(subject, 0.001)
+    clock.now += 20 * 0.003
+    for _ in range(20):
+        clock.gap(subject, 0)
+    assert clock.gap(subject, 0)
+
+
+# ---- adaptive --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_busy_driver_does_not_notify_and_an_idle_one_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient(monkeypatch, 1.0)
+    async with running(Echo()) as driver:
+        kicks = count_kicks(driver, monkeypatch)
+        for number in range(100):
+            await driver.request([b"%d" % number], [8], queue=number % 2)
+        assert len(kicks) < 25
+        with trio.fail_after(30):
+            await trio.testing.wait_all_tasks_blocked()  # nobody looks any more
+        kicks.clear()
+        await driver.request([b"last"], [8])
+        assert kicks == [0]
+
+
+async def test_off_is_notified_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient(monkeypatch, 1.0)
+    async with running(Echo(), offer=Offer(poll="off")) as driver:
+        kicks = count_kicks(driver, monkeypatch)
+        for _ in range(20):
+            await trio.testing.wait_all_tasks_blocked()
+            await driver.request([b"x"], [8])
+        assert kicks == [0] * 20
+
+
+async def test_what_is_polled_can_be_reset_and_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient(monkeypatch, 30.0)
+    async with running(Echo(), offer=Offer(suspend=True)) as driver:
+
+        async def until_it_polls() -> None:
+            for _ in range(20):
+                await driver.request([b"x"], [8])
+
+        await until_it_polls()
+        driver.ram.unmap()
+        await trio.sleep(0.01)
+        driver.ram.map()
+        await until_it_polls()
+        driver.transport.write_status(driver.status & ~Status.DRIVER_OK | Status.SUSPEND)
+        with trio.fail_after(10):
+            while driver.status & Status.DRIVER_OK:
+                await trio.sleep(0.001)
+        driver.transport.write_status(driver.status | Status.DRIVER_OK)
+        await until_it_polls()
+        with trio.fail_after(10):
+            await driver.reset()
+        driver.probe()
+        await until_it_polls()
+
+
+# ---- on --------------------------------------------------------------------------------------------------------------
+
+always = Offer(poll="on")
+
+
+@pytest.mark.parametrize("budget", [30.0, 0.0], ids=["without-rest", "at-times"])
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("carrier", ["loopback", "socket", "socket-private"])
+async def test_a_driver_that_never_notifies(
+    carrier: Carrier, packed: bool, budget: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it take an interrupt, over PCI: so is SPDK's driver."""
+    monkeypatch.setattr(polling, "BUDGET_ON", budget)
+    notified: list[int] = []
+
+    def dropped(_: object, index: int, next_available: int | None = None) -> None:
+        notified.append(index)
+
+    for transport in (PciTransport, Loopback):
+        monkeypatch.setattr(transport, "notify", dropped)
+    device = Blk(backend=RamBackend(len(CONTENT), CONTENT), num_queues=2)
+    interrupts: Interrupts | None = None if carrier == "loopback" else "poll"
+    async with carry(device, carrier, interrupts=interrupts, offer=Offer(poll="on", packed=packed)) as found:
+        disk: Disk = found.driver_data
+        with trio.fail_after(30):
+            assert await disk.read(0, 2048) == CONTENT
+            await disk.write(7, b"\x55" * 512)
+            assert await disk.read(6, 3) == CONTENT[6 * 512 : 7 * 512] + b"\x55" * 512 + CONTENT[8 * 512 : 9 * 512]
+    if carrier != "socket-private":
+        assert len(notified) <= 2  # before the queues were first looked at
+
+
+@both_memories
+async def test_always_is_also_after_a_reset_and_a_change_of_memory(
+    private: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "BUDGET_ON", 0.0)
+    async with running(Echo(), private=private, offer=always) as driver:
+
+        async def is_served() -> None:
+            for each in (0, 1):
+                token = driver.add(each, [b"abc"], [3])
+                assert (await driver.wait(each, token)).data == [b"abc"]
+
+        await is_served()
+        driver.ram.unmap()
+        token = driver.add(0, [b"late"], [4])
+        await trio.sleep(0.05)
+        assert not driver.is_used(0, token)
+        driver.ram.map()
+        assert (await driver.wait(0, token)).data == [b"late"]
+        await driver.reset()
+        driver.probe()
+        await is_served()
+
+
+async def test_always_ends_with_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one's memory may be another guest's: only its kick, or a reset, makes the queue go on."""
+    async with running(Echo(), offer=always) as driver:
+        await driver.request([b"x"], [8])
+        driver.transport.pause("client left")
+        token = driver.add(0, [b"x"], [8])
+        await trio.sleep(0.05)
+        assert not driver.is_used(0, token)
+        driver.kick(0, force=True)
+        await driver.wait(0, token)

@@ -1,0 +1,137 @@
+"""The buffers of a chain, however they are cut (virtio 1.4, 2.6.4: "no assumptions about how they are framed")."""
+
+import os
+import struct
+
+import pytest
+from benchmarks.rings import load
+
+from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.memory import GuestMemory
+from vfiouser_virtio.protocols.virtio.ring import DescFlags
+from vfiouser_virtio.vring import Chain, Readable, RingFeatures, Writable, make_ring, ring_areas
+
+NEXT, WRITE, INDIRECT, AVAIL, _ = (int(flag) for flag in DescFlags)
+
+
+def pieces(*lengths: int) -> tuple[bytearray, list[memoryview]]:
+    """Numbered bytes, and views of them that are cut like this."""
+    whole = bytearray(range(sum(lengths)))
+    view, views, at = memoryview(whole), [], 0
+    for length in lengths:
+        views.append(view[at : at + length])
+        at += length
+    return whole, views
+
+
+def readable(*lengths: int) -> Readable:
+    part = Readable()
+    _, part.segments = pieces(*lengths)
+    part.length, part.count = sum(lengths), len(lengths)
+    return part
+
+
+def writable(*lengths: int) -> tuple[bytearray, Chain]:
+    chain = Chain()
+    whole, chain.segments = pieces(*lengths)
+    chain.length = sum(lengths)
+    chain.taken_last = chain.written = 0
+    chain.layout = [number for length in lengths for number in (0, length, 0, 0)]
+    chain.readable, chain.writable, chain.ring = readable(), chain, None
+    return whole, chain
+
+
+CUTS = [(10,), (1,) * 10, (4, 6), (6, 4), (3, 3, 4), (9, 1), (1, 9)]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("first", [0, 1, 4, 6, 9, 10])
+def test_reading(cut: tuple[int, ...], first: int) -> None:
+    part = readable(*cut)
+    assert part.read(first) == bytes(range(first))
+    assert part.length == 10 - first
+    assert b"".join(part.take(10 - first)) == bytes(range(first, 10))
+    assert (part.length, part.segments, part.read()) == (0, [], b"")
+    with pytest.raises(GuestError, match="0x1 more readable bytes, its buffer has 0x0"):
+        part.take(1)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("last", [0, 1, 4, 10])
+@pytest.mark.parametrize("first", [0, 2, 6])
+def test_writing(cut: tuple[int, ...], last: int, first: int) -> None:
+    whole, chain = writable(*cut)
+    part: Writable = chain.writable
+    assert b"".join(part.take_last(last)) == bytes(range(10 - last, 10))
+    if first + last > 10:
+        with pytest.raises(GuestError, match="more writable bytes"):
+            part.write(b"x" * first)
+        return
+    part.write(b"x" * first)
+    assert bytes(whole) == b"x" * first + bytes(range(first, 10))
+    assert (part.length, part.written, chain.total) == (10 - first - last, first, 10)
+    touched = chain.touched()
+    assert {place for begin, end in touched for place in range(begin, end)} == {
+        *range(first),
+        *range(10 - last, 10),
+    }
+    with pytest.raises(GuestError):
+        part.take_last(11 - first - last)
+    part.write(b"y" * part.length)
+    assert bytes(whole) == b"x" * first + b"y" * (10 - first - last) + bytes(range(10 - last, 10))
+
+
+def test_counts_below_zero_are_no_counts() -> None:
+    with pytest.raises(GuestError):
+        readable(4).take(-1)
+    with pytest.raises(GuestError):
+        writable(4)[1].take_last(-1)
+
+
+@pytest.mark.parametrize("kind", ["split", "packed"])
+@pytest.mark.parametrize(("shape", "cut"), [("1", [4096]), ("3", [16, 2048, 1]), ("indirect", [16, 2048, 1])])
+def test_chains_of_all_shapes_are_alike(kind: str, shape: str, cut: list[int]) -> None:
+    """The hurried ways to make a chain and the thorough one give the same."""
+    ring, offer = load(kind, shape, event_idx=False)
+    offer(5)
+    for number, chain in enumerate(ring.pop(64)):
+        assert [length for _, length in chain.ranges] == cut
+        assert chain.ranges[0][0] == 0x20_0000 + 4096 * number
+        assert chain.writable_from == len(cut) // 2
+        views = [*chain.readable.segments, *chain.writable.segments]
+        assert [len(view) for view in views] == cut
+        assert [view.readonly for view in views] == [True] * (len(cut) // 2) + [False] * (len(cut) - len(cut) // 2)
+        assert chain.readable.length == sum(cut[:-2])
+        assert chain.writable.length == chain.total == sum(cut[-2:])
+        assert (chain.written, chain.taken_last, chain.stale, chain.ring) == (0, 0, False, ring)
+        views[-1][0] = number + 1
+        [last] = ring.memory.readable(*chain.ranges[-1])
+        assert last[0] == number + 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("sizes", [(1 << 31, 1 << 31, 1), (0xFFFF_FFFF, 2), (1 << 30,) * 5])
+def test_no_chain_is_longer_than_4_gib(packed: bool, direct: bool, sizes: tuple[int, ...]) -> None:
+    """The hurried ways look at that as well; it takes a region of more than that to be asked."""
+    memory = GuestMemory()
+    fd = os.memfd_create("ram", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 6 << 30)  # all of it a hole
+    memory.map(0, 6 << 30, readable=True, writable=True, fd=fd, offset=0)
+    features = RingFeatures(packed=packed, indirect=True)
+    ring = make_ring(8, memory, features)
+    areas = ring_areas(8, features, 0, 0x1000, 0x2000)
+    ring.bind(*(memory.writable(area.address, area.length)[0] for area in areas))
+    [ram] = memory.writable(0, 0x1_0000)
+    table, last = 0 if direct else 0x8000, len(sizes) - 1
+    for number, size in enumerate(sizes):
+        flags = NEXT * (number < last) + WRITE + (AVAIL if packed else 0)
+        rest = (1, flags) if packed else (flags, number + 1)
+        struct.pack_into("<QIHH", ram, table + 16 * number, 0x1_0000, size, *rest)
+    if not direct:
+        rest = (1, INDIRECT | AVAIL) if packed else (INDIRECT, 0)
+        struct.pack_into("<QIHH", ram, 0, table, 16 * len(sizes), *rest)
+    if not packed:
+        ram[0x1000 + 2] = 1
+    with pytest.raises(GuestError, match=r"more than 2\^32"):
+        ring.pop(1)

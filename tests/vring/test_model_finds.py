@@ -1,0 +1,178 @@
+"""The model must see what it is there to see: each of these rings is broken in one way."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support.ring_model.device_machine import PackedMachine, SplitMachine
+from support.ring_model.hostile_machine import HostilePacked, HostileSplit
+from support.ring_model.pair_machine import PackedPair, SplitPair
+from support.ring_model.profile import fails
+
+from vfiouser_virtio.guest import SplitVirtqueue, Virtqueue
+from vfiouser_virtio.vring import Chain, PackedRing, Ring, SplitRing, packed, split
+
+pytestmark = pytest.mark.slow
+
+Patch = pytest.MonkeyPatch
+
+
+def wrap(patch: Patch, owner: type, name: str, wrapper: Callable[..., Any]) -> None:
+    """``wrapper(original, self, …)`` in the place of a method."""
+    original = getattr(owner, name)
+    patch.setattr(owner, name, lambda self, *arguments: wrapper(original, self, *arguments))
+
+
+def sleeps_without_looking_again(patch: Patch) -> None:
+    def request(original: Any, self: Ring) -> bool:
+        return original(self) and False
+
+    wrap(patch, SplitRing, "request_notification", request)
+    wrap(patch, PackedRing, "request_notification", request)
+
+
+def driver_sleeps_without_looking_again(patch: Patch) -> None:
+    def restart(self: Virtqueue) -> bool:
+        self._callbacks = True
+        self._enable_interrupts()
+        return True
+
+    patch.setattr(Virtqueue, "restart", restart)
+
+
+def interrupts_each_time(patch: Patch) -> None:
+    wrap(patch, SplitRing, "interrupt_due", lambda original, self: original(self) or True)
+    wrap(patch, PackedRing, "interrupt_due", lambda original, self: original(self) or True)
+
+
+def forgets_an_interrupt_at_the_wrap(patch: Patch) -> None:
+    wrap(patch, SplitRing, "interrupt_due", lambda original, self: original(self) and self.used_idx != 0)
+    wrap(patch, PackedRing, "interrupt_due", lambda original, self: original(self) and self.next_used != 0)
+
+
+def never_suppresses(patch: Patch) -> None:
+    patch.setattr(SplitRing, "suppress_notifications", lambda self: None)
+    patch.setattr(PackedRing, "suppress_notifications", lambda self: None)
+
+
+def asks_for_the_entry_behind(patch: Patch) -> None:
+    def request(original: Any, self: SplitRing) -> bool:
+        self.last_avail = (self.last_avail + 1) & 0xFFFF
+        original(self)
+        self.last_avail = (self.last_avail - 1) & 0xFFFF
+        return self.has_available()
+
+    wrap(patch, SplitRing, "request_notification", request)
+
+
+def scribbles_on_descriptors(patch: Patch) -> None:
+    def store(original: Any, self: Ring, used: list[int]) -> Any:
+        changed = original(self, used)
+        self.memory.writable(self.memory.regions[0].address, 1)[0][0] ^= 1
+        return changed
+
+    wrap(patch, SplitRing, "_store", store)
+    wrap(patch, PackedRing, "_store", store)
+
+
+def writes_used_elements_in_another_order(patch: Patch) -> None:
+    def store(original: Any, self: Ring, used: list[int]) -> Any:
+        pairs = [used[at : at + 2] for at in range(0, len(used), 2)]
+        return original(self, [number for pair in reversed(pairs) for number in pair])
+
+    wrap(patch, SplitRing, "_store", store)
+    wrap(patch, PackedRing, "_store", store)
+
+
+def says_more_than_was_written(patch: Patch) -> None:
+    wrap(patch, Chain, "complete", lambda original, self, written=None: original(self, self.total))
+
+
+def takes_the_last_chain_first(patch: Patch) -> None:
+    wrap(patch, SplitRing, "pop", lambda original, self, limit: original(self, limit)[::-1])
+    wrap(patch, PackedRing, "pop", lambda original, self, limit: original(self, limit)[::-1])
+
+
+def forgets_to_skip_the_list(patch: Patch) -> None:
+    def pop(original: Any, self: PackedRing, limit: int) -> list[Chain]:
+        chains = original(self, limit)
+        for chain in chains:
+            chain.slots = 1
+        return chains
+
+    wrap(patch, PackedRing, "pop", pop)
+
+
+def driver_kicks_only_at_the_first_of_a_batch(patch: Patch) -> None:
+    def kick(original: Any, self: SplitVirtqueue) -> bool:
+        if self._added_idx - self._avail[1] in (0, 1):
+            return original(self)
+        notify, self._notify = self._notify, lambda: None
+        result = original(self)
+        self._notify = notify
+        return result
+
+    wrap(patch, SplitVirtqueue, "kick", kick)
+
+
+def believes_every_address(patch: Patch) -> None:
+    def writable(original: Any, self: Any, address: int, length: int) -> list[memoryview]:
+        try:
+            return original(self, address, length)
+        except Exception:
+            return [memoryview(bytearray(min(length, 16)))]
+
+    from vfiouser_virtio.memory import GuestMemory
+
+    wrap(patch, GuestMemory, "writable", writable)
+
+
+def takes_chains_that_are_in_flight(patch: Patch) -> None:
+    def pop(original: Any, self: PackedRing, limit: int) -> list[Chain]:
+        taken, self._taken = self._taken, {}
+        try:
+            return original(self, limit)
+        finally:
+            self._taken = taken | self._taken
+
+    wrap(patch, PackedRing, "pop", pop)
+
+
+def forgets_the_status_of_a_block_request(patch: Patch) -> None:
+    for module in (split, packed):
+        original = module.table_of_three
+
+        def table_of_three(*arguments: Any, original: Any = original) -> Chain | None:
+            chain = original(*arguments)
+            if chain is not None:
+                chain.segments.pop()
+            return chain
+
+        patch.setattr(module, "table_of_three", table_of_three)
+
+
+FOUND = [
+    (sleeps_without_looking_again, SplitMachine, PackedMachine, SplitPair, PackedPair),
+    (driver_sleeps_without_looking_again, SplitPair, PackedPair),
+    (interrupts_each_time, SplitMachine, PackedMachine),
+    (forgets_an_interrupt_at_the_wrap, SplitMachine, PackedMachine),
+    (never_suppresses, SplitMachine, PackedMachine),
+    (asks_for_the_entry_behind, SplitMachine, SplitPair),
+    (scribbles_on_descriptors, SplitMachine, PackedMachine, HostileSplit),
+    (writes_used_elements_in_another_order, SplitMachine, PackedMachine),
+    (says_more_than_was_written, SplitMachine, PackedMachine, SplitPair, PackedPair),
+    (takes_the_last_chain_first, SplitMachine, PackedMachine, SplitPair, PackedPair),
+    (forgets_to_skip_the_list, PackedMachine, PackedPair),
+    (driver_kicks_only_at_the_first_of_a_batch, SplitPair),
+    (believes_every_address, HostileSplit, HostilePacked),
+    (forgets_the_status_of_a_block_request, SplitMachine, PackedMachine),
+    (takes_chains_that_are_in_flight, HostilePacked),
+]
+
+
+@pytest.mark.parametrize(
+    ("broken", "machine"), [(broken, machine) for broken, *machines in FOUND for machine in machines]
+)
+def test_the_model_finds(broken, machine, monkeypatch):
+    broken(monkeypatch)
+    assert fails(machine)

@@ -1,0 +1,211 @@
+"""io_uring(7) in pure Python: reads, writes and flushes that the kernel carries out while we do something else.
+
+::
+
+    start ──▶ sqes ──▶ io_uring_enter() ──▶ kernel: at once, or in threads of its own
+    done(result) ◀── serve ◀── ring readable ◀── cqes
+
+A request costs some 7 µs, and one wake-up serves all that have ended meanwhile. A thread of ours costs three times
+that, and takes the GIL twice. Two system calls are made through ctypes; the rest is loads and stores in shared memory.
+"""
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Callable, Sequence
+
+import trio
+
+from vfiouser_virtio.barrier import TSO, full_barrier
+from vfiouser_virtio.protocols.io_uring import (
+    CQE_CODEC,
+    OFF_SQ_RING,
+    OFF_SQES,
+    PARAMS,
+    SQE_CODEC,
+    Features,
+    FsyncFlags,
+    Op,
+    SetupFlags,
+)
+
+Done = Callable[[int], None]
+"""Is told a request's result: bytes, or a negative errno."""
+
+# The same numbers on every machine since Linux 5.1: they are newer than the last differences.
+_IO_URING_SETUP, _IO_URING_ENTER = 425, 426
+# linux/uio.h: the most segments of one readv or writev.
+IOV_MAX = 1024
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+
+
+class _PyBuffer(ctypes.Structure):
+    """Python's Py_buffer: from_buffer() would refuse read-only views, and a disk is written from those."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("rest", ctypes.c_void_p * 8),
+    )
+
+
+_get_buffer.argtypes = [ctypes.py_object, ctypes.POINTER(_PyBuffer), ctypes.c_int]
+_release_buffer.argtypes = [ctypes.POINTER(_PyBuffer)]
+_release_buffer.restype = None
+
+
+class IoUring:
+    """A ring for ``entries`` requests at a time. Raises OSError where the kernel, or a container, refuses one."""
+
+    def __init__(self, entries: int = 256) -> None:
+        params = bytearray(PARAMS.build(_request(entries)))
+        pointer = (ctypes.c_char * len(params)).from_buffer(params)
+        self._fd = _syscall(_IO_URING_SETUP, entries, pointer)
+        if self._fd < 0:
+            raise _last_error()
+        answer = PARAMS.parse(bytes(params))
+        if answer.features & (wanted := Features.SINGLE_MMAP | Features.NODROP) != wanted:  # Linux 5.5
+            os.close(self._fd)
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        sq, cq = answer.sq_off, answer.cq_off
+        size = max(sq.array + 4 * answer.sq_entries, cq.cqes + CQE_CODEC.size * answer.cq_entries)
+        self._ring = mmap.mmap(self._fd, size, offset=OFF_SQ_RING)
+        self._sqes = mmap.mmap(self._fd, SQE_CODEC.size * answer.sq_entries, offset=OFF_SQES)
+        # Typed items: one aligned load or store each.
+        words = self._words = memoryview(self._ring).cast("I")
+        self._sq_tail, self._cq_head, self._cq_tail = sq.tail // 4, cq.head // 4, cq.tail // 4
+        self._sq_mask, self._cq_mask = words[sq.ring_mask // 4], words[cq.ring_mask // 4]
+        self._cqes = cq.cqes
+        for entry in range(answer.sq_entries):  # the indirection that nobody needs: entry n is sqe n
+            words[sq.array // 4 + entry] = entry
+        self._submitted = words[self._sq_tail]
+        self._entries: int = answer.sq_entries
+        self._next_tag = 1
+        self._under_way: dict[int, tuple[Done, object]] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request can be started."""
+        return len(self._under_way) < self._entries
+
+    @property
+    def busy(self) -> bool:
+        """Whether the kernel may be using anybody's buffers."""
+        return bool(self._under_way)
+
+    def start(self, op: Op, fd: int, offset: int, segments: Sequence[memoryview], done: Done) -> int:
+        """Start `Op.READV` or `Op.WRITEV` of at most `IOV_MAX` segments, or a fdatasync; returns a tag for `cancel`.
+
+        The segments are kept until ``done`` has been called. Raises OSError when the kernel takes no more.
+        """
+        if op == Op.FSYNC:
+            return self._enter(op, fd, 0, 0, 0, int(FsyncFlags.DATASYNC), (done, None))
+        vector = (ctypes.c_uint64 * (2 * len(segments)))()
+        buffer = _PyBuffer()
+        for index, segment in enumerate(segments):
+            _get_buffer(segment, buffer, 0)
+            vector[2 * index], vector[2 * index + 1] = buffer.buf or 0, buffer.len
+            # The view itself keeps its memory where it is, and is kept below.
+            _release_buffer(buffer)
+        return self._enter(op, fd, offset, ctypes.addressof(vector), len(segments), 0, (done, (vector, segments)))
+
+    def cancel(self, tag: int) -> None:
+        """Ask the kernel to give a request up: then it ends with -ECANCELED. What is on its way to the disk goes on."""
+        if tag in self._under_way:
+            with contextlib.suppress(OSError):  # then it goes on, too
+                self._enter(Op.ASYNC_CANCEL, -1, 0, tag, 0, 0, (_ignore, None))
+
+    def _enter(
+        self, op: Op, fd: int, offset: int, address: int, length: int, flags: int, request: tuple[Done, object]
+    ) -> int:
+        tag = self._next_tag
+        self._next_tag += 1
+        at = SQE_CODEC.size * (self._submitted & self._sq_mask)
+        SQE_CODEC.pack_into(self._sqes, at, op, 0, 0, fd, offset, address, length, flags, tag, 0, 0, 0)
+        self._submitted = (self._submitted + 1) & 0xFFFF_FFFF
+        if not TSO:
+            full_barrier()  # the entry is stored before the index that shows it
+        self._words[self._sq_tail] = self._submitted
+        self._under_way[tag] = request
+        while _syscall(_IO_URING_ENTER, self._fd, 1, 0, 0, None, 0) != 1:
+            error = _last_error()
+            if error.errno != errno.EINTR:  # EAGAIN, EBUSY: the kernel is short of memory
+                del self._under_way[tag]
+                self._submitted = (self._submitted - 1) & 0xFFFF_FFFF
+                self._words[self._sq_tail] = self._submitted  # it has not looked at the entry
+                raise error
+        return tag
+
+    def reap(self) -> int:
+        """Call ``done`` of all requests that have ended; returns how many these were."""
+        words = self._words
+        head, tail = words[self._cq_head], words[self._cq_tail]
+        if head == tail:
+            return 0
+        if not TSO:
+            full_barrier()  # the index is loaded before the entries that it shows
+        ended = []
+        while head != tail:
+            user_data, result, _ = CQE_CODEC.unpack_from(
+                self._ring, self._cqes + CQE_CODEC.size * (head & self._cq_mask)
+            )
+            ended.append((user_data, result))
+            head = (head + 1) & 0xFFFF_FFFF
+        if not TSO:
+            full_barrier()  # the entries are loaded before the kernel may use them again
+        words[self._cq_head] = head
+        for user_data, result in ended:
+            done, _ = self._under_way.pop(user_data)
+            done(result)
+        return len(ended)
+
+    async def serve(self) -> None:
+        """Call `reap` whenever there is something, until cancelled; then until nothing is under way."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._fd)
+                self.reap()
+        finally:
+            with trio.CancelScope(shield=True):
+                while self._under_way:
+                    await trio.lowlevel.wait_readable(self._fd)
+                    self.reap()
+
+    def close(self) -> None:
+        """Give the ring back. Nothing may be under way."""
+        self._words.release()
+        self._ring.close()
+        self._sqes.close()
+        os.close(self._fd)
+
+
+def _request(entries: int) -> dict[str, object]:
+    """`PARAMS` for io_uring_setup()."""
+    nothing = {"sq_entries": 0, "sq_thread_cpu": 0, "sq_thread_idle": 0, "features": 0, "wq_fd": 0, "resv": [0] * 3}
+    offsets = dict.fromkeys(
+        ("head", "tail", "ring_mask", "ring_entries", "flags", "dropped", "array", "overflow", "cqes"), 0
+    ) | {"resv1": 0, "user_addr": 0}
+    return nothing | {
+        "flags": SetupFlags.CQSIZE | SetupFlags.CLAMP,
+        "cq_entries": 2 * entries,
+        "sq_off": offsets,
+        "cq_off": offsets,
+    }
+
+
+def _ignore(_: int) -> None:
+    """Nobody waits for a cancel request's own result."""
+
+
+def _last_error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

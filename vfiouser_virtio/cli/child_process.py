@@ -1,0 +1,108 @@
+"""A forked process on a line to its parent: its messages, its end, and how it died.
+
+The line is a socket pair. A child's end of file says that it is no more, and ours tells it to end; as the kernel closes
+what a dead process had open, neither can be killed in a way that the other does not notice.
+"""
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+
+import trio
+
+from vfiouser_virtio.cli.terminal import flush
+
+_MESSAGE_SIZE = 1 << 16
+
+
+class Line:
+    """A child's end of the line."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def send(self, message: object) -> None:
+        """Tell the parent, if there still is one."""
+        with contextlib.suppress(ConnectionError):
+            self._socket.send(pickle.dumps(message))
+
+    async def wait_end(self) -> None:
+        """Returns when the parent wants us to end, or has ended itself."""
+        await trio.lowlevel.wait_readable(self._socket)
+
+
+class ChildProcess:
+    """A process that runs ``work`` and ends with the status that it returns; nothing else of ours runs there.
+
+    To be made where there is neither another thread nor an event loop, for fork() copies only the calling thread.
+    """
+
+    def __init__(self, work: Callable[[Line], int]) -> None:
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._line.setblocking(False)
+        self._ended = False
+        with theirs:
+            flush()  # else the child would print it once more
+            self._pid = os.fork()
+            if self._pid == 0:
+                self._line.close()
+                _run(work, theirs)
+
+    def close(self) -> None:
+        """Forget about it: in another child, which has inherited it."""
+        self._line.close()
+
+    async def receive(self) -> object:
+        """The child's next message; None when it has ended."""
+        while True:
+            try:
+                data = self._line.recv(_MESSAGE_SIZE)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._line)
+            else:
+                return pickle.loads(data) if data else None  # noqa: S301 - a process of ours
+
+    def reap(self) -> str:
+        """How it died, once `receive` has given None: "was ended by SIGKILL"; empty where it ended well."""
+        _, status = os.waitpid(self._pid, 0)
+        self._ended = True
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:
+            names = {number.value: number.name for number in signal.Signals}
+            return f"was ended by {names.get(-code, f'signal {-code}')}"
+        return f"ended with status {code}" if code else ""
+
+    def tell_to_end(self) -> None:
+        """Show it our end of file, which no copy of our end in another child can hold back."""
+        self._line.shutdown(socket.SHUT_WR)
+
+    def end(self, deadline: float) -> None:
+        """Wait until it has ended. What is left of it at the ``deadline`` of ``time.monotonic`` is killed."""
+        waiting = select.poll()
+        waiting.register(self._line, select.POLLIN)
+        while not self._ended:
+            readable = waiting.poll(max(0, deadline - time.monotonic()) * 1000)
+            if not readable:
+                os.kill(self._pid, signal.SIGKILL)
+            if not readable or not self._line.recv(_MESSAGE_SIZE):
+                self.reap()
+        self._line.close()
+
+
+def _run(work: Callable[[Line], int], line: socket.socket) -> None:
+    """Never returns: what the parent would do next, and at its exit, is not for a child."""
+    status = 1
+    try:
+        status = work(Line(line))
+    except BaseException:
+        traceback.print_exc()
+    try:
+        flush()
+    finally:
+        os._exit(status)

@@ -1,0 +1,177 @@
+"""``--processes``: each device in a process of its own, so that a busy one does not slow its neighbours.
+
+::
+
+    parent                                                     child: one for each device
+    binds the sockets, forks ─────────────────────────────────▶ makes its device
+    yields when all are made  ◀──── its host side, or a mistake  serves its socket
+    is left, or killed ──────────── end of file ──────────────▶ ends in good order
+    logs a death              ◀──── end of file ─────────────── has ended, or died
+
+Forked rather than started anew: a child is ready after 8 ms instead of 180, and has 6 MB of its own instead of 20 (ten
+entropy devices on two cores). What makes fork() dangerous is not there yet: it comes before ``trio.run``, when there is
+neither another thread nor an event loop to inherit.
+"""
+
+import dataclasses
+import logging
+import os
+import time
+import traceback
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from vfiouser_virtio.background import background
+from vfiouser_virtio.cli.child_process import ChildProcess, Line
+from vfiouser_virtio.cli.device_setup import DeviceSetup
+from vfiouser_virtio.cli.device_specs import DeviceSpec
+from vfiouser_virtio.cli.exit_status import ProcessError, mistake_in, status_of
+from vfiouser_virtio.cli.serving import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on
+from vfiouser_virtio.cli.signals import held_back, run_until_signal
+from vfiouser_virtio.cli.terminal import flush
+from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.transports.identity import Style
+from vfiouser_virtio.vfio_user import Listener
+
+log = logging.getLogger(__name__)
+
+# What children may take to end before they are killed, in seconds; a server gives a device's last request 4 of them.
+_PATIENCE = 10.0
+
+
+@contextmanager
+def processes(
+    devices: Iterable[str | DeviceSpec],
+    *,
+    places: Sequence[Place] = (),
+    ids: Style = "default",
+    write_multiple: bool = False,
+    once: bool = False,
+    not_for_children: Sequence[int] = (),
+) -> Iterator[AbstractAsyncContextManager[Serving]]:
+    """As `serving`, with a process for each device, in which the file descriptors ``not_for_children`` are closed.
+
+    To be entered before ``trio.run``, in which the result is entered in turn; that raises when a device cannot be made.
+    One whose process dies later is logged and the others go on; in the end that raises ProcessError here.
+    """
+    wanted = parsed(devices)
+    _refuse_shared_terminal(wanted)
+    children: list[ChildProcess] = []
+    died: list[str] = []
+    with held_back(), ExitStack() as stack:
+        listeners = listen(wanted, places, stack)
+        stack.callback(_end, children)
+        endpoints = [endpoint_of(setup, listener) for setup, listener in zip(wanted, listeners, strict=True)]
+
+        def child(index: int, line: Line) -> int:
+            for inherited in children:
+                inherited.close()
+            for fd in not_for_children:
+                os.close(fd)
+            for other in listeners:
+                other.disown()
+                if other is not listeners[index]:
+                    other.close()
+            return _serve(wanted[index], listeners[index], line, ids=ids, write_multiple=write_multiple, once=once)
+
+        for index, setup in enumerate(wanted):
+            try:
+                children.append(ChildProcess(partial(child, index)))
+            except OSError as error:
+                raise ConfigError(f"{setup.name}: no process for it: {error.strerror}") from None
+        for listener in listeners:
+            listener.socket.close()  # a client of a child that has died is not to wait for us
+        yield _supervised(endpoints, children, died)
+    if died:
+        raise ProcessError(f"until this end, the process of {', '.join(died)} had died")
+
+
+@asynccontextmanager
+async def _supervised(
+    endpoints: Sequence[Endpoint], children: Sequence[ChildProcess], died: list[str]
+) -> AsyncIterator[Serving]:
+    # In the order of the devices: of several mistakes the same one is told as without processes.
+    made = [await _made(endpoint, child) for endpoint, child in zip(endpoints, children, strict=True)]
+    served = Serving(made, trio.Event())
+
+    async def watch_all() -> None:
+        async with trio.open_nursery() as nursery:
+            for endpoint, child in zip(endpoints, children, strict=True):
+                nursery.start_soon(_watch, endpoint.name, child, died)
+        served.finished.set()
+
+    async with background() as tasks:
+        tasks.start_soon(watch_all)
+        yield served
+
+
+async def _made(endpoint: Endpoint, child: ChildProcess) -> Endpoint:
+    """The endpoint with its host side, once the device has been made. Raises what the user did wrong."""
+    message = await child.receive()
+    if isinstance(message, ConfigError):
+        raise message
+    if message is None:
+        raise ProcessError(f"{endpoint.name}: its process {child.reap() or 'ended'} before it was ready")
+    return dataclasses.replace(endpoint, host_side=str(message))
+
+
+async def _watch(name: str, child: ChildProcess, died: list[str]) -> None:
+    while (mistake := await child.receive()) is not None:
+        log.error("%s: %s", name, mistake)
+    if death := child.reap():
+        log.error("%s: its process %s; the device is gone", name, death)
+        died.append(name)
+
+
+def _end(children: Sequence[ChildProcess]) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    for child in children:
+        child.tell_to_end()
+    for child in children:
+        child.end(deadline)
+
+
+def _serve(setup: DeviceSetup, listener: Listener, line: Line, *, ids: Style, write_multiple: bool, once: bool) -> int:
+    """What a child does; its exit status."""
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(setup.name)  # for top and ps
+
+    async def serve() -> int:
+        async with (
+            serving_on([listener], [setup], ids=ids, write_multiple=write_multiple, once=once) as served,
+            background() as tasks,
+        ):
+            flush()  # what the device has printed comes before the parent's lines
+            line.send(served.endpoints[0].host_side)
+            tasks.start_soon(_end_with_parent, line, served.finished)
+            await served.finished.wait()
+        return 0
+
+    try:
+        trio.run(run_until_signal, serve)
+    except (ConfigError, ExceptionGroup) as error:
+        mistake = mistake_in(error)
+        if mistake is None:
+            raise
+        # Of a kind that the parent knows, with a note for `-v`: a traceback does not travel.
+        sent = DeviceError(str(mistake)) if isinstance(mistake, DeviceError) else ConfigError(str(mistake))
+        sent.add_note("".join(traceback.format_exception(mistake)))
+        line.send(sent)
+        return status_of(mistake)
+    return 0
+
+
+async def _end_with_parent(line: Line, finished: trio.Event) -> None:
+    await line.wait_end()
+    finished.set()
+
+
+def _refuse_shared_terminal(wanted: Sequence[DeviceSetup]) -> None:
+    """Within a process, `Stdio` itself takes care that two do not read from one terminal. Raises ConfigError."""
+    users = [setup for setup in wanted if "stdio" in setup.arguments.get("chardev", ())]
+    if len(users) > 1:
+        raise ConfigError(f"{users[1].driver}: stdio: another port has it; only one can")

@@ -1,0 +1,92 @@
+"""A ring of an enabled queue, and where it lies at the moment: in mapped guest memory, or behind messages.
+
+::
+
+    driver's addresses ──▶ BoundRing ──▶ views of guest memory ──────────────────────────────▶ Ring
+                                    └──▶ copies, which `queue_messages` keeps up to date ────▶ Ring
+
+It lives from the queue's enabling to its reset. QEMU remaps RAM under live rings (SeaBIOS: 25 times in a boot): the
+ring's state survives that, and it is bound to its new place when somebody next looks.
+"""
+
+from vfiouser_virtio.errors import Unmapped
+from vfiouser_virtio.memory import GuestMemory, NeedsMessages
+from vfiouser_virtio.vring import Area, Ring, Shadow
+
+
+class BoundRing:
+    """See the module; ``areas`` are the three parts of ``ring`` where the driver put them, ``name`` is for errors."""
+
+    def __init__(self, name: str, ring: Ring, memory: GuestMemory, areas: list[Area]) -> None:
+        self.name = name
+        self.ring = ring
+        self.memory = memory
+        self.areas = areas
+        self.shadow = Shadow(memory)
+        """Copies of the buffers of chains in flight that have no file descriptor."""
+        self.by_message = False
+        """The ring itself has no file descriptor: its parts are bound to copies."""
+        self.away = False
+        """A look at the ring has failed because its memory is not mapped: somebody must look again when it is."""
+        self._dead = False
+        self.fetching = self.flushing = False
+        """A task is awaiting messages to look at the ring, or to show what was used."""
+        self.lacks_room = False
+        """A look at the ring ended because the chains in flight have too many copies: look again when some are gone."""
+        self.unsent: list[tuple[int, int, bytes]] = []
+        """(part, offset, bytes) that are stored in the copies, and that the driver does not have yet."""
+        self._generation = -1
+
+    def bind(self) -> bool:
+        """Whether the ring can be looked at now; after a change of the memory map it is bound again first."""
+        memory = self.memory
+        if self._generation == memory.generation:
+            return True
+        try:
+            views = [self._view(area) for area in self.areas]
+        except Unmapped:
+            self.away = True
+            return False
+        self.by_message = None in views
+        if self.by_message:
+            # The used ring starts as the driver sees it: indexes where we left them.
+            views = [memoryview(bytearray(area.length)) for area in self.areas]
+        self.ring.bind(*(view for view in views if view is not None))
+        self._generation = memory.generation
+        self.away = False
+        return True
+
+    def _view(self, area: Area) -> memoryview | None:
+        look_up = self.memory.writable if area.write else self.memory.readable
+        try:
+            views = look_up(area.address, area.length)
+        except NeedsMessages:
+            return None
+        # Parts that cross from one window into another are reached like memory without a file descriptor.
+        return views[0] if len(views) == 1 else None
+
+    def alive(self) -> bool:
+        """Whether the queue has not been reset since, and so has still to do with this ring."""
+        return not self._dead
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the memory map is still the one that the ring was bound with."""
+        return self._generation == self.memory.generation
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the driver has not been shown all that was used."""
+        return bool(self.ring.unpublished or self.unsent)
+
+    @property
+    def needs_messages(self) -> bool:
+        """Whether showing it takes messages."""
+        return self.by_message or bool(self.unsent) or self.shadow.has_claims
+
+    def kill(self) -> None:
+        """The queue was reset: nothing of this reaches guest memory any more."""
+        self._dead = True
+        self.ring.kill()
+        self.shadow.drop()
+        self.unsent.clear()

@@ -1,0 +1,95 @@
+"""The task that runs a device: `Device.run` lives from each DRIVER_OK to the reset that follows (virtio 1.4, 3.1)."""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.virtio.device import Device
+from vfiouser_virtio.virtio.polling import pulse
+
+logger = logging.getLogger(__name__)
+
+
+class DeviceTask:
+    """``failed`` is told of the exception that has ended `Device.run`."""
+
+    def __init__(self, device: Device, name: str, failed: Callable[[Exception], None]) -> None:
+        self.device = device
+        self.name = name
+        self._failed = failed
+        self._activated = False
+        self._wake = trio.lowlevel.ParkingLot()
+        self._scope: trio.CancelScope | None = None
+
+    def start(self) -> None:
+        """DRIVER_OK: `serve` runs the device, when the run before has ended."""
+        self._activated = True
+        self._wake.unpark_all()
+
+    def stop(self) -> None:
+        """A reset: the run is cancelled; it ends when its task is next scheduled."""
+        self._activated = False
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def serve(self) -> None:
+        """Run the device between each `start` and the `stop` that follows, until cancelled."""
+        while True:
+            while not self._activated:
+                await self._wake.park()
+            self._activated = False
+            scope = self._scope = trio.CancelScope()
+            try:
+                with scope:
+                    await self._run()
+            except Exception as error:
+                self._run_failed(_blame(error), resetting=scope.cancel_called)
+            if not scope.cancel_called:
+                with trio.CancelScope() as self._scope:
+                    await trio.sleep_forever()
+            self._scope = None
+
+    async def _run(self) -> None:
+        """Returns only by an exception, or cancelled: an idle device still serves its configuration."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for queue in self.device.queues:
+                    queue.spawn = _spawner(nursery)
+                if polled := [queue.peek for queue in self.device.queues if queue.polling.always]:
+                    nursery.start_soon(pulse, polled)
+                await self.device.run()
+                await trio.sleep_forever()
+        finally:
+            for queue in self.device.queues:
+                queue.spawn = None
+
+    def _run_failed(self, error: Exception, *, resetting: bool) -> None:
+        if not resetting:
+            self._failed(error)
+        elif not isinstance(error, GuestError):
+            # Chains of before the reset are dead: touching one is no fault of anybody's.
+            logger.error("%s: a bug in the device, found at its reset", self.name, exc_info=error)
+
+
+def _spawner(nursery: trio.Nursery) -> Callable[[Callable[[], Awaitable[None]]], None]:
+    def spawn(work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            nursery.start_soon(work)
+        except RuntimeError:
+            pass  # the run has just ended, and its task has not come to say so: nothing more is done before the reset
+
+    return spawn
+
+
+def _blame(error: Exception) -> Exception:
+    """The one GuestError inside nested groups, if there is nothing else in them; else the error as it is."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, ExceptionGroup) and error.split(GuestError)[1] is None:
+        first: Exception = error
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        return first
+    return error

@@ -1,0 +1,99 @@
+"""Device Suspend (virtio 1.4, 2.1 and "Device Suspend"): stop between two requests, keep everything, go on later.
+
+::
+
+    DRIVER_OK ─── the driver sets SUSPEND ───▶ draining ─── nothing is under way ───▶ SUSPEND without DRIVER_OK
+        ▲                                         │ for longer than PATIENCE                    │
+        │                                         ▼                                             │
+        │                                    NEEDS_RESET                                        │
+        └────────────────────────── the driver sets DRIVER_OK ◀─────────────────────────────────┘
+
+A request that the kernel works on ends first, is shown as used, and notified. But a device may also just keep a buffer
+until something happens outside, for ever perhaps: a console that nobody reads from, an entropy device that has given
+all it may for now. Such a buffer stays with it over the suspension, and is used after it.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+
+import trio
+
+from vfiouser_virtio.virtio.queue import Queue
+
+PATIENCE = 5.0
+"""Seconds for requests that use guest memory: a slow disk may need them."""
+HELD_PATIENCE = 0.25
+"""Seconds for buffers that a device has, while nothing uses guest memory: it is about to use them, or waits."""
+# Seconds between two looks: so that nothing in the path of requests has to tell of its progress.
+_LOOK = 0.001
+
+
+class SuspendFailed(Exception):  # noqa: N818 - the device's failure, and not an error of anybody's
+    """A request did not end in time, so that the device cannot say that it has stopped."""
+
+
+class Phase(Enum):
+    """Where a device is between two suspensions."""
+
+    RUNNING = auto()
+    DRAINING = auto()
+    SUSPENDED = auto()
+
+
+class Suspension:
+    """The queues of one device, stopped and started together.
+
+    ``suspended`` is called when all has stopped, perhaps from within `begin`; ``failed`` when it does not stop.
+    """
+
+    def __init__(
+        self, queues: Sequence[Queue], suspended: Callable[[], None], failed: Callable[[Exception], None]
+    ) -> None:
+        self.phase = Phase.RUNNING
+        self._queues = queues
+        self._suspended = suspended
+        self._failed = failed
+
+    def begin(self) -> None:
+        """The driver asks for it: no more buffers are taken, and those that were are waited for."""
+        if self.phase is not Phase.RUNNING:
+            return
+        self.phase = Phase.DRAINING
+        for queue in self._queues:
+            queue.drain()
+        spawn = next((queue.spawn for queue in self._queues if queue.spawn is not None), None)
+        if spawn is None or not self._unfinished():  # without a run of the device nothing is in its hands
+            self._reached()
+        else:
+            spawn(self._drain)
+
+    def end(self) -> None:
+        """The driver resumes or resets the device, or there is no hope for it: buffers are taken again."""
+        if self.phase is Phase.RUNNING:
+            return
+        self.phase = Phase.RUNNING
+        for queue in self._queues:
+            queue.drain(False)
+            queue.resume("SUSPEND")
+
+    async def _drain(self) -> None:
+        started = trio.current_time()
+        while self.phase is Phase.DRAINING:
+            waited = trio.current_time() - started
+            at_work = any(queue.at_work for queue in self._queues)
+            if not self._unfinished() or (not at_work and waited > HELD_PATIENCE):
+                self._reached()
+            elif waited > PATIENCE:
+                self._failed(SuspendFailed(f"SUSPEND: requests still use guest memory after {PATIENCE:g} s"))
+                return
+            else:
+                await trio.sleep(_LOOK)
+
+    def _unfinished(self) -> bool:
+        return any(queue.at_work or queue.in_hand for queue in self._queues)
+
+    def _reached(self) -> None:
+        self.phase = Phase.SUSPENDED
+        for queue in self._queues:
+            queue.pause("SUSPEND")
+        self._suspended()

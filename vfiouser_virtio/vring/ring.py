@@ -1,0 +1,175 @@
+"""What split and packed rings share: chains in flight, completions, and what a change of the memory map means."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from vfiouser_virtio.errors import Unmapped
+from vfiouser_virtio.memory import NeedsMessages
+from vfiouser_virtio.vring.chain import Chain
+from vfiouser_virtio.vring.descriptors import Memory
+from vfiouser_virtio.vring.features import RingFeatures
+from vfiouser_virtio.vring.in_order import AvailableOrder
+
+
+class Ring(ABC):
+    """One virtqueue between its set-up and its reset. `bind` comes first, and again whenever memory moved.
+
+    ``part`` is 0 for the descriptors, 1 for the driver's area, 2 for the device's. Every method that looks at the
+    guest's side raises GuestError for what the driver must not do.
+    """
+
+    fetch_order: tuple[int, ...]
+    """Parts that are fetched when they are reached by messages: the first says whether the others are needed."""
+
+    def __init__(self, size: int, memory: Memory, features: RingFeatures) -> None:
+        self.size = size
+        self.memory = memory
+        self.indirect = features.indirect
+        self.event_idx = features.event_idx
+        self.parts: list[memoryview] = []
+        """As they were bound: guest memory, or local copies that the owner keeps up to date."""
+        self.on_push: Callable[[], None] | None = None
+        """Called after every `Chain.complete`, so that whoever owns the ring can decide when to publish."""
+        self.completed: list[int] = []
+        """Head, bytes written, head, …: for `Chain.complete` to add to. One flat list, for one ``pack`` of it all."""
+        self._order = AvailableOrder() if features.in_order else None
+        self._dead = False
+        self._all_stale = False
+
+    # ---- where the ring is ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def bind(self, desc: memoryview, driver: memoryview, device: memoryview) -> None:
+        """Use these views (or local copies) of the three parts; `ring_areas` has their sizes."""
+
+    def kill(self) -> None:
+        """The queue was reset: chains in flight have no buffers any more, and are not published."""
+        self._dead = True
+        self.on_push = None
+        for chain in self.in_flight.values():
+            chain.let_go()
+
+    @property
+    @abstractmethod
+    def in_flight(self) -> dict[int, Chain]:
+        """Chains that were taken and that the driver has not been shown as used, by head."""
+
+    def memory_changed(self) -> None:
+        """The memory map is another one: chains in flight look again before they touch their buffers."""
+        # Behind a vIOMMU the map changes 512 times for one request of 1 MiB, and mostly nobody has looked in between.
+        if not self._all_stale:
+            self._all_stale = True
+            for chain in self.in_flight.values():
+                chain.stale = True
+
+    # ---- the available side --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def pop(self, limit: int) -> list[Chain]:
+        """Take up to ``limit`` chains in the order in which they were made available.
+
+        Raises GuestError for a broken ring; NeedsMessages, with nothing taken, where memory must be fetched first.
+        """
+
+    @abstractmethod
+    def has_available(self) -> bool:
+        """Whether the driver has made more available."""
+
+    @abstractmethod
+    def may_be_next(self, value: int) -> bool:
+        """Whether the driver can be there: what a notification with data says (2.9), see `NOTIFICATION_DATA`."""
+
+    @abstractmethod
+    def suppress_notifications(self) -> None:
+        """Tell the driver not to notify us: we look at the ring ourselves (2.7.10, 2.8.10)."""
+
+    @abstractmethod
+    def request_notification(self) -> bool:
+        """Ask for a notification of the next chain; True when one is there already, so that nobody must wait."""
+
+    # ---- the used side -------------------------------------------------------------------------------------------
+
+    def push(self, chain: Chain, written: int) -> None:
+        """Give a chain back, as its `Chain.complete` does; it is shown to the driver with the next `publish`."""
+        chain.complete(written)
+
+    def _ready(self) -> list[int]:
+        """What may be shown, as in `completed`."""
+        return self.completed if self._order is None else self._order.release(self.completed)
+
+    @property
+    def unpublished(self) -> int:
+        """How many chains could be shown to the driver now."""
+        return len(self._ready()) // 2
+
+    @property
+    def unpublished_chains(self) -> list[Chain]:
+        """These chains, in order."""
+        in_flight = self.in_flight
+        return [in_flight[head] for head in self._ready()[::2]]
+
+    def publish(self) -> bool:
+        """Show all that may be shown to the driver; True when it wants an interrupt for it (2.7.7, 2.8.10)."""
+        ready = self.completed if self._order is None else self._ready()
+        if not ready:
+            return False
+        self._store(ready)
+        ready.clear()
+        return self.interrupt_due()
+
+    def store_used(self, count: int | None = None) -> list[tuple[int, int, int]]:
+        """Show the first ``count`` of them (default all), for an owner that keeps copies.
+
+        Returns the (part, offset, length) of what has changed, in the order that must be kept.
+        """
+        ready = self._ready()
+        first = ready if count is None else ready[: 2 * count]
+        if not first:
+            return []
+        changed = self._places(first)
+        self._store(first)
+        del ready[: len(first)]
+        return changed
+
+    @abstractmethod
+    def _store(self, used: list[int]) -> None:
+        """Store these used elements, at least one, so that the driver sees all of them or none."""
+
+    @abstractmethod
+    def _places(self, used: list[int]) -> list[tuple[int, int, int]]:
+        """What `_store` will change: see `store_used`."""
+
+    @abstractmethod
+    def interrupt_due(self) -> bool:
+        """Whether what was stored since the last call must be followed by an interrupt."""
+
+    # Where the two sides' wishes stand, for an owner that keeps copies: (part, offset, length).
+
+    @property
+    @abstractmethod
+    def notification_word(self) -> tuple[int, int, int]:
+        """What `request_notification` stores."""
+
+    @property
+    @abstractmethod
+    def interrupt_word(self) -> tuple[int, int, int]:
+        """What `interrupt_due` looks at."""
+
+    # ---- chains --------------------------------------------------------------------------------------------------
+
+    def revalidate(self, chain: Chain) -> None:
+        """After a change of the memory map: are the chain's buffers where they were? Raises Unmapped if not."""
+        self._all_stale = False
+        if self._dead:
+            chain.lose_buffers()
+            return
+        homes: set[int] = set()
+        for index, (address, length) in enumerate(chain.ranges):
+            look_up = self.memory.writable if index >= chain.writable_from else self.memory.readable
+            try:
+                if length:
+                    homes.update(id(view.obj) for view in look_up(address, length))
+            except NeedsMessages:
+                pass  # the chain has a copy of its own
+        if not chain.lies_in(homes):
+            raise Unmapped(f"chain {chain.head:#x}: its memory has moved since it was taken")

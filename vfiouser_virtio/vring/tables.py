@@ -1,0 +1,141 @@
+"""Indirect tables in a hurry (virtio 1.4, 2.7.5.3 and 2.8.7): most chains of real drivers come as one.
+
+What `descriptors` and the rings do entry by entry, with every check, happens here for whole tables at once, where
+nothing is out of the ordinary: table and buffers in the region of guest memory that was used last, no buffer without
+bytes, entries linked one after the other. All functions return None for anything else, right or wrong, and it is looked
+at again entry by entry. A table is copied once each time, so that the copy that was checked is the one that is used.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from operator import add
+from struct import Struct
+
+from vfiouser_virtio.memory import HotRegion
+from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
+from vfiouser_virtio.vring.chain import Chain, Readable
+from vfiouser_virtio.vring.descriptors import MAX_CHAIN_BYTES, MAX_INDIRECT, NEXT, WRITE
+
+_NEXT_WRITE = NEXT | WRITE
+_ENTRY = DESC_CODEC.size
+
+
+THREE = 3 * _ENTRY
+_unpack_three = Struct("<" + 3 * DESC_CODEC.format.removeprefix("<")).unpack_from
+
+
+@lru_cache(MAX_INDIRECT)
+def _table(length: int) -> Struct | None:
+    """All entries of a table of so many bytes. Each has four numbers; kinds of rings differ in the last two."""
+    count, rest = divmod(length, _ENTRY)
+    return Struct("<" + DESC_CODEC.format.removeprefix("<") * count) if 0 < count <= MAX_INDIRECT and not rest else None
+
+
+def split_table(head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
+    """A chain of an indirect table of a split ring: address, length, flags, next."""
+    begin, end, view, _ = hot
+    if not (begin <= address and address + length <= end):
+        return None
+    table = _table(length)
+    if table is None:
+        return None
+    layout = table.unpack_from(view, address)
+    flags = layout[2::4]
+    last = len(flags) - 1
+    if layout[3:-1:4] != tuple(range(1, last + 1)):
+        return None
+    readable = flags.count(NEXT)
+    if flags != (NEXT,) * readable + (_NEXT_WRITE,) * (last - readable) + flags[last:]:
+        return None
+    if flags[last] == 0 and readable == last:
+        readable += 1
+    elif flags[last] != WRITE:
+        return None
+    return _many(head, layout, hot, readable)
+
+
+def packed_table(head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
+    """A chain of an indirect table of a packed ring: address, length, and what is ignored but for the WRITE flag."""
+    begin, end, view, _ = hot
+    if not (begin <= address and address + length <= end):
+        return None
+    table = _table(length)
+    if table is None:
+        return None
+    layout = table.unpack_from(view, address)
+    flags = layout[3::4]
+    readable = flags.count(0)
+    if flags != (0,) * readable + (WRITE,) * (len(flags) - readable):
+        return None
+    return _many(head, layout, hot, readable)
+
+
+def table_of_three(head: int, address: int, hot: HotRegion, linked: bool) -> Chain | None:
+    """`split_table` (``linked``) or `packed_table` for a table of `THREE` bytes that is known to be in ``hot``.
+
+    What a block request is mostly: header, buffer, status. Taken apart by hand, it costs half of what it does there.
+    """
+    begin, end, view, readonly_view = hot
+    layout = _unpack_three(view, address)
+    at_0, size_0, flags_0, next_0, at_1, size_1, flags_1, next_1, at_2, size_2, flags_2, flags_last = layout
+    if linked:
+        if flags_0 != NEXT or next_0 != 1 or next_1 != 2 or flags_2 != WRITE:
+            return None
+        second = flags_1 - NEXT
+    else:  # a packed ring's: an id, which is ignored, is where the other has its flags
+        if next_0 or flags_last != WRITE:
+            return None
+        second = next_1
+    end_0, end_1, end_2 = at_0 + size_0, at_1 + size_1, at_2 + size_2
+    if not (
+        (begin <= at_0 and end_0 <= end and begin <= at_1 and end_1 <= end and begin <= at_2 and end_2 <= end)
+        and (size_0 and size_1 and size_2 and size_0 + size_1 + size_2 <= MAX_CHAIN_BYTES)
+    ):
+        return None
+    part = Readable()
+    chain = Chain()
+    if second == WRITE:
+        part.segments = [readonly_view[at_0:end_0]]
+        part.length = size_0
+        part.count = 1
+        chain.segments = [view[at_1:end_1], view[at_2:end_2]]
+        chain.length = size_1 + size_2
+    elif not second:
+        part.segments = [readonly_view[at_0:end_0], readonly_view[at_1:end_1]]
+        part.length = size_0 + size_1
+        part.count = 2
+        chain.segments = [view[at_2:end_2]]
+        chain.length = size_2
+    else:
+        return None
+    chain.head = head
+    chain.readable = part
+    chain.writable = chain
+    chain.taken_last = chain.written = 0
+    chain.layout = layout
+    return chain
+
+
+def _many(head: int, layout: Sequence[int], hot: HotRegion, readable: int) -> Chain | None:
+    """The first ``readable`` buffers are to be read, the others to be written."""
+    begin, end, view, readonly_view = hot
+    starts, sizes = layout[::4], layout[1::4]
+    ends = list(map(add, starts, sizes))
+    if min(starts) < begin or max(ends) > end or not min(sizes):
+        return None
+    slices = list(map(slice, starts, ends))
+    part = Readable()
+    part.segments = [readonly_view[piece] for piece in slices[:readable]]
+    part.length = sum(sizes[:readable])
+    part.count = readable
+    chain = Chain()
+    chain.segments = [view[piece] for piece in slices[readable:]]
+    chain.length = sum(sizes[readable:])
+    if part.length + chain.length > MAX_CHAIN_BYTES:
+        return None
+    chain.head = head
+    chain.readable = part
+    chain.writable = chain
+    chain.taken_last = chain.written = 0
+    chain.layout = layout
+    return chain
