@@ -8,7 +8,7 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What is too long for every run."""
     parser.addoption(
-        "--long", action="store_true", help="full amounts where tests move data or count operations: 1 GiB, not 32 MiB"
+        "--long", action="store_true", help="full amounts where tests move data or count operations: 1 GiB, not 16 MiB"
     )
 
 

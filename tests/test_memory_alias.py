@@ -105,7 +105,8 @@ def test_a_request_under_way_keeps_it_after_both_unmaps(other: Make) -> None:
     (view,) = memory.writable(0x10_0000, 4)
     hold = memory.unmap(0x10_0000, client.size)
     client.unmap()
-    assert hold is not None and not hold.done
+    assert hold is not None
+    assert not hold.done
     view[:] = b"late"
     assert os.pread(client.fd, 4, 0) == b"late"
     memory.unpin(pin)

@@ -17,7 +17,7 @@ SECTOR = 512
 SECTORS = 8192  # 4 MiB
 CONTENT = os.urandom(SECTORS * SECTOR)
 
-on_pci = pytest.mark.virtio_carriers("socket", "socket-private", "qtest")
+on_pci = pytest.mark.virtio_carriers("socket", "socket-private", "qtest", "libvfio-user")
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ class TestTwoPorts:
         await virtio_device.streams[1].aclose()
         await port.wait_for(lambda port: not port.host_open)
 
-    @pytest.mark.virtio_carriers("socket", "socket-private", "qtest")
+    @pytest.mark.virtio_carriers("socket", "socket-private", "qtest", "libvfio-user")
     @pytest.mark.parametrize("virtio_interrupts", ["msix", "intx", "poll"])
     async def test_every_interrupt(self, virtio_guest: VirtioDevice, virtio_device: HostedConsole) -> None:
         port = await virtio_guest.driver_data.wait_port(1)

@@ -47,7 +47,7 @@ a_queue_of_one = pytest.mark.parametrize(
     ids=["split-1", "packed-1", "in-order-1"],
 )
 # Over QEMU the same messages come from another client: that is seen with one kind of ring in test_blk.py, and below.
-quick = pytest.mark.virtio_carriers("loopback", "socket", "socket-private")
+quick = pytest.mark.virtio_carriers("loopback", "socket", "socket-private", "libvfio-user")
 
 
 @quick

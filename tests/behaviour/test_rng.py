@@ -26,7 +26,7 @@ async def test_bytes_come_in_order(virtio_guest: VirtioDevice) -> None:
     assert await entropy.read(5000) == expected[4096:9096]
 
 
-@pytest.mark.virtio_carriers("socket", "socket-private", "qtest")
+@pytest.mark.virtio_carriers("socket", "socket-private", "qtest", "libvfio-user")
 @pytest.mark.parametrize("virtio_interrupts", ["msix", "intx", "poll"])
 @pytest.mark.parametrize("virtio_ids", ["default", "2007", "qemu"])
 async def test_every_identity_and_interrupt(virtio_guest: VirtioDevice, virtio_ids: str) -> None:

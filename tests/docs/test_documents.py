@@ -13,6 +13,7 @@ Conventions for fenced blocks:
 - ``serve`` runs until the end of its session. ``qemu-system-x86_64`` is the one that `vfiouser_virtio.vm` finds. Of
   ``scripts/…`` it is only checked that they exist; ``pip`` and ``git`` are not run.
 - ``sh``, and blocks without a language, are not run.
+- Sessions of docs/libvfio-user.md are run where the library is found.
 
 Each session is a test with a folder of its own; the ``truncate`` commands of the sessions above it are run first.
 """
@@ -32,6 +33,7 @@ from pathlib import Path
 
 import pytest
 from support.command import environment
+from support.libvfio_user_found import find
 
 TOP = Path(__file__).parents[2]
 DOCUMENTS = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
@@ -118,6 +120,9 @@ def path(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("session", sessions())
 def test_session(session: Block, path: str, tmp_path: Path) -> None:
+    library, reason = find()
+    if session.document.name == "libvfio-user.md" and library is None:
+        pytest.skip(reason)
     folder = tmp_path / "work"
     folder.mkdir()
     servers = []

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 from support.boot_sector import GREETING, SECTORS, WRITE_SECTOR, boot_sector
+from support.engines import current_engine
 from support.serving import serving_functions
 
 from vfiouser_virtio import vm
@@ -15,6 +16,7 @@ from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.transports import VirtioPci
 
 pytestmark = pytest.mark.qemu
+both_engines = pytest.mark.usefixtures("engine")
 
 
 @pytest.fixture
@@ -45,6 +47,7 @@ async def test_firmware_boots_from_our_disk(qemu: vm.Qemu, boot_disk: Path, mach
     assert max(numbers) - min(numbers) == SECTORS - 2
 
 
+@both_engines
 async def test_linux_takes_over_a_disk_that_the_firmware_used(
     qemu: vm.Qemu, guest_image: vm.GuestImage, boot_disk: Path
 ) -> None:
@@ -66,10 +69,11 @@ async def test_linux_takes_over_a_disk_that_the_firmware_used(
         assert len(activations) == 2, "the firmware's driver, then Linux'"
 
 
+@both_engines
 async def test_two_qemus_one_after_the_other(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))
-    async with serving([f"blk,path={disk}", "rng"]) as served:
+    async with serving([f"blk,path={disk}", "rng"], engine=current_engine()) as served:
         for turn in (b"first", b"second"):
             async with vm.boot_guest(qemu, guest_image, devices=served.qemu_devices) as guest:
                 found = await guest.run("dd if=/dev/vda bs=8 count=1 2>/dev/null", check=True)

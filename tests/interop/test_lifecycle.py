@@ -15,6 +15,7 @@ from vfiouser_virtio.devices.console import Console
 from vfiouser_virtio.devices.rng import Rng
 
 pytestmark = pytest.mark.qemu
+both_engines = pytest.mark.usefixtures("engine")
 
 
 async def use_disk(machine: Machine, image: Path, times: int = 1) -> None:
@@ -38,6 +39,7 @@ async def use_entropy(machine: Machine, source: bytes, pieces: int = 64) -> None
         assert read.raw_output[at : at + 16] in source
 
 
+@both_engines
 async def test_all_devices_work_after_each_reboot(
     qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog
 ) -> None:
@@ -64,6 +66,7 @@ async def test_all_devices_work_after_each_reboot(
         assert counts[1] == counts[2]
 
 
+@both_engines
 @pytest.mark.parametrize("interrupts", ["msix", "intx"])
 async def test_driver_unbound_and_bound_50_times(
     qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog, interrupts
@@ -134,6 +137,7 @@ async def test_console_and_entropy_drivers_unbound_and_bound(
         await machine.check_quiet(caplog)
 
 
+@both_engines
 async def test_three_devices_at_once(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog) -> None:
     image = tmp_path / "image"
     image.write_bytes(os.urandom(16 * MIB))

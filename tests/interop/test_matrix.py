@@ -40,11 +40,17 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("interrupts", ["msix", "intx"])
-@pytest.mark.parametrize("memory", ["shared", "private"])
-@pytest.mark.parametrize("ids", ["default", "2007", "qemu"])
+@pytest.mark.parametrize(
+    ("ids", "memory", "interrupts", "engine"),
+    [
+        *itertools.product(["default", "2007", "qemu"], ["shared", "private"], ["msix", "intx"], ["vfio-user"]),
+        ("default", "shared", "msix", "libvfio-user"),
+        ("2007", "shared", "intx", "libvfio-user"),
+    ],
+    indirect=["engine"],
+)
 async def test_linux_uses_three_devices(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog, ids, memory, interrupts
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog, ids, memory, interrupts, engine
 ) -> None:
     image = tmp_path / "disk"
     image.write_bytes(os.urandom(16 * MIB))

@@ -115,7 +115,7 @@ async def test_every_device_behind_an_iommu(
 async def test_each_request_maps_its_pages_and_unmaps_them(
     qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog, long_run: bool
 ) -> None:
-    size = (1024 if long_run else 32) * MIB
+    size = (1024 if long_run else 16) * MIB
     source, target = tmp_path / "source", tmp_path / "target"
     fill(source, size)
     sparse(target, size)

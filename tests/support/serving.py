@@ -5,15 +5,17 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
 import trio
+from support.engines import current_engine
 
+from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.transports import VirtioPci
-from vfiouser_virtio.vfio_user import Server, listen_path
 
 
 @asynccontextmanager
 async def serving_functions(*functions: VirtioPci) -> AsyncIterator[list[dict[str, object]]]:
     """Serve them until the end of the block; gives QEMU's ``-device`` arguments, as mappings."""
     failure: Exception | None = None
+    engine = choose_engine(current_engine())
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         devices: list[dict[str, object]] = []
@@ -21,7 +23,10 @@ async def serving_functions(*functions: VirtioPci) -> AsyncIterator[list[dict[st
             for number, function in enumerate(functions):
                 path = f"{folder}/{number}.sock"
                 nursery.start_soon(function.serve)
-                nursery.start_soon(Server(function).serve, stack.enter_context(listen_path(path)))
+                listener = engine.listen(path)
+                stack.enter_context(listener)
+                engine.open(listener)
+                nursery.start_soon(engine.serve, function, listener)
                 devices.append({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": path}})
             try:
                 yield devices

@@ -34,7 +34,7 @@ _ACTION = IrqSetFlags.ACTION_MASK | IrqSetFlags.ACTION_UNMASK | IrqSetFlags.ACTI
 _IOEVENTFD = struct.Struct("<QQIIIIQQ")
 
 
-class Failed(OSError):
+class AnsweredError(OSError):
     """An error whose reply has a payload all the same."""
 
     def __init__(self, number: int, payload: bytes) -> None:
@@ -147,7 +147,10 @@ class Device:
 
     def realize(self) -> None:
         if self.config is None:
-            self.pci_init(PciType.CONVENTIONAL, 0)
+            config = self.regions[PciDevRegion.CONFIG]
+            if not config.size:
+                config.size, config.flags = 256, RegionFlag.RW
+            self.config = ctypes.create_string_buffer(config.size)
         for index, region in enumerate(self.regions[:6]):
             bits = 0 if region.flags & RegionFlag.MEM else 1
             bits |= (4 if region.flags & RegionFlag.BITS_64 else 0) | (8 if region.flags & RegionFlag.PREFETCH else 0)
@@ -224,5 +227,5 @@ class Device:
             number = ctypes.get_errno() if done < 0 else errno.EINVAL
         reply = payload[:size] + (b"" if is_write else buffer.raw)
         if done != request.count:
-            raise Failed(number, reply)
+            raise AnsweredError(number, reply)
         return reply

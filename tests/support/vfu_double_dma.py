@@ -103,10 +103,7 @@ class Dma:
         return region
 
     def _again(self, old: Region, offset: int, prot: int, fd: int | None) -> Region:
-        if old.fd is None or fd is None:
-            same = old.fd is fd
-        else:
-            same = os.path.sameopenfile(old.fd, fd)
+        same = old.fd is fd if old.fd is None or fd is None else os.path.sameopenfile(old.fd, fd)
         if (old.offset, old.prot) != (offset, prot) or not same:
             raise OSError(errno.EINVAL, "differs")
         if fd is not None:

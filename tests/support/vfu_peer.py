@@ -52,10 +52,10 @@ class Peer:
         header = {"id": message.id, "command": command, "size": 16 + len(payload), "flags": flags, "error": 0}
         socket.send_fds(self.socket, [HEADER.build(header) + payload], fds)
 
-    def receive(self) -> Message:
-        """The next message; the descriptors that came with it are closed, but counted."""
+    def receive(self, keep_fds: bool = False) -> Message:
+        """The next message; the descriptors that came with it are closed, but counted, unless you keep them."""
         data, fds, _, _ = socket.recv_fds(self.socket, 16, 16)
-        for fd in fds:
+        for fd in () if keep_fds else fds:
             os.close(fd)
         if not data:
             raise EOFError

@@ -9,17 +9,19 @@ import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+from support.engines import current_engine
 
 from vfiouser_virtio import vm
 from vfiouser_virtio.backends.file import FileBackend
 from vfiouser_virtio.cli.serving import serving
+from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
-from vfiouser_virtio.vfio_user import Server, listen_path
 from vfiouser_virtio.virtio import Device, Offer
 
 MIB = 1 << 20
@@ -75,6 +77,7 @@ async def booted(
 ) -> AsyncIterator[Machine]:
     """Serve devices, by name, and boot a guest that has them in this order. ``options`` are `vm.boot_guest`'s."""
     raised = None
+    engine = choose_engine(current_engine())
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         async with trio.open_nursery() as nursery:
@@ -83,7 +86,10 @@ async def booted(
                 function = functions[name] = VirtioPci(device, ids=ids, name=name, offer=offer)
                 nursery.start_soon(function.serve)
                 path = f"{folder}/{name}"
-                nursery.start_soon(Server(function, name=name).serve, stack.enter_context(listen_path(path)))
+                listener = engine.listen(path)
+                stack.enter_context(listener)
+                engine.open(listener)
+                nursery.start_soon(partial(engine.serve, function, listener, name=name))
                 arguments.append({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": path}})
             try:
                 async with vm.boot_guest(
@@ -104,7 +110,7 @@ async def booted_from_options(
 ) -> AsyncIterator[Machine]:
     """As `booted`, with devices as the command line takes them: ``blk,path=disk.img,packed=on``."""
     async with (
-        serving(devices) as served,
+        serving(devices, engine=current_engine()) as served,
         vm.boot_guest(qemu, image, devices=served.qemu_devices, append=f"{_APPEND} {append}", **options) as guest,
     ):
         functions = {

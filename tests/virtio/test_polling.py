@@ -45,11 +45,11 @@ class Clock:
         self.now = 1000.0
         monkeypatch.setattr(polling, "perf_counter", lambda: self.now)
 
-    def gap(self, subject: Polling, seconds: float, count: int = 1) -> bool:
-        """The ring is empty for so long, then there are so many chains; whether it was worth polling."""
+    def gap(self, subject: Polling, seconds: float) -> bool:
+        """The ring is empty for so long; whether it was worth polling."""
         promising = subject.promising()
         self.now += seconds
-        subject.filled(count)
+        subject.filled()
         return promising
 
 
@@ -91,10 +91,6 @@ def test_only_a_driver_that_is_quick_is_polled(clock: Clock) -> None:
     assert learnt.index(True) in range(2, 10)
     assert all(clock.gap(subject, 60) for _ in range(2))  # nobody can know; it may be an accident
     assert not clock.gap(subject, quick)
-    # Several at a time.
-    assert not any([clock.gap(subject, quick, count=2) for _ in range(20)][1:])
-    assert not clock.gap(subject, quick)
-    assert clock.gap(subject, quick)
     # In pairs: every other gap is long.
     assert not any([clock.gap(subject, gap) for gap in [quick, 60] * 20][10:])
 
@@ -131,13 +127,13 @@ async def test_polling_rests_when_others_need_the_cpu(clock: Clock, monkeypatch:
     monkeypatch.setattr(os, "sched_yield", they_take(polling.BUDGET / 10))
     assert subject.promising()
     await subject.spin(lambda: False)  # for its whole time
-    subject.filled(1)
+    subject.filled()
     for _ in range(20):
         clock.gap(subject, 0)
     monkeypatch.setattr(os, "sched_yield", they_take(3e-3))
     assert subject.promising()
     await subject.spin(lambda: True)
-    subject.filled(1)
+    subject.filled()
     for _ in range(20):
         assert not clock.gap(subject, 0.001)
     clock.now += 20 * 0.003

@@ -57,6 +57,18 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str) ->
         "the virtio draft of 2007, or exactly what QEMU's own virtio devices show",
     )
     parser.add_argument(
+        "--engine",
+        choices=("vfio-user", "libvfio-user"),
+        default="vfio-user",
+        help="what speaks the protocol: our own code (default), or the C library libvfio-user, which you have built; "
+        "it needs guest memory that is shared, and listens itself (no --fd): docs/libvfio-user.md",
+    )
+    parser.add_argument(
+        "--libvfio-user",
+        metavar="FILE",
+        help="the libvfio-user.so of --engine libvfio-user (default: $LIBVFIO_USER, else where the loader looks)",
+    )
+    parser.add_argument(
         "--processes",
         action="store_true",
         help="a process for each device, so that a busy one does not slow the others; 6 MB each",

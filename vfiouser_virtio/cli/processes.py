@@ -33,9 +33,10 @@ from vfiouser_virtio.cli.exit_status import ProcessError, mistake_in, status_of
 from vfiouser_virtio.cli.serving import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on
 from vfiouser_virtio.cli.signals import held_back, run_until_signal
 from vfiouser_virtio.cli.terminal import flush
+from vfiouser_virtio.engines import Engine, EngineName, Socket
+from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.transports.identity import Style
-from vfiouser_virtio.vfio_user import Listener
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ def processes(
     ids: Style = "default",
     write_multiple: bool = False,
     once: bool = False,
+    engine: EngineName = "vfio-user",
+    libvfio_user: str | None = None,
     not_for_children: Sequence[int] = (),
 ) -> Iterator[AbstractAsyncContextManager[Serving]]:
     """As `serving`, with a process for each device, in which the file descriptors ``not_for_children`` are closed.
@@ -60,10 +63,11 @@ def processes(
     """
     wanted = parsed(devices)
     _refuse_shared_terminal(wanted)
+    chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple)
     children: list[ChildProcess] = []
     died: list[str] = []
     with held_back(), ExitStack() as stack:
-        listeners = listen(wanted, places, stack)
+        listeners = listen(wanted, places, chosen, stack)
         stack.callback(_end, children)
         endpoints = [endpoint_of(setup, listener) for setup, listener in zip(wanted, listeners, strict=True)]
 
@@ -76,7 +80,7 @@ def processes(
                 other.disown()
                 if other is not listeners[index]:
                     other.close()
-            return _serve(wanted[index], listeners[index], line, ids=ids, write_multiple=write_multiple, once=once)
+            return _serve(wanted[index], listeners[index], chosen, line, ids=ids, once=once)
 
         for index, setup in enumerate(wanted):
             try:
@@ -84,7 +88,7 @@ def processes(
             except OSError as error:
                 raise ConfigError(f"{setup.name}: no process for it: {error.strerror}") from None
         for listener in listeners:
-            listener.socket.close()  # a client of a child that has died is not to wait for us
+            listener.let_go()  # a client of a child that has died is not to wait for us
         yield _supervised(endpoints, children, died)
     if died:
         raise ProcessError(f"until this end, the process of {', '.join(died)} had died")
@@ -135,14 +139,14 @@ def _end(children: Sequence[ChildProcess]) -> None:
         child.end(deadline)
 
 
-def _serve(setup: DeviceSetup, listener: Listener, line: Line, *, ids: Style, write_multiple: bool, once: bool) -> int:
+def _serve(setup: DeviceSetup, listener: Socket, engine: Engine, line: Line, *, ids: Style, once: bool) -> int:
     """What a child does; its exit status."""
     with suppress(OSError):
         Path("/proc/self/comm").write_text(setup.name)  # for top and ps
 
     async def serve() -> int:
         async with (
-            serving_on([listener], [setup], ids=ids, write_multiple=write_multiple, once=once) as served,
+            serving_on([listener], [setup], engine, ids=ids, once=once) as served,
             background() as tasks,
         ):
             flush()  # what the device has printed comes before the parent's lines

@@ -89,6 +89,9 @@ def execute(arguments: argparse.Namespace) -> int:
         if arguments.append:
             raise ConfigError("--append is for the guest that comes with us; give your own -append after --")
 
+    if arguments.memory == "private" and arguments.engine == "libvfio-user":
+        raise ConfigError("--memory private: libvfio-user reaches only memory that is shared; use --engine vfio-user")
+
     if arguments.script is None:
         _check_terminal(specs)
 
@@ -98,7 +101,12 @@ def execute(arguments: argparse.Namespace) -> int:
     from vfiouser_virtio.cli.serving import serving
     from vfiouser_virtio.cli.signals import run_until_signal
 
-    options: dict[str, Any] = {"ids": arguments.ids, "write_multiple": arguments.write_multiple}
+    options: dict[str, Any] = {
+        "ids": arguments.ids,
+        "write_multiple": arguments.write_multiple,
+        "engine": arguments.engine,
+        "libvfio_user": arguments.libvfio_user,
+    }
     with processes(specs, **options) if arguments.processes else nullcontext(serving(specs, **options)) as serve:
         outcome = trio.run(run_until_signal, partial(_run, arguments, serve, own_guest=own_guest))
     return 128 + outcome if isinstance(outcome, signal.Signals) else outcome

@@ -31,6 +31,7 @@ _EXAMPLES = """\
   vfiouser-virtio serve --device '{"driver": "blk", "path": "a,b.img"}' --socket /run/vm/blk0.sock
   vfiouser-virtio serve --config devices.toml          # [[device]] / driver = "blk" / path = "disk.img"
   vfiouser-virtio serve --device my_device.py:MyDevice,key=value
+  vfiouser-virtio serve --engine libvfio-user --libvfio-user ./build/lib/libvfio-user.so --device blk,path=disk.img
 
 stdout, in this order:
   device NAME TYPE SOCKET    one line for each; the socket is the rest of the line
@@ -94,6 +95,8 @@ def execute(arguments: argparse.Namespace) -> int:
         "ids": arguments.ids,
         "write_multiple": arguments.write_multiple,
         "once": arguments.once,
+        "engine": arguments.engine,
+        "libvfio_user": arguments.libvfio_user,
     }
     ours_alone = () if arguments.ready_fd is None else (arguments.ready_fd,)
     with (

@@ -24,10 +24,12 @@ import trio
 from vfiouser_virtio.cli.device_setup import DeviceSetup, setups
 from vfiouser_virtio.cli.device_specs import DeviceSpec, parse_device
 from vfiouser_virtio.cli.qemu_command import QemuDevice, qemu_device
+from vfiouser_virtio.engines import Engine, EngineName, Socket
+from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
-from vfiouser_virtio.vfio_user import Listener, ListenError, Server, from_fd, from_systemd, listen_path
+from vfiouser_virtio.vfio_user import ListenError, from_systemd
 
 Place = str | int
 """Where a device is served: a path for its socket, or an inherited file descriptor."""
@@ -85,26 +87,32 @@ async def serving(
     ids: Style = "default",
     write_multiple: bool = False,
     once: bool = False,
+    engine: EngineName = "vfio-user",
+    libvfio_user: str | None = None,
 ) -> AsyncIterator[Serving]:
     """Serve devices for as long as the block runs; when it is entered, clients can connect.
 
     ``places`` are the sockets of those devices that have no ``socket`` option, in order; after them come systemd's, and
     the rest get sockets in a new private folder. With ``once``, each device serves one client and no other.
+    ``engine`` and ``libvfio_user``, the file of its library, are as with `engines.engine`.
     Raises ConfigError, DeviceError when a device cannot be made, ListenError when a socket cannot be had.
     """
     wanted = parsed(devices)
+    chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple)
     with ExitStack() as stack:
-        # First the sockets: what waits for one to appear can connect while a device is still being made.
-        listeners = listen(wanted, places, stack)
-        async with serving_on(listeners, wanted, ids=ids, write_multiple=write_multiple, once=once) as served:
+        listeners = listen(wanted, places, chosen, stack)
+        async with serving_on(listeners, wanted, chosen, ids=ids, once=once) as served:
             yield served
 
 
 @asynccontextmanager
 async def serving_on(
-    listeners: Sequence[Listener], wanted: Sequence[DeviceSetup], *, ids: Style, write_multiple: bool, once: bool
+    listeners: Sequence[Socket], wanted: Sequence[DeviceSetup], engine: Engine, *, ids: Style, once: bool
 ) -> AsyncIterator[Serving]:
     """Make the devices, and serve each on its socket for as long as the block runs. The rest is as with `serving`."""
+    # First the sockets: what waits for one to appear can connect while a device is still being made.
+    for listener in listeners:
+        engine.open(listener)
     functions = _create(wanted, ids)
     endpoints = [
         endpoint_of(setup, listener, host_side(function))
@@ -115,7 +123,7 @@ async def serving_on(
     async with trio.open_nursery() as nursery:
         for function in functions:
             nursery.start_soon(function.serve)
-        nursery.start_soon(partial(_serve_sockets, served, listeners, write_multiple=write_multiple, once=once))
+        nursery.start_soon(partial(_serve_sockets, served, listeners, engine, once=once))
         try:
             yield served
         except BaseException as error:
@@ -131,11 +139,9 @@ def parsed(devices: Iterable[str | DeviceSpec]) -> list[DeviceSetup]:
     return setups(parse_device(device) if isinstance(device, str) else device for device in devices)
 
 
-def endpoint_of(setup: DeviceSetup, listener: Listener, host_side: str = "") -> Endpoint:
+def endpoint_of(setup: DeviceSetup, listener: Socket, host_side: str = "") -> Endpoint:
     """What there is to say of a device and its socket."""
-    path = None if listener.connected else listener.socket.getsockname()
-    path = os.path.abspath(path) if path and isinstance(path, str) else None
-    return Endpoint(setup.name, setup.driver, path or f"fd:{listener.socket.fileno()}", path, host_side)
+    return Endpoint(setup.name, setup.driver, listener.where, listener.path, host_side)
 
 
 def host_side(function: VirtioPci) -> str:
@@ -143,29 +149,11 @@ def host_side(function: VirtioPci) -> str:
     return function.device.describe() if isinstance(function.device, _Described) else ""
 
 
-async def _serve_sockets(served: Serving, listeners: Sequence[Listener], *, write_multiple: bool, once: bool) -> None:
+async def _serve_sockets(served: Serving, listeners: Sequence[Socket], engine: Engine, *, once: bool) -> None:
     async with trio.open_nursery() as nursery:
         for endpoint, function, listener in zip(served.endpoints, served.functions, listeners, strict=True):
-            server = Server(function, name=endpoint.name, write_multiple=write_multiple)
-            nursery.start_soon(partial(_serve_once, server) if once else server.serve, listener)
+            nursery.start_soon(partial(engine.serve, function, listener, name=endpoint.name, once=once))
     served.finished.set()
-
-
-async def _serve_once(server: Server, listener: Listener) -> None:
-    """Serve the first client; the socket is closed when it comes, so that nobody waits in vain for us to accept."""
-    if listener.connected:
-        await server.serve(listener)
-        return
-    while True:
-        await trio.lowlevel.wait_readable(listener.socket)
-        try:
-            client, _address = listener.socket.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            continue
-        break
-    listener.socket.close()
-    with Listener(client, listener.name, connected=True) as connection:
-        await server.serve(connection)
 
 
 def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
@@ -180,21 +168,24 @@ def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
     return functions
 
 
-def listen(wanted: Sequence[DeviceSetup], places: Sequence[Place], stack: ExitStack) -> list[Listener]:
+def listen(wanted: Sequence[DeviceSetup], places: Sequence[Place], engine: Engine, stack: ExitStack) -> list[Socket]:
     """A socket for each device. All are registered with ``stack`` at once, so that none outlives an error."""
     given = iter(places)
     systemd = iter(from_systemd())
     folder: Path | None = None
-    listeners = []
+    listeners: list[Socket] = []
     for setup in wanted:
         place = setup.common.socket or next(given, None)
-        listener = None if place is not None else next(systemd, None)
-        if isinstance(place, int):
-            listener = from_fd(place)
-        elif listener is None:
-            folder = folder or (_private_folder(stack) if place is None else None)
-            listener = listen_path(place or f"{folder}/{setup.name}.sock")
-        listeners.append(stack.enter_context(listener))
+        inherited = None if place is not None else next(systemd, None)
+        if inherited is not None:
+            listener = engine.adopt(inherited)
+        elif place is not None:
+            listener = engine.listen(place)
+        else:
+            folder = folder or _private_folder(stack)
+            listener = engine.listen(f"{folder}/{setup.name}.sock")
+        stack.enter_context(listener)
+        listeners.append(listener)
     if (left := len(list(given)) + len(list(systemd))) > 0:
         raise ConfigError(f"{left} more sockets than devices without a socket: give each --socket or --fd a device")
     return listeners

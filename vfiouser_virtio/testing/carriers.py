@@ -8,7 +8,11 @@ socket            PCI, vfio-user, our own client; memory that the device maps   
 socket-private    the same; memory that the device reaches by DMA_READ and DMA_WRITE     20 ms
 qtest             PCI, vfio-user, QEMU's client, in a machine that never runs            0.2 s
 qtest-private     the same; QEMU answers DMA_READ and DMA_WRITE                          0.2 s
+libvfio-user      as socket, with the C library instead of our server                    20 ms
+qtest-library     as qtest, with the C library instead of our server                     0.2 s
 ================  =====================================================================  ===================
+
+The last two need libvfio-user: of LIBVFIO_USER in the environment, or where the loader finds it.
 
 ::
 
@@ -19,6 +23,7 @@ qtest-private     the same; QEMU answers DMA_READ and DMA_WRITE                 
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Literal, get_args
 
 import trio
@@ -26,6 +31,7 @@ import trio
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.guest import VirtioDevice, VirtioDriver, bound, bound_pci
 from vfiouser_virtio.guest.ports import PciPort
+from vfiouser_virtio.libvfio_user.engine import LibraryEngine
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.testing.conversation import Conversation
 from vfiouser_virtio.testing.qtest_machine import qtest_machine
@@ -33,15 +39,24 @@ from vfiouser_virtio.testing.recorded import recorded
 from vfiouser_virtio.testing.served import served
 from vfiouser_virtio.transports import Loopback
 from vfiouser_virtio.transports.identity import Style
-from vfiouser_virtio.vfio_user import PrivateMemory, SharedMemory, connect
+from vfiouser_virtio.vfio_user import ClientOptions, PrivateMemory, SharedMemory, connect
 from vfiouser_virtio.virtio import Device, Offer
 from vfiouser_virtio.vm import Qemu, find_qemu
 
-Carrier = Literal["loopback", "socket", "socket-private", "qtest", "qtest-private"]
+Carrier = Literal[
+    "loopback", "socket", "socket-private", "qtest", "qtest-private", "libvfio-user", "qtest-library"
+]
 CARRIERS: tuple[Carrier, ...] = get_args(Carrier)
+LIBRARY_CARRIERS: tuple[Carrier, ...] = ("libvfio-user", "qtest-library")
 Interrupts = Literal["msix", "intx", "poll"]
 
 _MEMORY_SIZE = 16 << 20
+
+
+@cache
+def library_engine() -> LibraryEngine:
+    """The engine of the library carriers. Raises ConfigError when there is no libvfio-user."""
+    return LibraryEngine()
 
 
 @asynccontextmanager
@@ -56,26 +71,32 @@ async def pci_port(
 ) -> AsyncIterator[PciPort]:
     """A device's PCI function as a guest's CPU reaches it, over any carrier but loopback; ``qemu`` as in `carry`.
 
-    Raises ConfigError for loopback, which has no PCI, and when there is no QEMU.
+    Raises ConfigError for loopback, which has no PCI, and when there is no QEMU or no libvfio-user.
     """
+    conversation = conversation or Conversation(device.name)
     if carrier == "loopback":
         raise ConfigError("a device on the loopback is no PCI function: choose another carrier")
     if carrier not in CARRIERS:
         raise ConfigError(f"carrier {carrier!r}: expected one of {', '.join(CARRIERS)}")
     private = carrier.endswith("-private")
+    chosen = library_engine() if carrier in LIBRARY_CARRIERS else None
     if carrier.startswith("qtest"):
         found = await trio.to_thread.run_sync(find_qemu) if qemu is None else qemu
         # QEMU sends an fd for whatever memory we can see ourselves: not taking it is what makes it private.
         async with (
-            served(device, ids=ids, offer=offer, conversation=conversation, accept_fds=not private) as at,
+            served(
+                device, ids=ids, offer=offer, conversation=conversation, accept_fds=not private, engine=chosen
+            ) as at,
             qtest_machine(found, {device.name: at.path}) as machine,
         ):
             yield machine.ports[device.name]
     else:
+        # What the library's side cannot record, ours does.
+        options = ClientOptions(trace=conversation.record) if chosen else ClientOptions()
         with PrivateMemory(_MEMORY_SIZE) if private else SharedMemory(_MEMORY_SIZE) as memory:
             async with (
-                served(device, ids=ids, offer=offer, conversation=conversation) as at,
-                connect(at.path, memory=[memory]) as client,
+                served(device, ids=ids, offer=offer, conversation=conversation, engine=chosen) as at,
+                connect(at.path, memory=[memory], options=options) as client,
             ):
                 yield client
 

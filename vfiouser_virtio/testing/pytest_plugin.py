@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vfiouser_virtio.vm import Guest, GuestImage, Qemu
 
 # They need no QEMU, which would have to be fetched.
+# Nor a library, which has to be built.
 _DEFAULT_CARRIERS = ["loopback", "socket", "socket-private"]
 
 _MARKERS = [
@@ -54,7 +55,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--virtio-carrier",
         action="append",
         metavar="CARRIER",
-        help="run device tests over loopback, socket, socket-private, qtest, qtest-private or all; may be repeated",
+        help="run device tests over loopback, socket, socket-private, qtest, qtest-private, libvfio-user, "
+        "qtest-library or all that can be; may be repeated",
     )
     group.addoption(
         "--virtio-ids",
@@ -78,6 +80,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     if config.getoption("--virtio-carrier"):
         _chosen_carriers(config)  # for its complaints, before anything runs
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """What is with libvfio-user, where tests are to run over it."""
+    wanted = _wanted_carriers(config)
+    if not {"all", "libvfio-user", "qtest-library"} & set(wanted):
+        return None
+    missing, library = _library()
+    return f"libvfio-user: {f'tests over it are left out: {missing}' if missing else library}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -110,14 +121,36 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def _chosen_carriers(config: pytest.Config) -> "list[Carrier]":
-    from vfiouser_virtio.testing.carriers import CARRIERS
+    from vfiouser_virtio.testing.carriers import CARRIERS, LIBRARY_CARRIERS
 
-    names = config.getoption("--virtio-carrier") or config.getini("virtio_carriers")
+    names = _wanted_carriers(config)
     if unknown := set(names) - {*CARRIERS, "all"}:
         raise pytest.UsageError(
             f"no virtio carrier {', '.join(sorted(unknown))}: expected {', '.join(CARRIERS)} or all"
         )
-    return [name for name in CARRIERS if name in names or "all" in names]
+    chosen = [name for name in CARRIERS if name in names or "all" in names]
+    if not set(chosen) & set(LIBRARY_CARRIERS):
+        return chosen
+    missing, _library_found = _library()
+    if missing and set(config.getoption("--virtio-carrier") or ()) & set(LIBRARY_CARRIERS):
+        raise pytest.UsageError(f"--virtio-carrier: {missing}")
+    return [name for name in chosen if not (missing and name in LIBRARY_CARRIERS)]
+
+
+def _wanted_carriers(config: pytest.Config) -> list[str]:
+    return list(config.getoption("--virtio-carrier") or config.getini("virtio_carriers"))
+
+
+def _library() -> tuple[str, str]:
+    """Why there is no libvfio-user, or empty; and what there is."""
+    from vfiouser_virtio.errors import ConfigError
+    from vfiouser_virtio.testing.carriers import library_engine
+
+    try:
+        library = library_engine().library
+    except ConfigError as error:
+        return str(error), ""
+    return "", str(getattr(library, "version", library))
 
 
 @pytest.fixture

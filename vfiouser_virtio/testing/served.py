@@ -5,14 +5,15 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from vfiouser_virtio.background import background
+from vfiouser_virtio.engines import Engine, VfioUserEngine
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.testing.conversation import Conversation
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.identity import Style
-from vfiouser_virtio.vfio_user import Server, listen_path
 from vfiouser_virtio.virtio import Device, Offer
 
 
@@ -43,19 +44,22 @@ async def served(
     conversation: Conversation | None = None,
     accept_fds: bool = True,
     offer: Offer | None = None,
+    engine: Engine | None = None,
 ) -> AsyncIterator[ServedDevice]:
     """Serve a device on a socket of its own until the end of the block.
 
     ``offer`` is what a driver may choose from. Without ``accept_fds``, memory that comes with a file descriptor is
-    reached by messages all the same.
+    reached by messages all the same. ``engine`` is our own by default; another one keeps its conversation to itself.
     """
     conversation = conversation or Conversation(device.name)
     function = (VirtioPci if accept_fds else _PciWithoutFds)(device, ids=ids, name=device.name, offer=offer)
-    with tempfile.TemporaryDirectory() as folder, listen_path(f"{folder}/{device.name}.sock") as listener:
+    engine = engine or VfioUserEngine(trace=conversation.record)
+    with tempfile.TemporaryDirectory() as folder, engine.listen(path := f"{folder}/{device.name}.sock") as listener:
+        engine.open(listener)
         async with background() as nursery:
             nursery.start_soon(function.serve)
-            nursery.start_soon(Server(function, name=device.name, trace=conversation.record).serve, listener)
-            yield ServedDevice(Path(listener.name), function, conversation)
+            nursery.start_soon(partial(engine.serve, function, listener, name=device.name))
+            yield ServedDevice(Path(path), function, conversation)
 
 
 class _PciWithoutFds(VirtioPci):

@@ -202,7 +202,7 @@ class Queue(QueueRegisters):
                 while True:
                     chains = ring.pop(BURST)
                     if chains:
-                        self.polling.filled(len(chains))
+                        self.polling.filled()
                         ring.suppress_notifications()
                         self._burst.extend(chains)
                         return True

@@ -16,7 +16,7 @@ from support.ring_model.split import SplitDriver
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.vring import Chain, Ring, RingFeatures, make_ring, ring_areas
 
-# What would end too many runs early if it were as likely as the rest.
+# What is no work: see `DeviceMachine.meddle`.
 MEDDLING = st.sampled_from(["driver asks", "driver asks", "suppress", "request", "request", "look", "remap", "reset"])
 MOSTLY = st.sampled_from([True, True, True, False])
 WISHES = st.one_of(st.sampled_from([EVERY, NONE]), st.integers(0, 8))

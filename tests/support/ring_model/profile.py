@@ -3,7 +3,7 @@
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-EXAMPLES = 60
+EXAMPLES = 50
 STEPS = 50
 # `--long`: as many times more, and other ones each time.
 LONG = 100
@@ -17,7 +17,7 @@ def run(machine: type[RuleBasedStateMachine], *, long: bool) -> None:
 def fails(machine: type[RuleBasedStateMachine]) -> bool:
     """Whether some more runs than those of the suite find something; without making it shorter."""
     try:
-        _run(machine, settings(max_examples=3 * EXAMPLES, derandomize=True, phases=[Phase.generate]))
+        _run(machine, settings(max_examples=4 * EXAMPLES, derandomize=True, phases=[Phase.generate]))
     except Exception:  # whatever it is that was broken
         return True
     return False

@@ -1,8 +1,8 @@
 """Ways to break one rule, to prove that the games find it: each changes the classes of one process, or of both.
 
 A look that is left out after asking for a notification is found within thousands of buffers, one that comes too early
-within a hundred thousand. A missing barrier takes luck: the processor must keep a store to itself for longer than Python
-takes for some hundred instructions, at the very moment in which the other side goes to sleep. That it does keep stores
+within a hundred thousand. A missing barrier takes luck: the processor must keep a store to itself for longer than
+Python takes for some hundred instructions, just when the other side goes to sleep. That it does keep stores
 to itself, and that our barriers end that, is shown by ``tests/test_barrier.py`` in a second.
 """
 

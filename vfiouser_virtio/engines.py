@@ -1,0 +1,126 @@
+"""The protocol engines that a function can be served by: our own, and the C library libvfio-user.
+
+Both have a socket per function, whatever serves it, and what is above and below the seam (`function`) is the same:
+docs/libvfio-user.md says when to choose which.
+"""
+
+import os
+from types import TracebackType
+from typing import Literal, Protocol, get_args
+
+import trio
+
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.function import HostedFunction
+from vfiouser_virtio.vfio_user import Listener, Server, Trace, from_fd, listen_path
+
+EngineName = Literal["vfio-user", "libvfio-user"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+
+class Socket(Protocol):
+    """A socket that clients connect to, or will: `vfio_user.Listener` or `libvfio_user.LibraryListener`."""
+
+    connected: bool
+    """It is itself the connection to the one client there will be."""
+
+    @property
+    def path(self) -> str | None:
+        """Absolute; None for a socket without one."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """The path, or ``fd:3``."""
+        ...
+
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+    def close(self) -> None:
+        """Stop listening, and remove what was put into the file system."""
+        ...
+
+    def disown(self) -> None:
+        """In a forked process: leave the file system to the one that it was forked from."""
+        ...
+
+    def let_go(self) -> None:
+        """Stop listening in this process: another one goes on."""
+        ...
+
+
+class Engine(Protocol):
+    """How sockets are had and served."""
+
+    def listen(self, place: str | os.PathLike[str] | int) -> Socket:
+        """A socket at a path, or of a file descriptor. Raises ConfigError."""
+        ...
+
+    def adopt(self, listener: Listener) -> Socket:
+        """A socket that was handed to us (systemd). Raises ConfigError where the engine cannot use it."""
+        ...
+
+    def open(self, socket: Socket) -> None:
+        """In the process that will serve it: from now on clients can connect. Raises ConfigError."""
+        ...
+
+    async def serve(self, function: HostedFunction, socket: Socket, *, name: str = "", once: bool = False) -> None:
+        """Serve one client after another, or one; ends when no other can come."""
+        ...
+
+
+class VfioUserEngine:
+    """`vfio_user.Server`. ``write_multiple`` lets clients send REGION_WRITE_MULTI, ``trace`` gets every message."""
+
+    def __init__(self, *, write_multiple: bool = False, trace: Trace | None = None) -> None:
+        self._write_multiple = write_multiple
+        self._trace = trace
+
+    def listen(self, place: str | os.PathLike[str] | int) -> Listener:
+        """Listen at a path, or take over an inherited fd."""
+        return from_fd(place) if isinstance(place, int) else listen_path(place)
+
+    def adopt(self, listener: Listener) -> Listener:
+        """As it is."""
+        return listener
+
+    def open(self, socket: Socket) -> None:
+        """It is open."""
+
+    async def serve(self, function: HostedFunction, socket: Socket, *, name: str = "", once: bool = False) -> None:
+        """See `Engine`. With ``once`` the socket is closed when the client comes: nobody else waits in vain for us."""
+        assert isinstance(socket, Listener)
+        server = Server(function, name=name, write_multiple=self._write_multiple, trace=self._trace)
+        if not once or socket.connected:
+            await server.serve(socket)
+            return
+        while True:
+            await trio.lowlevel.wait_readable(socket.socket)
+            try:
+                client, _address = socket.socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            break
+        socket.socket.close()
+        with Listener(client, socket.name, connected=True) as connection:
+            await server.serve(connection)
+
+
+def engine(name: EngineName, *, libvfio_user: str | None = None, write_multiple: bool = False) -> Engine:
+    """The engine of that name; ``libvfio_user`` is the library's file, by default what `libvfio_user.load` finds.
+
+    Raises ConfigError: the library is missing or not known, or something is asked for that the engine does not have.
+    """
+    if name == "vfio-user":
+        if libvfio_user is not None:
+            raise ConfigError("--libvfio-user names the library of --engine libvfio-user, which was not asked for")
+        return VfioUserEngine(write_multiple=write_multiple)
+    if name != "libvfio-user":
+        raise ConfigError(f"engine {name!r}: expected one of {', '.join(ENGINES)}")
+    if write_multiple:
+        raise ConfigError("--write-multiple: libvfio-user does not know REGION_WRITE_MULTI; use --engine vfio-user")
+    from vfiouser_virtio.libvfio_user.engine import LibraryEngine
+
+    return LibraryEngine(libvfio_user)
