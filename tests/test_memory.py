@@ -1,13 +1,16 @@
 """Guest memory: real memfds, real mappings."""
 
+import ctypes
 import errno
 import mmap
 import os
+import struct
 
 import pytest
 
 from vfiouser_virtio.errors import PeerError, Unmapped
-from vfiouser_virtio.memory import WINDOW_SIZE, GuestMemory, NeedsMessages
+from vfiouser_virtio.memory import GuestMemory, NeedsMessages
+from vfiouser_virtio.places import WINDOW_SIZE
 
 PAGE = mmap.PAGESIZE
 
@@ -256,3 +259,21 @@ def test_changes_are_announced() -> None:
     os.close(mapped(memory, 0, PAGE))
     memory.unmap(0, PAGE)
     assert seen == [1, 2]
+
+
+def test_an_iovec_has_the_addresses_of_the_views() -> None:
+    memory = GuestMemory()
+    fd = mapped(memory, 0x10_0000, 4 * PAGE)
+    assert memory.iovec([0x10_0000], [4]) is None  # nothing has been looked up yet
+    memory.writable(0x10_0000, 1)
+    iovec = memory.iovec([0x10_0000 + PAGE, 0x10_0000], [4, 8])
+    assert iovec is not None
+    (first, first_length), (second, second_length) = struct.iter_unpack("QQ", iovec)
+    assert (first - second, first_length, second_length) == (PAGE, 4, 8)
+    ctypes.memmove(first, b"here", 4)
+    assert os.pread(fd, 4, PAGE) == b"here"
+    for addresses, lengths in (([0x10_0000 - 1], [4]), ([0x10_0000 + 4 * PAGE - 3], [4]), ([], [])):
+        assert memory.iovec(addresses, lengths) is None
+    memory.unmap(0x10_0000, 4 * PAGE)
+    assert memory.iovec([0x10_0000], [4]) is None
+    os.close(fd)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from vfiouser_virtio.errors import PeerError, Unmapped
-from vfiouser_virtio.memory import WINDOW_SIZE, GuestMemory
+from vfiouser_virtio.memory import GuestMemory
+from vfiouser_virtio.places import WINDOW_SIZE
 
 PAGE = mmap.PAGESIZE
 

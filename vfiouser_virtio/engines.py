@@ -6,7 +6,7 @@ docs/libvfio-user.md says when to choose which.
 
 import os
 from types import TracebackType
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, Self, get_args
 
 import trio
 
@@ -34,7 +34,7 @@ class Socket(Protocol):
         """The path, or ``fd:3``."""
         ...
 
-    def __enter__(self) -> object: ...
+    def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
     ) -> None: ...
@@ -53,6 +53,9 @@ class Socket(Protocol):
 
 class Engine(Protocol):
     """How sockets are had and served."""
+
+    behind_iommu: bool
+    """Whether a guest's IOMMU can be between the device and memory."""
 
     def listen(self, place: str | os.PathLike[str] | int) -> Socket:
         """A socket at a path, or of a file descriptor. Raises ConfigError."""
@@ -73,6 +76,8 @@ class Engine(Protocol):
 
 class VfioUserEngine:
     """`vfio_user.Server`. ``write_multiple`` lets clients send REGION_WRITE_MULTI, ``trace`` gets every message."""
+
+    behind_iommu = True
 
     def __init__(self, *, write_multiple: bool = False, trace: Trace | None = None) -> None:
         self._write_multiple = write_multiple

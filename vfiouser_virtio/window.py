@@ -33,7 +33,8 @@ class Window:
         self._memory = mmap.mmap(-1, size + slack, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         skip = -start % align
-        self._base = start + skip
+        self.base = start + skip
+        """The address of its first byte."""
         self.view = memoryview(self._memory)[skip : skip + size]
         self.readonly_view = self.view.toreadonly()
 
@@ -49,14 +50,14 @@ class Window:
         """
         # mremap(2): an old_size of zero makes a second mapping of the same pages. Where it fails, it may have taken
         # away what was at the new place already.
-        if _mremap(address, 0, size, _MREMAP_MAYMOVE_FIXED, self._base + start) == _MAP_FAILED:
+        if _mremap(address, 0, size, _MREMAP_MAYMOVE_FIXED, self.base + start) == _MAP_FAILED:
             number = ctypes.get_errno()
             self.cover(start, size)
             raise OSError(number, os.strerror(number))
         # There is no file descriptor to ask for the size: have the kernel look at the last page. Linux before 5.14
         # does not know how (EINVAL).
         advice = _MADV_POPULATE_READ if readable else _MADV_POPULATE_WRITE
-        if _madvise(self._base + start + size - PAGE, PAGE, advice) and ctypes.get_errno() == errno.EFAULT:
+        if _madvise(self.base + start + size - PAGE, PAGE, advice) and ctypes.get_errno() == errno.EFAULT:
             self.cover(start, size)
             raise OSError(errno.EFAULT, "its file ends before the mapping does")
 
@@ -66,6 +67,6 @@ class Window:
         self._map_fixed(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
 
     def _map_fixed(self, start: int, size: int, protection: int, flags: int, fd: int, offset: int) -> None:
-        if _mmap(self._base + start, size, protection, flags, fd, offset) == _MAP_FAILED:
+        if _mmap(self.base + start, size, protection, flags, fd, offset) == _MAP_FAILED:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))

@@ -95,12 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="exit with status 1 and a list when a target is missed")
     parser.add_argument("--rounds", type=_positive, default=ROUNDS, metavar="N", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a short run, with fewer and shorter measurements")
-    parser.add_argument("--only", default="", metavar="REGEX", help="guest-io: only metrics with such a name")
+    parser.add_argument("--only", default="", metavar="REGEX", help="guest-io, engines: only metrics with such a name")
     parser.add_argument(
         "--libvfio-user",
         type=Path,
         metavar="DIR",
-        help="registers: a build of libvfio-user (with -O2; Meson's default is not optimised) to compare with",
+        help="registers, engines: a build of libvfio-user (with -O2; Meson's default is not optimised) to compare with",
     )
     parser.add_argument(
         "--peer",

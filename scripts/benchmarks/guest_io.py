@@ -8,7 +8,7 @@ import math
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -63,23 +63,23 @@ async def _run(options: Options) -> list[Row]:
             memory_size=_MEMORY,
             extra_args=[argument for device in [*disks, *consoles] for argument in device.arguments],
         ) as guest:
-            paths = await _find_disks(guest, disks)
-            rows = await _measure(guest, options, disks, paths)
+            paths = await find_disks(guest, disks, (OURS, BUILT_IN))
+            rows = await measure_disks(guest, options, disks, paths, LOADS)
             if _wanted(options, CONSOLE_OUTPUT):
                 options.progress(CONSOLE_OUTPUT)
                 rows.append(await console_output(guest, folder, options))
             return rows
 
 
-async def _find_disks(guest: vm.Guest, disks: Sequence[GuestDevice]) -> dict[str, str]:
-    """The guest's device file of each disk. Linux and QEMU both go by the order on the bus; two have names to check."""
+async def find_disks(guest: vm.Guest, disks: Sequence[GuestDevice], named: Sequence[str]) -> dict[str, str]:
+    """The guest's device file of each disk. Linux and QEMU go by the order on the bus; ``named`` are checked."""
     listed = await guest.run("cd /sys/block; for d in *; do readlink -f $d; done | grep /pci | sort", check=True)
     names = [path.rpartition("/")[2] for path in listed.output.split()]
     if len(names) != len(disks):
         raise vm.VmError(f"the guest has {len(names)} disks ({' '.join(names)}) where QEMU has {len(disks)}")
     found = {disk.name: f"/dev/{name}" for disk, name in zip(disks, names, strict=True)}
-    serials = (await guest.run(f"cat {' '.join(_serial(found[name]) for name in (OURS, BUILT_IN))}", check=True)).output
-    assert serials == OURS + BUILT_IN, serials
+    serials = (await guest.run(f"cat {' '.join(_serial(found[name]) for name in named)}", check=True)).output
+    assert serials == "".join(named), serials
     return found
 
 
@@ -87,10 +87,15 @@ def _serial(disk: str) -> str:
     return f"/sys/block/{disk.rpartition('/')[2]}/serial"
 
 
-async def _measure(
-    guest: vm.Guest, options: Options, disks: Sequence[GuestDevice], paths: Mapping[str, str]
+async def measure_disks(
+    guest: vm.Guest,
+    options: Options,
+    disks: Sequence[GuestDevice],
+    paths: Mapping[str, str],
+    loads: Iterable[Load],
 ) -> list[Row]:
-    loads = [load for load in LOADS if _wanted(options, load.name)]
+    """Speed under each load that is wanted, and the CPU time that the servers use for a request."""
+    loads = [load for load in loads if _wanted(options, load.name)]
     speed: Figures = {load: defaultdict(list) for load in loads}
     cpu: Figures = {load: defaultdict(list) for load in loads}
     seconds = 0.2 if options.quick else 0.5

@@ -18,16 +18,19 @@ from benchmarks.server import server
 from vfiouser_virtio.protocols.vfio_user import PciRegion
 
 # Our disk's capacity, and the common configuration's driver_feature_select.
-_OUR_REGISTER = Register(region=PciRegion.BAR4, read=0x2000, write=8)
+OUR_REGISTER = Register(region=PciRegion.BAR4, read=0x2000, write=8)
 _LIBVFIO_USER = "libvfio-user"
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
+class End:
+    """A server and a client of it."""
+
     client: RegisterClient
     server_pid: int
 
     def measure(self, cpus: tuple[int, int], measure: Callable[[RegisterClient], float]) -> float:
+        """A figure with the client on the first CPU and the server on the second."""
         _pin(self.client.pid, cpus[0])
         _pin(self.server_pid, cpus[1])
         return measure(self.client)
@@ -47,27 +50,28 @@ def run(options: Options) -> list[Row]:
         if program is None:
             options.note("no C compiler: the client is Python, and most of what is measured is its own time")
         running = stack.enter_context(server(["blk,size=1M"]))
-        ends = {"ours": _End(connect(program, running.paths[0], _OUR_REGISTER, stack), running.process.pid)}
+        ends = {"ours": End(connect(program, running.paths[0], OUR_REGISTER, stack), running.process.pid)}
         ends |= _their_end(options, program, folder, stack)
-        rows = _rows(options, ends)
+        rows = access_rows(options, ends)
     if options.libvfio_user:
         rows.append(guest_config.read_through_qemu(options, find_sample(options.libvfio_user)))
     return rows
 
 
-def _their_end(options: Options, program: Path | None, folder: Path, stack: ExitStack) -> dict[str, _End]:
+def _their_end(options: Options, program: Path | None, folder: Path, stack: ExitStack) -> dict[str, End]:
     socket = folder / "theirs.sock"
     if options.libvfio_user:
         process = stack.enter_context(listening([str(find_sample(options.libvfio_user)), str(socket)], socket))
-        return {_LIBVFIO_USER: _End(connect(program, str(socket), THEIR_REGISTER, stack), process.pid)}
+        return {_LIBVFIO_USER: End(connect(program, str(socket), THEIR_REGISTER, stack), process.pid)}
     options.note("targets are for libvfio-user: see --libvfio-user")
     if program is None:
         return {}
     process = stack.enter_context(listening([str(program), "server", str(socket)], socket))
-    return {"C echo": _End(connect(program, str(socket), THEIR_REGISTER, stack), process.pid)}
+    return {"C echo": End(connect(program, str(socket), THEIR_REGISTER, stack), process.pid)}
 
 
-def _rows(options: Options, ends: dict[str, _End]) -> list[Row]:
+def access_rows(options: Options, ends: dict[str, End]) -> list[Row]:
+    """One of ``ends`` is named "ours"; targets are for one that is libvfio-user's own sample."""
     cpus = sorted(os.sched_getaffinity(0))
     same, apart = (cpus[0], cpus[0]), (cpus[0], cpus[-1])
     few = 20 if options.quick else 1

@@ -5,9 +5,10 @@ import shutil
 from collections.abc import Sequence
 
 import pytest
-from benchmarks import first_request, guest_io, processes, registers, rings, scaling, stall, startup
+from benchmarks import engines, first_request, guest_io, processes, registers, rings, scaling, stall, startup
 from benchmarks.measure import Options, Row
 from benchmarks.server import served
+from support.libvfio_user_found import find
 
 from vfiouser_virtio.cli.qemu_command import qemu_device
 
@@ -77,6 +78,23 @@ def test_scaling_and_processes() -> None:
     rows = check(scaling.run(SHORT), *(next(iter(series)) for series in scaling.SERIES))
     assert rows["size: 256 KiB"].ours[0] > 1
     check(processes.run(SHORT), "in one process", "apart, other idle")
+
+
+@pytest.mark.qemu
+@pytest.mark.slow
+def test_engines() -> None:
+    if find()[0] is None:
+        pytest.skip(find()[1])
+    rows = check(engines.run(Options(rounds=1, quick=True, only="randread 4 KiB QD32")), engines.THEIRS)
+    assert {"read, same CPU", "randread 4 KiB QD32", "server CPU per request, geometric mean"} <= rows.keys()
+    assert not any(comparison.target for row in rows.values() for comparison in row.comparisons)
+
+
+def test_engines_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBVFIO_USER", "/nonexistent.so")
+    notes: list[str] = []
+    assert engines.run(Options(rounds=1, quick=True, note=notes.append)) == []
+    assert notes == ["libvfio-user: there is no /nonexistent.so"]
 
 
 @pytest.mark.qemu

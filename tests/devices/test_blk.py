@@ -15,7 +15,7 @@ import trio.testing
 
 from vfiouser_virtio.backends import file
 from vfiouser_virtio.backends.block import Range, Segments
-from vfiouser_virtio.backends.file import FileBackend
+from vfiouser_virtio.backends.file import Aio, FileBackend
 from vfiouser_virtio.backends.io_uring import IoUring
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk import Blk
@@ -504,6 +504,19 @@ async def test_io_uring_requests_under_way_are_waited_for(
         assert status(used) == OK
         # A reset gives the request up: that may have come before the kernel has begun it.
         assert used.data[0] == b"\x55" * 4096 or (what == "reset" and used.data[0] == before)
+
+
+@pytest.mark.parametrize("aio", ["io_uring", "threads", "inline"])
+@pytest.mark.parametrize("pieces", [1, 30])
+async def test_each_way_of_doing_what_may_block(image: Path, aio: Aio, pieces: int) -> None:
+    data = [os.urandom(512 * (1 + number % 3)) for number in range(pieces)]
+    length = sum(map(len, data))
+    async with running(Blk(path=image, aio=aio)) as driver:
+        assert status(await driver.request([header(OUT, 7), *data], [1])) == OK
+        assert status(await driver.request([header(FLUSH)], [1])) == OK
+        used = await driver.request([header(IN, 7)], [*map(len, data), 1])
+        assert (status(used), b"".join(used.data[:-1])) == (OK, b"".join(data))
+    assert image.read_bytes()[7 * 512 : 7 * 512 + length] == b"".join(data)
 
 
 async def test_without_io_uring(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

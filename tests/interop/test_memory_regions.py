@@ -7,7 +7,8 @@ from support.vm_devices import MIB, booted_from_options, difference, fill, spars
 
 from vfiouser_virtio import vm
 from vfiouser_virtio.errors import Unmapped
-from vfiouser_virtio.memory import GuestMemory, Region
+from vfiouser_virtio.memory import GuestMemory
+from vfiouser_virtio.places import Region
 
 pytestmark = pytest.mark.qemu
 

@@ -16,7 +16,7 @@ def current_engine() -> EngineName:
 @contextmanager
 def use_engine(name: EngineName) -> Iterator[None]:
     """Have devices served by this engine until the end of the block."""
-    global _current  # noqa: PLW0603 - a test and its helpers are one thread
+    global _current
     before, _current = _current, name
     try:
         yield

@@ -5,15 +5,23 @@ import os
 
 import pytest
 import trio
+from support.libvfio_user_found import find
 
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.protocols.vfio_user import Command
-from vfiouser_virtio.testing.carriers import CARRIERS, carry, pci_port
+from vfiouser_virtio.testing.carriers import CARRIERS, LIBRARY_CARRIERS, carry, pci_port
 from vfiouser_virtio.testing.conversation import Conversation
 
-ALL = [pytest.param(name, marks=[pytest.mark.qemu] * name.startswith("qtest")) for name in CARRIERS]
+needs_library = pytest.mark.skipif(find()[0] is None, reason=find()[1])
+ALL = [
+    pytest.param(
+        name,
+        marks=[pytest.mark.qemu] * name.startswith("qtest") + [needs_library] * (name in LIBRARY_CARRIERS),
+    )
+    for name in CARRIERS
+]
 
 
 @pytest.mark.parametrize("carrier", ALL)

@@ -8,6 +8,11 @@ from collections.abc import Callable
 
 import pytest
 from support.command import environment
+from support.libvfio_user_found import find
+
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.libvfio_user.engine import LibraryEngine
+from vfiouser_virtio.testing import carriers
 
 DEVICE = '''
 import trio
@@ -55,6 +60,16 @@ def home() -> str:
     return os.environ["HOME"]
 
 
+@pytest.fixture(autouse=True)
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no libvfio-user, wherever it is."""
+
+    def none() -> None:
+        raise ConfigError("libvfio-user: there is none")
+
+    monkeypatch.setattr(carriers, "library_engine", none)
+
+
 @pytest.fixture
 def run(home: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Write files, and run pytest there; gives its output."""
@@ -85,9 +100,30 @@ def test_a_device_over_the_carriers_that_need_nothing(run: Run) -> None:
 @pytest.mark.qemu
 def test_a_device_over_all_carriers(run: Run) -> None:
     printed = run("-v", "--virtio-carrier=all", test_it=TEST)
-    carriers = ["loopback", "socket", "socket-private", "qtest", "qtest-private"]
-    assert re.findall(r"test_pattern\[(.*)\] PASSED", printed) == carriers
+    passed = ["loopback", "socket", "socket-private", "qtest", "qtest-private"]
+    assert re.findall(r"test_pattern\[(.*)\] PASSED", printed) == passed
     assert "3 passed, 2 deselected" in run("-m", "not qemu", "--virtio-carrier=all", test_it=TEST)
+
+
+def test_without_libvfio_user_its_carriers_are_left_out_and_the_header_says_so(run: Run) -> None:
+    left_out = "libvfio-user: tests over it are left out: libvfio-user: there is none"
+    assert left_out in run("--virtio-carrier=all", "-m", "not qemu", test_it=TEST)
+    assert "left out" not in run(test_it=TEST)  # nobody has asked for them
+    assert "--virtio-carrier: libvfio-user: there is none" in run(
+        "--virtio-carrier=libvfio-user", status=4, test_it=TEST
+    )
+
+
+def test_over_libvfio_user(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, reason = find()
+    if library is None:
+        pytest.skip(reason)
+    monkeypatch.setattr(carriers, "library_engine", lambda: LibraryEngine(library))
+    printed = run("-v", "--virtio-carrier=libvfio-user", test_it=TEST)
+    assert f"libvfio-user: {library.path}: {library.version}" in printed
+    assert re.findall(r"test_pattern\[(.*)\] PASSED", printed) == ["libvfio-user"]
+    failed = run("--virtio-carrier=libvfio-user", status=1, test_it=TEST.replace("Pattern(7)", "Pattern(8)"))
+    assert "→ REGION_WRITE (no reply) BAR4+0x3000 notify queue 0 = 0x0000" in failed
 
 
 def test_chosen_carriers(run: Run) -> None:

@@ -13,7 +13,7 @@ Range = tuple[int, int]
 """(offset, length) in bytes."""
 
 Done = Callable[[OSError | None], None]
-"""Is told how a request has ended. Nothing touches its buffers any more."""
+"""Is told how a request has ended, perhaps before ``start_x`` returns. Nothing touches its buffers any more."""
 Cancel = Callable[[], None]
 """Asks that a request be given up, if that is still possible; it ends in any case, with an error if it was."""
 
@@ -102,21 +102,22 @@ class BlockBackend(Protocol):
 class StartingBackend(BlockBackend, Protocol):
     """A disk that needs no task for each request: ``start_x`` begins it, and ``done`` is called later, from `serve`.
 
-    A ``start_x`` that returns None has not begun anything: then the caller awaits ``x``.
+    A ``start_x`` that returns None has not begun anything: then the caller awaits ``x``. ``iovec``, where the caller
+    has it, is the segments as an array of linux/uio.h's struct iovec.
     """
 
     async def serve(self) -> None:
         """Call ``done`` of what has ended, until cancelled; then until nothing is under way."""
         ...
 
-    def start_read(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
+    def start_read(self, offset: int, segments: Segments, done: Done, *, iovec: bytes | None = None) -> Cancel | None:
         """Begin to fill the segments from the disk."""
         ...
 
-    def start_write(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
+    def start_write(self, offset: int, segments: Segments, done: Done, *, iovec: bytes | None = None) -> Cancel | None:
         """Begin to store the segments to the disk."""
         ...
 
-    def start_flush(self, done: Done) -> Cancel | None:
+    def start_flush(self, done: Done, *, iovec: bytes | None = None) -> Cancel | None:
         """Begin to make durable all that has been written."""
         ...

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import trio
 
@@ -26,8 +27,8 @@ from vfiouser_virtio.protocols.io_uring import Op
 
 logger = logging.getLogger(__name__)
 
-# Even cached data takes its time to copy (15 µs for 128 KiB): more than this is left to a thread, without the GIL.
-AT_ONCE = 512 << 10
+# Even cached data takes its time to copy (110 µs for 1 MiB): more than this is left to the kernel's threads.
+AT_ONCE = 2 << 20
 # linux/falloc.h
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 # What a file system, or a block device, answers for a mode of fallocate that it does not know.
@@ -40,13 +41,18 @@ _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
+Aio = Literal["io_uring", "threads", "inline"]
+
+
 class FileBackend:
     """The file or block device at ``path``, locked: shared when it is read-only, else for us alone.
 
+    ``aio`` says how to do what may block. ``inline`` writes to the page cache at once: a disk of a file system that
+    makes writers wait then holds up everything else of this process.
     Raises DeviceError when there is no such file, it may not be opened like this, is no file, is empty, or is in use.
     """
 
-    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+    def __init__(self, path: Path, *, readonly: bool = False, aio: Aio = "io_uring") -> None:
         self.readonly = readonly
         self._path = path
         self._fd = _open(path, readonly)
@@ -66,7 +72,8 @@ class FileBackend:
         self._nowait = {os.preadv: True, os.pwritev: not readonly}
         self._workers = Workers(path.name)
         self._changes = _watch(self._fd) if self._regular else None
-        self._ring = _ring()
+        self._writes_inline = aio == "inline"
+        self._ring = _ring() if aio != "threads" else None
 
     @property
     def size(self) -> int:
@@ -85,17 +92,17 @@ class FileBackend:
     async def read(self, offset: int, segments: Segments) -> None:
         await self._workers.run(lambda: self._transfer(os.preadv, offset, segments))
 
-    def start_read(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
-        return self._start(Op.READV, offset, segments, done)
+    def start_read(self, offset: int, segments: Segments, done: Done, *, iovec: bytes | None = None) -> Cancel | None:
+        return self._start(Op.READV, offset, segments, done, iovec)
 
     def write_nowait(self, offset: int, segments: Segments) -> bool:
-        return self._at_once(os.pwritev, offset, segments)
+        return self._at_once(os.pwritev, offset, segments, 0 if self._writes_inline else os.RWF_NOWAIT)
 
     async def write(self, offset: int, segments: Segments) -> None:
         await self._workers.run(lambda: self._transfer(os.pwritev, offset, segments))
 
-    def start_write(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
-        return self._start(Op.WRITEV, offset, segments, done)
+    def start_write(self, offset: int, segments: Segments, done: Done, *, iovec: bytes | None = None) -> Cancel | None:
+        return self._start(Op.WRITEV, offset, segments, done, iovec)
 
     def flush_nowait(self) -> bool:
         return self.readonly
@@ -103,7 +110,7 @@ class FileBackend:
     async def flush(self) -> None:
         await self._workers.run(lambda: os.fdatasync(self._fd))
 
-    def start_flush(self, done: Done) -> Cancel | None:
+    def start_flush(self, done: Done, *, iovec: bytes | None = None) -> Cancel | None:  # noqa: ARG002
         return self._start(Op.FSYNC, 0, (), done)
 
     def discard_nowait(self, ranges: Sequence[Range]) -> bool:
@@ -152,13 +159,13 @@ class FileBackend:
             self._ring.close()
         os.close(self._fd)
 
-    def _at_once(self, call: Callable[..., int], offset: int, segments: Segments) -> bool:
+    def _at_once(self, call: Callable[..., int], offset: int, segments: Segments, flags: int = os.RWF_NOWAIT) -> bool:
         length = sum(map(len, segments))
         if length > AT_ONCE or not self._nowait[call] or len(segments) > IOV_MAX:
             return False
         try:
             # Fewer bytes than asked for: the rest is not in the page cache.
-            return call(self._fd, segments, offset, os.RWF_NOWAIT) == length
+            return call(self._fd, segments, offset, flags) == length
         except BlockingIOError:
             return False
         except OSError as error:
@@ -168,7 +175,7 @@ class FileBackend:
             self._nowait[call] = False
             return False
 
-    def _start(self, op: Op, offset: int, segments: Segments, done: Done) -> Cancel | None:
+    def _start(self, op: Op, offset: int, segments: Segments, done: Done, iovec: bytes | None = None) -> Cancel | None:
         ring = self._ring
         if ring is None or not ring.has_room or len(segments) > IOV_MAX:
             return None
@@ -185,7 +192,7 @@ class FileBackend:
                 done(None)
 
         try:
-            return partial(ring.cancel, ring.start(op, self._fd, offset, segments, ended))
+            return partial(ring.cancel, ring.start(op, self._fd, offset, segments, ended, iovec=iovec))
         except OSError:  # the kernel takes no more at the moment
             return None
 

@@ -170,6 +170,9 @@ def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
 
 def listen(wanted: Sequence[DeviceSetup], places: Sequence[Place], engine: Engine, stack: ExitStack) -> list[Socket]:
     """A socket for each device. All are registered with ``stack`` at once, so that none outlives an error."""
+    for setup in wanted:
+        if setup.offer.iommu_platform and not engine.behind_iommu:
+            raise ConfigError(f"{setup.name}: iommu-platform=on: not with libvfio-user; use --engine vfio-user")
     given = iter(places)
     systemd = iter(from_systemd())
     folder: Path | None = None

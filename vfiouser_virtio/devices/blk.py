@@ -18,7 +18,7 @@ import trio
 
 from vfiouser_virtio.backends.block import BlockBackend, Cancel, StartingBackend
 from vfiouser_virtio.backends.delay import DelayedBackend
-from vfiouser_virtio.backends.file import FileBackend
+from vfiouser_virtio.backends.file import Aio, FileBackend
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk_requests import (
     MAX_DISCARD_SEGMENTS,
@@ -69,6 +69,9 @@ class Blk(Device):
         seg_max: Annotated[int | None, "buffers per request; default: queue-size less 2, up to 1022"] = None,
         size_max: Annotated[Size | None, "bytes per buffer; default: no limit"] = None,
         writeback: Annotated[bool, "start with a volatile write cache; off makes every write durable"] = True,
+        aio: Annotated[
+            Aio, "how what may block is done: io_uring; threads of ours; inline, the fastest for writes if never stuck"
+        ] = "io_uring",
         discard: Annotated[bool, "let the guest give back space (fstrim), where the host can"] = True,
         delay: Annotated[Duration | None, "slow the disk down: wait this long before each request"] = None,
         backend: BlockBackend | None = None,
@@ -85,7 +88,7 @@ class Blk(Device):
         self._writeback = writeback
         self._write_through = False
         self._complained: set[tuple[str, int | None]] = set()
-        self.backend = backend = _open(path, size, readonly, backend)
+        self.backend = backend = _open(path, size, readonly, aio, backend)
         try:
             self._check_size(backend.size)
             unmaps = discard and backend.can_discard and not backend.readonly
@@ -256,7 +259,9 @@ class Blk(Device):
                 release()
 
         release = queue.hold(request.chain, give_up)
-        cancel = plan.start(*plan.arguments, ended)
+        descriptors = request.data_descriptors
+        iovec = queue.iovec(request.chain, *descriptors) if descriptors is not None else None
+        cancel = plan.start(*plan.arguments, ended, iovec=iovec)
         if cancel is None:
             release()
             return False
@@ -284,13 +289,13 @@ class Blk(Device):
             logger.error("blk: %s at offset %#x failed on the host: %s (%s)", what, offset, error, name)
 
 
-def _open(path: Path | None, size: int | None, readonly: bool, backend: BlockBackend | None) -> BlockBackend:
+def _open(path: Path | None, size: int | None, readonly: bool, aio: Aio, backend: BlockBackend | None) -> BlockBackend:
     if sum(source is not None for source in (path, size, backend)) != 1:
         raise DeviceError("blk needs path=FILE or size=SIZE (a disk in RAM), and only one of them")
     if backend is not None:
         return backend
     if path is not None:
-        return FileBackend(path, readonly=readonly)
+        return FileBackend(path, readonly=readonly, aio=aio)
     assert size is not None
     return RamBackend(size, readonly=readonly)
 

@@ -43,9 +43,7 @@ from vfiouser_virtio.vfio_user import ClientOptions, PrivateMemory, SharedMemory
 from vfiouser_virtio.virtio import Device, Offer
 from vfiouser_virtio.vm import Qemu, find_qemu
 
-Carrier = Literal[
-    "loopback", "socket", "socket-private", "qtest", "qtest-private", "libvfio-user", "qtest-library"
-]
+Carrier = Literal["loopback", "socket", "socket-private", "qtest", "qtest-private", "libvfio-user", "qtest-library"]
 CARRIERS: tuple[Carrier, ...] = get_args(Carrier)
 LIBRARY_CARRIERS: tuple[Carrier, ...] = ("libvfio-user", "qtest-library")
 Interrupts = Literal["msix", "intx", "poll"]

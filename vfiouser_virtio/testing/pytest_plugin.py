@@ -128,7 +128,7 @@ def _chosen_carriers(config: pytest.Config) -> "list[Carrier]":
         raise pytest.UsageError(
             f"no virtio carrier {', '.join(sorted(unknown))}: expected {', '.join(CARRIERS)} or all"
         )
-    chosen = [name for name in CARRIERS if name in names or "all" in names]
+    chosen: list[Carrier] = [name for name in CARRIERS if name in names or "all" in names]
     if not set(chosen) & set(LIBRARY_CARRIERS):
         return chosen
     missing, _library_found = _library()
@@ -150,7 +150,7 @@ def _library() -> tuple[str, str]:
         library = library_engine().library
     except ConfigError as error:
         return str(error), ""
-    return "", str(getattr(library, "version", library))
+    return "", f"{library.path}: {library.version}"
 
 
 @pytest.fixture

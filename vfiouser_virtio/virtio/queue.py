@@ -94,6 +94,14 @@ class Queue(QueueRegisters):
         assert self.memory is not None
         return partial(self.pins.remove, self.pins.add(self.memory, chain.ranges, cancel))
 
+    def iovec(self, chain: Chain, first: int, last: int) -> bytes | None:
+        """Descriptors ``first`` up to ``last`` of a chain as an array of struct iovec, where that is quick to have."""
+        assert self.memory is not None
+        if chain.stale:
+            return None
+        layout = chain.layout[4 * first : 4 * last]
+        return self.memory.iovec(layout[::4], layout[1::4])
+
     # ---- for transports ------------------------------------------------------------------------------------------
 
     def may_be_next(self, next_available: int) -> bool:

@@ -1,0 +1,537 @@
+"""The engine over the double and, where it is found, over the real library: clients that speak byte by byte."""
+
+import errno
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from support.hosted_echo import HostedEcho
+from support.raw_client import RawClient
+
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.function import Hold
+from vfiouser_virtio.libvfio_user import LibraryListener, LibvfioUserServer, attach, hosted
+from vfiouser_virtio.libvfio_user.bindings import HasFunctions
+from vfiouser_virtio.protocols.vfio_user import Command, IrqSetFlags, PciIrq
+from vfiouser_virtio.vfio_user import ListenError, holds, listen_path
+
+Connect = Callable[[], RawClient]
+PAGE = 4096
+DISCONNECTED = ("disconnected",)
+
+
+@pytest.fixture
+def function() -> HostedEcho:
+    return HostedEcho()
+
+
+@pytest.fixture
+def listener(library: HasFunctions, tmp_path: Path) -> Iterator[LibraryListener]:
+    with LibraryListener(tmp_path / "vu.sock") as listener:
+        listener.open(library)
+        yield listener
+
+
+@pytest.fixture
+def connect(listener: LibraryListener) -> Iterator[Connect]:
+    clients: list[RawClient] = []
+
+    def connect() -> RawClient:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(listener.name)
+        clients.append(RawClient(sock))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+async def client(nursery: trio.Nursery, function: HostedEcho, listener: LibraryListener, connect: Connect) -> RawClient:
+    """A client that has negotiated, of a server that runs."""
+    nursery.start_soon(LibvfioUserServer(function, name="echo").serve, listener)
+    client = connect()
+    await negotiate(client)
+    return client
+
+
+async def negotiate(client: RawClient) -> None:
+    """`RawClient.version`, when the server is in this thread: it waits for the message while it is in C."""
+    assert not (await client.version()).flags & 0x20
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(5):
+        while not condition():
+            await trio.sleep(0.001)
+
+
+async def write(client: RawClient, index: int, offset: int, data: bytes) -> int:
+    """The errno of a REGION_WRITE."""
+    return (await client.call(Command.REGION_WRITE, struct.pack("<QII", offset, index, len(data)) + data)).error
+
+
+async def read(client: RawClient, index: int, offset: int, count: int) -> bytes:
+    reply = await client.call(Command.REGION_READ, struct.pack("<QII", offset, index, count))
+    assert not reply.error, os.strerror(reply.error)
+    return reply.body[16:]
+
+
+async def dma_map(client: RawClient, address: int, size: int, fd: int | None, flags: int = 3) -> int:
+    payload = struct.pack("<IIQQQ", 32, flags, 0, address, size)
+    return (await client.call(Command.DMA_MAP, payload, [] if fd is None else [fd])).error
+
+
+async def dma_unmap(client: RawClient, address: int, size: int) -> int:
+    return (await client.call(Command.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, address, size))).error
+
+
+async def set_irqs(client: RawClient, index: int, flags: int, start: int, count: int, fds: tuple[int, ...] = ()) -> int:
+    payload = struct.pack("<IIIII", 20, flags, index, start, count)
+    return (await client.call(Command.DEVICE_SET_IRQS, payload, fds)).error
+
+
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    fd = os.memfd_create("client")
+    os.ftruncate(fd, 4 * PAGE)
+    os.pwrite(fd, b"the client's memory", 0)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def eventfd() -> Iterator[int]:
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    yield fd
+    os.close(fd)
+
+
+def events(fd: int) -> int:
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+
+
+# ---- regions ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_written_is_read(client: RawClient, function: HostedEcho) -> None:
+    for index, offset in ((0, 0), (4, 0x3FFC), (7, 0x40)):
+        assert await write(client, index, offset, b"\1\2\3\4") == 0
+        assert await read(client, index, offset, 4) == b"\1\2\3\4"
+    assert function.names()[0] == "connected"
+    assert function.names().count("region_read") == 3
+
+
+async def test_sizes_and_interrupts_are_the_functions(client: RawClient) -> None:
+    def fields(layout: str, reply: bytes) -> tuple[int, ...]:
+        return struct.unpack_from(layout, reply)
+
+    sizes = []
+    for index in range(9):
+        reply = await client.call(Command.DEVICE_GET_REGION_INFO, struct.pack("<IIIIQQ", 32, 0, index, 0, 0, 0))
+        sizes.append(fields("<IIIIQQ", reply.body)[4])
+    assert sizes == [0x4000, 0, 0, 0, 0x4000, 0, 0, 256, 0]
+    counts = []
+    for index in range(3):
+        reply = await client.call(Command.DEVICE_GET_IRQ_INFO, struct.pack("<IIII", 16, 0, index, 0))
+        counts.append(fields("<IIII", reply.body)[3])
+    assert counts == [1, 0, 32]
+
+
+async def test_a_refusal_is_the_clients_errno_and_logged_once(
+    client: RawClient, function: HostedEcho, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function.bug = PeerError("not here", errno.EPERM)
+    for _ in range(3):
+        reply = await client.call(Command.REGION_READ, struct.pack("<QII", 0, 0, 4))
+        assert reply.error == errno.EPERM
+    assert sum("not here" in record.getMessage() for record in caplog.records) == 1
+    function.bug = None
+    assert await read(client, 0, 0, 4) == bytes(4)
+
+
+async def test_a_bug_of_the_device_is_eio_and_logged_with_its_traceback(
+    client: RawClient, function: HostedEcho, caplog: pytest.LogCaptureFixture
+) -> None:
+    function.bug = ZeroDivisionError("oops")
+    for _ in range(3):
+        reply = await client.call(Command.REGION_READ, struct.pack("<QII", 0, 0, 4))
+        assert reply.error == errno.EIO
+    (record,) = [record for record in caplog.records if "bug of the device" in record.getMessage()]
+    assert record.exc_info is not None
+    function.bug = None
+    assert await read(client, 0, 0, 4) == bytes(4)
+
+
+# ---- clients ---------------------------------------------------------------------------------------------------------
+
+
+async def test_one_client_after_another_finds_the_devices_state(
+    client: RawClient, function: HostedEcho, connect: Connect
+) -> None:
+    held = []
+    for number in range(5):
+        await write(client, 0, number, b"x")
+        client.close()
+        client = connect()  # at once: the server may not have noticed yet that the first one is gone
+        await negotiate(client)
+        assert await read(client, 0, 0, number + 1) == b"x" * (number + 1)
+        held.append(len(os.listdir("/proc/self/fd")))
+    assert len(set(held)) == 1
+    told = [name for name in function.names() if "connected" in name]
+    assert told == ["connected", "disconnected"] * 5 + ["connected"]
+
+
+async def test_a_second_client_is_refused_at_once_and_logged(
+    client: RawClient, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        with trio.fail_after(2):
+            await connect().no_more()
+    assert await read(client, 0, 0, 1) == b"\0"
+    assert sum("refused another client" in record.getMessage() for record in caplog.records) == 3
+
+
+async def test_a_client_that_is_not_understood_is_logged_and_the_next_one_served(
+    nursery: trio.Nursery,
+    function: HostedEcho,
+    listener: LibraryListener,
+    connect: Connect,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stranger = connect()
+    await stranger.send(b"GET / HTTP/1.1\r\n\r\n")
+    nursery.start_soon(LibvfioUserServer(function).serve, listener)
+    await stranger.no_more()
+    client = connect()
+    await negotiate(client)
+    assert any("not understood" in record.getMessage() for record in caplog.records)
+    assert function.names() == ["connected"]
+
+
+async def test_a_client_that_says_nothing_is_hung_up_on(
+    nursery: trio.Nursery,
+    function: HostedEcho,
+    listener: LibraryListener,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The library waits for it, with all else at a standstill."""
+    monkeypatch.setattr(attach, "PATIENCE", 0.1)
+    silent = connect()
+    nursery.start_soon(LibvfioUserServer(function).serve, listener)
+    with trio.fail_after(5):
+        await silent.no_more()
+    client = connect()
+    await negotiate(client)
+    assert function.names() == ["connected"]
+
+
+async def test_several_devices_in_one_process(library: HasFunctions, nursery: trio.Nursery, tmp_path: Path) -> None:
+    functions, clients = [HostedEcho() for _ in range(3)], []
+    for number, function in enumerate(functions):
+        listener = LibraryListener(tmp_path / f"{number}.sock")
+        listener.open(library)
+        nursery.start_soon(LibvfioUserServer(function).serve, listener)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(listener.name)
+        clients.append(RawClient(sock))
+        await negotiate(clients[-1])
+    for number, client in enumerate(clients):
+        await write(client, 0, 0, bytes([number]))
+    assert [function.regions[0][0] for function in functions] == [0, 1, 2]
+    for client in clients:
+        client.close()
+    nursery.cancel_scope.cancel()
+
+
+async def test_once_serves_one_client(
+    nursery: trio.Nursery, function: HostedEcho, listener: LibraryListener, connect: Connect
+) -> None:
+    ended = trio.Event()
+
+    async def serve() -> None:
+        await LibvfioUserServer(function).serve(listener, once=True)
+        ended.set()
+
+    nursery.start_soon(serve)
+    client = connect()
+    await negotiate(client)
+    client.close()
+    with trio.fail_after(5):
+        await ended.wait()
+    assert not os.path.exists(listener.name)
+    assert function.names() == ["connected", "quiesce", "disconnected"]
+
+
+async def test_cancelling_tells_the_device_and_leaves_nothing(
+    library: HasFunctions, function: HostedEcho, tmp_path: Path, memfd: int
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    async with trio.open_nursery() as nursery:
+        listener = LibraryListener(tmp_path / "vu.sock")
+        listener.open(library)
+        nursery.start_soon(LibvfioUserServer(function).serve, listener)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(listener.name)
+        client = RawClient(sock)
+        await negotiate(client)
+        assert await dma_map(client, 0x10000, 4 * PAGE, memfd) == 0
+        nursery.cancel_scope.cancel()
+    client.close()
+    assert function.calls[-2:] == [("dma_unmap", 0x10000, 4 * PAGE), DISCONNECTED]
+    assert function.trigger is None
+    assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+async def test_memory_comes_and_goes(client: RawClient, function: HostedEcho, memfd: int) -> None:
+    assert await dma_map(client, 0x10000, 4 * PAGE, memfd) == 0
+    assert ("dma_map_alias", 0x10000, 4 * PAGE, True, True, PAGE) in function.calls
+    assert function.memory(0x10000, 19) == b"the client's memory"
+    assert await dma_unmap(client, 0x10000, 4 * PAGE) == 0
+    assert function.calls[-1] == ("dma_unmap", 0x10000, 4 * PAGE)
+
+
+async def test_the_same_map_twice_is_one(client: RawClient, function: HostedEcho, memfd: int) -> None:
+    for _ in range(2):
+        assert await dma_map(client, 0x10000, PAGE, memfd) == 0
+    assert function.names().count("dma_map_alias") == 1
+    assert await dma_unmap(client, 0x10000, PAGE) == 0
+    assert function.names().count("dma_unmap") == 1
+
+
+async def test_ram_without_a_file_descriptor_is_said_once(
+    client: RawClient, function: HostedEcho, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        assert await dma_map(client, number << 21, 1 << 20, None) == 0
+    assert await dma_map(client, 1 << 30, 1 << 20, None, flags=1) == 0  # ROM never has one
+    assert function.aliases == {}
+    lines = [record.getMessage() for record in caplog.records if "share=on" in record.getMessage()]
+    assert len(lines) == 1
+    assert "--engine vfio-user" in lines[0]
+    assert await dma_unmap(client, 0, 1 << 20) == 0
+    assert "dma_unmap" not in function.names()
+
+
+async def test_memory_that_cannot_be_had_is_logged(
+    client: RawClient, function: HostedEcho, memfd: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library has said yes already."""
+    function.alias_error = PeerError("DMA_MAP of 0x10000: no room", errno.ENOMEM)
+    assert await dma_map(client, 0x10000, PAGE, memfd) == 0
+    assert any("no room; the client cannot be told" in record.getMessage() for record in caplog.records)
+    assert await dma_unmap(client, 0x10000, PAGE) == 0
+    assert "dma_unmap" not in function.names()
+
+
+# ---- quiet -----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_unmap_waits_until_the_device_is_quiet(
+    client: RawClient, function: HostedEcho, memfd: int, eventfd: int
+) -> None:
+    await dma_map(client, 0x10000, PAGE, memfd)
+    await set_irqs(client, PciIrq.MSIX, 0x24, 0, 1, (eventfd,))
+    function.quiesce_hold = hold = Hold()
+    await client.send(client.request(Command.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, 0x10000, PAGE)))
+    await client.silence(0.1)
+    assert function.calls[-1] == ("quiesce",)
+    assert function.trigger is not None
+    assert function.trigger(0) is False  # none of the library's functions may be called now
+    refused = [0]
+    function.on_retry = lambda: refused.append(function.trigger is not None and function.trigger(refused.pop()))
+    hold.finish()
+    assert (await client.receive()).error == 0
+    assert function.calls[-2:] == [("dma_unmap", 0x10000, PAGE), ("resume",)]
+    assert events(eventfd) == 1
+    assert await read(client, 0, 0, 1) == b"\0"
+
+
+async def test_patience_ends(
+    client: RawClient, function: HostedEcho, memfd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holds, "HOLD_PATIENCE", 0.05)
+    expired = []
+
+    def expire() -> None:
+        expired.append(True)
+        hold.finish()
+
+    await dma_map(client, 0x10000, PAGE, memfd)
+    function.quiesce_hold = hold = Hold(1, expire)
+    assert await dma_unmap(client, 0x10000, PAGE) == 0
+    assert expired == [True]
+
+
+async def test_a_client_that_leaves_while_the_device_becomes_quiet(
+    client: RawClient, function: HostedEcho, connect: Connect, memfd: int
+) -> None:
+    await dma_map(client, 0x10000, PAGE, memfd)
+    function.quiesce_hold = hold = Hold()
+    await client.send(client.request(Command.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, 0x10000, PAGE)))
+    await until(lambda: function.calls[-1] == ("quiesce",) and function.quiesce_hold is None)
+    client.close()
+    await trio.sleep(0.02)
+    assert DISCONNECTED not in function.calls
+    hold.finish()
+    await until(lambda: DISCONNECTED in function.calls)
+    await negotiate(connect())
+
+
+async def test_a_client_that_leaves_is_gone_when_the_device_is_quiet(
+    client: RawClient, function: HostedEcho, connect: Connect, memfd: int
+) -> None:
+    await dma_map(client, 0x10000, PAGE, memfd)
+    function.quiesce_hold = hold = Hold()
+    client.close()
+    await until(lambda: function.calls[-1] == ("quiesce",) and function.quiesce_hold is None)
+    await trio.sleep(0.02)
+    assert "dma_unmap" not in function.names()
+    hold.finish()
+    await until(lambda: function.calls[-1] == ("resume",))
+    assert function.names()[-3:] == ["dma_unmap", "disconnected", "resume"]
+    await negotiate(connect())
+
+
+async def test_the_next_client_waits_for_what_the_last_one_left(
+    client: RawClient, function: HostedEcho, connect: Connect
+) -> None:
+    function.disconnect_hold = hold = Hold()
+    client.close()
+    await until(lambda: DISCONNECTED in function.calls)
+    second = connect()
+    await second.send(second.request(Command.VERSION, struct.pack("<HH", 0, 0)))
+    await second.silence(0.1)
+    hold.finish()
+    assert (await second.receive()).error == 0
+
+
+# ---- resets ----------------------------------------------------------------------------------------------------------
+
+
+async def test_kinds_of_reset(client: RawClient, function: HostedEcho) -> None:
+    assert (await client.call(Command.DEVICE_RESET)).error == 0
+    assert function.names()[-2:] == ["quiesce", "reset"]
+    client.close()
+    await until(lambda: DISCONNECTED in function.calls)
+    assert function.names().count("reset") == 1
+
+
+async def test_what_comes_behind_a_reset_waits_for_its_end(client: RawClient, function: HostedEcho) -> None:
+    function.hold = hold = Hold()
+    assert (await client.call(Command.DEVICE_RESET)).error == 0
+    await client.send(client.request(Command.REGION_READ, struct.pack("<QII", 0, 0, 4)))
+    await client.silence(0.1)
+    hold.finish()
+    assert (await client.receive()).error == 0
+
+
+# ---- interrupts ------------------------------------------------------------------------------------------------------
+
+
+async def test_interrupts_go_through_the_library(client: RawClient, function: HostedEcho, eventfd: int) -> None:
+    assert function.trigger is not None
+    assert function.trigger(2) is False
+    assert await set_irqs(client, PciIrq.MSIX, 0x24, 2, 1, (eventfd,)) == 0
+    assert function.trigger(2) is True
+    assert function.trigger(1) is False
+    assert events(eventfd) == 1
+
+
+async def test_what_nobody_took_is_tried_again_when_an_eventfd_has_come(
+    client: RawClient, function: HostedEcho, eventfd: int
+) -> None:
+    tries: list[bool] = []
+
+    def retry() -> None:
+        assert function.trigger is not None
+        tries.append(function.trigger(0))
+
+    assert function.trigger is not None
+    assert function.trigger(0) is False
+    function.on_retry = retry
+    for _ in range(3):
+        await read(client, 0, 0, 4)
+    assert tries == []  # an access brings no eventfd
+    assert await set_irqs(client, PciIrq.MSIX, 0x24, 0, 1, (eventfd,)) == 0
+    await until(lambda: tries)
+    assert tries == [True]
+    assert events(eventfd) == 1
+
+
+async def test_intx_is_masked_and_unmasked(client: RawClient, function: HostedEcho) -> None:
+    assert await set_irqs(client, PciIrq.INTX, IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_MASK, 0, 1) == 0
+    assert await set_irqs(client, PciIrq.INTX, IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_UNMASK, 0, 1) == 0
+    masked, unmasked = [call for call in function.calls if call[0] == "set_irqs"]
+    assert masked[1:5] == (PciIrq.INTX, IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_MASK, 0, 1)
+    assert unmasked[2] == IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_UNMASK
+
+
+# ---- the socket ------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_owner_may_connect(listener: LibraryListener) -> None:
+    assert stat.S_IMODE(os.stat(listener.name).st_mode) == 0o600
+
+
+def test_a_dead_servers_socket_is_replaced(library: HasFunctions, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "vu.sock"))
+    with LibraryListener(tmp_path / "vu.sock") as listener:
+        listener.open(library)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_living_servers_is_not(library: HasFunctions, listener: LibraryListener, tmp_path: Path) -> None:
+    with pytest.raises(ListenError, match="another server does"):
+        LibraryListener(listener.name)
+    with listen_path(tmp_path / "ours.sock"), pytest.raises(ListenError, match="another server does"):
+        LibraryListener(tmp_path / "ours.sock")
+    (tmp_path / "file").touch()
+    with pytest.raises(ListenError, match="not a socket"):
+        LibraryListener(tmp_path / "file")
+
+
+@pytest.mark.parametrize("length", [107, 108])
+def test_the_path_may_have_107_bytes(library: HasFunctions, length: int) -> None:
+    folder = os.open("/tmp", os.O_PATH)
+    path = f"/proc/self/fd/{folder}/vu-test-{os.getpid()}-".ljust(length, "x")
+    try:
+        if length > 107:
+            with pytest.raises(ListenError, match="108 bytes, the system allows 107"):
+                LibraryListener(path)
+        else:
+            with LibraryListener(path) as listener:
+                listener.open(library)
+    finally:
+        os.close(folder)
+
+
+def test_more_regions_than_the_process_can_map_are_refused() -> None:
+    assert 3 * hosted.MAX_DMA_MAPS < 65530
+
+
+def test_the_log_names_who_it_is_about(caplog: pytest.LogCaptureFixture, listener: LibraryListener) -> None:
+    caplog.set_level(logging.DEBUG)
+    device = hosted.HostedDevice(listener.context, HostedEcho(), "echo")
+    listener.context.log(3, "something is wrong with 0x17")
+    listener.context.log(3, "something is wrong with 0x18")
+    listener.context.log(3, "no fd for interrupt 5")
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert lines == ["echo: libvfio-user: something is wrong with 0x17"]
+    device.gone()

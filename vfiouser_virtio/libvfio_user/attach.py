@@ -1,0 +1,40 @@
+"""A client that connects and says nothing must not stop us: vfu_attach_ctx waits for it, non-blocking or not."""
+
+import os
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PATIENCE = 1.0
+"""Seconds for the client's VERSION, during which nothing else happens in this process. QEMU sends it at once."""
+
+
+@contextmanager
+def hanging_up_after(path: str, seconds: float | None = None) -> Iterator[None]:
+    """End connections to the socket ``path`` if the block takes longer than ``seconds`` (default `PATIENCE`).
+
+    From a thread, for the one that all calls of the library come from is inside of one. It calls nothing of it.
+    """
+    timer = threading.Timer(PATIENCE if seconds is None else seconds, _hang_up, [path])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _hang_up(path: str) -> None:
+    """The library tells nobody of its connection before it has negotiated: find it among our file descriptors."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as sock:
+                listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if sock.family == socket.AF_UNIX and not listens and sock.getsockname() == path:
+                    sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            continue  # it was closed meanwhile

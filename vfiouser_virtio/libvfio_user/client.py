@@ -1,0 +1,53 @@
+"""Who is connected to a device that libvfio-user serves, as the function sees it (`function.Client`)."""
+
+import errno
+import os
+import select
+import socket
+import struct
+
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.function import Buffer
+from vfiouser_virtio.vfio_user.sockets import peer_pid
+
+_STALL = 1.0
+"""Seconds for which the library waits for the rest of a message, or for room for a reply, with the whole process."""
+
+
+class LibraryClient:
+    """The library's connection, of which we hold a duplicate: for what can be asked and set without the library."""
+
+    def __init__(self, name: str, connection: int) -> None:
+        self._socket = socket.socket(fileno=os.dup(connection))
+        self.name = f"{name} (pid {peer_pid(self._socket)})"
+        # The library reads and writes a blocking socket.
+        patience = struct.pack("ll", int(_STALL), int(_STALL % 1 * 1e6))
+        for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, direction, patience)
+
+    def hung_up(self) -> bool:
+        """Whether the client has closed its end, even if the library has not seen it yet; also after `close`."""
+        if self._socket.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def hang_up(self) -> None:
+        """End the connection: the library finds it gone when it next looks."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is gone
+
+    def close(self) -> None:
+        """Let go of our duplicate."""
+        self._socket.close()
+
+    async def dma_read(self, address: int, count: int) -> bytes:
+        """Nothing can be read by message: no region without a file descriptor is ever shown to the function."""
+        raise PeerError(f"DMA_READ of {address:#x}+{count:#x}: not with libvfio-user", errno.EOPNOTSUPP)
+
+    async def dma_write(self, address: int, data: Buffer) -> None:
+        """Likewise."""
+        raise PeerError(f"DMA_WRITE of {address:#x}+{len(data):#x}: not with libvfio-user", errno.EOPNOTSUPP)

@@ -1,0 +1,27 @@
+"""What the library logs, as our own log: its errors are mistakes of the client, who can repeat them."""
+
+import logging
+import re
+from collections.abc import Callable
+
+from vfiouser_virtio.libvfio_user.bindings import Context, LogLevel
+from vfiouser_virtio.vfio_user.complaints import Complaints
+
+log = logging.getLogger(__name__)
+
+_NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
+# What a driver that has not set up its interrupts yet causes by the thousand; the vector stays pending.
+_EXPECTED = ("no fd for interrupt",)
+
+
+def forward_log(context: Context, complaints: Callable[[], Complaints]) -> None:
+    """Log the context's warnings and errors, each kind once, and all that it says where DEBUG is wanted."""
+    verbose = log.isEnabledFor(logging.DEBUG)
+
+    def forward(level: int, text: str) -> None:
+        if level > LogLevel.WARNING or text.startswith(_EXPECTED):
+            log.debug("%s: libvfio-user: %s", context.name, text)
+        else:
+            complaints().log(("libvfio-user", _NUMBERS.sub("#", text)), f"libvfio-user: {text}")
+
+    context.setup_log(forward, LogLevel.DEBUG if verbose else LogLevel.WARNING)
