@@ -123,8 +123,12 @@ async def resize_vq(vq: Virtqueue, size: int | None = None) -> tuple[Virtqueue, 
     device = _owner(vq)
     await _reset(vq)
     vq.interrupt()
-    tokens = await free_vq(vq)
-    return await new_vq(device, vq.index, vq.callback, size=size), tokens
+    tokens = vq.shutdown()
+    del device.virtqueues[vq.index]
+    try:
+        return await new_vq(device, vq.index, vq.callback, size=size), tokens
+    finally:
+        vq.close()  # not before: the new one is to be elsewhere, so that a device that clings to the old one is found
 
 
 async def _reset(vq: Virtqueue) -> None:
