@@ -1,19 +1,21 @@
 """The command ``vfiouser-virtio``: one module per sub-command, and from every error to an exit status.
 
-The modules import what is heavy (trio, the devices, the virtual machine) only inside the functions that need it: help,
-mistakes and the ``ready`` line come faster.
+Only the module of the sub-command that is asked for is imported, and what is heavy (trio, the devices, the virtual
+machine) only inside the functions that need it: help, mistakes and the ``ready`` line come faster.
 """
 
 import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from vfiouser_virtio import __version__
-from vfiouser_virtio.cli import conform, list_devices, probe, qemu_args, run, serve
 from vfiouser_virtio.cli.exit_status import EXPLAINED, mistake_in, status_of
 from vfiouser_virtio.cli.terminal import PROGRAM, complain, set_up_logging
 from vfiouser_virtio.errors import ConfigError
+
+_COMMANDS = ("serve", "run", "qemu-args", "list-devices", "probe", "conform")
 
 _EXAMPLES = """\
 examples:
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--" in words:
         at = words.index("--")
         own, qemu_options = words[:at], words[at + 1 :]
-    parser = _parser()
+    parser = _parser(own[:1] if own and own[0] in _COMMANDS else _COMMANDS)
     arguments = parser.parse_args(own)
     if qemu_options is not None and not hasattr(arguments, "qemu_options"):
         parser.error(f"{arguments.command}: nothing may follow --")
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    """With these sub-commands."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="PCI virtio devices in Python, for an unmodified QEMU (10.1 or newer).",
@@ -63,6 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for module in (serve, run, qemu_args, list_devices, probe, conform):
-        module.add_parser(commands)
+    for name in names:
+        import_module(f"{__name__}.{name.replace('-', '_')}").add_parser(commands)
     return parser

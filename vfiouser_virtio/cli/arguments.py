@@ -1,7 +1,6 @@
 """Command line arguments that several sub-commands have, and what all parsers have in common."""
 
 import argparse
-import textwrap
 from typing import Protocol
 
 from vfiouser_virtio.cli.exit_status import EXPLAINED
@@ -16,12 +15,15 @@ class SubParsers(Protocol):
 def add_command(
     commands: SubParsers, name: str, *, summary: str, description: str, usage: str, examples: str
 ) -> argparse.ArgumentParser:
-    """A sub-command's parser, with its examples and the exit status at the end of its help."""
+    """A sub-command's parser, with its examples and the exit status at the end of its help.
+
+    ``description`` comes in lines of up to 100 characters.
+    """
     return commands.add_parser(
         name,
         help=summary,
         usage=f"vfiouser-virtio {name} {usage}",
-        description=textwrap.fill(description, 100),
+        description=description,
         epilog=f"examples:\n{examples}\n{EXPLAINED}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -21,10 +21,10 @@ def add_parser(commands: SubParsers) -> None:
         commands,
         "conform",
         summary="check a server against the virtio and vfio-user specifications",
-        description="Connect to any vfio-user server that has a virtio device, as its client and as a guest, and "
-        "check what it does against the rules of virtio 1.4 and of vfio-user. The device is used and reset: a disk "
-        "is read, a console gets a line of text. docs/conformance.md lists the checks. The exit status is 0 when every "
-        "check passes or does not apply, and 1 otherwise.",
+        description="Connect to any vfio-user server that has a virtio device, as its client and as a guest, and\n"
+        "check what it does against the rules of virtio 1.4 and of vfio-user. The device is used and reset: a disk\n"
+        "is read, a console gets a line of text. docs/conformance.md lists the checks. The exit status is 0 when\n"
+        "every check passes or does not apply, and 1 otherwise.",
         usage="[--only ID …] [--json] [--junit FILE] SOCKET",
         examples="  vfiouser-virtio conform /run/x/blk0.sock\n"
         "  vfiouser-virtio conform --only virtio14/RS1 --only 'vfio-user/*' /run/x/blk0.sock\n"

@@ -1,6 +1,5 @@
 """The options of a device class, read off its constructor, and the user's values converted to them."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -139,5 +138,7 @@ def _unknown_option(label: str, key: str, options: Mapping[str, Option], also: I
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """``; did you mean "path"?``, or nothing when nothing is alike."""
+    import difflib
+
     close = difflib.get_close_matches(word, list(known), n=1)
     return f'; did you mean "{close[0]}"?' if close else ""

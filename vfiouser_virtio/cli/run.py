@@ -44,7 +44,7 @@ def add_parser(commands: SubParsers) -> None:
         commands,
         "run",
         summary="serve devices and run QEMU with them",
-        description="Serve devices, run QEMU with them, and end with it. Without a guest of your own after --, "
+        description="Serve devices, run QEMU with them, and end with it. Without a guest of your own after --,\n"
         "a small Linux boots: with a shell on this terminal, or for one command.",
         usage="--device DEVICE[,KEY=VALUE,…] … [options] [-- QEMU options]",
         examples=_EXAMPLES,

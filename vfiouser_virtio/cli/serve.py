@@ -83,7 +83,8 @@ def execute(arguments: argparse.Namespace) -> int:
     gc.disable()  # what an import makes stays, so looking for garbage among it is 5 % of the start for nothing
     import trio
 
-    from vfiouser_virtio.cli.processes import processes
+    if arguments.processes:
+        from vfiouser_virtio.cli.processes import processes
     from vfiouser_virtio.cli.serving import serving
     from vfiouser_virtio.cli.signals import run_until_signal
 
