@@ -102,7 +102,7 @@ def test_unmap_lets_go_of_the_memory(other: Make) -> None:
 def test_a_request_under_way_keeps_it_after_both_unmaps(other: Make) -> None:
     memory, client = GuestMemory(), other()
     alias(memory, 0x10_0000, client)
-    pin = memory.pin([(0x10_0000, PAGE)], lambda: None)
+    pin = memory.pin(lambda: [(0x10_0000, PAGE)], lambda: None)
     (view,) = memory.writable(0x10_0000, 4)
     hold = memory.unmap(0x10_0000, client.size)
     client.unmap()
@@ -175,11 +175,11 @@ def test_an_overlap_is_refused(other: Make) -> None:
 def test_settle_ends_when_the_last_pin_has_gone() -> None:
     memory = GuestMemory()
     assert memory.settle() is None
-    first, second = (memory.pin([(0, 1)], lambda: None) for _ in range(2))
+    first, second = (memory.pin(lambda: [(0, 1)], lambda: None) for _ in range(2))
     hold = memory.settle()
     assert hold is not None
     memory.unpin(first)
-    third = memory.pin([(0, 1)], lambda: None)
+    third = memory.pin(lambda: [(0, 1)], lambda: None)
     memory.unpin(second)
     assert not hold.done  # whoever has begun meanwhile counts as well
     memory.unpin(third)
@@ -189,8 +189,8 @@ def test_settle_ends_when_the_last_pin_has_gone() -> None:
 
 def test_settle_that_loses_patience_cancels_all() -> None:
     memory, cancelled = GuestMemory(), list[str]()
-    memory.pin([(0, 1)], lambda: cancelled.append("a"))
-    memory.pin([(0, 1)], lambda: cancelled.append("b"))
+    memory.pin(lambda: [(0, 1)], lambda: cancelled.append("a"))
+    memory.pin(lambda: [(0, 1)], lambda: cancelled.append("b"))
     hold = memory.settle()
     assert hold is not None
     hold.expire()

@@ -16,10 +16,8 @@ import bisect
 import errno
 import logging
 import os
-import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import add
 
 from vfiouser_virtio.errors import PeerError, Unmapped
 from vfiouser_virtio.function import MAX_DMA_MAPS, Buffer, Client, Hold
@@ -42,13 +40,25 @@ class NeedsMessages(Exception):  # noqa: N818 - not an error: it tells a synchro
         self.length = length
 
 
+Ranges = Sequence[tuple[int, int]]
+"""(DMA address, length) pairs."""
+
+
 @dataclass(slots=True, eq=False)
 class Pin:
     """A promise that somebody is using memory now; DMA_UNMAP waits for it, and cancels it when its patience ends."""
 
-    ranges: list[tuple[int, int]]
+    look_up: Callable[[], Ranges]
     cancel: Callable[[], None]
     holds: list[Hold] = field(default_factory=list)
+    _ranges: Ranges | None = None
+
+    def overlaps(self, region: Region) -> bool:
+        """Whether some of that memory is in the region. Its ranges are looked up at the first unmap, if any comes."""
+        if self._ranges is None:
+            self._ranges = self.look_up()
+        begin, end = region.address, region.end
+        return any(address < end and address + length > begin for address, length in self._ranges)
 
 
 class GuestMemory:
@@ -165,20 +175,6 @@ class GuestMemory:
         start = address - region.origin
         return [region.window.view[start : start + length]]
 
-    def iovec(self, addresses: Sequence[int], lengths: Sequence[int]) -> bytes | None:
-        """Ranges as an array of struct iovec, for the kernel; None unless all lie in the region of the last look-up.
-
-        A view does not tell its address, other than through ctypes for 1.2 µs each; this takes a tenth of that.
-        """
-        begin, end, _, _ = self.hot
-        window = self._places.window
-        if window is None or not addresses or min(addresses) < begin or max(map(add, addresses, lengths)) > end:
-            return None
-        pairs = [0] * (2 * len(addresses))
-        pairs[::2] = [window.base + address for address in addresses]
-        pairs[1::2] = lengths
-        return struct.pack(f"{len(pairs)}Q", *pairs)
-
     def check(self, address: int, length: int, *, write: bool) -> list[Region]:
         """The regions that make up a range, after checking that it has no hole and may be used in this way."""
         regions: list[Region] = []
@@ -232,9 +228,9 @@ class GuestMemory:
         self._settling.append(hold)
         return hold
 
-    def pin(self, ranges: Iterable[tuple[int, int]], cancel: Callable[[], None]) -> Pin:
-        """(address, length) ranges are in use until `unpin`; ``cancel`` is called when an unmap loses patience."""
-        pin = Pin([(address, address + length) for address, length in ranges], cancel)
+    def pin(self, ranges: Callable[[], Ranges], cancel: Callable[[], None]) -> Pin:
+        """The ranges are in use until `unpin`; ``cancel`` is called when an unmap loses patience."""
+        pin = Pin(ranges, cancel)
         self._pins.add(pin)
         return pin
 
@@ -304,7 +300,7 @@ class GuestMemory:
         del self._starts[first:last]
         self._last = Region(0, 0, False, False)
         self.hot = _NOWHERE
-        pins = [pin for pin in self._pins if any(_overlap(pin, r) for r in removed if r.window)]
+        pins = [pin for pin in self._pins if any(pin.overlaps(r) for r in removed if r.window)]
         hold: Hold | None = None
         if pins:
 
@@ -330,7 +326,3 @@ class GuestMemory:
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning(message, *values)
-
-
-def _overlap(pin: Pin, region: Region) -> bool:
-    return any(start < region.end and end > region.address for start, end in pin.ranges)

@@ -9,10 +9,12 @@ import pytest
 import trio
 
 from vfiouser_virtio.backends import file as file_module
+from vfiouser_virtio.backends import vectored
 from vfiouser_virtio.backends.block import BlockBackend
 from vfiouser_virtio.backends.file import FileBackend
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.errors import DeviceError
+from vfiouser_virtio.pieces import Pieces
 
 SIZE = 1 << 20
 
@@ -135,6 +137,39 @@ async def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
     backend.close()
 
 
+def _backwards(memory: memoryview) -> Pieces:
+    """All of it in sectors, the last one first."""
+    starts = list(range(0, len(memory), 512))[::-1]
+    return Pieces(memory, starts, [512] * len(starts))
+
+
+async def test_pieces_are_segments(backend: BlockBackend) -> None:
+    data = os.urandom(20 * 512)
+    source = _backwards(memoryview(data))
+    target = memoryview(bytearray(len(data)))
+    await backend.write(1024, source)
+    assert await _read(backend, 1024, len(data)) == b"".join(source)
+    await backend.read(1024, _backwards(target))
+    assert target == data
+    target[:] = bytes(len(data))
+    assert not backend.read_nowait(1024, _backwards(target)) or target == data
+
+
+def test_pieces_at_once(tmp_path: Path) -> None:
+    path = _image(tmp_path)
+    backend = FileBackend(path, aio="inline")
+    data = os.urandom(20 * 512)
+    assert backend.write_nowait(1024, _backwards(memoryview(data)))
+    assert path.read_bytes()[1024:][: len(data)] == b"".join(_backwards(memoryview(data)))
+    backend.close()
+    target = memoryview(bytearray(len(data)))
+    with path.open("rb") as file:
+        assert vectored.preadv(file.fileno(), _backwards(target), 1024) == len(data)
+        assert target == data
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            vectored.pwritev(file.fileno(), _backwards(target), 0)
+
+
 async def test_what_is_not_cached_is_left_to_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = FileBackend(_image(tmp_path))
 
@@ -147,7 +182,7 @@ async def test_what_is_not_cached_is_left_to_a_thread(tmp_path: Path, monkeypatc
 
     buffer = memoryview(bytearray(4096))
     for call in (short, miss):
-        monkeypatch.setattr(os, "preadv", call)
+        monkeypatch.setattr(file_module, "preadv", call)
         backend._nowait = {call: True}
         assert not backend.read_nowait(0, [buffer])
     assert not backend.read_nowait(0, [memoryview(bytearray(file_module.AT_ONCE + 1))])
@@ -157,20 +192,22 @@ async def test_what_is_not_cached_is_left_to_a_thread(tmp_path: Path, monkeypatc
 async def test_short_transfers_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _image(tmp_path)
     backend = FileBackend(path)
-    preadv, pwritev = os.preadv, os.pwritev
+    preadv, pwritev = file_module.preadv, file_module.pwritev
+    calls: list[int] = []
 
     def little(call: Callable[..., int]) -> Callable[..., int]:
         # 700 bytes at a time: ends inside of segments, and between them.
-        return lambda fd, segments, offset: call(fd, [segments[0][:700]], offset)
+        return lambda fd, segments, offset: calls.append(offset) or call(fd, [segments[0][:700]], offset)
 
-    monkeypatch.setattr(os, "preadv", little(preadv))
-    monkeypatch.setattr(os, "pwritev", little(pwritev))
+    monkeypatch.setattr(file_module, "preadv", little(preadv))
+    monkeypatch.setattr(file_module, "pwritev", little(pwritev))
     data = os.urandom(5000)
     await backend.write(1024, [memoryview(data)[:1400], memoryview(data)[1400:]])
     assert path.read_bytes()[1024:6024] == data
     target = [memoryview(bytearray(10)), memoryview(bytearray(4990))]
     await backend.read(1024, target)
     assert b"".join(target) == data
+    assert len(calls) == 8 + 9
     backend.close()
 
 

@@ -116,7 +116,7 @@ def test_quiesce_and_resume_tell_the_owner(machine: Machine) -> None:
     machine.function.on_quiesce = calls.append
     assert machine.function.quiesce() is None
     assert calls == []
-    pin = machine.function.memory.pin([(0, 1)], lambda: None)
+    pin = machine.function.memory.pin(lambda: [(0, 1)], lambda: None)
     hold = machine.function.quiesce()
     assert hold is not None
     assert not hold.done

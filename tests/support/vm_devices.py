@@ -140,13 +140,13 @@ class ObservedDisk(FileBackend):
     def write_nowait(self, offset, segments):
         return not self.gather and not self.broken and super().write_nowait(offset, segments)
 
-    def start_read(self, offset, segments, done, *, iovec=None):
+    def start_read(self, offset, segments, done):
         """All goes through `read`, `write` and `flush`."""
 
-    def start_write(self, offset, segments, done, *, iovec=None):
+    def start_write(self, offset, segments, done):
         """See `start_read`."""
 
-    def start_flush(self, done, *, iovec=None):
+    def start_flush(self, done):
         """See `start_read`."""
 
     async def read(self, offset, segments):

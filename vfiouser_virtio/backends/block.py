@@ -102,22 +102,21 @@ class BlockBackend(Protocol):
 class StartingBackend(BlockBackend, Protocol):
     """A disk that needs no task for each request: ``start_x`` begins it, and ``done`` is called later, from `serve`.
 
-    A ``start_x`` that returns None has not begun anything: then the caller awaits ``x``. ``iovec``, where the caller
-    has it, is the segments as an array of linux/uio.h's struct iovec.
+    A ``start_x`` that returns None has not begun anything: then the caller awaits ``x``.
     """
 
     async def serve(self) -> None:
         """Call ``done`` of what has ended, until cancelled; then until nothing is under way."""
         ...
 
-    def start_read(self, offset: int, segments: Segments, done: Done, *, iovec: bytes | None = None) -> Cancel | None:
+    def start_read(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
         """Begin to fill the segments from the disk."""
         ...
 
-    def start_write(self, offset: int, segments: Segments, done: Done, *, iovec: bytes | None = None) -> Cancel | None:
+    def start_write(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
         """Begin to store the segments to the disk."""
         ...
 
-    def start_flush(self, done: Done, *, iovec: bytes | None = None) -> Cancel | None:
+    def start_flush(self, done: Done) -> Cancel | None:
         """Begin to make durable all that has been written."""
         ...

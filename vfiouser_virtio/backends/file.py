@@ -21,8 +21,10 @@ import trio
 from vfiouser_virtio.backends.block import Cancel, Done, Range, Segments
 from vfiouser_virtio.backends.file_changes import FileChanges
 from vfiouser_virtio.backends.io_uring import IOV_MAX, IoUring
+from vfiouser_virtio.backends.vectored import preadv, pwritev
 from vfiouser_virtio.backends.workers import Workers
 from vfiouser_virtio.errors import DeviceError
+from vfiouser_virtio.pieces import total
 from vfiouser_virtio.protocols.io_uring import Op
 
 logger = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class FileBackend:
         except BaseException:
             os.close(self._fd)
             raise
-        self._nowait = {os.preadv: True, os.pwritev: not readonly}
+        self._nowait = {preadv: True, pwritev: not readonly}
         self._workers = Workers(path.name)
         self._changes = _watch(self._fd) if self._regular else None
         self._writes_inline = aio == "inline"
@@ -87,22 +89,22 @@ class FileBackend:
             await self._ring.serve()
 
     def read_nowait(self, offset: int, segments: Segments) -> bool:
-        return self._at_once(os.preadv, offset, segments)
+        return self._at_once(preadv, offset, segments)
 
     async def read(self, offset: int, segments: Segments) -> None:
-        await self._workers.run(lambda: self._transfer(os.preadv, offset, segments))
+        await self._workers.run(lambda: self._transfer(preadv, offset, segments))
 
-    def start_read(self, offset: int, segments: Segments, done: Done, *, iovec: bytes | None = None) -> Cancel | None:
-        return self._start(Op.READV, offset, segments, done, iovec)
+    def start_read(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
+        return self._start(Op.READV, offset, segments, done)
 
     def write_nowait(self, offset: int, segments: Segments) -> bool:
-        return self._at_once(os.pwritev, offset, segments, 0 if self._writes_inline else os.RWF_NOWAIT)
+        return self._at_once(pwritev, offset, segments, 0 if self._writes_inline else os.RWF_NOWAIT)
 
     async def write(self, offset: int, segments: Segments) -> None:
-        await self._workers.run(lambda: self._transfer(os.pwritev, offset, segments))
+        await self._workers.run(lambda: self._transfer(pwritev, offset, segments))
 
-    def start_write(self, offset: int, segments: Segments, done: Done, *, iovec: bytes | None = None) -> Cancel | None:
-        return self._start(Op.WRITEV, offset, segments, done, iovec)
+    def start_write(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
+        return self._start(Op.WRITEV, offset, segments, done)
 
     def flush_nowait(self) -> bool:
         return self.readonly
@@ -110,7 +112,7 @@ class FileBackend:
     async def flush(self) -> None:
         await self._workers.run(lambda: os.fdatasync(self._fd))
 
-    def start_flush(self, done: Done, *, iovec: bytes | None = None) -> Cancel | None:  # noqa: ARG002
+    def start_flush(self, done: Done) -> Cancel | None:
         return self._start(Op.FSYNC, 0, (), done)
 
     def discard_nowait(self, ranges: Sequence[Range]) -> bool:
@@ -133,7 +135,7 @@ class FileBackend:
                 if self._allocate(mode, offset, length):
                     return
             for at in range(offset, offset + length, len(_ZEROS)):
-                self._transfer(os.pwritev, at, [_ZEROS[: offset + length - at]])
+                self._transfer(pwritev, at, [_ZEROS[: offset + length - at]])
 
         await self._workers.run(work)
 
@@ -160,10 +162,7 @@ class FileBackend:
         os.close(self._fd)
 
     def _at_once(self, call: Callable[..., int], offset: int, segments: Segments, flags: int = os.RWF_NOWAIT) -> bool:
-        if not self._nowait[call] or len(segments) > IOV_MAX:
-            return False  # first: a write of 1 MiB has 254 segments, and adding up takes 8 µs
-        length = sum(map(len, segments))
-        if length > AT_ONCE:
+        if not self._nowait[call] or len(segments) > IOV_MAX or (length := total(segments)) > AT_ONCE:
             return False
         try:
             # Fewer bytes than asked for: the rest is not in the page cache.
@@ -177,11 +176,11 @@ class FileBackend:
             self._nowait[call] = False
             return False
 
-    def _start(self, op: Op, offset: int, segments: Segments, done: Done, iovec: bytes | None = None) -> Cancel | None:
+    def _start(self, op: Op, offset: int, segments: Segments, done: Done) -> Cancel | None:
         ring = self._ring
         if ring is None or not ring.has_room or len(segments) > IOV_MAX:
             return None
-        length = sum(map(len, segments))
+        length = total(segments)
 
         def ended(result: int) -> None:
             if result < 0:
@@ -194,7 +193,7 @@ class FileBackend:
                 done(None)
 
         try:
-            return partial(ring.cancel, ring.start(op, self._fd, offset, segments, ended, iovec=iovec))
+            return partial(ring.cancel, ring.start(op, self._fd, offset, segments, ended))
         except OSError:  # the kernel takes no more at the moment
             return None
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from vfiouser_virtio.barrier import TSO, full_barrier
+from vfiouser_virtio.pieces import iovec
 from vfiouser_virtio.protocols.io_uring import (
     CQE_CODEC,
     OFF_SQ_RING,
@@ -42,25 +43,6 @@ IOV_MAX = 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
-
-_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
-_release_buffer = ctypes.pythonapi.PyBuffer_Release
-
-
-class _PyBuffer(ctypes.Structure):
-    """Python's Py_buffer: from_buffer() would refuse read-only views, and a disk is written from those."""
-
-    _fields_ = (
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.py_object),
-        ("len", ctypes.c_ssize_t),
-        ("rest", ctypes.c_void_p * 8),
-    )
-
-
-_get_buffer.argtypes = [ctypes.py_object, ctypes.POINTER(_PyBuffer), ctypes.c_int]
-_release_buffer.argtypes = [ctypes.POINTER(_PyBuffer)]
-_release_buffer.restype = None
 
 
 class IoUring:
@@ -103,28 +85,17 @@ class IoUring:
         """Whether the kernel may be using anybody's buffers."""
         return bool(self._under_way)
 
-    def start(
-        self, op: Op, fd: int, offset: int, segments: Sequence[memoryview], done: Done, *, iovec: bytes | None = None
-    ) -> int:
+    def start(self, op: Op, fd: int, offset: int, segments: Sequence[memoryview], done: Done) -> int:
         """Start `Op.READV` or `Op.WRITEV` of at most `IOV_MAX` segments, or a fdatasync; returns a tag for `cancel`.
 
         The segments are kept until ``done`` has been called, which is before this returns if the kernel has had all it
-        needs. ``iovec`` are the same segments as the kernel wants them: to find a view's address costs 1.2 µs.
-        Raises OSError when the kernel takes no more.
+        needs. Raises OSError when the kernel takes no more.
         """
         if op == Op.FSYNC:
             return self._enter(op, fd, 0, 0, 0, int(FsyncFlags.DATASYNC), (done, None))
-        if iovec is not None:
-            copy = (ctypes.c_char * len(iovec)).from_buffer_copy(iovec)
-            return self._enter(op, fd, offset, ctypes.addressof(copy), len(iovec) // 16, 0, (done, (copy, segments)))
-        vector = (ctypes.c_uint64 * (2 * len(segments)))()
-        buffer = _PyBuffer()
-        for index, segment in enumerate(segments):
-            _get_buffer(segment, buffer, 0)
-            vector[2 * index], vector[2 * index + 1] = buffer.buf or 0, buffer.len
-            # The view itself keeps its memory where it is, and is kept below.
-            _release_buffer(buffer)
-        return self._enter(op, fd, offset, ctypes.addressof(vector), len(segments), 0, (done, (vector, segments)))
+        vector = iovec(segments)
+        address, _ = vector.buffer_info()
+        return self._enter(op, fd, offset, address, len(segments), 0, (done, (vector, segments)))
 
     def cancel(self, tag: int) -> None:
         """Ask the kernel to give a request up: then it ends with -ECANCELED. What is on its way to the disk goes on."""

@@ -7,6 +7,7 @@ import trio
 
 from vfiouser_virtio.backends.block import Range, Segments
 from vfiouser_virtio.errors import DeviceError
+from vfiouser_virtio.pieces import total
 
 # Copying runs at some GB/s, giving back pages at some 10 GB/s: these take a millisecond or so, and longer requests let
 # others run in between.
@@ -39,7 +40,7 @@ class RamBackend:
         return len(self._memory)
 
     def read_nowait(self, offset: int, segments: Segments) -> bool:
-        if sum(map(len, segments)) > AT_ONCE:
+        if total(segments) > AT_ONCE:
             return False
         # Not kept: an exported view would forbid `resize`.
         with memoryview(self._memory) as memory:
@@ -55,7 +56,7 @@ class RamBackend:
             await trio.lowlevel.checkpoint()
 
     def write_nowait(self, offset: int, segments: Segments) -> bool:
-        if sum(map(len, segments)) > AT_ONCE:
+        if total(segments) > AT_ONCE:
             return False
         for segment in segments:
             self._memory[offset : offset + len(segment)] = segment

@@ -13,7 +13,7 @@ import argparse
 import gc
 import json
 import os
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -83,13 +83,8 @@ def execute(arguments: argparse.Namespace) -> int:
     gc.disable()  # what an import makes stays, so looking for garbage among it is 5 % of the start for nothing
     import trio
 
-    if arguments.processes:
-        from vfiouser_virtio.cli.processes import processes
     from vfiouser_virtio.cli.serving import serving
     from vfiouser_virtio.cli.signals import run_until_signal
-
-    gc.freeze()  # nor later, and what forked processes share with us stays shared
-    gc.enable()
 
     options: dict[str, Any] = {
         "places": arguments.places or (),
@@ -100,11 +95,14 @@ def execute(arguments: argparse.Namespace) -> int:
         "libvfio_user": arguments.libvfio_user,
     }
     ours_alone = () if arguments.ready_fd is None else (arguments.ready_fd,)
-    with (
-        processes(specs, **options, not_for_children=ours_alone)
-        if arguments.processes
-        else nullcontext(serving(specs, **options))
-    ) as serve:
+    making: AbstractContextManager[AbstractAsyncContextManager[Serving]] = nullcontext(serving(specs, **options))
+    if arguments.processes:
+        from vfiouser_virtio.cli.processes import processes
+
+        making = processes(specs, **options, not_for_children=ours_alone)
+    gc.freeze()  # nor later, and what forked processes share with us stays shared
+    gc.enable()
+    with making as serve:
         trio.run(run_until_signal, partial(_serve, arguments, serve))
     return 0
 

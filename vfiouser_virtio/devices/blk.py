@@ -259,9 +259,7 @@ class Blk(Device):
                 release()
 
         release = queue.hold(request.chain, give_up)
-        descriptors = request.data_descriptors
-        iovec = queue.iovec(request.chain, *descriptors) if descriptors is not None else None
-        cancel = plan.start(*plan.arguments, ended, iovec=iovec)
+        cancel = plan.start(*plan.arguments, ended)
         if cancel is None:
             release()
             return False

@@ -34,16 +34,6 @@ class Request:
     """Bytes of the writable part in front of the status byte."""
 
     @property
-    def data_descriptors(self) -> tuple[int, int] | None:
-        """First, and one behind the last, of the descriptors that have its data; None where these have more."""
-        chain, layout = self.chain, self.chain.layout
-        if self.kind == RequestType.OUT:
-            return (1, chain.writable_from) if layout[1] == _HEADER_SIZE else None
-        if self.kind == RequestType.IN:
-            return (chain.writable_from, len(layout) // 4 - 1) if layout[-3] == 1 else None
-        return None
-
-    @property
     def name(self) -> str:
         """For messages."""
         return RequestType(self.kind).name

@@ -5,7 +5,7 @@ from types import TracebackType
 
 import trio
 
-from vfiouser_virtio.memory import GuestMemory, Pin
+from vfiouser_virtio.memory import GuestMemory, Pin, Ranges
 
 
 class Pins:
@@ -32,7 +32,7 @@ class Pins:
         for pin in list(self._pins):
             pin.cancel()
 
-    def add(self, memory: GuestMemory, ranges: list[tuple[int, int]], cancel: Callable[[], None]) -> Pin:
+    def add(self, memory: GuestMemory, ranges: Callable[[], Ranges], cancel: Callable[[], None]) -> Pin:
         """One more request; `remove` ends it."""
         pin = memory.pin(ranges, cancel)
         self._pins[pin] = memory
@@ -55,7 +55,7 @@ class Pinned:
 
     __slots__ = ("_pin", "_pins", "_scope", "revoked")
 
-    def __init__(self, pins: Pins, memory: GuestMemory, ranges: list[tuple[int, int]]) -> None:
+    def __init__(self, pins: Pins, memory: GuestMemory, ranges: Callable[[], Ranges]) -> None:
         self._pins = pins
         self._scope = trio.CancelScope()
         self._pin = pins.add(memory, ranges, self._scope.cancel)

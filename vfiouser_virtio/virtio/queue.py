@@ -84,7 +84,7 @@ class Queue(QueueRegisters):
         cancelled: ``pinned.revoked`` is True afterwards, and the request must fail.
         """
         assert self.memory is not None
-        return Pinned(self.pins, self.memory, chain.ranges)
+        return Pinned(self.pins, self.memory, lambda: chain.ranges)
 
     def hold(self, chain: Chain, cancel: Callable[[], None]) -> Callable[[], None]:
         """As `pinned`, for work that is no task of its own: the buffers stay mapped until what is returned is called.
@@ -92,15 +92,7 @@ class Queue(QueueRegisters):
         ``cancel`` is called where `pinned` would cancel its block: the request must end soon, and fail.
         """
         assert self.memory is not None
-        return partial(self.pins.remove, self.pins.add(self.memory, chain.ranges, cancel))
-
-    def iovec(self, chain: Chain, first: int, last: int) -> bytes | None:
-        """Descriptors ``first`` up to ``last`` of a chain as an array of struct iovec, where that is quick to have."""
-        assert self.memory is not None
-        if chain.stale:
-            return None
-        layout = chain.layout[4 * first : 4 * last]
-        return self.memory.iovec(layout[::4], layout[1::4])
+        return partial(self.pins.remove, self.pins.add(self.memory, lambda: chain.ranges, cancel))
 
     # ---- for transports ------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from construct import ConstructError
 
 from vfiouser_virtio.errors import GuestError, Unmapped
+from vfiouser_virtio.pieces import Pieces
 
 if TYPE_CHECKING:
     from construct import Construct  # generic only in its stubs
@@ -29,19 +30,22 @@ class Readable:
 
     __slots__ = ("count", "length", "segments")
 
-    segments: list[memoryview]
+    segments: list[memoryview] | Pieces
     length: int
     """Bytes that have not been taken yet."""
     count: int
     """How many descriptors it had."""
 
-    def take(self, count: int) -> list[memoryview]:
+    def take(self, count: int) -> Sequence[memoryview]:
         """Remove ``count`` bytes from the front, as read-only views. Raises GuestError when there are fewer."""
         if count == self.length:  # mostly the data of a request, whole
             segments, self.segments, self.length = self.segments, [], 0
             return segments
         _check_room(count, self.length, "readable")
         self.length -= count
+        if self.segments and len(self.segments[0]) == count:  # mostly a header has a descriptor of its own
+            return [self.segments.pop(0)]
+        self.segments = list(self.segments)
         return _take_front(self.segments, count)
 
     def read(self, count: int | None = None) -> bytes:
@@ -55,7 +59,7 @@ class Writable:
 
     __slots__ = ("length", "segments", "taken_last", "written")
 
-    segments: list[memoryview]
+    segments: list[memoryview] | Pieces
     length: int
     """Bytes that have not been taken or written yet."""
     taken_last: int
@@ -63,7 +67,7 @@ class Writable:
     written: int
     """Bytes written with `write`: the used length, unless `Chain.complete` is told another."""
 
-    def take(self, count: int) -> list[memoryview]:
+    def take(self, count: int) -> Sequence[memoryview]:
         """Remove ``count`` bytes from the front, as writable views: whoever takes them fills them.
 
         Raises GuestError when there are fewer.
@@ -73,17 +77,18 @@ class Writable:
             return segments
         _check_room(count, self.length, "writable")
         self.length -= count
+        self.segments = list(self.segments)
         return _take_front(self.segments, count)
 
-    def take_last(self, count: int) -> list[memoryview]:
+    def take_last(self, count: int) -> Sequence[memoryview]:
         """Remove ``count`` bytes from the end, such as a request's status. Raises GuestError when there are fewer."""
         _check_room(count, self.length, "writable")
         self.length -= count
         self.taken_last += count
         if self.segments and len(self.segments[-1]) == count:  # mostly it has a descriptor of its own
             return [self.segments.pop()]
-        front = _take_front(self.segments, self.length)
-        last, self.segments = self.segments, front
+        last = list(self.segments)
+        self.segments = _take_front(last, self.length)
         return last
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -253,7 +258,7 @@ NOTHING_TO_READ = _nothing_to_read(0)
 NOTHING_TO_WRITE = _writable([], 0)
 
 
-def copy_into(segments: list[memoryview], data: bytes | bytearray | memoryview) -> None:
+def copy_into(segments: Sequence[memoryview], data: bytes | bytearray | memoryview) -> None:
     """Spread ``data`` over segments that are together at least as long."""
     if len(segments) == 1:
         segments[0][: len(data)] = data

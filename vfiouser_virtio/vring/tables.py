@@ -12,6 +12,7 @@ from operator import add
 from struct import Struct
 
 from vfiouser_virtio.memory import HotRegion
+from vfiouser_virtio.pieces import Pieces
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
 from vfiouser_virtio.vring.chain import Chain, Readable
 from vfiouser_virtio.vring.descriptors import MAX_CHAIN_BYTES, MAX_INDIRECT, NEXT, WRITE
@@ -19,6 +20,10 @@ from vfiouser_virtio.vring.descriptors import MAX_CHAIN_BYTES, MAX_INDIRECT, NEX
 _NEXT_WRITE = NEXT | WRITE
 _ENTRY = DESC_CODEC.size
 
+
+# From so many on, views are made only if somebody wants them: a disk does not.
+_MANY = 8
+_LINKS = tuple(range(1, MAX_INDIRECT))
 
 THREE = 3 * _ENTRY
 _unpack_three = Struct("<" + 3 * DESC_CODEC.format.removeprefix("<")).unpack_from
@@ -42,7 +47,7 @@ def split_table(head: int, address: int, length: int, hot: HotRegion) -> Chain |
     layout = table.unpack_from(view, address)
     flags = layout[2::4]
     last = len(flags) - 1
-    if layout[3:-1:4] != tuple(range(1, last + 1)):
+    if layout[3:-1:4] != _LINKS[:last]:
         return None
     readable = flags.count(NEXT)
     if flags != (NEXT,) * readable + (_NEXT_WRITE,) * (last - readable) + flags[last:]:
@@ -119,23 +124,30 @@ def table_of_three(head: int, address: int, hot: HotRegion, linked: bool) -> Cha
 def _many(head: int, layout: Sequence[int], hot: HotRegion, readable: int) -> Chain | None:
     """The first ``readable`` buffers are to be read, the others to be written."""
     begin, end, view, readonly_view = hot
-    starts, sizes = layout[::4], layout[1::4]
-    ends = list(map(add, starts, sizes))
-    if min(starts) < begin or max(ends) > end or not min(sizes):
+    starts, sizes = list(layout[::4]), list(layout[1::4])
+    if min(starts) < begin or not min(sizes):
         return None
-    slices = list(map(slice, starts, ends))
+    # The first is never less than the second, which takes five times as long.
+    if max(starts) + max(sizes) > end and max(map(add, starts, sizes)) > end:
+        return None
+    length = sum(sizes)
+    if length > MAX_CHAIN_BYTES:
+        return None
     part = Readable()
-    part.segments = [readonly_view[piece] for piece in slices[:readable]]
+    part.segments = _cut(readonly_view, starts[:readable], sizes[:readable])
     part.length = sum(sizes[:readable])
     part.count = readable
     chain = Chain()
-    chain.segments = [view[piece] for piece in slices[readable:]]
-    chain.length = sum(sizes[readable:])
-    if part.length + chain.length > MAX_CHAIN_BYTES:
-        return None
+    chain.segments = _cut(view, starts[readable:], sizes[readable:])
+    chain.length = length - part.length
     chain.head = head
     chain.readable = part
     chain.writable = chain
     chain.taken_last = chain.written = 0
     chain.layout = layout
     return chain
+
+
+def _cut(view: memoryview, starts: list[int], sizes: list[int]) -> list[memoryview] | Pieces:
+    pieces = Pieces(view, starts, sizes)
+    return pieces if len(sizes) >= _MANY else list(pieces)

@@ -1,0 +1,35 @@
+"""preadv2(2) and pwritev2(2): those of the os module, but that `Pieces` go to the kernel without a view of each."""
+
+import ctypes
+import os
+from collections.abc import Callable
+from typing import Any
+
+from vfiouser_virtio.backends.block import Segments
+from vfiouser_virtio.pieces import Pieces, iovec
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _function(by_views: Callable[[int, Segments, int, int], int], by_iovec: Any) -> Callable[..., int]:
+    by_iovec.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int]
+    by_iovec.restype = ctypes.c_ssize_t
+
+    def function(fd: int, segments: Segments, offset: int, flags: int = 0) -> int:
+        if not isinstance(segments, Pieces):
+            return by_views(fd, segments, offset, flags)
+        vector = iovec(segments)
+        address, _ = vector.buffer_info()
+        count: int = by_iovec(fd, address, len(segments), offset, flags)
+        if count < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return count
+
+    return function
+
+
+preadv = _function(os.preadv, _libc.preadv2)
+"""(fd, segments, offset, flags=0): fills segments, up to `IOV_MAX`; returns how many bytes. Raises OSError."""
+pwritev = _function(os.pwritev, _libc.pwritev2)
+"""(fd, segments, offset, flags=0): stores segments, up to `IOV_MAX`; returns how many bytes. Raises OSError."""
