@@ -4,6 +4,7 @@
 
     Exception
     ├── PeerError       the vfio-user client broke the protocol     -> an error reply with .errno, or end of connection
+    │   └── ClientGone  it left in the middle of something          -> nobody's fault: wait for the next one
     ├── GuestError      the guest's driver broke virtio or PCI      -> DEVICE_NEEDS_RESET, logged once
     │   └── Unmapped    it named an address that is not its memory
     └── ConfigError     the user asked for what cannot be           -> one line on stderr and a non-zero exit
@@ -27,6 +28,13 @@ class PeerError(Exception):
         super().__init__(message)
         self.errno = errno
         self.fatal = fatal
+
+
+class ClientGone(PeerError):  # noqa: N818 - says what has happened
+    """The vfio-user client has left, and what was asked of it will not be answered."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, _errno.ENOTCONN)
 
 
 class GuestError(Exception):

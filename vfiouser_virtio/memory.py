@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from vfiouser_virtio.errors import PeerError, Unmapped
+from vfiouser_virtio.errors import ClientGone, PeerError, Unmapped
 from vfiouser_virtio.function import MAX_DMA_MAPS, Buffer, Client, Hold
 from vfiouser_virtio.places import Places, Region, uncover
 from vfiouser_virtio.window import PAGE
@@ -268,7 +268,7 @@ class GuestMemory:
 
     def _need_client(self) -> Client:
         if self.client is None:
-            raise PeerError("guest memory is gone with its client", errno.ENOTCONN)
+            raise ClientGone("guest memory is gone with its client")
         return self.client
 
     def _check_range(self, address: int, size: int) -> None:

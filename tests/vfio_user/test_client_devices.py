@@ -1,5 +1,6 @@
 """Real virtio devices, driven over a real socket by every kind of client, memory and interrupt."""
 
+import logging
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ import trio
 
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.vfio_user import (
@@ -233,3 +235,36 @@ async def test_two_regions(listener: Listener) -> None:
                     await rng.used.wait()
                 assert bytes(target.view) != bytes(64)
                 assert struct.unpack_from("<HH", rng.rings[2].view) == (0, 1)
+
+
+class Silent(Chaos):
+    """Answers no more questions about its memory, when it is told so."""
+
+    def __init__(self) -> None:
+        self.asked: trio.Event | None = None
+
+    def outgoing(self, message: bytes, fds: Sequence[int]) -> Iterable[Piece]:
+        if self.asked is not None and HEADER_CODEC.unpack_from(message)[1] == Command.DMA_READ:
+            self.asked.set()
+            return []
+        return [(message, fds)]
+
+
+async def test_a_client_that_leaves_while_it_is_asked_breaks_nothing(
+    listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next one finds the device as it was left: nobody has made a mistake."""
+    silent = Silent()
+    device = Rng()
+    async with serving(device, listener):
+        with PrivateMemory(1 << 20) as ram:
+            async with connect_to(listener.name, options=ClientOptions(chaos=silent), memory=[ram]) as client:
+                await Disk(client).start()
+                silent.asked = trio.Event()
+                client.bar_post(BAR, NOTIFY, 2, 0)
+                with trio.fail_after(5):
+                    await silent.asked.wait()
+            async with connect_to(listener.name, memory=[ram]) as client:
+                offset, size = COMMON_CFG_OFFSETS["device_status"]
+                assert await client.bar_read(BAR, offset, size) == 15
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []

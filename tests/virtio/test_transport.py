@@ -447,3 +447,26 @@ def test_queues_are_numbered_in_order_of_declaration() -> None:
     assert device.thirdq.index == 2
     assert Sub.name == "sub"
     assert Sub().requestq is not device.requestq
+
+
+class FailsWhenItIsCancelled(Device):
+    device_id = 62
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.work)
+            await trio.sleep_forever()
+
+    async def work(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise GuestError("half a request")
+
+
+async def test_a_failure_at_the_end_of_the_server_is_told_and_goes_no_further(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running(FailsWhenItIsCancelled()):
+        await trio.testing.wait_all_tasks_blocked()
+    assert "half a request" in caplog.text

@@ -115,7 +115,7 @@ class Planner:
     def _read(self, request: Request) -> Plan:
         backend, room = self.backend, request.room
         offset = self._check(request.sector, room)
-        arguments = offset, request.chain.writable.take(room)
+        arguments = offset, request.chain.writable.take_pieces(room)
         return Plan(backend.read_nowait, backend.read, arguments, fills=room, start=self._start_read)
 
     def _write(self, request: Request) -> Plan:
@@ -123,7 +123,7 @@ class Planner:
         if backend.readonly:
             raise Refused(Status.IOERR)
         offset = self._check(request.sector, readable.length)
-        arguments = offset, readable.take(readable.length)
+        arguments = offset, readable.take_pieces(readable.length)
         return Plan(backend.write_nowait, backend.write, arguments, writes=True, start=self._start_write)
 
     def _flush(self, request: Request) -> Plan:  # noqa: ARG002 - its sector means nothing

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import trio
 
-from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.errors import ClientGone, PeerError
 from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.protocols.vfio_user import HEADER_AND_DMA_ACCESS, Command, MessageFlags
 from vfiouser_virtio.vfio_user.connection import Message, name_of
@@ -150,7 +150,7 @@ class ClientMemory:
         request.done.set()
 
     def close(self) -> None:
-        """The connection is gone: everybody who waits gets a PeerError."""
+        """The connection is gone: everybody who waits gets a ClientGone."""
         self._closed = True
         requests, self._requests = self._requests, {}
         for request in requests.values():
@@ -158,5 +158,5 @@ class ClientMemory:
             request.window.release(request.cost)
             request.done.set()
 
-    def _gone(self) -> PeerError:
-        return PeerError(f"{self._name}: the client is gone", errno.ENOTCONN)
+    def _gone(self) -> ClientGone:
+        return ClientGone(f"{self._name}: the client is gone")

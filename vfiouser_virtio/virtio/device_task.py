@@ -46,6 +46,13 @@ class DeviceTask:
                     await self._run()
             except Exception as error:
                 self._run_failed(_blame(error), resetting=scope.cancel_called)
+            except BaseExceptionGroup as group:
+                # Failed in the same moment as we are cancelled: that goes on, the failure has been told and ends here.
+                errors, cancelled = group.split(Exception)
+                if errors is not None:
+                    self._run_failed(_blame(errors), resetting=scope.cancel_called)
+                assert cancelled is not None
+                raise cancelled from None
             if not scope.cancel_called:
                 with trio.CancelScope() as self._scope:
                     await trio.sleep_forever()

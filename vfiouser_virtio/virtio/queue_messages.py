@@ -9,7 +9,7 @@ another memory map, a client that has left.
 from collections import deque
 from collections.abc import Callable
 
-from vfiouser_virtio.errors import GuestError, PeerError, Unmapped
+from vfiouser_virtio.errors import ClientGone, GuestError, PeerError, Unmapped
 from vfiouser_virtio.memory import NeedsMessages
 from vfiouser_virtio.virtio.bound_ring import BoundRing
 from vfiouser_virtio.vring import Chain, NoRoom
@@ -44,7 +44,7 @@ async def take(bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Call
         bound.lacks_room = True
     except (PeerError, Unmapped) as error:
         # The client refused, or the memory has gone (RAM is being remapped), or the client: wait what comes next.
-        if same_ring() and memory.client is not None:
+        if same_ring() and not isinstance(error, ClientGone):
             raise GuestError(f"{bound.name}: {error}") from error
     finally:
         bound.fetching = False
@@ -134,7 +134,7 @@ async def flush(bound: BoundRing, ready: Callable[[], bool], interrupt: Callable
     except (PeerError, Unmapped) as error:
         # What could not be put into the buffers is lost, but a used ring that is being remapped comes back.
         lost = not delivered or bound.is_current
-        if bound.alive() and memory.client is not None and lost:
+        if bound.alive() and lost and not isinstance(error, ClientGone):
             raise GuestError(f"{bound.name}: {error}") from error
 
 

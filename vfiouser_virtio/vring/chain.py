@@ -36,8 +36,13 @@ class Readable:
     count: int
     """How many descriptors it had."""
 
-    def take(self, count: int) -> Sequence[memoryview]:
+    def take(self, count: int) -> list[memoryview]:
         """Remove ``count`` bytes from the front, as read-only views. Raises GuestError when there are fewer."""
+        segments = self.take_pieces(count)
+        return segments if isinstance(segments, list) else list(segments)
+
+    def take_pieces(self, count: int) -> list[memoryview] | Pieces:
+        """As `take`; where there are many, views are only made if somebody looks at them. For the kernel: `iovec`."""
         if count == self.length:  # mostly the data of a request, whole
             segments, self.segments, self.length = self.segments, [], 0
             return segments
@@ -50,7 +55,7 @@ class Readable:
 
     def read(self, count: int | None = None) -> bytes:
         """Remove and copy ``count`` bytes, or all. Raises GuestError when there are fewer."""
-        segments = self.take(self.length if count is None else count)
+        segments = self.take_pieces(self.length if count is None else count)
         return segments[0].tobytes() if len(segments) == 1 else b"".join(segments)
 
 
@@ -67,11 +72,16 @@ class Writable:
     written: int
     """Bytes written with `write`: the used length, unless `Chain.complete` is told another."""
 
-    def take(self, count: int) -> Sequence[memoryview]:
+    def take(self, count: int) -> list[memoryview]:
         """Remove ``count`` bytes from the front, as writable views: whoever takes them fills them.
 
         Raises GuestError when there are fewer.
         """
+        segments = self.take_pieces(count)
+        return segments if isinstance(segments, list) else list(segments)
+
+    def take_pieces(self, count: int) -> list[memoryview] | Pieces:
+        """As `take`; where there are many, views are only made if somebody looks at them. For the kernel: `iovec`."""
         if count == self.length:
             segments, self.segments, self.length = self.segments, [], 0
             return segments
@@ -80,7 +90,7 @@ class Writable:
         self.segments = list(self.segments)
         return _take_front(self.segments, count)
 
-    def take_last(self, count: int) -> Sequence[memoryview]:
+    def take_last(self, count: int) -> list[memoryview]:
         """Remove ``count`` bytes from the end, such as a request's status. Raises GuestError when there are fewer."""
         _check_room(count, self.length, "writable")
         self.length -= count
@@ -93,7 +103,7 @@ class Writable:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Copy ``data`` to the front. Raises GuestError when it does not fit."""
-        copy_into(self.take(len(data)), data)
+        copy_into(self.take_pieces(len(data)), data)
         self.written += len(data)
 
 
