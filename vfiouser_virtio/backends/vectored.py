@@ -1,6 +1,7 @@
 """preadv2(2) and pwritev2(2): those of the os module, but that `Pieces` go to the kernel without a view of each."""
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +21,13 @@ def _function(by_views: Callable[[int, Segments, int, int], int], by_iovec: Any)
             return by_views(fd, segments, offset, flags)
         vector = iovec(segments)
         address, _ = vector.buffer_info()
-        count: int = by_iovec(fd, address, len(segments), offset, flags)
-        if count < 0:
+        while True:
+            count: int = by_iovec(fd, address, len(segments), offset, flags)
+            if count >= 0:
+                return count
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return count
+            if number != errno.EINTR:
+                raise OSError(number, os.strerror(number))
 
     return function
 
