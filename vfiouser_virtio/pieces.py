@@ -7,7 +7,7 @@ costs. Those that only hand them on to the kernel, as a disk does, need no views
 import ctypes
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import final, overload
 
 _get_buffer = ctypes.pythonapi.PyObject_GetBuffer
 _release_buffer = ctypes.pythonapi.PyBuffer_Release
@@ -29,10 +29,12 @@ _release_buffer.argtypes = [ctypes.POINTER(_PyBuffer)]
 _release_buffer.restype = None
 
 
+@final
 class Pieces(Sequence[memoryview]):
     """Parts of ``source``: they begin at ``starts`` and have ``sizes``, in bytes. Views are made one by one, on demand.
 
-    Pieces can be taken off with `pop`; then the two lists, which are the caller's no more, get shorter.
+    Pieces can be taken off with `pop`; then the two lists, which are the caller's no more, get shorter. To ask for the
+    ``type()`` of segments takes a seventh of the time of isinstance(), which calls a function for abstract classes.
     """
 
     __slots__ = ("sizes", "source", "starts")
@@ -72,13 +74,13 @@ class Pieces(Sequence[memoryview]):
 
 def total(segments: Sequence[memoryview]) -> int:
     """Their length together, in bytes."""
-    return segments.length if isinstance(segments, Pieces) else sum(map(len, segments))
+    return segments.length if type(segments) is Pieces else sum(map(len, segments))
 
 
 def iovec(segments: Sequence[memoryview]) -> "array[int]":
     """An array of struct iovec (linux/uio.h). The caller keeps the segments, and so their memory, as long as that."""
     pairs = array("Q", bytes(16 * len(segments)))
-    if isinstance(segments, Pieces):
+    if type(segments) is Pieces:
         base = _address(segments.source)
         pairs[::2] = array("Q", [base + start for start in segments.starts])
         pairs[1::2] = array("Q", segments.sizes)

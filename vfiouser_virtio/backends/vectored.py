@@ -17,7 +17,7 @@ def _function(by_views: Callable[[int, Segments, int, int], int], by_iovec: Any)
     by_iovec.restype = ctypes.c_ssize_t
 
     def function(fd: int, segments: Segments, offset: int, flags: int = 0) -> int:
-        if not isinstance(segments, Pieces):
+        if type(segments) is not Pieces:
             return by_views(fd, segments, offset, flags)
         vector = iovec(segments)
         address, _ = vector.buffer_info()

@@ -24,8 +24,11 @@ from vfiouser_virtio.transports.pci import VIRTIO_BAR, VirtioPci
 from vfiouser_virtio.vfio_user import Listener, Server
 from vfiouser_virtio.virtio import Offer
 
-STANDSTILL = 20
-"""Seconds of a whole case, after which the event loop counts as hung: every single wait in it is shorter."""
+STANDSTILL = 60
+"""Seconds of a whole case, after which the event loop counts as hung: every single wait in it is shorter.
+
+Not so the waits for a file's flushes: with a host's disk that others keep busy they added up to more than 20.
+"""
 SERVER_PATIENCE = 6.0
 """Seconds until the server must have let go of a client: twice as long as it may wait for a device."""
 MANY = 1 << 30
