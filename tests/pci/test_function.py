@@ -2,7 +2,7 @@ import mmap
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.pci import EVENTFD, IDENTITY, TRIGGER, Client, EventFds, Machine, events, open_fds
 
@@ -240,7 +240,6 @@ ACCESS = st.tuples(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(ACCESS, max_size=40))
 def test_any_accesses_are_answered_or_the_clients_fault(accesses: list[tuple[int, int, bytes]]) -> None:
     machine = Machine()

@@ -5,7 +5,7 @@ import os
 import socket
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.pci import BOOL, EVENTFD, MASK, NONE, TRIGGER, UNMASK, EventFds, Machine, events, open_fds
 
@@ -135,7 +135,6 @@ def test_disabling_an_index_that_has_nothing_is_fine(machine: Machine) -> None:
         machine.irqs(EVENTFD | TRIGGER, index=index, count=0)
 
 
-@settings(deadline=None)
 @given(
     index=st.integers(0, 6) | st.integers(0, U32),
     flags=st.integers(0, 0x3F) | st.integers(0, U32),

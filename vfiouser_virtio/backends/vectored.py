@@ -12,7 +12,10 @@ from vfiouser_virtio.pieces import Pieces, iovec
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _function(by_views: Callable[[int, Segments, int, int], int], by_iovec: Any) -> Callable[..., int]:
+def _function(by_views: Callable[..., int], name: str) -> Callable[..., int]:
+    by_iovec: Any = getattr(_libc, name, None)
+    if by_iovec is None:  # musl before 1.2.5
+        return by_views
     by_iovec.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int]
     by_iovec.restype = ctypes.c_ssize_t
 
@@ -32,7 +35,7 @@ def _function(by_views: Callable[[int, Segments, int, int], int], by_iovec: Any)
     return function
 
 
-preadv = _function(os.preadv, _libc.preadv2)
+preadv = _function(os.preadv, "preadv2")
 """(fd, segments, offset, flags=0): fills segments, up to `IOV_MAX`; returns how many bytes. Raises OSError."""
-pwritev = _function(os.pwritev, _libc.pwritev2)
+pwritev = _function(os.pwritev, "pwritev2")
 """(fd, segments, offset, flags=0): stores segments, up to `IOV_MAX`; returns how many bytes. Raises OSError."""

@@ -95,11 +95,13 @@ def execute(arguments: argparse.Namespace) -> int:
         "libvfio_user": arguments.libvfio_user,
     }
     ours_alone = () if arguments.ready_fd is None else (arguments.ready_fd,)
-    making: AbstractContextManager[AbstractAsyncContextManager[Serving]] = nullcontext(serving(specs, **options))
+    making: AbstractContextManager[AbstractAsyncContextManager[Serving]]
     if arguments.processes:
         from vfiouser_virtio.cli.processes import processes
 
         making = processes(specs, **options, not_for_children=ours_alone)
+    else:
+        making = nullcontext(serving(specs, **options))
     gc.freeze()  # nor later, and what forked processes share with us stays shared
     gc.enable()
     with making as serve:
