@@ -20,6 +20,7 @@ Each session is a test with a folder of its own; the ``truncate`` commands of th
 
 import ast
 import json
+import os
 import re
 import shlex
 import signal
@@ -126,7 +127,7 @@ def test_session(session: Block, path: str, tmp_path: Path) -> None:
         pytest.skip(reason)
     folder = tmp_path / "work"
     folder.mkdir()
-    servers = []
+    processes = []
     prepare(session, folder)
     try:
         for step in steps(session):
@@ -135,17 +136,18 @@ def test_session(session: Block, path: str, tmp_path: Path) -> None:
                 assert (TOP / program).exists(), step.command
             elif program not in ("pip", "git"):
                 process = start(step.command, folder, path, with_library)
+                processes.append(process)
                 if _SERVES.fullmatch(step.command):
-                    servers.append(process)
                     printed = read_until(folder, step.output, process)
                 else:
                     process.wait(PATIENCE)
                     printed = output(folder)
                 check(session, step, printed)
     finally:
-        for server in servers:
-            server.send_signal(signal.SIGTERM)
-            server.wait(PATIENCE)
+        for process in processes:
+            if process.poll() is None:  # a server, or what has taken too long: its shell, too
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(PATIENCE)
 
 
 def prepare(session: Block, folder: Path) -> None:
@@ -174,6 +176,7 @@ def start(command: str, folder: Path, path: str, with_library: bool) -> subproce
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
 
