@@ -470,3 +470,38 @@ async def test_a_failure_at_the_end_of_the_server_is_told_and_goes_no_further(
     async with running(FailsWhenItIsCancelled()):
         await trio.testing.wait_all_tasks_blocked()
     assert "half a request" in caplog.text
+
+
+class TwoAtOnce(Device):
+    device_id = 62
+    requestq = queue(max_size=8)
+
+    async def run(self) -> None:
+        chains = [await anext(self.requestq), await anext(self.requestq)]
+        for chain in chains:
+            chain.writable.write(b"answer")
+            chain.complete()
+
+
+async def test_a_client_that_leaves_between_two_answers_breaks_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(TwoAtOnce(), private=True) as driver:
+        memory = driver.transport.memory
+        write = memory.write
+        answered = []
+
+        async def write_and_leave(address: int, data: bytes) -> None:
+            await write(address, data)
+            if bytes(data) == b"answer" and not answered:
+                answered.append(address)
+                memory.clear()
+
+        monkeypatch.setattr(memory, "write", write_and_leave)
+        for _ in range(2):
+            driver.add(0, [], [6])
+        driver.kick(0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(answered) == 1
+        assert not driver.transport.status & NEEDS_RESET
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from vfiouser_virtio.errors import ClientGone, GuestError, PeerError, Unmapped
-from vfiouser_virtio.memory import NeedsMessages
+from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.virtio.bound_ring import BoundRing
 from vfiouser_virtio.vring import Chain, NoRoom
 
@@ -44,7 +44,7 @@ async def take(bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Call
         bound.lacks_room = True
     except (PeerError, Unmapped) as error:
         # The client refused, or the memory has gone (RAM is being remapped), or the client: wait what comes next.
-        if same_ring() and not isinstance(error, ClientGone):
+        if same_ring() and not _has_left(memory, error):
             raise GuestError(f"{bound.name}: {error}") from error
     finally:
         bound.fetching = False
@@ -134,8 +134,13 @@ async def flush(bound: BoundRing, ready: Callable[[], bool], interrupt: Callable
     except (PeerError, Unmapped) as error:
         # What could not be put into the buffers is lost, but a used ring that is being remapped comes back.
         lost = not delivered or bound.is_current
-        if bound.alive() and lost and not isinstance(error, ClientGone):
+        if bound.alive() and lost and not _has_left(memory, error):
             raise GuestError(f"{bound.name}: {error}") from error
+
+
+def _has_left(memory: GuestMemory, error: Exception) -> bool:
+    """Whether it is nobody's fault: the client is gone, and perhaps its memory as well."""
+    return memory.client is None or isinstance(error, ClientGone)
 
 
 async def _send(bound: BoundRing, part: int, offset: int, data: bytes) -> None:
