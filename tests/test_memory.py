@@ -241,13 +241,22 @@ async def test_memory_without_a_file_is_reached_by_messages(caplog: pytest.LogCa
     os.close(fd)
 
 
-def test_missing_share_on_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_missing_share_on_is_said_once_it_matters(caplog: pytest.LogCaptureFixture) -> None:
+    """VGA memory and mapped BARs of other devices come without an fd as well, and no device of ours reaches them."""
     memory = GuestMemory()
     memory.attach(PretendClient())
     for number in range(3):
         memory.map(number << 30, 1 << 30, readable=True, writable=True, fd=None, offset=0)
-    memory.map(0xFFFC_0000, 0x4_0000, readable=True, writable=False, fd=None, offset=0)  # ROM never has an fd
+    memory.map(0xFD00_0000, 16 << 20, readable=True, writable=True, fd=None, offset=0)  # VGA
+    memory.map(0xFFFC_0000, 0x4_0000, readable=True, writable=False, fd=None, offset=0)  # ROM
+    assert caplog.records == []
+    for _ in range(2):
+        await memory.read(0x10, 4)
+        await memory.write(0x10, b"data")
     assert [record.message.count("share=on") for record in caplog.records] == [1]
+    memory.attach(PretendClient())  # another client: another QEMU's command line
+    await memory.read(0x10, 4)
+    assert [record.message.count("share=on") for record in caplog.records] == [1, 1]
 
 
 def test_changes_are_announced() -> None:

@@ -107,14 +107,6 @@ class GuestMemory:
         finally:
             if fd is not None:
                 os.close(fd)
-        # ROM never has an fd: only RAM, which is both readable and writable, says that sharing was forgotten.
-        if region.window is None and writable and readable and size >= 1 << 20:
-            self._warn_once(
-                "by message",
-                "%s maps RAM without a file descriptor: every access becomes a message, which works but is slow. "
-                "In QEMU use -object memory-backend-memfd,id=mem,size=…,share=on -machine …,memory-backend=mem",
-                self.client.name if self.client else "the client",
-            )
         self._add(region)
 
     def map_alias(
@@ -201,7 +193,7 @@ class GuestMemory:
             if region.window:
                 parts.append(bytes(region.window.view[start - region.origin : end - region.origin]))
             else:
-                parts.append(await self._need_client().dma_read(start, end - start))
+                parts.append(await self._client_of(region).dma_read(start, end - start))
         return b"".join(parts)
 
     async def write(self, address: int, data: Buffer) -> None:
@@ -213,7 +205,7 @@ class GuestMemory:
             if region.window:
                 region.window.view[start - region.origin : end - region.origin] = piece
             else:
-                await self._need_client().dma_write(start, piece)
+                await self._client_of(region).dma_write(start, piece)
 
     def settle(self) -> Hold | None:
         """None when nothing is pinned, else a hold that ends when that is so; its `Hold.expire` cancels what is."""
@@ -266,9 +258,19 @@ class GuestMemory:
             return [whole[address : address + length]]
         return views
 
-    def _need_client(self) -> Client:
+    def _client_of(self, region: Region) -> Client:
+        """The client, to be asked for the bytes of a region without a file descriptor."""
         if self.client is None:
             raise ClientGone("guest memory is gone with its client")
+        # Only now: QEMU maps the memory of other devices (VGA, mapped BARs) without an fd, too, and no driver puts a
+        # queue or a buffer there. What a device reaches is the guest's RAM.
+        self._warn_once(
+            "by message",
+            "%s: the guest's RAM at %#x has no file descriptor: every access to it becomes a message, which works but "
+            "is slow. In QEMU use -object memory-backend-memfd,id=mem,size=…,share=on -machine …,memory-backend=mem",
+            self.client.name,
+            region.address,
+        )
         return self.client
 
     def _check_range(self, address: int, size: int) -> None:

@@ -328,6 +328,14 @@ async def test_ram_without_a_file_descriptor_is_said_once(
     assert "dma_unmap" not in function.names()
 
 
+async def test_memory_of_other_devices_is_not_taken_for_ram(
+    client: RawClient, function: HostedEcho, memfd: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await dma_map(client, 0, 4 * PAGE, memfd) == 0
+    assert await dma_map(client, 0xFD00_0000, 16 << 20, None) == 0  # VGA: it never has a file descriptor
+    assert "share=on" not in caplog.text
+
+
 async def test_memory_that_cannot_be_had_is_logged(
     client: RawClient, function: HostedEcho, memfd: int, caplog: pytest.LogCaptureFixture
 ) -> None:

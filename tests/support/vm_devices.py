@@ -55,7 +55,7 @@ class Machine:
         """Nobody complains: not the guest's kernel, not QEMU, not this process."""
         warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
         # The advice to use share=on, which is what tests with private memory do not.
-        logged = [message for message in warned if "maps RAM without a file descriptor" not in message]
+        logged = [message for message in warned if "has no file descriptor" not in message]
         for who, said in (
             ("the guest's kernel", "\n".join(await self.complaints())),
             ("QEMU", self.guest.qemu_stderr),

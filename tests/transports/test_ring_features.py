@@ -34,7 +34,7 @@ def _nobody_complains(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """These drivers do nothing wrong."""
     yield
     warnings = [each.getMessage() for each in caplog.get_records("call") if each.levelno >= logging.WARNING]
-    assert [text for text in warnings if "without a file descriptor" not in text] == []
+    assert [text for text in warnings if "has no file descriptor" not in text] == []
 
 
 class Reverse(Device):

@@ -30,7 +30,8 @@ MAX_DMA_MAPS = 15000
 """DMA regions of one client: each takes up to three of the process's 65530 mappings, one of them the library's."""
 
 _PROT_READ, _PROT_WRITE = 1, 2
-# Regions without a file descriptor that are worth a word: ROM never has one, RAM always should.
+# Regions without a file descriptor that are worth a word: ROM never has one, RAM always should. Whose RAM has them is
+# not told of VGA memory and mapped BARs of other devices, which have none, too (QEMU maps by address: RAM comes first).
 _RAM = 1 << 20
 _SMALLEST_MEMORY_BAR = 16
 
@@ -48,6 +49,7 @@ class HostedDevice:
         self._name = name
         self._holds: list[Hold] = []
         self._regions: dict[tuple[int, int], int] = {}  # (address, size) -> where the library has mapped it
+        self._has_fds = False  # of the client's memory, some has come with a file descriptor
         self._refused = False  # an interrupt that the trigger could not send
         self._accessed = False  # the last request was a region access
         forward_log(context, lambda: self.complaints)
@@ -75,6 +77,7 @@ class HostedDevice:
         """A client has negotiated."""
         self.complaints = Complaints(log, client.name)
         self.client = client
+        self._has_fds = False
         self._refused = True
         self._function.connected(client)
 
@@ -130,7 +133,7 @@ class HostedDevice:
         readable, writable = bool(info.prot & _PROT_READ), bool(info.prot & _PROT_WRITE)
         where = (info.iova, info.size)
         if info.vaddr is None:
-            if readable and writable and info.size >= _RAM:
+            if readable and writable and info.size >= _RAM and not self._has_fds:
                 self.complaints.log(
                     "no fd",
                     f"DMA_MAP of {info.iova:#x}+{info.size:#x} without a file descriptor: the device cannot reach "
@@ -138,6 +141,7 @@ class HostedDevice:
                     "share=on -machine …,memory-backend=mem; or use --engine vfio-user",
                 )
             return
+        self._has_fds = True
         if self._regions.get(where) == info.vaddr:
             return  # the library takes the same DMA_MAP twice
         try:
