@@ -7,6 +7,30 @@ cd "$top"
 
 say() { printf '%s\n' "── $*" >&2; }
 
+# A long command whose output matters only if it fails. Its last line is a sign of life: on a terminal each second, else
+# each ten.
+quietly() {
+    local output ticker passed=0 status=0
+    output=$(mktemp)
+    # The command is not the one in the background: what is there ignores Ctrl-C. The ticker ends with us.
+    while sleep 1 && kill -0 $$ 2>/dev/null && [ -e "$output" ]; do
+        passed=$((passed + 1))
+        if [ -t 2 ]; then
+            printf '\r\033[K   %s s: %.60s' "$passed" "$(tail -n 1 "$output")" >&2
+        elif [ $((passed % 10)) -eq 0 ]; then
+            say "still at it after $passed s: $(tail -n 1 "$output" | cut -c 1-60)"
+        fi
+    done &
+    ticker=$!
+    "$@" >"$output" 2>&1 || status=$?
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    if [ -t 2 ]; then printf '\r\033[K' >&2; fi
+    [ "$status" -eq 0 ] || cat "$output" >&2
+    rm -f "$output"
+    return "$status"
+}
+
 # Prints "VERSION PATH" for every Python from 3.11 to 3.13, newest last; one line a version.
 pythons() {
     local candidate version
@@ -27,14 +51,14 @@ venv() {
     exec {lock}<"$folder"
     flock "$lock"
     if [ "$(cat "$folder/.stamp" 2>/dev/null)" != "$stamp" ]; then
-        say "setting up Python $version in $folder (first time: about 20 s)"
+        say "setting up Python $version in $folder (first time: 20 s to minutes, by the network)"
         if "$python" -m pip --version >/dev/null 2>&1; then
             # Debian's python3 has no ensurepip unless python3-venv is installed: use its pip from outside.
             "$folder/bin/python" -c '' 2>/dev/null || "$python" -m venv --without-pip "$folder"
-            "$python" -m pip --python "$folder/bin/python" install --quiet --disable-pip-version-check -e ".[$extra]"
+            quietly "$python" -m pip --python "$folder/bin/python" install --progress-bar off --disable-pip-version-check -e ".[$extra]"
         else
             "$python" -m venv "$folder" || { say "this Python has neither pip nor ensurepip: apt install python3-pip"; exit 1; }
-            "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[$extra]"
+            quietly "$folder/bin/python" -m pip install --progress-bar off --disable-pip-version-check -e ".[$extra]"
         fi
         printf '%s' "$stamp" >"$folder/.stamp"
     fi

@@ -1,0 +1,36 @@
+"""What the scripts share: ``scripts/lib.sh``."""
+
+import os
+import pty
+import subprocess
+from pathlib import Path
+
+LIBRARY = Path(__file__).parents[1] / "scripts/lib.sh"
+
+
+def shell(script: str, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    command = ["bash", "-c", f". '{LIBRARY}'; {script}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+
+
+def test_a_quiet_command_is_heard_only_when_it_fails(tmp_path: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    well = shell("quietly sh -c 'echo much'; echo after", env=env)
+    assert (well.returncode, well.stdout, well.stderr) == (0, "after\n", "")
+    badly = shell("quietly sh -c 'echo much; exit 3'; echo after", env=env)
+    assert (badly.returncode, badly.stdout, badly.stderr) == (3, "", "much\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quiet_command_gives_a_sign_of_life_on_a_terminal(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    # It ends when it has been seen to live, however long that takes.
+    script = f". '{LIBRARY}'; quietly sh -c 'echo at work; until [ -e {tmp_path}/seen ]; do sleep 0.1; done'"
+    with subprocess.Popen(["bash", "-c", script], stdout=theirs, stderr=theirs, stdin=theirs) as process:
+        os.close(theirs)
+        printed = b""
+        while b"s: at work" not in printed:
+            printed += os.read(ours, 4096)
+        (tmp_path / "seen").touch()
+        assert process.wait(60) == 0
+    os.close(ours)
