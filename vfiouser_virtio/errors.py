@@ -7,10 +7,11 @@
     │   └── ClientGone  it left in the middle of something          -> nobody's fault: wait for the next one
     ├── GuestError      the guest's driver broke virtio or PCI      -> DEVICE_NEEDS_RESET, logged once
     │   └── Unmapped    it named an address that is not its memory
+    ├── AuthorError     a device's own code broke our rules        -> DEVICE_NEEDS_RESET, logged with the author's line
     └── ConfigError     the user asked for what cannot be           -> one line on stderr and a non-zero exit
         └── DeviceError a device cannot start with what it was given   -> likewise, another exit status
 
-Whatever else is raised is a bug of ours (or of the author of a device) and is logged with its traceback.
+Whatever else is raised is a bug, of ours or of the author of a device, and is logged with its traceback.
 Every message names the command, queue or option, the offending value in hex, and what was expected.
 """
 
@@ -43,6 +44,13 @@ class GuestError(Exception):
 
 class Unmapped(GuestError):  # noqa: N818 - says what the address is
     """A guest address range that is not, or no longer, memory which the device may use in this way."""
+
+
+class AuthorError(RuntimeError):
+    """A device's own code broke the rules of `vfiouser_virtio.virtio`: no driver and no user is at fault.
+
+    More written than a buffer has room for, a chain completed twice, a class that cannot be a device.
+    """
 
 
 class ConfigError(Exception):

@@ -6,7 +6,7 @@ import struct
 import pytest
 from benchmarks.rings import load
 
-from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.errors import AuthorError, GuestError
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.ring import DescFlags
 from vfiouser_virtio.vring import Chain, Readable, RingFeatures, Writable, make_ring, ring_areas
@@ -64,8 +64,9 @@ def test_writing(cut: tuple[int, ...], last: int, first: int) -> None:
     part: Writable = chain.writable
     assert b"".join(part.take_last(last)) == bytes(range(10 - last, 10))
     if first + last > 10:
-        with pytest.raises(GuestError, match="more writable bytes"):
+        with pytest.raises(AuthorError, match=f"{first:#x} bytes, where .* has room for {10 - last:#x} more"):
             part.write(b"x" * first)
+        assert (part.length, part.written, bytes(whole)) == (10 - last, 0, bytes(range(10)))
         return
     part.write(b"x" * first)
     assert bytes(whole) == b"x" * first + bytes(range(first, 10))
@@ -79,6 +80,44 @@ def test_writing(cut: tuple[int, ...], last: int, first: int) -> None:
         part.take_last(11 - first - last)
     part.write(b"y" * part.length)
     assert bytes(whole) == b"x" * first + b"y" * (10 - first - last) + bytes(range(10 - last, 10))
+
+
+@pytest.mark.parametrize("kind", ["split", "packed"])
+@pytest.mark.parametrize(("shape", "room"), [("1", 4096), ("3", 2049), ("indirect", 2049)])
+@pytest.mark.parametrize("taken", ["nothing", "last", "all"])
+def test_no_chain_is_completed_with_more_than_its_room(kind: str, shape: str, room: int, taken: str) -> None:
+    """The driver would take what its memory held before for what the device has written."""
+    ring, offer = load(kind, shape, event_idx=False)
+    for written in (-1, room + 1, 1 << 32, room, 0, None):
+        offer(1)
+        [chain] = ring.pop(1)
+        if taken == "last":
+            chain.writable.take_last(1)
+        elif taken == "all":
+            chain.writable.take(room)
+        if written is not None and not 0 <= written <= room:
+            with pytest.raises(AuthorError, match=f"has room for {room:#x} bytes"):
+                chain.complete(written)
+            written = 0
+        chain.complete(written)
+        ring.publish()
+        assert not ring.in_flight
+
+
+def test_a_chain_that_was_completed_has_no_room() -> None:
+    ring, offer = load("split", "1", event_idx=False)
+    offer(1)
+    [chain] = ring.pop(1)
+    chain.complete()
+    for use in (
+        lambda: chain.writable.take(1),
+        lambda: chain.writable.take_last(1),
+        lambda: chain.writable.write(b"x"),
+    ):
+        with pytest.raises(AuthorError, match="0x1 bytes"):
+            use()
+    with pytest.raises(AuthorError, match="completed twice"):
+        chain.complete()
 
 
 def test_counts_below_zero_are_no_counts() -> None:

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from vfiouser_virtio.errors import GuestError, Unmapped
+from vfiouser_virtio.errors import AuthorError, GuestError, Unmapped
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.ring import DescFlags
 from vfiouser_virtio.vring import RingFeatures, SplitRing, ring_areas
@@ -282,9 +282,11 @@ def test_more_than_the_buffer_holds_is_the_guests_fault(side: Side) -> None:
     with pytest.raises(GuestError, match="0x5 more readable"):
         chain.readable.read(5)
     with pytest.raises(GuestError, match="0x5 more writable"):
-        chain.writable.write(b"12345")
-    with pytest.raises(GuestError):
+        chain.writable.take(5)
+    with pytest.raises(GuestError, match="0x5 more writable"):
         chain.writable.take_last(5)
+    with pytest.raises(AuthorError, match="0x5 bytes, where the driver's buffer has room for 0x4"):
+        chain.writable.write(b"12345")
 
 
 def test_completing_twice_is_a_bug_of_the_device(side: Side) -> None:
@@ -292,7 +294,7 @@ def test_completing_twice_is_a_bug_of_the_device(side: Side) -> None:
     side.offer(0)
     (chain,) = side.ring.pop(1)
     chain.complete()
-    with pytest.raises(RuntimeError, match="twice"):
+    with pytest.raises(AuthorError, match="twice"):
         chain.complete()
 
 

@@ -1,11 +1,16 @@
-"""A descriptor chain as a device sees it: the buffers to read, the buffers to write, and no guest address in sight."""
+"""A descriptor chain as a device sees it: the buffers to read, the buffers to write, and no guest address in sight.
+
+Who is at fault when a buffer is too short depends on what the device asks for. `read`, `take`, `take_last` and `parse`
+say what a request must have, so the driver is (GuestError). `write` and `complete` say what the device has done: it
+knows the `length` of its buffer, so its author is (AuthorError).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from construct import ConstructError
 
-from vfiouser_virtio.errors import GuestError, Unmapped
+from vfiouser_virtio.errors import AuthorError, GuestError, Unmapped
 from vfiouser_virtio.pieces import Pieces
 
 if TYPE_CHECKING:
@@ -85,14 +90,14 @@ class Writable:
         if count == self.length:
             segments, self.segments, self.length = self.segments, [], 0
             return segments
-        _check_room(count, self.length, "writable")
+        self._check_room(count)
         self.length -= count
         self.segments = list(self.segments)
         return _take_front(self.segments, count)
 
     def take_last(self, count: int) -> list[memoryview]:
         """Remove ``count`` bytes from the end, such as a request's status. Raises GuestError when there are fewer."""
-        _check_room(count, self.length, "writable")
+        self._check_room(count)
         self.length -= count
         self.taken_last += count
         if self.segments and len(self.segments[-1]) == count:  # mostly it has a descriptor of its own
@@ -102,9 +107,21 @@ class Writable:
         return last
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Copy ``data`` to the front. Raises GuestError when it does not fit."""
-        copy_into(self.take_pieces(len(data)), data)
+        """Copy ``data`` to the front. Raises AuthorError when it does not fit: see `length`."""
+        try:  # costs nothing where nothing is raised, as a comparison would
+            segments = self.take_pieces(len(data))
+        except GuestError:
+            raise AuthorError(
+                f"write() of {len(data):#x} bytes, where the driver's buffer has room for {self.length:#x} more"
+            ) from None
+        copy_into(segments, data)
         self.written += len(data)
+
+    def _check_room(self, count: int) -> None:
+        """Raises GuestError when there are fewer bytes than that, AuthorError where no driver can be at fault."""
+        if self is NOTHING_TO_WRITE:
+            raise AuthorError(f"{count:#x} bytes of a chain's writable part, after the chain was completed")
+        _check_room(count, self.length, "writable")
 
 
 class Chain(Writable):
@@ -169,15 +186,30 @@ class Chain(Writable):
     def complete(self, written: int | None = None) -> None:
         """Put the chain into the used ring; ``written`` counts the bytes from the start of the writable part.
 
-        By default what `Writable.write` wrote. A second call is a bug of the device and raises RuntimeError.
+        By default what `Writable.write` wrote. Raises AuthorError for more than the driver gave room for, which would
+        make it take old bytes of its memory for the device's, and for a second call.
         """
+        if written is None:
+            written = self.written
+        elif (
+            not 0 <= written <= self.length
+        ):  # what is left, mostly all: a sum over the descriptors costs 20 times that
+            self._check_written(written)
         ring, self.ring = self.ring, None
         if ring is None:
-            raise RuntimeError(f"chain {self.head:#x} completed twice")
+            raise AuthorError(f"chain {self.head:#x} completed twice")
         self.writable = NOTHING_TO_WRITE  # as in `let_go`
-        ring.completed += self.head, self.written if written is None else written
-        if ring.on_push is not None:
-            ring.on_push()
+        ring.completed += self.head, written
+        if (on_push := ring.on_push) is not None:
+            on_push()
+
+    def _check_written(self, written: int) -> None:
+        room = self.total
+        if not 0 <= written <= room:
+            chain = f"chain {self.head:#x}"
+            raise AuthorError(
+                f"complete({written:#x}) of {chain}, where the driver's buffer has room for {room:#x} bytes"
+            )
 
     def is_away(self) -> bool:
         """Whether the chain's memory is not mapped at the moment; nothing of it may be touched then."""
@@ -281,6 +313,7 @@ def copy_into(segments: Sequence[memoryview], data: bytes | bytearray | memoryvi
 
 
 def _check_room(count: int, length: int, kind: str) -> None:
+    # Less than none: a device has reckoned with a length that a request claims to have.
     if not 0 <= count <= length:
         raise GuestError(f"a request needs {count:#x} more {kind} bytes, its buffer has {length:#x}")
 
