@@ -333,14 +333,38 @@ async def test_control_messages_of_before_a_reset_are_gone(run: Run) -> None:
         assert await inbox.take(2) == [control(0, ADD), control(1, ADD)]
 
 
-async def test_a_port_ready_before_its_port_is_added(run: Run) -> None:
-    chardev, stream = pair()
-    async with stream, run(Console(chardev=[chardev], name=["x"])) as driver:
+async def test_ports_after_suspend_to_ram(run: Run) -> None:
+    """Linux's virtcons_restore(): the device was reset, the driver goes on with the ports that it had."""
+    async with two_ports(run) as (_, driver, _, first, second):
+        await driver.reset()
+        driver.probe()
         inbox = Control(driver)
-        await tell(driver, control(0, PORT_READY))
+        await tell(driver, control(0, PORT_READY), control(0, OPEN), control(1, PORT_READY), control(1, OPEN))
+        assert await inbox.take(5) == [
+            control(0, CONSOLE_PORT),
+            control(0, RESIZE, 0) + struct.pack("<HH", 100, 30),
+            control(0, OPEN),
+            control(1, NAME) + b"org.example",
+            control(1, OPEN),
+        ]
+        await driver.request([b"to the channel"], queue=5)
+        assert await read_exactly(second, 14) == b"to the channel"
+        await second.send_all(b"2")
+        assert (await driver.request([], [8], queue=4)).data[0][:1] == b"2"
+        await first.send_all(b"1")
+        assert (await driver.request([], [8], queue=0)).data[0][:1] == b"1"
+
+
+async def test_a_port_that_the_driver_had_before_is_not_added(run: Run) -> None:
+    """Windows's driver says PORT_READY for its ports when it resumes, and DEVICE_READY after that."""
+    chardevs = ["null"] * 3
+    async with run(Console(chardev=chardevs, name=["a", "b", "c"])) as driver:
+        inbox = Control(driver)
+        await tell(driver, control(0, PORT_READY), control(2, PORT_READY, 0))
+        assert await inbox.take(2) == [control(0, NAME) + b"a", control(0, OPEN)]
+        await tell(driver, control(0, READY))
+        assert await inbox.take(2) == [control(1, ADD), control(2, ADD)]
         assert await inbox.silent()
-        await tell(driver, control(0, READY), control(0, PORT_READY))
-        assert await inbox.take(3) == [control(0, ADD), control(0, NAME) + b"x", control(0, OPEN)]
 
 
 @pytest.mark.parametrize("message", [b"", b"\0", bytes(7)])

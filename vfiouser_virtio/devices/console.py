@@ -21,7 +21,7 @@ from vfiouser_virtio.devices.console_ports import Port
 from vfiouser_virtio.protocols.virtio import console as wire
 from vfiouser_virtio.protocols.virtio.console import Event, Feature
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
-from vfiouser_virtio.virtio import ConfigError, Device, register
+from vfiouser_virtio.virtio import ConfigError, Device, GuestError, register
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +153,10 @@ class Console(Device):
             chain = await anext(self._control_receiveq)
             if not self._outbox:  # a reset came first
                 continue
-            key = next(iter(self._outbox))
-            chain.writable.write(self._outbox.pop(key))
+            message = self._outbox.pop(next(iter(self._outbox)))
+            if (room := chain.writable.length) < len(message):
+                raise GuestError(f"a buffer of {room:#x} bytes for a control message of {len(message):#x} (5.3.6.2)")
+            chain.writable.write(message)
             chain.complete()
 
     def _post(self, port: Port, event: Event, value: int = 1, data: bytes = b"") -> None:
@@ -200,10 +202,17 @@ class Console(Device):
                 self._post(port, Event.PORT_ADD)
 
     def _port_ready(self, port: Port, success: bool) -> None:
-        port.ready = port.added and success
-        if not port.ready:
+        """The driver can use a port. It need not have been added since the reset, as with QEMU's own device.
+
+        After suspend-to-RAM and hibernation Linux goes on with the ports of before: virtcons_restore() says PORT_READY
+        for each of them (and PORT_OPEN, if it is open) and no DEVICE_READY. To the driver such a port exists, so no
+        PORT_ADD follows for it (5.3.6.2.1), even if a DEVICE_READY comes later, as Windows's driver sends it.
+        """
+        port.ready = success
+        if not success:
             self._complain(f"the driver says that it cannot use port {port.number}")
             return
+        port.added = True
         if port.is_console:
             self._post(port, Event.CONSOLE_PORT)
             self._post_size(port)

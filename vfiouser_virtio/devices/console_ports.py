@@ -35,9 +35,9 @@ class Port:
         self.size = size
         """Columns and rows."""
         self.added = False
-        """PORT_ADD has been sent."""
+        """The port exists for the driver: PORT_ADD has been sent, or the driver has said PORT_READY by itself."""
         self.ready = False
-        """The driver has answered it with PORT_READY."""
+        """The driver has said PORT_READY, and is told what happens to the port."""
         self._open = False
         self._opened = trio.lowlevel.ParkingLot()
         self._pending = b""
