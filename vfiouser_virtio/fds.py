@@ -1,5 +1,6 @@
 """File descriptors that come and go with messages: eventfds, memfds, and who closes what."""
 
+import ctypes
 import fcntl
 import os
 import select
@@ -10,6 +11,10 @@ from collections.abc import Iterable
 F_ADD_SEALS = 1033
 F_GET_SEALS = 1034
 F_SEAL_SHRINK = 0x0002
+
+_HUGETLBFS_MAGIC = 0x958458F6  # linux/magic.h
+_fstatfs = ctypes.CDLL(None, use_errno=True).fstatfs
+_fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
 
 def close_all(fds: Iterable[int]) -> None:
@@ -49,6 +54,18 @@ def mappable_size(fd: int) -> int | None:
     """The size in bytes of a regular file, memfd or hugetlbfs file; None when ``fd`` is something that has no pages."""
     status = os.fstat(fd)
     return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def huge_page_size(fd: int) -> int | None:
+    """The page size of a hugetlbfs file, or of a memfd with MFD_HUGETLB; None for any other file.
+
+    st_blksize does not tell: on tmpfs it is 2 MiB where transparent huge pages are on.
+    """
+    # struct statfs (statfs(2)) begins with f_type and f_bsize, both of them long; Python's fstatvfs() has no f_type.
+    status = (ctypes.c_long * 64)()
+    if _fstatfs(fd, status) or status[0] != _HUGETLBFS_MAGIC:
+        return None
+    return int(status[1])
 
 
 def protect_from_shrinking(fd: int) -> bool:

@@ -43,9 +43,9 @@ __all__ = [
     "RegionInfo",
 ]
 
-# Each may take two of the process's mappings, of which Linux allows 65530 (vm.max_map_count); enough must be left for
-# Python itself, or a client that maps single pages would make its allocations fail.
-MAX_DMA_MAPS = 30000
+MAX_DMA_MAPS = 28000
+"""DMA mappings of one client. Each may take two of the process's memory mappings, of which Linux allows 65530
+(vm.max_map_count) and `mapping_limit` gives 7/8 to devices: as many as one device alone can have."""
 
 Buffer = bytes | bytearray | memoryview
 

@@ -1,34 +1,27 @@
-"""Where the client's memory lies in this process: in one sparse window, or apart from it (see `memory`)."""
+"""Where the client's memory lies in this process: in sparse windows, or apart from them (see `memory`)."""
 
 import errno
+import logging
 import mmap
-import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from vfiouser_virtio import fds
 from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.mapping_limit import PROCESS, max_map_count
+from vfiouser_virtio.regions import Region
 from vfiouser_virtio.window import PAGE, Window
 
+logger = logging.getLogger(__name__)
+
 # 256 GiB: more RAM than the guests that this is for, and a hundred such windows fit into a process (2^47 bytes).
-WINDOW_SIZE = 1 << 38
+WINDOW_BITS = 38
+WINDOW_SIZE = 1 << WINDOW_BITS
+MAX_WINDOWS = 4
+"""Windows of one client, each of which takes 2^38 of the process's 2^47 bytes of addresses. A guest with a vIOMMU has
+DMA addresses in two places, below 2^32 and below the IOMMU's limit; what is elsewhere lies apart."""
 
-
-@dataclass(slots=True, eq=False)
-class Region:
-    """One DMA mapping. ``window`` is None where the memory can only be reached by messages."""
-
-    address: int
-    end: int
-    readable: bool
-    writable: bool
-    window: Window | None = None
-    origin: int = 0  # DMA address that is byte 0 of the window
-    mapped: tuple[int, int] = (0, 0)  # what was mapped into the window: start and size, whole pages
-
-    def __str__(self) -> str:
-        kind = "mapped" if self.window else "by message"
-        return f"{self.address:#x}..{self.end:#x} {'r' * self.readable}{'w' * self.writable} {kind}"
+# A region in a window, with what it leaves of the anonymous mapping around it; apart, with the slack around it.
+_IN_WINDOW, _APART, _APART_HUGE = 2, 1, 3
 
 
 class Places:
@@ -36,7 +29,9 @@ class Places:
 
     def __init__(self) -> None:
         self.window: Window | None = None
+        self._windows: dict[int, Window] = {}  # by the upper bits of the DMA addresses that are in it
         self._refused = False
+        self._share = PROCESS.join()
 
     def lay_file(self, region: Region, fd: int, offset: int) -> bool:
         """Map a file where ``region`` belongs; whether that is safe from somebody who makes the file shorter.
@@ -59,83 +54,111 @@ class Places:
         # Write access alone does not exist on x86 or arm: PROT_WRITE pages can be read.
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if region.writable else 0)
 
-        def lay(window: Window) -> None:
-            window.map(region.address, size, protection, fd, offset)
+        def lay(window: Window, start: int, size: int, skip: int) -> None:
+            window.map(start, size, protection, fd, offset - skip)
 
-        try:
-            if not self._lay(region, lay):
-                _map_apart(region, protection, fd, offset)
-        except OSError as error:
-            raise PeerError(f"{what}: {error.strerror}", error.errno or errno.EINVAL) from error
+        self._lay(region, lay, offset, fds.huge_page_size(fd) or PAGE)
         return safe
 
     def lay_alias(self, region: Region, vaddr: int, page_size: int) -> None:
         """Map once more what is mapped at ``vaddr``. Raises PeerError where that is no shared mapping, or not whole."""
         size = region.end - region.address
-        what = f"DMA_MAP of {region.address:#x}..{region.end:#x}"
         if (region.address | size | vaddr) % PAGE:
+            what = f"DMA_MAP of {region.address:#x}..{region.end:#x}"
             raise PeerError(f"{what} mapped at {vaddr:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL)
 
-        def lay(window: Window) -> None:
-            window.alias(region.address, size, vaddr, readable=region.readable)
+        def lay(window: Window, start: int, size: int, skip: int) -> None:
+            window.alias(start, size, vaddr - skip, readable=region.readable)
 
-        try:
-            if not self._lay(region, lay):
-                _alias_apart(region, vaddr, page_size)
-        except OSError as error:
-            raise PeerError(f"{what}: {error.strerror}", error.errno or errno.EINVAL) from error
+        self._lay(region, lay, vaddr, max(page_size, PAGE))
 
-    def forget(self) -> None:
-        """The client is gone. A view that somebody kept holds its window; a new client gets a new one."""
-        self.window = None
+    def take_out(self, regions: list[Region], first: int, last: int) -> None:
+        """Put anonymous pages where these regions were mapped, and between them: a stale view reads zeros.
 
-    def _lay(self, region: Region, lay: Callable[[Window], None]) -> bool:
-        """Whether ``lay`` could put the region where it belongs. Raises OSError when there can be no other place."""
-        if region.end > WINDOW_SIZE or self._refused:
+        Whatever else was there must be gone. They are in order. Raises OSError, with the rest not done.
+        """
+        window: Window | None = None
+        start = end = freed = 0
+        for index in range(first, last):
+            region = regions[index]
+            begin, size = region.mapped
+            if region.window is not window or begin < end:
+                if window is not None:
+                    window.cover(start, end - start)
+                window, start = region.window, begin
+            end = begin + size
+            freed += region.mappings
+        if window is not None:
+            window.cover(start, end - start)
+        self._share.give_back(freed)
+
+    def cover_windows(self) -> None:
+        """Put anonymous pages everywhere in the windows, whatever is mapped there. Raises OSError."""
+        for window in self._windows.values():
+            window.cover(0, WINDOW_SIZE)
+
+    def covered(self, region: Region) -> bool:
+        """Whether `cover_windows` has unmapped the region; it is counted no more."""
+        if region.window not in self._windows.values():
             return False
-        try:
-            if self.window is None:
-                self.window = Window(WINDOW_SIZE)
-            lay(self.window)
-        except OSError as error:
-            # No window: address space is limited (ulimit -v, strict overcommit). No mapping: a hugetlb file.
-            self._refused = self.window is None
-            if error.errno == errno.ENOMEM and self.window is not None:
-                raise
-            return False
-        region.window, region.origin = self.window, 0
-        region.mapped = (region.address, region.end - region.address)
+        self._share.give_back(region.mappings)
         return True
 
+    def forget(self) -> None:
+        """The client is gone. A view that somebody kept holds its window; a new client gets new ones."""
+        self.window = None
+        self._windows.clear()
 
-def uncover(regions: Iterable[Region]) -> None:
-    """Put anonymous pages where the files were: the client's memory is let go, a stale view reads zeros."""
-    for region in regions:
-        if region.window is not None:
-            region.window.cover(*region.mapped)
+    def _lay(self, region: Region, lay: Callable[[Window, int, int, int], None], position: int, page_size: int) -> None:
+        """Put the region where it belongs, or apart. ``position`` is where it begins in what has these pages.
 
+        ``lay`` is called with a window, start and size in it, and how much before ``position`` that is.
+        """
+        address, size = region.address, region.end - region.address
+        what = f"DMA_MAP of {address:#x}..{region.end:#x}"
+        origin = address >> WINDOW_BITS << WINDOW_BITS
+        try:
+            window = self._window_of(region)
+            # Huge pages are mapped whole: what begins or ends within one would lie over its neighbours in a window.
+            if window is not None and (window.base % page_size or (address | size | position) % page_size):
+                window = None
+            if window is not None:
+                self._count(region, what, _IN_WINDOW)
+                region.mapped = address - origin, size
+                lay(window, *region.mapped, 0)
+            else:
+                self._count(region, what, _APART if page_size == PAGE else _APART_HUGE)
+                skip = position % page_size
+                origin = address - skip
+                region.mapped = 0, -(-(size + skip) // page_size) * page_size
+                window = Window(region.mapped[1], page_size)
+                lay(window, *region.mapped, skip)
+        except OSError as error:
+            self._share.give_back(region.mappings)
+            raise PeerError(f"{what}: {error.strerror}", error.errno or errno.EINVAL) from error
+        region.window, region.origin = window, origin
 
-def _map_apart(region: Region, protection: int, fd: int, offset: int) -> None:
-    # st_blksize of a hugetlbfs file is its page size, and so the granularity of offset and size.
-    align = max(os.fstat(fd).st_blksize, PAGE)
-    skip = offset % align
-    size = -(-(region.end - region.address + skip) // align) * align
-    window = Window(size, align)
-    try:
-        window.map(0, size, protection, fd, offset - skip)
-    except OSError:
-        if skip == 0:
-            raise
-        # Not a hugetlb file after all: exactly what was asked for.
-        skip, size = 0, region.end - region.address
-        window.map(0, size, protection, fd, offset)
-    region.window, region.origin, region.mapped = window, region.address - skip, (0, size)
+    def _window_of(self, region: Region) -> Window | None:
+        """The window in which the region belongs, if there is one."""
+        block = region.address >> WINDOW_BITS
+        window = self._windows.get(block)
+        if (region.end - 1) >> WINDOW_BITS != block or self._refused:
+            return None
+        if window is None and len(self._windows) < MAX_WINDOWS:
+            try:
+                window = self._windows[block] = Window(WINDOW_SIZE)
+            except OSError:
+                self._refused = True  # address space is limited: ulimit -v, strict overcommit
+        if block == 0:
+            self.window = window
+        return window
 
-
-def _alias_apart(region: Region, vaddr: int, page_size: int) -> None:
-    align = max(page_size, PAGE)
-    skip = vaddr % align
-    size = -(-(region.end - region.address + skip) // align) * align
-    window = Window(size, align)
-    window.alias(0, size, vaddr - skip, readable=region.readable)
-    region.window, region.origin, region.mapped = window, region.address - skip, (0, size)
+    def _count(self, region: Region, what: str, mappings: int) -> None:
+        if not self._share.take(mappings):
+            raise PeerError(
+                f"{what}: this device has {self._share.used} of the process's memory mappings, and may have "
+                f"{self._share.limit} (vm.max_map_count is {max_map_count()}, {len(PROCESS)} devices share it). "
+                "Raise vm.max_map_count, use --processes, or let the guest map less",
+                errno.ENOSPC,
+            )
+        region.mappings = mappings

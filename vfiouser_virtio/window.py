@@ -5,10 +5,13 @@ import errno
 import mmap
 import os
 
+from vfiouser_virtio.mapping_limit import RESERVED
+
 PAGE = mmap.PAGESIZE
 # linux/mman.h; Python 3.11's mmap module lacks both.
 _MAP_NORESERVE = 0x4000
 _MAP_FIXED = 0x10
+_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _MREMAP_MAYMOVE_FIXED = 1 | 2
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -28,9 +31,10 @@ class Window:
     """An anonymous NORESERVE mapping into which files are mapped. Freed when the last view of it is gone."""
 
     def __init__(self, size: int, align: int = PAGE) -> None:
+        RESERVED.fill()
         # hugetlb files want addresses aligned to their page size: take more and start at the first such address.
         slack = align if align > PAGE else 0
-        self._memory = mmap.mmap(-1, size + slack, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        self._memory = mmap.mmap(-1, size + slack, _ANONYMOUS)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         skip = -start % align
         self.base = start + skip
@@ -40,7 +44,10 @@ class Window:
 
     def map(self, start: int, size: int, protection: int, fd: int, offset: int) -> None:
         """Map a file at ``start``, whole pages. Raises OSError."""
-        self._map_fixed(start, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+        if _mmap(self.base + start, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset) == _MAP_FAILED:
+            number = ctypes.get_errno()
+            self.cover(start, size)  # Linux before 6.12 has taken away what was there, and left a hole
+            raise OSError(number, os.strerror(number))
 
     def alias(self, start: int, size: int, address: int, *, readable: bool) -> None:
         """Map at ``start`` what is mapped at ``address`` of this process, whole pages of a shared mapping.
@@ -62,11 +69,17 @@ class Window:
             raise OSError(errno.EFAULT, "its file ends before the mapping does")
 
     def cover(self, start: int, size: int) -> None:
-        """Put anonymous pages there again: views of that place now read zeros."""
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
-        self._map_fixed(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+        """Put anonymous pages there again: views of that place now read zeros.
 
-    def _map_fixed(self, start: int, size: int, protection: int, flags: int, fd: int, offset: int) -> None:
-        if _mmap(self.base + start, size, protection, flags, fd, offset) == _MAP_FAILED:
+        Raises OSError when that is impossible even with the mappings that are kept in reserve (see `mapping_limit`).
+        """
+        if not self._cover(start, size):
+            done = RESERVED.spend(lambda: self._cover(start, size))
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            RESERVED.fill()
+            if not done:
+                raise OSError(number, os.strerror(number))
+
+    def _cover(self, start: int, size: int) -> bool:
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        return bool(_mmap(self.base + start, size, protection, _ANONYMOUS | _MAP_FIXED, -1, 0) != _MAP_FAILED)

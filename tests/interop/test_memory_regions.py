@@ -8,7 +8,7 @@ from support.vm_devices import MIB, booted_from_options, difference, fill, spars
 from vfiouser_virtio import vm
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.memory import GuestMemory
-from vfiouser_virtio.places import Region
+from vfiouser_virtio.regions import Span
 
 pytestmark = pytest.mark.qemu
 
@@ -40,7 +40,7 @@ async def test_buffers_cross_regions(
     crossing = {"read": 0, "written": 0}
     check = GuestMemory.check
 
-    def counted(self: GuestMemory, address: int, length: int, *, write: bool) -> list[Region]:
+    def counted(self: GuestMemory, address: int, length: int, *, write: bool) -> list[Span]:
         crossing["written" if write else "read"] += address < BOUNDARY < address + length
         return check(self, address, length, write=write)
 

@@ -323,7 +323,7 @@ def unmaps_without_a_word(patch: pytest.MonkeyPatch) -> None:
 @breaks("qemu/dma-unmap-nothing")
 def unmaps_only_what_is_there(patch: pytest.MonkeyPatch) -> None:
     def unmap(original: Any, self: GuestMemory, address: int, size: int) -> Any:
-        if not any(region.address == address for region in self._regions):
+        if not any(region.address == address for region in self.regions):
             raise PeerError("no such mapping", errno.ENOENT)
         return original(self, address, size)
 
@@ -356,7 +356,7 @@ def triggers_the_wrong_vector(patch: pytest.MonkeyPatch) -> None:
 @breaks("qemu/reset-keeps-memory")
 def forgets_memory_at_reset(patch: pytest.MonkeyPatch) -> None:
     def reset(original: Any, self: PciFunction) -> Any:
-        self.memory._remove(0, len(self.memory._regions))
+        self.memory.unmap(0, 1 << 64)
         return original(self)
 
     around(patch, PciFunction, "reset", reset)

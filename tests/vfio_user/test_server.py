@@ -97,7 +97,7 @@ async def test_a_client_that_is_killed_amid_a_flood(
     assert open_fds() == before
 
 
-async def test_a_bug_in_disconnected_does_not_stop_the_server(
+async def test_after_a_bug_in_disconnected_there_is_no_other_client(
     client: RawClient, function: EchoFunction, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     def disconnected() -> None:
@@ -105,8 +105,12 @@ async def test_a_bug_in_disconnected_does_not_stop_the_server(
 
     function.disconnected = disconnected
     client.close()
-    assert (await connect().version()).flags == 1
+    with trio.fail_after(5):
+        for _ in range(2):  # the device may have kept the first one's memory
+            await connect().no_more()
     assert "the bug" in caplog.text
+    assert f"(pid {os.getpid()}): refused: the device failed when the client before it left" in caplog.text
+    assert [name for name in function.names() if name == "connected"] == ["connected"]
 
 
 async def test_cancelling_tells_the_device_and_closes_everything(

@@ -13,6 +13,7 @@ from time import perf_counter
 
 import trio
 
+from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.function import HostedFunction
 from vfiouser_virtio.libvfio_user.attach import hanging_up_after
 from vfiouser_virtio.libvfio_user.client import LibraryClient
@@ -71,6 +72,9 @@ class LibvfioUserServer:
             log.info("%s: connected", client.name)
             try:
                 device.connected(client)
+            except PeerError as error:
+                log.error("%s: %s; connection closed", client.name, error)
+                client.hang_up()
             except Exception:
                 log.exception("%s: a bug of the device; connection closed", client.name)
                 client.hang_up()

@@ -1,6 +1,7 @@
 """A PCI endpoint (PCI Local Bus 3.0 §6, PCIe 4.0 §7.5) behind the seam of ``vfiouser_virtio.function``."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from enum import IntEnum
 
 from vfiouser_virtio.errors import PeerError
@@ -176,19 +177,26 @@ class PciFunction:
     # The seam (vfiouser_virtio.function.Function)
 
     def connected(self, client: Client) -> None:
-        """A client has come; its memory follows. Until it sets COMMAND.MEMORY or IO for once, BARs answer without."""
+        """A client has come; its memory follows. Until it sets COMMAND.MEMORY or IO for once, BARs answer without.
+
+        Raises PeerError where memory of the client before it is still mapped, see `GuestMemory.attach`.
+        """
+        self.memory.attach(client)
         self._client_decodes = False
         self._command_written()
-        self.memory.attach(client)
         self.on_connected()
 
     def disconnected(self) -> Hold | None:
         """The client is gone, with its memory and eventfds; registers keep their values."""
-        stopped = self.on_disconnected()
-        self.intx.disable()
-        if self.msix is not None:
-            self.msix.deassign(0, self.msix.count)
-        return Hold.all([stopped, self.memory.clear()])
+        # Whatever goes wrong in between, the next client must not be served with this one's memory and eventfds.
+        with ExitStack() as stack:
+            holds: list[Hold | None] = []
+            stack.callback(lambda: holds.append(self.memory.clear()))
+            if self.msix is not None:
+                stack.callback(self.msix.deassign, 0, self.msix.count)
+            stack.callback(self.intx.disable)
+            holds.append(self.on_disconnected())
+        return Hold.all(holds)
 
     def device_info(self) -> DeviceInfo:
         """A resettable PCI device with all of vfio's PCI regions and interrupt indexes."""

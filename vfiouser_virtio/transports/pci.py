@@ -68,6 +68,7 @@ class VirtioPci(PciFunction):
     ) -> None:
         shown = ids if isinstance(ids, Identity) else identity(device.device_id, ids)
         super().__init__(shown, config_size=_CONFIG_SIZE)
+        self.memory.name(name or device.name, self._in_turns)
         self.device = device
         self.transport = Transport(device, self.memory, self, name=name, offer=offer)
         self.transport.pause("bus master")
@@ -265,6 +266,14 @@ class VirtioPci(PciFunction):
                 self._nursery.start_soon(self._watch, fd, queue.kick)
         return self._io_event_fds
 
+    def _in_turns(self, step: Callable[[], bool]) -> None:
+        """Call ``step`` until it returns False; other tasks have their turns in between, where there are any."""
+        if self._nursery is None:
+            while step():
+                pass
+        else:
+            self._nursery.start_soon(_call_in_turns, step)
+
     def _watch_resample_fd(self, fd: int | None) -> None:
         if self._resample_fd is not None:
             trio.lowlevel.notify_closing(self._resample_fd)  # ends its waiter
@@ -299,6 +308,17 @@ class VirtioPci(PciFunction):
             close_all(entry.fd for entry in self._io_event_fds)
             self._io_event_fds = []
             self.device.close()
+
+
+async def _call_in_turns(step: Callable[[], bool]) -> None:
+    more = True
+    try:
+        while more:
+            more = step()
+            await trio.lowlevel.checkpoint()
+    finally:
+        while more:  # cancelled: the process is ending, or this device's part in it
+            more = step()
 
 
 def _power_of_two(size: int) -> int:

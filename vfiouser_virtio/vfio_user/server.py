@@ -35,6 +35,7 @@ class Server:
         self._write_multiple = write_multiple
         self._trace = trace
         self._next: socket.socket | None = None
+        self._broken = False  # the function may have kept a client's memory
 
     async def serve(self, listener: Listener) -> None:
         """Serve the listener's clients until cancelled; if it is a connection itself, until that one ends.
@@ -56,6 +57,10 @@ class Server:
 
     async def _serve_client(self, client: socket.socket, name: str, listening: socket.socket | None) -> None:
         name = f"{name} (pid {peer_pid(client)})"
+        if self._broken:
+            client.close()
+            log.error("%s: refused: the device failed when the client before it left, and may have its memory", name)
+            return
         session = Session(client, self._function, name, write_multiple=self._write_multiple, trace=self._trace)
         log.info("%s: connected", name)
         try:
@@ -81,7 +86,8 @@ class Server:
             try:
                 holds.append(self._function.disconnected())
             except Exception:
-                log.exception("%s: a bug of the device", session.name)
+                self._broken = True
+                log.exception("%s: a bug of the device; it takes no client any more", session.name)
         hold = Hold.all(holds)
         if hold is not None:
             await wait_hold(hold)

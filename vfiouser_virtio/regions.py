@@ -1,0 +1,159 @@
+"""Which DMA addresses are mapped: regions as the client made them, and the spans that they make up.
+
+::
+
+    regions   │ A rw │ B rw │ C r │      │ D rw │ E rw │     one for each DMA_MAP, and what DMA_UNMAP removes
+    spans     │     A+B     │  C  │      │     D+E     │     neighbours in one window with the same rights
+
+A look-up walks spans. A client may map 28,000 single pages, and a guest name all of them in each of its descriptors: to
+walk those would take milliseconds for each.
+"""
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+
+from vfiouser_virtio.errors import Unmapped
+from vfiouser_virtio.window import Window
+
+MAX_SPANS = 512
+"""Spans that one range may cross. Rights that alternate from page to page keep 28,000 of them apart: to walk all of
+them for each descriptor of a guest is an attack on our time. 1 MiB in pages, each in a window of its own, are 257."""
+
+
+@dataclass(slots=True, eq=False)
+class Region:
+    """One DMA mapping. ``window`` is None where the memory can only be reached by messages."""
+
+    address: int
+    end: int
+    readable: bool
+    writable: bool
+    window: Window | None = None
+    origin: int = 0  # DMA address that is byte 0 of the window
+    mapped: tuple[int, int] = (0, 0)  # what was mapped into the window: start and size, whole pages
+    mappings: int = 0  # of the process's limit, at most
+
+    def __str__(self) -> str:
+        kind = "mapped" if self.window else "by message"
+        return f"{self.address:#x}..{self.end:#x} {'r' * self.readable}{'w' * self.writable} {kind}"
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """Neighbouring regions with the same rights, and in the same window if in any: one slice of it."""
+
+    address: int
+    end: int
+    readable: bool
+    writable: bool
+    window: Window | None
+    origin: int
+
+    def takes(self, region: Region) -> bool:
+        """Whether a region next to it belongs to it."""
+        return (
+            self.window is region.window
+            and self.origin == region.origin
+            and self.readable == region.readable
+            and self.writable == region.writable
+        )
+
+    def part(self, address: int, end: int) -> "Span":
+        """What is left of it when the rest was unmapped."""
+        return Span(address, end, self.readable, self.writable, self.window, self.origin)
+
+
+class RegionMap:
+    """The regions of one client, by address."""
+
+    def __init__(self) -> None:
+        self.regions: list[Region] = []
+        self._starts: list[int] = []
+        self._spans: list[Span] = []
+        self._span_starts: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def overlapping(self, address: int, end: int) -> Region | None:
+        """A region that has something of the range."""
+        index = bisect_left(self._starts, end)
+        return self.regions[index - 1] if index and self.regions[index - 1].end > address else None
+
+    def add(self, region: Region) -> None:
+        """Add a region that overlaps none."""
+        address, end = region.address, region.end
+        index = bisect_left(self._starts, address)
+        self._starts.insert(index, address)
+        self.regions.insert(index, region)
+
+        spans = self._spans
+        index = bisect_left(self._span_starts, address)
+        before = spans[index - 1] if index and spans[index - 1].end == address else None
+        after = spans[index] if index < len(spans) and spans[index].address == end else None
+        if before is not None and before.takes(region):
+            before.end = end
+            if after is not None and after.takes(region):
+                before.end = after.end
+                del spans[index], self._span_starts[index]
+        elif after is not None and after.takes(region):
+            after.address = self._span_starts[index] = address
+        else:
+            origin = region.origin
+            spans.insert(index, Span(address, end, region.readable, region.writable, region.window, origin))
+            self._span_starts.insert(index, address)
+
+    def inside(self, address: int, end: int) -> tuple[int, int]:
+        """Indexes of the first region that begins in the range, and of the one behind the last."""
+        return bisect_left(self._starts, address), bisect_left(self._starts, end)
+
+    def remove(self, first: int, last: int) -> list[Region]:
+        """Take out the regions with these indexes, at least one."""
+        if first == 0 and last == len(self.regions):
+            return self.remove_all()
+        removed = self.regions[first:last]
+        address, end = removed[0].address, removed[-1].end
+        del self.regions[first:last]
+        del self._starts[first:last]
+        # The spans of these regions, of which the first and the last may have others as well.
+        low, high = bisect_right(self._span_starts, address) - 1, bisect_left(self._span_starts, end)
+        head, tail = self._spans[low], self._spans[high - 1]
+        left = [head.part(head.address, address)] if head.address < address else []
+        if tail.end > end:
+            left.append(tail.part(end, tail.end))
+        self._spans[low:high] = left
+        self._span_starts[low:high] = [span.address for span in left]
+        return removed
+
+    def remove_all(self) -> list[Region]:
+        """Take out all regions. Copies nothing, for it must succeed where there is no more memory."""
+        removed, self.regions = self.regions, []
+        self._starts.clear()
+        self._spans.clear()
+        self._span_starts.clear()
+        return removed
+
+    def check(self, address: int, length: int, *, write: bool) -> list[Span]:
+        """The spans that a range lies in. Raises Unmapped, see `memory.GuestMemory.check`."""
+        found: list[Span] = []
+        position, end = address, address + length
+        spans = self._spans
+        index = bisect_right(self._span_starts, address) - 1
+        while position < end or not found:
+            span = spans[index] if 0 <= index < len(spans) else None
+            if span is None or not span.address <= position < span.end:
+                raise Unmapped(f"{address:#x}+{length:#x}: no memory is mapped at {position:#x}")
+            if not (span.writable if write else span.readable):
+                raise Unmapped(
+                    f"{address:#x}+{length:#x}: memory at {position:#x} may not be {'written' if write else 'read'}"
+                )
+            if len(found) == MAX_SPANS:
+                raise Unmapped(f"{address:#x}+{length:#x} is made up of more than {MAX_SPANS} pieces of memory")
+            found.append(span)
+            position = span.end
+            index += 1
+        return found
+
+    def between(self, address: int, end: int) -> list[Region]:
+        """The regions of a range that has no hole (see `check`)."""
+        return self.regions[bisect_right(self._starts, address) - 1 : bisect_left(self._starts, end)]
