@@ -78,7 +78,7 @@ class DmaMappings:
             raise PeerError(f"DMA_UNMAP of {address:#x}+{size:#x}: no such range", errno.EINVAL)
         end = address + size
         for cut in (self.map.overlapping(address, address + 1), self.map.overlapping(end - 1, end)):
-            if cut is not None and (cut.address < address or cut.end > end):
+            if cut is not None and (cut.unmapped_with[0] < address or cut.unmapped_with[1] > end):
                 raise PeerError(f"DMA_UNMAP of {address:#x}..{end:#x} would cut region {cut} in two", errno.EINVAL)
         first, last = self.map.inside(address, end)
         if first == last:

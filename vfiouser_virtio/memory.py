@@ -91,12 +91,16 @@ class GuestMemory:
         """
         try:
             region = self._mappings.new(address, size, readable=readable, writable=writable)
-            if fd is not None and (readable or writable) and not self._mappings.places.lay_file(region, fd, offset):
-                self._warn_once("shrink", "%s: the file can be truncated under us, which would kill us", region)
+            regions = [region]
+            if fd is not None and (readable or writable):
+                regions, safe = self._mappings.places.lay_file(region, fd, offset)
+                if not safe:
+                    self._warn_once("shrink", "%s: the file can be truncated under us, which would kill us", region)
         finally:
             if fd is not None:
                 os.close(fd)
-        self._map.add(region)
+        for part in regions:
+            self._map.add(part)
         self._changed()
 
     def map_alias(

@@ -1,7 +1,7 @@
 """Where the client's memory lies in this process: in sparse windows, or apart from them (see `memory`)."""
 
 import errno
-import logging
+import itertools
 import mmap
 from collections.abc import Callable
 
@@ -10,8 +10,6 @@ from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.mapping_limit import PROCESS, max_map_count
 from vfiouser_virtio.regions import Region
 from vfiouser_virtio.window import PAGE, Window
-
-logger = logging.getLogger(__name__)
 
 # 256 GiB: more RAM than the guests that this is for, and a hundred such windows fit into a process (2^47 bytes).
 WINDOW_BITS = 38
@@ -24,6 +22,10 @@ DMA addresses in two places, below 2^32 and below the IOMMU's limit; what is els
 _IN_WINDOW, _APART, _APART_HUGE = 2, 1, 3
 
 
+# What windows are aligned to, so that the usual huge pages fit.
+_ALIGNMENT = 2 << 20
+
+
 class Places:
     """The windows of one client's memory. ``window`` is the one in which byte n is DMA address n, once it is needed."""
 
@@ -33,8 +35,10 @@ class Places:
         self._refused = False
         self._share = PROCESS.join()
 
-    def lay_file(self, region: Region, fd: int, offset: int) -> bool:
-        """Map a file where ``region`` belongs; whether that is safe from somebody who makes the file shorter.
+    def lay_file(self, region: Region, fd: int, offset: int) -> tuple[list[Region], bool]:
+        """Map a file where ``region`` belongs, which may become several regions.
+
+        Also returns whether that is safe from somebody who makes the file shorter.
 
         Raises PeerError for what is no memory, ends too early, or is not aligned to pages, and when there is no room.
         """
@@ -54,11 +58,18 @@ class Places:
         # Write access alone does not exist on x86 or arm: PROT_WRITE pages can be read.
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if region.writable else 0)
 
-        def lay(window: Window, start: int, size: int, skip: int) -> None:
-            window.map(start, size, protection, fd, offset - skip)
+        def lay(window: Window, start: int, size: int, position: int) -> None:
+            window.map(start, size, protection, fd, position)
 
-        self._lay(region, lay, offset, fds.huge_page_size(fd) or PAGE)
-        return safe
+        page_size = fds.huge_page_size(fd) or PAGE
+        parts = _parts(region, offset, page_size)
+        for index, part in enumerate(parts):
+            try:
+                self._lay(part, lay, offset + part.address - region.address, page_size)
+            except PeerError:
+                self.take_out(parts, 0, index)
+                raise
+        return parts, safe
 
     def lay_alias(self, region: Region, vaddr: int, page_size: int) -> None:
         """Map once more what is mapped at ``vaddr``. Raises PeerError where that is no shared mapping, or not whole."""
@@ -67,8 +78,8 @@ class Places:
             what = f"DMA_MAP of {region.address:#x}..{region.end:#x}"
             raise PeerError(f"{what} mapped at {vaddr:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL)
 
-        def lay(window: Window, start: int, size: int, skip: int) -> None:
-            window.alias(start, size, vaddr - skip, readable=region.readable)
+        def lay(window: Window, start: int, size: int, position: int) -> None:
+            window.alias(start, size, position, readable=region.readable)
 
         self._lay(region, lay, vaddr, max(page_size, PAGE))
 
@@ -112,7 +123,7 @@ class Places:
     def _lay(self, region: Region, lay: Callable[[Window, int, int, int], None], position: int, page_size: int) -> None:
         """Put the region where it belongs, or apart. ``position`` is where it begins in what has these pages.
 
-        ``lay`` is called with a window, start and size in it, and how much before ``position`` that is.
+        ``lay`` is called with a window, start and size in it, and the position of that: of whole pages.
         """
         address, size = region.address, region.end - region.address
         what = f"DMA_MAP of {address:#x}..{region.end:#x}"
@@ -125,14 +136,14 @@ class Places:
             if window is not None:
                 self._count(region, what, _IN_WINDOW)
                 region.mapped = address - origin, size
-                lay(window, *region.mapped, 0)
+                lay(window, *region.mapped, position)
             else:
                 self._count(region, what, _APART if page_size == PAGE else _APART_HUGE)
                 skip = position % page_size
                 origin = address - skip
                 region.mapped = 0, -(-(size + skip) // page_size) * page_size
                 window = Window(region.mapped[1], page_size)
-                lay(window, *region.mapped, skip)
+                lay(window, *region.mapped, position - skip)
         except OSError as error:
             self._share.give_back(region.mappings)
             raise PeerError(f"{what}: {error.strerror}", error.errno or errno.EINVAL) from error
@@ -146,7 +157,7 @@ class Places:
             return None
         if window is None and len(self._windows) < MAX_WINDOWS:
             try:
-                window = self._windows[block] = Window(WINDOW_SIZE)
+                window = self._windows[block] = Window(WINDOW_SIZE, _ALIGNMENT)
             except OSError:
                 self._refused = True  # address space is limited: ulimit -v, strict overcommit
         if block == 0:
@@ -162,3 +173,18 @@ class Places:
                 errno.ENOSPC,
             )
         region.mappings = mappings
+
+
+def _parts(region: Region, offset: int, page_size: int) -> list[Region]:
+    """The whole huge pages of a region, which fit into the window, apart from what begins or ends within one.
+
+    QEMU maps 0..0xc0000 and 0x100000..: all but the first MiB of a guest's RAM is where look-ups are fast.
+    """
+    first, last = -(-region.address // page_size) * page_size, region.end // page_size * page_size
+    cuts = sorted({region.address, first, last, region.end})
+    if page_size == PAGE or (region.address - offset) % page_size or first >= last or len(cuts) == 2:
+        return [region]
+    whole = (region.address, region.end)
+    return [
+        Region(start, end, region.readable, region.writable, dma_map=whole) for start, end in itertools.pairwise(cuts)
+    ]

@@ -32,6 +32,12 @@ class Region:
     origin: int = 0  # DMA address that is byte 0 of the window
     mapped: tuple[int, int] = (0, 0)  # what was mapped into the window: start and size, whole pages
     mappings: int = 0  # of the process's limit, at most
+    dma_map: tuple[int, int] | None = None  # begin and end of the DMA mapping, where this is only a part of it
+
+    @property
+    def unmapped_with(self) -> tuple[int, int]:
+        """Begin and end of what DMA_UNMAP must take as a whole."""
+        return self.dma_map or (self.address, self.end)
 
     def __str__(self) -> str:
         kind = "mapped" if self.window else "by message"
