@@ -1,6 +1,7 @@
 """From what the user described to what can be served: a class, its arguments, a name and an identity."""
 
 import dataclasses
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,11 +20,14 @@ from vfiouser_virtio.cli.device_options import (
     suggestion,
 )
 from vfiouser_virtio.cli.device_specs import DeviceSpec
-from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Offer
+from vfiouser_virtio.virtio.author_line import author_line
+
+logger = logging.getLogger(__name__)
 
 # Which field of an Identity each common option sets.
 _IDENTITY_FIELDS = {
@@ -62,7 +66,11 @@ class DeviceSetup:
             raise ConfigError(f"{self.name}: {error}") from None
 
     def create(self, style: Style = "default") -> VirtioPci:
-        """Make the device, on a PCI function of its own. Raises DeviceError, or ConfigError for values that clash."""
+        """Make the device, on a PCI function of its own.
+
+        Raises ConfigError for values that clash, DeviceError for what cannot be had, and for mistakes of the device's
+        author: with the line of the author's code.
+        """
         shown = self.identity(style)
         try:
             device = self.device_class(**self.arguments)
@@ -73,11 +81,27 @@ class DeviceSetup:
             raise kind(f"{self.driver}: {error}") from error
         except (OSError, ValueError) as error:
             raise DeviceError(f"{self.driver}: {error}") from error
+        except Exception as error:
+            raise self._bug(error, "__init__ raised ") from error
         try:
             return VirtioPci(device, ids=shown, vectors=self.common.vectors, name=self.name, offer=self.offer)
-        except BaseException:
-            device.close()
+        except BaseException as error:
+            _close_half_made(device)
+            if isinstance(error, Exception) and not isinstance(error, ConfigError):
+                raise self._bug(error) from error
             raise
+
+    def _bug(self, error: Exception, did: str = "") -> DeviceError:
+        where = author_line(error)
+        what = str(error) if isinstance(error, AuthorError) else f"{did}{type(error).__name__}: {error}"
+        return DeviceError(f"{self.driver}: a bug in the device: {f'{where}: ' if where else ''}{what}")
+
+
+def _close_half_made(device: Device) -> None:
+    try:
+        device.close()
+    except Exception:  # its `close` needs what the mistake that is reported has prevented
+        logger.debug("%s: close() of a device that could not be made", device.name, exc_info=True)
 
 
 def find_class(driver: str) -> type[Device]:

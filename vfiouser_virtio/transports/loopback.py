@@ -28,6 +28,7 @@ from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.virtio import Device, Offer, Transport
+from vfiouser_virtio.virtio.device_checks import close_device
 
 MEMORY_SIZE = 16 << 20
 """Bytes for rings and buffers; taken page by page, as they are used."""
@@ -95,7 +96,7 @@ class Loopback:
         finally:
             self._guest_memory.clear()
             self.memory.close()
-            self.device.close()
+            close_device(self.device, self.transport.name)
 
     async def __aenter__(self) -> "Loopback":
         self._tasks = background()

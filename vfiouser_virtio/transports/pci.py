@@ -35,6 +35,7 @@ from vfiouser_virtio.protocols.virtio.ring import NOTIFICATION_DATA_CODEC
 from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.virtio import Device, Offer, Transport
+from vfiouser_virtio.virtio.device_checks import close_device
 
 MSIX_BAR, VIRTIO_BAR = 1, 4
 COMMON, ISR, DEVICE, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
@@ -307,7 +308,7 @@ class VirtioPci(PciFunction):
             self._nursery = self._resample_fd = None
             close_all(entry.fd for entry in self._io_event_fds)
             self._io_event_fds = []
-            self.device.close()
+            close_device(self.device, self.transport.name)
 
 
 async def _call_in_turns(step: Callable[[], bool]) -> None:

@@ -13,9 +13,11 @@
 """
 
 from collections.abc import Callable
-from typing import ClassVar, overload
+from typing import TYPE_CHECKING, ClassVar, overload
 
+from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.protocols.record import Record
+from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
 from vfiouser_virtio.virtio.queue import Queue
 
 
@@ -23,6 +25,8 @@ class queue:  # noqa: N801 - read as a keyword of a class body, like property
     """Declare a virtqueue in the body of a `Device`; each instance gets a `Queue` of its own."""
 
     def __init__(self, max_size: int = 128) -> None:
+        if not 0 < max_size <= MAX_QUEUE_SIZE or max_size & (max_size - 1):
+            raise AuthorError(f"queue(max_size={max_size}): expected a power of two, 1 to {MAX_QUEUE_SIZE}")
         self.max_size = max_size
         self.name = ""
 
@@ -38,8 +42,9 @@ class queue:  # noqa: N801 - read as a keyword of a class body, like property
     def __get__(self, instance: "Device | None", owner: "type[Device]") -> "Queue | queue":
         if instance is None:
             return self
-        found = instance.__dict__[self.name]
-        assert isinstance(found, Queue)
+        found = instance.__dict__.get(self.name)
+        if not isinstance(found, Queue):
+            raise _uninitialised(instance, self.name)
         return found
 
 
@@ -47,6 +52,8 @@ class Config:
     """The device-specific configuration (virtio 1.4, 2.5): the values of one schema, shown to the driver."""
 
     def __init__(self, record: Record | None) -> None:
+        if not isinstance(record, Record | None):
+            raise AuthorError(f"config={record!r} is no record: describe its fields with protocols.record.record()")
         self._record = record
         self.on_change: Callable[[], None] | None = None
 
@@ -54,6 +61,11 @@ class Config:
     def size(self) -> int:
         """Bytes; 0 where a device type has none."""
         return 0 if self._record is None else len(self._record.data)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of all fields, in order; none where a device type has no configuration."""
+        return () if self._record is None else tuple(self._record.offsets)
 
     def __getitem__(self, field: str) -> int | bytes:
         """A field's value: an integer, or bytes where it is no integer of 1, 2, 4 or 8 bytes. Raises KeyError."""
@@ -119,6 +131,16 @@ class Device:
         super().__init_subclass__()
         if "name" not in vars(cls):
             cls.name = cls.__name__.lower()
+        for name, declared in vars(cls).items():
+            if isinstance(declared, queue) and (hasattr(Device, name) or name in _ATTRIBUTES):
+                raise AuthorError(f"{cls.__name__}: a queue cannot be called {name!r}, which every device has already")
+
+    if not TYPE_CHECKING:  # to which any attribute would be there
+
+        def __getattr__(self, name: str) -> object:
+            if name in _ATTRIBUTES and "queues" not in vars(self):
+                raise _uninitialised(self, name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def add_queue(self, max_size: int = 128) -> Queue:
         """One more queue, in ``__init__``, for devices whose number of queues is an option."""
@@ -155,3 +177,13 @@ class Device:
 
     def close(self) -> None:
         """The device is no longer served: let go of files and sockets of the host."""
+
+
+_ATTRIBUTES = frozenset({"config", "features", "driver_features", "queues"})
+"""What `Device.__init__` makes."""
+
+
+def _uninitialised(device: Device, name: str) -> AuthorError:
+    return AuthorError(
+        f"{type(device).__name__}: there is no self.{name} before its __init__ has called super().__init__()"
+    )

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.errors import AuthorError, GuestError
+from vfiouser_virtio.virtio.author_line import definition, log_bug
 from vfiouser_virtio.virtio.device import Device
 from vfiouser_virtio.virtio.polling import pulse
 
@@ -19,7 +20,7 @@ class DeviceTask:
         self.device = device
         self.name = name
         self._failed = failed
-        self._activated = False
+        self._activated = self._warned = False
         self._wake = trio.lowlevel.ParkingLot()
         self._scope: trio.CancelScope | None = None
 
@@ -66,18 +67,34 @@ class DeviceTask:
                     queue.spawn = _spawner(nursery)
                 if polled := [queue.peek for queue in self.device.queues if queue.polling.always]:
                     nursery.start_soon(pulse, polled)
-                await self.device.run()
+                await self._awaitable()
+                self._warn_of_end()
                 await trio.sleep_forever()
         finally:
             for queue in self.device.queues:
                 queue.spawn = None
+
+    def _awaitable(self) -> Awaitable[None]:
+        work: object = self.device.run()
+        if not isinstance(work, Awaitable):
+            run = type(self.device).run
+            raise AuthorError(f"{definition(run)}: {run.__qualname__}() is not async: it returned {work!r}")
+        return work
+
+    def _warn_of_end(self) -> None:
+        """An author's mistake more often than not: once for each device."""
+        if self.device.queues and not self._warned:
+            self._warned = True
+            run = type(self.device).run
+            what = "has no run()" if run is Device.run else f"run() returned ({definition(run)})"
+            logger.warning("%s: %s: nobody serves its queues until the next DRIVER_OK", self.name, what)
 
     def _run_failed(self, error: Exception, *, resetting: bool) -> None:
         if not resetting:
             self._failed(error)
         elif not isinstance(error, GuestError):
             # Chains of before the reset are dead: touching one is no fault of anybody's.
-            logger.error("%s: a bug in the device, found at its reset", self.name, exc_info=error)
+            log_bug(f"{self.name}: a bug in the device, found at its reset", error)
 
 
 def _spawner(nursery: trio.Nursery) -> Callable[[Callable[[], Awaitable[None]]], None]:

@@ -13,12 +13,14 @@ A carrier (virtio-pci, loopback) calls these methods for the driver and is told 
 import logging
 from functools import partial
 
-from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.errors import AuthorError, GuestError
 from vfiouser_virtio.function import Hold
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status
+from vfiouser_virtio.virtio.author_line import author_line, definition, log_bug
 from vfiouser_virtio.virtio.carrier import Carrier
 from vfiouser_virtio.virtio.device import Device
+from vfiouser_virtio.virtio.device_checks import check_device
 from vfiouser_virtio.virtio.device_task import DeviceTask
 from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.polling import Polling
@@ -36,12 +38,14 @@ _NOTIFICATION_DATA = Feature.NOTIFICATION_DATA.mask
 class Transport:
     """The state of one virtio device, and the task that runs it (`serve`).
 
-    ``offer`` is what a driver may choose from, beside the features of the device's type.
+    ``offer`` is what a driver may choose from, beside the features of the device's type. Raises AuthorError for a
+    device that cannot be right.
     """
 
     def __init__(
         self, device: Device, memory: GuestMemory, carrier: Carrier, *, name: str = "", offer: Offer | None = None
     ) -> None:
+        check_device(device)
         self.device = device
         self.memory = memory
         self.carrier = carrier
@@ -86,7 +90,7 @@ class Transport:
         if suspends:
             status |= Status.DRIVER_OK  # until it is done
         if new & Status.FEATURES_OK and not self._accept_features():
-            status &= ~Status.FEATURES_OK
+            status = status & ~Status.FEATURES_OK | self._status & Status.NEEDS_RESET
         self._status = status
         if new & Status.DRIVER_OK:
             if old & Status.SUSPEND:
@@ -111,7 +115,16 @@ class Transport:
         rings = RingFeatures.of(accepted)
         for queue in self.device.queues:
             queue.features = rings
-        return self.device.features_ok()
+        try:
+            agreed = self.device.features_ok()
+            if agreed is None:
+                raise AuthorError(
+                    f"{definition(type(self.device).features_ok)}: features_ok() returned None: return True"
+                )
+        except Exception as error:
+            self.needs_reset(error)
+            return False
+        return agreed
 
     async def serve(self) -> None:
         """Run the device between each DRIVER_OK and the reset that follows, until cancelled."""
@@ -126,12 +139,14 @@ class Transport:
         """The device cannot go on (2.1.2): stop all queues, set NEEDS_RESET, tell the driver, log it once."""
         if self._status & Status.NEEDS_RESET:
             return
+        where = author_line(error)
         if isinstance(error, GuestError):
-            logger.error("%s: the guest's driver broke virtio, device needs a reset: %s", self.name, error)
+            seen = f" (seen at {where})" if where else ""
+            logger.error("%s: the guest's driver broke virtio, device needs a reset: %s%s", self.name, error, seen)
         elif isinstance(error, SuspendFailed):
             logger.error("%s: %s; the device needs a reset", self.name, error)
         else:
-            logger.error("%s: a bug in the device, which now needs a reset", self.name, exc_info=error)
+            log_bug(f"{self.name}: a bug in the device, which now needs a reset", error)
         for queue in self.device.queues:
             queue.pause("NEEDS_RESET")
         if self._suspension.phase is Phase.DRAINING:
@@ -182,7 +197,10 @@ class Transport:
         self._status = 0
         self.driver_features = 0
         self.device.driver_features = 0
-        self.device.reset()
+        try:
+            self.device.reset()
+        except Exception as error:
+            log_bug(f"{self.name}: a bug in the device's reset()", error)
 
     # ---- features ------------------------------------------------------------------------------------------------
 

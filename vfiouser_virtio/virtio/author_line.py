@@ -1,0 +1,61 @@
+"""The line of a device author's file where something went wrong: what log lines and errors name."""
+
+import inspect
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from vfiouser_virtio.errors import AuthorError
+
+logger = logging.getLogger(__name__)
+
+# Modules whose frames say nothing to the author of a device: ours, those of what we stand on, Python's own.
+_NOT_AUTHORS = frozenset({"vfiouser_virtio", "trio", "outcome", "construct", *sys.stdlib_module_names})
+_QUEUE = "vfiouser_virtio.virtio.queue"
+
+
+def author_line(error: BaseException) -> str:
+    """``FILE:LINE`` of the author's code that the error has come through last; empty where there is none of it.
+
+    Also empty where the author's code was only waiting for the next chain, and the driver has broken the ring.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in _NOT_AUTHORS:
+            found = f"{shown(frame.f_code.co_filename)}:{line}"
+        elif module == _QUEUE:
+            found = ""
+    return found
+
+
+def definition(of: type | Callable[..., object]) -> str:
+    """``FILE:LINE`` where a class or a function is defined; its name where no file is known."""
+    try:
+        file = inspect.getsourcefile(of)
+        return f"{shown(file)}:{inspect.getsourcelines(of)[1]}" if file else of.__qualname__
+    except (OSError, TypeError):
+        return of.__qualname__
+
+
+def shown(path: str) -> str:
+    """A file as its author knows it: from the current folder on, where it is below that."""
+    try:
+        relative = os.path.relpath(path)
+    except OSError:  # the current folder is gone
+        return path
+    return path if relative.startswith("..") else relative
+
+
+def log_bug(what: str, error: BaseException) -> None:
+    """Log a bug in a device: where it is, and what. One line for a known mistake, with the traceback for any other."""
+    where = author_line(error)
+    at = f"{where}: " if where else ""
+    if isinstance(error, AuthorError):
+        logger.error("%s: %s%s", what, at, error, exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)
+    else:
+        logger.error("%s: %s%s: %s", what, at, type(error).__name__, error, exc_info=error)

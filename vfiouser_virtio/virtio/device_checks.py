@@ -1,0 +1,77 @@
+"""Checks of what an author has written, before a driver sees the device: mistakes that would be silent, or far away."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+from vfiouser_virtio.errors import AuthorError
+from vfiouser_virtio.protocols.virtio.features import Feature, is_device_type_bit
+from vfiouser_virtio.virtio.author_line import definition, log_bug
+from vfiouser_virtio.virtio.device import Config, Device
+
+_HOOKS = ("features_ok", "config_written", "reset", "close", "resize_queues")
+
+
+def check_device(device: Device) -> None:
+    """Raises AuthorError, with the line of the class, for a device that cannot be right."""
+    device_class = type(device)
+    for mistake in chain(_uninitialised(device), _coroutines(device_class), _offers(device), _writes(device)):
+        raise AuthorError(f"{definition(device_class)}: {device_class.__name__}: {mistake}")
+
+
+def close_device(device: Device, name: str) -> None:
+    """Call `Device.close`. What is wrong with it is logged: the others still have to be closed."""
+    try:
+        device.close()
+    except Exception as error:
+        log_bug(f"{name}: a bug in the device's close()", error)
+
+
+def _uninitialised(device: Device) -> Iterator[str]:
+    if not {"config", "queues", "features"} <= vars(device).keys():
+        yield "its __init__ does not call super().__init__()"
+
+
+def _coroutines(device_class: type[Device]) -> Iterator[str]:
+    run = inspect.unwrap(device_class.run)
+    if inspect.isasyncgenfunction(run):
+        yield "run() has a `yield`: it must be a plain `async def`"
+    elif not inspect.iscoroutinefunction(run) and not _may_be_awaited(run):
+        yield "run() is not async: write `async def run(self) -> None`"
+    for name in _HOOKS:
+        hook = getattr(device_class, name)
+        if inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook):
+            yield f"{name}() is async: hooks are plain functions, only run() may wait"
+
+
+def _may_be_awaited(run: Callable[..., object]) -> bool:
+    """A plain function that says that it returns something, such as the coroutine of another."""
+    return getattr(run, "__annotations__", {}).get("return") not in (None, "None")
+
+
+def _offers(device: Device) -> Iterator[str]:
+    mask: object = device.features
+    if not isinstance(mask, int) or mask < 0:
+        yield f"features={mask!r} is no mask of feature bits"
+        return
+    features = int(mask)
+    reserved = [bit for bit in range(features.bit_length()) if features >> bit & 1 and not is_device_type_bit(bit)]
+    if reserved:
+        names = ", ".join(f"{bit} ({Feature(bit).name})" if bit in {*Feature} else str(bit) for bit in reserved)
+        yield (
+            f"features={features:#x} has the reserved bit{'s' * (len(reserved) > 1)} {names}: a device type has "
+            "0 to 23 and 50 to 127 (2.2), the others are offered by the package, see Offer"
+        )
+
+
+def _writes(device: Device) -> Iterator[str]:
+    config: object = device.config
+    if not isinstance(config, Config):
+        yield f"self.config is {config!r}: give super().__init__() a config=, and change fields of self.config"
+        return
+    wanted: object = device.driver_writes
+    if isinstance(wanted, str):
+        yield f'driver_writes is the text "{wanted}": write frozenset({{"{wanted}"}})'
+    elif unknown := sorted(device.driver_writes - set(device.config.fields)):
+        fields = ", ".join(device.config.fields) or "none: it has no configuration"
+        yield f"driver_writes names {', '.join(unknown)}, which is no field of its configuration ({fields})"
