@@ -9,9 +9,22 @@ from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags
 from vfiouser_virtio.vring.chain import Chain, Readable
 
 NEXT, WRITE, INDIRECT = int(DescFlags.NEXT), int(DescFlags.WRITE), int(DescFlags.INDIRECT)
-# The specification limits a chain to the queue size (2.7.5.3.1), but Linux puts longer ones into indirect tables of
-# small queues, and QEMU takes up to 1024. More than that is an attack on our memory and time.
-MAX_INDIRECT = 1024
+MAX_CHAIN = 1024
+"""The most descriptors of a chain, those of an indirect table counted: QEMU's limit (VIRTQUEUE_MAX_SIZE) for any queue.
+
+The specification's is the queue size (2.7.5.3.1). Linux has longer chains in indirect tables of small queues. In a
+queue of 32768 entries 64 chains as long as that would be two million look-ups: for seconds no other device is served.
+"""
+MAX_PIECES = 4096
+"""The most pieces of memory that the buffers of a chain may lie in: 16 MiB of single pages behind a vIOMMU.
+
+A buffer of 80 MB in pages that were mapped one by one, and far apart, is 20,000 of them, and a chain has 1024 buffers.
+"""
+POP_BUDGET = 512
+"""Descriptors after which `Ring.pop` takes no further chain, however many are available: half a millisecond or so.
+
+What was found by `tables` costs an eighth. The chain that exceeds it is still taken, so that any chain ever is.
+"""
 # "Descriptor chain longer than 2^32 bytes in total" is forbidden (2.7.5.2).
 MAX_CHAIN_BYTES = 1 << 32
 
@@ -34,7 +47,7 @@ def make_chain(memory: Memory, head: int, descriptors: list[Descriptor]) -> Chai
     """A chain of these descriptors, links and indirect tables resolved; what remains is checked here.
 
     Its `ring` and `slots` are for the caller to set. Raises GuestError for readable descriptors behind writable ones,
-    more than 2^32 bytes, and ranges that are not guest memory; NeedsMessages as the look-ups do.
+    more than 2^32 bytes or `MAX_PIECES`, and ranges that are not guest memory; NeedsMessages as the look-ups do.
     """
     begin, end, view, readonly_view = memory.hot
     readable: list[memoryview] = []
@@ -50,7 +63,9 @@ def make_chain(memory: Memory, head: int, descriptors: list[Descriptor]) -> Chai
             if begin <= address and stop <= end and length:
                 writable.append(view[address:stop])
             elif length:
+                _check_length(head, readable_length + writable_length)
                 writable += memory.writable(address, length)
+                _check_pieces(head, len(readable) + len(writable))
         else:
             if index > writable_from:
                 raise GuestError(f"chain {head:#x}: a readable descriptor ({address:#x}) follows writable ones")
@@ -59,9 +74,11 @@ def make_chain(memory: Memory, head: int, descriptors: list[Descriptor]) -> Chai
             if begin <= address and stop <= end and length:
                 readable.append(readonly_view[address:stop])
             elif length:
+                _check_length(head, readable_length + writable_length)
                 readable += memory.readable(address, length)
+                _check_pieces(head, len(readable) + len(writable))
     if readable_length + writable_length > MAX_CHAIN_BYTES:
-        raise GuestError(f"chain {head:#x} is {readable_length + writable_length:#x} bytes long, more than 2^32")
+        _check_length(head, readable_length + writable_length)
     part = Readable()
     part.segments, part.length, part.count = readable, readable_length, writable_from
     chain = Chain()
@@ -75,13 +92,30 @@ def make_chain(memory: Memory, head: int, descriptors: list[Descriptor]) -> Chai
     return chain
 
 
-def read_table(memory: Memory, head: int, address: int, length: int, size: int) -> list[Descriptor]:
+def _check_length(head: int, length: int) -> None:
+    """Before each look-up that may make more than one view."""
+    if length > MAX_CHAIN_BYTES:
+        raise GuestError(f"chain {head:#x} is {length:#x} bytes long or longer, more than 2^32")
+
+
+def _check_pieces(head: int, pieces: int) -> None:
+    """After each look-up that may have made more than one view."""
+    if pieces > MAX_PIECES:
+        raise GuestError(f"chain {head:#x} lies in {pieces:#x} pieces of memory or more, {MAX_PIECES:#x} are taken")
+
+
+def too_long(head: int) -> GuestError:
+    """For a chain of more than `MAX_CHAIN` descriptors."""
+    return GuestError(f"chain {head:#x} has more than {MAX_CHAIN:#x} descriptors")
+
+
+def read_table(memory: Memory, head: int, address: int, length: int) -> list[Descriptor]:
     """The entries of an indirect table, in one copy, so that the driver cannot change what has been validated.
 
-    ``size`` is the queue's. Raises GuestError for a table of no, of half, or of too many entries, or outside of memory.
+    Raises GuestError for a table of no, of half, or of more than `MAX_CHAIN` entries, or outside of memory.
     """
     count, rest = divmod(length, DESC_CODEC.size)
-    if rest or not 0 < count <= max(size, MAX_INDIRECT):
+    if rest or not 0 < count <= MAX_CHAIN:
         raise GuestError(f"chain {head:#x}: an indirect table of {length:#x} bytes")
     views = memory.readable(address, length)
     entries: Iterator[Any] = DESC_CODEC.iter_unpack(views[0] if len(views) == 1 else b"".join(views))

@@ -15,7 +15,7 @@ from vfiouser_virtio.memory import HotRegion
 from vfiouser_virtio.pieces import Pieces
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
 from vfiouser_virtio.vring.chain import Chain, Readable
-from vfiouser_virtio.vring.descriptors import MAX_CHAIN_BYTES, MAX_INDIRECT, NEXT, WRITE
+from vfiouser_virtio.vring.descriptors import MAX_CHAIN, MAX_CHAIN_BYTES, NEXT, WRITE
 
 _NEXT_WRITE = NEXT | WRITE
 _ENTRY = DESC_CODEC.size
@@ -23,17 +23,17 @@ _ENTRY = DESC_CODEC.size
 
 # From so many on, views are made only if somebody wants them: a disk does not.
 _MANY = 8
-_LINKS = tuple(range(1, MAX_INDIRECT))
+_LINKS = tuple(range(1, MAX_CHAIN))
 
 THREE = 3 * _ENTRY
 _unpack_three = Struct("<" + 3 * DESC_CODEC.format.removeprefix("<")).unpack_from
 
 
-@lru_cache(MAX_INDIRECT)
+@lru_cache(MAX_CHAIN)
 def _table(length: int) -> Struct | None:
     """All entries of a table of so many bytes. Each has four numbers; kinds of rings differ in the last two."""
     count, rest = divmod(length, _ENTRY)
-    return Struct("<" + DESC_CODEC.format.removeprefix("<") * count) if 0 < count <= MAX_INDIRECT and not rest else None
+    return Struct("<" + DESC_CODEC.format.removeprefix("<") * count) if 0 < count <= MAX_CHAIN and not rest else None
 
 
 def split_table(head: int, address: int, length: int, hot: HotRegion) -> Chain | None:

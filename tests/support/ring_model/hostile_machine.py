@@ -215,7 +215,7 @@ class HostileMachine(RuleBasedStateMachine):
         for chain in chains:
             lengths = [length for _, length in chain.ranges]
             split = chain.writable_from
-            assert 0 < len(lengths) <= 1024 + self.size
+            assert 0 < len(lengths) <= 1024
             assert sum(lengths) <= MAX_CHAIN_BYTES
             assert chain.readable.length == sum(lengths[:split])
             assert chain.writable.length == sum(lengths[split:])
