@@ -10,18 +10,16 @@ refuses to unmap it, the device takes no client any more.
 """
 
 import errno
-import logging
 from collections.abc import Callable
 from itertools import chain
 
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.function import MAX_DMA_MAPS, Hold
 from vfiouser_virtio.memory_pins import MemoryPins
 from vfiouser_virtio.places import Places
 from vfiouser_virtio.regions import Region, RegionMap
 from vfiouser_virtio.removal import Removal
-
-logger = logging.getLogger(__name__)
 
 Later = Callable[[Callable[[], bool]], None]
 """Calls a function again and again until it returns False, with turns of other tasks in between: to unmap 28,000 pages
@@ -31,8 +29,8 @@ takes 150 ms."""
 class DmaMappings:
     """See the module. ``forget`` is called when regions are not to be found any more, before they are unmapped."""
 
-    def __init__(self, forget: Callable[[], None]) -> None:
-        self.name = "device"
+    def __init__(self, forget: Callable[[], None], log: DeviceLog) -> None:
+        self._log = log
         self.later: Later | None = None
         self.map = RegionMap()
         self.places = Places()
@@ -141,7 +139,7 @@ class DmaMappings:
         elif removal.whole:
             self._lost = removal.still_mapped
             if not self._broken:
-                logger.error("%s: %s; it takes no client any more", self.name, _cannot(removal.error))
+                self._log.error("%s; it takes no client any more", _cannot(removal.error))
             self._broken = True
         else:
             self._give_up(removal)
@@ -155,7 +153,7 @@ class DmaMappings:
 
         The client cannot go on; what its device has under way fails. Until `clear` nothing else is mapped.
         """
-        logger.error("%s: %s; its client loses all of its memory", self.name, _cannot(failed.error))
+        self._log.error("%s; its client loses all of its memory", _cannot(failed.error))
         self._left_behind = True
         self.pins.cancel_all()
         regions = [*self.map.remove_all(), *failed.still_mapped, *self._lost]

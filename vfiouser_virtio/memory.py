@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Callable
 
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.dma_mappings import DmaMappings, Later
 from vfiouser_virtio.errors import ClientGone
 from vfiouser_virtio.function import Buffer, Client, Hold
@@ -54,10 +55,10 @@ class GuestMemory:
         self.hot = _NOWHERE
         """Where the last look-up was, if that can be read and written: what lies in it needs no call of `readable` or
         `writable`, which costs as much as all else that is done for a buffer. Look here again after each of them."""
-        self._mappings = DmaMappings(self._forget)
+        self._log = DeviceLog(logger, "device")
+        self._mappings = DmaMappings(self._forget, self._log)
         self._map = self._mappings.map
         self._last = _NOTHING
-        self._warned: set[str] = set()
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -69,7 +70,7 @@ class GuestMemory:
 
         Without ``later`` everything is done at once.
         """
-        self._mappings.name = name
+        self._log.device = name
         self._mappings.later = later
 
     # ---- what the client does ------------------------------------------------------------------------------------
@@ -81,7 +82,7 @@ class GuestMemory:
         """
         self._mappings.check_clear()
         self.client = client
-        self._warned.clear()
+        self._log.forget()
 
     def map(self, address: int, size: int, *, readable: bool, writable: bool, fd: int | None, offset: int) -> None:
         """Add a region of ``size`` bytes at DMA address ``address``; ``fd`` is consumed whatever happens.
@@ -95,7 +96,7 @@ class GuestMemory:
             if fd is not None and (readable or writable):
                 regions, safe = self._mappings.places.lay_file(region, fd, offset)
                 if not safe:
-                    self._warn_once("shrink", "%s: the file can be truncated under us, which would kill us", region)
+                    self._log.once("shrink", "%s: the file can be truncated under us, which would kill us", region)
         finally:
             if fd is not None:
                 os.close(fd)
@@ -235,11 +236,10 @@ class GuestMemory:
             raise ClientGone("guest memory is gone with its client")
         # Only now: QEMU maps the memory of other devices (VGA, mapped BARs) without an fd, too, and no driver puts a
         # queue or a buffer there. What a device reaches is the guest's RAM.
-        self._warn_once(
+        self._log.once(
             "by message",
-            "%s: the guest's RAM at %#x has no file descriptor: every access to it becomes a message, which works but "
+            "the guest's RAM at %#x has no file descriptor: every access to it becomes a message, which works but "
             "is slow. In QEMU use -object memory-backend-memfd,id=mem,size=…,share=on -machine …,memory-backend=mem",
-            self.client.name,
             region.address,
         )
         return self.client
@@ -256,8 +256,3 @@ class GuestMemory:
     def _announce(self) -> None:
         if self.on_change is not None:
             self.on_change()
-
-    def _warn_once(self, kind: str, message: str, *values: object) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            logger.warning(message, *values)

@@ -64,19 +64,27 @@ class ServeProcess:
 
 @asynccontextmanager
 async def serve_process(
-    *arguments: str, folder: Path, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+    *arguments: str,
+    folder: Path,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    stderr: int | None = None,
+    command: Sequence[str] = COMMAND,
 ) -> AsyncIterator[ServeProcess]:
-    """``serve`` at work in ``folder``, from its ``ready`` line on; killed in the end if nobody has ended it."""
+    """``serve`` at work in ``folder``, from its ``ready`` line on; killed in the end if nobody has ended it.
+
+    Its ``stderr`` goes to `ServeProcess.log`, or to a file descriptor.
+    """
     # Beside the folder, whose content some tests look at.
     log = folder.with_name(f"{folder.name}.log")
-    with log.open("wb") as stderr:
+    with log.open("wb") as file:
         process = await trio.lowlevel.open_process(
-            [*COMMAND, "serve", *arguments],
+            [*command, "serve", *arguments],
             cwd=folder,
             env=environment(**(env or {})),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=stderr,
+            stderr=file if stderr is None else stderr,
             pass_fds=pass_fds,
         )
     assert process.stdout is not None

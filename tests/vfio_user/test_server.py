@@ -109,7 +109,7 @@ async def test_after_a_bug_in_disconnected_there_is_no_other_client(
         for _ in range(2):  # the device may have kept the first one's memory
             await connect().no_more()
     assert "the bug" in caplog.text
-    assert f"(pid {os.getpid()}): refused: the device failed when the client before it left" in caplog.text
+    assert f"refused pid {os.getpid()}: the device failed when the client before it left" in caplog.text
     assert [name for name in function.names() if name == "connected"] == ["connected"]
 
 

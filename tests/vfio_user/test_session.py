@@ -230,7 +230,7 @@ async def test_a_bug_of_the_device_is_an_eio_and_a_traceback(
 
 
 async def test_a_complaint_is_logged_once_and_counted(
-    client: RawClient, function: EchoFunction, caplog: pytest.LogCaptureFixture
+    client: RawClient, listener: Listener, function: EchoFunction, caplog: pytest.LogCaptureFixture
 ) -> None:
     for offset in range(100):
         await client.call(9, read(77, offset, 1))
@@ -239,7 +239,7 @@ async def test_a_complaint_is_logged_once_and_counted(
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == 2
     assert "region 0x4d" in lines[0]
-    assert f"(pid {os.getpid()})" in lines[0]
+    assert [each.device for each in caplog.records if each.levelno == logging.WARNING] == [listener.name] * 2
     assert "99 more complaints" in lines[1]
 
 

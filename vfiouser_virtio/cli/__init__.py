@@ -12,7 +12,7 @@ from importlib import import_module
 
 from vfiouser_virtio import __version__
 from vfiouser_virtio.cli.exit_status import EXPLAINED, mistake_in, status_of
-from vfiouser_virtio.cli.terminal import PROGRAM, complain, set_up_logging
+from vfiouser_virtio.cli.terminal import PROGRAM, complain, set_up_logging, set_up_streams
 from vfiouser_virtio.errors import ConfigError
 
 _COMMANDS = ("serve", "run", "qemu-args", "list-devices", "probe", "conform")
@@ -30,6 +30,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status. Raises only what is a bug, and SystemExit as argparse does."""
+    set_up_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     # By hand: what argparse makes of "--" in a sub-command differs between versions of Python.
     own, qemu_options = words, None
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if qemu_options is not None and not hasattr(arguments, "qemu_options"):
         parser.error(f"{arguments.command}: nothing may follow --")
     arguments.qemu_options = qemu_options or []
-    set_up_logging(arguments.log_level)
+    set_up_logging(arguments.log_level, getattr(arguments, "log_rate", 0))
     try:
         status: int = arguments.execute(arguments)
     except KeyboardInterrupt:

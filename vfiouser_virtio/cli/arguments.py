@@ -1,9 +1,13 @@
 """Command line arguments that several sub-commands have, and what all parsers have in common."""
 
 import argparse
+import math
 from typing import Protocol
 
 from vfiouser_virtio.cli.exit_status import EXPLAINED
+
+LOG_RATE = 10
+"""Lines a second of each device, unless the user says another number."""
 
 
 class SubParsers(Protocol):
@@ -79,6 +83,24 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str) ->
         "--write-multiple", action="store_true", help="offer REGION_WRITE_MULTI to clients that can use it"
     )
     add_log_arguments(parser, log_level=log_level)
+    parser.add_argument(
+        "--log-rate",
+        type=_line_rate,
+        default=LOG_RATE,
+        metavar="LINES",
+        help="log this many lines a second of each device, and ten times as many at once: no guest and no client can "
+        f"fill a disk with what it does wrong. What was dropped is counted and said; 0: no limit (default: {LOG_RATE})",
+    )
+
+
+def _line_rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1
+    if not 0 <= rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines a second; 0 is no limit")
+    return rate
 
 
 def add_log_arguments(parser: argparse.ArgumentParser, *, log_level: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import trio
 
-from vfiouser_virtio.cli.terminal import flush
+from vfiouser_virtio.cli.terminal import flush, flush_stderr
 
 _MESSAGE_SIZE = 1 << 16
 
@@ -104,5 +104,6 @@ def _run(work: Callable[[Line], int], line: socket.socket) -> None:
         traceback.print_exc()
     try:
         flush()
+        flush_stderr()
     finally:
         os._exit(status)

@@ -35,8 +35,6 @@ from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, Feature, Status
 from vfiouser_virtio.virtio import Device, DeviceError, Pinned, Queue, register
 from vfiouser_virtio.virtio.options import Duration, Size
 
-logger = logging.getLogger(__name__)
-
 MAX_QUEUES = 64
 QUEUE_SIZE = 256
 # With a header and a status byte it is 1024: the most that preadv(2) takes, and that QEMU lets a request have.
@@ -87,7 +85,6 @@ class Blk(Device):
         self._seg_max_follows = seg_max is None
         self._writeback = writeback
         self._write_through = False
-        self._complained: set[tuple[str, int | None]] = set()
         self.backend = backend = _open(path, size, readonly, aio, backend)
         try:
             self._check_size(backend.size)
@@ -161,7 +158,7 @@ class Blk(Device):
         # A file that is growing may have any size: the driver gets whole blocks.
         sectors = size // self._block_size * self._block_size // SECTOR_SIZE
         if sectors != self._planner.sectors:
-            logger.info("blk: the disk now has %d sectors", sectors)
+            self.log.info("the disk now has %d sectors", sectors)
             self._planner.sectors = sectors
             self.config.update(capacity=sectors)
 
@@ -195,7 +192,7 @@ class Blk(Device):
 
     def reset(self) -> None:
         self.config.set(wce=int(self._writeback))
-        self._complained.clear()
+        self.log.forget()
 
     def close(self) -> None:
         self.backend.close()
@@ -281,10 +278,9 @@ class Blk(Device):
 
     def _complain(self, what: str, offset: int, error: OSError) -> None:
         """Log a failure of the host: the first of each kind and errno since the last reset."""
-        if (what, error.errno) not in self._complained:
-            self._complained.add((what, error.errno))
-            name = errno.errorcode.get(error.errno or 0, "no errno")
-            logger.error("blk: %s at offset %#x failed on the host: %s (%s)", what, offset, error, name)
+        message = "%s at offset %#x failed on the host: %s (%s)"
+        name = errno.errorcode.get(error.errno or 0, "no errno")
+        self.log.once((what, error.errno), message, what, offset, error, name, level=logging.ERROR)
 
 
 def _open(path: Path | None, size: int | None, readonly: bool, aio: Aio, backend: BlockBackend | None) -> BlockBackend:

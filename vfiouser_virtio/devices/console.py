@@ -8,7 +8,6 @@
     /dev/virtio-ports/NAME (plain)    4 rx, 5 tx ──── ports[1] ────────────────── chardev[1]
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
@@ -22,8 +21,6 @@ from vfiouser_virtio.protocols.virtio import console as wire
 from vfiouser_virtio.protocols.virtio.console import Event, Feature
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
 from vfiouser_virtio.virtio import ConfigError, Device, GuestError, register
-
-logger = logging.getLogger(__name__)
 
 # As many as QEMU's virtio-serial has; each takes two queues.
 MAX_PORTS = 31
@@ -95,7 +92,6 @@ class Console(Device):
         # so that neither side can fill our memory.
         self._outbox: dict[tuple[int, Event], bytes] = {}
         self._posted = trio.lowlevel.ParkingLot()
-        self._complaints: set[str] = set()
 
     def describe(self) -> str:
         """Where the ports are on the host: ``pty /dev/pts/3, org.example: unix:/run/x.sock``."""
@@ -138,7 +134,7 @@ class Console(Device):
         for port in self.ports:
             port.reset()
         self._outbox.clear()
-        self._complaints.clear()
+        self.log.forget()
 
     def close(self) -> None:
         for port in self.ports:
@@ -184,17 +180,19 @@ class Console(Device):
             if message.event == Event.DEVICE_READY:
                 self._device_ready(bool(message.value))
             elif message.id >= len(self.ports):
-                self._complain(f"control message {message.event:#x} for port {message.id:#x} of {len(self.ports):#x}")
+                self._complain(
+                    "port", f"control message {message.event:#x} for port {message.id:#x} of {len(self.ports):#x}"
+                )
             elif message.event == Event.PORT_READY:
                 self._port_ready(self.ports[message.id], bool(message.value))
             elif message.event == Event.PORT_OPEN:
                 self.ports[message.id].guest_open = bool(message.value)
             else:
-                self._complain(f"control message {message.event:#x}, which no driver sends")
+                self._complain("event", f"control message {message.event:#x}, which no driver sends")
 
     def _device_ready(self, success: bool) -> None:
         if not success:
-            self._complain("the driver says that it cannot use the device")
+            self._complain("device", "the driver says that it cannot use the device")
             return
         for port in self.ports:
             if not port.added:  # no port may be added twice (5.3.6.2.1)
@@ -210,7 +208,7 @@ class Console(Device):
         """
         port.ready = success
         if not success:
-            self._complain(f"the driver says that it cannot use port {port.number}")
+            self._complain(f"port {port.number}", f"the driver says that it cannot use port {port.number}")
             return
         port.added = True
         if port.is_console:
@@ -220,11 +218,9 @@ class Console(Device):
             self._post(port, Event.PORT_NAME, data=port.name.encode())
         self._post(port, Event.PORT_OPEN, int(port.host_open))
 
-    def _complain(self, what: str) -> None:
-        """Once per reset and message: a guest must not fill our log."""
-        if what not in self._complaints and len(self._complaints) < 8:
-            self._complaints.add(what)
-            logger.warning("console: ignored: %s", what)
+    def _complain(self, kind: str, what: str) -> None:
+        """Once per reset and kind: a guest must not fill our log."""
+        self.log.once(kind, "ignored: %s", what)
 
 
 def _names(given: Sequence[str], ports: int) -> list[str]:

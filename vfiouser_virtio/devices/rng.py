@@ -11,8 +11,6 @@ from vfiouser_virtio.protocols.virtio.ids import DeviceId
 from vfiouser_virtio.virtio import ConfigError, Device, DeviceError, queue, register
 from vfiouser_virtio.virtio.options import Size
 
-logger = logging.getLogger(__name__)
-
 # A guest that offers gigabytes of buffers would have us allocate as much (Firecracker had to add the same cap).
 MAX_BYTES_PER_CHAIN = 64 << 10
 
@@ -79,7 +77,8 @@ class Rng(Device):
                     break
                 data += piece
         except OSError as error:
-            logger.error("rng: reading %s: %s; using getrandom(2) instead", self._source, error.strerror)
+            message = "reading %s: %s; using getrandom(2) instead"
+            self.log.once(error.errno, message, self._source, error.strerror, level=logging.ERROR)
         return data + os.urandom(count - len(data))
 
     def close(self) -> None:

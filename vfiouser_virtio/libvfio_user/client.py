@@ -19,7 +19,8 @@ class LibraryClient:
 
     def __init__(self, name: str, connection: int) -> None:
         self._socket = socket.socket(fileno=os.dup(connection))
-        self.name = f"{name} (pid {peer_pid(self._socket)})"
+        self.pid = peer_pid(self._socket)
+        self.name = f"{name} (pid {self.pid})"
         # The library reads and writes a blocking socket.
         patience = struct.pack("ll", int(_STALL), int(_STALL % 1 * 1e6))
         for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):

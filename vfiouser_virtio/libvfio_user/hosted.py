@@ -17,12 +17,12 @@ no request touches the client's memory, because the device has been quiet since 
 import errno
 import logging
 
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.function import Hold, HostedFunction, IrqSetFlags, PciIrq, PciRegion, RegionFlags
 from vfiouser_virtio.libvfio_user.bindings import Access, Context, DevIrqType, DmaInfo, RegionFlag, ResetType
 from vfiouser_virtio.libvfio_user.client import LibraryClient
 from vfiouser_virtio.libvfio_user.log import forward_log
-from vfiouser_virtio.vfio_user.complaints import Complaints
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class HostedDevice:
         self.client: LibraryClient | None = None
         self.quieting: Hold | None = None
         """The library waits for the end of this; until then none of its functions may be called but one."""
-        self.complaints = Complaints(log, name)
+        self.log = DeviceLog(log, name)
         self._context = context
         self._function = function
         self._name = name
@@ -52,7 +52,7 @@ class HostedDevice:
         self._has_fds = False  # of the client's memory, some has come with a file descriptor
         self._refused = False  # an interrupt that the trigger could not send
         self._accessed = False  # the last request was a region access
-        forward_log(context, lambda: self.complaints)
+        forward_log(context, self.log)
         self._set_up()
 
     def _set_up(self) -> None:
@@ -75,7 +75,7 @@ class HostedDevice:
 
     def connected(self, client: LibraryClient) -> None:
         """A client has negotiated."""
-        self.complaints = Complaints(log, client.name)
+        self.log.forget()
         self.client = client
         self._has_fds = False
         self._refused = True
@@ -134,7 +134,7 @@ class HostedDevice:
         where = (info.iova, info.size)
         if info.vaddr is None:
             if readable and writable and info.size >= _RAM and not self._has_fds:
-                self.complaints.log(
+                self.log.once(
                     "no fd",
                     f"DMA_MAP of {info.iova:#x}+{info.size:#x} without a file descriptor: the device cannot reach "
                     "this memory with --engine libvfio-user. In QEMU use -object memory-backend-memfd,id=mem,size=…,"
@@ -149,7 +149,8 @@ class HostedDevice:
                 *where, readable=readable, writable=writable, vaddr=info.vaddr, page_size=info.page_size
             )
         except PeerError as error:
-            self.complaints.log(("dma_map", error.errno), f"{error}; the client cannot be told, so it goes on without")
+            message = "%s; the client cannot be told, so it goes on without"
+            self.log.once(("dma_map", error.errno), message, error)
         else:
             self._regions[where] = info.vaddr
 
@@ -174,7 +175,7 @@ class HostedDevice:
         try:
             self._function.set_irqs(PciIrq.INTX, IrqSetFlags.DATA_NONE | action, start, count, b"", ())
         except PeerError as error:
-            self.complaints.log("set_irqs", str(error))
+            self.log.once("set_irqs", "%s", error)
 
     def _trigger(self, vector: int) -> bool:
         if self.client is None or self.quieting is not None:
@@ -194,9 +195,9 @@ class HostedDevice:
     def _refusal(self, what: str, error: Exception) -> OSError:
         """The errno for the client, after a word in our own log."""
         if isinstance(error, PeerError):
-            self.complaints.log((what, error.errno), str(error))
+            self.log.once((what, error.errno), "%s", error)
             return OSError(error.errno, str(error))
-        self.complaints.log((what, type(error)), f"{what}: a bug of the device", logging.ERROR, error)
+        self.log.once((what, type(error)), "%s: a bug of the device", what, level=logging.ERROR, error=error)
         return OSError(errno.EIO, "a bug of the device")
 
 

@@ -66,17 +66,17 @@ class LibvfioUserServer:
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     await trio.sleep(_PAUSE)
-                device.complaints.log(("attach", error.errno), f"a client was not understood: {error.strerror}")
+                device.log.once(("attach", error.errno), "a client was not understood: %s", error.strerror)
                 continue
             client = LibraryClient(name, context.get_poll_fd())
-            log.info("%s: connected", client.name)
+            device.log.info("pid %d has connected", client.pid)
             try:
                 device.connected(client)
             except PeerError as error:
                 log.error("%s: %s; connection closed", client.name, error)
                 client.hang_up()
             except Exception:
-                log.exception("%s: a bug of the device; connection closed", client.name)
+                device.log.exception("a bug of the device; connection closed")
                 client.hang_up()
             return
 
@@ -84,12 +84,12 @@ class LibvfioUserServer:
         client = device.client
         assert client is not None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_refuse_others, listening, client)
+            nursery.start_soon(_refuse_others, listening, client, device)
             await self._run(device, listener, client)
             nursery.cancel_scope.cancel()
         await _settle(device)
-        device.complaints.summarize()
-        log.info("%s: disconnected", client.name)
+        device.log.summarize()
+        device.log.info("pid %d has disconnected", client.pid)
 
     async def _run(self, device: HostedDevice, listener: LibraryListener, client: LibraryClient) -> None:
         """Handle requests until the client has left, which the reset callback tells."""
@@ -104,7 +104,7 @@ class LibvfioUserServer:
                 if device.quieting is not None:
                     await self._become_quiet(device)
                 elif error.errno != errno.ENOTCONN:
-                    device.complaints.log(("run", error.errno), f"{error.strerror}; connection closed")
+                    device.log.once(("run", error.errno), "%s; connection closed", error.strerror)
                     client.hang_up()
             if handled:
                 device.request_done()
@@ -123,7 +123,7 @@ class LibvfioUserServer:
             device.quiet()
         except OSError as error:
             # The reply could not be sent: the client has gone, which comes up again at the next look.
-            device.complaints.log(("quiesced", error.errno), str(error), logging.DEBUG)
+            device.log.once(("quiesced", error.errno), "%s", error, level=logging.DEBUG)
 
 
 async def _settle(device: HostedDevice) -> None:
@@ -133,7 +133,7 @@ async def _settle(device: HostedDevice) -> None:
         await wait_hold(hold)
 
 
-async def _refuse_others(listening: socket.socket, client: LibraryClient) -> None:
+async def _refuse_others(listening: socket.socket, client: LibraryClient, device: HostedDevice) -> None:
     """While there is a client, close the connections of others, unless that client has just gone."""
     while True:
         await trio.lowlevel.wait_readable(listening)
@@ -146,4 +146,4 @@ async def _refuse_others(listening: socket.socket, client: LibraryClient) -> Non
                 await trio.sleep(_PAUSE)
             continue
         other.close()
-        log.warning("%s is being served: refused another client", client.name)
+        device.log.warning("refused another client while one is being served")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from vfiouser_virtio.device_log import quoted
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.protocols.vfio_user import VERSION, VERSION_DATA_DEFAULTS
@@ -152,4 +153,4 @@ def _twin_fd_index(found: dict[str, Any], proposal: VersionProposal) -> int | No
 
 
 def _wrong(key: str, value: object, expected: str) -> PeerError:
-    return protocol_error(f"VERSION: {key} of the reply is {str(value)[:40]}, {expected}")
+    return protocol_error(f"VERSION: {key} of the reply is {quoted(value)}, {expected}")

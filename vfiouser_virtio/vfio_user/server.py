@@ -6,6 +6,7 @@ import socket
 
 import trio
 
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.function import Function, Hold
 from vfiouser_virtio.vfio_user.holds import HOLD_PATIENCE, wait_hold
 from vfiouser_virtio.vfio_user.listening import Listener
@@ -42,44 +43,52 @@ class Server:
 
         A second client is accepted, closed at once, and logged, while there is a first. Does not close ``listener``.
         """
-        name = self._name or listener.name
+        device = DeviceLog(log, self._name or listener.name)
         if listener.connected:
-            await self._serve_client(listener.socket.dup(), name, None)
+            await self._serve_client(listener.socket.dup(), device, None)
             return
         try:
             while True:
-                client, self._next = self._next or await _accept(listener.socket, name), None
-                await self._serve_client(client, name, listener.socket)
+                client, self._next = self._next or await _accept(listener.socket, device), None
+                await self._serve_client(client, device, listener.socket)
         finally:
             if self._next is not None:
                 self._next.close()
                 self._next = None
 
-    async def _serve_client(self, client: socket.socket, name: str, listening: socket.socket | None) -> None:
-        name = f"{name} (pid {peer_pid(client)})"
+    async def _serve_client(self, client: socket.socket, device: DeviceLog, listening: socket.socket | None) -> None:
+        name, pid = device.device, peer_pid(client)
         if self._broken:
             client.close()
-            log.error("%s: refused: the device failed when the client before it left, and may have its memory", name)
+            message = "refused pid %d: the device failed when the client before it left, and may have its memory"
+            device.error(message, pid)
             return
-        session = Session(client, self._function, name, write_multiple=self._write_multiple, trace=self._trace)
-        log.info("%s: connected", name)
+        session = Session(
+            client,
+            self._function,
+            name,
+            f"{name} (pid {pid})",
+            write_multiple=self._write_multiple,
+            trace=self._trace,
+        )
+        device.info("pid %d has connected", pid)
         try:
             async with trio.open_nursery() as nursery:
                 if listening is not None:
-                    nursery.start_soon(self._refuse_others, listening, session)
+                    nursery.start_soon(self._refuse_others, listening, session, device)
                 await session.run()
                 nursery.cancel_scope.cancel()
         except Exception:
-            log.exception("%s: a bug of the server; connection closed", name)
+            device.exception("a bug of the server; connection closed")
         except BaseException:
             # We are being cancelled: be polite to the device, but not for ever.
             with trio.move_on_after(2 * HOLD_PATIENCE, shield=True):
-                await self._disconnected(session)
+                await self._disconnected(session, device)
             raise
-        log.info("%s: disconnected", name)
-        await self._disconnected(session)
+        device.info("pid %d has disconnected", pid)
+        await self._disconnected(session, device)
 
-    async def _disconnected(self, session: Session) -> None:
+    async def _disconnected(self, session: Session, device: DeviceLog) -> None:
         """Tell the function, and wait until nothing of it touches the client's memory any more."""
         holds = [session.hold]
         if session.client is not None:
@@ -87,23 +96,24 @@ class Server:
                 holds.append(self._function.disconnected())
             except Exception:
                 self._broken = True
-                log.exception("%s: a bug of the device; it takes no client any more", session.name)
+                device.exception("a bug of the device; it takes no client any more")
         hold = Hold.all(holds)
         if hold is not None:
             await wait_hold(hold)
 
-    async def _refuse_others(self, listening: socket.socket, session: Session) -> None:
+    async def _refuse_others(self, listening: socket.socket, session: Session, device: DeviceLog) -> None:
         """While there is a client, close the connections of others, unless that client has just gone."""
         while True:
-            other = await _accept(listening, session.name)
+            other = await _accept(listening, device)
             if session.peer_hung_up():
                 self._next = other
                 return
-            log.warning("%s is being served: refused another client, pid %d", session.name, peer_pid(other))
+            device.warning("refused another client, pid %d, while one is being served", peer_pid(other))
             other.close()
+            await trio.lowlevel.checkpoint()  # one that tries again and again has only its share of our time
 
 
-async def _accept(listening: socket.socket, name: str) -> socket.socket:
+async def _accept(listening: socket.socket, device: DeviceLog) -> socket.socket:
     complained = False
     while True:
         try:
@@ -116,7 +126,7 @@ async def _accept(listening: socket.socket, name: str) -> socket.socket:
             if error.errno not in _EXHAUSTED:
                 raise
             if not complained:
-                log.warning("%s: cannot accept a client: %s", name, error.strerror)
+                device.warning("cannot accept a client: %s", error.strerror)
                 complained = True
             await trio.sleep(_ACCEPT_PAUSE)
         else:

@@ -21,13 +21,13 @@ from typing import TypeAlias
 
 import trio
 
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.function import Function, Hold
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, Direction, MessageFlags
 from vfiouser_virtio.vfio_user.accesses import RegionAccesses
 from vfiouser_virtio.vfio_user.client_memory import ClientMemory
-from vfiouser_virtio.vfio_user.complaints import Complaints
 from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, Message, error_reply, name_of, reply
 from vfiouser_virtio.vfio_user.dispatch import Answer, dispatch
 from vfiouser_virtio.vfio_user.holds import Backlog, wait_hold
@@ -51,7 +51,7 @@ _PROBES = frozenset({Command.DEVICE_GET_IRQ_INFO, Command.DEVICE_FEATURE})
 
 
 class Session:
-    """The conversation with one client; `run` it once.
+    """The conversation with one client, ``client_name``, about the device ``name``; `run` it once.
 
     After `run`, ``client`` says whether `Function.connected` was called, so that `Function.disconnected` is due,
     and ``hold`` is what the last reply was still waiting for.
@@ -62,21 +62,22 @@ class Session:
         sock: socket.socket,
         function: Function,
         name: str,
+        client_name: str,
         *,
         write_multiple: bool = False,
         trace: Trace | None = None,
     ) -> None:
-        self.name = name
         self.client: ClientMemory | None = None
         self.hold: Hold | None = None
         self._function = function
         self._write_multiple = write_multiple
         self._trace = trace
+        self._client_name = client_name
         self._main = MessageSocket(sock)
         self._accesses = RegionAccesses(self._main, function, self._start_flush, self._refuse)
         self._twin: MessageSocket | None = None
         self._negotiated = Negotiated()
-        self._complaints = Complaints(log, name)
+        self._log = DeviceLog(log, name)
         self._fast = False  # region accesses go straight to the function: negotiated, nothing held, nobody traces
         self._held = False
         self._backlog = Backlog()
@@ -102,19 +103,19 @@ class Session:
         try:
             await work()
         except PeerError as error:
-            self._complaints.log("fatal", f"{error}; connection closed")
+            self._log.once("fatal", "%s; connection closed", error)
             assert self._nursery is not None
             self._nursery.cancel_scope.cancel()
 
     def _close(self) -> None:
         if self._main.close():
-            self._complaints.log("cut", "the client went in the middle of a message")
+            self._log.once("cut", "the client went in the middle of a message")
         if self._twin is not None:
             self._twin.close()
         self._backlog.close()
         if self.client is not None:
             self.client.close()
-        self._complaints.summarize()
+        self._log.summarize()
 
     # Receiving
 
@@ -178,7 +179,7 @@ class Session:
                 raise PeerError(f"{name_of(message.command)}: a reply before VERSION")
             self.client.reply(message)
         except PeerError as error:
-            self._complaints.log("reply", str(error))
+            self._log.once("reply", "%s", error)
 
     async def _read_twin(self, twin: MessageSocket) -> None:
         """The replies to our DMA requests, where they have a socket of their own."""
@@ -238,7 +239,7 @@ class Session:
             ours, theirs = socket.socketpair()
             channel = self._twin = MessageSocket(ours)
         self.client = ClientMemory(
-            self.name, lambda data: self._send(data, (), channel), self._negotiated.max_data_xfer_size
+            self._client_name, lambda data: self._send(data, (), channel), self._negotiated.max_data_xfer_size
         )
         try:
             self._function.connected(self.client)
@@ -284,12 +285,11 @@ class Session:
             number = error.errno
             if not error.fatal:  # `_guard` logs the others
                 level = logging.INFO if command in _PROBES else logging.WARNING
-                self._complaints.log((command, number), str(error), level)
+                self._log.once((command, number), "%s", error, level=level)
         else:
             number = errno.EIO
-            self._complaints.log(
-                (command, type(error)), f"{name_of(command)}: a bug of the device", logging.ERROR, error
-            )
+            what = f"{name_of(command)}: a bug of the device"
+            self._log.once((command, type(error)), what, level=logging.ERROR, error=error)
         if not flags & (MessageFlags.NO_REPLY | MESSAGE_TYPE_MASK):
             self._send(error_reply(message_id, command, number))
 

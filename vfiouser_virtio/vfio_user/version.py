@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from vfiouser_virtio.device_log import quoted
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.function import MAX_DMA_MAPS, Buffer
 from vfiouser_virtio.protocols.vfio_user import VERSION, VERSION_DATA_DEFAULTS
@@ -97,7 +98,7 @@ def _capabilities(data: bytes) -> dict[str, Any]:
 def _number(offered: dict[str, Any], key: str, minimum: int) -> int:
     value = offered.get(key, VERSION_DATA_DEFAULTS[key])
     if type(value) is not int or value < minimum:  # a bool is an int, too
-        raise PeerError(f"VERSION: {key} is {str(value)[:40]}, a number from {minimum} on expected", fatal=True)
+        raise PeerError(f"VERSION: {key} is {quoted(value)}, a number from {minimum} on expected", fatal=True)
     return value
 
 

@@ -7,9 +7,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError
-
-logger = logging.getLogger(__name__)
 
 # Modules whose frames say nothing to the author of a device: ours, those of what we stand on, Python's own.
 _NOT_AUTHORS = frozenset({"vfiouser_virtio", "trio", "outcome", "construct", *sys.stdlib_module_names})
@@ -51,11 +50,11 @@ def shown(path: str) -> str:
     return path if relative.startswith("..") else relative
 
 
-def log_bug(what: str, error: BaseException) -> None:
+def log_bug(log: DeviceLog, what: str, error: BaseException) -> None:
     """Log a bug in a device: where it is, and what. One line for a known mistake, with the traceback for any other."""
     where = author_line(error)
     at = f"{where}: " if where else ""
     if isinstance(error, AuthorError):
-        logger.error("%s: %s%s", what, at, error, exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)
+        log.error("%s: %s%s", what, at, error, exc_info=error if log.isEnabledFor(logging.DEBUG) else None)
     else:
-        logger.error("%s: %s%s: %s", what, at, type(error).__name__, error, exc_info=error)
+        log.error("%s: %s%s: %s", what, at, type(error).__name__, error, exc_info=error)

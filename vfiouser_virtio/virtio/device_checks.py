@@ -1,13 +1,17 @@
 """Checks of what an author has written, before a driver sees the device: mistakes that would be silent, or far away."""
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.protocols.virtio.features import Feature, is_device_type_bit
 from vfiouser_virtio.virtio.author_line import definition, log_bug
 from vfiouser_virtio.virtio.device import Config, Device
+
+logger = logging.getLogger(__name__)
 
 _HOOKS = ("features_ok", "config_written", "reset", "close", "resize_queues")
 
@@ -24,7 +28,7 @@ def close_device(device: Device, name: str) -> None:
     try:
         device.close()
     except Exception as error:
-        log_bug(f"{name}: a bug in the device's close()", error)
+        log_bug(DeviceLog(logger, name), "a bug in the device's close()", error)
 
 
 def _uninitialised(device: Device) -> Iterator[str]:

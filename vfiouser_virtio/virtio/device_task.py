@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError, GuestError
 from vfiouser_virtio.virtio.author_line import definition, log_bug
 from vfiouser_virtio.virtio.device import Device
@@ -18,7 +19,7 @@ class DeviceTask:
 
     def __init__(self, device: Device, name: str, failed: Callable[[Exception], None]) -> None:
         self.device = device
-        self.name = name
+        self._log = DeviceLog(logger, name)
         self._failed = failed
         self._activated = self._warned = False
         self._wake = trio.lowlevel.ParkingLot()
@@ -87,14 +88,14 @@ class DeviceTask:
             self._warned = True
             run = type(self.device).run
             what = "has no run()" if run is Device.run else f"run() returned ({definition(run)})"
-            logger.warning("%s: %s: nobody serves its queues until the next DRIVER_OK", self.name, what)
+            self._log.warning("%s: nobody serves its queues until the next DRIVER_OK", what)
 
     def _run_failed(self, error: Exception, *, resetting: bool) -> None:
         if not resetting:
             self._failed(error)
         elif not isinstance(error, GuestError):
             # Chains of before the reset are dead: touching one is no fault of anybody's.
-            log_bug(f"{self.name}: a bug in the device, found at its reset", error)
+            log_bug(self._log, "a bug in the device, found at its reset", error)
 
 
 def _spawner(nursery: trio.Nursery) -> Callable[[Callable[[], Awaitable[None]]], None]:

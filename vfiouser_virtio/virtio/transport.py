@@ -13,6 +13,7 @@ A carrier (virtio-pci, loopback) calls these methods for the driver and is told 
 import logging
 from functools import partial
 
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError, GuestError
 from vfiouser_virtio.function import Hold
 from vfiouser_virtio.memory import GuestMemory
@@ -55,7 +56,8 @@ class Transport:
         self.driver_features = 0
         self._status = 0
         self._config = ShownConfig(device.config, self._interrupt_config)
-        self._complained: set[str] = set()
+        self.log = DeviceLog(logger, self.name)
+        device.log.device = self.name
         self._suspension = Suspension(device.queues, self._suspended, self.needs_reset)
         self._resetting: Hold | None = None
         self._task = DeviceTask(device, self.name, self.needs_reset)
@@ -80,7 +82,7 @@ class Transport:
         if value == 0:
             return self.reset()
         if self._resetting is not None:
-            logger.warning("%s: guest wrote status %#x before its reset was complete; ignored", self.name, value)
+            self.log.once("status in reset", "guest wrote status %#x before its reset was complete; ignored", value)
             return None
         old = self._status
         new = value & ~old
@@ -109,7 +111,7 @@ class Transport:
         alien = accepted & ~self.device_features
         if alien or not accepted & Feature.VERSION_1.mask:
             reason = f"bits {alien:#x} were not offered" if alien else "VERSION_1 is missing"
-            logger.warning("%s: guest's features %#x refused: %s", self.name, accepted, reason)
+            self.log.warning("guest's features %#x refused: %s", accepted, reason)
             return False
         self.device.driver_features = accepted
         rings = RingFeatures.of(accepted)
@@ -142,11 +144,11 @@ class Transport:
         where = author_line(error)
         if isinstance(error, GuestError):
             seen = f" (seen at {where})" if where else ""
-            logger.error("%s: the guest's driver broke virtio, device needs a reset: %s%s", self.name, error, seen)
+            self.log.error("the guest's driver broke virtio, device needs a reset: %s%s", error, seen)
         elif isinstance(error, SuspendFailed):
-            logger.error("%s: %s; the device needs a reset", self.name, error)
+            self.log.error("%s; the device needs a reset", error)
         else:
-            log_bug(f"{self.name}: a bug in the device, which now needs a reset", error)
+            log_bug(self.log, "a bug in the device, which now needs a reset", error)
         for queue in self.device.queues:
             queue.pause("NEEDS_RESET")
         if self._suspension.phase is Phase.DRAINING:
@@ -174,7 +176,7 @@ class Transport:
             return self._resetting
         self._task.stop()
         self._config.reset()
-        self._complained.clear()
+        self.log.forget()
         for queue in self.device.queues:
             queue.pause("DRIVER_OK")
             queue.resume("NEEDS_RESET")
@@ -200,7 +202,7 @@ class Transport:
         try:
             self.device.reset()
         except Exception as error:
-            log_bug(f"{self.name}: a bug in the device's reset()", error)
+            log_bug(self.log, "a bug in the device's reset()", error)
 
     # ---- features ------------------------------------------------------------------------------------------------
 
@@ -271,9 +273,7 @@ class Transport:
 
     def complain(self, kind: str, what: str) -> None:
         """Log what the guest has done, but only the first of its kind since the last reset."""
-        if kind not in self._complained:
-            self._complained.add(kind)
-            logger.warning("%s: guest %s", self.name, what)
+        self.log.once(kind, "guest %s", what)
 
     def pause(self, reason: str) -> None:
         """No queue takes another chain until `resume` with the same reason."""
