@@ -213,6 +213,7 @@ def test_everything_is_let_go() -> None:
 
 class PretendClient:
     name = "a client"
+    uid: int | None = None
 
     def __init__(self) -> None:
         self.bytes = bytearray(4 * PAGE)

@@ -33,6 +33,7 @@ def map_pages(memory: GuestMemory, fd: int, pages: range, *, base: int = 0) -> N
 
 class Client:
     name = "a client"
+    uid: int | None = None
 
     async def dma_read(self, address: int, count: int) -> bytes:
         raise AssertionError
@@ -90,7 +91,7 @@ def test_a_reserve_is_given_up_bit_by_bit() -> None:
 def test_many_regions_go_in_small_steps() -> None:
     memory, fd = GuestMemory(), memfd(4 * STEP)
     steps: list[Callable[[], bool]] = []
-    memory.name("blk0", steps.append)
+    memory.configure("blk0", later=steps.append)
     map_pages(memory, fd, range(4 * STEP))
     view = memory.writable(0, 4 * STEP * PAGE)[0]
     hold = memory.unmap(0, 1 << 64)
@@ -179,7 +180,7 @@ def test_where_a_part_cannot_be_unmapped_all_of_it_goes(refuse: Refuse, caplog: 
 
 def test_a_device_that_cannot_let_go_takes_no_other_client(refuse: Refuse, caplog: pytest.LogCaptureFixture) -> None:
     function = PciFunction(Identity(vendor=0x1234, device=0x5678, class_code=0xFF0000))
-    function.memory.name("blk0")
+    function.memory.configure("blk0")
     fd = memfd(4)
     function.connected(Client())
     map_pages(function.memory, fd, range(4))

@@ -56,6 +56,8 @@ class Engine(Protocol):
 
     behind_iommu: bool
     """Whether a guest's IOMMU can be between the device and memory."""
+    knows_files: bool
+    """Whether functions get the files of the client's memory, and not memory that is mapped already."""
 
     def listen(self, place: str | os.PathLike[str] | int) -> Socket:
         """A socket at a path, or of a file descriptor. Raises ConfigError."""
@@ -78,6 +80,7 @@ class VfioUserEngine:
     """`vfio_user.Server`. ``write_multiple`` lets clients send REGION_WRITE_MULTI, ``trace`` gets every message."""
 
     behind_iommu = True
+    knows_files = True
 
     def __init__(self, *, write_multiple: bool = False, trace: Trace | None = None) -> None:
         self._write_multiple = write_multiple

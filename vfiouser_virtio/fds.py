@@ -12,7 +12,9 @@ F_ADD_SEALS = 1033
 F_GET_SEALS = 1034
 F_SEAL_SHRINK = 0x0002
 
-_HUGETLBFS_MAGIC = 0x958458F6  # linux/magic.h
+# linux/magic.h
+_HUGETLBFS_MAGIC = 0x958458F6
+_TMPFS_MAGIC = 0x01021994
 _fstatfs = ctypes.CDLL(None, use_errno=True).fstatfs
 _fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
@@ -61,11 +63,19 @@ def huge_page_size(fd: int) -> int | None:
 
     st_blksize does not tell: on tmpfs it is 2 MiB where transparent huge pages are on.
     """
-    # struct statfs (statfs(2)) begins with f_type and f_bsize, both of them long; Python's fstatvfs() has no f_type.
+    kind, block_size = _file_system(fd)
+    return block_size if kind == _HUGETLBFS_MAGIC else None
+
+
+def is_tmpfs(fd: int) -> bool:
+    """Whether it is a memfd without huge pages, or a file on a tmpfs such as /dev/shm: its pages are in memory."""
+    return _file_system(fd)[0] == _TMPFS_MAGIC
+
+
+def _file_system(fd: int) -> tuple[int, int]:
+    """``f_type`` and ``f_bsize`` of statfs(2), with which its structure begins. Python's fstatvfs() has no f_type."""
     status = (ctypes.c_long * 64)()
-    if _fstatfs(fd, status) or status[0] != _HUGETLBFS_MAGIC:
-        return None
-    return int(status[1])
+    return (0, 0) if _fstatfs(fd, status) else (status[0], status[1])
 
 
 def protect_from_shrinking(fd: int) -> bool:

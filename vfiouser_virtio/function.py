@@ -170,6 +170,11 @@ class Client(Protocol):
         """Who this is, for messages: ``/run/x/blk0.sock (pid 4711)``."""
         ...
 
+    @property
+    def uid(self) -> int | None:
+        """The user of its process when it connected (SO_PEERCRED); None where it is this process."""
+        ...
+
     def dma_read(self, address: int, count: int) -> Awaitable[bytes]:
         """Read ``count`` bytes of client memory with DMA_READ messages of a size that every client survives.
 

@@ -7,6 +7,7 @@
                   └───────── one mmap: a segment is one slice of it, whatever was mapped when ─────┘
     elsewhere     regions beyond the window, or that cannot be laid into it, each in a small window of its own
     by message    regions without a file descriptor: only `read` and `write`, DMA_READ and DMA_WRITE underneath
+    copied        regions whose file could become shorter: the same, with pread(2) and pwrite(2) (see `guest_files`)
 
 An unmapped range of a window is covered with anonymous pages again, so a view that somebody kept can neither crash the
 process nor keep the client's memory alive. That a range is mapped at all is checked at every look-up.
@@ -14,23 +15,25 @@ process nor keep the client's memory alive. That a range is mapped at all is che
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.dma_mappings import DmaMappings, Later
 from vfiouser_virtio.errors import ClientGone
 from vfiouser_virtio.function import Buffer, Client, Hold
+from vfiouser_virtio.guest_files import GuestFiles, UnsealedMemory, examine
 from vfiouser_virtio.memory_pins import Pin, Ranges
 from vfiouser_virtio.regions import Region, Span
 from vfiouser_virtio.window import PAGE
 
-__all__ = ["GuestMemory", "HotRegion", "NeedsMessages", "Pin", "Ranges"]
+__all__ = ["GuestMemory", "HotRegion", "NeedsMessages", "Pin", "Ranges", "UnsealedMemory"]
 
 logger = logging.getLogger(__name__)
 
 HotRegion = tuple[int, int, memoryview, memoryview]
 """Begin and end of a range, and writable and read-only views in which byte 0 is DMA address 0."""
 _NOWHERE: HotRegion = (1, 0, memoryview(b""), memoryview(b""))
+_COPY_SLICE = 1 << 20  # bytes, some 0.3 ms
 _NOTHING = Span(0, 0, False, False, None, 0)
 
 
@@ -59,19 +62,32 @@ class GuestMemory:
         self._mappings = DmaMappings(self._forget, self._log)
         self._map = self._mappings.map
         self._last = _NOTHING
+        self._files = GuestFiles(self._log)
+        self._checkpoint: Callable[[], Awaitable[None]] | None = None
+        self._copied = 0  # bytes since then
 
     @property
     def regions(self) -> tuple[Region, ...]:
         """The current mappings, by address."""
         return tuple(self._map.regions)
 
-    def name(self, name: str, later: Later | None = None) -> None:
-        """What to call the device in messages, and how to do in small steps what takes long (see `dma_mappings.Later`).
+    def configure(
+        self,
+        name: str,
+        *,
+        later: Later | None = None,
+        checkpoint: Callable[[], Awaitable[None]] | None = None,
+        unsealed: UnsealedMemory = "auto",
+    ) -> None:
+        """What to call the device in messages; how other tasks get their turns; what to do with files that can shrink.
 
-        Without ``later`` everything is done at once.
+        ``later`` does in small steps what takes long (see `dma_mappings.Later`); without it, it is done at once. Where
+        memory is copied from and to files, ``checkpoint`` is awaited now and then.
         """
         self._log.device = name
         self._mappings.later = later
+        self._checkpoint = checkpoint
+        self._files.policy = unsealed
 
     # ---- what the client does ------------------------------------------------------------------------------------
 
@@ -83,6 +99,7 @@ class GuestMemory:
         self._mappings.check_clear()
         self.client = client
         self._log.forget()
+        self._files.distrusted = False
 
     def map(self, address: int, size: int, *, readable: bool, writable: bool, fd: int | None, offset: int) -> None:
         """Add a region of ``size`` bytes at DMA address ``address``; ``fd`` is consumed whatever happens.
@@ -94,9 +111,12 @@ class GuestMemory:
             region = self._mappings.new(address, size, readable=readable, writable=writable)
             regions = [region]
             if fd is not None and (readable or writable):
-                regions, safe = self._mappings.places.lay_file(region, fd, offset)
-                if not safe:
-                    self._log.once("shrink", "%s: the file can be truncated under us, which would kill us", region)
+                what = f"DMA_MAP of {address:#x}..{address + size:#x}"
+                facts = examine(fd, offset, size, what)
+                if self._files.maps(facts, self.client, what):
+                    regions = self._mappings.places.lay_file(region, fd, offset, facts.page_size)
+                elif facts.copies:
+                    region.file, region.offset = self._files.open(fd, what, writable=writable), offset
         finally:
             if fd is not None:
                 os.close(fd)
@@ -114,6 +134,7 @@ class GuestMemory:
         """
         region = self._mappings.new(address, size, readable=readable, writable=writable)
         if readable or writable:
+            self._files.warn_of_alias(self.client, str(region))
             self._mappings.places.lay_alias(region, vaddr, page_size)
         self._map.add(region)
         self._changed()
@@ -179,6 +200,9 @@ class GuestMemory:
             start, end = max(address, region.address), min(address + length, region.end)
             if region.window:
                 parts.append(bytes(region.window.view[start - region.origin : end - region.origin]))
+            elif region.file:
+                parts.append(region.file.read(start - region.address + region.offset, end - start))
+                await self._breathe(end - start)
             else:
                 parts.append(await self._client_of(region).dma_read(start, end - start))
         return b"".join(parts)
@@ -192,6 +216,9 @@ class GuestMemory:
             piece = view[start - address : end - address]
             if region.window:
                 region.window.view[start - region.origin : end - region.origin] = piece
+            elif region.file:
+                region.file.write(start - region.address + region.offset, piece)
+                await self._breathe(end - start)
             else:
                 await self._client_of(region).dma_write(start, piece)
 
@@ -230,18 +257,26 @@ class GuestMemory:
             views.append(whole[start - span.origin : end - span.origin])
         return views
 
+    async def _breathe(self, copied: int) -> None:
+        """After so many bytes were copied without a pause: other tasks have their turns, but not for each of them."""
+        self._copied += copied
+        if self._copied >= _COPY_SLICE and self._checkpoint is not None:
+            self._copied = 0
+            await self._checkpoint()
+
     def _client_of(self, region: Region) -> Client:
         """The client, to be asked for the bytes of a region without a file descriptor."""
         if self.client is None:
             raise ClientGone("guest memory is gone with its client")
         # Only now: QEMU maps the memory of other devices (VGA, mapped BARs) without an fd, too, and no driver puts a
         # queue or a buffer there. What a device reaches is the guest's RAM.
-        self._log.once(
-            "by message",
-            "the guest's RAM at %#x has no file descriptor: every access to it becomes a message, which works but "
-            "is slow. In QEMU use -object memory-backend-memfd,id=mem,size=…,share=on -machine …,memory-backend=mem",
-            region.address,
-        )
+        if not self._files.distrusted:
+            self._log.once(
+                "by message",
+                "the guest's RAM at %#x has no file descriptor: every access to it becomes a message, which works, but "
+                "slowly. In QEMU use -object memory-backend-memfd,id=mem,size=…,share=on -machine …,memory-backend=mem",
+                region.address,
+            )
         return self.client
 
     def _forget(self) -> None:

@@ -5,7 +5,6 @@ import itertools
 import mmap
 from collections.abc import Callable
 
-from vfiouser_virtio import fds
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.mapping_limit import PROCESS, max_map_count
 from vfiouser_virtio.regions import Region
@@ -35,33 +34,21 @@ class Places:
         self._refused = False
         self._share = PROCESS.join()
 
-    def lay_file(self, region: Region, fd: int, offset: int) -> tuple[list[Region], bool]:
-        """Map a file where ``region`` belongs, which may become several regions.
+    def lay_file(self, region: Region, fd: int, offset: int, page_size: int) -> list[Region]:
+        """Map a file, of pages of that size, where ``region`` belongs, which may become several regions.
 
-        Also returns whether that is safe from somebody who makes the file shorter.
-
-        Raises PeerError for what is no memory, ends too early, or is not aligned to pages, and when there is no room.
+        Raises PeerError for what is not aligned to pages, and when there is no room.
         """
         size = region.end - region.address
-        what = f"DMA_MAP of {region.address:#x}..{region.end:#x}"
-        file_size = fds.mappable_size(fd)
-        if file_size is None:
-            raise PeerError(f"{what}: its file descriptor is no memory (not a regular file or memfd)", errno.EINVAL)
-        if offset < 0 or offset + size > file_size:
-            # An access beyond the end of a file is a SIGBUS.
-            raise PeerError(
-                f"{what}: offset {offset:#x} + size is beyond the file's {file_size:#x} bytes", errno.EINVAL
-            )
         if (region.address | offset | size) % PAGE:
+            what = f"DMA_MAP of {region.address:#x}..{region.end:#x}"
             raise PeerError(f"{what} at offset {offset:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL)
-        safe = fds.protect_from_shrinking(fd)
         # Write access alone does not exist on x86 or arm: PROT_WRITE pages can be read.
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if region.writable else 0)
 
         def lay(window: Window, start: int, size: int, position: int) -> None:
             window.map(start, size, protection, fd, position)
 
-        page_size = fds.huge_page_size(fd) or PAGE
         parts = _parts(region, offset, page_size)
         for index, part in enumerate(parts):
             try:
@@ -69,7 +56,7 @@ class Places:
             except PeerError:
                 self.take_out(parts, 0, index)
                 raise
-        return parts, safe
+        return parts
 
     def lay_alias(self, region: Region, vaddr: int, page_size: int) -> None:
         """Map once more what is mapped at ``vaddr``. Raises PeerError where that is no shared mapping, or not whole."""
@@ -99,6 +86,9 @@ class Places:
                 window, start = region.window, begin
             end = begin + size
             freed += region.mappings
+            if region.file is not None:
+                region.file.release()
+                region.file = None
         if window is not None:
             window.cover(start, end - start)
         self._share.give_back(freed)

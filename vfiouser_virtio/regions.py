@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from vfiouser_virtio.errors import Unmapped
+from vfiouser_virtio.guest_files import GuestFile
 from vfiouser_virtio.window import Window
 
 MAX_SPANS = 512
@@ -22,7 +23,7 @@ them for each descriptor of a guest is an attack on our time. 1 MiB in pages, ea
 
 @dataclass(slots=True, eq=False)
 class Region:
-    """One DMA mapping. ``window`` is None where the memory can only be reached by messages."""
+    """One DMA mapping. ``window`` is None where it is not mapped: it is reached by ``file``, or by messages."""
 
     address: int
     end: int
@@ -33,6 +34,8 @@ class Region:
     mapped: tuple[int, int] = (0, 0)  # what was mapped into the window: start and size, whole pages
     mappings: int = 0  # of the process's limit, at most
     dma_map: tuple[int, int] | None = None  # begin and end of the DMA mapping, where this is only a part of it
+    file: GuestFile | None = None
+    offset: int = 0  # in ``file``
 
     @property
     def unmapped_with(self) -> tuple[int, int]:
@@ -40,7 +43,7 @@ class Region:
         return self.dma_map or (self.address, self.end)
 
     def __str__(self) -> str:
-        kind = "mapped" if self.window else "by message"
+        kind = "mapped" if self.window else "copied" if self.file else "by message"
         return f"{self.address:#x}..{self.end:#x} {'r' * self.readable}{'w' * self.writable} {kind}"
 
 

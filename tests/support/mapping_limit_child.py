@@ -22,6 +22,7 @@ class Someone:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.uid: int | None = None
         self.fd = os.memfd_create(f"client-{name}", os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, 2 * PAGES * PAGE)
         os.pwrite(self.fd, name.encode(), 0)

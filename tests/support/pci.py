@@ -57,6 +57,7 @@ class Client:
     """Something to attach memory to; no test here reaches memory without a file descriptor."""
 
     name = "test"
+    uid: int | None = None
 
     async def dma_read(self, address: int, count: int) -> bytes:
         raise NotImplementedError

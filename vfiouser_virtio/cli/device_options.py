@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from vfiouser_virtio.cli.option_types import Kind, kind_of
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.virtio import Device, Offer
 
@@ -40,6 +41,12 @@ class CommonOptions:
     subsystem_id: Annotated[int | None, "PCI subsystem, 16 bits"] = None
     class_code: Annotated[int | None, "PCI class code, 24 bits"] = None
     revision: Annotated[int | None, "PCI revision, 8 bits; a modern virtio device has at least 1"] = None
+    unsealed_memory: Annotated[
+        UnsealedMemory,
+        "guest memory whose file can become shorter under us, which would kill this process (anything but a sealed "
+        "memfd): map it (fast), copy from and to it (safe and slow), or refuse it; auto: map it for clients of our own "
+        "user, copy it for others",
+    ] = "auto"
 
 
 def common_options() -> dict[str, Option]:

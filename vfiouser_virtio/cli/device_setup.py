@@ -84,7 +84,14 @@ class DeviceSetup:
         except Exception as error:
             raise self._bug(error, "__init__ raised ") from error
         try:
-            return VirtioPci(device, ids=shown, vectors=self.common.vectors, name=self.name, offer=self.offer)
+            return VirtioPci(
+                device,
+                ids=shown,
+                vectors=self.common.vectors,
+                name=self.name,
+                offer=self.offer,
+                unsealed_memory=self.common.unsealed_memory,
+            )
         except BaseException as error:
             _close_half_made(device)
             if isinstance(error, Exception) and not isinstance(error, ConfigError):

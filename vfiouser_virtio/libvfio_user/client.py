@@ -8,7 +8,7 @@ import struct
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.function import Buffer
-from vfiouser_virtio.vfio_user.sockets import peer_pid
+from vfiouser_virtio.vfio_user.sockets import peer_pid, peer_uid
 
 _STALL = 1.0
 """Seconds for which the library waits for the rest of a message, or for room for a reply, with the whole process."""
@@ -20,6 +20,7 @@ class LibraryClient:
     def __init__(self, name: str, connection: int) -> None:
         self._socket = socket.socket(fileno=os.dup(connection))
         self.pid = peer_pid(self._socket)
+        self.uid: int | None = peer_uid(self._socket)
         self.name = f"{name} (pid {self.pid})"
         # The library reads and writes a blocking socket.
         patience = struct.pack("ll", int(_STALL), int(_STALL % 1 * 1e6))

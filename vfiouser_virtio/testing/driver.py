@@ -54,6 +54,7 @@ class Ram:
     """Guest RAM: a memfd that both sides map, or (private) bytes that the device reaches through messages."""
 
     name = "test driver"
+    uid: int | None = None
 
     def __init__(self, memory: GuestMemory, *, private: bool) -> None:
         self.memory = memory

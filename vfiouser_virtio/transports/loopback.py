@@ -211,6 +211,7 @@ class _Client:
 
     def __init__(self, region: DmaRegion, name: str) -> None:
         self.name = name
+        self.uid: int | None = None
         self._region = region
 
     async def dma_read(self, address: int, count: int) -> bytes:

@@ -18,6 +18,7 @@ import trio
 
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.function import Buffer, Hold, IoEventFd
+from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction, vendor_capability
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.virtio.features import Feature
@@ -55,7 +56,8 @@ class VirtioPci(PciFunction):
 
     ``ids`` is an identity style or an `Identity` of your own. ``vectors`` is the number of MSI-X vectors: by default
     one per queue and one for configuration changes; 0 leaves only INTx. ``name`` is for log lines. ``offer`` is what a
-    driver may choose from, beside the features of the device's type.
+    driver may choose from, beside the features of the device's type. ``unsealed_memory`` says what becomes of memory
+    whose file could become shorter.
     """
 
     def __init__(
@@ -66,10 +68,16 @@ class VirtioPci(PciFunction):
         vectors: int | None = None,
         name: str = "",
         offer: Offer | None = None,
+        unsealed_memory: UnsealedMemory = "auto",
     ) -> None:
         shown = ids if isinstance(ids, Identity) else identity(device.device_id, ids)
         super().__init__(shown, config_size=_CONFIG_SIZE)
-        self.memory.name(name or device.name, self._in_turns)
+        self.memory.configure(
+            name or device.name,
+            later=self._in_turns,
+            checkpoint=trio.lowlevel.checkpoint,
+            unsealed=unsealed_memory,
+        )
         self.device = device
         self.transport = Transport(device, self.memory, self, name=name, offer=offer)
         self.transport.pause("bus master")

@@ -72,7 +72,10 @@ class _Request:
 class ClientMemory:
     """`function.Client` over one connection. ``send`` puts a whole message on the socket, or in line for it."""
 
-    def __init__(self, name: str, send: Callable[[bytes], None], max_data_xfer_size: int) -> None:
+    def __init__(
+        self, name: str, send: Callable[[bytes], None], max_data_xfer_size: int, *, uid: int | None = None
+    ) -> None:
+        self.uid = uid
         self._name = name
         self._send = send
         self._max_read = min(MAX_READ, max_data_xfer_size)

@@ -32,7 +32,7 @@ from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, Message, error_rep
 from vfiouser_virtio.vfio_user.dispatch import Answer, dispatch
 from vfiouser_virtio.vfio_user.holds import Backlog, wait_hold
 from vfiouser_virtio.vfio_user.linger import Linger
-from vfiouser_virtio.vfio_user.sockets import MessageSocket
+from vfiouser_virtio.vfio_user.sockets import MessageSocket, peer_uid
 from vfiouser_virtio.vfio_user.version import Negotiated, negotiate
 
 MAX_BACKLOG = 16 << 20
@@ -239,7 +239,10 @@ class Session:
             ours, theirs = socket.socketpair()
             channel = self._twin = MessageSocket(ours)
         self.client = ClientMemory(
-            self._client_name, lambda data: self._send(data, (), channel), self._negotiated.max_data_xfer_size
+            self._client_name,
+            lambda data: self._send(data, (), channel),
+            self._negotiated.max_data_xfer_size,
+            uid=peer_uid(self._main.socket),
         )
         try:
             self._function.connected(self.client)

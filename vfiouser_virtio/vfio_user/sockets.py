@@ -133,6 +133,15 @@ class MessageSocket:
 
 def peer_pid(sock: socket.socket) -> int:
     """The process id of the peer, 0 where it is in another pid namespace (unix(7): SO_PEERCRED)."""
+    return _peer_credentials(sock)[0]
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user of the peer's process when it connected, as this process's user namespace knows it."""
+    return _peer_credentials(sock)[1]
+
+
+def _peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     layout = struct.Struct("iII")
-    pid, _uid, _gid = layout.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
-    return int(pid)
+    pid, uid, gid = layout.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
+    return pid, uid, gid

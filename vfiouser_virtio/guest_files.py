@@ -1,0 +1,185 @@
+"""Files behind a client's memory: which can be mapped without fear, and how the others are reached.
+
+An access through a mapping to what is not in the file kills the process (SIGBUS), with every device in it:
+
+=====================================  ============================================================
+sealed memfd (F_SEAL_SHRINK)           safe: it cannot become shorter, and its pages need no room
+memfd that cannot be sealed            whoever has it can make it shorter
+file on a tmpfs (/dev/shm)             likewise; and a hole cannot be filled when the tmpfs is full
+file on a disk                         likewise; and a file system that hangs stops this process
+huge pages, also on a sealed memfd     whoever has it can punch holes, and use up the pool of pages
+=====================================  ============================================================
+
+What is not mapped is copied: by pread(2) and pwrite(2) where the pages are in memory anyway (tmpfs), which fail where
+an access would kill, and by DMA_READ and DMA_WRITE messages everywhere else.
+"""
+
+import errno
+import fcntl
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from vfiouser_virtio import fds
+from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.function import Buffer, Client
+from vfiouser_virtio.window import PAGE
+
+UnsealedMemory = Literal["auto", "map", "copy", "refuse"]
+"""What to do with memory whose file can become shorter; ``auto``: map it for a client of our own user, copy it for
+others."""
+
+MAX_FILES = 64
+"""Files of one client that are read and written, each a descriptor of ours; further ones are reached by message."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What is known of a file that a client hands over with DMA_MAP."""
+
+    page_size: int
+    safe: bool
+    """No access to a mapping of it can fail."""
+    copies: bool
+    """pread(2) and pwrite(2) reach its bytes, and never wait for a disk."""
+
+
+def examine(fd: int, offset: int, size: int, what: str) -> FileFacts:
+    """Look at the file. Raises PeerError for what is no memory, or ends before ``offset`` + ``size``."""
+    file_size = fds.mappable_size(fd)
+    if file_size is None:
+        raise PeerError(f"{what}: its file descriptor is no memory (not a regular file or memfd)", errno.EINVAL)
+    if offset < 0 or offset + size > file_size:
+        # An access beyond the end of a file is a SIGBUS.
+        raise PeerError(f"{what}: offset {offset:#x} + size is beyond the file's {file_size:#x} bytes", errno.EINVAL)
+    huge = fds.huge_page_size(fd)
+    return FileFacts(huge or PAGE, fds.protect_from_shrinking(fd) and huge is None, fds.is_tmpfs(fd))
+
+
+class GuestFile:
+    """A file whose bytes are copied; open until the last region of it is gone."""
+
+    def __init__(self, fd: int, writable: bool) -> None:
+        self.writable = writable
+        self.uses = 0
+        try:
+            # An open file of our own: flags such as O_APPEND, with which pwrite(2) ignores its offset, stay ours.
+            self._fd = os.open(f"/proc/self/fd/{fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        except OSError:
+            self._fd = os.dup(fd)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """``count`` bytes. Raises PeerError EFAULT where the file ends before."""
+        try:
+            data = os.pread(self._fd, count, offset)
+        except OSError as error:
+            raise _failed("read", offset, count, error) from error
+        if len(data) < count:
+            raise _shorter("read", offset, count)
+        return data
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Store bytes. Raises PeerError EFAULT where the file ends before, and ENOSPC where it cannot have a page."""
+        end = offset + len(data)
+        # pwrite(2) makes a file longer: then it would be the client's memory, and on our account.
+        if os.fstat(self._fd).st_size < end:
+            raise _shorter("written", offset, len(data))
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.pwrite(self._fd, view, end - len(view)) :]
+            except OSError as error:
+                raise _failed("written", end - len(view), len(view), error) from error
+
+    def release(self) -> None:
+        """One use less; the last one closes it."""
+        self.uses -= 1
+        if self.uses == 0:
+            os.close(self._fd)
+
+
+def _shorter(done: str, offset: int, count: int) -> PeerError:
+    what = f"guest memory at {offset:#x}+{count:#x} of its file cannot be {done}: the file has become shorter"
+    return PeerError(what, errno.EFAULT)
+
+
+def _failed(done: str, offset: int, count: int, error: OSError) -> PeerError:
+    what = f"guest memory at {offset:#x}+{count:#x} of its file cannot be {done}: {error.strerror}"
+    return PeerError(what, error.errno or errno.EIO)
+
+
+def _is_foreign(client: Client | None) -> bool:
+    return client is not None and client.uid not in (None, os.geteuid())
+
+
+class GuestFiles:
+    """What becomes of the files of one device's clients."""
+
+    def __init__(self, log: DeviceLog) -> None:
+        self.policy: UnsealedMemory = "auto"
+        self.distrusted = False
+        """Some of the client's files were not mapped, and the log says why; for the owner to reset with each client."""
+        self._log = log
+        self._open: dict[tuple[int, int, bool], GuestFile] = {}
+
+    def maps(self, facts: FileFacts, client: Client | None, what: str) -> bool:
+        """Whether the file is to be mapped. Raises PeerError where it is to be refused."""
+        if facts.safe or self.policy == "map":
+            return True
+        if self.policy == "refuse":
+            raise PeerError(
+                f"{what}: whoever has its file could kill this process (SIGBUS), and unsealed-memory=refuse is set. In "
+                "QEMU use memory-backend-memfd, without huge pages",
+                errno.EPERM,
+            )
+        foreign = _is_foreign(client)
+        if self.policy == "auto" and not foreign:
+            self._log.once(
+                "unsealed",
+                "%s: whoever has its file can kill this process (SIGBUS), by making it shorter. It is mapped all the "
+                "same, as the client is of our own user; unsealed-memory=copy is safe, and slow. QEMU's "
+                "memory-backend-memfd is both safe and fast",
+                what,
+            )
+            return True
+        self.distrusted = True
+        self._log.once(
+            "unsealed",
+            "%s: whoever has its file could kill this process (SIGBUS), by making it shorter%s. So it is not mapped: "
+            "each access takes a %s, which is slow. In QEMU use memory-backend-memfd; or trust it: unsealed-memory=map",
+            what,
+            f", and the client is of another user ({client.uid})" if client is not None and foreign else "",
+            "system call" if facts.copies else "message",
+        )
+        return False
+
+    def warn_of_alias(self, client: Client | None, what: str) -> None:
+        """Where an engine has mapped the file itself, which then is not known here: say so, for clients of others."""
+        if self.policy == "auto" and _is_foreign(client):
+            self._log.once(
+                "alias",
+                "%s is mapped by libvfio-user, for a client of another user: if its file can become shorter, that user "
+                "can kill this process (SIGBUS). --engine vfio-user is safe; unsealed-memory=map says that you know",
+                what,
+            )
+
+    def open(self, fd: int, what: str, *, writable: bool) -> GuestFile | None:
+        """The file, for one more region; None where messages must do, as too many are open.
+
+        Raises PeerError EACCES where ``fd`` does not allow what the region does, as mmap(2) would.
+        """
+        # We open it anew, and may have more rights than the client: it must not get at other files through us.
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode != os.O_RDWR and (writable or mode != os.O_RDONLY):
+            raise PeerError(f"{what}: its file is not open for {'writing' if writable else 'reading'}", errno.EACCES)
+        status = os.fstat(fd)
+        key = (status.st_dev, status.st_ino, writable)
+        file = self._open.get(key)
+        if file is None or not file.uses:
+            self._open = {key: file for key, file in self._open.items() if file.uses}
+            if len(self._open) >= MAX_FILES:
+                return None
+            file = self._open[key] = GuestFile(fd, writable)
+        file.uses += 1
+        return file
