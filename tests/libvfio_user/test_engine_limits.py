@@ -138,11 +138,6 @@ async def test_regions_are_limited_by_us(
     nursery.cancel_scope.cancel()
 
 
-async def test_an_error_interrupt_is_offered_and_never_comes(client: RawClient) -> None:
-    reply = await client.call(Command.DEVICE_GET_IRQ_INFO, struct.pack("<IIII", 16, 0, PciIrq.ERR, 0))
-    assert struct.unpack("<IIII", reply.body)[3] == 1
-
-
 async def test_intx_is_not_announced_as_maskable(client: RawClient) -> None:
     reply = await client.call(Command.DEVICE_GET_IRQ_INFO, struct.pack("<IIII", 16, 0, PciIrq.INTX, 0))
     assert struct.unpack("<IIII", reply.body)[1] == 1, "EVENTFD, without MASKABLE and AUTOMASKED"

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import trio
 from vfiouser_virtio import vm
 from vfiouser_virtio.background import background
 from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio.function import Buffer, IrqSetFlags, PciIrq
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
 from vfiouser_virtio.protocols.pci import Command
 from vfiouser_virtio.testing.qtest_machine import QtestMachine, qtest_machine
@@ -74,6 +75,29 @@ async def test_config_space_and_bars(tmp_path: Path) -> None:
         port.bar_post(2, 4, 2, 2)
         await port.bar_write(2, 8, 1, 3)
         assert function.writes[1:] == [(0, b"\1\0\0\0"), (4, b"\2\0"), (8, b"\3")]
+
+
+class Watched(Plain):
+    """It notes which interrupt indexes get an eventfd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.assigned: list[int] = []
+
+    def set_irqs(
+        self, index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]
+    ) -> None:
+        self.assigned += [index] * len(fds)
+        super().set_irqs(index, flags, start, count, data, fds)
+
+
+async def test_qemu_takes_the_error_interrupt_without_a_word(tmp_path: Path) -> None:
+    """With count 0 it warns "Could not enable error recovery for the device" on its stderr."""
+    function = Watched()
+    async with machine_with(tmp_path, function) as machine:
+        assert function.assigned.count(PciIrq.ERR) == 1
+        assert PciIrq.REQ not in function.assigned, "vfio-user-pci never asks for it"
+        assert machine.qemu_stderr == ""
 
 
 async def enable_msix(port: QtestPort, function: Plain) -> None:

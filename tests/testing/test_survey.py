@@ -1,12 +1,16 @@
 """`vfiouser_virtio.testing.survey`: what a server shows, as it is."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from support.broken import around
 from support.conformance_target import serving
 
+from vfiouser_virtio.function import RegionInfo
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
 from vfiouser_virtio.testing.conformance import Wire
 from vfiouser_virtio.testing.survey import Survey, survey
@@ -28,8 +32,13 @@ async def test_a_disk() -> None:
         ("BAR4", 0x4000),
         ("CONFIG", 4096),
     }
-    assert [(each.name, each.count) for each in found.irqs if each.count] == [("INTX", 1), ("MSIX", 2)]
-    assert "Invalid argument" in found.irqs[3].problem  # ERR
+    assert [(each.name, each.count) for each in found.irqs] == [
+        ("INTX", 1),
+        ("MSI", 0),
+        ("MSIX", 2),
+        ("ERR", 1),
+        ("REQ", 1),
+    ]
     assert found.function is not None
     assert (found.function.vendor, found.function.device) == (0x1AF4, 0x1042)
     assert [(bar.index, bar.kind, bar.size) for bar in found.function.bars] == [
@@ -123,6 +132,22 @@ async def test_a_function_that_is_not_virtio(with_bar: bool, nursery: trio.Nurse
     assert "PCI function 1234:5678" in text
     assert "interrupt pin: none" in text
     assert ("BAR0: I/O ports, 256 bytes" in text) is with_bar
+
+
+async def test_a_region_capability_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0x8001 is what vfio-user is getting with `sparse_mmap_fds`."""
+
+    def region_info(original: Callable[..., RegionInfo], self: PciFunction, index: int) -> RegionInfo:
+        info = original(self, index)
+        return replace(info, capabilities=((0x8001, 1, bytes(32)), (3, 1, b""))) if index == 4 else info
+
+    around(monkeypatch, PciFunction, "region_info", region_info)
+    async with serving("rng") as wire:
+        found = await look(wire)
+    assert found.regions[4].capabilities == ["capability 0x8001", "MSIX_MAPPABLE"]
+    assert found.virtio is not None
+    assert found.virtio.queues
+    assert "  region 4 BAR4: 16 KiB READ WRITE CAPS capability 0x8001 MSIX_MAPPABLE" in as_text(found).splitlines()
 
 
 async def test_a_device_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.pci.intx import Intx
 from vfiouser_virtio.pci.irqs import Interrupts, set_irqs
 from vfiouser_virtio.pci.msix import Msix
+from vfiouser_virtio.pci.unraised_irq import UnraisedIrq
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import (
     CFG_SPACE_SIZE,
@@ -109,7 +110,8 @@ class PciFunction:
         self.bars = Bars(self.config)
         self.intx = Intx(interrupt_pin, self._resample_fd_changed)
         self.msix: Msix | None = None
-        self._irqs: dict[int, Interrupts] = {PciIrq.INTX: self.intx}
+        self._unraised = {PciIrq.ERR: UnraisedIrq(), PciIrq.REQ: UnraisedIrq()}
+        self._irqs: dict[int, Interrupts] = {PciIrq.INTX: self.intx, **self._unraised}
         self.msix_enabled = False
         self.bus_master = False
         self.io_event_fds: dict[int, list[IoEventFd]] = {}
@@ -194,6 +196,8 @@ class PciFunction:
             stack.callback(lambda: holds.append(self.memory.clear()))
             if self.msix is not None:
                 stack.callback(self.msix.deassign, 0, self.msix.count)
+            for irq in self._unraised.values():
+                stack.callback(irq.disable)
             stack.callback(self.intx.disable)
             holds.append(self.on_disconnected())
         return Hold.all(holds)
@@ -209,10 +213,8 @@ class PciFunction:
         return RegionInfo(RegionFlags.READ | RegionFlags.WRITE, size) if size else RegionInfo()
 
     def irq_info(self, index: int) -> IrqInfo:
-        """INTx and MSI-X. ERR gets EINVAL: QEMU takes that silently, but warns at count 0."""
+        """INTx, MSI-X, and one ERR and one REQ that are never raised (see `UnraisedIrq`); MSI has none."""
         _known(PciIrq, index, "GET_IRQ_INFO")
-        if index == PciIrq.ERR:
-            raise PeerError("GET_IRQ_INFO index 3: this device reports no errors through VFIO_PCI_ERR_IRQ_INDEX")
         irqs = self._irqs.get(index)
         # Without NORESIZE a client adds vectors one by one; with it QEMU takes all away first.
         flags = IrqInfoFlags.EVENTFD

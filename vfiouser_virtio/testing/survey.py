@@ -173,7 +173,9 @@ async def _region(client: Client, index: int) -> Region:
         info = await client.region_info(index)
     except RemoteError as error:
         return Region(index, name, 0, [], [], problem=error.strerror or str(error))
-    capabilities = [_name(RegionInfoCap, number, "capability") for number, _version, _body in info.capabilities]
+    capabilities = [
+        _name(RegionInfoCap, number, "capability", hex(number)) for number, _version, _body in info.capabilities
+    ]
     return Region(index, name, info.size, _names(RegionFlags, info.flags), capabilities)
 
 
@@ -285,8 +287,8 @@ def describe_structure(structure: VirtioStructure) -> str:
     return f"{text} (unusable: {structure.problem})" if structure.problem else text
 
 
-def _name(names: type[IntEnum], value: int, otherwise: str) -> str:
-    return names(value).name if value in {*names} else f"{otherwise} {value}"
+def _name(names: type[IntEnum], value: int, otherwise: str, shown: str = "") -> str:
+    return names(value).name if value in {*names} else f"{otherwise} {shown or value}"
 
 
 def _names(flags: type[IntFlag], value: int) -> list[str]:

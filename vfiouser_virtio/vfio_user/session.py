@@ -46,7 +46,7 @@ Trace: TypeAlias = Callable[[Direction, Message], None]
 
 log = logging.getLogger(__name__)
 
-# Clients ask these to find out what there is; no is an answer. (QEMU always asks for the ERR interrupt.)
+# Clients ask these to find out what there is; no is an answer.
 _PROBES = frozenset({Command.DEVICE_GET_IRQ_INFO, Command.DEVICE_FEATURE})
 
 
