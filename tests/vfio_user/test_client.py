@@ -318,6 +318,27 @@ async def test_capabilities_of_a_region(echo: Client, function: EchoFunction, op
     os.close(fd)
 
 
+async def test_a_region_capability_of_tomorrow_is_passed_over(
+    echo: Client, function: EchoFunction, open_fds: Callable[[], int]
+) -> None:
+    """0x8001 comes with `sparse_mmap_fds`, and with several fds a region: what is known beside it still counts."""
+    areas = struct.pack("<IIQQ", 1, 0, 0x1000, 0x1000)
+    unknown = struct.pack("<IIQQQ", 1, 0, 0, 0x1000, 0)
+    fds = [os.memfd_create("bar") for _ in range(3)]
+    function.region_fds[4] = tuple(fds)
+    before = open_fds()
+    for chain in (((0x8001, 1, unknown), (1, 1, areas)), ((1, 1, areas), (0x8001, 1, unknown)), ((0x8001, 7, b""),)):
+        function.capabilities[4] = chain
+        info = await echo.region_info(4)
+        assert info.capabilities == chain
+        assert len(info.fds) == 3
+        assert await echo.region_read(4, 0, 4)
+    echo.close()
+    assert open_fds() == before - 1, "all of the fds that came are closed, and the socket"
+    for fd in fds:
+        os.close(fd)
+
+
 async def test_io_fds(echo: Client, function: EchoFunction) -> None:
     assert await echo.io_fds(0) == []
     fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3)]

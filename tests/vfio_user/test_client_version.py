@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 import struct
 
 import pytest
@@ -62,6 +63,16 @@ def test_what_the_server_says_is_taken() -> None:
     assert (version.minor, version.max_msg_fds, version.max_data_xfer_size) == (1, 3, 4096)
     assert version.write_multiple
     assert version.capabilities == found
+
+
+@pytest.mark.parametrize("value", [True, 1, {"supported": True}, None, [8]])
+def test_a_capability_of_tomorrow_is_ignored(value: object) -> None:
+    """`sparse_mmap_fds`, which no released server has yet: it is there to be looked at, and means nothing."""
+    version = parse_version(VersionProposal(), answer({"sparse_mmap_fds": value, "max_msg_fds": 3}))
+    assert version == replace(
+        parse_version(VersionProposal(), answer({"max_msg_fds": 3})), capabilities=version.capabilities
+    )
+    assert version.capabilities["sparse_mmap_fds"] == value
 
 
 @pytest.mark.parametrize("proposal", [VersionProposal(), QEMU_VERSION, SPDK_VERSION, TWIN_VERSION])

@@ -60,6 +60,15 @@ def test_nothing_that_we_know(text: str) -> None:
     assert agreed == Negotiated()
 
 
+@pytest.mark.parametrize("value", [True, 1, {"supported": True}, None, [8]])
+def test_a_capability_of_tomorrow_is_ignored(value: object) -> None:
+    """`sparse_mmap_fds` is what the next QEMU asks for; whatever it holds, the others are answered as without it."""
+    known = {"max_msg_fds": 8, "pgsizes": 4096}
+    agreed, reply = negotiate(capabilities(sparse_mmap_fds=value, **known))
+    assert answered(reply) == {"max_msg_fds": 16, "pgsizes": 4096}
+    assert agreed == negotiate(capabilities(**known))[0]
+
+
 def test_a_lone_nul_is_no_json() -> None:
     assert negotiate(payload(b"\0"))[1] == payload(b"")
 
