@@ -20,6 +20,7 @@ from vfiouser_virtio.libvfio_user.bindings import (
     HasFunctions,
     LogLevel,
     PciType,
+    RegionFlag,
     ResetType,
     SglFlag,
 )
@@ -112,13 +113,41 @@ def test_what_c_would_not_survive(library: HasFunctions, tmp_path: Path) -> None
             lambda: context.addr_to_sgl(0, 1),
             lambda: context.irq_trigger(0),
         ):
-            with pytest.raises(OSError, match=r"no vfu_|not realized") as caught:
+            with pytest.raises(OSError, match=r"no config space|no vfu_|not realized") as caught:
                 call()
             assert caught.value.errno == errno.EINVAL
         context.pci_init(PciType.CONVENTIONAL)
         assert len(context.pci_get_config_space()) == 256
         with pytest.raises(OSError, match="config space has 0x100 bytes, not 0x1000"):
             context.setup_region(7, 4096, lambda offset, buffer, is_write: None, 3 | 8)
+
+
+@pytest.mark.parametrize("size", [None, 256, 4096])
+def test_config_space_without_pci_init(library: HasFunctions, tmp_path: Path, size: int | None) -> None:
+    """`realize_ctx` makes one, as in C: with the size of the region that was set up, else of 256 bytes."""
+    with Context(library, tmp_path / "s") as context:
+        if size is not None:
+            context.setup_region(7, size, lambda offset, buffer, is_write: None, RegionFlag.RW)
+        context.realize_ctx()
+        assert len(context.pci_get_config_space()) == (size or 256)
+        context.pci_set_id(0x1234, 0x5678, 0x9ABC, 0xDEF0)
+        assert bytes(context.pci_get_config_space()[:4]) == b"\x34\x12\x78\x56"
+        context.pci_get_config_space()[0x3C] = 5
+        assert context.pci_get_config_space()[0x3C] == 5
+        with pytest.raises(OSError, match=f"config space has {size or 256:#x} bytes, not 0x2000"):
+            context.setup_region(7, 0x2000, lambda offset, buffer, is_write: None, RegionFlag.RW)
+        with pytest.raises(FileExistsError):
+            context.pci_init(PciType.EXPRESS)
+
+
+@pytest.mark.parametrize("size", [1, 64, 255])
+def test_a_config_space_that_has_no_room_for_its_header(library: HasFunctions, tmp_path: Path, size: int) -> None:
+    """The library would write on behind it."""
+    with Context(library, tmp_path / "s") as context:
+        with pytest.raises(OSError, match=f"config space has at least 0x100 bytes, not {size:#x}"):
+            context.setup_region(7, size, lambda offset, buffer, is_write: None, RegionFlag.RW)
+        context.realize_ctx()
+        assert len(context.pci_get_config_space()) == 256
 
 
 def test_a_callback_that_raises(context: Context, caplog: pytest.LogCaptureFixture) -> None:

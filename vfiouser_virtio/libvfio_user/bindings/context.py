@@ -27,6 +27,7 @@ from vfiouser_virtio.libvfio_user.bindings.migration import Migration, migration
 from vfiouser_virtio.libvfio_user.bindings.pci import PciCalls
 from vfiouser_virtio.libvfio_user.bindings.region import Access, access_callback, areas
 from vfiouser_virtio.libvfio_user.bindings.types import IRQ_STATE_CB, LOG_FN, QUIESCE_CB, RESET_CB
+from vfiouser_virtio.protocols.pci import CFG_SPACE_SIZE
 from vfiouser_virtio.protocols.vfio_user import PciRegion
 
 
@@ -55,13 +56,18 @@ class Context(DmaCalls, PciCalls):
         if self._live_handle is None:
             raise self._error("vfu_create_ctx")
         self._realized = False
+        self._config_region = 0
 
     # --- Life cycle -------------------------------------------------------------------------------------------------
 
     def realize_ctx(self) -> None:
-        """The device is set up: ready to attach (vfu_realize_ctx)."""
+        """The device is set up: ready to attach (vfu_realize_ctx).
+
+        Without `pci_init` it makes the config space, of the size that `setup_region` gave to it, else of 256 bytes.
+        """
         self._checked(self._functions.vfu_realize_ctx(self._handle), "vfu_realize_ctx")
         self._realized = True
+        self._config_size = self._config_size or self._config_region or CFG_SPACE_SIZE
 
     def attach_ctx(self) -> bool:
         """Accept a client and agree on a version with it; False if none is there (vfu_attach_ctx).
@@ -144,16 +150,23 @@ class Context(DmaCalls, PciCalls):
 
         With ``fd`` the client may map the region from ``offset`` of that file: all of it, or the ``mmap_areas``
         (offset in the region, size). The fd stays the caller's, who keeps it open until `destroy_ctx`. Raises OSError
-        EINVAL: a BAR's size that is no power of two, a 64-bit BAR that is odd, config space that is not RW, …
+        EINVAL: a BAR's size that is no power of two, a 64-bit BAR that is odd, config space that is not RW or has less
+        than 256 bytes, …
         """
-        config = index == PciRegion.CONFIG and self._config_size > 0
-        right_size = not config or size == self._config_size  # the library would read on, past the end of its space
-        self._require(right_size, "vfu_setup_region", f"config space has {self._config_size:#x} bytes, not {size:#x}")
+        is_config = index == PciRegion.CONFIG
+        if is_config and self._config_size:  # the library would read on, past the end of its space
+            reason = f"config space has {self._config_size:#x} bytes, not {size:#x}"
+            self._require(size == self._config_size, "vfu_setup_region", reason)
+        elif is_config and size:  # it writes its header and capabilities without a look at the size
+            reason = f"config space has at least {CFG_SPACE_SIZE:#x} bytes, not {size:#x}"
+            self._require(size >= CFG_SPACE_SIZE, "vfu_setup_region", reason)
         made = access_callback(self._callbacks, index, access)
         listed = self._callbacks.keep(areas(mmap_areas)) if mmap_areas else None
         setup = self._functions.vfu_setup_region
         result = setup(self._handle, index, size, made, flags, listed, len(mmap_areas), fd, offset)
         self._checked(result, "vfu_setup_region")
+        if is_config:
+            self._config_region = size
 
     def setup_device_nr_irqs(self, irq_type: DevIrqType, count: int) -> None:
         """How many vectors of that type there are, before `realize_ctx` (vfu_setup_device_nr_irqs)."""

@@ -42,7 +42,10 @@ class PciCalls(ContextHandle):
         self._functions.vfu_pci_set_class(self._handle, base, sub, interface)
 
     def pci_get_config_space(self) -> memoryview:
-        """The library's own config space, to read and to write; gone with `destroy_ctx`, and no view may outlive it."""
+        """The library's own config space, to read and to write; gone with `destroy_ctx`, and no view may outlive it.
+
+        There is one after `pci_init`, or after `realize_ctx`; before, OSError EINVAL (C answers with a null pointer).
+        """
         self._require_config("vfu_pci_get_config_space")
         address = self._functions.vfu_pci_get_config_space(self._handle)
         if address is None:
@@ -100,4 +103,4 @@ class PciCalls(ContextHandle):
         return offset
 
     def _require_config(self, function: str) -> None:
-        self._require(self._config_size > 0, function, "no vfu_pci_init")
+        self._require(self._config_size > 0, function, "no config space: neither vfu_pci_init nor vfu_realize_ctx")
