@@ -2,8 +2,8 @@
 
 import errno
 import json
-from dataclasses import replace
 import struct
+from dataclasses import replace
 
 import pytest
 from support.raw_client import QEMU_CAPABILITIES

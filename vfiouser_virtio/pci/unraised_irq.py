@@ -1,6 +1,6 @@
 """The ERR and REQ interrupts of a vfio PCI device: one each, which takes an eventfd and is never raised by the device.
 
-ERR reports an error that the guest cannot recover from (QEMU stops the VM), REQ asks the client to give the device back.
+ERR reports an error that the guest cannot recover from (QEMU stops the VM), REQ asks for the device back.
 A device of ours has neither to say. Count 0 would be true as well, but QEMU prints a warning for it ("Could not enable
 error recovery for the device"), and libvfio-user's sample client takes an error reply for the end. linux/vfio.h:
 VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX.
