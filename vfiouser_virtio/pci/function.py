@@ -110,7 +110,7 @@ class PciFunction:
         self.bars = Bars(self.config)
         self.intx = Intx(interrupt_pin, self._resample_fd_changed)
         self.msix: Msix | None = None
-        self._unraised = {PciIrq.ERR: UnraisedIrq(), PciIrq.REQ: UnraisedIrq()}
+        self._unraised: dict[int, UnraisedIrq] = {PciIrq.ERR: UnraisedIrq(), PciIrq.REQ: UnraisedIrq()}
         self._irqs: dict[int, Interrupts] = {PciIrq.INTX: self.intx, **self._unraised}
         self.msix_enabled = False
         self.bus_master = False
