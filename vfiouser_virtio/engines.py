@@ -12,7 +12,7 @@ import trio
 
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.function import HostedFunction
-from vfiouser_virtio.vfio_user import Listener, Server, Trace, from_fd, listen_path
+from vfiouser_virtio.vfio_user import Listener, OpenTrace, Server, Trace, from_fd, listen_path
 
 EngineName = Literal["vfio-user", "libvfio-user"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
@@ -77,14 +77,17 @@ class Engine(Protocol):
 
 
 class VfioUserEngine:
-    """`vfio_user.Server`. ``write_multiple`` lets clients send REGION_WRITE_MULTI, ``trace`` gets every message."""
+    """`vfio_user.Server`, with its ``write_multiple``, ``trace`` and ``open_trace``."""
 
     behind_iommu = True
     knows_files = True
 
-    def __init__(self, *, write_multiple: bool = False, trace: Trace | None = None) -> None:
+    def __init__(
+        self, *, write_multiple: bool = False, trace: Trace | None = None, open_trace: OpenTrace | None = None
+    ) -> None:
         self._write_multiple = write_multiple
         self._trace = trace
+        self._open_trace = open_trace
 
     def listen(self, place: str | os.PathLike[str] | int) -> Listener:
         """Listen at a path, or take over an inherited fd."""
@@ -100,7 +103,13 @@ class VfioUserEngine:
     async def serve(self, function: HostedFunction, socket: Socket, *, name: str = "", once: bool = False) -> None:
         """See `Engine`. With ``once`` the socket is closed when the client comes: nobody else waits in vain for us."""
         assert isinstance(socket, Listener)
-        server = Server(function, name=name, write_multiple=self._write_multiple, trace=self._trace)
+        server = Server(
+            function,
+            name=name,
+            write_multiple=self._write_multiple,
+            trace=self._trace,
+            open_trace=self._open_trace,
+        )
         if not once or socket.connected:
             await server.serve(socket)
             return
@@ -116,7 +125,13 @@ class VfioUserEngine:
             await server.serve(connection)
 
 
-def engine(name: EngineName, *, libvfio_user: str | None = None, write_multiple: bool = False) -> Engine:
+def engine(
+    name: EngineName,
+    *,
+    libvfio_user: str | None = None,
+    write_multiple: bool = False,
+    open_trace: OpenTrace | None = None,
+) -> Engine:
     """The engine of that name; ``libvfio_user`` is the library's file, by default what `libvfio_user.load` finds.
 
     Raises ConfigError: the library is missing or not known, or something is asked for that the engine does not have.
@@ -124,11 +139,13 @@ def engine(name: EngineName, *, libvfio_user: str | None = None, write_multiple:
     if name == "vfio-user":
         if libvfio_user is not None:
             raise ConfigError("--libvfio-user names the library of --engine libvfio-user, which was not asked for")
-        return VfioUserEngine(write_multiple=write_multiple)
+        return VfioUserEngine(write_multiple=write_multiple, open_trace=open_trace)
     if name != "libvfio-user":
         raise ConfigError(f"engine {name!r}: expected one of {', '.join(ENGINES)}")
     if write_multiple:
         raise ConfigError("--write-multiple: libvfio-user does not know REGION_WRITE_MULTI; use --engine vfio-user")
+    if open_trace is not None:
+        raise ConfigError("--trace: libvfio-user does not show its messages; use --engine vfio-user")
     from vfiouser_virtio.libvfio_user.engine import LibraryEngine
 
     return LibraryEngine(libvfio_user)

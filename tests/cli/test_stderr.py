@@ -1,53 +1,24 @@
 """stderr of a server: whatever its peers do and its reader does not, the devices go on and it ends when told to."""
 
-import contextlib
 import os
 import re
-import socket
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 from support.command import COMMAND, ServeProcess, run_command, serve_process
-from support.raw_client import RawClient
+from support.small_client import cause_warnings, client_of, read_status, status_write
 
 from vfiouser_virtio.protocols.vfio_user import Command, MessageFlags
 
 How = tuple[str, ...]
-DEVICE_STATUS = 0x14
 
 
 @pytest.fixture(params=[(), ("--processes",)], ids=["one-process", "processes"])
 def how(request: pytest.FixtureRequest) -> How:
     options: How = request.param
     return options
-
-
-@contextlib.contextmanager
-def client_of(path: str) -> Iterator[RawClient]:
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(path)
-        yield RawClient(sock)
-
-
-def status_write(client: RawClient, value: int) -> bytes:
-    """A posted write of device_status, as a guest's CPU makes them."""
-    return client.request(Command.REGION_WRITE, struct.pack("<QIIB", DEVICE_STATUS, 4, 1, value), MessageFlags.NO_REPLY)
-
-
-async def read_status(client: RawClient) -> int:
-    reply = await client.call(Command.REGION_READ, struct.pack("<QII", DEVICE_STATUS, 4, 1))
-    assert reply.error == 0
-    return reply.raw[-1]
-
-
-async def cause_warnings(client: RawClient, count: int) -> None:
-    """Each a reset, and FEATURES_OK without VERSION_1."""
-    for _ in range(count // 10):
-        await client.send(b"".join(status_write(client, value) for _ in range(10) for value in (0, 0x0B)))
-    assert await read_status(client) == 0x03
 
 
 async def turned_away(path: str) -> None:

@@ -1,12 +1,13 @@
 """Messages as lines."""
 
+import json
 import struct
 
 import pytest
 
 from vfiouser_virtio.protocols.vfio_user import COMMANDS, Command, Direction
 from vfiouser_virtio.testing.conversation import KEPT, Conversation
-from vfiouser_virtio.testing.decode import decode
+from vfiouser_virtio.testing.decode import decode, decode_fields
 from vfiouser_virtio.vfio_user import Message
 
 
@@ -67,6 +68,7 @@ def test_any_bytes_give_a_line(command: int, flags: int) -> None:
     for size in range(80):
         for fill in (b"\0", b"\xff", b"\1"):
             assert "\n" not in decode(Message(1, command, flags, 0, fill * size))
+            assert json.loads(json.dumps(fields := decode_fields(Message(1, command, flags, 0, fill * size)))) == fields
 
 
 def test_a_conversation_keeps_the_newest() -> None:

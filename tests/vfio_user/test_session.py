@@ -13,10 +13,13 @@ from support.echo_function import EchoFunction
 from support.raw_client import QEMU_CAPABILITIES, RawClient, Reply
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Hold
+from vfiouser_virtio.function import Function, Hold
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, Direction
 from vfiouser_virtio.vfio_user import Listener, Server, holds, linger, session
+from vfiouser_virtio.vfio_user import dispatch as dispatch_module
 from vfiouser_virtio.vfio_user.connection import MAX_MESSAGE_SIZE, Message
+from vfiouser_virtio.vfio_user.dispatch import Answer
+from vfiouser_virtio.vfio_user.version import Negotiated
 
 Connect = Callable[[], RawClient]
 
@@ -745,6 +748,42 @@ async def test_trace_sees_every_message(
         (inward, 9, read(4, 0, 1)),
         (outward, 9, reply.body),
     ]
+
+
+async def test_a_traced_session_takes_the_fast_path(
+    nursery: trio.Nursery,
+    function: EchoFunction,
+    listener: Listener,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is traced is what runs without a trace: `dispatch` sees no region access."""
+    dispatched: list[int] = []
+
+    def dispatch(function: Function, message: Message, negotiated: Negotiated) -> Answer:
+        dispatched.append(message.command)
+        return dispatch_module.dispatch(function, message, negotiated)
+
+    monkeypatch.setattr(session, "dispatch", dispatch)
+    seen: dict[str, list[tuple[Direction, int]]] = {}
+
+    def open_trace(name: str) -> Callable[[Direction, Message], None]:
+        lines = seen[f"{name} {len(seen)}"] = []
+        return lambda direction, message: lines.append((direction, message.command))
+
+    nursery.start_soon(Server(function, name="blk0", open_trace=open_trace).serve, listener)
+    inward, outward = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
+    for number in range(2):
+        client = connect()
+        await client.version(None)
+        assert (await client.call(10, write(4, 0, b"xy"))).error == 0
+        assert (await client.call(9, read(4, 0, 2))).body[-2:] == b"xy"
+        assert (await client.call(9, read(77, 0, 2))).error == errno.EINVAL
+        client.close()
+        await until(lambda: function.names().count("disconnected") == number + 1)  # noqa: B023 - called in this turn
+    assert dispatched == []
+    both = [(way, command) for command in (1, 10, 9, 9) for way in (inward, outward)]
+    assert seen == {"blk0 0": both, "blk0 1": both}
 
 
 async def test_write_multiple(

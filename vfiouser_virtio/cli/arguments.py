@@ -2,9 +2,10 @@
 
 import argparse
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 from vfiouser_virtio.cli.exit_status import EXPLAINED
+from vfiouser_virtio.errors import ConfigError
 
 LOG_RATE = 10
 """Lines a second of each device, unless the user says another number."""
@@ -91,6 +92,49 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str) ->
         help="log this many lines a second of each device, and ten times as many at once: no guest and no client can "
         f"fill a disk with what it does wrong. What was dropped is counted and said; 0: no limit (default: {LOG_RATE})",
     )
+
+    parser.add_argument(
+        "--trace",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write every message between clients and devices, decoded, to FILE or stderr: registers by name, with "
+        "times and connections; guests' data is in it. It slows a device down, and changes nothing else",
+    )
+    parser.add_argument(
+        "--trace-format",
+        choices=("text", "json"),
+        help="of --trace: lines for people, or a JSON object a line (default: json for FILE.json and FILE.jsonl)",
+    )
+    parser.add_argument(
+        "--trace-limit",
+        type=_size,
+        default=1 << 30,
+        metavar="SIZE",
+        help="end the trace after so many bytes, with --processes of each device (default: 1G)",
+    )
+
+
+def serving_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What of `add_serving_arguments` is for `serving` and `processes`. Raises ConfigError."""
+    options = {name: getattr(arguments, name) for name in ("ids", "write_multiple", "engine", "libvfio_user")}
+    if arguments.trace is not None:
+        from vfiouser_virtio.cli.trace import TraceLog, wants_json
+
+        if arguments.engine == "libvfio-user":  # before a file is made
+            raise ConfigError("--trace: libvfio-user does not show its messages; use --engine vfio-user")
+        as_json = wants_json(arguments.trace, arguments.trace_format)
+        options["open_trace"] = TraceLog(arguments.trace, as_json=as_json, limit=arguments.trace_limit).open
+    return options
+
+
+def _size(text: str) -> int:
+    from vfiouser_virtio.cli.option_types import to_size  # only here: --help does without the devices' options
+
+    try:
+        return to_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _line_rate(text: str) -> float:

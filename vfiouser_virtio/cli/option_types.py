@@ -126,7 +126,7 @@ def _number(value: object) -> float:
     return float(value)
 
 
-def _size(value: object) -> Size:
+def to_size(value: object) -> Size:
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         plain = _integer(value)
@@ -157,6 +157,6 @@ _KINDS: dict[Any, Kind] = {
     bool: Kind("on|off", "on or off", _switch, switch=True),
     int: Kind("N", "a whole number such as 4 or 0x1af4", _integer),
     float: Kind("NUMBER", "a number", _number),
-    Size: Kind("SIZE", "a size in bytes such as 512, 64M or 1.5G", _size),
+    Size: Kind("SIZE", "a size in bytes such as 512, 64M or 1.5G", to_size),
     Duration: Kind("TIME", "a time such as 2s or 50ms", _duration),
 }

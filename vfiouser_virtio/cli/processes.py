@@ -37,6 +37,7 @@ from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.transports.identity import Style
+from vfiouser_virtio.vfio_user import OpenTrace
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def processes(
     once: bool = False,
     engine: EngineName = "vfio-user",
     libvfio_user: str | None = None,
+    open_trace: OpenTrace | None = None,
     not_for_children: Sequence[int] = (),
 ) -> Iterator[AbstractAsyncContextManager[Serving]]:
     """As `serving`, with a process for each device, in which the file descriptors ``not_for_children`` are closed.
@@ -63,7 +65,7 @@ def processes(
     """
     wanted = parsed(devices)
     _refuse_shared_terminal(wanted)
-    chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple)
+    chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
     children: list[ChildProcess] = []
     died: list[str] = []
     with held_back(), ExitStack() as stack:

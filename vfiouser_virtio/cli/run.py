@@ -7,9 +7,15 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_device_arguments, add_serving_arguments
+from vfiouser_virtio.cli.arguments import (
+    SubParsers,
+    add_command,
+    add_device_arguments,
+    add_serving_arguments,
+    serving_options,
+)
 from vfiouser_virtio.cli.device_specs import DeviceSpec, all_specs
 from vfiouser_virtio.cli.exit_status import RunError
 from vfiouser_virtio.cli.qemu_command import QemuDevice
@@ -101,12 +107,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from vfiouser_virtio.cli.serving import serving
     from vfiouser_virtio.cli.signals import run_until_signal
 
-    options: dict[str, Any] = {
-        "ids": arguments.ids,
-        "write_multiple": arguments.write_multiple,
-        "engine": arguments.engine,
-        "libvfio_user": arguments.libvfio_user,
-    }
+    options = serving_options(arguments)
     with processes(specs, **options) if arguments.processes else nullcontext(serving(specs, **options)) as serve:
         outcome = trio.run(run_until_signal, partial(_run, arguments, serve, own_guest=own_guest))
     return 128 + outcome if isinstance(outcome, signal.Signals) else outcome

@@ -17,7 +17,13 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, null
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_device_arguments, add_serving_arguments
+from vfiouser_virtio.cli.arguments import (
+    SubParsers,
+    add_command,
+    add_device_arguments,
+    add_serving_arguments,
+    serving_options,
+)
 from vfiouser_virtio.cli.device_specs import all_specs
 from vfiouser_virtio.cli.terminal import say
 from vfiouser_virtio.errors import ConfigError
@@ -87,12 +93,9 @@ def execute(arguments: argparse.Namespace) -> int:
     from vfiouser_virtio.cli.signals import run_until_signal
 
     options: dict[str, Any] = {
+        **serving_options(arguments),
         "places": arguments.places or (),
-        "ids": arguments.ids,
-        "write_multiple": arguments.write_multiple,
         "once": arguments.once,
-        "engine": arguments.engine,
-        "libvfio_user": arguments.libvfio_user,
     }
     ours_alone = () if arguments.ready_fd is None else (arguments.ready_fd,)
     making: AbstractContextManager[AbstractAsyncContextManager[Serving]]

@@ -29,7 +29,7 @@ from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
-from vfiouser_virtio.vfio_user import ListenError, from_systemd
+from vfiouser_virtio.vfio_user import ListenError, OpenTrace, from_systemd
 
 Place = str | int
 """Where a device is served: a path for its socket, or an inherited file descriptor."""
@@ -89,16 +89,17 @@ async def serving(
     once: bool = False,
     engine: EngineName = "vfio-user",
     libvfio_user: str | None = None,
+    open_trace: OpenTrace | None = None,
 ) -> AsyncIterator[Serving]:
     """Serve devices for as long as the block runs; when it is entered, clients can connect.
 
     ``places`` are the sockets of those devices that have no ``socket`` option, in order; after them come systemd's, and
     the rest get sockets in a new private folder. With ``once``, each device serves one client and no other.
-    ``engine`` and ``libvfio_user``, the file of its library, are as with `engines.engine`.
+    ``engine``, ``libvfio_user``, the file of its library, and ``open_trace`` are as with `engines.engine`.
     Raises ConfigError, DeviceError when a device cannot be made, ListenError when a socket cannot be had.
     """
     wanted = parsed(devices)
-    chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple)
+    chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
     with ExitStack() as stack:
         listeners = listen(wanted, places, chosen, stack)
         async with serving_on(listeners, wanted, chosen, ids=ids, once=once) as served:

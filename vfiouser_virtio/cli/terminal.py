@@ -76,8 +76,19 @@ def set_up_streams() -> None:
         atexit.register(flush_stderr)
 
 
+_written_at_end: list[LineWriter] = []
+
+
+def at_end(writer: LineWriter) -> None:
+    """What ``writer`` has is written before the process ends, if that takes but a moment."""
+    _written_at_end.append(writer)
+    atexit.register(flush_stderr)
+
+
 def flush_stderr() -> None:
-    """Before the process ends: give stderr's reader a moment to take what there is."""
+    """Before the process ends: give the readers of stderr, and of traces, a moment to take what there is."""
+    for writer in _written_at_end:
+        writer.flush(_LAST_WORDS)
     stream = sys.stderr
     if isinstance(stream, _Stderr):
         for handler in logging.root.handlers:

@@ -64,13 +64,92 @@ def decode(message: Message) -> str:
     return " ".join(words)
 
 
+def decode_fields(message: Message) -> dict[str, object]:
+    """The same as names and values that JSON has; bytes in hex, the first 32 of them, and their ``count``."""
+    try:
+        command: Command | None = Command(message.command)
+    except ValueError:
+        command = None
+    said: dict[str, object] = {"id": message.id, "command": command.name if command else message.command}
+    said["type"] = "reply" if message.is_reply else "request"
+    if message.flags & MessageFlags.NO_REPLY:
+        said["no_reply"] = True
+    if message.fds:
+        said["fds"] = len(message.fds)
+    if message.flags & MessageFlags.ERROR:
+        said["error"] = errno.errorcode.get(message.error, message.error)
+        return said
+    body = bytes(message.body)
+    if command is None or (message.is_reply and not body):
+        return said | _data(body)
+    formats = COMMANDS[command]
+    try:
+        parsed = (formats.reply if message.is_reply else formats.request).parse(body)
+    except construct.ConstructError:
+        return said | _data(body)
+    match command:
+        case Command.REGION_READ | Command.REGION_WRITE:
+            access = parsed.get("access", parsed)
+            said |= _place(access.region, access.offset)
+            said |= {"count": access.count} | (_data(parsed["data"]) if "data" in parsed else {})
+        case Command.DMA_READ | Command.DMA_WRITE:
+            access = parsed.get("access", parsed)
+            said |= {"address": access.address, "count": access.count}
+            said |= _data(parsed["data"]) if "data" in parsed else {}
+        case Command.REGION_WRITE_MULTI if not message.is_reply:
+            said["writes"] = [
+                _place(write.region, write.offset) | {"count": write.count} | _data(write.data[: write.count])
+                for write in parsed.wrs
+            ]
+        case Command.VERSION:
+            said |= {"major": parsed.major, "minor": parsed.minor, "json": _json(parsed.data)}
+        case _:
+            said |= _values(command, parsed)
+    return said
+
+
+def _place(region: int, offset: int) -> dict[str, object]:
+    where: dict[str, object] = {"region": _region(region), "offset": offset}
+    if field := _field(region, offset):
+        where["register"] = field
+    return where
+
+
+def _data(data: bytes) -> dict[str, object]:
+    said: dict[str, object] = {"data": data[:_SHOWN_BYTES].hex()} if data else {}
+    if len(data) in (1, 2, 4, 8):
+        said["value"] = int.from_bytes(data, "little")
+    elif data:
+        said["count"] = len(data)
+    return said
+
+
+def _values(command: Command, parsed: Mapping[str, object]) -> dict[str, object]:
+    said: dict[str, object] = {}
+    for name, value in parsed.items():
+        match value:
+            case _ if name in _DULL:
+                pass
+            case Mapping():
+                said |= _values(command, value)
+            case bytes():
+                said |= {name: value[:_SHOWN_BYTES].hex()} if value else {}
+            case int():
+                meaning = _MEANINGS.get((command, name))
+                said[name] = _named(meaning, value) if meaning else int(value)
+    return said
+
+
 def register(region: int, offset: int) -> str:
     """What is at an offset of a region of a `VirtioPci`: ``BAR4+0x14 device_status``."""
+    return f"{_region(region)}+{offset:#x} {_field(region, offset)}".rstrip()
+
+
+def _region(region: int) -> str:
     try:
-        name = PciRegion(region).name.lower() if region >= PciRegion.ROM else f"BAR{region}"
+        return PciRegion(region).name.lower() if region >= PciRegion.ROM else f"BAR{region}"
     except ValueError:
-        name = f"region {region}"
-    return f"{name}+{offset:#x} {_field(region, offset)}".rstrip()
+        return f"region {region}"
 
 
 def _field(region: int, offset: int) -> str:

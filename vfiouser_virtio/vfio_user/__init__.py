@@ -12,10 +12,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from vfiouser_virtio.vfio_user.accesses import Trace
 from vfiouser_virtio.vfio_user.connection import Message
 from vfiouser_virtio.vfio_user.listening import Listener, ListenError, from_fd, from_systemd, listen_path, sd_notify
-from vfiouser_virtio.vfio_user.server import Server
-from vfiouser_virtio.vfio_user.session import Trace
+from vfiouser_virtio.vfio_user.server import OpenTrace, Server
 
 if TYPE_CHECKING:
     from vfiouser_virtio.dma import DmaBuffer, DmaRegion, PrivateMemory, SharedMemory
@@ -75,6 +75,7 @@ __all__ = [
     "ListenError",
     "Listener",
     "Message",
+    "OpenTrace",
     "Piece",
     "PrivateMemory",
     "RemoteError",

@@ -8,13 +8,16 @@ the others.
 from collections.abc import Callable
 
 from vfiouser_virtio.function import Function
-from vfiouser_virtio.protocols.vfio_user import HEADER_AND_REGION_ACCESS, Command, MessageFlags
-from vfiouser_virtio.vfio_user.connection import MAX_DATA_XFER_SIZE
+from vfiouser_virtio.protocols.vfio_user import HEADER_AND_REGION_ACCESS, Command, Direction, MessageFlags
+from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, MAX_DATA_XFER_SIZE, Message
 from vfiouser_virtio.vfio_user.dispatch import check_region_data
 from vfiouser_virtio.vfio_user.sockets import MessageSocket
 
 BATCH = 32
 """Accesses between two looks at the clock."""
+
+Trace = Callable[[Direction, Message], None]
+"""Is called with every message, either way; its body is only valid during the call."""
 
 Flush = Callable[[MessageSocket], None]
 Refuse = Callable[[int, int, int, Exception], None]
@@ -25,6 +28,7 @@ _READ = int(Command.REGION_READ)
 _WRITE = int(Command.REGION_WRITE)
 _REPLY = int(MessageFlags.REPLY)
 _NO_REPLY = int(MessageFlags.NO_REPLY)
+_IN, _OUT = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
 _ACCESS_SIZE = HEADER_AND_REGION_ACCESS.size
 _unpack = HEADER_AND_REGION_ACCESS.unpack_from
 _pack = HEADER_AND_REGION_ACCESS.pack
@@ -34,15 +38,18 @@ class RegionAccesses:
     """Serves the plain accesses of one client with ``function``; ``flush`` is called when a reply was queued.
 
     ``only_reads`` becomes False with the first write. It is for those who want to know whether anything but a client
-    that waits for its answer can have been set in motion; they set it to True.
+    that waits for its answer can have been set in motion; they set it to True. ``trace`` sees what is served here.
     """
 
-    def __init__(self, channel: MessageSocket, function: Function, flush: Flush, refuse: Refuse) -> None:
+    def __init__(
+        self, channel: MessageSocket, function: Function, flush: Flush, refuse: Refuse, trace: Trace | None = None
+    ) -> None:
         self.only_reads = False
         self._channel = channel
         self._function = function
         self._flush = flush
         self._refuse = refuse
+        self._trace = trace
 
     def serve(self) -> bool:
         """Carry out the accesses that are next in the channel's connection, in order, until something else is.
@@ -57,7 +64,7 @@ class RegionAccesses:
         if connection.pending_fds:
             return False
         buffer, view, position, end = connection.buffer, connection.view, connection.position, connection.end
-        only_reads = self.only_reads
+        only_reads, trace = self.only_reads, self._trace
         try:
             for _ in range(BATCH):
                 if end - position < _ACCESS_SIZE:
@@ -79,22 +86,33 @@ class RegionAccesses:
                 following = position + size
                 try:
                     if command == _READ and size == _ACCESS_SIZE and not flags:
+                        if trace is not None:
+                            asked = view[position + HEADER_SIZE : following]
+                            trace(_IN, Message(message_id, _READ, flags, 0, asked))
                         position = following
                         data = region_read(region, offset, count)
                         if len(data) != count:
                             check_region_data(data, count)
                         size += count
-                        if send(_pack(message_id, _READ, size, _REPLY, 0, offset, region, count) + data):
+                        answer = _pack(message_id, _READ, size, _REPLY, 0, offset, region, count) + data
+                        if trace is not None:
+                            trace(_OUT, Message(message_id, _READ, _REPLY, 0, answer[HEADER_SIZE:]))
+                        if send(answer):
                             self._flush(channel)
                     elif command == _WRITE and size == _ACCESS_SIZE + count and following <= end:
                         if flags and flags != _NO_REPLY:
                             return False
                         only_reads = False
+                        if trace is not None:
+                            asked = view[position + HEADER_SIZE : following]
+                            trace(_IN, Message(message_id, _WRITE, flags, 0, asked))
                         data = view[position + _ACCESS_SIZE : following]
                         position = following
                         region_write(region, offset, data)
                         if not flags:
                             answer = _pack(message_id, _WRITE, _ACCESS_SIZE, _REPLY, 0, offset, region, count)
+                            if trace is not None:
+                                trace(_OUT, Message(message_id, _WRITE, _REPLY, 0, answer[HEADER_SIZE:]))
                             if send(answer):
                                 self._flush(channel)
                     else:

@@ -3,15 +3,20 @@
 import errno
 import logging
 import socket
+from collections.abc import Callable
 
 import trio
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.function import Function, Hold
+from vfiouser_virtio.vfio_user.accesses import Trace
 from vfiouser_virtio.vfio_user.holds import HOLD_PATIENCE, wait_hold
 from vfiouser_virtio.vfio_user.listening import Listener
-from vfiouser_virtio.vfio_user.session import Session, Trace
+from vfiouser_virtio.vfio_user.session import Session
 from vfiouser_virtio.vfio_user.sockets import peer_pid
+
+OpenTrace = Callable[[str], Trace]
+"""Called with a device's name, for each connection to it."""
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +30,24 @@ _GONE = (errno.ECONNABORTED, errno.EPROTO)
 class Server:
     """Serves ``function`` to whoever connects, one client at a time; its state outlives each client.
 
-    ``write_multiple`` lets clients send REGION_WRITE_MULTI. ``trace`` is called with every message.
+    ``write_multiple`` lets clients send REGION_WRITE_MULTI. ``trace`` is called with every message; ``open_trace`` with
+    the name of the device for each connection, of which it returns the trace.
     """
 
     def __init__(
-        self, function: Function, *, name: str = "", write_multiple: bool = False, trace: Trace | None = None
+        self,
+        function: Function,
+        *,
+        name: str = "",
+        write_multiple: bool = False,
+        trace: Trace | None = None,
+        open_trace: OpenTrace | None = None,
     ) -> None:
         self._function = function
         self._name = name
         self._write_multiple = write_multiple
         self._trace = trace
+        self._open_trace = open_trace
         self._next: socket.socket | None = None
         self._broken = False  # the function may have kept a client's memory
 
@@ -69,7 +82,7 @@ class Server:
             name,
             f"{name} (pid {pid})",
             write_multiple=self._write_multiple,
-            trace=self._trace,
+            trace=self._trace if self._open_trace is None else self._open_trace(name),
         )
         device.info("pid %d has connected", pid)
         try:

@@ -17,7 +17,6 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
-from typing import TypeAlias
 
 import trio
 
@@ -26,7 +25,7 @@ from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.function import Function, Hold
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, Direction, MessageFlags
-from vfiouser_virtio.vfio_user.accesses import RegionAccesses
+from vfiouser_virtio.vfio_user.accesses import RegionAccesses, Trace
 from vfiouser_virtio.vfio_user.client_memory import ClientMemory
 from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, Message, error_reply, name_of, reply
 from vfiouser_virtio.vfio_user.dispatch import Answer, dispatch
@@ -40,9 +39,6 @@ MAX_BACKLOG = 16 << 20
 
 TIME_SLICE = 0.001
 """Seconds after which the other tasks get their turn, however much the client sends."""
-
-Trace: TypeAlias = Callable[[Direction, Message], None]
-"""Is called with every message, either way; its body is only valid during the call."""
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +70,11 @@ class Session:
         self._trace = trace
         self._client_name = client_name
         self._main = MessageSocket(sock)
-        self._accesses = RegionAccesses(self._main, function, self._start_flush, self._refuse)
+        self._accesses = RegionAccesses(self._main, function, self._start_flush, self._refuse, trace)
         self._twin: MessageSocket | None = None
         self._negotiated = Negotiated()
         self._log = DeviceLog(log, name)
-        self._fast = False  # region accesses go straight to the function: negotiated, nothing held, nobody traces
+        self._fast = False  # region accesses go straight to the function: negotiated, nothing held
         self._held = False
         self._backlog = Backlog()
         self._relief = trio.Event()
@@ -250,7 +246,7 @@ class Session:
         finally:
             if theirs is not None:
                 theirs.close()
-        self._fast = self._trace is None
+        self._fast = True
         if self._twin is not None:
             assert self._nursery is not None
             self._nursery.start_soon(self._guard, lambda: self._read_twin(channel))
@@ -274,7 +270,7 @@ class Session:
             if self._backlog.size <= MAX_BACKLOG:
                 self._relief.set()
         self._held = False
-        self._fast = self._trace is None
+        self._fast = True
 
     # Answering
 

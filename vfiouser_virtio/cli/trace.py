@@ -1,0 +1,103 @@
+"""``--trace``: what clients and devices say to each other, decoded, as lines for people or JSON for programs.
+
+::
+
+    11:04:27.184210 blk0#1 → REGION_WRITE (no reply) BAR4+0x14 device_status = 0x0f
+    11:04:27.184301 blk0#1 → REGION_READ BAR4+0x14 device_status 1 bytes
+    11:04:27.184344 blk0#1 ← REGION_READ BAR4+0x14 device_status = 0x0f
+             the device ┘  └ its first connection
+
+    {"time": 1764327867.18421, "monotonic": 5201.06, "device": "blk0", "connection": 1, "direction": "to-device",
+     "id": 7, "command": "REGION_WRITE", "type": "request", "no_reply": true, "region": "BAR4", "offset": 20,
+     "register": "device_status", "count": 1, "data": "0f", "value": 15}
+
+What is served does not know of it: the same code runs, which takes longer. Nothing waits for the trace's reader.
+"""
+
+import json
+import os
+import stat
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from vfiouser_virtio.cli.line_writer import LineWriter
+from vfiouser_virtio.cli.terminal import at_end
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.protocols.vfio_user import Direction
+from vfiouser_virtio.testing.decode import decode, decode_fields
+from vfiouser_virtio.vfio_user import Message, Trace
+
+# Bytes that wait for a disk; a message takes some 150.
+_ROOM = 16 << 20
+_DIRECTIONS = {Direction.CLIENT_TO_SERVER: ("→", "to-device"), Direction.SERVER_TO_CLIENT: ("←", "from-device")}
+
+
+class TraceLog:
+    """The trace of a whole server. `open` is a `vfio_user.OpenTrace`."""
+
+    def __init__(self, file: str, *, as_json: bool, limit: int) -> None:
+        """``file`` empty is stderr. After ``limit`` bytes there is a last line. Raises ConfigError."""
+        self._json = as_json
+        self._left = limit
+        self._limit = limit
+        self._connections: dict[str, int] = {}
+        if not file:
+            self._write = sys.stderr.write
+            return
+        writer = LineWriter(_open(file), room=_ROOM, lost=self._lost, failed=self._failed)
+        self._file = file
+        self._write = writer.write
+        at_end(writer)
+
+    def open(self, device: str) -> Trace:
+        """The trace of one connection to a device."""
+        connection = self._connections[device] = self._connections.get(device, 0) + 1
+
+        def trace(direction: Direction, message: Message) -> None:
+            arrow, words = _DIRECTIONS[direction]
+            now = time.time()
+            if self._json:
+                said: dict[str, object] = {"time": round(now, 6), "monotonic": round(time.monotonic(), 6)}
+                said |= {"device": device, "connection": connection, "direction": words}
+                self._put(json.dumps(said | decode_fields(message)))
+            else:
+                at = datetime.fromtimestamp(now).strftime("%H:%M:%S.%f")
+                self._put(f"{at} {device}#{connection} {arrow} {decode(message)}")
+
+        return trace
+
+    def _put(self, line: str) -> None:
+        if self._left <= 0:
+            return
+        self._left -= len(line) + 1
+        self._write(f"{line}\n")
+        if self._left <= 0:
+            said = f"the trace ends here: it has {self._limit} bytes (see --trace-limit)"
+            self._write(f"{json.dumps({'note': said}) if self._json else said}\n")
+
+    def _lost(self, lines: int) -> str:
+        said = f"{lines} messages are missing here: nobody took them"
+        return json.dumps({"note": said, "lost": lines}) if self._json else said
+
+    def _failed(self, error: OSError) -> None:
+        print(f"vfiouser-virtio: --trace={self._file} ends: {error.strerror}", file=sys.stderr)
+
+
+def wants_json(file: str, wanted: str | None) -> bool:
+    """``--trace-format``, or what the file's name says."""
+    return wanted == "json" if wanted else Path(file).suffix in (".json", ".jsonl")
+
+
+def _open(file: str) -> int:
+    """Appending, so that the processes of several devices can write to it; only ours to read: guests' data is in it."""
+    try:
+        # O_NONBLOCK: a FIFO without a reader is an error instead of a server that hangs.
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"--trace={file}: {error.strerror}") from None
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        os.ftruncate(fd, 0)
+    os.set_blocking(fd, True)
+    return fd
