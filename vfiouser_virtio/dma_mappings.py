@@ -19,7 +19,7 @@ from vfiouser_virtio.function import MAX_DMA_MAPS, Hold
 from vfiouser_virtio.memory_pins import MemoryPins
 from vfiouser_virtio.places import Places
 from vfiouser_virtio.regions import Region, RegionMap
-from vfiouser_virtio.removal import Removal
+from vfiouser_virtio.removal import STEP, Removal
 
 Later = Callable[[Callable[[], bool]], None]
 """Calls a function again and again until it returns False, with turns of other tasks in between: to unmap 28,000 pages
@@ -43,14 +43,15 @@ class DmaMappings:
 
     def new(self, address: int, size: int, *, readable: bool, writable: bool) -> Region:
         """A region that may be mapped, and added to the map. Raises PeerError."""
-        self.check_clear()
+        if self._left_behind or self._broken:
+            self.check_clear()
         end = address + size
         if size <= 0 or address < 0 or end > 1 << 64:
             raise PeerError(f"DMA_MAP of {address:#x}+{size:#x}: no such range", errno.EINVAL)
         overlapping = self.map.overlapping(address, end)
         if overlapping is not None:
             raise PeerError(f"DMA_MAP of {address:#x}..{end:#x} overlaps region {overlapping}", errno.EEXIST)
-        if any(removal.touches(address, end) for removal in self._removals):
+        if self._removals and any(removal.touches(address, end) for removal in self._removals):
             raise PeerError(f"DMA_MAP of {address:#x}..{end:#x}, of which some is still being unmapped", errno.EBUSY)
         if len(self.map) >= MAX_DMA_MAPS:
             raise PeerError(
@@ -75,14 +76,21 @@ class DmaMappings:
         if address < 0 or size <= 0 or address + size > 1 << 64:
             raise PeerError(f"DMA_UNMAP of {address:#x}+{size:#x}: no such range", errno.EINVAL)
         end = address + size
-        for cut in (self.map.overlapping(address, address + 1), self.map.overlapping(end - 1, end)):
-            if cut is not None and (cut.unmapped_with[0] < address or cut.unmapped_with[1] > end):
-                raise PeerError(f"DMA_UNMAP of {address:#x}..{end:#x} would cut region {cut} in two", errno.EINVAL)
         first, last = self.map.inside(address, end)
+        cut = self.map.cut_by(address, end, first, last)
+        if cut is not None:
+            raise PeerError(f"DMA_UNMAP of {address:#x}..{end:#x} would cut region {cut} in two", errno.EINVAL)
         if first == last:
             return None
         removed = self.map.remove(first, last)
         self._forget()
+        if not self.pins and last - first <= STEP:  # nearly always; behind a vIOMMU for each page of each request
+            try:
+                self.places.take_out(removed, 0, last - first)
+            except OSError:
+                pass  # once more, and then what else can be done
+            else:
+                return None
         removal = Removal(self.places, removed)
         hold = self._begin(removal)
         if removal.error is not None:

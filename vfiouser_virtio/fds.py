@@ -4,7 +4,6 @@ import ctypes
 import fcntl
 import os
 import select
-import stat
 from collections.abc import Iterable
 
 # linux/fcntl.h; in Python's fcntl module only where it was built against new enough headers.
@@ -50,12 +49,6 @@ def is_eventfd(fd: int) -> bool:
         return os.readlink(f"/proc/self/fd/{fd}").startswith("anon_inode:[eventfd]")
     except OSError:
         return False
-
-
-def mappable_size(fd: int) -> int | None:
-    """The size in bytes of a regular file, memfd or hugetlbfs file; None when ``fd`` is something that has no pages."""
-    status = os.fstat(fd)
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def huge_page_size(fd: int) -> int | None:

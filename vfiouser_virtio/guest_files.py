@@ -17,6 +17,8 @@ an access would kill, and by DMA_READ and DMA_WRITE messages everywhere else.
 import errno
 import fcntl
 import os
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,16 +47,27 @@ class FileFacts:
     """pread(2) and pwrite(2) reach its bytes, and never wait for a disk."""
 
 
-def examine(fd: int, offset: int, size: int, what: str) -> FileFacts:
-    """Look at the file. Raises PeerError for what is no memory, or ends before ``offset`` + ``size``."""
-    file_size = fds.mappable_size(fd)
-    if file_size is None:
-        raise PeerError(f"{what}: its file descriptor is no memory (not a regular file or memfd)", errno.EINVAL)
-    if offset < 0 or offset + size > file_size:
+_SAFE = FileFacts(PAGE, safe=True, copies=True)
+
+
+def examine(fd: int, offset: int, size: int, what: Callable[[], str]) -> FileFacts:
+    """Look at the file. Raises PeerError for what is no memory, or ends before ``offset`` + ``size``.
+
+    ``what`` is being done, for messages. Behind a vIOMMU this is done for each page of each request.
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise PeerError(f"{what()}: its file descriptor is no memory (not a regular file or memfd)", errno.EINVAL)
+    if offset < 0 or offset + size > status.st_size:
         # An access beyond the end of a file is a SIGBUS.
-        raise PeerError(f"{what}: offset {offset:#x} + size is beyond the file's {file_size:#x} bytes", errno.EINVAL)
+        raise PeerError(
+            f"{what()}: offset {offset:#x} + size is beyond the file's {status.st_size:#x} bytes", errno.EINVAL
+        )
+    sealed = fds.protect_from_shrinking(fd)
+    if sealed and status.st_blksize <= PAGE:  # of huge pages it is their size
+        return _SAFE
     huge = fds.huge_page_size(fd)
-    return FileFacts(huge or PAGE, fds.protect_from_shrinking(fd) and huge is None, fds.is_tmpfs(fd))
+    return FileFacts(huge or PAGE, sealed and huge is None, fds.is_tmpfs(fd))
 
 
 class GuestFile:
@@ -123,14 +136,14 @@ class GuestFiles:
         self._log = log
         self._open: dict[tuple[int, int, bool], GuestFile] = {}
 
-    def maps(self, facts: FileFacts, client: Client | None, what: str) -> bool:
+    def maps(self, facts: FileFacts, client: Client | None, what: Callable[[], str]) -> bool:
         """Whether the file is to be mapped. Raises PeerError where it is to be refused."""
         if facts.safe or self.policy == "map":
             return True
         if self.policy == "refuse":
             raise PeerError(
-                f"{what}: whoever has its file could kill this process (SIGBUS), and unsealed-memory=refuse is set. In "
-                "QEMU use memory-backend-memfd, without huge pages",
+                f"{what()}: whoever has its file could kill this process (SIGBUS), and unsealed-memory=refuse is set. "
+                "In QEMU use memory-backend-memfd, without huge pages",
                 errno.EPERM,
             )
         foreign = _is_foreign(client)
@@ -140,7 +153,7 @@ class GuestFiles:
                 "%s: whoever has its file can kill this process (SIGBUS), by making it shorter. It is mapped all the "
                 "same, as the client is of our own user; unsealed-memory=copy is safe, and slow. QEMU's "
                 "memory-backend-memfd is both safe and fast",
-                what,
+                what(),
             )
             return True
         self.distrusted = True
@@ -148,23 +161,23 @@ class GuestFiles:
             "unsealed",
             "%s: whoever has its file could kill this process (SIGBUS), by making it shorter%s. So it is not mapped: "
             "each access takes a %s, which is slow. In QEMU use memory-backend-memfd; or trust it: unsealed-memory=map",
-            what,
+            what(),
             f", and the client is of another user ({client.uid})" if client is not None and foreign else "",
             "system call" if facts.copies else "message",
         )
         return False
 
-    def warn_of_alias(self, client: Client | None, what: str) -> None:
+    def warn_of_alias(self, client: Client | None, what: Callable[[], str]) -> None:
         """Where an engine has mapped the file itself, which then is not known here: say so, for clients of others."""
         if self.policy == "auto" and _is_foreign(client):
             self._log.once(
                 "alias",
                 "%s is mapped by libvfio-user, for a client of another user: if its file can become shorter, that user "
                 "can kill this process (SIGBUS). --engine vfio-user is safe; unsealed-memory=map says that you know",
-                what,
+                what(),
             )
 
-    def open(self, fd: int, what: str, *, writable: bool) -> GuestFile | None:
+    def open(self, fd: int, what: Callable[[], str], *, writable: bool) -> GuestFile | None:
         """The file, for one more region; None where messages must do, as too many are open.
 
         Raises PeerError EACCES where ``fd`` does not allow what the region does, as mmap(2) would.
@@ -172,7 +185,7 @@ class GuestFiles:
         # We open it anew, and may have more rights than the client: it must not get at other files through us.
         mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
         if mode != os.O_RDWR and (writable or mode != os.O_RDONLY):
-            raise PeerError(f"{what}: its file is not open for {'writing' if writable else 'reading'}", errno.EACCES)
+            raise PeerError(f"{what()}: its file is not open for {'writing' if writable else 'reading'}", errno.EACCES)
         status = os.fstat(fd)
         key = (status.st_dev, status.st_ino, writable)
         file = self._open.get(key)

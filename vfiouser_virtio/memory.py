@@ -111,12 +111,11 @@ class GuestMemory:
             region = self._mappings.new(address, size, readable=readable, writable=writable)
             regions = [region]
             if fd is not None and (readable or writable):
-                what = f"DMA_MAP of {address:#x}..{address + size:#x}"
-                facts = examine(fd, offset, size, what)
-                if self._files.maps(facts, self.client, what):
+                facts = examine(fd, offset, size, region.mapping)
+                if facts.safe or self._files.maps(facts, self.client, region.mapping):
                     regions = self._mappings.places.lay_file(region, fd, offset, facts.page_size)
                 elif facts.copies:
-                    region.file, region.offset = self._files.open(fd, what, writable=writable), offset
+                    region.file, region.offset = self._files.open(fd, region.mapping, writable=writable), offset
         finally:
             if fd is not None:
                 os.close(fd)
@@ -134,7 +133,7 @@ class GuestMemory:
         """
         region = self._mappings.new(address, size, readable=readable, writable=writable)
         if readable or writable:
-            self._files.warn_of_alias(self.client, str(region))
+            self._files.warn_of_alias(self.client, region.mapping)
             self._mappings.places.lay_alias(region, vaddr, page_size)
         self._map.add(region)
         self._changed()

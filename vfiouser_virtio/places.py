@@ -41,14 +41,18 @@ class Places:
         """
         size = region.end - region.address
         if (region.address | offset | size) % PAGE:
-            what = f"DMA_MAP of {region.address:#x}..{region.end:#x}"
-            raise PeerError(f"{what} at offset {offset:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL)
+            raise PeerError(
+                f"{region.mapping()} at offset {offset:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL
+            )
         # Write access alone does not exist on x86 or arm: PROT_WRITE pages can be read.
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if region.writable else 0)
 
         def lay(window: Window, start: int, size: int, position: int) -> None:
             window.map(start, size, protection, fd, position)
 
+        if page_size == PAGE:
+            self._lay(region, lay, offset, PAGE)
+            return [region]
         parts = _parts(region, offset, page_size)
         for index, part in enumerate(parts):
             try:
@@ -62,8 +66,7 @@ class Places:
         """Map once more what is mapped at ``vaddr``. Raises PeerError where that is no shared mapping, or not whole."""
         size = region.end - region.address
         if (region.address | size | vaddr) % PAGE:
-            what = f"DMA_MAP of {region.address:#x}..{region.end:#x}"
-            raise PeerError(f"{what} mapped at {vaddr:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL)
+            raise PeerError(f"{region.mapping()} mapped at {vaddr:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL)
 
         def lay(window: Window, start: int, size: int, position: int) -> None:
             window.alias(start, size, position, readable=region.readable)
@@ -116,19 +119,18 @@ class Places:
         ``lay`` is called with a window, start and size in it, and the position of that: of whole pages.
         """
         address, size = region.address, region.end - region.address
-        what = f"DMA_MAP of {address:#x}..{region.end:#x}"
         origin = address >> WINDOW_BITS << WINDOW_BITS
         try:
             window = self._window_of(region)
             # Huge pages are mapped whole: what begins or ends within one would lie over its neighbours in a window.
-            if window is not None and (window.base % page_size or (address | size | position) % page_size):
+            if page_size != PAGE and window is not None and (window.base | address | size | position) % page_size:
                 window = None
             if window is not None:
-                self._count(region, what, _IN_WINDOW)
+                self._count(region, _IN_WINDOW)
                 region.mapped = address - origin, size
                 lay(window, *region.mapped, position)
             else:
-                self._count(region, what, _APART if page_size == PAGE else _APART_HUGE)
+                self._count(region, _APART if page_size == PAGE else _APART_HUGE)
                 skip = position % page_size
                 origin = address - skip
                 region.mapped = 0, -(-(size + skip) // page_size) * page_size
@@ -136,7 +138,7 @@ class Places:
                 lay(window, *region.mapped, position - skip)
         except OSError as error:
             self._share.give_back(region.mappings)
-            raise PeerError(f"{what}: {error.strerror}", error.errno or errno.EINVAL) from error
+            raise PeerError(f"{region.mapping()}: {error.strerror}", error.errno or errno.EINVAL) from error
         region.window, region.origin = window, origin
 
     def _window_of(self, region: Region) -> Window | None:
@@ -154,11 +156,11 @@ class Places:
             self.window = window
         return window
 
-    def _count(self, region: Region, what: str, mappings: int) -> None:
+    def _count(self, region: Region, mappings: int) -> None:
         if not self._share.take(mappings):
             raise PeerError(
-                f"{what}: this device has {self._share.used} of the process's memory mappings, and may have "
-                f"{self._share.limit} (vm.max_map_count is {max_map_count()}, {len(PROCESS)} devices share it). "
+                f"{region.mapping()}: this device has {self._share.used} of the process's memory mappings, and may "
+                f"have {self._share.limit} (vm.max_map_count is {max_map_count()}, {len(PROCESS)} devices share it). "
                 "Raise vm.max_map_count, use --processes, or let the guest map less",
                 errno.ENOSPC,
             )
@@ -172,7 +174,7 @@ def _parts(region: Region, offset: int, page_size: int) -> list[Region]:
     """
     first, last = -(-region.address // page_size) * page_size, region.end // page_size * page_size
     cuts = sorted({region.address, first, last, region.end})
-    if page_size == PAGE or (region.address - offset) % page_size or first >= last or len(cuts) == 2:
+    if (region.address - offset) % page_size or first >= last or len(cuts) == 2:
         return [region]
     whole = (region.address, region.end)
     return [

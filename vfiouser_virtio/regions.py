@@ -42,6 +42,10 @@ class Region:
         """Begin and end of what DMA_UNMAP must take as a whole."""
         return self.dma_map or (self.address, self.end)
 
+    def mapping(self) -> str:
+        """What maps it, for messages: they are made only when they are needed."""
+        return f"DMA_MAP of {self.address:#x}..{self.end:#x}"
+
     def __str__(self) -> str:
         kind = "mapped" if self.window else "copied" if self.file else "by message"
         return f"{self.address:#x}..{self.end:#x} {'r' * self.readable}{'w' * self.writable} {kind}"
@@ -115,6 +119,18 @@ class RegionMap:
     def inside(self, address: int, end: int) -> tuple[int, int]:
         """Indexes of the first region that begins in the range, and of the one behind the last."""
         return bisect_left(self._starts, address), bisect_left(self._starts, end)
+
+    def cut_by(self, address: int, end: int, first: int, last: int) -> Region | None:
+        """A region of which only a part is in the range; ``first`` and ``last`` are what `inside` has said of it."""
+        regions = self.regions
+        if first and regions[first - 1].end > address:
+            return regions[first - 1]
+        if first < last:
+            if regions[first].unmapped_with[0] < address:
+                return regions[first]
+            if regions[last - 1].unmapped_with[1] > end:
+                return regions[last - 1]
+        return None
 
     def remove(self, first: int, last: int) -> list[Region]:
         """Take out the regions with these indexes, at least one."""

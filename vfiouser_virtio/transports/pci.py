@@ -311,9 +311,13 @@ class VirtioPci(PciFunction):
         """Run the child device until cancelled; then let go of what it holds on the host."""
         try:
             async with trio.open_nursery() as self._nursery:
-                await self.transport.serve()
+                try:
+                    await self.transport.serve()
+                finally:
+                    # At once: it takes no more tasks when it is left, but a client may leave after that.
+                    self._nursery = None
         finally:
-            self._nursery = self._resample_fd = None
+            self._resample_fd = None
             close_all(entry.fd for entry in self._io_event_fds)
             self._io_event_fds = []
             close_device(self.device, self.transport.name)
