@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from vfiouser_virtio import __version__
+from vfiouser_virtio.cli.arguments import log_rate
 from vfiouser_virtio.cli.exit_status import EXPLAINED, mistake_in, status_of
 from vfiouser_virtio.cli.terminal import PROGRAM, complain, set_up_logging, set_up_streams
 from vfiouser_virtio.errors import ConfigError
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if qemu_options is not None and not hasattr(arguments, "qemu_options"):
         parser.error(f"{arguments.command}: nothing may follow --")
     arguments.qemu_options = qemu_options or []
-    set_up_logging(arguments.log_level, getattr(arguments, "log_rate", 0))
+    set_up_logging(arguments.log_level, log_rate(arguments))
     try:
         status: int = arguments.execute(arguments)
     except KeyboardInterrupt:

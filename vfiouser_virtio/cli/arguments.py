@@ -9,6 +9,8 @@ from vfiouser_virtio.errors import ConfigError
 
 LOG_RATE = 10
 """Lines a second of each device, unless the user says another number."""
+VERBOSE_LOG_RATE = 100
+"""The same where all that a driver does is logged: a firmware maps and unmaps memory some 200 times."""
 
 
 class SubParsers(Protocol):
@@ -87,10 +89,10 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str) ->
     parser.add_argument(
         "--log-rate",
         type=_line_rate,
-        default=LOG_RATE,
         metavar="LINES",
         help="log this many lines a second of each device, and ten times as many at once: no guest and no client can "
-        f"fill a disk with what it does wrong. What was dropped is counted and said; 0: no limit (default: {LOG_RATE})",
+        f"fill a disk with what it does wrong. What was dropped is counted and said; 0: no limit (default: {LOG_RATE}, "
+        f"and {VERBOSE_LOG_RATE} with -v)",
     )
 
     parser.add_argument(
@@ -113,6 +115,14 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str) ->
         metavar="SIZE",
         help="end the trace after so many bytes, with --processes of each device (default: 1G)",
     )
+
+
+def log_rate(arguments: argparse.Namespace) -> float:
+    """Lines a second of each device: ``--log-rate``, or what suits the level; 0, no limit, for what serves none."""
+    if "log_rate" not in arguments:
+        return 0
+    by_level = VERBOSE_LOG_RATE if arguments.log_level == "debug" else LOG_RATE
+    return by_level if arguments.log_rate is None else float(arguments.log_rate)
 
 
 def serving_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -161,5 +171,6 @@ def add_log_arguments(parser: argparse.ArgumentParser, *, log_level: str) -> Non
         action="store_const",
         const="debug",
         dest="log_level",
-        help="log all there is, and show tracebacks",
+        help="log all there is (the same as --log-level debug): what drivers and clients do with a device, its "
+        "features, queues, resets, memory and interrupts; and show tracebacks",
     )

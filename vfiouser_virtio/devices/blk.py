@@ -48,6 +48,7 @@ class Blk(Device):
     """A disk. ``Annotated`` parameters are the user's options; ``backend`` is for programs; `close` closes it."""
 
     device_id = blk.DEVICE_ID
+    feature_bits = Feature
     driver_writes = frozenset({"wce"})
 
     def __init__(

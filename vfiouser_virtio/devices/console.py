@@ -39,6 +39,7 @@ class Console(Device):
     """
 
     device_id = DeviceId.CONSOLE
+    feature_bits = Feature
     driver_writes = frozenset({"emerg_wr"})
 
     def __init__(

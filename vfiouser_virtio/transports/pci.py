@@ -11,13 +11,15 @@
 QEMU's own virtio devices and SPDK's have the same layout, and SPDK's client knows it by heart.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 
 import trio
 
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import Buffer, Hold, IoEventFd
+from vfiouser_virtio.function import Buffer, Hold, IoEventFd, IrqSetFlags, PciIrq
 from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction, vendor_capability
 from vfiouser_virtio.protocols.codec import offsets
@@ -37,6 +39,8 @@ from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.virtio import Device, Offer, Transport
 from vfiouser_virtio.virtio.device_checks import close_device
+
+logger = logging.getLogger(__name__)
 
 MSIX_BAR, VIRTIO_BAR = 1, 4
 COMMON, ISR, DEVICE, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
@@ -79,6 +83,7 @@ class VirtioPci(PciFunction):
             unsealed=unsealed_memory,
         )
         self.device = device
+        self._log = DeviceLog(logger, name or device.name)
         self.transport = Transport(device, self.memory, self, name=name, offer=offer)
         self.transport.pause("bus master")
         vectors = min(len(device.queues) + 1, 2048) if vectors is None else vectors
@@ -244,7 +249,39 @@ class VirtioPci(PciFunction):
         self._isr = 0
         self.set_intx(False)
 
+    def dma_map(self, address: int, size: int, *, readable: bool, writable: bool, fd: int | None, offset: int) -> None:
+        """As `PciFunction.dma_map`."""
+        if self._log.isEnabledFor(logging.DEBUG):
+            access = _access(readable, writable)
+            by = "no file descriptor" if fd is None else f"file offset {offset:#x}"
+            self._log.debug("client maps memory %#x+%#x %s, %s", address, size, access, by)
+        super().dma_map(address, size, readable=readable, writable=writable, fd=fd, offset=offset)
+
+    def dma_map_alias(
+        self, address: int, size: int, *, readable: bool, writable: bool, vaddr: int, page_size: int
+    ) -> None:
+        """As `PciFunction.dma_map_alias`."""
+        if self._log.isEnabledFor(logging.DEBUG):
+            self._log.debug("client maps memory %#x+%#x %s", address, size, _access(readable, writable))
+        super().dma_map_alias(address, size, readable=readable, writable=writable, vaddr=vaddr, page_size=page_size)
+
+    def dma_unmap(self, address: int, size: int) -> Hold | None:
+        """As `PciFunction.dma_unmap`."""
+        self._log.debug("client unmaps memory %#x+%#x", address, size)
+        return super().dma_unmap(address, size)
+
+    def set_irqs(
+        self, index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]
+    ) -> None:
+        """As `PciFunction.set_irqs`."""
+        if self._log.isEnabledFor(logging.DEBUG):
+            name = PciIrq(index).name if index < len(PciIrq) else f"{index:#x}"
+            words = "client sets %s interrupts: %s, start %d, count %d, %d eventfds"
+            self._log.debug(words, name, IrqSetFlags(flags).name, start, count, len(fds))
+        super().set_irqs(index, flags, start, count, data, fds)
+
     def _bus_master_changed(self, allowed: bool) -> None:
+        self._log.debug("bus master %s", "on" if allowed else "off")
         if allowed:
             self.transport.resume("bus master")
         else:
@@ -332,6 +369,10 @@ async def _call_in_turns(step: Callable[[], bool]) -> None:
     finally:
         while more:  # cancelled: the process is ending, or this device's part in it
             more = step()
+
+
+def _access(readable: bool, writable: bool) -> str:
+    return "to read and write" if readable and writable else "to read" if readable else "to write"
 
 
 def _power_of_two(size: int) -> int:

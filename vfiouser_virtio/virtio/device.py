@@ -14,6 +14,7 @@
 
 import logging
 from collections.abc import Callable
+from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, overload
 
 from vfiouser_virtio.device_log import DeviceLog
@@ -115,6 +116,8 @@ class Device:
     """Virtio device id, 1 to 63 (virtio 1.4, 5)."""
     name: ClassVar[str] = ""
     """What users call the type on the command line; by default the lower-case class name."""
+    feature_bits: ClassVar[type[IntEnum] | None] = None
+    """The feature bits of the type, by number (a virtio "Feature" enumeration): the log calls them by these names."""
     driver_writes: ClassVar[frozenset[str]] = frozenset()
     """Names of the configuration fields that the driver may write."""
 

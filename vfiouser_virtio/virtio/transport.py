@@ -23,6 +23,7 @@ from vfiouser_virtio.virtio.carrier import Carrier
 from vfiouser_virtio.virtio.device import Device
 from vfiouser_virtio.virtio.device_checks import check_device
 from vfiouser_virtio.virtio.device_task import DeviceTask
+from vfiouser_virtio.virtio.driver_activity import feature_names, ring_words, status_names
 from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.polling import Polling
 from vfiouser_virtio.virtio.shown_config import ShownConfig
@@ -86,6 +87,8 @@ class Transport:
             return None
         old = self._status
         new = value & ~old
+        if self.log.isEnabledFor(logging.DEBUG):
+            self.log.debug("driver sets status %s", status_names(value))
         # These two are the device's to show: the driver's SUSPEND only asks for it.
         status = value & ~Status.SUSPEND | old & (Status.NEEDS_RESET | Status.SUSPEND)
         suspends = new & Status.SUSPEND and self.running and self.device.negotiated(Feature.SUSPEND)
@@ -113,6 +116,10 @@ class Transport:
             reason = f"bits {alien:#x} were not offered" if alien else "VERSION_1 is missing"
             self.log.warning("guest's features %#x refused: %s", accepted, reason)
             return False
+        if self.log.isEnabledFor(logging.DEBUG):
+            names, refused = self.device.feature_bits, self.device_features & ~accepted
+            self.log.debug("driver accepts features %s", feature_names(accepted, names))
+            self.log.debug("driver leaves out %s", feature_names(refused, names))
         self.device.driver_features = accepted
         rings = RingFeatures.of(accepted)
         for queue in self.device.queues:
@@ -174,6 +181,8 @@ class Transport:
         """Back to power-on state; None, or a hold that ends when the kernel has let go of the last buffer (RS2)."""
         if self._resetting is not None:
             return self._resetting
+        if self.log.isEnabledFor(logging.DEBUG):
+            self.log.debug("reset; status was %s", status_names(self._status))
         self._task.stop()
         self._config.reset()
         self.log.forget()
@@ -234,10 +243,14 @@ class Transport:
             queue.enable()
         except GuestError as error:
             self.needs_reset(error)
+        else:
+            if self.log.isEnabledFor(logging.DEBUG):
+                self.log.debug("driver enables queue %d: %s", index, ring_words(queue))
 
     def reset_queue(self, index: int) -> Hold | None:
         """``queue_reset`` = 1 (2.6.1): the queue lets go of everything; the hold ends when that is done (CC7)."""
         queue = self.device.queues[index]
+        self.log.debug("driver resets queue %d", index)
         queue.reset()
         if not queue.pins.busy:
             return None

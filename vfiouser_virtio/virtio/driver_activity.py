@@ -1,0 +1,31 @@
+"""What a driver does with a device, in words: log lines at DEBUG level, for who asks why nothing comes up."""
+
+from enum import IntEnum
+
+from vfiouser_virtio.protocols.virtio.features import Feature, Status, is_device_type_bit
+from vfiouser_virtio.virtio.queue import Queue
+
+
+def status_names(status: int) -> str:
+    """``ACKNOWLEDGE, DRIVER``; ``0`` for none."""
+    known = [bit.name or "" for bit in Status if status & bit]
+    unknown = status & ~sum(Status)
+    return ", ".join(known + [f"{unknown:#x}"] * bool(unknown)) or "0"
+
+
+def feature_names(features: int, of_type: type[IntEnum] | None) -> str:
+    """The bits of a mask by name, ``of_type`` being the device type's own: ``FLUSH, VERSION_1, bit 23``."""
+    return ", ".join(_name(bit, of_type) for bit in range(features.bit_length()) if features >> bit & 1) or "none"
+
+
+def ring_words(queue: Queue) -> str:
+    """Size, form and guest addresses of an enabled queue."""
+    form = "packed" if queue.features.packed else "split"
+    return f"{form} ring of {queue.size}, desc {queue.desc:#x}, driver {queue.driver:#x}, device {queue.device:#x}"
+
+
+def _name(bit: int, of_type: type[IntEnum] | None) -> str:
+    kind = of_type if is_device_type_bit(bit) else Feature
+    if kind is not None and bit in {*kind}:
+        return kind(bit).name
+    return f"bit {bit}"
