@@ -1,6 +1,7 @@
 """One client on a real socket: recorded bytes, quirks, order, holds, fds, and what a hostile client tries."""
 
 import errno
+import itertools
 import logging
 import os
 import socket
@@ -18,7 +19,7 @@ from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, Direction
 from vfiouser_virtio.vfio_user import Listener, Server, holds, linger, session
 from vfiouser_virtio.vfio_user import dispatch as dispatch_module
 from vfiouser_virtio.vfio_user.connection import MAX_MESSAGE_SIZE, Message
-from vfiouser_virtio.vfio_user.dispatch import Answer
+from vfiouser_virtio.vfio_user.dispatch import WRITES_AT_ONCE, Answer
 from vfiouser_virtio.vfio_user.version import Negotiated
 
 Connect = Callable[[], RawClient]
@@ -795,3 +796,47 @@ async def test_write_multiple(
     body = struct.pack("<Q", 2) + struct.pack("<QII8s", 0, 4, 1, b"a") + struct.pack("<QII8s", 1, 4, 1, b"b")
     assert (await client.call(15, body)).body == struct.pack("<Q", 2)
     assert function.regions[4][:2] == b"ab"
+
+
+async def test_many_writes_in_one_message_leave_others_their_turn_and_stay_in_order(
+    nursery: trio.Nursery,
+    function: EchoFunction,
+    listener: Listener,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "perf_counter", lambda: float("inf"))  # each look at the clock says that it is time
+    nursery.start_soon(Server(function, write_multiple=True).serve, listener)
+    client = connect()
+    await client.version()
+    seen: list[int] = []
+
+    async def neighbour() -> None:
+        while True:
+            seen.append(sum(call[0] == "region_write" for call in function.calls))
+            await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(neighbour)
+    count = 5000
+    body = struct.pack("<Q", count) + b"".join(
+        struct.pack("<QII8s", at % 64, 4, 1, b"%c" % (at % 256)) for at in range(count)
+    )
+    await client.send(client.request(15, body) + client.request(10, write(4, 0, b"!")))
+    assert (await client.receive()).body == struct.pack("<Q", count)
+    assert (await client.receive()).command == 10
+    writes = [call for call in function.calls if call[0] == "region_write"]
+    assert [bytes(data) for *_, data in writes] == [b"%c" % (at % 256) for at in range(count)] + [b"!"]
+    steps = [after - before for before, after in itertools.pairwise(seen)]
+    assert max(steps) <= 2 * WRITES_AT_ONCE
+
+
+async def test_a_refused_one_of_many_writes_is_the_answer(
+    nursery: trio.Nursery, function: EchoFunction, listener: Listener, connect: Connect
+) -> None:
+    nursery.start_soon(Server(function, write_multiple=True).serve, listener)
+    client = connect()
+    await client.version()
+    entries = [struct.pack("<QII8s", 0, 9 if at == 100 else 4, 1, b"a") for at in range(1000)]
+    reply = await client.call(15, struct.pack("<Q", 1000) + b"".join(entries))
+    assert reply.error == errno.EINVAL
+    assert sum(call[0] == "region_write" for call in function.calls) >= 999

@@ -19,8 +19,8 @@ from vfiouser_virtio.libvfio_user.attach import hanging_up_after
 from vfiouser_virtio.libvfio_user.client import LibraryClient
 from vfiouser_virtio.libvfio_user.hosted import HostedDevice
 from vfiouser_virtio.libvfio_user.listening import LibraryListener
+from vfiouser_virtio.turns import turns
 from vfiouser_virtio.vfio_user.holds import HOLD_PATIENCE, wait_hold
-from vfiouser_virtio.vfio_user.session import TIME_SLICE
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class LibvfioUserServer:
         """Handle requests until the client has left, which the reset callback tells."""
         context = listener.context
         connection = context.get_poll_fd()
-        slice_end = perf_counter() + TIME_SLICE
+        slice_end = turns().woken()
         while device.client is not None:
             try:
                 handled = context.run_ctx()
@@ -111,10 +111,9 @@ class LibvfioUserServer:
             await _settle(device)
             if device.client is not None and not handled:
                 await trio.lowlevel.wait_readable(connection)
-                slice_end = perf_counter() + TIME_SLICE
+                slice_end = turns().woken()
             elif perf_counter() > slice_end:
-                await trio.lowlevel.checkpoint()
-                slice_end = perf_counter() + TIME_SLICE
+                slice_end = await turns().wait()
 
     async def _become_quiet(self, device: HostedDevice) -> None:
         assert device.quieting is not None

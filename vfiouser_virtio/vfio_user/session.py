@@ -25,6 +25,7 @@ from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.function import Function, Hold
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, Direction, MessageFlags
+from vfiouser_virtio.turns import turns
 from vfiouser_virtio.vfio_user.accesses import RegionAccesses, Trace
 from vfiouser_virtio.vfio_user.client_memory import ClientMemory
 from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, Message, error_reply, name_of, reply
@@ -36,9 +37,6 @@ from vfiouser_virtio.vfio_user.version import Negotiated, negotiate
 
 MAX_BACKLOG = 16 << 20
 """Bytes of messages behind a held reply, or of replies that the client does not read, beyond which we stop reading."""
-
-TIME_SLICE = 0.001
-"""Seconds after which the other tasks get their turn, however much the client sends."""
 
 log = logging.getLogger(__name__)
 
@@ -118,11 +116,11 @@ class Session:
     async def _read(self) -> None:
         main, accesses = self._main, self._accesses
         linger = Linger(main.socket)
-        slice_end = perf_counter() + TIME_SLICE
+        slice_end = turns().woken()
         while True:
             if not (accesses.only_reads and linger.wait_nearby()) and not linger.is_readable():
                 await linger.wait_readable()
-                slice_end = perf_counter() + TIME_SLICE
+                slice_end = turns().woken()
             try:
                 if not main.receive_nowait():
                     return
@@ -136,8 +134,7 @@ class Session:
                     self._relief = trio.Event()
                     await self._relief.wait()
                 if perf_counter() > slice_end:
-                    await trio.lowlevel.checkpoint()
-                    slice_end = perf_counter() + TIME_SLICE
+                    slice_end = await turns().wait()
 
     def _process(self) -> bool:
         """Deal with some of the messages that are buffered. Returns whether there may be more."""
@@ -200,7 +197,7 @@ class Session:
     # Handling
 
     def _handle(self, message: Message) -> Answer | None:
-        """Carry out one request and answer it. Returns the answer instead where its hold has not ended.
+        """Carry out one request and answer it. Returns the answer instead where hold or work have not ended.
 
         Raises only fatal PeerErrors, after the client was told.
         """
@@ -219,7 +216,7 @@ class Session:
             if begins:
                 raise PeerError("VERSION: the device cannot be used", errno.EIO, fatal=True) from error
             return None
-        if answer.hold is not None and not answer.hold.done:
+        if answer.work or (answer.hold is not None and not answer.hold.done):
             return answer
         self._answer(message, answer)
         return None
@@ -252,25 +249,36 @@ class Session:
             self._nursery.start_soon(self._guard, lambda: self._read_twin(channel))
 
     async def _finish_holds(self, message: Message, answer: Answer | None) -> None:
-        """Wait for the hold of ``answer``, send it, and handle the messages that have come behind it, in order."""
-        slice_end = perf_counter() + TIME_SLICE
+        """Wait for the hold of ``answer``, do its work, send it, and handle what has come behind it, in order."""
+        slice_end = turns().woken()
         while answer is not None:
             self.hold = answer.hold
-            assert self.hold is not None
-            await wait_hold(self.hold)
-            self.hold = None
-            self._answer(message, answer)
+            if self.hold is not None:
+                await wait_hold(self.hold)
+                self.hold = None
+            slice_end = await self._finish_work(message, answer, slice_end)
             answer = None
             while self._backlog and answer is None:
                 message = self._backlog.popleft()
                 answer = self._handle(message)
                 if perf_counter() > slice_end:
-                    await trio.lowlevel.checkpoint()
-                    slice_end = perf_counter() + TIME_SLICE
+                    slice_end = await turns().wait()
             if self._backlog.size <= MAX_BACKLOG:
                 self._relief.set()
         self._held = False
         self._fast = True
+
+    async def _finish_work(self, message: Message, answer: Answer, slice_end: float) -> float:
+        """Do what is left to be done for a request, and answer it; returns when to wait in line again."""
+        try:
+            for _ in answer.work:
+                if perf_counter() > slice_end:
+                    slice_end = await turns().wait()
+        except Exception as error:
+            self._refuse(message.id, message.command, message.flags, error)
+        else:
+            self._answer(message, answer)
+        return slice_end
 
     # Answering
 

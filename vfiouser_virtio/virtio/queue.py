@@ -19,6 +19,7 @@ import trio
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
+from vfiouser_virtio.turns import turns
 from vfiouser_virtio.virtio import queue_messages
 from vfiouser_virtio.virtio.bound_ring import BoundRing
 from vfiouser_virtio.virtio.pins import Pinned, Pins
@@ -28,8 +29,6 @@ from vfiouser_virtio.vring import Chain, make_ring
 
 # Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues.
 BURST = 64
-# A device that never has to wait still lets others run this often, in seconds. A checkpoint costs some 4 µs.
-TIME_SLICE = 0.001
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -68,14 +67,13 @@ class Queue(QueueRegisters):
         while True:
             if not self._burst:
                 await self._wait_available()
+            elif perf_counter() >= self._slice_end:
+                self._publish()
+                self._slice_end = await turns().wait()
             elif self._paused or self._draining or self._burst[0].is_away():
                 await self._park()  # until there is a reason to look again
-            elif perf_counter() < self._slice_end:
-                return self._burst.popleft()
             else:
-                self._publish()
-                await trio.lowlevel.checkpoint()
-                self._slice_end = perf_counter() + TIME_SLICE
+                return self._burst.popleft()
 
     def pinned(self, chain: Chain) -> "Pinned":
         """A context in which the chain's buffers stay mapped while the device awaits, so that the kernel may use them.
@@ -185,14 +183,14 @@ class Queue(QueueRegisters):
             seen = self._wakes
             if not await self._look() and seen == self._wakes:
                 await self._park()
-                self._slice_end = perf_counter() + TIME_SLICE
+                self._slice_end = turns().woken()
 
     async def _look(self) -> bool:
         """Fill the burst from the ring; False when the driver must be waited for, and has been asked to notify."""
         self._publish()
         if not self._has_news() and self.polling.promising():
             await self.polling.spin(self._has_news)
-            self._slice_end = perf_counter() + TIME_SLICE
+            self._slice_end = turns().woken()
         bound = self._usable()
         if bound is None or self._draining:
             return False

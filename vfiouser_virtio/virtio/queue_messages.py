@@ -8,9 +8,11 @@ another memory map, a client that has left.
 
 from collections import deque
 from collections.abc import Callable
+from time import perf_counter
 
 from vfiouser_virtio.errors import ClientGone, GuestError, PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
+from vfiouser_virtio.turns import turns
 from vfiouser_virtio.virtio.bound_ring import BoundRing
 from vfiouser_virtio.vring import Chain, NoRoom
 
@@ -32,6 +34,7 @@ async def take(bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Call
         if bound.by_message and not await _fetch_ring(bound, same_ring):
             return
         shadow.begin()
+        slice_end = turns().woken()
         while same_ring() and bound.ring.has_available() and len(burst) < limit and wanted():
             try:
                 chain = _pop_one(bound)
@@ -40,6 +43,8 @@ async def take(bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Call
                 continue
             shadow.claim(chain.head)
             burst.append(chain)
+            if perf_counter() >= slice_end:
+                slice_end = await turns().wait()
     except NoRoom:
         bound.lacks_room = True
     except (PeerError, Unmapped) as error:
