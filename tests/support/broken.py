@@ -19,19 +19,25 @@ class Broken:
     change: Mutation
     device: str
     offer: Offer
+    logs: str
+    """A regular expression that is found in each line that it logs; "": it logs nothing."""
 
 
 BROKEN: dict[str, Broken] = {}
 """By the id of the check that must fail."""
 
 
-def breaks(*check_ids: str, device: str = "rng", **offer: Any) -> Callable[[Mutation], Mutation]:
-    """Register a change for one or several checks, of a device that offers this."""
+def breaks(*check_ids: str, device: str = "rng", logs: str = "", **offer: bool) -> Callable[[Mutation], Mutation]:
+    """Register a change for one or several checks, of a device that offers this.
+
+    ``logs`` is what the intended fault, or the check itself, makes the server log: warnings and errors. Any other line
+    fails the test, and so does a traceback: the check has then seen something else than what it is there for.
+    """
 
     def register(change: Mutation) -> Mutation:
         for check_id in check_ids:
             assert check_id not in BROKEN, check_id
-            BROKEN[check_id] = Broken(change, device, Offer(**offer))
+            BROKEN[check_id] = Broken(change, device, Offer(**offer), logs)
         return change
 
     return register

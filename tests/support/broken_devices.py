@@ -44,7 +44,7 @@ def has_revision_0(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(identity_module, "_REVISION", 0)
 
 
-@breaks("virtio14/PI4")
+@breaks("virtio14/PI4", logs="4 bytes at 0x24 of the common configuration: no whole field")
 def takes_only_whole_addresses(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CommonCfg, "_half", staticmethod(lambda _position: None))
 
@@ -172,12 +172,13 @@ def has_admin_queue_0(patch: pytest.MonkeyPatch) -> None:
 def starts_early(patch: pytest.MonkeyPatch) -> None:
     def written(self: Transport, value: int) -> None:
         if value & Status.FEATURES_OK:
-            self._activate()
+            self._task.start()
+            self.resume("DRIVER_OK")
 
     after(patch, Transport, "write_status", written)
 
 
-@breaks("virtio14/ST2")
+@breaks("virtio14/ST2", logs="broke virtio.* names descriptor 0xffff of 0x10")
 def suffers_in_silence(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(VirtioPci, "config_interrupt", lambda _self: None)
 
@@ -249,7 +250,7 @@ def keeps_isr(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(VirtioPci, "_read_isr", lambda self: bytes([self._isr]))
 
 
-@breaks("virtio14/IS2")
+@breaks("virtio14/IS2", logs="broke virtio.* names descriptor 0xffff of 0x10")
 def forgets_isr_with_msix(patch: pytest.MonkeyPatch) -> None:
     def forget(self: VirtioPci) -> None:
         if self.msix_enabled:

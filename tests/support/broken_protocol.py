@@ -60,7 +60,7 @@ def forgets_the_nul(patch: pytest.MonkeyPatch) -> None:
     _answer_version(patch, lambda payload: payload[:4] + payload[4:].rstrip(b"\0"))
 
 
-@breaks("vfio-user/version-no-json")
+@breaks("vfio-user/version-no-json", logs="no JSON; connection closed")
 def wants_json(patch: pytest.MonkeyPatch) -> None:
     def negotiate(original: Any, body: Any, **named: Any) -> Any:
         if len(body) == 4:
@@ -115,7 +115,7 @@ def has_ids_of_its_own(patch: pytest.MonkeyPatch) -> None:
     around(patch, Session, "_send", send)
 
 
-@breaks("vfio-user/no-reply")
+@breaks("vfio-user/no-reply", logs="access of 1 bytes at 0x10000000000 is outside region 7")
 def answers_posted_writes(patch: pytest.MonkeyPatch) -> None:
     def refuse(original: Any, self: Session, message_id: int, command: int, _flags: int, error: Exception) -> None:
         original(self, message_id, command, 0, error)
@@ -146,7 +146,7 @@ def knows_every_command(patch: pytest.MonkeyPatch) -> None:
     around(patch, session, "dispatch", take)
 
 
-@breaks("vfio-user/error-reply")
+@breaks("vfio-user/error-reply", logs="command 0xc8: unknown")
 def explains_errors(patch: pytest.MonkeyPatch) -> None:
     def error_reply(_original: Any, message_id: int, command: int, number: int) -> bytes:
         return HEADER_CODEC.pack(message_id, command, HEADER_CODEC.size + 4, 0x21, number) + b"why?"
@@ -163,7 +163,7 @@ def does_not_mind_small_sizes(patch: pytest.MonkeyPatch) -> None:
     around(patch, connection, "_unpack", unpack)
 
 
-@breaks("vfio-user/size-above-limit")
+@breaks("vfio-user/size-above-limit", logs="the client went in the middle of a message")
 def waits_for_any_size(patch: pytest.MonkeyPatch) -> None:
     def find(original: Any, self: Connection) -> bool:
         try:
@@ -175,7 +175,7 @@ def waits_for_any_size(patch: pytest.MonkeyPatch) -> None:
     around(patch, Connection, "_allocate", lambda original, self, capacity: original(self, min(capacity, 1 << 20)))
 
 
-@breaks("vfio-user/short-payload")
+@breaks("vfio-user/short-payload", logs="DMA_(UN)?MAP: address 0x0 size 0x0 is not a range")
 def fills_short_payloads_up(patch: pytest.MonkeyPatch) -> None:
     def fields(_original: Any, layout: Any, message: Any) -> Any:
         return layout.unpack_from(bytes(message.body).ljust(layout.size, b"\0"))
@@ -199,13 +199,13 @@ def keeps_fds(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dispatch, "close_all", lambda _fds: None)
 
 
-@breaks("vfio-user/disconnect")
+@breaks("vfio-user/disconnect", logs="the client went in the middle of a message")
 def mourns_a_client(patch: pytest.MonkeyPatch) -> None:
-    async def disconnected(original: Any, self: Server, ended: Session) -> None:
+    async def disconnected(original: Any, self: Server, ended: Session, *rest: Any) -> None:
         buffered = ended._main.connection
         if buffered.end > buffered.position:
             await trio.sleep_forever()
-        await original(self, ended)
+        await original(self, ended, *rest)
 
     around(patch, Server, "_disconnected", disconnected)
 
@@ -229,7 +229,7 @@ def has_five_regions(patch: pytest.MonkeyPatch) -> None:
     around(patch, PciFunction, "device_info", info)
 
 
-@breaks("vfio-user/argsz")
+@breaks("vfio-user/argsz", logs="too long")
 def wants_the_exact_payload(patch: pytest.MonkeyPatch) -> None:
     def fields(original: Any, layout: Any, message: Any) -> Any:
         if message.command == Command.DEVICE_GET_INFO and len(message.body) != layout.size:
@@ -277,7 +277,7 @@ def has_no_bounds(patch: pytest.MonkeyPatch) -> None:
     around(patch, ConfigSpace, "read", read)
 
 
-@breaks("vfio-user/access-reply")
+@breaks("vfio-user/access-reply", logs="REGION_WRITE: reply with id 0x5, which nobody waits for")
 def confirms_writes_briefly(patch: pytest.MonkeyPatch) -> None:
     def send(original: Any, self: MessageSocket, data: bytes, *rest: Any) -> Any:
         if data[2] == Command.REGION_WRITE:
@@ -320,7 +320,7 @@ def unmaps_without_a_word(patch: pytest.MonkeyPatch) -> None:
     _change_answer(patch, Command.DMA_UNMAP, lambda _payload: b"")
 
 
-@breaks("qemu/dma-unmap-nothing")
+@breaks("qemu/dma-unmap-nothing", logs="no such mapping")
 def unmaps_only_what_is_there(patch: pytest.MonkeyPatch) -> None:
     def unmap(original: Any, self: GuestMemory, address: int, size: int) -> Any:
         if not any(region.address == address for region in self.regions):
@@ -330,7 +330,7 @@ def unmaps_only_what_is_there(patch: pytest.MonkeyPatch) -> None:
     around(patch, GuestMemory, "unmap", unmap)
 
 
-@breaks("vfio-user/dma-messages")
+@breaks("vfio-user/dma-messages", logs="memory without a file descriptor")
 def needs_fds(patch: pytest.MonkeyPatch) -> None:
     def dma_map(original: Any, self: GuestMemory, *arguments: Any, fd: int | None, **named: Any) -> None:
         if fd is None:
@@ -353,7 +353,7 @@ def triggers_the_wrong_vector(patch: pytest.MonkeyPatch) -> None:
     around(patch, Msix, "trigger", trigger)
 
 
-@breaks("qemu/reset-keeps-memory")
+@breaks("qemu/reset-keeps-memory", logs="broke virtio.* no memory is mapped at 0x")
 def forgets_memory_at_reset(patch: pytest.MonkeyPatch) -> None:
     def reset(original: Any, self: PciFunction) -> Any:
         self.memory.unmap(0, 1 << 64)
@@ -362,12 +362,12 @@ def forgets_memory_at_reset(patch: pytest.MonkeyPatch) -> None:
     around(patch, PciFunction, "reset", reset)
 
 
-@breaks("vfio-user/twin-socket")
+@breaks("vfio-user/twin-socket", logs="RAM .* no file descriptor")
 def forgets_its_twin(patch: pytest.MonkeyPatch) -> None:
     around(patch, Session, "_send", lambda original, self, data, fds=(), _channel=None: original(self, data, fds))
 
 
-@breaks("vfio-user/io-fds")
+@breaks("vfio-user/io-fds", logs="GET_REGION_IO_FDS index 0x3e8: there are 9")
 def never_looks_at_ioeventfds(patch: pytest.MonkeyPatch) -> None:
     async def watch(*_: Any) -> None:
         await trio.sleep_forever()

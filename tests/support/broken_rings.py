@@ -23,7 +23,7 @@ def only_says_that_the_queue_is_reset(patch: pytest.MonkeyPatch) -> None:
     answer_register(patch, "queue_enable", lambda _cfg, _original: 0)
 
 
-@breaks("virtio14/QR2")
+@breaks("virtio14/QR2", logs="broke virtio.* avail.idx is 0x0, but only 0x10 entries can follow 0x3")
 def goes_on_where_the_old_queue_was(patch: pytest.MonkeyPatch) -> None:
     indexes: list[tuple[int, int]] = []
 
@@ -63,7 +63,7 @@ def keeps_the_old_addresses(patch: pytest.MonkeyPatch) -> None:
 # ---- descriptors -------------------------------------------------------------------------------------------------
 
 
-@breaks("virtio14/MF1")
+@breaks("virtio14/MF1", logs="broke virtio.* too many descriptors")
 def takes_four_descriptors(patch: pytest.MonkeyPatch) -> None:
     def descriptors(original: Any, self: SplitRing, head: int) -> Any:
         found = original(self, head)
@@ -89,7 +89,7 @@ def writes_to_the_request(patch: pytest.MonkeyPatch) -> None:
     around(patch, SplitRing, "_store", store)
 
 
-@breaks("virtio14/SI1")
+@breaks("virtio14/SI1", logs="broke virtio.* WRITE on a table")
 def minds_write_on_a_table(patch: pytest.MonkeyPatch) -> None:
     def indirect(original: Any, self: SplitRing, head: int, descriptor: Any) -> Any:
         if descriptor[2] & DescFlags.WRITE:
@@ -99,7 +99,7 @@ def minds_write_on_a_table(patch: pytest.MonkeyPatch) -> None:
     around(patch, SplitRing, "_indirect", indirect)
 
 
-@breaks("virtio14/SI2")
+@breaks("virtio14/SI2", logs="broke virtio.* a table behind other descriptors")
 def takes_tables_alone(patch: pytest.MonkeyPatch) -> None:
     def indirect(original: Any, self: SplitRing, head: int, descriptor: Any) -> Any:
         if not DESC_CODEC.unpack_from(self.parts[0], DESC_CODEC.size * head)[2] & DescFlags.INDIRECT:
@@ -180,7 +180,7 @@ def sets_flags_with_event_idx(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SplitRing, "suppress_notifications", suppress)
 
 
-@breaks("virtio14/AN2")
+@breaks("virtio14/AN2", logs=r"broke virtio.* queue \d+ was notified")
 def minds_spurious_notifications(patch: pytest.MonkeyPatch) -> None:
     def notified(original: Any, self: VirtioPci, index: int, data: bytes) -> None:
         if index >= len(self.device.queues):

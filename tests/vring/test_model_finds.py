@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis.stateful import RuleBasedStateMachine
 from support.ring_model.device_machine import PackedMachine, SplitMachine
 from support.ring_model.hostile_machine import HostilePacked, HostileSplit
 from support.ring_model.pair_machine import PackedPair, SplitPair
-from support.ring_model.profile import fails
+from support.ring_model.profile import finding
 
+from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.guest import SplitVirtqueue, Virtqueue
 from vfiouser_virtio.vring import Chain, PackedRing, Ring, SplitRing, packed, split
 
@@ -145,7 +147,7 @@ def forgets_the_status_of_a_block_request(patch: Patch) -> None:
         def table_of_three(*arguments: Any, original: Any = original) -> Chain | None:
             chain = original(*arguments)
             if chain is not None:
-                chain.segments.pop()
+                chain.length -= len(chain.segments.pop())
             return chain
 
         patch.setattr(module, "table_of_three", table_of_three)
@@ -173,6 +175,11 @@ FOUND = [
 @pytest.mark.parametrize(
     ("broken", "machine"), [(broken, machine) for broken, *machines in FOUND for machine in machines]
 )
-def test_the_model_finds(broken, machine, monkeypatch):
+def test_the_model_finds(
+    broken: Callable[[Patch], None], machine: type[RuleBasedStateMachine], monkeypatch: Patch
+) -> None:
     broken(monkeypatch)
-    assert fails(machine)
+    found = finding(machine)
+    assert found
+    # Said by the model, or by the other side of the ring: a mistake in the change itself would be another exception.
+    assert [error for error in found if not isinstance(error, AssertionError | GuestError)] == []

@@ -194,8 +194,9 @@ class DeviceMachine(RuleBasedStateMachine):
         length = int(buffer.room * share)
         content = self.rng.randbytes(buffer.room)
         if status and length == buffer.room > 0:
-            (last,) = chain.writable.take_last(1)
-            last[0] = content[-1]
+            last = chain.writable.take_last(1)
+            assert len(last) == 1, "the last byte of the buffer is not there"
+            last[0][0] = content[-1]
             chain.writable.write(content[:-1])
             chain.complete(length)
         else:

@@ -14,13 +14,21 @@ def run(machine: type[RuleBasedStateMachine], *, long: bool) -> None:
     _run(machine, settings(max_examples=EXAMPLES * LONG if long else EXAMPLES, derandomize=not long))
 
 
-def fails(machine: type[RuleBasedStateMachine]) -> bool:
-    """Whether some more runs than those of the suite find something; without making it shorter."""
+def finding(machine: type[RuleBasedStateMachine]) -> list[BaseException]:
+    """What some more runs than those of the suite find, without making it shorter: the exception and its contexts.
+
+    The last of them came first: a machine that has failed is torn down, and may then find more.
+    """
     try:
         _run(machine, settings(max_examples=4 * EXAMPLES, derandomize=True, phases=[Phase.generate]))
-    except Exception:  # whatever it is that was broken
-        return True
-    return False
+    except Exception as error:
+        found: list[BaseException] = []
+        each: BaseException | None = error
+        while each is not None:
+            found.append(each)
+            each = each.__context__
+        return found
+    return []
 
 
 def _run(machine: type[RuleBasedStateMachine], how: settings) -> None:
