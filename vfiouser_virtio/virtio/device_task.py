@@ -9,6 +9,7 @@ from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError, GuestError
 from vfiouser_virtio.virtio.author_line import definition, log_bug
 from vfiouser_virtio.virtio.device import Device
+from vfiouser_virtio.virtio.lost_chains import watch_for_lost_chains
 from vfiouser_virtio.virtio.polling import pulse
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ class DeviceTask:
         self.device = device
         self._log = DeviceLog(logger, name)
         self._failed = failed
-        self._activated = self._warned = False
+        self._activated = self._warned = self._lost = False
         self._wake = trio.lowlevel.ParkingLot()
         self._scope: trio.CancelScope | None = None
 
@@ -68,6 +69,8 @@ class DeviceTask:
                     queue.spawn = _spawner(nursery)
                 if polled := [queue.peek for queue in self.device.queues if queue.polling.always]:
                     nursery.start_soon(pulse, polled)
+                if self.device.queues and not self._lost:
+                    nursery.start_soon(watch_for_lost_chains, self.device.queues, self._warn_of_loss)
                 await self._awaitable()
                 self._warn_of_end()
                 await trio.sleep_forever()
@@ -89,6 +92,10 @@ class DeviceTask:
             run = type(self.device).run
             what = "has no run()" if run is Device.run else f"run() returned ({definition(run)})"
             self._log.warning("%s: nobody serves its queues until the next DRIVER_OK", what)
+
+    def _warn_of_loss(self, what: str) -> None:
+        self._lost = True
+        self._log.warning("%s", what)
 
     def _run_failed(self, error: Exception, *, resetting: bool) -> None:
         if not resetting:

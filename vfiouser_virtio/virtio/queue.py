@@ -46,6 +46,8 @@ class Queue(QueueRegisters):
         self.on_used: Callable[[], None] = _nothing
         self.on_error: Callable[[Exception], None] = _nothing_with
         self.spawn: Spawn | None = None
+        self.on_park: Callable[[], None] | None = None
+        """Called when a task starts to wait for this queue."""
         self.pins = Pins()
         self.polling = Polling()
         self._paused: set[str] = {"DRIVER_OK"}
@@ -156,6 +158,19 @@ class Queue(QueueRegisters):
             return 0
         return len(bound.ring.in_flight) - len(self._burst) + bound.ring.unpublished + len(bound.unsent)
 
+    def chains_in_hand(self) -> list[Chain]:
+        """The chains that the device was given and has not completed."""
+        bound = self._bound
+        if bound is None:
+            return []
+        waiting = {chain.head for chain in self._burst}
+        return [chain for chain in bound.ring.in_flight.values() if chain.ring and chain.head not in waiting]
+
+    @property
+    def waiters(self) -> list[trio.lowlevel.Task]:
+        """The tasks that wait for this queue."""
+        return self._waiters
+
     def memory_changed(self) -> None:
         """The memory map is another one: chains in flight look again before they touch their buffers."""
         bound = self._bound
@@ -226,6 +241,8 @@ class Queue(QueueRegisters):
 
     async def _park(self) -> None:
         """Wait for `_wake`. A ParkingLot does the same, but costs 2 µs more to leave, and every kick pays that."""
+        if self.on_park is not None:
+            self.on_park()
         task = trio.lowlevel.current_task()
         self._waiters.append(task)
 
