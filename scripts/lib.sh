@@ -31,14 +31,14 @@ quietly() {
     return "$status"
 }
 
-# Prints "VERSION PATH" for every Python from 3.11 to 3.13, newest last; one line a version.
+# Prints "VERSION PATH" for every Python from 3.11 to 3.14, newest last; one line a version.
 pythons() {
     local candidate version
-    for candidate in python3 python3.{11..13} "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[123].*/bin/python /usr/local/bin/python3.1[123]; do
+    for candidate in python3 python3.{11..14} "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[1-4].*/bin/python /usr/local/bin/python3.1[1-4]; do
         candidate=$(command -v "$candidate" 2>/dev/null) || continue
         # A pyenv shim exists for versions that are not there: ask it. Inside an activated environment, take its base.
         version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2], getattr(sys, "_base_executable", sys.executable))' 2>/dev/null) || continue
-        case $version in 3.11\ * | 3.12\ * | 3.13\ *) printf '%s\n' "$version" ;; esac
+        case $version in 3.1[1-4]\ *) printf '%s\n' "$version" ;; esac
     done | sort -V -u -k1,1
 }
 
@@ -69,7 +69,7 @@ venv() {
 main_venv() {
     local found version python
     found=$(pythons)
-    [ -n "$found" ] || { say "no Python from 3.11 to 3.13 found"; exit 1; }
+    [ -n "$found" ] || { say "no Python from 3.11 to 3.14 found"; exit 1; }
     version=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
     found=$(grep "^$version " <<<"$found" || tail -n 1 <<<"$found")
     version=${found%% *} python=${found#* }

@@ -1,3 +1,3 @@
 """PCI virtio devices in Python, served to an unmodified QEMU over vfio-user."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
