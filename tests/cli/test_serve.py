@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from support.command import COMMAND, environment, run_command, serve_process
+from support.command import COMMAND, Process, environment, run_command, serve_process
 from support.raw_client import RawClient
 
 from vfiouser_virtio.protocols.vfio_user import Command
@@ -182,6 +182,25 @@ async def test_ready_fd_and_notify_socket(how: How, tmp_path: Path) -> None:
     assert run_command("serve", *how, "--device", "rng", "--ready-fd", "77").returncode == 2
 
 
+async def test_a_service_manager_hears_that_it_is_alive_and_stops(how: How, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(tmp_path / "notify"))
+        notified.settimeout(60)
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        async with serve_process(*how, "--device", "rng", folder=tmp_path, env=env) as served:
+            assert [notified.recv(100) for _ in range(4)] == [b"READY=1"] + [b"WATCHDOG=1"] * 3
+            served.process.terminate()
+            while (heard := notified.recv(100)) == b"WATCHDOG=1":
+                pass
+            assert heard == b"STOPPING=1"
+        # It is another process that is watched.
+        async with serve_process(*how, "--device", "rng", folder=tmp_path, env={**env, "WATCHDOG_PID": "1"}) as served:
+            assert notified.recv(100) == b"READY=1"
+            await trio.sleep(0.5)
+            served.process.terminate()
+            assert notified.recv(100) == b"STOPPING=1"
+
+
 async def test_an_inherited_listening_socket(how: How, tmp_path: Path) -> None:
     path = str(tmp_path / "a.sock")
     with socket.socket(socket.AF_UNIX) as listening:
@@ -260,7 +279,7 @@ async def test_a_reader_that_goes_away_is_no_reason_to_end(how: How, tmp_path: P
     path = str(tmp_path / "a.sock")
     reader, writer = os.pipe()
     os.close(reader)
-    process = await trio.lowlevel.open_process(
+    process = Process(
         [*COMMAND, "serve", *how, "--device", "rng", "--socket", path],
         env=environment(),
         stdout=writer,

@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 
 import vfiouser_virtio
 
-COMMAND = (sys.executable, "-m", "vfiouser_virtio")
+# It does not outlive the test run, even if that is killed.
+COMMAND = (sys.executable, str(Path(__file__).with_name("launcher.py")), str(os.getpid()))
 # Far more than it ever takes, on a machine that does ten other things.
 PATIENCE = 60
 
@@ -40,9 +42,39 @@ def run_command(*arguments: str, cwd: Path | None = None, **env: str) -> subproc
     )
 
 
+class Process:
+    """As trio's, but started by this thread: what ends with its parent ends with the thread that has started it."""
+
+    def __init__(self, command: Sequence[str], **options: Any) -> None:
+        self._process = subprocess.Popen(command, **options)
+        self.pid = self._process.pid
+        self.send_signal, self.terminate, self.kill = (
+            self._process.send_signal,
+            self._process.terminate,
+            self._process.kill,
+        )
+        self.stdout = None
+        if (stdout := self._process.stdout) is not None:
+            with stdout:
+                self.stdout = trio.lowlevel.FdStream(os.dup(stdout.fileno()))
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    async def wait(self) -> int:
+        while (status := self._process.poll()) is None:
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                await trio.lowlevel.wait_readable(pidfd)
+            finally:
+                os.close(pidfd)
+        return status
+
+
 @dataclass
 class ServeProcess:
-    process: trio.Process
+    process: Process
     lines: list[str]
     """Of stdout, up to the one with ``ready``."""
     log: Path
@@ -78,7 +110,7 @@ async def serve_process(
     # Beside the folder, whose content some tests look at.
     log = folder.with_name(f"{folder.name}.log")
     with log.open("wb") as file:
-        process = await trio.lowlevel.open_process(
+        process = Process(
             [*command, "serve", *arguments],
             cwd=folder,
             env=environment(**(env or {})),

@@ -15,6 +15,8 @@ from vfiouser_virtio.libvfio_user.engine import LibraryEngine
 from vfiouser_virtio.testing import carriers
 
 DEVICE = '''
+import time
+
 import trio
 from vfiouser_virtio.virtio import Device, queue
 
@@ -25,12 +27,14 @@ class Pattern(Device):
     device_id = 4
     requestq = queue(max_size=8)
 
-    def __init__(self, byte: int = 1, hangs: bool = False) -> None:
+    def __init__(self, byte: int = 1, hangs: bool = False, never_yields: bool = False) -> None:
         super().__init__()
-        self.byte, self.hangs = byte, hangs
+        self.byte, self.hangs, self.never_yields = byte, hangs, never_yields
 
     async def run(self) -> None:
         async for chain in self.requestq:
+            while self.never_yields:
+                time.sleep(3600)
             if self.hangs:
                 await trio.sleep_forever()
             chain.writable.write(bytes([self.byte]) * chain.writable.length)
@@ -182,6 +186,14 @@ def test_a_device_that_does_not_answer(run: Run) -> None:
     test = TEST.replace("Pattern(7)", "Pattern(hangs=True)")
     printed = run(ini=f"{TRIO_MODE}virtio_timeout = 0.5\n", status=1, test_it=test)
     assert printed.count("TimeoutError: the test has not ended within 0.5 s") >= 3
+    assert "→ REGION_WRITE (no reply) BAR4+0x3000 notify queue 0" in printed
+
+
+def test_a_device_that_does_not_yield(run: Run) -> None:
+    test = TEST.replace("Pattern(7)", "Pattern(never_yields=True)")
+    printed = run(ini=f"{TRIO_MODE}virtio_timeout = 0.5\n", status=1, test_it=test)
+    assert printed.count("the device has not yielded for 0.5 s") >= 3
+    assert len(re.findall(r'File ".*/pattern.py", line \d+, in run\n.*    time.sleep\(3600\)', printed)) >= 3
     assert "→ REGION_WRITE (no reply) BAR4+0x3000 notify queue 0" in printed
 
 

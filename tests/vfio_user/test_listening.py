@@ -245,6 +245,16 @@ def test_sd_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bo
         assert manager.recv(100) == b"READY=1\nSTATUS=serving"
 
 
+def test_sd_notify_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        told = 0
+        while sd_notify("WATCHDOG=1"):
+            told += 1
+        assert told > 1
+
+
 def test_sd_notify_without_a_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert not sd_notify("READY=1")

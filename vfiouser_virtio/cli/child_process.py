@@ -17,6 +17,7 @@ from collections.abc import Callable
 import trio
 
 from vfiouser_virtio.cli.terminal import flush, flush_stderr
+from vfiouser_virtio.parent_death import end_with_parent
 
 _MESSAGE_SIZE = 1 << 16
 
@@ -46,11 +47,14 @@ class ChildProcess:
     def __init__(self, work: Callable[[Line], int]) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._line.setblocking(False)
-        self._ended = False
+        self._ended = self._has_explained = False
         with theirs:
             flush()  # else the child would print it once more
+            parent = os.getpid()
             self._pid = os.fork()
             if self._pid == 0:
+                # As `tell_to_end` does; our end of file says so too, but not to a device that does not yield.
+                end_with_parent(parent, signal.SIGTERM)
                 self._line.close()
                 _run(work, theirs)
 
@@ -66,7 +70,9 @@ class ChildProcess:
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._line)
             else:
-                return pickle.loads(data) if data else None  # noqa: S301 - a process of ours
+                message = pickle.loads(data) if data else None  # noqa: S301 - a process of ours
+                self._has_explained |= isinstance(message, Exception)
+                return message
 
     def reap(self) -> str:
         """How it died, once `receive` has given None: "was ended by SIGKILL"; empty where it ended well."""
@@ -79,11 +85,17 @@ class ChildProcess:
         return f"ended with status {code}" if code else ""
 
     def tell_to_end(self) -> None:
-        """Show it our end of file, which no copy of our end in another child can hold back."""
+        """By SIGTERM, which reaches a device that does not yield, and by our end of file, which is only for `Line`."""
+        if not self._ended:
+            os.kill(self._pid, signal.SIGTERM)
         self._line.shutdown(socket.SHUT_WR)
 
-    def end(self, deadline: float) -> None:
-        """Wait until it has ended. What is left of it at the ``deadline`` of ``time.monotonic`` is killed."""
+    def end(self, deadline: float) -> str:
+        """Wait until it has ended; what is left of it at the ``deadline`` of ``time.monotonic`` is killed.
+
+        Gives how it died, as `reap` does: empty where it has ended well, or had sent an exception that says why.
+        """
+        death = ""
         waiting = select.poll()
         waiting.register(self._line, select.POLLIN)
         while not self._ended:
@@ -91,8 +103,9 @@ class ChildProcess:
             if not readable:
                 os.kill(self._pid, signal.SIGKILL)
             if not readable or not self._line.recv(_MESSAGE_SIZE):
-                self.reap()
+                death = self.reap()
         self._line.close()
+        return "" if self._has_explained else death
 
 
 def _run(work: Callable[[Line], int], line: socket.socket) -> None:

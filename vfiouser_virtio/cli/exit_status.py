@@ -1,5 +1,6 @@
 """The exit status of the command, and which error gets which."""
 
+import signal
 from collections.abc import Iterator
 from enum import IntEnum
 
@@ -25,6 +26,7 @@ exit status:
   3  a socket cannot be listened on
   4  a device cannot be made from its options (no such file, …)
   5  QEMU or the guest could not be set up, or failed
+  128+N  signal N ended `run`, or had to interrupt a device that did not yield
 """
 
 
@@ -36,6 +38,14 @@ class ProcessError(ConfigError):
     """With ``--processes``, the process of a device has ended in a way that it should not."""
 
 
+class StuckError(ConfigError):
+    """A signal asked to stop, and a device did not yield."""
+
+    def __init__(self, message: str, number: signal.Signals) -> None:
+        super().__init__(message)
+        self.status = 128 + number
+
+
 def mistake_in(error: Exception) -> ConfigError | None:
     """The user's mistake in what a nursery has raised; None when anything else is in it, which is a bug."""
     leaves = list(_leaves(error))
@@ -43,11 +53,13 @@ def mistake_in(error: Exception) -> ConfigError | None:
     return mistakes[0] if len(mistakes) == len(leaves) else None
 
 
-def status_of(error: ConfigError) -> ExitStatus:
+def status_of(error: ConfigError) -> int:
     """The exit status for an error of the user's."""
     # Only here, because it brings all of trio with it, which --help and --version do without.
     from vfiouser_virtio.vfio_user import ListenError
 
+    if isinstance(error, StuckError):
+        return error.status
     table = {
         RunError: ExitStatus.GUEST,
         ListenError: ExitStatus.LISTEN,

@@ -29,10 +29,10 @@ from vfiouser_virtio.background import background
 from vfiouser_virtio.cli.child_process import ChildProcess, Line
 from vfiouser_virtio.cli.device_setup import DeviceSetup
 from vfiouser_virtio.cli.device_specs import DeviceSpec
-from vfiouser_virtio.cli.exit_status import ProcessError, mistake_in, status_of
+from vfiouser_virtio.cli.exit_status import ProcessError, StuckError, mistake_in, status_of
 from vfiouser_virtio.cli.serving import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on
 from vfiouser_virtio.cli.signals import held_back, run_until_signal
-from vfiouser_virtio.cli.terminal import flush
+from vfiouser_virtio.cli.terminal import complain, flush
 from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError, DeviceError
@@ -70,7 +70,7 @@ def processes(
     died: list[str] = []
     with held_back(), ExitStack() as stack:
         listeners = listen(wanted, places, chosen, stack)
-        stack.callback(_end, children)
+        stack.callback(_end, children, [setup.name for setup in wanted], died)
         endpoints = [endpoint_of(setup, listener) for setup, listener in zip(wanted, listeners, strict=True)]
 
         def child(index: int, line: Line) -> int:
@@ -133,12 +133,14 @@ async def _watch(name: str, child: ChildProcess, died: list[str]) -> None:
         died.append(name)
 
 
-def _end(children: Sequence[ChildProcess]) -> None:
+def _end(children: Sequence[ChildProcess], names: Sequence[str], died: list[str]) -> None:
     deadline = time.monotonic() + _PATIENCE
     for child in children:
         child.tell_to_end()
-    for child in children:
-        child.end(deadline)
+    for name, child in zip(names, children, strict=False):  # not all of them have come to be
+        if death := child.end(deadline):
+            log.error("%s: its process %s", name, death)
+            died.append(name)
 
 
 def _serve(setup: DeviceSetup, listener: Socket, engine: Engine, line: Line, *, ids: Style, once: bool) -> int:
@@ -159,6 +161,10 @@ def _serve(setup: DeviceSetup, listener: Socket, engine: Engine, line: Line, *, 
 
     try:
         trio.run(run_until_signal, serve)
+    except StuckError as error:
+        # By ourselves: the parent, which has asked for our end, has heard enough of us.
+        complain(error, with_traceback=False)
+        return error.status
     except (ConfigError, ExceptionGroup) as error:
         mistake = mistake_in(error)
         if mistake is None:

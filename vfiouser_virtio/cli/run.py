@@ -4,8 +4,8 @@ import argparse
 import math
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -108,8 +108,14 @@ def execute(arguments: argparse.Namespace) -> int:
     from vfiouser_virtio.cli.signals import run_until_signal
 
     options = serving_options(arguments)
-    with processes(specs, **options) if arguments.processes else nullcontext(serving(specs, **options)) as serve:
-        outcome = trio.run(run_until_signal, partial(_run, arguments, serve, own_guest=own_guest))
+    abandoned: list[Callable[[], None]] = []
+    making: AbstractContextManager[AbstractAsyncContextManager[Serving]]
+    if arguments.processes:
+        making = processes(specs, **options)
+    else:
+        making = nullcontext(serving(specs, **options, abandoned=abandoned))
+    with making as serve:
+        outcome = trio.run(run_until_signal, partial(_run, arguments, serve, own_guest=own_guest), abandoned)
     return 128 + outcome if isinstance(outcome, signal.Signals) else outcome
 
 

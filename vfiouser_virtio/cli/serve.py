@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import os
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -98,29 +99,30 @@ def execute(arguments: argparse.Namespace) -> int:
         "once": arguments.once,
     }
     ours_alone = () if arguments.ready_fd is None else (arguments.ready_fd,)
+    abandoned: list[Callable[[], None]] = []
     making: AbstractContextManager[AbstractAsyncContextManager[Serving]]
     if arguments.processes:
         from vfiouser_virtio.cli.processes import processes
 
         making = processes(specs, **options, not_for_children=ours_alone)
     else:
-        making = nullcontext(serving(specs, **options))
+        making = nullcontext(serving(specs, **options, abandoned=abandoned))
     gc.freeze()  # nor later, and what forked processes share with us stays shared
     gc.enable()
     with making as serve:
-        trio.run(run_until_signal, partial(_serve, arguments, serve))
+        trio.run(run_until_signal, partial(_serve, arguments, serve), abandoned)
     return 0
 
 
 async def _serve(arguments: argparse.Namespace, serving: "AbstractAsyncContextManager[Serving]") -> int:
-    from vfiouser_virtio.vfio_user import sd_notify
+    from vfiouser_virtio.cli.service import ready_service
 
     async with serving as served:
         _announce(served, as_json=arguments.json)
-        sd_notify("READY=1")
-        if arguments.ready_fd is not None:
-            _tell_ready(arguments.ready_fd)
-        await served.finished.wait()
+        async with ready_service():
+            if arguments.ready_fd is not None:
+                _tell_ready(arguments.ready_fd)
+            await served.finished.wait()
     return 0
 
 

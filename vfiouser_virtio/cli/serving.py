@@ -12,7 +12,7 @@
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -90,18 +90,22 @@ async def serving(
     engine: EngineName = "vfio-user",
     libvfio_user: str | None = None,
     open_trace: OpenTrace | None = None,
+    abandoned: list[Callable[[], None]] | None = None,
 ) -> AsyncIterator[Serving]:
     """Serve devices for as long as the block runs; when it is entered, clients can connect.
 
     ``places`` are the sockets of those devices that have no ``socket`` option, in order; after them come systemd's, and
     the rest get sockets in a new private folder. With ``once``, each device serves one client and no other.
     ``engine``, ``libvfio_user``, the file of its library, and ``open_trace`` are as with `engines.engine`.
+    ``abandoned`` gets what removes the sockets where the block can come to no end, for `run_until_signal`.
     Raises ConfigError, DeviceError when a device cannot be made, ListenError when a socket cannot be had.
     """
     wanted = parsed(devices)
     chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
     with ExitStack() as stack:
         listeners = listen(wanted, places, chosen, stack)
+        if abandoned is not None:
+            abandoned.append(stack.close)
         async with serving_on(listeners, wanted, chosen, ids=ids, once=once) as served:
             yield served
 

@@ -1,32 +1,169 @@
-"""SIGINT, SIGTERM and SIGHUP end the work in an orderly way: cancelled, with all that it holds let go of."""
+"""SIGINT, SIGTERM and SIGHUP end the work in an orderly way: cancelled, with all that it holds let go of.
 
+A device that does not yield is no way around that. In steps of `_PATIENCE_S` it is interrupted by an exception at the
+line where it is, as Ctrl-C does in any program, and if that does not help either (it is in C code, or catches
+everything), the process ends without it: sockets are removed, QEMU and our processes end with us.
+"""
+
+import logging
+import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 import trio
 
+from vfiouser_virtio.cli.exit_status import StuckError
+from vfiouser_virtio.cli.terminal import complain, flush_stderr
+from vfiouser_virtio.watchdog import Place, watchdog, where
+
+log = logging.getLogger(__name__)
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+# From a signal to the interruption of a device that does not yield, and from that to the end without it.
+_PATIENCE_S = 2.0
+# For how long a device has not yielded when it is said for the first time; then at twice the time, and so on.
+_SAY_AFTER_S = 1.0
+# One device may stop the loop again and again: it is said more seldom each time, until nothing was said for this long.
+_FORGET_AFTER_S = 60.0
 
-async def run_until_signal(work: Callable[[], Awaitable[int]]) -> int | signal.Signals:
-    """What ``work`` returns, or the signal that has cancelled it."""
+
+class _Interruption(BaseException):
+    """Raised in the middle of whatever does not yield; like KeyboardInterrupt, no ``except Exception`` takes it."""
+
+
+class _Ending:
+    """What a signal does, and what is done about a device that does not yield."""
+
+    def __init__(self, received: Callable[[signal.Signals], None], abandoned: Sequence[Callable[[], None]]) -> None:
+        self._received = received
+        self._abandoned = abandoned
+        self._token = trio.lowlevel.current_trio_token()
+        self._loop_thread = threading.get_ident()
+        self._signal: signal.Signals | None = None
+        self._next_step = 0.0
+        self._raise = False
+        self._say_after = _SAY_AFTER_S
+        self._said_at = 0.0
+        self._said = False
+        self.interrupted: Place | None = None
+        """What had to be; None while nothing had."""
+
+    # ---- in the loop's thread ------------------------------------------------------------------------------------
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Python's handler of the signals."""
+        if self._raise:
+            self._raise = False
+            raise _Interruption
+        self._token.run_sync_soon(self._received, signal.Signals(number))
+
+    # ---- in the watchdog's thread --------------------------------------------------------------------------------
+
+    def signalled(self, number: int) -> None:
+        """There was a signal; the second one is impatient."""
+        if number in _SIGNALS and not self.interrupted:
+            self._next_step = time.monotonic() + (_PATIENCE_S if self._signal is None else 0)
+            self._signal = signal.Signals(number)
+
+    def stuck(self, seconds: float) -> None:
+        """The loop has not answered for so long."""
+        now = time.monotonic()
+        if not self._said and now - self._said_at > _FORGET_AFTER_S:
+            self._say_after = _SAY_AFTER_S
+        if seconds >= self._say_after:
+            self._say_after *= 2
+            self._said, self._said_at = True, now
+            self._say(seconds)
+        if self._signal is None or now < self._next_step:
+            return
+        self._next_step = now + _PATIENCE_S
+        if not self.interrupted:
+            self.interrupted = where(self._loop_thread)
+            self._raise = True
+            signal.pthread_kill(self._loop_thread, self._signal)
+            return
+        for let_go in self._abandoned:
+            with suppress(Exception):
+                let_go()
+        error = _stuck_error("ended without", self.interrupted, self._signal)
+        complain(error, with_traceback=False)
+        flush_stderr()
+        os._exit(error.status)
+
+    def back(self) -> None:
+        """The loop answers again."""
+        if self._said:
+            log.warning("the event loop goes on")
+        self._said = False
+
+    def _say(self, seconds: float) -> None:
+        place = where(self._loop_thread)
+        text = (
+            "%s: has not yielded for %d s; every device of this process waits for it (a device must await: "
+            "docs/writing-a-device.md). It is here:"
+        )
+        arguments = (place.device or "a device", seconds)
+        # As logging's own ``stack_info``, which would be ours: a message has but one line.
+        log.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, arguments, None, sinfo=place.lines))
+
+
+def _stuck_error(done: str, place: Place, number: signal.Signals) -> StuckError:
+    return StuckError(
+        f"{number.name}: {done} {place.device or 'a device'}, which did not yield at {place.innermost}", number
+    )
+
+
+async def run_until_signal(
+    work: Callable[[], Awaitable[int]], abandoned: Sequence[Callable[[], None]] = ()
+) -> int | signal.Signals:
+    """What ``work`` returns, or the signal that has cancelled it.
+
+    Raises StuckError when a device had to be interrupted. Where that did not help, ``abandoned`` are called in
+    another thread, for what may not be left behind, and the process ends.
+    """
     outcome: int | signal.Signals = 0
 
-    async def watch() -> None:
+    def received(number: signal.Signals) -> None:
         nonlocal outcome
-        async for number in received:
-            outcome = signal.Signals(number)
-            nursery.cancel_scope.cancel()
-            return
+        outcome = number
+        nursery.cancel_scope.cancel()
 
-    # Masked only where the caller has `held_back` them.
-    with trio.open_signal_receiver(*_SIGNALS) as received, _masked(signal.SIG_UNBLOCK):
+    ending = _Ending(received, abandoned)
+    try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            outcome = await work()
+            # Masked only where the caller has `held_back` them.
+            with _watched(ending), _masked(signal.SIG_UNBLOCK):
+                outcome = await work()
             nursery.cancel_scope.cancel()
+    except BaseException:
+        if not ending.interrupted:
+            raise
+        # Whatever has come of it: the signal is why we end.
+        log.debug("interrupted", exc_info=True)
+    if ending.interrupted:
+        assert isinstance(outcome, signal.Signals)
+        raise _stuck_error("interrupted", ending.interrupted, outcome)
     return outcome
+
+
+@contextmanager
+def _watched(ending: _Ending) -> Iterator[None]:
+    before = {number: signal.signal(number, ending.handle) for number in _SIGNALS}
+    try:
+        with watchdog(ending.stuck, back=ending.back, signalled=ending.signalled) as wakeup:
+            trios = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(trios, warn_on_full_buffer=False)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

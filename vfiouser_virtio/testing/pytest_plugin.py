@@ -22,7 +22,11 @@ Override those that are choices, or parametrize a test with them: ``@pytest.mark
 Async tests and fixtures need pytest-trio. Nothing but pytest is imported here before a test asks for one of these.
 """
 
-from collections.abc import AsyncIterator, Generator, Sequence
+import signal
+import threading
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -45,6 +49,9 @@ _MARKERS = [
     "guest(**options): how the Linux guest is booted, for vfiouser_virtio.vm.boot_guest (memory, append, …)",
     "qemu: runs QEMU; set by vfiouser-virtio for the qtest carriers and for tests with a Linux guest",
 ]
+
+# Nobody else uses it: SIGALRM is what pytest-timeout has.
+_INTERRUPT = signal.SIGVTALRM
 
 _CONVERSATIONS = pytest.StashKey["list[Conversation]"]()
 
@@ -249,27 +256,63 @@ async def virtio_guest(
     from vfiouser_virtio.background import background
     from vfiouser_virtio.testing.carriers import carry
 
-    async with background() as nursery:
-        nursery.start_soon(_give_up, float(pytestconfig.getini("virtio_timeout")))
-        async with carry(
-            virtio_device,
-            virtio_carrier,
-            *virtio_drivers,
-            ids=virtio_ids,
-            interrupts=virtio_interrupts,
-            offer=virtio_offer,
-            feature_mask=virtio_feature_mask,
-            conversation=virtio_conversation,
-            qemu=_carrier_qemu,
-        ) as found:
-            yield found
+    timeout = float(pytestconfig.getini("virtio_timeout"))
+    with _must_yield(timeout) as complaints:
+        async with background() as nursery:
+            nursery.start_soon(_give_up, timeout, complaints)
+            async with carry(
+                virtio_device,
+                virtio_carrier,
+                *virtio_drivers,
+                ids=virtio_ids,
+                interrupts=virtio_interrupts,
+                offer=virtio_offer,
+                feature_mask=virtio_feature_mask,
+                conversation=virtio_conversation,
+                qemu=_carrier_qemu,
+            ) as found:
+                yield found
 
 
-async def _give_up(seconds: float) -> None:
+@contextmanager
+def _must_yield(seconds: float) -> Iterator[list[str]]:
+    """Fail the test where the device is that does not let the event loop go on for so long: no time-out of its own can.
+
+    Again and again, for the device may catch what is raised. The value gets what has been said about it.
+    """
+    from vfiouser_virtio.watchdog import watchdog, where
+
+    complaints: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield complaints  # where pytest itself is run so, signals are not ours
+        return
+    loop = threading.get_ident()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        pytest.fail(complaints[-1])
+
+    def stuck(so_far: float) -> None:
+        if so_far >= seconds:
+            complaints.append(
+                f"the device has not yielded for {seconds:g} s (virtio_timeout in pytest's configuration); "
+                f"it was here:\n{where(loop).lines}"
+            )
+            signal.pthread_kill(loop, _INTERRUPT)
+
+    before = signal.signal(_INTERRUPT, interrupt)
+    try:
+        with watchdog(stuck):
+            yield complaints
+    finally:
+        signal.signal(_INTERRUPT, before)
+
+
+async def _give_up(seconds: float, complaints: list[str]) -> None:
     import trio
 
     await trio.sleep(seconds)
-    raise TimeoutError(f"the test has not ended within {seconds:g} s (virtio_timeout in pytest's configuration)")
+    ended = f"the test has not ended within {seconds:g} s (virtio_timeout in pytest's configuration)"
+    raise TimeoutError(complaints[-1] if complaints else ended)
 
 
 @pytest.fixture
@@ -278,12 +321,17 @@ async def vfio_device(
     virtio_ids: "Style",
     virtio_offer: "Offer | None",
     virtio_conversation: "Conversation",
+    pytestconfig: pytest.Config,
 ) -> "AsyncIterator[ServedDevice]":
-    """The device under test on a socket: ``vfio_device.path``."""
+    """The device under test on a socket: ``vfio_device.path``.
+
+    A test in which the event loop stands still for ``virtio_timeout`` seconds has failed.
+    """
     from vfiouser_virtio.testing.served import served
 
-    async with served(virtio_device, ids=virtio_ids, offer=virtio_offer, conversation=virtio_conversation) as at:
-        yield at
+    with _must_yield(float(pytestconfig.getini("virtio_timeout"))):
+        async with served(virtio_device, ids=virtio_ids, offer=virtio_offer, conversation=virtio_conversation) as at:
+            yield at
 
 
 @pytest.fixture

@@ -118,11 +118,8 @@ def _start(
     for slot, path in devices.items():
         device = {"driver": "vfio-user-pci", "addr": f"{slot:x}", "x-msg-timeout": _MESSAGE_TIMEOUT_MS}
         arguments += ["-device", json.dumps(device | {"socket": {"type": "unix", "path": os.fspath(path)}})]
-    if qemu.version >= (11, 0):
-        # QEMU does not outlive us, however we end.
-        arguments += ["-run-with", "exit-with-parent=on"]
     return subprocess.Popen(
-        [*qemu.argv_prefix, *arguments],
+        qemu.command(arguments),
         env=qemu.environment,
         stdin=subprocess.DEVNULL,
         stdout=stderr,

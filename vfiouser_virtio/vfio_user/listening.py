@@ -165,7 +165,8 @@ def sd_notify(state: str) -> bool:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    # A manager that does not read is not waited for.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
         try:
             sock.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
         except OSError:

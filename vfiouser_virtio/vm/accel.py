@@ -61,14 +61,14 @@ def _known_results(cache: Path, boot_id: str) -> dict[str, bool]:
 
 def boots_on_kvm(qemu: Qemu, image: GuestImage) -> bool:
     """Boot the guest on KVM and see its agent answer within a few seconds."""
-    command = [*qemu.argv_prefix, "-accel", "kvm", "-cpu", "max", "-m", "512M", "-machine", "q35", "-nodefaults"]
+    command = ["-accel", "kvm", "-cpu", "max", "-m", "512M", "-machine", "q35", "-nodefaults"]
     command += ["-no-user-config", "-display", "none", "-serial", "null", "-serial", "stdio"]
     command += ["-kernel", str(image.kernel.image), "-initrd", str(image.initramfs), "-append", "quiet"]
     deadline = time.monotonic() + _PROBE_LIMIT_S
     seen = b""
     with (
         subprocess.Popen(
-            command,
+            qemu.command(command),
             env=qemu.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -255,10 +255,7 @@ def _start(qemu: Qemu, arguments: list[str], stderr: IO[bytes], *, shell: bool) 
     qmp, qemu_qmp = socket.socketpair()
     console, qemu_console = socket.socketpair()
     agent, qemu_agent = socket.socketpair()
-    command = [*qemu.argv_prefix, *arguments]
-    if qemu.version >= (11, 0):
-        # QEMU does not outlive us, however we end.
-        command += ["-run-with", "exit-with-parent=on"]
+    command = qemu.command(arguments)
     command += ["-chardev", f"socket,id=qmp,fd={qemu_qmp.fileno()}", *monitor_arguments(qemu.version, "qmp", "control")]
     if shell:
         # Ctrl-A x ends QEMU, Ctrl-A c shows its monitor.

@@ -5,12 +5,13 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.parent_death import ending_with_us
 from vfiouser_virtio.vm import debian, programs
 
 ENVIRONMENT_VARIABLE = "VFIOUSER_VIRTIO_QEMU"
@@ -29,6 +30,12 @@ class Qemu:
     argv_prefix: tuple[str, ...]
     version: tuple[int, ...]
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """The command line to run it with these options. It does not outlive the thread that starts it."""
+        if self.version >= (11, 0):
+            return [*self.argv_prefix, *arguments, "-run-with", "exit-with-parent=on"]
+        return ending_with_us([*self.argv_prefix, *arguments])
 
     @property
     def environment(self) -> dict[str, str]:

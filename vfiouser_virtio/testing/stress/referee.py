@@ -1,6 +1,5 @@
 """Starts the two processes of a game, watches them, and says what it has seen."""
 
-import ctypes
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vfiouser_virtio.parent_death import end_with_parent
 from vfiouser_virtio.testing.stress.device import work
 from vfiouser_virtio.testing.stress.driver import drive
 from vfiouser_virtio.testing.stress.game import Failure, Game, Result, Score, Table
@@ -21,7 +21,6 @@ PATIENCE = 1.5
 # Not asleep, but no buffer has moved: an endless loop, or a machine that stands still.
 LONG_PATIENCE = 60.0
 _LOOK_EVERY = 0.02
-_PR_SET_PDEATHSIG = 1
 
 
 def play(game: Game, progress: Callable[[int], None] | None = None) -> Result:
@@ -67,7 +66,8 @@ def _be(table: Table, side: str, play_side: Callable[[Table], None], cpu: int, r
     """The whole life of a player, on its own CPU; without what the referee's process would do at its end."""
     status = 1
     try:
-        _die_with(referee)
+        # Whoever kills the referee, by a timeout say, must not leave two processes behind that wait for each other.
+        end_with_parent(referee)
         os.sched_setaffinity(0, {cpu})
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the referee
         signal.signal(signal.SIGUSR1, lambda *_: _tell(table, side))
@@ -88,13 +88,6 @@ def _be(table: Table, side: str, play_side: Callable[[Table], None], cpu: int, r
     finally:
         sys.stderr.flush()
         os._exit(status)
-
-
-def _die_with(referee: int) -> None:
-    """Whoever kills it, by a timeout say, must not leave two processes behind that wait for each other."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != referee:  # it was too late
-        os._exit(1)
 
 
 def _watch(table: Table, children: dict[int, str], progress: Callable[[int], None] | None) -> None:

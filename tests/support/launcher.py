@@ -1,0 +1,11 @@
+"""``python launcher.py PARENT ARGUMENTS…``: the command ``vfiouser-virtio``, killed when process PARENT ends."""
+
+import sys
+
+from vfiouser_virtio.parent_death import end_with_parent
+
+end_with_parent(int(sys.argv.pop(1)))
+
+from vfiouser_virtio.cli import main  # noqa: E402 - first of all, not to outlive anybody
+
+sys.exit(main())

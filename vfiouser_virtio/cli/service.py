@@ -1,0 +1,41 @@
+"""What a service manager is told of a server (systemd, sd_notify(3)): that it is ready, alive, and about to end."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from vfiouser_virtio.background import background
+from vfiouser_virtio.vfio_user import sd_notify
+
+
+@asynccontextmanager
+async def ready_service() -> AsyncIterator[None]:
+    """A service that is ready from here on, and about to end at the end of the block.
+
+    Where the manager watches it (``WatchdogSec=``, sd_watchdog_enabled(3)), the event loop says in half of that time
+    that it is alive, which it cannot while a device does not yield.
+    """
+    sd_notify("READY=1")
+    try:
+        async with background() as tasks:
+            if seconds := _watched_for():
+                tasks.start_soon(_keep_alive, seconds / 2)
+            yield
+    finally:
+        sd_notify("STOPPING=1")
+
+
+def _watched_for() -> float:
+    """After how many seconds of silence the manager takes us for dead; 0 where it does not watch, or somebody else."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not microseconds.isascii():
+        return 0
+    return int(microseconds) / 1e6 if microseconds.isdigit() else 0
+
+
+async def _keep_alive(seconds: float) -> None:
+    while True:
+        sd_notify("WATCHDOG=1")
+        await trio.sleep(seconds)
