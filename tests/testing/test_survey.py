@@ -109,6 +109,17 @@ async def test_text() -> None:
     assert not [line for line in lines if "!" in line]
 
 
+async def test_what_a_server_calls_its_capabilities_is_text() -> None:
+    async with serving("rng") as wire:
+        found = await look(wire)
+    assert found.version is not None
+    named = replace(found, version=replace(found.version, capabilities={"\x1b]0;owned\x07": "\n! forged"}))
+    text = as_text(named)
+    assert "\\x1b]0;owned\\x07 \\n! forged" in text
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "! forged" not in text.splitlines()
+
+
 async def test_lspci_format() -> None:
     async with serving("rng") as wire:
         lines = as_lspci(await look(wire)).splitlines()

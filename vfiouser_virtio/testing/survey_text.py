@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from vfiouser_virtio.device_log import printable
 from vfiouser_virtio.guest.pci import BarInfo
 from vfiouser_virtio.testing.survey import Survey, VirtioInfo
 
@@ -18,7 +19,7 @@ _STATUS = (
 
 def as_text(survey: Survey) -> str:
     """Everything, with what is wrong marked by ``!``."""
-    return "\n".join(_lines(survey)) + "\n"
+    return "\n".join(map(printable, _lines(survey))) + "\n"  # a server chooses the names of its capabilities
 
 
 def as_lspci(survey: Survey) -> str:

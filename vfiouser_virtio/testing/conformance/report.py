@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from xml.etree import ElementTree
 
+from vfiouser_virtio.device_log import printable
 from vfiouser_virtio.testing.conformance.checks import CHECKS, Check
 from vfiouser_virtio.testing.conformance.not_checked import NOT_CHECKED
 from vfiouser_virtio.testing.conformance.verdicts import Result, Verdict
@@ -28,13 +29,13 @@ def text_line(result: Result) -> str:
     if result.verdict is Verdict.PASS:
         return f"{line}{check.section}"
     if result.verdict in (Verdict.NOT_APPLICABLE, Verdict.NOT_RUN):
-        return f"{line}{result.detail}"
+        return f"{line}{printable(result.detail)}"
     return "\n".join(
         [
             f"{line}{check.section}, {check.keyword}",
             _wrapped("rule: ", check.rule),
             _wrapped("look: ", check.observe),
-            _wrapped("seen: ", result.detail),
+            _wrapped("seen: ", printable(result.detail)),
         ]
     )
 
