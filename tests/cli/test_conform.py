@@ -41,6 +41,15 @@ async def test_a_failure_is_the_exit_status(tmp_path: Path) -> None:
     }
 
 
+async def test_a_server_that_ends_with_its_first_client(tmp_path: Path) -> None:
+    async with serve_process("--device", "rng", "--once", folder=tmp_path) as serving:
+        done = await conform("--only", "virtio14/RB1", serving.sockets[0])
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "has ended with its first client, as `serve --once` does" in done.stderr
+
+
 def test_list() -> None:
     done = run_command("conform", "--list")
     assert done.returncode == 0

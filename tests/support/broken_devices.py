@@ -9,7 +9,8 @@ from support.broken import after, around, breaks
 from support.faithful import add_structure, answer_register, offer
 
 from vfiouser_virtio.function import RegionInfo
-from vfiouser_virtio.pci import PciFunction, vendor_capability
+from vfiouser_virtio.pci import Bar, BarKind, PciFunction, vendor_capability
+from vfiouser_virtio.pci.msix import Msix
 from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.pci import NO_VECTOR, CfgType
 from vfiouser_virtio.transports import VirtioPci
@@ -32,6 +33,18 @@ def reports_another_bar_size(patch: pytest.MonkeyPatch) -> None:
         return dataclasses.replace(found, size=2 * found.size) if index == 1 else found
 
     around(patch, PciFunction, "region_info", info)
+
+
+@breaks("virtio14/PI1-msix")
+def has_its_vectors_in_io_space(patch: pytest.MonkeyPatch) -> None:
+    """As SPDK has its pending bits; the vectors still work."""
+
+    def bar(original: Any, self: Msix) -> Bar:
+        found: Bar = original(self)
+        object.__setattr__(found, "kind", BarKind.IO)  # past its own checks: I/O BARs end at 256 bytes
+        return found
+
+    around(patch, Msix, "bar", bar)
 
 
 @breaks("virtio14/PI2")
@@ -160,6 +173,21 @@ def has_queues_of_three(patch: pytest.MonkeyPatch) -> None:
     answer_register(patch, "queue_size", lambda _cfg, original: original() or 3)
 
 
+@breaks("virtio14/CC8-reset")
+def keeps_the_queue_size(patch: pytest.MonkeyPatch) -> None:
+    def reset(original: Any, self: Queue) -> None:
+        size = self.size
+        original(self)
+        self.size = size
+
+    around(patch, Queue, "reset", reset)
+
+
+@breaks("virtio14/CC8-split")
+def takes_any_queue_size(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Queue, "allows", lambda _self, _size: True)
+
+
 @breaks("virtio14/CC9")
 def has_admin_queue_0(patch: pytest.MonkeyPatch) -> None:
     offer(patch, Feature.ADMIN_VQ.mask)
@@ -211,6 +239,15 @@ def negotiates_once(patch: pytest.MonkeyPatch) -> None:
 @breaks("virtio14/RB1")
 def is_a_legacy_device(patch: pytest.MonkeyPatch) -> None:
     offer(patch, 0, without=Feature.VERSION_1.mask)
+
+
+@breaks("virtio14/RB1-accept")
+def serves_drivers_of_old(patch: pytest.MonkeyPatch) -> None:
+    def accept(original: Any, self: Transport) -> bool:
+        self.driver_features |= Feature.VERSION_1.mask
+        return bool(original(self))
+
+    around(patch, Transport, "_accept_features", accept)
 
 
 @breaks("virtio14/RB3")

@@ -109,6 +109,17 @@ def takes_tables_alone(patch: pytest.MonkeyPatch) -> None:
     around(patch, SplitRing, "_indirect", indirect)
 
 
+@breaks("virtio14/RQ1")
+def gives_nothing(patch: pytest.MonkeyPatch) -> None:
+    """The used length is always 0, and an entropy device must give a byte or more."""
+    around(
+        patch,
+        SplitRing,
+        "_store",
+        lambda original, self, used: original(self, [value * (at % 2 == 0) for at, value in enumerate(used)]),
+    )
+
+
 # ---- used ring ---------------------------------------------------------------------------------------------------
 
 

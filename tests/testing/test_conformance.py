@@ -1,5 +1,6 @@
 """`vfiouser_virtio.testing.conformance`: our own devices keep every rule, and the reports say what was found."""
 
+import errno
 import json
 import re
 import subprocess
@@ -7,13 +8,17 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import trio
 import trio.testing
+from support.broken import around
 from support.conformance_target import DEVICES, serving
+from support.faithful import answer_register
 
+from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.testing.conformance import (
     CHECKS,
     IN_PART,
@@ -25,10 +30,12 @@ from vfiouser_virtio.testing.conformance import (
     as_json,
     as_junit,
     document,
+    run_check,
     run_checks,
     summary,
     text_line,
 )
+from vfiouser_virtio.testing.conformance.placed import Placed
 from vfiouser_virtio.testing.conformance.verdicts import GOOD, Failed, NotApplicable
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.virtio import Offer
@@ -249,14 +256,78 @@ async def test_it_stops_when_a_server_is_gone(
 
     async def kill(_wire: Wire) -> None:
         served.cancel()
+        await trio.testing.wait_all_tasks_blocked()  # until the listening socket is closed
         raise Failed("killed")
 
     nursery.start_soon(serve)
     await trio.testing.wait_all_tasks_blocked()
     checks = [made_up("virtio14/RB1", kill), CHECKS["virtio14/PI2"], CHECKS["virtio14/PI3"]]
     results = [result async for result in run_checks(Wire(path, timeout=0.5), checks)]
-    assert [result.verdict for result in results] == [Verdict.FAIL, Verdict.NOT_RUN, Verdict.NOT_RUN]
+    assert [result.verdict for result in results] == [Verdict.BROKE, Verdict.NOT_RUN, Verdict.NOT_RUN]
+    assert results[0].detail == "the server has died: nobody listens any more; before: killed"
     assert "has not come back within 0.3 s after virtio14/RB1" in results[1].detail
+
+
+async def test_a_request_that_fails_for_its_own_sake_is_nobody_elses_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    from support.broken_rings import gives_nothing
+
+    gives_nothing(monkeypatch)
+    checks = [CHECKS[f"virtio14/{name}"] for name in ("RQ1", "UR1", "MF1", "PI2")]
+    async with serving("rng") as wire:
+        results = [result async for result in run_checks(wire, checks)]
+    assert [each.verdict for each in results] == [Verdict.FAIL, Verdict.NOT_RUN, Verdict.NOT_RUN, Verdict.PASS]
+    assert "failed for its own sake (virtio14/RQ1): used.len is 0x0" in results[1].detail
+
+
+async def test_all_findings_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from support.broken_devices import has_queues_of_three
+
+    has_queues_of_three(monkeypatch)
+    async with serving("rng") as wire:
+        result = await run_check(wire, CHECKS["virtio14/CC8"])
+    assert [part.split()[1] for part in result.detail.split("; ")] == ["0x41,", "0x7fff,", "0xffff,"]
+
+
+async def test_a_refused_register_is_named_and_one_that_is_not_offered_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As SPDK's target, which refuses all of the common configuration from 0x38 on."""
+
+    def refuses(_cfg: object, _original: object) -> int:
+        raise PeerError("no such register", errno.EIO)
+
+    answer_register(monkeypatch, "queue_reset", refuses)
+    async with serving("rng") as wire:
+        offered = await run_check(wire, CHECKS["virtio14/CC6"])
+    assert offered.detail == "a read of queue_reset is refused: Input/output error"
+    async with serving("rng", offer=Offer(queue_reset=False)) as wire:
+        without = await run_check(wire, CHECKS["virtio14/CC6"])
+    assert without.verdict is Verdict.PASS, without
+
+
+FRAMING = {"virtio14/MF1", "virtio14/PK4"}
+
+
+async def test_requests_are_cut_as_linux_does_but_in_the_checks_of_framing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SPDK's target wants the status of a block request in a descriptor of its own."""
+    from vfiouser_virtio.testing.conformance import bench
+
+    cuts: set[tuple[int, ...]] = set()
+
+    def place(original: Callable[..., Placed], *arguments: Any, **named: Any) -> Placed:
+        placed = original(*arguments, **named)
+        cuts.add(tuple(length for _address, length, _writable in placed.segments))
+        return placed
+
+    around(monkeypatch, bench, "place_request", place)
+    others = set()
+    async with serving("blk", offer=Offer(packed=True, in_order=True, suspend=True)) as wire:
+        for check in CHECKS.values():
+            cuts.clear()
+            await run_check(wire, check)
+            if cuts - {(16, 512, 1)}:
+                others.add(check.id)
+    assert others == FRAMING
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------
@@ -267,6 +338,7 @@ RESULTS = [
     Result("virtio14/SU1", Verdict.NOT_APPLICABLE, "needs SUSPEND offered"),
     Result("vfio-user/order", Verdict.BROKE, "no reply within 2 s", 2),
     Result("vfio-user/argsz", Verdict.NOT_RUN, "gone"),
+    Result("vfio-user/dma-map-argsz", Verdict.ADVICE, "of size 0"),
 ]
 
 
@@ -277,7 +349,8 @@ def test_text() -> None:
         assert part in failure
     assert re.match(r"n/a +virtio14/SU1 +needs SUSPEND offered$", text_line(RESULTS[2]))
     assert text_line(RESULTS[3]).startswith("BROKE vfio-user/order")
-    assert summary(RESULTS) == "5 checks: 1 pass, 1 fail, 1 not applicable, 1 broke the server, 1 not run"
+    assert summary(RESULTS) == ("6 checks: 1 pass, 1 fail, 1 advice, 1 not applicable, 1 broke the server, 1 not run")
+    assert text_line(RESULTS[5]).startswith("note  vfio-user/dma-map-argsz")
 
 
 def test_json() -> None:
@@ -300,10 +373,10 @@ def test_json() -> None:
 def test_junit() -> None:
     suite = ElementTree.fromstring(as_junit("/run/x", RESULTS))
     assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped", "time")} == {
-        "tests": "5",
+        "tests": "6",
         "failures": "1",
         "errors": "2",
-        "skipped": "1",
+        "skipped": "2",
         "time": "2.750",
     }
     cases = [(case.get("classname"), case.get("name"), [child.tag for child in case]) for case in suite]
@@ -313,5 +386,6 @@ def test_junit() -> None:
         ("virtio14", "SU1", ["skipped"]),
         ("vfio-user", "order", ["error"]),
         ("vfio-user", "argsz", ["error"]),
+        ("vfio-user", "dma-map-argsz", ["skipped"]),
     ]
     assert suite[1][0].get("message") == "vendor id is ? <5000>"

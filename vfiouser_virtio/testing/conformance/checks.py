@@ -22,9 +22,11 @@ from vfiouser_virtio.testing.conformance.exercises import EXERCISES
 from vfiouser_virtio.testing.conformance.verdicts import NotApplicable
 from vfiouser_virtio.testing.conformance.wire import Wire
 
-Keyword: TypeAlias = Literal["MUST", "SHOULD"]
+Keyword: TypeAlias = Literal["MUST", "SHOULD", "advice"]
 MUST: Keyword = "MUST"
 SHOULD: Keyword = "SHOULD"
+ADVICE: Keyword = "advice"
+"""No specification says so, and nobody fails for it."""
 
 
 @dataclass(frozen=True, slots=True)

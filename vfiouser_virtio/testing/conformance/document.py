@@ -19,12 +19,16 @@ What the server does not offer is not checked. Our own devices offer packed ring
 `serve --device rng,socket=/run/x/rng0.sock,packed=on,in-order=on,notification-data=on,notif-config-data=on,suspend=on`.
 
 Each check has a connection of its own. Its verdict is *pass*, *fail*, *not applicable* (the device does not have what
-the rule is about) or *broke the server*: it closed the connection or stopped answering. After that the run goes on if
-the server comes back; what cannot be run any more is *not run*. The exit status is 0 if every verdict is *pass* or
-*not applicable*, and 1 otherwise.
+the rule is about) or *broke the server*: it closed the connection, stopped answering, or died. After that the run goes
+on if the server comes back; what cannot be run any more is *not run*. What is marked *advice* stands in no
+specification: a server that does otherwise gets a note, and does not fail. The exit status is 0 if every verdict is
+*pass*, *advice* or *not applicable*, and 1 otherwise. A server that ends with its first client (`serve --once`) is
+refused.
 
 Rings are exercised with a harmless request: 64 bytes of an entropy device, sector 0 of a disk, a line of text for a
-console. For other device types the checks that need one are not applicable.
+console. It is cut as Linux's driver cuts it (a read of a disk: 16, 512 and 1 bytes) but in the checks of framing, which
+cut it otherwise. `virtio14/RQ1` says whether the request itself works; where it does not, the checks that need it are
+*not run*, because its failure says nothing of their rules. For other device types they are not applicable.
 
 `virtio14/…` are rules of virtio 1.4, `vfio-user/…` those of the vfio-user protocol, and `qemu/…` what QEMU's client
 demands beyond it.

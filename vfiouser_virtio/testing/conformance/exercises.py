@@ -19,6 +19,8 @@ class Exercise:
     """Bytes that the device may write."""
     complaint: Callable[[bytes, int], str]
     """From the written bytes and used.len, what is wrong with the answer; empty if nothing is."""
+    last_writable: int = 0
+    """How many of the writable bytes, at their end, have a descriptor of their own as Linux's driver cuts requests."""
 
 
 def _entropy(data: bytes, used: int) -> str:
@@ -40,7 +42,7 @@ _READ_SECTOR_0 = blk.REQUEST_HEADER_CODEC.pack(blk.RequestType.IN, 0, 0)
 
 EXERCISES: dict[int, Exercise] = {
     DeviceId.RNG: Exercise("entropy", 0, b"", 64, _entropy),
-    DeviceId.BLOCK: Exercise("block", 0, _READ_SECTOR_0, blk.SECTOR_SIZE + 1, _block),
+    DeviceId.BLOCK: Exercise("block", 0, _READ_SECTOR_0, blk.SECTOR_SIZE + 1, _block, last_writable=1),
     DeviceId.CONSOLE: Exercise("console", 1, b"virtio conformance\r\n", 0, _console),
 }
 """By device type. The features that they need are VERSION_1 alone."""

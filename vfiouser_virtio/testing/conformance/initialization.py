@@ -5,9 +5,9 @@ from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.protocols.virtio.features import Feature, Status, is_device_type_bit
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
 from vfiouser_virtio.protocols.virtio.pci import CfgType, Isr
-from vfiouser_virtio.testing.conformance.bench import DRIVER_OK, Bench
+from vfiouser_virtio.testing.conformance.bench import DRIVER_OK, TRANSITIONAL, Bench
 from vfiouser_virtio.testing.conformance.checks import CONFIG, EXERCISE, SHOULD, check, offers
-from vfiouser_virtio.testing.conformance.verdicts import expect
+from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable, RequestFailed, expect, fail, note
 
 _EXTENDED_CONFIG = 0x100
 _EXT_CAP_SRIOV = 0x10
@@ -43,9 +43,9 @@ async def st1(bench: Bench) -> None:
     ring.offer(bench.chain(ring, bench.request()))
     await bench.kick()
     await bench.quiet()
-    expect(ring.used_idx == 0, f"used.idx is {ring.used_idx:#x} before DRIVER_OK")
+    note(ring.used_idx == 0, f"used.idx is {ring.used_idx:#x} before DRIVER_OK")
     seen = await bench.isr()
-    expect(not seen & Isr.QUEUE, f"ISR status is {seen:#x} before DRIVER_OK")
+    note(not seen & Isr.QUEUE, f"ISR status is {seen:#x} before DRIVER_OK")
     await bench.driver_ok()
     await bench.kick()
     await bench.wait_used(ring, 1)
@@ -86,12 +86,12 @@ async def fb1(bench: Bench) -> None:
         own = frozenset(feature.value for feature in known.features) if known.features is not None else frozenset[int]()
     for bit in _bits(bench.offered):
         if is_device_type_bit(bit):
-            expect(own is None or bit in own, f"bit {bit} is offered, which this device type does not define")
+            note(own is None or bit in own, f"bit {bit} is offered, which this device type does not define")
         else:
-            expect(bit in _RESERVED, f"reserved bit {bit} is offered")
+            note(bit in _RESERVED, f"reserved bit {bit} is offered")
         required = _prerequisites(bench).get(bit, ())
         met = not required or any(bench.offered >> other & 1 for other in required)
-        expect(met, f"bit {bit} is offered without bit {' or '.join(map(str, required))}, which it requires")
+        note(met, f"bit {bit} is offered without bit {' or '.join(map(str, required))}, which it requires")
 
 
 @check(
@@ -108,10 +108,13 @@ async def fb2(bench: Bench) -> None:
     subsets += [offered & ~(1 << bit) for bit in _bits(offered & ~least) if bit not in needed]
     for features in subsets:
         await bench.reset()
-        expect(await bench.try_features(features), f"FEATURES_OK is refused for {features:#x} of {offered:#x}")
+        note(await bench.try_features(features), f"FEATURES_OK is refused for {features:#x} of {offered:#x}")
     alien = next(bit for bit in range(64) if not offered >> bit & 1)
     await bench.reset()
-    accepted = await bench.try_features(least | 1 << alien)
+    try:
+        accepted = await bench.try_features(least | 1 << alien)
+    except Failed:
+        accepted = False  # an error reply is a refusal, too
     expect(not accepted, f"FEATURES_OK stays although bit {alien}, which is not offered, was accepted")
 
 
@@ -122,8 +125,8 @@ async def fb3(bench: Bench) -> None:
         await bench.reset()
         features = bench.offered if time != "second" else bench.minimum
         again = await bench.read_offered()
-        expect(again == bench.offered, f"{bench.offered:#x} was offered before the reset, {again:#x} after it")
-        expect(await bench.try_features(features), f"features {features:#x} are refused the {time} time")
+        note(again == bench.offered, f"{bench.offered:#x} was offered before the reset, {again:#x} after it")
+        note(await bench.try_features(features), f"features {features:#x} are refused the {time} time")
         await bench.set("device_status", DRIVER_OK)
 
 
@@ -131,6 +134,20 @@ async def fb3(bench: Bench) -> None:
 async def rb1(bench: Bench) -> None:
     """The device offers VERSION_1."""
     expect(bool(bench.offered & Feature.VERSION_1.mask), f"offered are {bench.offered:#x}, without bit 32")
+
+
+@check(
+    "virtio14/RB1-accept",
+    section="Reserved Feature Bits",
+    keyword=SHOULD,
+    observe="FEATURES_OK after all offered features but bit 32 were accepted",
+)
+async def rb1_accept(bench: Bench) -> None:
+    """A device that only knows virtio 1 does not go on with a driver that has not accepted VERSION_1."""
+    if bench.info.device in TRANSITIONAL:
+        raise NotApplicable("a transitional device serves legacy drivers, too")
+    accepted = await bench.try_features(bench.offered & ~Feature.VERSION_1.mask)
+    note(not accepted, "FEATURES_OK stays although VERSION_1 was not accepted")
 
 
 @check(
@@ -179,6 +196,20 @@ async def rb3(bench: Bench) -> None:
 
 
 @check(
+    "virtio14/RQ1",
+    section="Device Operation",
+    observe="one request as Linux's driver cuts it: what is written, and used.len",
+    needs=(EXERCISE,),
+)
+async def rq1(bench: Bench) -> None:
+    """A harmless request is answered as the device type demands; what needs one is not run where that fails."""
+    try:
+        await bench.serve(await bench.start())
+    except RequestFailed as error:
+        fail(str(error))
+
+
+@check(
     "virtio14/RS1",
     section="Device Reset",
     observe="write 0 while a queue is live and a buffer is under way, poll until it reads 0",
@@ -193,7 +224,7 @@ async def rs1(bench: Bench) -> None:
     for name in ("device_status", "queue_enable"):
         await bench.select(bench.queue)
         seen = await bench.get(name)
-        expect(seen == 0, f"{name} is {seen:#x} after the reset")
+        note(seen == 0, f"{name} is {seen:#x} after the reset")
 
 
 @check(
@@ -213,10 +244,10 @@ async def rs2(bench: Bench) -> None:
     ring.offer(bench.chain(ring, placed))
     await bench.kick()
     await bench.quiet()
-    expect(ring.used_idx == 1, f"used.idx became {ring.used_idx:#x} after the reset")
-    expect(bytes(placed.writable) == before, "a buffer was written after the reset")
+    note(ring.used_idx == 1, f"used.idx became {ring.used_idx:#x} after the reset")
+    note(bytes(placed.writable) == before, "a buffer was written after the reset")
     seen = await bench.isr()
-    expect(seen == 0, f"ISR status is {seen:#x} after the reset")
+    note(seen == 0, f"ISR status is {seen:#x} after the reset")
 
 
 @check(
@@ -236,7 +267,7 @@ async def cf1(bench: Bench) -> None:
     if await bench.try_features(bench.offered):
         late = await bench.config(size)
         for when, data in (("after the reset", fresh), ("with DRIVER", early)):
-            expect(data == late, f"{when} it is {data.hex(' ')}, after FEATURES_OK {late.hex(' ')}")
+            note(data == late, f"{when} it is {data.hex(' ')}, after FEATURES_OK {late.hex(' ')}")
 
 
 @check(

@@ -8,7 +8,7 @@ from vfiouser_virtio.protocols.virtio.features import Status
 from vfiouser_virtio.protocols.virtio.pci import NO_VECTOR, Isr
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import EXERCISE, INTX, MSIX, check
-from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable, expect
+from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable, expect, note
 
 _ISR = "ISR status capability"
 _VECTORS = "MSI-X Vector Configuration"
@@ -98,15 +98,15 @@ async def mx1(bench: Bench) -> None:
     msix = bench.info.msix
     assert msix is not None
     count = (await bench.client.irq_info(PciIrq.MSIX)).count
-    expect(count == msix.vectors, f"MSI-X has {msix.vectors} vectors by its capability, {count} by GET_IRQ_INFO")
-    expect(2 <= msix.vectors <= _MAX_VECTORS, f"Table Size says {msix.vectors} vectors, not 2 to 2048")
+    note(count == msix.vectors, f"MSI-X has {msix.vectors} vectors by its capability, {count} by GET_IRQ_INFO")
+    note(2 <= msix.vectors <= _MAX_VECTORS, f"Table Size says {msix.vectors} vectors, not 2 to 2048")
     await bench.negotiate()
     await bench.select(0)
     for name in ("config_msix_vector", "queue_msix_vector"):
         for vector in (*range(min(msix.vectors, 64)), msix.vectors - 1, NO_VECTOR):
             await bench.set(name, vector)
             seen = await bench.get(name)
-            expect(seen == vector, f"{name}: {vector:#x} of {msix.vectors:#x} was written, {seen:#x} is read")
+            note(seen == vector, f"{name}: {vector:#x} of {msix.vectors:#x} was written, {seen:#x} is read")
 
 
 @check(
@@ -123,20 +123,20 @@ async def mx2(bench: Bench) -> None:
     for queue in range(await bench.get("num_queues")):
         await bench.select(queue)
         seen = await bench.get("queue_msix_vector")
-        expect(seen == NO_VECTOR, f"queue_msix_vector of queue {queue} is {seen:#x} after a reset")
+        note(seen == NO_VECTOR, f"queue_msix_vector of queue {queue} is {seen:#x} after a reset")
     await bench.select(0)
     for name in ("config_msix_vector", "queue_msix_vector"):
         if msix.vectors <= _MAX_VECTORS - 1:
             await bench.set(name, msix.vectors)
             seen = await bench.get(name)
-            expect(seen == NO_VECTOR, f"{name} is {seen:#x} after {msix.vectors:#x} of as many was written")
+            note(seen == NO_VECTOR, f"{name} is {seen:#x} after {msix.vectors:#x} of as many was written")
         await bench.set(name, 0)
-        expect(await bench.get(name) == 0, f"{name} cannot be mapped to vector 0")
+        note(await bench.get(name) == 0, f"{name} cannot be mapped to vector 0")
     await bench.reset()
     await bench.select(0)
     for name in ("config_msix_vector", "queue_msix_vector"):
         seen = await bench.get(name)
-        expect(seen == NO_VECTOR, f"{name} is {seen:#x} after a reset")
+        note(seen == NO_VECTOR, f"{name} is {seen:#x} after a reset")
 
 
 @check(

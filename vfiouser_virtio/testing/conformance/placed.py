@@ -35,22 +35,41 @@ class Placed:
         ]
 
 
-def place_request(memory: DmaMemory, exercise: Exercise, *, pieces: int, canary: int) -> Placed:
+def place_request(
+    memory: DmaMemory, exercise: Exercise, *, pieces: int | None = None, least: int = 1, canary: int
+) -> Placed:
     """Each part of the request in a buffer of its own, described in up to ``pieces`` segments.
 
-    ``canary`` fills what the device is to write.
+    Without ``pieces`` it is cut as Linux's driver does (virtio_blk: 16 bytes, the data, 1 byte), because some devices
+    know nothing else; only a request of less than ``least`` segments is cut further. ``canary`` fills what the device
+    is to write.
     """
+    if pieces is None:
+        plain = _place(memory, exercise, None, canary)
+        return plain if len(plain.segments) >= least else _place(memory, exercise, least, canary)
+    return _place(memory, exercise, pieces, canary)
+
+
+def _place(memory: DmaMemory, exercise: Exercise, pieces: int | None, canary: int) -> Placed:
     segments: list[tuple[int, int, bool]] = []
     views: list[memoryview] = []
-    for data, is_writable in ((exercise.readable, False), (bytes([canary]) * exercise.writable, True)):
+    for data, last, is_writable in (
+        (exercise.readable, 0, False),
+        (bytes([canary]) * exercise.writable, exercise.last_writable, True),
+    ):
         if not data:
             views.append(memoryview(b""))
             continue
         buffer = memory.alloc(len(data))
         buffer.view[:] = data
         views.append(buffer.view)
-        segments += [(buffer.address + at, length, is_writable) for at, length in _cut(len(data), pieces)]
+        cut = _cut(len(data), pieces) if pieces is not None else _as_linux(len(data), last)
+        segments += [(buffer.address + at, length, is_writable) for at, length in cut]
     return Placed(exercise, tuple(segments), views[0], views[1])
+
+
+def _as_linux(size: int, last: int) -> list[tuple[int, int]]:
+    return [(0, size - last), (size - last, last)] if last else [(0, size)]
 
 
 def _cut(size: int, pieces: int) -> list[tuple[int, int]]:

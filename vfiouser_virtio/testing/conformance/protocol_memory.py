@@ -16,8 +16,8 @@ from vfiouser_virtio.protocols.vfio_user import (
     PciIrq,
 )
 from vfiouser_virtio.testing.conformance.bench import Bench
-from vfiouser_virtio.testing.conformance.checks import EXERCISE, MSIX, SHOULD, check, wire_check
-from vfiouser_virtio.testing.conformance.verdicts import NotApplicable, expect
+from vfiouser_virtio.testing.conformance.checks import ADVICE, EXERCISE, MSIX, SHOULD, check, wire_check
+from vfiouser_virtio.testing.conformance.verdicts import NotApplicable, expect, note
 from vfiouser_virtio.testing.conformance.wire import Wire
 from vfiouser_virtio.vfio_user import TWIN_VERSION, Client, ClientOptions, SharedMemory
 
@@ -31,7 +31,7 @@ _TRIGGER_FD = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
 
 async def _refused(client: Client, command: Command, payload: bytes, why: str) -> None:
     reply = await client.exchange(command, payload)
-    expect(bool(reply.flags & MessageFlags.ERROR), f"{command.name} {why} was not refused")
+    note(bool(reply.flags & MessageFlags.ERROR), f"{command.name} {why} was not refused")
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------
@@ -40,6 +40,7 @@ async def _refused(client: Client, command: Command, payload: bytes, why: str) -
 @wire_check(
     "vfio-user/dma-map-argsz",
     section="VFIO_USER_DMA_MAP",
+    keyword=ADVICE,
     observe="DMA_MAP with argsz 8, of size 0, of a range that ends beyond 2^64",
 )
 async def dma_map_argsz(wire: Wire) -> None:
@@ -71,6 +72,7 @@ async def dma_map_overlap(wire: Wire) -> None:
 @wire_check(
     "vfio-user/dma-map-short-file",
     section="VFIO_USER_DMA_MAP",
+    keyword=ADVICE,
     observe="DMA_MAP of 1 MiB of a file of 4 KiB, then DEVICE_GET_INFO",
 )
 async def dma_map_short_file(wire: Wire) -> None:
@@ -127,7 +129,7 @@ async def dma_messages(wire: Wire) -> None:
     async with Bench.open(wire, private=True) as bench:
         if bench.exercise is None:
             raise NotApplicable(f"needs {EXERCISE.text}")
-        await bench.serve(await bench.start())
+        await bench.serve(await bench.start(), plain=False)
 
 
 @wire_check(
@@ -143,7 +145,7 @@ async def twin_socket(wire: Wire) -> None:
         version = bench.client.version
         if version is None or version.twin_fd_index is None:
             raise NotApplicable("the server has no twin sockets")
-        await bench.serve(await bench.start())
+        await bench.serve(await bench.start(), plain=False)
 
 
 # ---- interrupts and reset ----------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ async def irq_trigger(bench: Bench) -> None:
 )
 async def reset_keeps_memory(bench: Bench) -> None:
     """DEVICE_RESET resets the device, and leaves the client's memory mapped."""
-    await bench.start()
+    await bench.serve(await bench.start())
     await bench.client.device_reset()
     await bench.enable_function()
     seen = await bench.get("device_status")

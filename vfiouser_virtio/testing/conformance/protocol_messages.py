@@ -17,7 +17,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     PciRegion,
 )
 from vfiouser_virtio.testing.conformance.checks import SHOULD, wire_check
-from vfiouser_virtio.testing.conformance.verdicts import expect, fail
+from vfiouser_virtio.testing.conformance.verdicts import expect, fail, note
 from vfiouser_virtio.testing.conformance.wire import Wire
 from vfiouser_virtio.vfio_user import SPDK_OPTIONS, Client, ClientOptions, Message
 
@@ -105,7 +105,7 @@ async def unknown_command(wire: Wire) -> None:
     async with wire.connect() as client:
         for command in _UNKNOWN:
             reply = await client.exchange(command, bytes(16))
-            expect(bool(reply.flags & MessageFlags.ERROR), f"command {command} was answered without an error")
+            note(bool(reply.flags & MessageFlags.ERROR), f"command {command} was answered without an error")
         await _alive(client, "unknown commands")
 
 
@@ -120,9 +120,9 @@ async def error_reply(wire: Wire) -> None:
         wrong = REGION_ACCESS_CODEC.pack(1 << 40, PciRegion.CONFIG, 4)
         for command, payload in ((200, bytes(64)), (Command.REGION_READ, wrong)):
             reply = await client.exchange(command, payload)
-            expect(bool(reply.flags & MessageFlags.ERROR), f"command {command} did not fail")
-            expect(0 < reply.error < 4096, f"command {command}: errno {reply.error}")
-            expect(not reply.payload, f"command {command}: an error reply with {len(reply.payload)} bytes of payload")
+            note(bool(reply.flags & MessageFlags.ERROR), f"command {command} did not fail")
+            note(0 < reply.error < 4096, f"command {command}: errno {reply.error}")
+            note(not reply.payload, f"command {command}: an error reply with {len(reply.payload)} bytes of payload")
 
 
 @wire_check(
@@ -177,7 +177,7 @@ async def short_payload(wire: Wire) -> None:
             Command.REGION_WRITE,
         ):
             reply = await client.exchange(command, b"\x20")
-            expect(bool(reply.flags & MessageFlags.ERROR), f"{command.name} with 1 byte of payload was carried out")
+            note(bool(reply.flags & MessageFlags.ERROR), f"{command.name} with 1 byte of payload was carried out")
         await _alive(client, "short payloads")
 
 

@@ -14,6 +14,7 @@ from vfiouser_virtio.testing.conformance.verdicts import Result, Verdict
 _MARKS = {
     Verdict.PASS: "pass  ",
     Verdict.FAIL: "FAIL  ",
+    Verdict.ADVICE: "note  ",
     Verdict.NOT_APPLICABLE: "n/a   ",
     Verdict.BROKE: "BROKE ",
     Verdict.NOT_RUN: "-     ",
@@ -93,6 +94,7 @@ def as_junit(server: str, results: Sequence[Result]) -> str:
     tags = {
         Verdict.FAIL: "failure",
         Verdict.BROKE: "error",
+        Verdict.ADVICE: "skipped",
         Verdict.NOT_APPLICABLE: "skipped",
         Verdict.NOT_RUN: "error",
     }

@@ -14,7 +14,7 @@ _WRITE, _NEXT, _INDIRECT = int(DescFlags.WRITE), int(DescFlags.NEXT), int(DescFl
 @check(
     "virtio14/MF1",
     section="Message Framing",
-    observe="the same request in one descriptor per part, and in parts of one byte, up to eight descriptors",
+    observe="the same request as Linux cuts it, in one descriptor per direction, and in parts of one byte, up to eight",
     needs=(EXERCISE,),
 )
 async def mf1(bench: Bench) -> None:
@@ -22,6 +22,7 @@ async def mf1(bench: Bench) -> None:
     ring = await bench.start()
     assert bench.exercise is not None
     parts = bool(bench.exercise.readable) + bool(bench.exercise.writable)
+    await bench.serve(ring)
     for pieces in (1, 2, 8 // parts):
         await bench.serve(ring, bench.request(pieces=pieces))
 
@@ -68,8 +69,7 @@ async def _serve_indirect(bench: Bench, ring: DriverRing, placed: Placed, *, dir
     await bench.wait_used(ring, before + 1)
     used_id, used_len = ring.used_element(before)
     expect(used_id == 0, f"descriptor 0 was made available, {used_id:#x} is used")
-    complaint = placed.complaint(used_len)
-    expect(not complaint, complaint)
+    bench.judge(placed, used_len)
 
 
 @check(
@@ -81,8 +81,9 @@ async def _serve_indirect(bench: Bench, ring: DriverRing, placed: Placed, *, dir
 async def si1(bench: Bench) -> None:
     """The WRITE flag of a descriptor that refers to an indirect table is ignored."""
     ring = await bench.start(Feature.INDIRECT_DESC)
+    await bench.serve(ring)
     for flags in (0, _WRITE):
-        await _serve_indirect(bench, ring, bench.request(pieces=2), direct=0, flags=flags)
+        await _serve_indirect(bench, ring, bench.request(least=2), direct=0, flags=flags)
 
 
 @check(
@@ -94,7 +95,8 @@ async def si1(bench: Bench) -> None:
 async def si2(bench: Bench) -> None:
     """A chain may consist of normal descriptors followed by one that refers to an indirect table."""
     ring = await bench.start(Feature.INDIRECT_DESC)
-    await _serve_indirect(bench, ring, bench.request(pieces=2), direct=1)
+    await bench.serve(ring)
+    await _serve_indirect(bench, ring, bench.request(least=2), direct=1)
 
 
 @check(
@@ -107,7 +109,7 @@ async def ur1(bench: Bench) -> None:
     """The device writes the element of the used ring, len included, before it moves used.idx."""
     ring = await bench.start()
     for number in range(8):
-        _placed, used_id, used_len = await bench.serve(ring)
+        _placed, used_id, used_len = await bench.serve(ring, plain=False)
         expect(used_id == 0, f"element {number}: descriptor 0 was made available, {used_id:#x} is used")
         expect(used_len != UNWRITTEN, f"element {number}: used.idx has moved, but len is still as the driver left it")
 

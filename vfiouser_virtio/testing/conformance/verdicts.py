@@ -1,5 +1,6 @@
 """What comes out of a check."""
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from typing import NoReturn
@@ -10,14 +11,16 @@ class Verdict(Enum):
 
     PASS = "pass"  # noqa: S105 - no password
     FAIL = "fail"
+    ADVICE = "advice"
+    """What no specification demands could be better: nobody fails for it."""
     NOT_APPLICABLE = "not applicable"
     BROKE = "broke the server"
-    """It closed the connection, or stopped answering: a failure, too."""
+    """It closed the connection, stopped answering, or died: a failure, too."""
     NOT_RUN = "not run"
-    """The server did not come back after an earlier check."""
+    """The rule could not be looked at: the server did not come back after an earlier check, or the request failed."""
 
 
-GOOD = frozenset({Verdict.PASS, Verdict.NOT_APPLICABLE})
+GOOD = frozenset({Verdict.PASS, Verdict.ADVICE, Verdict.NOT_APPLICABLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,22 @@ class NotApplicable(Exception):  # noqa: N818
     """The device does not have what the rule is about; the message is the reason."""
 
 
+class RequestFailed(Exception):  # noqa: N818
+    """The plain request that the rule is to be seen by failed, which says nothing of the rule."""
+
+
+FINDINGS: ContextVar[list[str]] = ContextVar("findings")
+"""What `note` has seen in the check that runs."""
+
+
+def note(kept: bool, otherwise: str) -> None:
+    """Unless the rule is kept, remember what was seen, and go on: the check fails in the end, with all of it."""
+    if not kept:
+        FINDINGS.get().append(otherwise)
+
+
 def expect(kept: bool, otherwise: str) -> None:
-    """Raise `Failed` with what was seen unless the rule is kept."""
+    """Raise `Failed` with what was seen unless the rule is kept: nothing more can be looked at then."""
     if not kept:
         raise Failed(otherwise)
 
