@@ -16,10 +16,7 @@ from vfiouser_virtio.virtio import Offer
 pytestmark = pytest.mark.slow
 
 LIMITS = {
-    "qemu/version-size": "its VERSION reply has 76 bytes whatever the request has; QEMU's has room for that",
     "vfio-user/pieces": "it drops a client whose message comes in pieces (if it is fast enough to see that)",
-    "vfio-user/dma-map-argsz": "it takes a DMA_MAP of size 0",
-    "vfio-user/dma-map-short-file": "it maps what is not there, and says so to nobody; the function does not get it",
     "qemu/dma-unmap-nothing": "it unmaps exactly what was mapped by one DMA_MAP, else ENOENT",
     "vfio-user/dma-messages": "memory without a file descriptor is not reached",
     "vfio-user/twin-socket": "nor with a twin socket",
