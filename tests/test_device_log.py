@@ -1,9 +1,13 @@
 """Log lines of one device: its id, each kind once, and text of a peer that stays text."""
 
+import ast
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import vfiouser_virtio
 from vfiouser_virtio.device_log import MAX_QUOTED, DeviceLog, printable, quoted
 
 
@@ -70,3 +74,43 @@ def test_what_is_quoted_is_short() -> None:
     assert quoted(nested) == "'a list'"
     while nested:  # no deeper recursion at its end than Python stands
         nested = nested.pop()  # type: ignore[assignment]
+
+
+# Of the host, when a device is made or once in its life; or of our own clients and drivers, which serve nobody.
+NOT_OF_A_SERVED_DEVICE = {
+    "backends/file.py",
+    "backends/log_file.py",
+    "backends/stdio.py",
+    "vfio_user/client_irqs.py",
+    "libvfio_user/bindings/callbacks.py",  # each kind once, and marked by hand: the bindings stand alone
+}
+
+
+def bare_lines(source: str) -> Iterator[int]:
+    """Where something is logged by a module's own logger."""
+    tree = ast.parse(source)
+    loggers = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and "getLogger" in ast.unparse(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method)) if name in loggers:
+                if method not in ("isEnabledFor", "getChild"):
+                    yield node.lineno
+
+
+def test_what_a_peer_can_cause_is_marked_with_its_device() -> None:
+    """Or else nothing limits how many such lines there are."""
+    assert list(bare_lines("import logging\nlog = logging.getLogger()\ndef f():\n    log.error('x')")) == [4]
+    top = Path(vfiouser_virtio.__file__).parent
+    found = []
+    for folder in ("", "backends", "devices", "libvfio_user", "pci", "transports", "vfio_user", "virtio", "vring"):
+        for file in (top / folder).glob("**/*.py" if folder else "*.py"):
+            name = str(file.relative_to(top))
+            if name not in NOT_OF_A_SERVED_DEVICE:
+                found += [f"{name}:{line}" for line in bare_lines(file.read_text())]
+    assert found == []

@@ -223,11 +223,11 @@ class Blk(Device):
                     request.finish(Status.OK, plan.fills)
                 elif not self._start(queue, request, plan):
                     # No more tasks than the queue has entries: the ring lets no head be in flight twice.
-                    nursery.start_soon(self._perform, queue.pinned(chain), request, plan)
+                    nursery.start_soon(self._perform, queue, queue.pinned(chain), request, plan)
             except Refused as refused:
                 request.finish(refused.status)
             except OSError as error:
-                self._complain(request.name, request.sector * SECTOR_SIZE, error)
+                self._complain(request.name, request.sector * SECTOR_SIZE, error, queue)
                 request.finish(Status.IOERR)
 
     def _at_once(self, plan: Plan) -> bool:
@@ -251,7 +251,7 @@ class Blk(Device):
                 if error is None:
                     request.finish(Status.OK, plan.fills)
                 else:
-                    self._complain(request.name, request.sector * SECTOR_SIZE, error)
+                    self._complain(request.name, request.sector * SECTOR_SIZE, error, queue)
                     request.finish(Status.IOERR)
             finally:
                 release()
@@ -263,7 +263,7 @@ class Blk(Device):
             return False
         return True
 
-    async def _perform(self, pinned: Pinned, request: Request, plan: Plan) -> None:
+    async def _perform(self, queue: Queue, pinned: Pinned, request: Request, plan: Plan) -> None:
         with pinned:
             status, fills = Status.IOERR, 0
             try:
@@ -272,16 +272,17 @@ class Blk(Device):
                     await self.backend.flush()
                 status, fills = Status.OK, plan.fills
             except OSError as error:
-                self._complain(request.name, request.sector * SECTOR_SIZE, error)
+                self._complain(request.name, request.sector * SECTOR_SIZE, error, queue)
             finally:
                 # Also when the memory is to go away, or at a reset: both wait until nothing is pinned any more.
                 request.finish(status, fills)
 
-    def _complain(self, what: str, offset: int, error: OSError) -> None:
+    def _complain(self, what: str, offset: int, error: OSError, queue: Queue | None = None) -> None:
         """Log a failure of the host: the first of each kind and errno since the last reset."""
-        message = "%s at offset %#x failed on the host: %s (%s)"
+        message = "%s%s at offset %#x failed on the host: %s (%s)"
+        where = "" if queue is None else f"queue {queue.index}: "
         name = errno.errorcode.get(error.errno or 0, "no errno")
-        self.log.once((what, error.errno), message, what, offset, error, name, level=logging.ERROR)
+        self.log.once((what, error.errno), message, where, what, offset, error, name, level=logging.ERROR)
 
 
 def _open(path: Path | None, size: int | None, readonly: bool, aio: Aio, backend: BlockBackend | None) -> BlockBackend:

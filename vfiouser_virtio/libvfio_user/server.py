@@ -73,7 +73,7 @@ class LibvfioUserServer:
             try:
                 device.connected(client)
             except PeerError as error:
-                log.error("%s: %s; connection closed", client.name, error)
+                device.log.error("%s; connection closed", error)
                 client.hang_up()
             except Exception:
                 device.log.exception("a bug of the device; connection closed")
