@@ -12,7 +12,7 @@ from vfiouser_virtio.cli.terminal import say
 from vfiouser_virtio.errors import ConfigError, PeerError
 
 if TYPE_CHECKING:
-    from vfiouser_virtio.testing.conformance import Check, Result, Wire
+    from vfiouser_virtio.testing.conformance import Check, Exercise, Result, Wire
 
 
 def add_parser(commands: SubParsers) -> None:
@@ -47,6 +47,11 @@ def add_parser(commands: SubParsers) -> None:
         metavar="SECONDS",
         help="how long to watch for what must not happen (default: 0.05)",
     )
+    parser.add_argument(
+        "--exercise",
+        metavar="FILE.py:NAME",
+        help="a request for a device of a type that the checks do not know: an Exercise of yours in a Python file",
+    )
     parser.add_argument("socket", nargs="?", metavar="SOCKET", help="where the server listens")
     add_log_arguments(parser, log_level="error")
     parser.set_defaults(execute=execute)
@@ -65,7 +70,9 @@ def execute(arguments: argparse.Namespace) -> int:
         return ExitStatus.OK
     if arguments.socket is None:
         raise ConfigError("conform: which SOCKET? (or --list)")
-    wire = Wire(arguments.socket, timeout=arguments.timeout, settle=arguments.settle)
+    wire = Wire(
+        arguments.socket, timeout=arguments.timeout, settle=arguments.settle, exercise=_exercise(arguments.exercise)
+    )
     try:
         results = trio.run(_run, wire, checks, not arguments.json)
     except (PeerError, RemoteError) as error:
@@ -88,6 +95,27 @@ async def _run(wire: "Wire", checks: "list[Check]", shown: bool) -> "list[Result
         if shown:
             say(text_line(result))
     return results
+
+
+def _exercise(wanted: str | None) -> "Exercise | None":
+    """What ``FILE.py:NAME`` is: an `Exercise`, or a function that makes one. Raises ConfigError for anything else."""
+    from vfiouser_virtio.cli.device_files import import_file
+    from vfiouser_virtio.testing.conformance import Exercise
+
+    if wanted is None:
+        return None
+    path, _, name = wanted.rpartition(":")
+    if not path or not name:
+        raise ConfigError(f"--exercise {wanted}: expected FILE.py:NAME")
+    found: object = getattr(import_file(Path(path), "exercise file"), name, None)
+    if callable(found):
+        try:
+            found = found()
+        except Exception as error:
+            raise ConfigError(f"--exercise {wanted}: {name}() raised {type(error).__name__}: {error}") from error
+    if not isinstance(found, Exercise):
+        raise ConfigError(f"--exercise {wanted}: {name} is no vfiouser_virtio.testing.conformance.Exercise")
+    return found
 
 
 def _chosen(patterns: list[str]) -> "list[Check]":

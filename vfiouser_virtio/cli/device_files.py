@@ -21,7 +21,7 @@ def load_device_class(driver: str) -> type[Device]:
     Raises ConfigError when there is no such file or class, when it is no device, and when the import fails.
     """
     path, _, name = driver.partition(":")
-    module = _import_file(Path(path))
+    module = import_file(Path(path))
     own = [key for key, value in vars(module).items() if _is_device(value) and value.__module__ == module.__name__]
     if not name:
         known = ", ".join(f"{path}:{key}" for key in own) or f"{path}:MyDevice"
@@ -41,11 +41,12 @@ def _is_device(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Device) and value is not Device
 
 
-def _import_file(path: Path) -> ModuleType:
+def import_file(path: Path, what: str = "device file") -> ModuleType:
+    """The module of a Python file of the user's, imported once. Raises ConfigError, with ``what`` in it."""
     try:
         path = path.resolve(strict=True)
     except OSError as error:
-        raise ConfigError(f"device file {path}: {error.strerror}") from None
+        raise ConfigError(f"{what} {path}: {error.strerror}") from None
     # Unique, and no name that an import statement could mean.
     name = f"vfiouser_virtio device file {path}"
     if name in sys.modules:
@@ -65,5 +66,5 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = f", line {lines[-1]}" if lines else ""
-        raise ConfigError(f"device file {path}{line}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{what} {path}{line}: {type(error).__name__}: {error}") from error
     return module

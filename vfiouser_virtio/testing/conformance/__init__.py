@@ -26,6 +26,7 @@ from vfiouser_virtio.testing.conformance import (  # noqa: F401, I001 - each reg
 )
 from vfiouser_virtio.testing.conformance.checks import CHECKS, Check
 from vfiouser_virtio.testing.conformance.document import document
+from vfiouser_virtio.testing.conformance.exercises import Exercise
 from vfiouser_virtio.testing.conformance.not_checked import IN_PART, NOT_CHECKED
 from vfiouser_virtio.testing.conformance.report import (
     as_json,
@@ -45,6 +46,7 @@ __all__ = [
     "IN_PART",
     "NOT_CHECKED",
     "Check",
+    "Exercise",
     "Result",
     "Verdict",
     "Wire",

@@ -49,7 +49,7 @@ class Bench:
         self.info = info
         self.layout: VirtioLayout = locate(info)
         self.device_type = _device_type(info)
-        self._exercise = EXERCISES.get(self.device_type)
+        self._exercise = wire.exercise or EXERCISES.get(self.device_type)
         self.offered = 0
         self._request_works = False
 

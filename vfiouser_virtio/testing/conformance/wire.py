@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from vfiouser_virtio.testing.conformance.exercises import Exercise
 from vfiouser_virtio.vfio_user import Client, ClientOptions, PrivateMemory, SharedMemory, connect
 
 
@@ -17,6 +18,8 @@ class Wire:
     """Seconds for a reply, a used buffer, the end of a reset."""
     settle: float = 0.05
     """Seconds in which what must not happen would have happened."""
+    exercise: Exercise | None = None
+    """What to ask the device for, in place of what its type has in `EXERCISES`."""
 
     @asynccontextmanager
     async def connect(
