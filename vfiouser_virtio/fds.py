@@ -1,9 +1,8 @@
-"""File descriptors that come and go with messages: eventfds, memfds, and who closes what."""
+"""File descriptors that come and go with messages: memfds, and who closes what."""
 
 import ctypes
 import fcntl
 import os
-import select
 from collections.abc import Iterable
 
 # linux/fcntl.h; in Python's fcntl module only where it was built against new enough headers.
@@ -25,30 +24,6 @@ def close_all(fds: Iterable[int]) -> None:
             os.close(fd)
         except OSError:
             pass
-
-
-def signal(fd: int) -> None:
-    """Add 1 to an eventfd without ever waiting: a counter that is full (a reader far behind) has an event pending.
-
-    O_NONBLOCK belongs to the client, who shares the open file: libvfio-user's sample client wants its reads to block.
-    """
-    if os.get_blocking(fd):
-        poll = select.poll()
-        poll.register(fd, select.POLLOUT)
-        if not poll.poll(0):
-            return
-    try:
-        os.eventfd_write(fd, 1)
-    except BlockingIOError:
-        pass
-
-
-def is_eventfd(fd: int) -> bool:
-    """Whether ``fd`` is an eventfd, by what the kernel calls it in /proc."""
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}").startswith("anon_inode:[eventfd]")
-    except OSError:
-        return False
 
 
 def huge_page_size(fd: int) -> int | None:

@@ -241,7 +241,8 @@ def test_an_eventfd_that_is_full_never_makes_us_wait(machine: Machine, eventfds:
     os.eventfd_write(ours, (1 << 64) - 2)
     machine.irqs(EVENTFD | TRIGGER, [sent])
     machine.function.raise_msix(0)
-    assert os.eventfd_read(ours) == (1 << 64) - 2
+    machine.function.raise_msix(0)
+    assert os.eventfd_read(ours) == (1 << 64) - 1
     machine.function.raise_msix(0)
     assert os.eventfd_read(ours) == 1
     assert os.get_blocking(ours) == (flags == 0)

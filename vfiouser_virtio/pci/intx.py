@@ -12,10 +12,9 @@ old one had announced is forgotten.
 """
 
 import os
-import select
 from collections.abc import Callable, Iterable, Sequence
 
-from vfiouser_virtio.fds import signal
+from vfiouser_virtio.eventfds import signal, take
 from vfiouser_virtio.function import Trigger
 
 _NO_FD = -1
@@ -66,7 +65,7 @@ class Intx:
     def resampled(self) -> None:
         """The resample eventfd is readable: the guest has ended the interrupt. Drains it and unmasks."""
         if self.resample_fd is not None:
-            _drain(self.resample_fd)
+            take(self.resample_fd)
         self.unmask()
 
     def set_resample_fd(self, fd: int | None) -> None:
@@ -116,14 +115,3 @@ class Intx:
             signal(self._fd)
         elif self.trigger_elsewhere is not None:
             self.masked = self.trigger_elsewhere(0)
-
-
-def _drain(fd: int) -> None:
-    """Read an eventfd that may be empty after all, and may be a blocking one: its flags are the client's."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    if poll.poll(0):
-        try:
-            os.eventfd_read(fd)
-        except BlockingIOError:  # the client has read it in between
-            pass

@@ -4,8 +4,10 @@ import errno
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from vfiouser_virtio import eventfds
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.fds import close_all, is_eventfd
+from vfiouser_virtio.eventfds import is_eventfd
+from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.function import Buffer, IrqSetFlags, PciIrq
 from vfiouser_virtio.pci.intx import Intx
 
@@ -94,6 +96,9 @@ def _check(
             raise PeerError(f"{what}: only INTx can be masked here; MSI-X is masked in its table", errno.ENOTTY)
         if flags & IrqSetFlags.ACTION_MASK and flags & IrqSetFlags.DATA_EVENTFD:
             raise PeerError(f"{what}: masking through an eventfd is not supported, as in Linux", errno.ENOTTY)
+        if flags & IrqSetFlags.DATA_EVENTFD and fds and not eventfds.CAN_TAKE:
+            # Not known to be safe before Linux 5.8. QEMU then goes on with SET_IRQS.
+            raise PeerError(f"{what}: this kernel cannot read an eventfd without waiting", errno.ENOTTY)
 
 
 def _chosen(flags: IrqSetFlags, start: int, count: int, data: Buffer) -> list[int]:

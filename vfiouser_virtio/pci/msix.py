@@ -14,7 +14,7 @@ control word. Message control and reads of the pending bits do get here.
 import os
 from collections.abc import Iterable, Sequence
 
-from vfiouser_virtio.fds import signal
+from vfiouser_virtio.eventfds import signal
 from vfiouser_virtio.function import Buffer, Trigger
 from vfiouser_virtio.pci.bars import Bar
 from vfiouser_virtio.protocols.codec import offsets

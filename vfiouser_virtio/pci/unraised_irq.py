@@ -9,7 +9,7 @@ VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX.
 import os
 from collections.abc import Iterable, Sequence
 
-from vfiouser_virtio.fds import signal
+from vfiouser_virtio.eventfds import signal
 
 _NO_FD = -1
 

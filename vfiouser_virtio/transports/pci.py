@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.eventfds import CAN_TAKE, take
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.function import Buffer, Hold, IoEventFd, IrqSetFlags, PciIrq
 from vfiouser_virtio.memory import UnsealedMemory
@@ -301,9 +302,10 @@ class VirtioPci(PciFunction):
     def io_fds(self, index: int) -> Sequence[IoEventFd]:
         """An ioeventfd per queue notification, made when a client first asks.
 
-        None where NOTIFICATION_DATA is offered: an eventfd says that something was written, and not what.
+        None where NOTIFICATION_DATA is offered: an eventfd says that something was written, and not what;
+        and where this kernel cannot read one without waiting.
         """
-        if index != VIRTIO_BAR or self._nursery is None or self.transport.offer.notification_data:
+        if index != VIRTIO_BAR or self._nursery is None or self.transport.offer.notification_data or not CAN_TAKE:
             return super().io_fds(index)
         if not self._io_event_fds:
             for queue in self.device.queues:
@@ -338,11 +340,8 @@ class VirtioPci(PciFunction):
     async def _watch(self, fd: int, signalled: Callable[[], None]) -> None:
         while True:
             await trio.lowlevel.wait_readable(fd)
-            try:
-                os.eventfd_read(fd)
-            except BlockingIOError:
-                continue
-            signalled()
+            if take(fd):
+                signalled()
 
     async def serve(self) -> None:
         """Run the child device until cancelled; then let go of what it holds on the host."""

@@ -17,7 +17,7 @@ import trio
 
 from vfiouser_virtio.dma import DmaRegion
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.fds import signal
+from vfiouser_virtio.eventfds import signal
 from vfiouser_virtio.function import Buffer, DeviceInfo, IrqInfo, RegionInfo
 from vfiouser_virtio.protocols.vfio_user import Command, IrqSetFlags, PciIrq, PciRegion
 from vfiouser_virtio.vfio_user import client_commands as commands

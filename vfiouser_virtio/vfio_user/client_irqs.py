@@ -9,7 +9,7 @@ from typing import Protocol
 import trio
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.fds import signal
+from vfiouser_virtio.eventfds import signal, take
 from vfiouser_virtio.protocols.vfio_user import IrqSetFlags, PciIrq
 from vfiouser_virtio.vfio_user.client_requests import RemoteError
 
@@ -52,9 +52,7 @@ class Interrupt:
                 return
             if self.fd < 0:
                 return
-            try:
-                os.eventfd_read(self.fd)
-            except BlockingIOError:
+            if not take(self.fd):
                 continue
             self._handler()
             if self._after is not None:

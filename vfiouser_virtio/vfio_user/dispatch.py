@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.fds import close_all, is_eventfd
+from vfiouser_virtio.eventfds import is_eventfd
+from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.function import Buffer, Function, Hold, IoEventFd, RegionInfo
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (

@@ -1,0 +1,201 @@
+"""Eventfds whose flags and counters somebody else changes in the very moment: no call waits, no event is lost.
+
+The races are made certain: what the look at the flag or at the counter says is patched to be out of date.
+"""
+
+import errno
+import os
+import select
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from vfiouser_virtio import eventfds
+from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio.eventfds import is_eventfd, signal, take
+from vfiouser_virtio.transports.pci import VIRTIO_BAR, VirtioPci
+
+_FULL = (1 << 64) - 2
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    """An eventfd whose O_NONBLOCK the client has cleared."""
+    eventfd = os.eventfd(0, os.EFD_CLOEXEC)
+    yield eventfd
+    os.close(eventfd)
+
+
+def signals(fd: int, count: int) -> None:
+    for _ in range(count):
+        signal(fd)
+
+
+def does_not_wait(call: Callable[[], object], fd: int, *, unblock: Callable[[int], object]) -> None:
+    """``call`` in a thread, which ``unblock`` lets go where it waits after all."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(15)
+    waited = thread.is_alive()
+    if waited:
+        unblock(fd)
+        thread.join()
+    assert not waited
+    assert not errors
+
+
+def test_a_full_counter_is_not_waited_for_whatever_the_flag_said(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.eventfd_write(fd, _FULL)
+    # Cleared right after we had looked.
+    monkeypatch.setattr(os, "get_blocking", lambda _: False)
+    does_not_wait(partial(signals, fd, 3), fd, unblock=os.eventfd_read)
+    assert os.eventfd_read(fd) == _FULL + 1
+    signal(fd)
+    assert os.eventfd_read(fd) == 1
+
+
+def test_no_event_is_lost_when_the_kernel_has_no_more_room_for_answers(fd: int) -> None:
+    for _ in range(5000):  # there is room for some hundred
+        signal(fd)
+    assert take(fd) == 5000
+
+
+def test_threads_signal_at_the_same_time(fd: int) -> None:
+    others = [os.eventfd(0) for _ in range(4)]
+    threads = [threading.Thread(target=signals, args=(fd, 3000)) for fd in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [take(other) for other in others] == [3000] * 4
+    for other in others:
+        os.close(other)
+
+
+def test_a_number_that_is_another_eventfd_now(fd: int) -> None:
+    signal(fd)
+    other = os.eventfd(0)
+    os.dup2(other, fd)
+    signal(fd)
+    assert take(other) == 1
+    os.close(other)
+
+
+def test_what_is_no_eventfd_or_is_closed_is_an_error() -> None:
+    reader, writer = os.pipe()
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its errno follows
+        signal(writer)
+    assert caught.value.errno == errno.EINVAL
+    assert not is_eventfd(writer)
+    os.close(reader)
+    os.close(writer)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its errno follows
+        signal(writer)
+    assert caught.value.errno == errno.EBADF
+
+
+def test_a_child_after_a_fork_has_its_own(fd: int) -> None:
+    signal(fd)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            signal(fd)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    signal(fd)
+    assert take(fd) == 3
+
+
+def test_an_empty_counter_is_not_waited_for(fd: int) -> None:
+    does_not_wait(lambda: take(fd), fd, unblock=lambda fd: os.eventfd_write(fd, 1))
+    os.eventfd_write(fd, 7)
+    assert take(fd) == 7
+    assert take(fd) == 0
+
+
+async def test_the_count_of_an_ioeventfd_is_taken_before_we_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_readable = trio.lowlevel.wait_readable
+    woken: list[int] = []
+
+    async def woken_too_late(fd: Any) -> None:
+        if not woken and is_eventfd(fd):
+            woken.append(fd)
+            await trio.lowlevel.checkpoint()
+        else:
+            await wait_readable(fd)
+
+    function = VirtioPci(Rng())
+    kicked = trio.Event()
+    monkeypatch.setattr(function.device.queues[0], "kick", kicked.set)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(function.serve)
+        await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", woken_too_late)
+        fd = function.io_fds(VIRTIO_BAR)[0].fd
+        os.set_blocking(fd, True)
+        rescue = threading.Timer(15, os.eventfd_write, (fd, 1))
+        rescue.start()
+        try:
+            await trio.testing.wait_all_tasks_blocked()
+            assert rescue.is_alive(), "the event loop was blocked until somebody signalled"
+            assert len(woken) == 1
+            assert not kicked.is_set()
+            os.eventfd_write(fd, 1)
+            await kicked.wait()
+        finally:
+            rescue.cancel()
+        nursery.cancel_scope.cancel()
+
+
+class TestWithoutAsynchronousIo:
+    """A container whose seccomp filter refuses io_setup(2), or fs.aio-max-nr used up."""
+
+    @pytest.fixture(autouse=True)
+    def refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(eventfds, "_SUBMIT", 0x7FFF)
+        monkeypatch.setattr(eventfds, "_SETUP", 0x7FFF)
+
+    def test_events_arrive(self, fd: int) -> None:
+        signal(fd)
+        assert select.select([fd], [], [], 15)[0]
+        assert take(fd) == 1
+
+    def test_a_full_counter_is_not_waited_for(self, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        os.eventfd_write(fd, _FULL)
+        signal(fd)
+        assert not eventfds._writing
+
+        class Stale:
+            def register(self, *_: object) -> None: ...
+
+            def poll(self, *_: object) -> list[object]:
+                return [1]  # there was room, a moment ago
+
+        monkeypatch.setattr(select, "poll", Stale)
+        does_not_wait(partial(signals, fd, eventfds.MOST_THREADS), fd, unblock=lambda fd: os.eventfd_read(fd))
+        other = os.eventfd(0)
+        signal(other)  # a neighbour's event: the counter is read down for it
+        assert select.select([other], [], [], 15)[0]
+        assert take(other) == 1
+        os.close(other)
+        for _ in range(1500):
+            if not eventfds._writing:
+                break
+            threading.Event().wait(0.01)
+        assert not eventfds._writing
