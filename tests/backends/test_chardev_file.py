@@ -53,6 +53,13 @@ def test_a_log_that_cannot_be(tmp_path: Path) -> None:
         LogFile(tmp_path / "fifo")
 
 
+def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"")
+    (tmp_path / "log").symlink_to(tmp_path / "secret")
+    with pytest.raises(DeviceError, match="log: is a symbolic link"):
+        LogFile(tmp_path / "log")
+
+
 async def test_null_takes_everything_and_gives_nothing() -> None:
     null = Null()
     await null.send(b"x" * 1000)

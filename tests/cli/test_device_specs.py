@@ -52,6 +52,9 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
         ("a.json", "[3]", "device 1: expected an object"),
         ("a.json", "[", "line 1"),
         ("a.json", "[]", "no device"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.toml", "a = " + "[" * 100_000, "nested too deeply"),
+        ("a.toml", "#" * (1 << 20) + "#", "longer than 1 MiB"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: str, words: str) -> None:
@@ -60,6 +63,17 @@ def test_bad_files(tmp_path: Path, name: str, content: str, words: str) -> None:
         read_config(str(tmp_path / name))
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_an_end() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero: longer than 1 MiB"):
+        read_config("/dev/zero")
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "1" * 10_000])
+def test_json_that_python_cannot_hold(value: str) -> None:
+    with pytest.raises(ConfigError, match="--device: bad JSON"):
+        parse_device('{"driver": "rng", "id": ' + value)
 
 
 def test_missing_file_and_no_device(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The entropy device, through its ring."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,9 @@ def test_mistakes_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(DeviceError, match="is empty"):
         Rng(source=tmp_path / "empty")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(DeviceError, match="is neither a file nor a device"):
+        Rng(source=tmp_path / "fifo")
     with pytest.raises(ConfigError, match="max_bytes=0 "):
         Rng(max_bytes=Size(0))
     with pytest.raises(ConfigError, match="period=0 ms"):

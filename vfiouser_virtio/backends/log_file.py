@@ -1,5 +1,6 @@
 """A file as the other end of a console port: output only, appended to what is there."""
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -21,9 +22,12 @@ class LogFile(FdChardev):
         try:
             # O_NONBLOCK: a FIFO without a reader is an error instead of a server that hangs.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+            # Where others may write to the folder, a link of theirs would have us write to any file of ours.
+            flags |= os.O_NOFOLLOW
             self._fd = os.open(path, flags, 0o600)
         except OSError as error:
-            raise DeviceError(f"file:{path}: {error.strerror}") from None
+            what = "is a symbolic link: name the file itself" if error.errno == errno.ELOOP else error.strerror
+            raise DeviceError(f"file:{path}: {what}") from None
 
     async def receive(self) -> bytes:
         return await no_input()

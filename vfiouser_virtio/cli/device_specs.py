@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from vfiouser_virtio.errors import ConfigError
+
+# /dev/zero has no end; a device takes some 100 bytes.
+MAX_CONFIG_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,10 @@ def parse_device(text: str) -> DeviceSpec:
             return _from_mapping(json.loads(text), "--device")
         except json.JSONDecodeError as error:
             raise ConfigError(f"--device: bad JSON, {error.msg} at character {error.pos + 1} of {text}") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise ConfigError(f"--device: bad JSON, {error}") from None
+        except RecursionError:
+            raise ConfigError("--device: bad JSON, nested too deeply") from None
     # No argument of a program can have a NUL in it.
     driver, *pairs = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
     driver = driver.removeprefix("driver=")
@@ -53,12 +59,18 @@ def read_config(path: str) -> list[DeviceSpec]:
     import tomllib  # only here: it takes longer to import than all else in this module
 
     try:
-        text = Path(path).read_text()
+        with open(path, "rb") as file:
+            data = file.read(MAX_CONFIG_SIZE + 1)
+        if len(data) > MAX_CONFIG_SIZE:
+            raise ConfigError(f"{path}: longer than {MAX_CONFIG_SIZE >> 20} MiB: is it a file of devices?")
+        text = data.decode()
         content = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ValueError as error:  # JSONDecodeError, TOMLDecodeError, UnicodeDecodeError
         raise ConfigError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     if isinstance(content, dict):
         if strangers := content.keys() - {"device"}:
             raise ConfigError(f"{path}: '{min(strangers)}' is not known; expected [[device]] tables only")

@@ -1,7 +1,10 @@
 """The entropy device (virtio 1.4, 5.4): random bytes of the host, or of a file."""
 
+import errno
 import logging
 import os
+import stat
+from io import FileIO
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +41,7 @@ class Rng(Device):
         # These two survive a reset, or a guest would get more by resetting.
         self._left, self._refill_at = 0, 0.0
         try:
-            if source is not None and source.is_file() and not source.stat().st_size:
-                raise DeviceError(f"rng: source {source} is empty")
-            self._source = source and source.open("rb", buffering=0)
+            self._source = source and _open(source)
         except OSError as error:
             raise DeviceError(f"rng: cannot open source {source}: {error.strerror}") from None
 
@@ -71,7 +72,7 @@ class Rng(Device):
         data = b""
         try:
             while self._source and len(data) < count:
-                # In a thread, because /dev/hwrng and FIFOs block. A reset may leave it behind: its bytes are its own.
+                # In a thread, because /dev/hwrng blocks. A reset may leave it behind: its bytes are its own.
                 piece = await trio.to_thread.run_sync(self._source.read, count - len(data), abandon_on_cancel=True)
                 if not piece and (self._source.seek(0) or not (piece := self._source.read(count - len(data)))):
                     break
@@ -84,3 +85,23 @@ class Rng(Device):
     def close(self) -> None:
         if self._source:
             self._source.close()
+
+
+def _open(source: Path) -> FileIO:
+    # NONBLOCK: a FIFO must be refused, not waited for.
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    file = FileIO(fd, "rb", closefd=True) if not stat.S_ISDIR(os.fstat(fd).st_mode) else None
+    if file is None:
+        os.close(fd)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    status = os.fstat(fd)
+    problem = ""
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+        problem = "is neither a file nor a device"
+    elif stat.S_ISREG(status.st_mode) and not status.st_size:
+        problem = "is empty"
+    if problem:
+        file.close()
+        raise DeviceError(f"rng: source {source} {problem}")
+    os.set_blocking(fd, True)
+    return file

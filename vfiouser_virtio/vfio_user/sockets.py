@@ -16,7 +16,9 @@ from vfiouser_virtio.vfio_user.connection import Connection
 # SCM_MAX_FD is 253: with room for that many, the kernel never has to drop one for want of space.
 _ANCILLARY_SIZE = socket.CMSG_SPACE(253 * 4)
 # Plain ints: `&` with an enum's member costs a microsecond.
-_CMSG_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+# DONTWAIT: a socket given by --fd is one open file with whoever gave it, who can clear O_NONBLOCK.
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+_RECEIVE = int(socket.MSG_CMSG_CLOEXEC) | _DONTWAIT
 _CTRUNC = int(socket.MSG_CTRUNC)
 
 
@@ -42,7 +44,7 @@ class MessageSocket:
         """
         connection = self.connection
         try:
-            count, ancillary, flags, _ = self._recvmsg_into((connection.room(),), _ANCILLARY_SIZE, _CMSG_CLOEXEC)
+            count, ancillary, flags, _ = self._recvmsg_into((connection.room(),), _ANCILLARY_SIZE, _RECEIVE)
         except ConnectionError:  # reset by a peer that went with unread bytes of ours
             return False
         if not ancillary and not flags & _CTRUNC:
@@ -68,7 +70,7 @@ class MessageSocket:
         if not self.queued:
             try:
                 # One system call per message: QEMU wants a header in one piece.
-                sent = self._sendmsg(message, fds) if fds else self._send(message)
+                sent = self._sendmsg(message, fds) if fds else self._send(message, _DONTWAIT)
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -95,7 +97,7 @@ class MessageSocket:
         while self._queue and not self.broken:
             rest, fds = self._queue[0]
             try:
-                sent = self._sendmsg(rest, fds) if fds else self._send(rest)
+                sent = self._sendmsg(rest, fds) if fds else self._send(rest, _DONTWAIT)
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self.socket)
                 continue
@@ -110,7 +112,7 @@ class MessageSocket:
                 self._queue[0] = (rest[sent:], [])
 
     def _sendmsg(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
-        return self.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+        return self.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))], _DONTWAIT)
 
     def peer_hung_up(self) -> bool:
         """Whether the peer has closed its end, even if there is something left to read; also after `close`."""
