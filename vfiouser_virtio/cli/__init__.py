@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--" in words:
         at = words.index("--")
         own, qemu_options = words[:at], words[at + 1 :]
-    parser = _parser(own[:1] if own and own[0] in _COMMANDS else _COMMANDS)
-    arguments = parser.parse_args(own)
+    chosen = parser(own[:1] if own and own[0] in _COMMANDS else _COMMANDS)
+    arguments = chosen.parse_args(own)
     if qemu_options is not None and not hasattr(arguments, "qemu_options"):
-        parser.error(f"{arguments.command}: nothing may follow --")
+        chosen.error(f"{arguments.command}: nothing may follow --")
     arguments.qemu_options = qemu_options or []
     set_up_logging(arguments.log_level, log_rate(arguments))
     try:
@@ -57,17 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    """With these sub-commands."""
-    parser = argparse.ArgumentParser(
+def parser(names: Sequence[str] = _COMMANDS) -> argparse.ArgumentParser:
+    """The command line with these sub-commands; the man page and shell completion are made of it (`scripts/manual`)."""
+    made = argparse.ArgumentParser(
         prog=PROGRAM,
         description="PCI virtio devices in Python, for an unmodified QEMU (10.1 or newer).",
         epilog=f"{_EXAMPLES}\n{EXPLAINED}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    made.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name in names:
         import_module(f"{__name__}.{name.replace('-', '_')}").add_parser(commands)
-    return parser
+    return made
