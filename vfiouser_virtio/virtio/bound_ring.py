@@ -28,6 +28,10 @@ class BoundRing:
         """The ring itself has no file descriptor: its parts are bound to copies."""
         self.away = False
         """A look at the ring has failed because its memory is not mapped: somebody must look again when it is."""
+        self.missed = False
+        """Somebody waits for it to come back, to say so if it does not, or has said so."""
+        self.lacks = ""
+        """What the last look has failed of."""
         self._dead = False
         self.fetching = self.flushing = False
         """A task is awaiting messages to look at the ring, or to show what was used."""
@@ -44,8 +48,9 @@ class BoundRing:
             return True
         try:
             views = [self._view(area) for area in self.areas]
-        except Unmapped:
+        except Unmapped as error:
             self.away = True
+            self.lacks = str(error)
             return False
         self.by_message = None in views
         if self.by_message:

@@ -10,18 +10,23 @@ from vfiouser_virtio.errors import AuthorError, GuestError
 from vfiouser_virtio.virtio.author_line import definition, log_bug
 from vfiouser_virtio.virtio.device import Device
 from vfiouser_virtio.virtio.lost_chains import watch_for_lost_chains
-from vfiouser_virtio.virtio.polling import pulse
+from vfiouser_virtio.virtio.polling import Polling, pulse
+from vfiouser_virtio.virtio.unnotified import serve_unnotified
 
 logger = logging.getLogger(__name__)
 
 
 class DeviceTask:
-    """``failed`` is told of the exception that has ended `Device.run`."""
+    """``failed`` is told of the exception that has ended `Device.run`.
 
-    def __init__(self, device: Device, name: str, failed: Callable[[Exception], None]) -> None:
+    With ``search`` the queues of a driver that never notifies are polled once that is clear.
+    """
+
+    def __init__(self, device: Device, name: str, failed: Callable[[Exception], None], *, search: bool = False) -> None:
         self.device = device
         self._log = DeviceLog(logger, name)
         self._failed = failed
+        self._search = search
         self._activated = self._warned = self._lost = False
         self._wake = trio.lowlevel.ParkingLot()
         self._scope: trio.CancelScope | None = None
@@ -63,20 +68,32 @@ class DeviceTask:
 
     async def _run(self) -> None:
         """Returns only by an exception, or cancelled: an idle device still serves its configuration."""
+        polling = [queue.polling for queue in self.device.queues]
         try:
             async with trio.open_nursery() as nursery:
                 for queue in self.device.queues:
                     queue.spawn = _spawner(nursery)
                 if polled := [queue.peek for queue in self.device.queues if queue.polling.always]:
                     nursery.start_soon(pulse, polled)
+                elif self._search:
+                    nursery.start_soon(serve_unnotified, self.device.queues, self._poll)
                 if self.device.queues and not self._lost:
                     nursery.start_soon(watch_for_lost_chains, self.device.queues, self._warn_of_loss)
                 await self._awaitable()
                 self._warn_of_end()
                 await trio.sleep_forever()
         finally:
-            for queue in self.device.queues:
-                queue.spawn = None
+            for queue, mode in zip(self.device.queues, polling, strict=True):
+                queue.spawn, queue.polling = None, mode
+
+    def _poll(self) -> None:
+        """Until the next reset: with its notifications suppressed a driver could not be seen to notify after all."""
+        for queue in self.device.queues:
+            queue.polling = Polling("on")
+        self._log.warning(
+            "the driver does not notify the device of new requests: its queues are polled from now on, which takes "
+            "some 5 % of a CPU, and all of one while there is work; poll=on does so from the start, poll=off never"
+        )
 
     def _awaitable(self) -> Awaitable[None]:
         work: object = self.device.run()

@@ -29,6 +29,8 @@ from vfiouser_virtio.vring import Chain, make_ring
 
 # Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues.
 BURST = 64
+MISSED = 1.0
+"""Seconds that a ring's memory may be away before that is said."""
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -50,6 +52,10 @@ class Queue(QueueRegisters):
         """Called when a task starts to wait for this queue."""
         self.pins = Pins()
         self.polling = Polling()
+        self.tell: Callable[[str], None] = _nothing_with
+        """For what a user should know of: one line."""
+        self.notified = False
+        """The driver has sent a notification since the last reset."""
         self._paused: set[str] = {"DRIVER_OK"}
         self._draining = False
         self._bound: BoundRing | None = None
@@ -104,7 +110,14 @@ class Queue(QueueRegisters):
         """The driver's available buffer notification. One too many does no harm (AN2)."""
         if self._paused:
             self._paused.discard("client left")
+        self.notified = True
         self._wake()
+
+    @property
+    def overlooked(self) -> bool:
+        """Whether something is available to a device that waits for a notification; False where that takes messages."""
+        bound = self._usable() if self._waiters and not self._draining else None
+        return bound is not None and not bound.by_message and bound.ring.has_available()
 
     def peek(self, by_message: bool) -> bool:
         """Wake whoever waits if there is something new, as a kick does; False where that cannot be known.
@@ -187,6 +200,7 @@ class Queue(QueueRegisters):
             self._bound.kill()
             self._bound = None
         self.clear()
+        self.notified = False
         self._burst.clear()
         self.pins.cancel()
 
@@ -237,7 +251,25 @@ class Queue(QueueRegisters):
     def _usable(self) -> BoundRing | None:
         """The ring if it may be touched now; bound again after a change of the memory map."""
         bound = self._bound
-        return bound if bound is not None and not self._paused and bound.bind() else None
+        if bound is None or self._paused:
+            return None
+        if bound.bind():
+            return bound
+        if not bound.missed and self.spawn is not None:
+            bound.missed = True
+            self.spawn(lambda: self._tell_missed(bound))
+        return None
+
+    async def _tell_missed(self, bound: BoundRing) -> None:
+        """QEMU's remapping of RAM takes the ring's memory away for some milliseconds; what lasts is worth a line."""
+        await trio.sleep(MISSED)
+        bound.missed = False
+        if bound.alive() and not self._paused and not bound.bind():
+            bound.missed = True  # said once, until a reset
+            self.tell(
+                f"queue {self.index} waits for its ring's memory, which its client has unmapped or mapped read-only "
+                f"({bound.lacks}): until it is mapped again, or the driver resets the device, no request is served"
+            )
 
     async def _park(self) -> None:
         """Wait for `_wake`. A ParkingLot does the same, but costs 2 µs more to leave, and every kick pays that."""
@@ -309,5 +341,5 @@ def _nothing() -> None:
     pass
 
 
-def _nothing_with(_: Exception) -> None:
+def _nothing_with(_: object) -> None:
     pass

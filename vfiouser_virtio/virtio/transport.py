@@ -61,7 +61,7 @@ class Transport:
         device.log.device = self.name
         self._suspension = Suspension(device.queues, self._suspended, self.needs_reset)
         self._resetting: Hold | None = None
-        self._task = DeviceTask(device, self.name, self.needs_reset)
+        self._task = DeviceTask(device, self.name, self.needs_reset, search=self.offer.poll == "adaptive")
         if self.offer.queue_size is not None:
             device.resize_queues(self.offer.queue_size)
         memory.on_change = self._memory_changed
@@ -70,6 +70,7 @@ class Transport:
             queue.on_used = partial(carrier.queue_interrupt, queue.index)
             queue.on_error = self.needs_reset
             queue.polling = Polling(self.offer.poll)
+            queue.tell = self.log.warning
 
     # ---- status --------------------------------------------------------------------------------------------------
 
