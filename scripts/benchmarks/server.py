@@ -37,12 +37,12 @@ class Server:
 
 
 @contextmanager
-def server(devices: Sequence[str], *options: str) -> Iterator[Server]:
-    """Serve devices for as long as the block runs."""
+def server(devices: Sequence[str], *options: str, stderr: int | None = None) -> Iterator[Server]:
+    """Serve devices for as long as the block runs; ``stderr`` as for Popen."""
     words = [word for device in devices for word in ("--device", device)]
     begin = time.perf_counter()
     command = [*COMMAND, *options, *words]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         try:
             assert process.stdout is not None
             paths = []

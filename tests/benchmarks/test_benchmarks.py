@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 
 import pytest
-from benchmarks import engines, first_request, guest_io, processes, registers, rings, scaling, stall, startup
+from benchmarks import engines, first_request, guest_io, isolation, processes, registers, rings, scaling, stall, startup
 from benchmarks.measure import Options, Row
 from benchmarks.server import served
 from support.libvfio_user_found import find
@@ -78,6 +78,13 @@ def test_scaling_and_processes() -> None:
     rows = check(scaling.run(SHORT), *(next(iter(series)) for series in scaling.SERIES))
     assert rows["size: 256 KiB"].ours[0] > 1
     check(processes.run(SHORT), "in one process", "apart, other idle")
+
+
+def test_isolation() -> None:
+    some = "^(notifications|malformed|longest chains, packed$|maps and)"
+    rows = check(isolation.run(Options(rounds=1, quick=True, only=some)), "idle")
+    assert len(rows) == 4 * 4
+    assert sum(bool(row.targets) for row in rows.values()) == 2 * 4
 
 
 @pytest.mark.qemu
