@@ -1,6 +1,7 @@
 """Drivers that never notify, and rings whose memory is gone: served or told of, on trio's own clock."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -66,7 +67,7 @@ async def test_a_driver_that_notifies_is_not_looked_at(
     async with running(Echo()) as driver:
         await driver.request([b"ping"], [4], queue=1)
         await sleep(unnotified.LONGEST_PAUSE)
-        monkeypatch.setattr(trio, "sleep", counted)
+        monkeypatch.setattr(unnotified, "trio", SimpleNamespace(sleep=counted))
         # Available, and the notification is late: it is a driver that notifies, as was seen before.
         token = driver.add(1, [b"ping"], [4])
         await sleep(3600)
@@ -87,7 +88,7 @@ async def test_an_idle_device_is_looked_at_ever_more_rarely(
         sleeps.append(seconds)
         await sleep(seconds)
 
-    monkeypatch.setattr(unnotified.trio, "sleep", counted)
+    monkeypatch.setattr(unnotified, "trio", SimpleNamespace(sleep=counted))
     async with running(Echo()):
         await sleep(3600)
     assert len(sleeps) <= 3600 / unnotified.LONGEST_PAUSE + 15
