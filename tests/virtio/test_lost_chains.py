@@ -178,7 +178,7 @@ async def test_the_last_reference_goes_late(
 async def test_an_idle_device_is_not_looked_at(autojump_clock: trio.testing.MockClock) -> None:
     """Nothing is due to run: neither before the first request, nor a while after the last."""
     device = Good()
-    async with running(device) as driver:
+    async with running(device, offer=Offer(poll="off")) as driver:  # nor is a driver looked for that never notifies
         for _ in range(2):
             await seconds(3)
             assert trio.lowlevel.current_statistics().seconds_to_next_deadline == float("inf")
