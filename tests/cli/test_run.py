@@ -17,6 +17,7 @@ from support.command import COMMAND, environment, run_command
         (["--device", "rng", "--exec", "true", "--", "-kernel", "x"], "--exec"),
         (["--device", "rng", "--append", "quiet", "--", "-cdrom", "x"], "--append"),
         (["--exec", "true"], "no device"),
+        (["--device", "rng", "--timeout", "3"], "--timeout is for --exec"),
     ],
 )
 def test_usage(arguments: list[str], words: str) -> None:
@@ -54,6 +55,59 @@ def test_exec_gives_output_and_status(how: tuple[str, ...]) -> None:
     assert ended.stdout.split() == ["2", "0x5000", "0x5000", "4"]
     assert "console0 on the host: pty /dev/pts/" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.qemu
+def test_streams_come_apart_and_at_once() -> None:
+    # It ends when what it has printed was seen here, and something of it stays in the background.
+    script = "echo out; echo err >&2; sleep 999 & until read -r go </dev/hvc0; do :; done; printf '\\000\\377'; exit 7"
+    devices = ["--device", "console,chardev=pty"]
+    with subprocess.Popen(
+        [*COMMAND, "run", *devices, "--exec", script],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        host_side = process.stderr.readline().decode()
+        assert process.stdout.readline() == b"out\n"
+        assert next(line for line in process.stderr if not line.startswith(b"vfiouser-virtio: ")) == b"err\n"
+        with open(host_side.split("pty ")[1].strip(), "wb", buffering=0) as console:
+            console.write(b"go\n")
+        assert process.stdout.read() == b"\0\xff"
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 7
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("sleep 999", 124), ("poweroff; sleep 999", 5), ("echo c >/proc/sysrq-trigger; sleep 999", 5)],
+    ids=["hang", "poweroff", "panic"],
+)
+def test_what_came_is_kept(script: str, status: int) -> None:
+    timeout = "8" if status == 124 else "200"
+    ended = run_command(
+        "run", "--device", "rng", "--timeout", timeout, "--exec", f"echo out; echo err >&2; sleep 1; {script}"
+    )
+    assert ended.returncode == status, ended.stderr
+    assert ended.stdout == "out\n"
+    assert "err\n" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.qemu
+def test_nobody_reads() -> None:
+    command = [*COMMAND, "run", "--device", "rng", "--exec", "while :; do echo much; done"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"much\n"
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+        assert process.wait(120) == 6
+        assert errors == "vfiouser-virtio: cannot write to stdout: Broken pipe\n"
 
 
 @pytest.mark.qemu

@@ -17,7 +17,7 @@ import vfiouser_virtio
 # It does not outlive the test run, even if that is killed.
 COMMAND = (sys.executable, str(Path(__file__).with_name("launcher.py")), str(os.getpid()))
 # Far more than it ever takes, on a machine that does ten other things.
-PATIENCE = 60
+PATIENCE = 150
 
 _READY = re.compile(rb'^(ready \d+|.*"event": "ready".*)\n', re.MULTILINE)
 

@@ -18,13 +18,30 @@ def probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     results: list[bool] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(os, "access", lambda path, mode: True)
-    monkeypatch.setattr(accel, "boots_on_kvm", lambda qemu, image: results.pop(0))
+    monkeypatch.setattr(accel, "fails_on_kvm", lambda qemu, image: "" if results.pop(0) else "KVM: Bad address")
     return results
 
 
 def test_named_one_is_taken_without_a_probe(probes: list[bool]) -> None:
     assert accel.choose_accel(QEMU, IMAGE, "tcg") == "tcg"
-    assert accel.choose_accel(QEMU, IMAGE, "kvm") == "kvm"
+
+
+def test_kvm_that_does_not_work_is_said_so(probes: list[bool]) -> None:
+    probes += [False, True]
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(ConfigError, match=r"--accel kvm: .* does not boot on KVM here \(KVM: Bad address\)"):
+            accel.choose_accel(QEMU, IMAGE, "kvm")
+    assert accel.choose_accel(Qemu(("qemu",), (12, 0, 0)), IMAGE, "kvm") == "kvm"
+
+
+def test_a_qemu_that_fails_on_kvm_is_quoted(tmp_path: Path) -> None:
+    fake = tmp_path / "qemu"
+    fake.write_text("#!/bin/sh\necho 'qemu: failed to initialize kvm: Permission denied' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    image = GuestImage(Kernel("6.12", Path("vmlinux"), None), Path("initramfs"))
+    assert accel.fails_on_kvm(Qemu((str(fake),), (11, 1, 3)), image) == (
+        "qemu: failed to initialize kvm: Permission denied"
+    )
 
 
 def test_other_word_is_an_error() -> None:

@@ -25,7 +25,9 @@ class FakeGuest:
     async def take(self) -> tuple[bytes, bytes]:
         """A command's token and script."""
         received = b""
-        while not (match := re.match(rb"([0-9a-f]+) (\d+)\n", received)) or len(received) < match.end() + int(match[2]):
+        while not (match := re.match(rb"([0-9a-f]+) (\d+) \w+\n", received)) or len(received) < match.end() + int(
+            match[2]
+        ):
             received += await self.stream.receive_some()
         return match[1], received[match.end() :]
 
@@ -122,3 +124,42 @@ async def test_too_long_a_command_is_refused(pair: tuple[Agent, FakeGuest]) -> N
     agent, _ = pair
     with pytest.raises(ValueError, match="32769 bytes"):
         await agent.execute("x" * (MAX_COMMAND + 1))
+
+
+async def test_streams_apart_come_at_once_and_end_at_the_token(pair: tuple[Agent, FakeGuest]) -> None:
+    agent, guest = pair
+    came = {1: b"", 2: b""}
+    changed = trio.Event()
+
+    async def output(stream: int, data: bytes) -> None:
+        came[stream] += data
+        nonlocal changed
+        changed.set()
+        changed = trio.Event()
+
+    async def piece(stream: int, data: bytes, token: bytes, *, of: int | None = None) -> None:
+        await guest.stream.send_all(b"vm-agent piece %s %d %d\n" % (token, stream, of or len(data)) + data)
+
+    async def serve() -> None:
+        token, _ = await guest.take()
+        await piece(1, b"a\0\n", token)
+        while came[1] != b"a\0\n":  # before anything else is said
+            await changed.wait()
+        await piece(2, b"half", token, of=10)  # a piece that is not whole
+        while came[2] != b"half":
+            await changed.wait()
+        await guest.stream.send_all(b" more" + token[:1])
+        await piece(2, b"not it" + token + b"of the background", token)
+        await piece(1, b"b" + token[:5], token)  # looks like the end
+        await piece(1, b"c" + token, token)
+        await guest.stream.send_all(b"vm-agent done %s 3 0\n" % token)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            result = await agent.execute("x", output=output)
+    token = (came[2].removeprefix(b"half more").removesuffix(b"not it")).decode()
+    assert re.fullmatch("[0-9a-f]", token)
+    assert came[1].startswith(b"a\0\nb")
+    assert re.fullmatch(rb"a\0\nb[0-9a-f]{5}c", came[1])
+    assert result == CommandResult("", 3, b"")

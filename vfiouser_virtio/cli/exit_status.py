@@ -16,6 +16,8 @@ class ExitStatus(IntEnum):
     LISTEN = 3
     DEVICE = 4
     GUEST = 5
+    OUTPUT = 6
+    TIMEOUT = 124
 
 
 EXPLAINED = """\
@@ -26,12 +28,22 @@ exit status:
   3  a socket cannot be listened on
   4  a device cannot be made from its options (no such file, …)
   5  QEMU or the guest could not be set up, or failed
+  6  what was to be printed could not be: stdout is full, or nobody reads it any more
+  124  run --timeout: the guest's command had not ended
   128+N  signal N ended `run`, or had to interrupt a device that did not yield
 """
 
 
 class RunError(ConfigError):
     """QEMU or its guest could not be set up, or did not do what it was to do."""
+
+
+class OutputError(ConfigError):
+    """What was to be printed could not be."""
+
+
+class TimedOutError(ConfigError):
+    """`run --timeout` has passed."""
 
 
 class ProcessError(ConfigError):
@@ -61,6 +73,8 @@ def status_of(error: ConfigError) -> int:
     if isinstance(error, StuckError):
         return error.status
     table = {
+        OutputError: ExitStatus.OUTPUT,
+        TimedOutError: ExitStatus.TIMEOUT,
         RunError: ExitStatus.GUEST,
         ListenError: ExitStatus.LISTEN,
         DeviceError: ExitStatus.DEVICE,

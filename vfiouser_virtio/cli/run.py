@@ -2,8 +2,8 @@
 
 import argparse
 import math
+import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
@@ -17,7 +17,7 @@ from vfiouser_virtio.cli.arguments import (
     serving_options,
 )
 from vfiouser_virtio.cli.device_specs import DeviceSpec, all_specs
-from vfiouser_virtio.cli.exit_status import RunError
+from vfiouser_virtio.cli.exit_status import OutputError, RunError, TimedOutError
 from vfiouser_virtio.cli.qemu_command import QemuDevice
 from vfiouser_virtio.cli.terminal import note
 from vfiouser_virtio.errors import ConfigError
@@ -34,6 +34,7 @@ _BOOT_OPTIONS = {
 _EXAMPLES = """\
   vfiouser-virtio run --device blk,path=disk.img --device rng       # a shell in the guest; `poweroff` ends it
   vfiouser-virtio run --device blk,size=64M --exec 'mkfs.ext2 /dev/vda && mount /dev/vda /mnt && df /mnt'
+  vfiouser-virtio run --device rng --timeout 60 --exec 'head -c 1M /dev/hwrng' >random 2>errors
   vfiouser-virtio run --ids 2007 --device rng --exec 'lspci -nn; head -c 8 /dev/hwrng | hexdump -C'
   vfiouser-virtio run --memory private --device blk,size=64M --exec 'dd if=/dev/vda of=/dev/null bs=64k count=16'
   vfiouser-virtio run --device blk,path=disk.img --memory-size 2G -- -cdrom debian.iso    # a guest of your own
@@ -60,7 +61,14 @@ def add_parser(commands: SubParsers) -> None:
         "--exec",
         metavar="CMD",
         dest="script",
-        help="run this shell command in the guest, print what it prints, and end",
+        help="run this shell command in the guest, and end; what it prints comes at once, on stdout and stderr",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="with --exec: end with status 124 if the command takes longer than this, from its start in the guest on "
+        "(default: never); what it has printed until then is kept",
     )
     parser.add_argument(
         "--memory",
@@ -100,6 +108,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
     if arguments.script is None:
         _check_terminal(specs)
+        if arguments.timeout is not None:
+            raise ConfigError("--timeout is for --exec")
 
     import trio
 
@@ -130,7 +140,11 @@ async def _run(
                 note(f"{endpoint.name} on the host: {endpoint.host_side}")
         # Only now: nobody waits for a download to be told that a disk's file is missing.
         try:
+            if arguments.script is None:
+                _say_how_to_leave(served, own_guest=own_guest)
             return await _run_guest(arguments, served.qemu_devices, own_guest=own_guest)
+        except (OutputError, TimedOutError):
+            raise
         except (VmError, ConfigError) as error:
             raise RunError(str(error)) from error
 
@@ -140,11 +154,11 @@ async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice
 
     from vfiouser_virtio.vm import boot_guest, find_qemu, guest_image
 
-    interactive = arguments.script is None
     qemu = await trio.to_thread.run_sync(find_qemu, abandon_on_cancel=True)
     image = None
     if not own_guest:
         image = await trio.to_thread.run_sync(guest_image, arguments.kernel, abandon_on_cancel=True)
+    interactive = arguments.script is None
     async with boot_guest(
         qemu,
         image,
@@ -162,10 +176,41 @@ async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice
             if await guest.wait_exit(timeout=math.inf) != 0:
                 raise await guest.failure("the guest did not end well")
             return 0
-        result = await guest.run(arguments.script, timeout=math.inf)
-        sys.stdout.buffer.write(result.raw_output)
-        sys.stdout.buffer.flush()
-        return result.status
+        with trio.move_on_after(math.inf if arguments.timeout is None else arguments.timeout):
+            return (await guest.run(arguments.script, timeout=math.inf, output=_print)).status
+        raise TimedOutError(f"--timeout: {arguments.script!r} had not ended after {arguments.timeout:g} s")
+
+
+async def _print(stream: int, data: bytes) -> None:
+    """What the guest's command has printed, on our own stream of that name. Raises OutputError."""
+    import trio
+
+    def write() -> None:
+        # Past Python's own buffers, of which the thread might die in the middle.
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(stream, rest) :]
+
+    try:
+        # In a thread: who reads it may be slow, and the devices go on.
+        await trio.to_thread.run_sync(write, abandon_on_cancel=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {('stdout', 'stderr')[stream - 1]}: {error.strerror}") from None
+
+
+def _say_how_to_leave(served: "Serving", *, own_guest: bool) -> None:
+    """The banner of the shell, before QEMU has the terminal."""
+    devices = ", ".join(f"{endpoint.name} ({endpoint.driver})" for endpoint in served.endpoints)
+    what = "the guest" if own_guest else "a shell in a small Linux guest, in some seconds"
+    note(f"{what}, with {devices}")
+    note(f"to leave: {'' if own_guest else 'type `poweroff`, or '}press Ctrl-A x (Ctrl-A c shows QEMU's monitor)")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: a number of seconds above 0 is expected")
+    return seconds
 
 
 def _check_terminal(specs: Sequence[DeviceSpec]) -> None:

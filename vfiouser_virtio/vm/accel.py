@@ -17,50 +17,53 @@ _PROBE_LIMIT_S = 6.0
 
 
 def choose_accel(qemu: Qemu, image: GuestImage, wanted: str = "auto") -> str:
-    """`kvm` or `tcg`. `auto` asks a probe that boots the guest, once per boot of this machine; else `wanted` is taken.
+    """`kvm` or `tcg`. `auto` and `kvm` ask a probe that boots the guest, once per boot of this machine.
 
-    It blocks for some seconds while it probes. Raises ConfigError for another word, or when KVM is wanted but absent.
+    It blocks for some seconds while it probes. Raises ConfigError for another word, or when KVM is wanted but does not
+    work.
     """
     usable = os.access("/dev/kvm", os.R_OK | os.W_OK)
     match wanted:
         case "tcg":
             return "tcg"
         case "kvm" if usable:
+            if reason := _kvm_fails(qemu, image):
+                raise ConfigError(f"--accel kvm: a stock kernel does not boot on KVM here ({reason}); use tcg or auto")
             return "kvm"
         case "kvm":
             raise ConfigError("--accel kvm: /dev/kvm is not there or may not be opened by this user")
         case "auto":
-            return "kvm" if usable and _kvm_works(qemu, image) else "tcg"
+            return "kvm" if usable and not _kvm_fails(qemu, image) else "tcg"
         case _:
             raise ConfigError(f"--accel {wanted}: expected auto, kvm or tcg")
 
 
-def _kvm_works(qemu: Qemu, image: GuestImage) -> bool:
-    """The probe's result, kept until this machine boots again."""
+def _kvm_fails(qemu: Qemu, image: GuestImage) -> str:
+    """The probe's result, kept until this machine boots again: empty where KVM works, else what was seen."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     key = f"QEMU {'.'.join(map(str, qemu.version))}, Linux {image.kernel.version}"
     cache = debian.cache_dir() / "kvm-probe.json"
     known = _known_results(cache, boot_id)
     if key not in known:
         debian.progress("trying whether KVM runs here")
-        known[key] = boots_on_kvm(qemu, image)
-        debian.progress("KVM works" if known[key] else "KVM does not run a stock kernel here, using TCG")
+        known[key] = fails_on_kvm(qemu, image)
+        debian.progress("KVM works" if not known[key] else "KVM does not run a stock kernel here")
         scratch = cache.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps({"boot_id": boot_id, "works": known}))
+        scratch.write_text(json.dumps({"boot_id": boot_id, "fails": known}))
         scratch.replace(cache)
     return known[key]
 
 
-def _known_results(cache: Path, boot_id: str) -> dict[str, bool]:
+def _known_results(cache: Path, boot_id: str) -> dict[str, str]:
     try:
         stored = json.loads(cache.read_text())
-        return dict(stored["works"]) if stored["boot_id"] == boot_id else {}
+        return dict(stored["fails"]) if stored["boot_id"] == boot_id else {}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
 
 
-def boots_on_kvm(qemu: Qemu, image: GuestImage) -> bool:
-    """Boot the guest on KVM and see its agent answer within a few seconds."""
+def fails_on_kvm(qemu: Qemu, image: GuestImage) -> str:
+    """Boot the guest on KVM and see its agent answer within a few seconds; else QEMU's own line about it, or ours."""
     command = ["-accel", "kvm", "-cpu", "max", "-m", "512M", "-machine", "q35", "-nodefaults"]
     command += ["-no-user-config", "-display", "none", "-serial", "null", "-serial", "stdio"]
     command += ["-kernel", str(image.kernel.image), "-initrd", str(image.initramfs), "-append", "quiet"]
@@ -86,4 +89,8 @@ def boots_on_kvm(qemu: Qemu, image: GuestImage) -> bool:
                 break
             seen += received
         process.kill()
-    return b"vm-agent ready" in seen
+    if b"vm-agent ready" in seen:
+        return ""
+    lines = [line.strip() for line in seen.decode(errors="replace").splitlines()]
+    told = next((line for line in lines if "KVM" in line or "kvm" in line or "emulation failure" in line), "")
+    return told[:200] or f"no sign of life within {_PROBE_LIMIT_S:g} s"

@@ -3,6 +3,7 @@
 import re
 import secrets
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
@@ -11,6 +12,7 @@ import trio
 MAX_COMMAND = 32 << 10
 
 _READY = re.compile(rb"vm-agent ready ([0-9a-f-]{36})\r?$")
+_PIECE = re.compile(rb"vm-agent piece ([0-9a-f]+) ([12]) (\d+)$")
 _DONE = re.compile(rb"vm-agent done ([0-9a-f]+) (\d+) (\d+)$")
 
 
@@ -24,7 +26,10 @@ class GuestRebootedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """What a command in the guest printed (standard output and error as they came) and its exit status."""
+    """What a command in the guest printed (standard output and error as they came) and its exit status.
+
+    Nothing is in ``output`` that was given away piece by piece.
+    """
 
     output: str
     status: int
@@ -43,6 +48,40 @@ class _Done:
     output: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    token: str
+    stream: int
+    data: bytes
+
+
+class _Streams:
+    """A command's standard output and error, each ended by the command's token."""
+
+    def __init__(self, token: str, output: "Output") -> None:
+        self._end = token.encode()
+        self._output = output
+        self._held = {1: b"", 2: b""}
+        self._ended = {1: False, 2: False}
+
+    async def take(self, piece: _Piece) -> None:
+        """Give away what cannot be the beginning of the end."""
+        stream = piece.stream
+        if piece.token.encode() != self._end or self._ended[stream]:
+            return
+        data = self._held[stream] + piece.data
+        given, end, _ = data.partition(self._end)
+        self._ended[stream] = bool(end)
+        held = 0 if end else next(n for n in range(len(self._end) - 1, -1, -1) if data.endswith(self._end[:n]))
+        self._held[stream] = data[len(data) - held :]
+        if given := given[: len(given) - held]:
+            await self._output(stream, given)
+
+
+Output = Callable[[int, bytes], Awaitable[None]]
+"""Gets what a command prints, as it comes: 1 for standard output or 2 for standard error, and the bytes."""
+
+
 class Agent:
     """Talks to one guest's agent. What a cancelled call received is kept, an answer that comes too late is skipped."""
 
@@ -50,6 +89,7 @@ class Agent:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._buffer = bytearray()
         self._lock = trio.Lock()
+        self._piece = ("", 0, 0)  # the token, the stream and how many bytes are still to come of it
         self.boot_id: str | None = None
 
     async def wait_ready(self, *, new_boot: bool = False) -> None:
@@ -66,8 +106,10 @@ class Agent:
                     self.boot_id = message.boot_id
                     return
 
-    async def execute(self, script: str, *, answers: bool = True) -> CommandResult | None:
+    async def execute(self, script: str, *, answers: bool = True, output: Output | None = None) -> CommandResult | None:
         """Run a shell script in the guest; with `answers` false, return at once, as it ends this boot.
+
+        With `output`, that gets what the script prints, as it comes; the guest waits for it.
 
         Raises ValueError when the script is too long, AgentClosedError when QEMU ends, GuestRebootedError when the
         guest starts again.
@@ -79,17 +121,21 @@ class Agent:
             )
         async with self._lock:
             token = secrets.token_hex(8)
+            streams = None if output is None else _Streams(token, output)
+            how = "together" if output is None else "apart"
             try:
-                await self._stream.send_all(b"%s %d\n" % (token.encode(), len(content)) + content)
+                await self._stream.send_all(f"{token} {len(content)} {how}\n".encode() + content)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 raise AgentClosedError from None
             while answers:
                 match await self._receive():
-                    case _Done(token=answered, status=status, output=output) if answered == token:
-                        return CommandResult(output.decode(errors="replace"), status, output)
+                    case _Done(token=answered, status=status, output=printed) if answered == token:
+                        return CommandResult(printed.decode(errors="replace"), status, printed)
                     case _Ready(boot_id=boot_id):
                         self.boot_id = boot_id
                         raise GuestRebootedError
+                    case _Piece() as piece if streams is not None:
+                        await streams.take(piece)
                     case _:
                         pass
         return None
@@ -105,7 +151,7 @@ class Agent:
         """Close the socket; nobody may be using it."""
         self._stream.socket.close()
 
-    async def _receive(self) -> _Ready | _Done:
+    async def _receive(self) -> _Ready | _Done | _Piece:
         while (message := self._parse()) is None:
             try:
                 received = await self._stream.receive_some()
@@ -116,8 +162,19 @@ class Agent:
             self._buffer += received
         return message
 
-    def _parse(self) -> _Ready | _Done | None:
-        """Take the next whole message off the buffer; lines that are none are skipped (a boot's noise)."""
+    def _parse(self) -> _Ready | _Done | _Piece | None:
+        """Take the next whole message off the buffer; lines that are none are skipped (a boot's noise).
+
+        Of a piece there is what has come: a guest that hangs in the middle of it has said that much.
+        """
+        if not self._buffer:
+            return None
+        token, stream, left = self._piece
+        if left:
+            data = bytes(self._buffer[:left])
+            del self._buffer[:left]
+            self._piece = (token, stream, left - len(data))
+            return _Piece(token, stream, data)
         while (end := self._buffer.find(b"\n")) >= 0:
             line = bytes(self._buffer[:end])
             if match := _DONE.search(line):
@@ -128,6 +185,9 @@ class Agent:
                 del self._buffer[: end + 1 + size]
                 return _Done(match[1].decode(), int(match[2]), output)
             del self._buffer[: end + 1]
+            if match := _PIECE.search(line):
+                self._piece = (match[1].decode(), int(match[2]), int(match[3]))
+                return self._parse()
             if match := _READY.search(line):
                 return _Ready(match[1].decode())
         return None

@@ -12,7 +12,7 @@ from typing import IO, Literal
 import trio
 
 from vfiouser_virtio.vm.accel import choose_accel
-from vfiouser_virtio.vm.agent import Agent, AgentClosedError, CommandResult, GuestRebootedError
+from vfiouser_virtio.vm.agent import Agent, AgentClosedError, CommandResult, GuestRebootedError, Output
 from vfiouser_virtio.vm.command_line import monitor_arguments, qemu_arguments
 from vfiouser_virtio.vm.initramfs import GuestImage
 from vfiouser_virtio.vm.qemu import Qemu
@@ -54,15 +54,19 @@ class Guest:
         size = os.fstat(self._stderr.fileno()).st_size
         return os.pread(self._stderr.fileno(), size, 0).decode(errors="replace")
 
-    async def run(self, command: str, *, timeout: float = 60, check: bool = False) -> CommandResult:
+    async def run(
+        self, command: str, *, timeout: float = 60, check: bool = False, output: Output | None = None
+    ) -> CommandResult:
         """Run a shell command in the guest. With `check`, a status other than 0 raises VmError.
+
+        With `output`, that gets what the command prints, as it comes: ``await output(1, b"…")``, 2 for standard error.
 
         Raises VmError when the guest reboots, panics, ends, or does not answer within `timeout` seconds.
         """
         result = None
         with trio.move_on_after(timeout):
             try:
-                result = await self.agent.execute(command)
+                result = await self.agent.execute(command, output=output)
             except AgentClosedError:
                 raise await self.failure(f"no answer to {command!r}") from None
             except GuestRebootedError:
