@@ -16,6 +16,13 @@ class Op(IntEnum):
     ASYNC_CANCEL = 14
 
 
+class SqeFlags(IntFlag):
+    """``flags`` of a submission."""
+
+    ASYNC = 1 << 4
+    """Not to be tried within io_uring_enter(): a thread of the kernel's does it from the start."""
+
+
 class FsyncFlags(IntFlag):
     """``op_flags`` of `Op.FSYNC`."""
 

@@ -31,16 +31,16 @@ def huge_page_size(fd: int) -> int | None:
 
     st_blksize does not tell: on tmpfs it is 2 MiB where transparent huge pages are on.
     """
-    kind, block_size = _file_system(fd)
+    kind, block_size = file_system(fd)
     return block_size if kind == _HUGETLBFS_MAGIC else None
 
 
 def is_tmpfs(fd: int) -> bool:
     """Whether it is a memfd without huge pages, or a file on a tmpfs such as /dev/shm: its pages are in memory."""
-    return _file_system(fd)[0] == _TMPFS_MAGIC
+    return file_system(fd)[0] == _TMPFS_MAGIC
 
 
-def _file_system(fd: int) -> tuple[int, int]:
+def file_system(fd: int) -> tuple[int, int]:
     """``f_type`` and ``f_bsize`` of statfs(2), with which its structure begins. Python's fstatvfs() has no f_type."""
     status = (ctypes.c_long * 64)()
     return (0, 0) if _fstatfs(fd, status) else (status[0], status[1])

@@ -4,13 +4,17 @@ import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
 
+import vfiouser_virtio.backends.io_uring
+from vfiouser_virtio.backends import nowait
 from vfiouser_virtio.backends.file import FileBackend
 from vfiouser_virtio.backends.io_uring import IoUring
-from vfiouser_virtio.protocols.io_uring import Op
+from vfiouser_virtio.protocols.io_uring import SQE_CODEC, Op
 
 SIZE = 1 << 20
 
@@ -161,3 +165,44 @@ async def test_no_descriptor_is_left(disk: Path) -> None:
     backend = FileBackend(disk)
     backend.close()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("file_system", "at_once"), [(0xEF53, True), (0x65735546, False), (0x6969, False), (0, False)])
+async def test_a_file_system_that_does_not_know_nowait_is_never_asked_inline(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, file_system: int, at_once: bool
+) -> None:
+    """As FUSE with direct I/O and a hung NFS: any call that is not in a thread of the kernel's, or of ours, waits."""
+    monkeypatch.setattr(nowait, "file_system", lambda _: (file_system, 4096))
+    submitted: list[int] = []
+    inline: list[int] = []
+
+    def pack_into(*values: Any) -> None:
+        submitted.append(values[3])
+        SQE_CODEC.pack_into(*values)
+
+    codec = SimpleNamespace(size=SQE_CODEC.size, pack_into=pack_into)
+    monkeypatch.setattr(vfiouser_virtio.backends.io_uring, "SQE_CODEC", codec)
+    backend = FileBackend(disk)
+    plain = backend._at_once
+
+    def counted(call: Any, *arguments: Any) -> bool:
+        inline.append(backend._nowait[call])
+        return plain(call, *arguments)
+
+    monkeypatch.setattr(backend, "_at_once", counted)
+    buffer = bytearray(4096)
+    ended: list[OSError | None] = []
+    backend.read_nowait(0, [memoryview(buffer)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backend.serve)
+        assert backend.start_read(0, [memoryview(buffer)], ended.append) is not None
+        assert backend.start_flush(ended.append) is not None
+        with trio.fail_after(30):
+            while len(ended) < 2:
+                await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()
+    backend.close()
+    assert ended == [None, None]
+    assert buffer == disk.read_bytes()[:4096]
+    assert submitted == [0 if at_once else 16] * 2
+    assert inline == [at_once]

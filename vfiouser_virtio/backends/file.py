@@ -2,6 +2,7 @@
 
 Reads that the page cache can answer are done at once (preadv2 with RWF_NOWAIT, where the file system takes it). Other
 reads, writes and flushes go through io_uring; what it cannot do, or where it is not allowed, the disk's own `Workers`.
+On a file system that is not known to keep NOWAIT (FUSE, NFS) nothing is tried at once: a hung one hangs nobody else.
 """
 
 import ctypes
@@ -21,6 +22,7 @@ import trio
 from vfiouser_virtio.backends.block import Cancel, Done, Range, Segments
 from vfiouser_virtio.backends.file_changes import FileChanges
 from vfiouser_virtio.backends.io_uring import IOV_MAX, IoUring
+from vfiouser_virtio.backends.nowait import keeps_nowait
 from vfiouser_virtio.backends.vectored import preadv, pwritev
 from vfiouser_virtio.backends.workers import Workers
 from vfiouser_virtio.errors import DeviceError
@@ -71,11 +73,12 @@ class FileBackend:
         except BaseException:
             os.close(self._fd)
             raise
-        self._nowait = {preadv: True, pwritev: not readonly}
+        nowait = keeps_nowait(self._fd)
+        self._nowait = {preadv: nowait, pwritev: not readonly and (nowait or aio == "inline")}
         self._workers = Workers(path.name)
         self._changes = _watch(self._fd) if self._regular else None
         self._writes_inline = aio == "inline"
-        self._ring = _ring() if aio != "threads" else None
+        self._ring = _ring(never_inline=not nowait) if aio != "threads" else None
 
     @property
     def size(self) -> int:
@@ -232,9 +235,9 @@ def _behind(segments: Segments, count: int) -> list[memoryview]:
     return left
 
 
-def _ring() -> IoUring | None:
+def _ring(*, never_inline: bool) -> IoUring | None:
     try:
-        return IoUring()
+        return IoUring(never_inline=never_inline)
     except OSError:  # kernel.io_uring_disabled, a container's seccomp filter, no more locked memory
         return None
 

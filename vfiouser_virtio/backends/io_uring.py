@@ -30,6 +30,7 @@ from vfiouser_virtio.protocols.io_uring import (
     FsyncFlags,
     Op,
     SetupFlags,
+    SqeFlags,
 )
 
 Done = Callable[[int], None]
@@ -46,9 +47,14 @@ _syscall.restype = ctypes.c_long
 
 
 class IoUring:
-    """A ring for ``entries`` requests at a time. Raises OSError where the kernel, or a container, refuses one."""
+    """A ring for ``entries`` requests at a time. Raises OSError where the kernel, or a container, refuses one.
 
-    def __init__(self, entries: int = 256) -> None:
+    ``never_inline``: no request is tried within io_uring_enter(), where a file system that does not know NOWAIT would
+    block us. It costs a wake-up of a thread of the kernel's even for what is in the page cache.
+    """
+
+    def __init__(self, entries: int = 256, *, never_inline: bool = False) -> None:
+        self._sqe_flags = int(SqeFlags.ASYNC) if never_inline else 0
         params = bytearray(PARAMS.build(_request(entries)))
         pointer = (ctypes.c_char * len(params)).from_buffer(params)
         self._fd = _syscall(_IO_URING_SETUP, entries, pointer)
@@ -109,7 +115,7 @@ class IoUring:
         tag = self._next_tag
         self._next_tag += 1
         at = SQE_CODEC.size * (self._submitted & self._sq_mask)
-        SQE_CODEC.pack_into(self._sqes, at, op, 0, 0, fd, offset, address, length, flags, tag, 0, 0, 0)
+        SQE_CODEC.pack_into(self._sqes, at, op, self._sqe_flags, 0, fd, offset, address, length, flags, tag, 0, 0, 0)
         self._submitted = (self._submitted + 1) & 0xFFFF_FFFF
         if not TSO:
             full_barrier()  # the entry is stored before the index that shows it

@@ -110,7 +110,7 @@ def execute(arguments: argparse.Namespace) -> int:
     gc.freeze()  # nor later, and what forked processes share with us stays shared
     gc.enable()
     with making as serve:
-        trio.run(run_until_signal, partial(_serve, arguments, serve), abandoned)
+        trio.run(partial(run_until_signal, partial(_serve, arguments, serve), abandoned, give_up_after=1.5))
     return 0
 
 

@@ -87,10 +87,17 @@ class _Ending:
             self._raise = True
             signal.pthread_kill(self._loop_thread, self._signal)
             return
+        self._end(_stuck_error("ended without", self.interrupted, self._signal))
+
+    def give_up(self) -> None:
+        """The loop answers, but what it waits for does not end."""
+        number = self._signal or signal.SIGTERM
+        self._end(StuckError(f"{number.name}: ended without waiting for a request that the host does not end", number))
+
+    def _end(self, error: StuckError) -> None:
         for let_go in self._abandoned:
             with suppress(Exception):
                 let_go()
-        error = _stuck_error("ended without", self.interrupted, self._signal)
         complain(error, with_traceback=False)
         flush_stderr()
         os._exit(error.status)
@@ -119,20 +126,30 @@ def _stuck_error(done: str, place: Place, number: signal.Signals) -> StuckError:
 
 
 async def run_until_signal(
-    work: Callable[[], Awaitable[int]], abandoned: Sequence[Callable[[], None]] = ()
+    work: Callable[[], Awaitable[int]],
+    abandoned: Sequence[Callable[[], None]] = (),
+    *,
+    give_up_after: float | None = None,
 ) -> int | signal.Signals:
     """What ``work`` returns, or the signal that has cancelled it.
 
     Raises StuckError when a device had to be interrupted. Where that did not help, ``abandoned`` are called in
-    another thread, for what may not be left behind, and the process ends.
+    another thread, for what may not be left behind, and the process ends. So it does ``give_up_after`` seconds after
+    the signal where the work has not come to its end by then: a hung disk of the host ends no request, and what is
+    under way in the kernel cannot be cancelled.
     """
     outcome: int | signal.Signals = 0
 
     def received(number: signal.Signals) -> None:
         nonlocal outcome
         outcome = number
+        if give_up_after is not None and not timers:
+            timers.append(threading.Timer(give_up_after, ending.give_up))
+            timers[0].daemon = True
+            timers[0].start()
         nursery.cancel_scope.cancel()
 
+    timers: list[threading.Timer] = []
     ending = _Ending(received, abandoned)
     try:
         async with trio.open_nursery() as nursery:
@@ -145,6 +162,9 @@ async def run_until_signal(
             raise
         # Whatever has come of it: the signal is why we end.
         log.debug("interrupted", exc_info=True)
+    finally:
+        for timer in timers:
+            timer.cancel()
     if ending.interrupted:
         assert isinstance(outcome, signal.Signals)
         raise _stuck_error("interrupted", ending.interrupted, outcome)
