@@ -19,11 +19,11 @@ def reordered(fence: str) -> int:
 
 
 @pytest.mark.parametrize("fence", ["full_barrier", "lock_barrier"])
-def test_a_store_is_seen_before_a_later_load(fence):
+def test_a_store_is_seen_before_a_later_load(fence: str) -> None:
     assert reordered(fence) == 0
 
 
-def test_without_a_barrier_it_is_not():
+def test_without_a_barrier_it_is_not() -> None:
     """Else the test above would prove nothing."""
     if not any(reordered("nothing") for _ in range(5)):
         pytest.skip("this processor was not seen to reorder anything")

@@ -221,7 +221,7 @@ class PretendClient:
     async def dma_read(self, address: int, count: int) -> bytes:
         return bytes(self.bytes[address : address + count])
 
-    async def dma_write(self, address: int, data: bytes) -> None:
+    async def dma_write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         self.bytes[address : address + len(data)] = data
 
 

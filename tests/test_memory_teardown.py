@@ -115,7 +115,11 @@ def test_a_client_that_leaves_while_its_memory_is_in_use() -> None:
     memory, fd = GuestMemory(), memfd(2)
     map_pages(memory, fd, range(2))
     view = memory.writable(0, 2 * PAGE)[0]
-    pins = [memory.pin(lambda page=page: [(page * PAGE, 4)], lambda: None) for page in range(2)]
+
+    def ranges_of(page: int) -> Callable[[], list[tuple[int, int]]]:
+        return lambda: [(page * PAGE, 4)]
+
+    pins = [memory.pin(ranges_of(page), lambda: None) for page in range(2)]
     unmapped = memory.unmap(0, PAGE)
     left = memory.clear()
     assert unmapped is not None

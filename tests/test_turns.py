@@ -1,7 +1,5 @@
 """Busy tasks share the event loop: rounds of the loop are counted, and time is what the test says."""
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 
@@ -21,7 +19,7 @@ class Loop(trio.abc.Instrument):
 
 
 @pytest.fixture
-def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
     made = Loop()
     monkeypatch.setattr(module, "perf_counter", lambda: made.now)
     return made

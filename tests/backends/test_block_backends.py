@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -192,7 +193,8 @@ async def test_what_is_not_cached_is_left_to_a_thread(tmp_path: Path, monkeypatc
 async def test_short_transfers_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _image(tmp_path)
     backend = FileBackend(path)
-    preadv, pwritev = file_module.preadv, file_module.pwritev
+    module: Any = file_module
+    preadv, pwritev = module.preadv, module.pwritev
     calls: list[int] = []
 
     def little(call: Callable[..., int]) -> Callable[..., int]:

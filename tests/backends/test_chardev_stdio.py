@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ trio.run(main)
 """
 
 
-def start(stdin: int, stdout: int, **options: object) -> subprocess.Popen[bytes]:
+def start(stdin: int, stdout: int, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", ECHO], stdin=stdin, stdout=stdout, **options)
 
 

@@ -10,6 +10,7 @@ from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.guest import VirtioDevice
 from vfiouser_virtio.guest.drivers import Disk, RequestFailed
+from vfiouser_virtio.guest.pci_transport import PciTransport
 from vfiouser_virtio.protocols.virtio.blk import RequestType, Status
 from vfiouser_virtio.protocols.virtio.features import Feature
 
@@ -117,6 +118,7 @@ async def test_a_live_resize(disk: Disk, virtio_device: Blk, image: Path) -> Non
 @pytest.mark.parametrize("virtio_interrupts", ["msix", "intx", "poll"])
 @pytest.mark.parametrize("virtio_ids", ["default", "2007", "qemu"])
 async def test_every_identity_and_interrupt(disk: Disk, virtio_ids: str, virtio_interrupts: str) -> None:
+    assert isinstance(disk.device.transport, PciTransport)
     assert disk.device.transport.interrupts == virtio_interrupts
     assert disk.device.ids.class_code == (0x010000 if virtio_ids == "qemu" else 0x018000)
     await disk.write(5, CONTENT[:4096])

@@ -1,10 +1,12 @@
 """How figures become ratios and verdicts."""
 
+from collections.abc import Callable
+
 import pytest
 from benchmarks.measure import Row, Target, at_least, at_most, in_turn, summary
 
 
-def row(ours, theirs, **targets: Target) -> Row:
+def row(ours: list[float], theirs: list[float], **targets: Target) -> Row:
     return Row(metric="speed", unit="MB/s", ours=ours, theirs={"them": theirs}, targets=targets)
 
 
@@ -55,7 +57,7 @@ def test_rounds_of_a_second_run_are_added() -> None:
 def test_contenders_alternate() -> None:
     order: list[str] = []
 
-    def contender(name: str, figure: float):
+    def contender(name: str, figure: float) -> Callable[[], float]:
         def measure() -> float:
             order.append(name)
             return figure

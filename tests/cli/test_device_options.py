@@ -19,7 +19,7 @@ SECTOR = Size(512)
 class Toy(Device):
     device_id = 42
 
-    def __init__(
+    def __init__(  # type: ignore[no-untyped-def] # the type of greeting is that of its default
         self,
         path: Annotated[Path, "where it is"],
         *,
@@ -60,7 +60,7 @@ def test_a_parameter_that_nobody_can_give() -> None:
 
 def test_an_annotation_that_names_nothing() -> None:
     class Wrong(Device):
-        def __init__(self, size: "Sise") -> None:  # noqa: F821 - that is the mistake
+        def __init__(self, size: "Sise") -> None:  # type: ignore[name-defined] # noqa: F821 - that is the mistake
             super().__init__()
 
     with pytest.raises(ConfigError, match=r"Wrong.*Sise"):
@@ -162,7 +162,13 @@ def test_every_device_has_every_switch(driver: str) -> None:
     )
     transport = setup.create().transport
     own = setup.create().device.features
-    reserved = (Feature.VERSION_1, Feature.RING_PACKED, Feature.IN_ORDER, Feature.NOTIFICATION_DATA, Feature.SUSPEND)
+    reserved: tuple[Feature, ...] = (
+        Feature.VERSION_1,
+        Feature.RING_PACKED,
+        Feature.IN_ORDER,
+        Feature.NOTIFICATION_DATA,
+        Feature.SUSPEND,
+    )
     reserved += (Feature.NOTIF_CONFIG_DATA, Feature.ACCESS_PLATFORM)
     assert transport.device_features == own | sum(feature.mask for feature in reserved)
     assert transport.offer.poll == "on"

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -571,10 +572,11 @@ async def test_memory_that_goes_away_before_the_task_has_begun() -> None:
     backend = Recorder()
     holds = []
     async with running(Blk(backend=backend)) as driver:
+        assert isinstance(driver.device, Blk)
         planner = driver.device._planner
         plan = planner.plan
 
-        def plan_then_unmap(request: object) -> object:
+        def plan_then_unmap(request: Any) -> Any:
             made = plan(request)
             # Runs in the round of the scheduler in which the request's task is started, or before it.
             trio.lowlevel.current_trio_token().run_sync_soon(lambda: holds.append(driver.ram.unmap()))
@@ -707,7 +709,7 @@ def test_without_discard(image: Path) -> None:
         ({"size": SIZE, "seg_max": -1}, "seg_max"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
+def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DeviceError, match=message) as caught:
         Blk(**options)  # as a user could write them
     assert "\n" not in str(caught.value)
@@ -730,10 +732,11 @@ def test_a_failed_device_leaves_the_image_alone(image: Path) -> None:
 async def test_the_map_changes_between_two_chains_of_a_burst(private: bool, event: str) -> None:
     """QEMU changes the map whenever it likes; chains that were taken already are served all the same."""
     async with running(Blk(size=Size(SIZE), serial="x"), private=private) as driver:
+        assert isinstance(driver.device, Blk)
         planner = driver.device._planner
         plan = planner.plan
 
-        def plan_then_change(request: object) -> object:
+        def plan_then_change(request: Any) -> Any:
             planner.plan = plan
             if event == "another region":
                 driver.memory.map(0x1_0000_0000, 4096, readable=True, writable=True, fd=None, offset=0)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from vfiouser_virtio.testing.fuzz import (
     perform,
     run_case,
 )
+from vfiouser_virtio.testing.fuzz.case import Kind, Memory
 from vfiouser_virtio.testing.fuzz.run import KINDS
 from vfiouser_virtio.testing.fuzz.targets import Echo
 from vfiouser_virtio.virtio import Chain, Queue
@@ -31,21 +33,21 @@ SEED = 2007
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_found(kind):
+def test_nothing_is_found(kind: Kind) -> None:
     found = fuzz(SEED, cases=CASES, kinds=[kind])
     assert not found, f"{found[0][0].dumps()}\n{found[0][1]}"
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
-def test_what_was_found_once_is_not_found_again(path):
+def test_what_was_found_once_is_not_found_again(path: Path) -> None:
     assert run_case(Case.load(path)) is None
 
 
-def test_there_is_a_corpus():
+def test_there_is_a_corpus() -> None:
     assert CORPUS
 
 
-def test_a_case_is_the_same_each_time_and_survives_json(tmp_path):
+def test_a_case_is_the_same_each_time_and_survives_json(tmp_path: Path) -> None:
     for kind in KINDS:
         case = generate(kind, 1, 2)
         assert case == generate(kind, 1, 2) != generate(kind, 1, 3)
@@ -99,13 +101,13 @@ class LeaksATask(Broken):
         trio.lowlevel.spawn_system_task(trio.sleep_forever)
 
 
-async def _works(driver) -> None:
+async def _works(driver: Any) -> None:
     await driver.request(0, [b"good"], [4])
 
 
-def _case(memory: str = "shared", *, packed: bool = False) -> Case:
-    request = {"do": "request", "queue": 0, "out": ["585858"], "room": [8]}
-    noise = {"do": "request", "queue": 1, "out": ["00"], "room": [8]}
+def _case(memory: Memory = "shared", *, packed: bool = False) -> Case:
+    request: dict[str, Any] = {"do": "request", "queue": 0, "out": ["585858"], "room": [8]}
+    noise: dict[str, Any] = {"do": "request", "queue": 1, "out": ["00"], "room": [8]}
     steps = [{"do": "bring_up"}, noise, {"do": "settle"}, noise, request, noise, {"do": "settle"}]
     return Case("requests", "echo", memory, offer={"packed": packed}, steps=steps)
 
@@ -116,7 +118,9 @@ def _case(memory: str = "shared", *, packed: bool = False) -> Case:
 )
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 @pytest.mark.parametrize("memory", ["shared", "private"])
-def test_the_oracle_sees(device, kind, memory, packed, monkeypatch):
+def test_the_oracle_sees(
+    device: type[Broken], kind: str, memory: Memory, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bench, "SERVER_PATIENCE", 0.5)  # what is leaked for good need not be waited for
     monkeypatch.setattr(perform, "BUFFER_PATIENCE", 0.5)
     found = run_case(_case(memory, packed=packed), Target(device, _works))
@@ -125,11 +129,11 @@ def test_the_oracle_sees(device, kind, memory, packed, monkeypatch):
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-def test_a_good_device_passes_the_same_case(packed):
+def test_a_good_device_passes_the_same_case(packed: bool) -> None:
     assert run_case(_case(packed=packed), TARGETS["echo"]) is None
 
 
-def test_a_finding_is_minimized():
+def test_a_finding_is_minimized() -> None:
     target = Target(Raises, _works)
     finding = run_case(_case(), target)
     assert isinstance(finding, Finding)
@@ -138,7 +142,7 @@ def test_a_finding_is_minimized():
     assert small.steps[1]["out"] == ["585858"]
 
 
-def test_the_generated_cases_find_a_broken_device():
+def test_the_generated_cases_find_a_broken_device() -> None:
     class Breaks(Raises):
         async def _serve(self, requests: Queue) -> None:
             async for chain in requests:
@@ -146,7 +150,7 @@ def test_the_generated_cases_find_a_broken_device():
                     await self.misbehave(requests, chain)
                 chain.complete()
 
-    async def works(driver) -> None:
+    async def works(driver: Any) -> None:
         await driver.request(0, [b"good"], [4])
 
     [(case, finding)] = fuzz(SEED, cases=20, kinds=["requests"], targets=["echo"], target=Target(Breaks, works))

@@ -1,6 +1,7 @@
 """Virtqueues of both kinds with only a hand behind them, which writes what a device would, or should not."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support.guest import Hand, PackedHand, SplitHand
@@ -30,7 +31,7 @@ class Maker:
         self.memory, self.kind = memory, kind
         self.notified: list[int] = []
 
-    def __call__(self, size: int = 8, callback: object = None, **features: bool) -> tuple[Virtqueue, Hand]:
+    def __call__(self, size: int = 8, callback: Any = None, **features: Any) -> tuple[Virtqueue, Hand]:
         queue, hand = KINDS[self.kind]
         vq = queue(self.memory, 0, size, lambda: self.notified.append(1), callback, **features)
         return vq, hand(vq, self.memory)

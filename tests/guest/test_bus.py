@@ -111,7 +111,8 @@ async def test_a_device_that_finds_its_driver() -> None:
         assert await device.read_status() == ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK
         await bus.remove_device(device)
         assert await device.read_status() == 0
-        assert (device.driver, device.driver_data, bus.devices) == (None, None, [])
+        left: tuple[object, ...] = (device.driver, device.driver_data, bus.devices)
+        assert left == (None, None, [])
     assert driver.log == ["probe 0x3", "remove 0x0"]
 
 

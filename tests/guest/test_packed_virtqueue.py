@@ -1,6 +1,6 @@
 """What only packed rings have: wrap counters, any size, and event suppression structures."""
 
-from collections.abc import Callable
+from typing import Any, Protocol
 
 import pytest
 from support.guest import PackedHand
@@ -8,7 +8,14 @@ from support.guest import PackedHand
 from vfiouser_virtio.guest import DeviceBroken, PackedVirtqueue, Virtqueue
 
 ENABLE, DISABLE, DESC, RESERVED = range(4)
-Make = Callable[..., "tuple[PackedVirtqueue, PackedHand]"]
+
+
+class Make(Protocol):
+    """See `conftest.Maker`."""
+
+    notified: list[int]
+
+    def __call__(self, size: int = 8, callback: Any = None, **features: Any) -> tuple[PackedVirtqueue, PackedHand]: ...
 
 
 @pytest.fixture

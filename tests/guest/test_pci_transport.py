@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -21,15 +22,17 @@ from vfiouser_virtio.guest import (
     VirtioBus,
     VirtioDevice,
     VirtioPciDriver,
+    Virtqueue,
     bound_pci,
     free_vq,
     new_vq,
 )
 from vfiouser_virtio.guest import pci_transport as module
+from vfiouser_virtio.guest.pci import enumerate_function
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.vfio_user import PrivateMemory, SharedMemory, connect
-from vfiouser_virtio.virtio import Device, queue
+from vfiouser_virtio.virtio import Device, Queue, queue
 
 every_way = pytest.mark.parametrize("interrupts", ["msix", "intx", "poll"])
 
@@ -45,7 +48,7 @@ class Echo(Device):
             for each in self.queues:
                 nursery.start_soon(self._serve, each)
 
-    async def _serve(self, queue: object) -> None:
+    async def _serve(self, queue: Queue) -> None:
         async for chain in queue:
             data = chain.readable.read()
             if data == b"!":
@@ -69,7 +72,7 @@ async def echo(device: VirtioDevice, index: int) -> None:
     lot = trio.lowlevel.ParkingLot()
     used: list[tuple[object, int]] = []
 
-    def callback(vq: object) -> bool:
+    def callback(vq: Virtqueue) -> bool:
         while got := vq.get_buf():
             used.append(got)
         lot.unpark_all()
@@ -160,7 +163,8 @@ async def test_command_register() -> None:
     """Bus mastering only as long as the device is in use; INTx only where it is wanted."""
     async with served(VirtioPci(Rng())) as port:
         assert await port.config_read(4, 2) == 0
-        for interrupts, command in (("msix", 0x406), ("intx", 0x006), ("poll", 0x406)):
+        cases: list[tuple[Any, int]] = [("msix", 0x406), ("intx", 0x006), ("poll", 0x406)]
+        for interrupts, command in cases:
             async with bound_pci(port, interrupts=interrupts) as device:
                 assert await port.config_read(4, 2) == command
                 assert len(await device.driver_data.read(10)) == 10
@@ -193,7 +197,7 @@ async def test_a_driver_that_fails_leaves_the_function_switched_off() -> None:
         with pytest.raises(OSError, match="no"):
             async with bound_pci(port, Failing()):
                 pass
-        info = await module.enumerate_function(port)
+        info = await enumerate_function(port)
         assert info.command & 4 == 0
         assert info.msix is not None
         assert await port.config_read(info.msix.offset + 2, 2) & 0x8000 == 0
@@ -374,6 +378,7 @@ async def test_isr_says_what_an_intx_was() -> None:
         for value in (0, 1, 2, 3):
             isr[0] = value
             log.append(f"isr {value}")
+            assert port.intx_handler is not None
             port.intx_handler()
             await trio.testing.wait_all_tasks_blocked()
         await transport.disconnect_interrupts()

@@ -42,13 +42,13 @@ class Slow(Device):
 @asynccontextmanager
 async def opened(*, indirect: bool = True) -> AsyncIterator[tuple[RequestQueue, Slow, Loopback]]:
     with trio.fail_after(10):
-        async with Loopback(Slow(), memory_size=1 << 20) as transport:
+        async with Loopback(slow := Slow(), memory_size=1 << 20) as transport:
             device = VirtioDevice(transport, feature_mask=-1 if indirect else ~(1 << 28))
             await device.start()
             await device.negotiate(0)
             queue = await RequestQueue.open(device, 0)
             await device.ready()
-            yield queue, transport.device, transport
+            yield queue, slow, transport
             assert not device._parked
             await device.reset()
             queue.close()

@@ -1,13 +1,19 @@
 """What only split rings have: indexes of 16 bits that run on, and sizes that are powers of two."""
 
-from collections.abc import Callable
+from typing import Any, Protocol
 
 import pytest
 from support.guest import SplitHand
 
 from vfiouser_virtio.guest import DeviceBroken, SplitVirtqueue, Virtqueue
 
-Make = Callable[..., "tuple[SplitVirtqueue, SplitHand]"]
+
+class Make(Protocol):
+    """See `conftest.Maker`."""
+
+    notified: list[int]
+
+    def __call__(self, size: int = 8, callback: Any = None, **features: Any) -> tuple[SplitVirtqueue, SplitHand]: ...
 
 
 @pytest.fixture

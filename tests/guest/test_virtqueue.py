@@ -1,7 +1,7 @@
 """The 2007 interface over rings of both kinds, with only a device's hand at the other end."""
 
 import random
-from collections.abc import Callable
+from typing import Any, Protocol
 
 import pytest
 from support.guest import Hand
@@ -10,7 +10,14 @@ from vfiouser_virtio.guest import DeviceBroken, QueueFull, Virtqueue
 from vfiouser_virtio.vfio_user import PrivateMemory
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
-Make = Callable[..., "tuple[Virtqueue, Hand]"]
+
+
+class Make(Protocol):
+    """See `conftest.Maker`."""
+
+    notified: list[int]
+
+    def __call__(self, size: int = 8, callback: Any = None, **features: Any) -> tuple[Virtqueue, Hand]: ...
 
 
 def keep_on(vq: Virtqueue) -> bool:
@@ -106,7 +113,9 @@ def test_full(make: Make) -> None:
     ],
 )
 @pytest.mark.parametrize("indirect", [False, True])
-def test_what_no_driver_may_make(make: Make, sg: list, out_num: int, in_num: int, what: str, indirect: bool) -> None:
+def test_what_no_driver_may_make(
+    make: Make, sg: list[tuple[int, int]], out_num: int, in_num: int, what: str, indirect: bool
+) -> None:
     vq, _ = make(indirect=indirect)
     with pytest.raises(ValueError, match=what):
         vq.add_buf(sg, out_num, in_num, "token")
@@ -404,7 +413,7 @@ def test_no_wake_up_is_lost_between_the_last_look_and_restart(make: Make, event_
     assert not interrupt_due  # the device had no reason to interrupt, so restart must tell
     assert not vq.restart()
     got.append(vq.get_buf())
-    assert [token for token, _ in got if got] == [0, 1]
+    assert [used[0] for used in got if used] == [0, 1]
     assert vq.restart()
 
 

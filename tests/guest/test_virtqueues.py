@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -37,13 +38,13 @@ class Slow(Device):
 
 
 @asynccontextmanager
-async def started(**offer: bool) -> AsyncIterator[tuple[VirtioDevice, Slow]]:
+async def started(**offer: Any) -> AsyncIterator[tuple[VirtioDevice, Slow]]:
     with trio.fail_after(10):
-        async with Loopback(Slow(), memory_size=1 << 20, offer=Offer(**offer)) as transport:
+        async with Loopback(slow := Slow(), memory_size=1 << 20, offer=Offer(**offer)) as transport:
             device = VirtioDevice(transport)
             await device.start()
             await device.negotiate(0)
-            yield device, transport.device
+            yield device, slow
             await device.reset()
             for vq in list(device.virtqueues.values()):
                 await free_vq(vq)
@@ -113,13 +114,14 @@ async def test_what_was_used_before_the_reset_is_not_asked_for_again() -> None:
 
         vq = await new_vq(device, 0, callback, size=8)
         await device.ready()
+        transport: Any = device.transport
         on_queue = device._on_queue
-        device.transport._on_queue = lambda index: None  # its interrupt comes too late
+        transport._on_queue = lambda index: None  # its interrupt comes too late
         send(device, vq, b"used")
         while slow.got != [b"used"]:
             await trio.sleep(0.001)
         await trio.testing.wait_all_tasks_blocked()
-        device.transport._on_queue = on_queue
+        transport._on_queue = on_queue
         _, tokens = await resize_vq(vq)
         assert (seen, tokens) == ([b"used"], [])
 
@@ -194,11 +196,12 @@ async def test_notifications_with_data() -> None:
         notified: list[tuple[int, ...]] = []
         notify = device.transport.notify
 
-        def spy(*arguments: int) -> None:
+        def spy(*arguments: Any) -> None:
             notified.append(arguments)
             notify(*arguments)
 
-        device.transport.notify = spy
+        replacement: Any = spy
+        device.transport.notify = replacement
         vq = await new_vq(device, 0, ignore, size=4)
         await device.ready()
         for _ in range(3):

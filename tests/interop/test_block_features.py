@@ -18,7 +18,9 @@ pytestmark = pytest.mark.qemu
 TOPOLOGY = ["logical_block_size", "physical_block_size", "minimum_io_size", "optimal_io_size", "max_segments"]
 
 
-async def test_read_only_serial_and_topology(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog) -> None:
+async def test_read_only_serial_and_topology(
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     image = tmp_path / "read-only"
     image.write_bytes(os.urandom(MIB))
     image.chmod(0o400)
@@ -57,7 +59,9 @@ async def test_read_only_serial_and_topology(qemu: vm.Qemu, guest_image: vm.Gues
     assert (image.read_bytes(), image.stat().st_mtime_ns) == before
 
 
-async def test_live_resize(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog) -> None:
+async def test_live_resize(
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     image = sparse(tmp_path / "image", 8 * MIB)
     disk = Blk(path=image)
     async with booted(qemu, guest_image, {"blk0": disk}) as machine:
@@ -86,7 +90,9 @@ async def test_live_resize(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: 
         await machine.check_quiet(caplog)
 
 
-async def test_write_cache_toggle(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog) -> None:
+async def test_write_cache_toggle(
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     backend = ObservedDisk(sparse(tmp_path / "image", 8 * MIB))
     disk = Blk(backend=backend)
     async with booted(qemu, guest_image, {"blk0": disk}) as machine:
@@ -119,7 +125,7 @@ async def test_write_cache_toggle(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp
 
 
 async def test_host_errors_are_the_guests_and_it_goes_on(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = tmp_path / "image"
     image.write_bytes(os.urandom(8 * MIB))
@@ -162,7 +168,7 @@ async def test_host_errors_are_the_guests_and_it_goes_on(
 
 
 async def test_discard_fstrim_and_write_zeroes(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = tmp_path / "image"
     image.write_bytes(os.urandom(64 * MIB))
@@ -189,7 +195,9 @@ async def test_discard_fstrim_and_write_zeroes(
         await machine.check_quiet(caplog)
 
 
-async def test_64_requests_at_once(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog) -> None:
+async def test_64_requests_at_once(
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """64 jobs write a block each, at random places, and read it back; none is done before all have been asked for."""
     image = tmp_path / "image"
     image.write_bytes(os.urandom(16 * MIB))

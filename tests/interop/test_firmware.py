@@ -3,6 +3,7 @@
 import gc
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -31,7 +32,9 @@ def boot_disk(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("machine", ["q35", "pc"])
 @pytest.mark.parametrize("memory", ["shared", "private"])
-async def test_firmware_boots_from_our_disk(qemu: vm.Qemu, boot_disk: Path, machine: str, memory: str) -> None:
+async def test_firmware_boots_from_our_disk(
+    qemu: vm.Qemu, boot_disk: Path, machine: str, memory: Literal["shared", "private"]
+) -> None:
     async with (
         serving([f"blk,path={boot_disk}"]) as served,
         vm.boot_guest(qemu, None, devices=served.qemu_devices, machine=machine, memory=memory) as guest,

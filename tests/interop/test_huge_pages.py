@@ -1,8 +1,8 @@
 """A guest whose RAM is on huge pages of 2 MiB: it works, and when its QEMU has left the next one has the pages."""
 
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,7 +38,11 @@ def memfd(_: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("backend", [memfd, hugetlbfs])
 async def test_one_qemu_after_another(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, backend
+    qemu: vm.Qemu,
+    guest_image: vm.GuestImage,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    backend: Callable[[Path], AbstractContextManager[str]],
 ) -> None:
     source, target = tmp_path / "source", sparse(tmp_path / "target", 8 * MIB)
     fill(source, 8 * MIB)

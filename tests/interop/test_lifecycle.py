@@ -41,7 +41,7 @@ async def use_entropy(machine: Machine, source: bytes, pieces: int = 64) -> None
 
 @both_engines
 async def test_all_devices_work_after_each_reboot(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = sparse(tmp_path / "image", 8 * MIB)
     random = tmp_path / "random"
@@ -69,7 +69,7 @@ async def test_all_devices_work_after_each_reboot(
 @both_engines
 @pytest.mark.parametrize("interrupts", ["msix", "intx"])
 async def test_driver_unbound_and_bound_50_times(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog, interrupts
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, interrupts: str
 ) -> None:
     image = sparse(tmp_path / "image", 8 * MIB)
     async with booted(
@@ -107,7 +107,7 @@ async def test_driver_unbound_and_bound_50_times(
 
 
 async def test_console_and_entropy_drivers_unbound_and_bound(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     random = tmp_path / "random"
     random.write_bytes(os.urandom(64 << 10))
@@ -138,7 +138,9 @@ async def test_console_and_entropy_drivers_unbound_and_bound(
 
 
 @both_engines
-async def test_three_devices_at_once(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog) -> None:
+async def test_three_devices_at_once(
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     image = tmp_path / "image"
     image.write_bytes(os.urandom(16 * MIB))
     random = tmp_path / "random"

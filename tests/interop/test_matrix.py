@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ from vfiouser_virtio import vm
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.console import Console
 from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio.transports.identity import Style
 
 pytestmark = pytest.mark.qemu
 
@@ -50,7 +52,14 @@ SHOWN = {
     indirect=["engine"],
 )
 async def test_linux_uses_three_devices(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog, ids, memory, interrupts, engine
+    qemu: vm.Qemu,
+    guest_image: vm.GuestImage,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    ids: Style,
+    memory: Literal["shared", "private"],
+    interrupts: str,
+    engine: str,
 ) -> None:
     image = tmp_path / "disk"
     image.write_bytes(os.urandom(16 * MIB))
@@ -84,7 +93,9 @@ async def check_identity(machine: Machine, shown: Shown) -> None:
     for name, virtio_id in VIRTIO_IDS.items():
         device = 0x1040 + virtio_id
         assert f"[{shown.ids.format(device)}]" in lspci, f"{name} in\n{lspci}"
-        address = re.search(rf"^(\S+) .*\[{shown.ids.format(device)}\]", lspci, re.MULTILINE)[1]
+        match = re.search(rf"^(\S+) .*\[{shown.ids.format(device)}\]", lspci, re.MULTILINE)
+        assert match is not None, lspci
+        address = match[1]
         files = "subsystem_vendor subsystem_device virtio*/vendor virtio*/device"
         subsystem = await machine.run(f"cd /sys/bus/pci/devices/0000:{address}; cat {files}")
         vendor, model, virtio_vendor, virtio_device = subsystem.split()
@@ -123,7 +134,7 @@ async def check_writes_and_flush(machine: Machine, image: Path, backend: Observe
     assert first_difference(expected, image.read_bytes()) is None
 
 
-def first_difference(expected: bytes, found: bytes) -> str | None:
+def first_difference(expected: bytes | bytearray, found: bytes) -> str | None:
     """Where two disks differ, in few words: pytest would print both."""
     if expected == found:
         return None

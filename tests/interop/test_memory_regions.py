@@ -29,7 +29,13 @@ SHARED, PRIVATE = "memory-backend-memfd,id={},size={}K,share=on", "memory-backen
     ],
 )
 async def test_buffers_cross_regions(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog, monkeypatch, kinds: tuple[str, str], rings: str
+    qemu: vm.Qemu,
+    guest_image: vm.GuestImage,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    kinds: tuple[str, str],
+    rings: str,
 ) -> None:
     """The guest reads most of its RAM from one disk, in one request of its own, and writes it to another one."""
     size = 220 * MIB

@@ -59,7 +59,7 @@ KERNELS = {"trixie": IN_ORDER, "trixie-backports": set[Feature]()}
 
 @pytest.mark.parametrize(("kernel", "memory"), [("trixie-backports", "shared"), ("trixie", "private")])
 async def test_data_through_every_switch(
-    qemu: vm.Qemu, tmp_path: Path, caplog, long_run: bool, kernel: str, memory: str
+    qemu: vm.Qemu, tmp_path: Path, caplog: pytest.LogCaptureFixture, long_run: bool, kernel: str, memory: str
 ) -> None:
     # Through messages it is a tenth as fast.
     size = (1024 if long_run else 16) * MIB if memory == "shared" else (64 if long_run else 2) * MIB
@@ -85,7 +85,9 @@ async def test_data_through_every_switch(
         path.unlink()  # pytest keeps the files of three runs
 
 
-async def test_entropy_and_console_with_every_switch(qemu: vm.Qemu, tmp_path: Path, caplog) -> None:
+async def test_entropy_and_console_with_every_switch(
+    qemu: vm.Qemu, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     image = await trio.to_thread.run_sync(vm.guest_image, "trixie-backports")
     # A guest has room for 31 devices.
     chosen = [switches for switches in SWITCHES if "packed=on" in switches or "," not in switches]
@@ -111,7 +113,9 @@ async def test_entropy_and_console_with_every_switch(qemu: vm.Qemu, tmp_path: Pa
             await machine.check_quiet(caplog)
 
 
-async def test_disks_that_poll(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog) -> None:
+async def test_disks_that_poll(
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """They look at their queues all the time, and ask for no notifications."""
     size = 8 * MIB
     paths = [tmp_path / name for name in ("source", "split", "packed", "in-order", "sink")]

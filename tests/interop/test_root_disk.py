@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -40,9 +41,16 @@ def made_on_host(guest_image: vm.GuestImage, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.parametrize(("queues", "memory"), [(1, "private"), (2, "shared")])
 async def test_root_file_system_survives_a_reboot(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, made_on_host: Path, tmp_path: Path, caplog, queues, memory
+    qemu: vm.Qemu,
+    guest_image: vm.GuestImage,
+    made_on_host: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    queues: int,
+    memory: Literal["shared", "private"],
 ) -> None:
-    image = shutil.copy(made_on_host, tmp_path / "image")
+    image = tmp_path / "image"
+    shutil.copy(made_on_host, image)
     disk = Blk(path=image, num_queues=queues)
     async with booted(
         qemu, guest_image, {"blk0": disk}, memory=memory, cpus=queues, append="root=/dev/vda rw"

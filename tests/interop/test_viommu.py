@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -37,7 +38,7 @@ PAGE = 4096
 RAM_END = 512 * MIB
 
 
-def behind_iommu(intremap: str = "off", kernel: str = "") -> dict[str, object]:
+def behind_iommu(intremap: str = "off", kernel: str = "") -> dict[str, Any]:
     """`vm.boot_guest`'s options."""
     return {
         "extra_args": ["-device", f"intel-iommu,caching-mode=on,intremap={intremap}"],
@@ -74,7 +75,7 @@ def check_addresses(memory: GuestMemory) -> None:
     [("shared", ""), ("shared", ",packed=on"), ("private", ""), ("private", ",packed=on,indirect-desc=off")],
 )
 async def test_every_device_behind_an_iommu(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog, memory: str, rings: str
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, memory: str, rings: str
 ) -> None:
     source, target, random = tmp_path / "source", tmp_path / "target", tmp_path / "random"
     fill(source, 2 * MIB)
@@ -113,7 +114,7 @@ async def test_every_device_behind_an_iommu(
 
 
 async def test_each_request_maps_its_pages_and_unmaps_them(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog, long_run: bool
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, long_run: bool
 ) -> None:
     size = (1024 if long_run else 16) * MIB
     source, target = tmp_path / "source", tmp_path / "target"
@@ -147,7 +148,9 @@ async def test_each_request_maps_its_pages_and_unmaps_them(
     target.unlink()
 
 
-async def test_thousands_of_pages_at_once(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog) -> None:
+async def test_thousands_of_pages_at_once(
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Requests of 254 pages, all under way before the first is done."""
     jobs, pages = 64, 254
     size = jobs * pages * PAGE
@@ -178,7 +181,7 @@ async def test_thousands_of_pages_at_once(qemu: vm.Qemu, guest_image: vm.GuestIm
 
 
 async def test_a_guest_that_leaves_its_iommu_in_passthrough(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = tmp_path / "image"
     fill(image, 4 * MIB)

@@ -31,7 +31,7 @@ from vfiouser_virtio.libvfio_user.bindings import (
 from vfiouser_virtio.protocols import pci
 from vfiouser_virtio.protocols.vfio_user import PciIrq, PciRegion, RegionFlags
 
-C_NAMES: dict[type[enum.IntEnum], str] = {
+C_NAMES: dict[type[enum.IntEnum | enum.IntFlag], str] = {
     Trans: "VFU_TRANS_",
     DevType: "VFU_DEV_TYPE_",
     CtxFlag: "LIBVFIO_USER_FLAG_",

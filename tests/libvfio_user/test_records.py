@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.libvfio_user_double import Double
@@ -40,7 +41,7 @@ def hold(tmp_path: Path) -> Callable[[HasFunctions, Callable[[Stage], None]], li
     return hold
 
 
-def record(conversation: Callable[[Stage], None]) -> list[object]:
+def record(conversation: Callable[[Stage], None]) -> list[Any]:
     return [json.loads(line) for line in (RECORDS / f"{conversation.__name__}.jsonl").read_text().splitlines()]
 
 

@@ -1,3 +1,5 @@
+from typing import NoReturn
+
 import pytest
 from support.pci import IDENTITY, Machine
 
@@ -124,10 +126,10 @@ def test_an_absent_region_is_the_clients_fault(machine: Machine, index: int) -> 
 def test_an_access_of_no_bytes_does_not_reach_the_handler() -> None:
     function = PciFunction(IDENTITY)
 
-    def unreachable(*_: object) -> bytes:
+    def unreachable(*_: object) -> NoReturn:
         raise AssertionError
 
-    function.add_bar(0, Bar(16, unreachable, unreachable))  # it never returns
+    function.add_bar(0, Bar(16, unreachable, unreachable))
     assert function.bars.read(0, 16, 0) == b""
     function.bars.write(0, 16, b"")
     with pytest.raises(PeerError):

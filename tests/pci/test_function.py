@@ -1,5 +1,6 @@
 import mmap
 import os
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -198,7 +199,8 @@ def test_a_client_that_leaves_takes_its_fds_and_memory_and_leaves_the_registers(
     machine.function.dma_map(0, mmap.PAGESIZE, readable=True, writable=True, fd=memfd, offset=0)
     assert machine.function.disconnected() is None
     assert open_fds() - before == set(ours)
-    assert machine.function.memory.regions == ()
+    regions: Sequence[object] = machine.function.memory.regions
+    assert regions == ()
     machine.function.connected(Client())
     assert machine.calls[-2:] == ["disconnected", "connected"]
     assert machine.function.msix_enabled
@@ -230,7 +232,8 @@ def test_dma_messages_reach_the_memory(machine: Machine) -> None:
     machine.function.dma_map(0x10000, mmap.PAGESIZE, readable=True, writable=True, fd=memfd, offset=0)
     assert len(machine.function.memory.regions) == 1
     assert machine.function.dma_unmap(0, 1 << 40) is None
-    assert machine.function.memory.regions == ()
+    regions: Sequence[object] = machine.function.memory.regions
+    assert regions == ()
 
 
 ACCESS = st.tuples(

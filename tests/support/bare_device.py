@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import trio
 
@@ -16,16 +17,16 @@ PATIENCE = 20.0
 
 @asynccontextmanager
 async def bare_device(
-    device: Device, carrier: Carrier | str, offer: Offer, features: int = -1
+    device: Device, carrier: Carrier | Literal["loopback-private"], offer: Offer, features: int = -1
 ) -> AsyncIterator[VirtioDevice]:
     """Found, reset, and its features negotiated: all that it offers, and of these only ``features``.
 
     ``carrier`` is also ``loopback-private``. Queues are to be made, and DRIVER_OK is to be set.
     """
     with trio.fail_after(PATIENCE):
-        if carrier.startswith("loopback"):
-            async with Loopback(device, offer=offer, private=carrier.endswith("private")) as transport:
-                found = VirtioDevice(transport, feature_mask=features)
+        if carrier == "loopback" or carrier == "loopback-private":
+            async with Loopback(device, offer=offer, private=carrier.endswith("private")) as loopback:
+                found = VirtioDevice(loopback, feature_mask=features)
                 await _negotiate(found)
                 yield found
                 await found.reset()

@@ -27,7 +27,7 @@ BROKEN: dict[str, Broken] = {}
 """By the id of the check that must fail."""
 
 
-def breaks(*check_ids: str, device: str = "rng", logs: str = "", **offer: bool) -> Callable[[Mutation], Mutation]:
+def breaks(*check_ids: str, device: str = "rng", logs: str = "", **offer: Any) -> Callable[[Mutation], Mutation]:
     """Register a change for one or several checks, of a device that offers this.
 
     ``logs`` is what the intended fault, or the check itself, makes the server log: warnings and errors. Any other line

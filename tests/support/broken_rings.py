@@ -30,6 +30,7 @@ def goes_on_where_the_old_queue_was(patch: pytest.MonkeyPatch) -> None:
     def reset(original: Any, self: Transport, index: int) -> Any:
         bound = self.device.queues[index]._bound
         if bound is not None:
+            assert isinstance(bound.ring, SplitRing)
             indexes.append((bound.ring.last_avail, bound.ring.used_idx))
         return original(self, index)
 

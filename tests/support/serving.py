@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from typing import Any
 
 import trio
 from support.engines import current_engine
@@ -12,7 +13,7 @@ from vfiouser_virtio.transports import VirtioPci
 
 
 @asynccontextmanager
-async def serving_functions(*functions: VirtioPci) -> AsyncIterator[list[dict[str, object]]]:
+async def serving_functions(*functions: VirtioPci) -> AsyncIterator[list[dict[str, Any]]]:
     """Serve them until the end of the block; gives QEMU's ``-device`` arguments, as mappings."""
     failure: Exception | None = None
     engine = choose_engine(current_engine())

@@ -3,7 +3,7 @@
 import errno
 import mmap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from support.vfu_stage import MEM, PAGE, Stage, ask, refused
@@ -127,7 +127,7 @@ def resets(stage: Stage) -> None:
 
 def quiesce(stage: Stage) -> None:
     """A device that is quiet at once, later, never; a client that leaves meanwhile."""
-    answers = iter([True, False, OSError(errno.EIO, "broken"), False, True, False, False])
+    answers: Iterator[bool | OSError] = iter([True, False, OSError(errno.EIO, "broken"), False, True, False, False])
 
     def quiesced() -> bool:
         answer = next(answers)

@@ -11,12 +11,14 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from support.engines import current_engine
 
 from vfiouser_virtio import vm
+from vfiouser_virtio.backends.block import Cancel, Done, Segments
 from vfiouser_virtio.backends.file import FileBackend
 from vfiouser_virtio.cli.serving import serving
 from vfiouser_virtio.engines import engine as choose_engine
@@ -73,7 +75,7 @@ async def booted(
     ids: Style = "default",
     offer: Offer | None = None,
     append: str = "",
-    **options,
+    **options: Any,
 ) -> AsyncIterator[Machine]:
     """Serve devices, by name, and boot a guest that has them in this order. ``options`` are `vm.boot_guest`'s."""
     raised = None
@@ -106,7 +108,7 @@ async def booted(
 
 @asynccontextmanager
 async def booted_from_options(
-    qemu: vm.Qemu, image: vm.GuestImage, devices: Sequence[str], *, append: str = "", **options
+    qemu: vm.Qemu, image: vm.GuestImage, devices: Sequence[str], *, append: str = "", **options: Any
 ) -> AsyncIterator[Machine]:
     """As `booted`, with devices as the command line takes them: ``blk,path=disk.img,packed=on``."""
     async with (
@@ -134,38 +136,38 @@ class ObservedDisk(FileBackend):
         self.flushes = self.zeroed = self.under_way = 0
         self._gathered = trio.lowlevel.ParkingLot()
 
-    def read_nowait(self, offset, segments):
+    def read_nowait(self, offset: int, segments: Segments) -> bool:
         return not self.gather and not self.broken and super().read_nowait(offset, segments)
 
-    def write_nowait(self, offset, segments):
+    def write_nowait(self, offset: int, segments: Segments) -> bool:
         return not self.gather and not self.broken and super().write_nowait(offset, segments)
 
-    def start_read(self, offset, segments, done):
+    def start_read(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
         """All goes through `read`, `write` and `flush`."""
 
-    def start_write(self, offset, segments, done):
+    def start_write(self, offset: int, segments: Segments, done: Done) -> None:
         """See `start_read`."""
 
-    def start_flush(self, done):
+    def start_flush(self, done: Done) -> None:
         """See `start_read`."""
 
-    async def read(self, offset, segments):
+    async def read(self, offset: int, segments: Segments) -> None:
         await self._observe(offset, sum(map(len, segments)))
         await super().read(offset, segments)
 
-    async def write(self, offset, segments):
+    async def write(self, offset: int, segments: Segments) -> None:
         await self._observe(offset, sum(map(len, segments)))
         await super().write(offset, segments)
 
-    async def flush(self):
+    async def flush(self) -> None:
         self.flushes += 1
         await super().flush()
 
-    async def write_zeroes(self, offset, length, unmap):
+    async def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         self.zeroed += length
         await super().write_zeroes(offset, length, unmap)
 
-    async def _observe(self, offset, length):
+    async def _observe(self, offset: int, length: int) -> None:
         self.under_way += 1
         try:
             if self.gather and self.under_way >= self.gather:

@@ -115,6 +115,7 @@ SWITCHED = {
     "suspend": {"SU1", "SU2", "SU3"},
 }
 # What some device types have no use for.
+EVERYTHING = Offer(packed=True, in_order=True, notification_data=True, notif_config_data=True, suspend=True)
 OF_SOME_TYPES = {"CF1", "CC4", "UR2", "UR2-readable", "PK3", "PK4"}
 
 
@@ -153,8 +154,9 @@ async def test_our_devices(name: str, ids: Style) -> None:
 @pytest.mark.parametrize("name", DEVICES)
 async def test_our_devices_with_every_switch(name: str) -> None:
     """All that is not on by default; ioeventfds are ruled out by NOTIFICATION_DATA."""
-    async with serving(name, offer=Offer(**dict.fromkeys(SWITCHED, True))) as wire:
+    async with serving(name, offer=EVERYTHING) as wire:
         failed, absent = verdicts(await all_results(wire))
+    assert all(getattr(EVERYTHING, switch) for switch in SWITCHED)
     assert failed == {}
     assert absent - ABSENT - {"io-fds"} <= OF_SOME_TYPES
 

@@ -1,7 +1,7 @@
 """The qtest protocol, with a QEMU that is played here."""
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -30,7 +30,9 @@ class Played:
 
 
 @asynccontextmanager
-async def talking(on_irq=lambda line, level: None) -> AsyncIterator[tuple[Qtest, Played]]:
+async def talking(
+    on_irq: Callable[[int, bool], None] = lambda line, level: None,
+) -> AsyncIterator[tuple[Qtest, Played]]:
     ours, theirs = socket.socketpair()
     qtest, qemu = Qtest(ours, on_irq), Played(theirs)
     try:

@@ -37,7 +37,7 @@ class Plain(PciFunction):
     def read(self, offset: int, count: int) -> bytes:
         return (offset + 0x1122334455667788).to_bytes(8, "little")[:count]
 
-    def write(self, offset: int, data) -> None:
+    def write(self, offset: int, data: Buffer) -> None:
         self.writes.append((offset, bytes(data)))
 
 

@@ -87,7 +87,7 @@ async def test_features_status_and_configuration() -> None:
         await transport.write_config(0, b"\xff\xff")  # read-only for the driver
         await transport.write_config(8, b"a\0\0\0")
         assert await transport.read_config(0, 1) == b"\x51"
-        assert transport.device.written == [("emerg_wr", ord("a"))]
+        assert vars(transport.device)["written"] == [("emerg_wr", ord("a"))]
         await transport.write_status(0)
         assert await transport.read_status() == 0
 
@@ -105,7 +105,7 @@ async def test_a_queue_size_that_cannot_be(size: int) -> None:
         await device.negotiate(0)
         area = transport.memory.alloc(4096, 4096).address
         await transport.enable_queue(0, size, area, area + 0x800, area + 0xC00)
-        assert not transport.device.requestq.enabled
+        assert not transport.device.queues[0].enabled
         assert await device.read_status() & 64
 
 
@@ -171,7 +171,7 @@ async def test_nothing_is_left_behind() -> None:
     async with loopback() as transport:
         pass
     assert open_fds() == before
-    assert transport.device.closed
+    assert vars(transport.device)["closed"]
 
 
 async def test_an_exception_of_the_block_comes_out_as_it_is() -> None:

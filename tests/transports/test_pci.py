@@ -15,6 +15,7 @@ from vfiouser_virtio.protocols.record import record
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.transports import VirtioPci, identity
+from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.virtio import Device, Offer, queue
 
 COMMON, ISR, DEVICE_CFG, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
@@ -43,6 +44,7 @@ class Guest:
     """Register accesses by name, and a queue, through nothing but the seam."""
 
     name = "a client"
+    uid: int | None = None
 
     def __init__(self, function: VirtioPci) -> None:
         self.function = function
@@ -162,7 +164,7 @@ async def running(guest: Guest, nursery: trio.Nursery) -> Guest:
         ("qemu", 0x1AF4, 0x1AF4, 0x1100, 0x010000),
     ],
 )
-def test_identity_styles(style, vendor: int, subsystem_vendor: int, subsystem: int, class_code: int) -> None:
+def test_identity_styles(style: Style, vendor: int, subsystem_vendor: int, subsystem: int, class_code: int) -> None:
     guest = Guest(VirtioPci(Echo(), ids=style))
     assert (guest.config(0, 2), guest.config(2, 2)) == (vendor, 0x1042)
     assert (guest.config(0x2C, 2), guest.config(0x2E, 2)) == (subsystem_vendor, subsystem)

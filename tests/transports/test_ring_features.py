@@ -14,6 +14,7 @@ from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.guest import RequestQueue
 from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.testing.carriers import Carrier
 from vfiouser_virtio.virtio import Chain, Device, Offer, Queue, queue
 from vfiouser_virtio.virtio.options import Duration, Size
 
@@ -82,7 +83,7 @@ async def exchange(requests: RequestQueue, count: int, name: bytes = b"") -> Non
     ("packed", "event_idx", "in_order", "indirect_desc"), list(itertools.product([False, True], repeat=4))
 )
 async def test_every_kind_of_ring(
-    carrier: str, packed: bool, event_idx: bool, in_order: bool, indirect_desc: bool
+    carrier: Carrier, packed: bool, event_idx: bool, in_order: bool, indirect_desc: bool
 ) -> None:
     offer = Offer(packed=packed, event_idx=event_idx, in_order=in_order, indirect_desc=indirect_desc)
     async with bare_device(Reverse(), carrier, offer) as device:
@@ -96,7 +97,7 @@ async def test_every_kind_of_ring(
 
 
 @carriers
-async def test_everything_at_once(carrier: str) -> None:
+async def test_everything_at_once(carrier: Carrier) -> None:
     async with bare_device(Reverse(), carrier, EVERYTHING) as device:
         assert device.features == EVERYTHING.features
         requests = await RequestQueue.open(device, 0)
@@ -112,7 +113,7 @@ async def test_everything_at_once(carrier: str) -> None:
 
 @carriers
 @pytest.mark.parametrize(("packed", "size"), [(False, 4), (False, 32768), (True, 5), (True, 1000)])
-async def test_queue_sizes(carrier: str, packed: bool, size: int) -> None:
+async def test_queue_sizes(carrier: Carrier, packed: bool, size: int) -> None:
     async with bare_device(Reverse(), carrier, Offer(packed=packed, queue_size=size)) as device:
         assert await device.transport.queue_max_size(0) == size
         requests = await RequestQueue.open(device, 0, size=size)
@@ -123,7 +124,7 @@ async def test_queue_sizes(carrier: str, packed: bool, size: int) -> None:
 
 @carriers
 @pytest.mark.parametrize("packed", [False, True])
-async def test_a_queue_of_one(carrier: str, packed: bool) -> None:
+async def test_a_queue_of_one(carrier: Carrier, packed: bool) -> None:
     async with bare_device(Rng(), carrier, Offer(packed=packed, queue_size=1)) as device:
         requests = await RequestQueue.open(device, 0)
         assert requests.vq.size == 1
@@ -133,7 +134,7 @@ async def test_a_queue_of_one(carrier: str, packed: bool) -> None:
 
 
 @carriers
-async def test_an_odd_size_is_for_packed_queues(carrier: str) -> None:
+async def test_an_odd_size_is_for_packed_queues(carrier: Carrier) -> None:
     offer = Offer(packed=True, queue_size=100)
     async with bare_device(Reverse(), carrier, offer, features=~Feature.RING_PACKED.mask) as device:
         assert await device.transport.queue_max_size(0) == 64
@@ -147,7 +148,7 @@ async def test_an_odd_size_is_for_packed_queues(carrier: str) -> None:
 
 @carriers
 @pytest.mark.parametrize("packed", [False, True])
-async def test_a_queue_is_enabled_again_at_another_size_and_place(carrier: str, packed: bool) -> None:
+async def test_a_queue_is_enabled_again_at_another_size_and_place(carrier: Carrier, packed: bool) -> None:
     """QR1 to QR3: the new queue begins at the beginning; the other one never notices."""
     async with bare_device(Reverse(), carrier, Offer(packed=packed)) as device:
         requests = await RequestQueue.open(device, 0)
@@ -168,7 +169,7 @@ async def test_a_queue_is_enabled_again_at_another_size_and_place(carrier: str, 
 
 
 @carriers
-async def test_a_disk_lives_on_when_a_queue_is_reset_under_its_requests(carrier: str) -> None:
+async def test_a_disk_lives_on_when_a_queue_is_reset_under_its_requests(carrier: Carrier) -> None:
     device = Blk(size=Size(1 << 20), num_queues=2, delay=Duration(0.02))
     async with bare_device(device, carrier, Offer()) as found:
         queues = [await RequestQueue.open(found, index) for index in range(2)]
@@ -185,7 +186,7 @@ async def test_a_disk_lives_on_when_a_queue_is_reset_under_its_requests(carrier:
 
 
 @carriers
-async def test_a_device_that_holds_a_buffer_lives_on_when_its_queue_is_reset(carrier: str) -> None:
+async def test_a_device_that_holds_a_buffer_lives_on_when_its_queue_is_reset(carrier: Carrier) -> None:
     """It may complete the buffer later, which means nothing to anybody."""
     rng = Rng(max_bytes=Size(8), period=50)
     async with bare_device(rng, carrier, Offer()) as found:
@@ -205,7 +206,7 @@ async def test_a_device_that_holds_a_buffer_lives_on_when_its_queue_is_reset(car
 @pytest.mark.parametrize("carrier", ["loopback-private", "socket-private"])
 @pytest.mark.parametrize("packed", [False, True])
 async def test_requests_wait_for_room_for_their_copies(
-    carrier: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+    carrier: Carrier, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vfiouser_virtio.vring import shadow
 

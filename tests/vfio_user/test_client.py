@@ -393,7 +393,8 @@ async def test_memory_is_mapped(
                 await client.map_memory(first)
             assert caught.value.errno == errno.EEXIST
             await client.dma_unmap(0, 0, flags=2)
-            assert function.calls[-1] == ("dma_unmap", 0, 1 << 64)
+            last: object = function.calls[-1]
+            assert last == ("dma_unmap", 0, 1 << 64)
 
 
 @pytest.mark.parametrize("options", [ClientOptions(), ClientOptions(version=TWIN_VERSION)], ids=["one", "twin"])

@@ -6,7 +6,7 @@ import trio.testing
 from vfiouser_virtio.vfio_user.client_memory import ClientMemory
 
 
-async def test_nothing_happens_between_the_look_of_the_caller_and_the_message():
+async def test_nothing_happens_between_the_look_of_the_caller_and_the_message() -> None:
     events: list[str] = []
     memory = ClientMemory("client", lambda data: events.append("sent"), 1 << 20)
 
@@ -26,7 +26,7 @@ async def test_nothing_happens_between_the_look_of_the_caller_and_the_message():
     assert all(events[at + 1] == "sent" for at, event in enumerate(events) if event == "looked")
 
 
-async def test_who_was_cancelled_while_waiting_for_room_sends_nothing():
+async def test_who_was_cancelled_while_waiting_for_room_sends_nothing() -> None:
     sent: list[bytes] = []
     memory = ClientMemory("client", sent.append, 1 << 20)
     async with trio.open_nursery() as nursery:

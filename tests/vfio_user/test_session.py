@@ -243,7 +243,7 @@ async def test_a_complaint_is_logged_once_and_counted(
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == 2
     assert "region 0x4d" in lines[0]
-    assert [each.device for each in caplog.records if each.levelno == logging.WARNING] == [listener.name] * 2
+    assert [vars(each)["device"] for each in caplog.records if each.levelno == logging.WARNING] == [listener.name] * 2
     assert "99 more complaints" in lines[1]
 
 

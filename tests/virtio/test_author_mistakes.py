@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -135,7 +136,7 @@ async def test_all_that_fits_may_be_completed(private: bool, caplog: pytest.LogC
     ],
 )
 async def test_what_a_request_lacks_is_the_drivers_fault(
-    ask: Callable[[Chain], object], words: str, caplog: pytest.LogCaptureFixture
+    ask: Callable[[Chain], None], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The line says who has asked for it: it could be that the driver is right."""
     async with running(Served(ask)) as driver:
@@ -166,7 +167,7 @@ async def test_any_other_error_has_its_line_and_a_traceback(caplog: pytest.LogCa
 
         async def work(self) -> None:
             async for chain in self.requestq:
-                {}[chain.head]
+                dict[int, int]()[chain.head]
 
     async with running(Buggy()) as driver:
         token = driver.add(0, [], [4])
@@ -231,7 +232,7 @@ class NotAsync(Device):
 class Yields(Device):
     device_id = 63
 
-    async def run(self):
+    async def run(self) -> AsyncIterator[None]:  # type: ignore[override] # the mistake
         yield
 
 
@@ -308,7 +309,7 @@ async def test_run_that_returns_nothing_to_wait_for(caplog: pytest.LogCaptureFix
 
 async def test_run_may_be_a_plain_function_that_returns_a_coroutine() -> None:
     class Indirect(Served):
-        def run(self) -> "trio.abc.Any":  # type: ignore[override, name-defined]  # any text will do
+        def run(self) -> Coroutine[Any, Any, None]:
             return super().run()
 
     async with running(Indirect()) as driver:
@@ -319,7 +320,7 @@ def test_features_ok_that_forgets_to_return(caplog: pytest.LogCaptureFixture) ->
     class Forgetful(Device):
         device_id = 63
 
-        def features_ok(self) -> bool:  # type: ignore[return]  # the mistake
+        def features_ok(self) -> bool:  # type: ignore[empty-body]  # the mistake
             pass
 
     driver = Driver(Forgetful())

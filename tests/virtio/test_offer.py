@@ -1,5 +1,7 @@
 """What a device offers beside the features of its type, and what follows from the driver's choice."""
 
+from typing import Any
+
 import pytest
 
 from vfiouser_virtio.errors import ConfigError
@@ -38,7 +40,7 @@ def negotiate(driver: Driver, features: int) -> None:
     ],
 )
 def test_each_switch_is_one_bit(switch: str, feature: Feature) -> None:
-    on, off = (Offer(**{switch: state}) for state in (True, False))
+    on, off = (Offer(**dict[str, Any]({switch: state})) for state in (True, False))
     assert on.features ^ off.features == feature.mask
     assert on.features & off.features & Feature.VERSION_1.mask
 

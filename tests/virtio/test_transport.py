@@ -1,6 +1,7 @@
 """The life of a device as its driver sees it: status, features, run(), resets, who is blamed (virtio 1.4, 2 and 3)."""
 
 import logging
+from typing import Any
 
 import pytest
 import trio
@@ -23,6 +24,7 @@ from vfiouser_virtio.testing.driver import (
     running,
 )
 from vfiouser_virtio.virtio import Bus, ConfigError, Device, queue
+from vfiouser_virtio.vring import Chain
 
 both_memories = pytest.mark.parametrize("private", [False, True], ids=["mapped", "by-message"])
 Config = record(Struct("value" / Int32ul, "knob" / Byte, "tail" / Int16ul))
@@ -316,7 +318,7 @@ class Slow(Device):
             async for chain in self.requestq:
                 nursery.start_soon(self.work, chain)
 
-    async def work(self, chain) -> None:
+    async def work(self, chain: Chain) -> None:
         with self.requestq.pinned(chain) as pin, trio.CancelScope(shield=self.shielded):
             await self.go.wait()
         self.revoked.append(pin.revoked)
@@ -385,7 +387,7 @@ async def test_a_queue_reset_leaves_the_others_running() -> None:
         assert device.ended == 0
         # QR3: at another size and place.
         ring = driver.rings[0]
-        ring.__init__(driver.ram, 4, RAM_BASE + 0x10_0000, event_idx=True)
+        type(ring).__init__(ring, driver.ram, 4, RAM_BASE + 0x10_0000, event_idx=True)
         device.requestq.size = 4
         device.requestq.desc, device.requestq.driver, device.requestq.device = ring.desc, ring.avail, ring.used
         driver.transport.enable_queue(0)
@@ -489,7 +491,7 @@ async def test_a_client_that_leaves_between_two_answers_breaks_nothing(
     async with running(TwoAtOnce(), private=True) as driver:
         memory = driver.transport.memory
         write = memory.write
-        answered = []
+        answered: list[Any] = []
 
         async def write_and_leave(address: int, data: bytes) -> None:
             await write(address, data)

@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ alias fs-other other
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A modules folder with every way of packing that we undo."""
-    packing = {".ko.xz": lzma.compress, ".ko.gz": gzip.compress, ".ko": bytes}
+    packing: dict[str, Callable[[bytes], bytes]] = {".ko.xz": lzma.compress, ".ko.gz": gzip.compress, ".ko": bytes}
     for path in modules.parse_dep(DEP):
         file = tmp_path / path
         file.parent.mkdir(parents=True, exist_ok=True)

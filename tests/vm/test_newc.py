@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def read_newc(archive: bytes) -> dict[str, tuple[dict[str, int], bytes]]:
         "namesize",
         "check",
     ]
-    members = {}
+    members: dict[str, Any] = {}
     at = 0
     while True:
         assert archive[at : at + 6] == b"070701"

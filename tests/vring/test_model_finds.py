@@ -70,7 +70,8 @@ def asks_for_the_entry_behind(patch: Patch) -> None:
 def scribbles_on_descriptors(patch: Patch) -> None:
     def store(original: Any, self: Ring, used: list[int]) -> Any:
         changed = original(self, used)
-        self.memory.writable(self.memory.regions[0].address, 1)[0][0] ^= 1
+        memory: Any = self.memory
+        memory.writable(memory.regions[0].address, 1)[0][0] ^= 1
         return changed
 
     wrap(patch, SplitRing, "_store", store)

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -291,7 +292,7 @@ def table_backwards(side: Side) -> None:
     side.offer(0, (DATA + 0x1000, 32, INDIRECT))
 
 
-WRONG = {
+WRONG: dict[Callable[[Side], None], str] = {
     list_without_end: "all 0x8 are in flight or in its list",
     list_into_what_is_not_available: "descriptor 0x1: the list goes on here",
     list_with_the_wrong_wrap_counter: "not available",
@@ -313,7 +314,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
-def test_what_a_driver_must_not_do(wrong, side: Side) -> None:
+def test_what_a_driver_must_not_do(wrong: Callable[[Side], None], side: Side) -> None:
     wrong(side)
     before = bytes(side.ram)
     with pytest.raises(GuestError, match=WRONG[wrong]):

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -31,7 +32,7 @@ class Side:
         areas = ring_areas(size, features, DESC, AVAIL, USED)
         self.ring.bind(*(self.memory.writable(area.address, area.length)[0] for area in areas))
 
-    def put(self, address: int, fmt: str, *values: int) -> None:
+    def put(self, address: int, fmt: str, *values: int | bytes) -> None:
         struct.pack_into("<" + fmt, self.ram, address - RAM, *values)
 
     def get(self, address: int, fmt: str) -> tuple[int, ...]:
@@ -224,7 +225,7 @@ def indirect_in_a_hole(side: Side) -> None:
     side.offer(0)
 
 
-WRONG = {
+WRONG: dict[Callable[[Side], None], str] = {
     bad_head: "names descriptor 0x8",
     bad_next: "links to 0x8",
     self_loop: "loop",
@@ -248,7 +249,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
-def test_what_a_driver_must_not_do(wrong, side: Side) -> None:
+def test_what_a_driver_must_not_do(wrong: Callable[[Side], None], side: Side) -> None:
     before = bytes(side.ram[0x2000:0x3000])
     wrong(side)
     with pytest.raises(GuestError, match=WRONG[wrong]):

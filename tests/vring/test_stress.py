@@ -20,7 +20,7 @@ def stress(*options: str, timeout: float = 120) -> subprocess.CompletedProcess[s
 
 @pytest.mark.parametrize("options", [[], ["--through-queue"]], ids=["ring", "queue"])
 @pytest.mark.parametrize("kind", ["split", "packed"])
-def test_nothing_is_lost(kind, options, long_run):
+def test_nothing_is_lost(kind: str, options: list[str], long_run: bool) -> None:
     amount = ["--operations", "10000000"] if long_run else ["--seconds", "1"]
     run = stress("--ring", kind, *amount, *options, timeout=7200 if long_run else 120)
     assert run.returncode == 0, run.stderr
@@ -33,7 +33,7 @@ def test_nothing_is_lost(kind, options, long_run):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["split", "packed"])
 @pytest.mark.parametrize("name", RELIABLE)
-def test_what_is_broken_is_found(name, kind):
+def test_what_is_broken_is_found(name: str, kind: str) -> None:
     run = stress("--ring", kind, "--sabotage", name, "--operations", "300000", "--size", "8")
     assert run.returncode == 1, run.stdout
     assert "LOST" in run.stderr

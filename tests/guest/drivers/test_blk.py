@@ -1,7 +1,9 @@
 """The block driver."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -18,7 +20,7 @@ Drive = Callable[..., AbstractAsyncContextManager[VirtioDevice]]
 IMAGE = b"".join(bytes([number % 251]) * 512 for number in range(8192))
 
 
-def disk(**options: object) -> Blk:
+def disk(**options: Any) -> Blk:
     return Blk(backend=RamBackend(len(IMAGE), IMAGE), **options)
 
 
@@ -55,11 +57,12 @@ async def test_buffers_are_cut_as_the_disk_wants_them(drive: Drive) -> None:
         vq = device.virtqueues[0]
         add_buf = vq.add_buf
 
-        def spy(sg: list[tuple[int, int]], *rest: object) -> None:
+        def spy(sg: Sequence[tuple[int, int]], *rest: Any) -> None:
             chains.append([length for _, length in sg])
             add_buf(sg, *rest)
 
-        vq.add_buf = spy
+        replacement: Any = spy
+        vq.add_buf = replacement
         assert await device.driver_data.read(0, 20) == IMAGE[:10240]
     assert chains == [[16, 1536, 1536, 1536, 1], [16, 1536, 1536, 1536, 1], [16, 1024, 1]]
 
@@ -114,9 +117,13 @@ async def test_every_queue_is_used(drive: Drive) -> None:
     async with drive(disk(num_queues=3)) as device:
         kicks: list[int] = []
         notify = device.transport.notify
-        device.transport.notify = lambda index: (kicks.append(index), notify(index))
+
+        def spy(index: int) -> None:
+            kicks.append(index)
+            notify(index)
+
         for vq in device.virtqueues.values():
-            vq._notify = lambda index=vq.index: device.transport.notify(index)
+            vq._notify = partial(spy, vq.index)
         for sector in range(6):
             await device.driver_data.read(sector, 1)
         assert len(device.virtqueues) == 3

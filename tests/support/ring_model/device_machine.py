@@ -59,7 +59,11 @@ class DeviceMachine(RuleBasedStateMachine):
         size = data.draw(PACKED_SIZES if self.packed else SPLIT_SIZES, label="size")
         self.layout = layout(self.ram.base, self.rng)
         self.ram.write(self.ram.base, bytes(TABLES_END))
-        options = {"event_idx": self.features.event_idx, "in_order": self.features.in_order, "rng": self.rng}
+        options: dict[str, Any] = {
+            "event_idx": self.features.event_idx,
+            "in_order": self.features.in_order,
+            "rng": self.rng,
+        }
         self.ring = make_ring(size, self.ram.memory, self.features)
         if self.packed:
             self.driver = PackedDriver(self.ram, size, self.layout, **options)
@@ -178,7 +182,7 @@ class DeviceMachine(RuleBasedStateMachine):
             assert chain.head == buffer.key
             assert chain.ranges == [(element.address, element.length) for element in buffer.elements]
             assert chain.writable_from == len(buffer.readable)
-            assert chain.writable.length == chain.writable.total == buffer.room
+            assert chain.writable.length == chain.total == buffer.room
             assert chain.readable.length == sum(element.length for element in buffer.readable)
             self.taken.append((buffer, chain))
         self.ram.check()

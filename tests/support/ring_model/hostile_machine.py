@@ -57,8 +57,9 @@ class HostileMachine(RuleBasedStateMachine):
         ram.write(ram.base, bytes(TABLES_END))
         self.buffers = Buffers(ram, self.rng)
         self.layout = layout(ram.base, self.rng)
-        options = {"event_idx": features.event_idx, "in_order": features.in_order, "rng": self.rng}
-        self.driver = (PackedDriver if self.packed else SplitDriver)(ram, self.size, self.layout, **options)
+        options: dict[str, Any] = {"event_idx": features.event_idx, "in_order": features.in_order, "rng": self.rng}
+        kind: type[PackedDriver | SplitDriver] = PackedDriver if self.packed else SplitDriver
+        self.driver = kind(ram, self.size, self.layout, **options)
         self.ring = make_ring(self.size, ram.memory, features)
         self.areas = ring_areas(self.size, features, self.layout.desc, self.layout.driver, self.layout.device)
         self._bind()
@@ -189,7 +190,12 @@ class HostileMachine(RuleBasedStateMachine):
 
     def _offer_twice(self, rng: random.Random) -> None:
         """The same head in two available entries, or the same id in two descriptors."""
-        latest = self.driver.next[0] if isinstance(self.driver, PackedDriver) else self.driver.avail_idx
+        driver = self.driver
+        if isinstance(driver, PackedDriver):
+            latest = driver.next[0]
+        else:
+            assert isinstance(driver, SplitDriver)
+            latest = driver.avail_idx
         one, other = (latest - 1) % self.size, rng.randrange(self.size)
         start, step = (self.layout.desc + 12, 16) if self.packed else (self.layout.driver + 4, 2)
         self.ram.put(start + step * one, 2, self.ram.get(start + step * other, 2))
