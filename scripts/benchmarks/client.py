@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 from array import array
+from typing import Self
 
 from vfiouser_virtio.protocols.vfio_user import (
     DMA_MAP,
@@ -38,7 +39,7 @@ class Client:
             self.call(Command.DMA_MAP, DMA_MAP.build(fields), [self.ram])
         self.write(PciRegion.CONFIG, 4, b"\x06\x04")
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

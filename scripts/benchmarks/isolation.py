@@ -103,7 +103,7 @@ def _anonymous_mb(pid: int) -> float:
 
 
 def _round_trips(client: Client, seconds: float) -> _Seen:
-    took = []
+    took: list[float] = []
     end = time.perf_counter() + seconds
     while (begin := time.perf_counter()) < end or len(took) < 100:
         client.status()

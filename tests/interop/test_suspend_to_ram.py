@@ -51,7 +51,9 @@ async def sleep_and_wake(machine: Machine) -> None:
         await machine.run("echo mem >/sys/power/state || { dmesg | tail -n 20; false; }", timeout=120)
 
 
-async def test_everything_goes_on_after_suspend_to_ram(qemu: vm.Qemu, tmp_path: Path, caplog) -> None:
+async def test_everything_goes_on_after_suspend_to_ram(
+    qemu: vm.Qemu, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     image = sparse(tmp_path / "image", 16 * MIB)
     random = tmp_path / "random"
     random.write_bytes(os.urandom(64 << 10))
