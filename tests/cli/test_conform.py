@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 import trio
 from support.command import run_command, serve_process
 
+from vfiouser_virtio.pci import Identity, PciFunction
 from vfiouser_virtio.testing.conformance import CHECKS
+from vfiouser_virtio.vfio_user import Server, listen_path
 
 
 async def conform(*arguments: str) -> CompletedProcess[str]:
@@ -62,9 +64,24 @@ def test_list() -> None:
 def test_mistakes(tmp_path: Path) -> None:
     for arguments, mistake in (
         ([], "conform: which SOCKET? (or --list)"),
-        ([str(tmp_path / "none")], f"cannot connect to '{tmp_path}/none': No such file or directory"),
         (["--only", "virtio14/RS9", "x"], "--only: there is no check 'virtio14/RS9'; did you mean virtio14/RS2?"),
     ):
         done = run_command("conform", *arguments)
         assert done.returncode == 2
         assert done.stderr == f"vfiouser-virtio: {mistake}\n"
+    done = run_command("conform", str(tmp_path / "none"))
+    assert done.returncode == 7
+    assert done.stderr == f"vfiouser-virtio: cannot connect to '{tmp_path}/none': No such file or directory\n"
+
+
+async def test_a_function_that_is_not_virtio(tmp_path: Path, nursery: trio.Nursery) -> None:
+    function = PciFunction(Identity(0x1234, 0x5678, class_code=0xFF0000), interrupt_pin=0)
+    with listen_path(tmp_path / "s") as listener:
+        nursery.start_soon(Server(function).serve, listener)
+        done = await conform("--only", "virtio14/*", "--only", "vfio-user/version-json", str(tmp_path / "s"))
+        nursery.cancel_scope.cancel()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3, "one of the protocol, one for all of virtio, and the summary"
+    assert lines[1].startswith("n/a   virtio14/")
+    assert lines[1].endswith("no virtio device: the PCI function is 1234:5678")

@@ -3,14 +3,18 @@
 import json
 import shutil
 import socket
+import struct
 import subprocess
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import trio
 from support.command import run_command, serve_process
 
+from vfiouser_virtio.vfio_user import connect
 from vfiouser_virtio.vm.initramfs import fetch_tools
 
 
@@ -55,7 +59,7 @@ async def test_lspci_reads_it(tmp_path: Path) -> None:
 
 def test_nobody_listens(tmp_path: Path) -> None:
     done = run_command("probe", str(tmp_path / "none"))
-    assert done.returncode == 2
+    assert done.returncode == 7
     assert done.stderr == f"vfiouser-virtio: cannot connect to '{tmp_path}/none': No such file or directory\n"
 
 
@@ -64,8 +68,78 @@ def test_a_server_that_says_nothing(tmp_path: Path) -> None:
         listening.bind(str(tmp_path / "s"))
         listening.listen()
         done = run_command("probe", "--timeout", "0.2", str(tmp_path / "s"))
-    assert done.returncode == 2
-    assert done.stderr.endswith("VERSION: no reply within 0.2 s\n")
+    assert done.returncode == 7
+    assert done.stderr == (
+        f"vfiouser-virtio: '{tmp_path}/s': what listens there takes the connection and says nothing: busy, at a "
+        "standstill, or no vfio-user server (VERSION: no reply within 0.2 s)\n"
+    )
+
+
+@contextmanager
+def answering(path: Path, answer: Callable[[bytes], bytes]) -> Iterator[None]:
+    """A server of another kind: what it answers to the first bytes of each client; nothing closes the connection."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def serve() -> None:
+            while True:
+                try:
+                    client, _ = listening.accept()
+                except OSError:
+                    return
+                with client:
+                    if reply := answer(client.recv(4096)):
+                        client.sendall(reply)
+                        client.recv(4096)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def http(request: bytes) -> bytes:
+    return b"HTTP/1.0 400 Bad Request\r\n\r\n" if request else b""
+
+
+def vhost_user(request: bytes) -> bytes:
+    """GET_FEATURES is answered; anything else ends the connection."""
+    return struct.pack("<IIIQ", 1, 5, 8, 1 << 32) if request[:12] == struct.pack("<III", 1, 1, 0) else b""
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (http, "no vfio-user server: an HTTP server listens there"),
+        (vhost_user, "no vfio-user server: a vhost-user back end listens there"),
+        (lambda request: b"", "what listens there closes the connection without an answer to VERSION: busy, or no"),
+    ],
+)
+@pytest.mark.parametrize("command", ["probe", "conform"])
+def test_a_server_of_another_kind(tmp_path: Path, command: str, answer: Callable[[bytes], bytes], said: str) -> None:
+    path = tmp_path / "s"
+    with answering(path, answer):
+        done = run_command(command, "--timeout", "5", str(path))
+    assert done.returncode == 7
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"vfiouser-virtio: '{path}': {said}")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.count(str(path)) == 1
+
+
+@pytest.mark.parametrize("command", ["probe", "conform"])
+async def test_a_busy_server(tmp_path: Path, command: str) -> None:
+    async with serve_process("--device", "rng", folder=tmp_path) as serving:
+        (path,) = serving.sockets
+        async with connect(tmp_path / path):
+            done = await trio.to_thread.run_sync(lambda: run_command(command, str(tmp_path / path)))
+    assert done.returncode == 7
+    assert done.stderr.endswith("the server is busy: another client is connected, and it has one at a time\n")
+    assert done.stderr.count(path) == 1
 
 
 def test_a_server_that_is_none(tmp_path: Path) -> None:
@@ -83,6 +157,6 @@ def test_a_server_that_is_none(tmp_path: Path) -> None:
         thread.start()
         done = run_command("probe", str(tmp_path / "s"))
         thread.join()
-    assert done.returncode == 2
+    assert done.returncode == 7
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.slow
 
 LIMITS = {
     "vfio-user/pieces": "it drops a client whose message comes in pieces (if it is fast enough to see that)",
-    "qemu/dma-unmap-nothing": "it unmaps exactly what was mapped by one DMA_MAP, else ENOENT",
     "vfio-user/dma-messages": "memory without a file descriptor is not reached",
     "vfio-user/twin-socket": "nor with a twin socket",
 }

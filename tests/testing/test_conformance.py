@@ -35,6 +35,7 @@ from vfiouser_virtio.testing.conformance import (
     summary,
     text_line,
 )
+from vfiouser_virtio.testing.conformance.peer_verdicts import SPDK_FAILURES, SPDK_SUMMARY
 from vfiouser_virtio.testing.conformance.placed import Placed
 from vfiouser_virtio.testing.conformance.verdicts import GOOD, Failed, NotApplicable
 from vfiouser_virtio.transports.identity import Style
@@ -189,6 +190,14 @@ def test_the_document_is_up_to_date() -> None:
     assert (TOP / "docs" / "conformance.md").read_text() == document(), (
         "python -m vfiouser_virtio.testing.conformance > docs/conformance.md"
     )
+
+
+def test_the_verdicts_about_others_are_of_checks_that_there_are() -> None:
+    """Each failure that SPDK is said to have has its sentence, and is of a check that can fail for it."""
+    assert {*SPDK_FAILURES} <= {*CHECKS}
+    assert all(seen and text for seen, text in SPDK_FAILURES.values())
+    assert "advice" not in {CHECKS[check_id].keyword for check_id in SPDK_FAILURES}
+    assert f"{len(SPDK_FAILURES)} fail" in SPDK_SUMMARY
 
 
 def test_the_package_prints_the_document() -> None:

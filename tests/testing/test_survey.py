@@ -1,5 +1,6 @@
 """`vfiouser_virtio.testing.survey`: what a server shows, as it is."""
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ import trio
 from support.broken import around
 from support.conformance_target import serving
 
+from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.function import RegionInfo
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
 from vfiouser_virtio.testing.conformance import Wire
@@ -159,6 +161,26 @@ async def test_a_region_capability_that_is_not_known(monkeypatch: pytest.MonkeyP
     assert found.virtio is not None
     assert found.virtio.queues
     assert "  region 4 BAR4: 16 KiB READ WRITE CAPS capability 0x8001 MSIX_MAPPABLE" in as_text(found).splitlines()
+
+
+async def test_a_configuration_that_is_shorter_than_its_structure_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with SPDK's disks: 60 bytes can be read, an access beyond is an error."""
+
+    def region_read(original: Callable[..., bytes], self: PciFunction, index: int, offset: int, count: int) -> bytes:
+        if index == 4 and 0x2000 + 60 < offset + count <= 0x3000:
+            raise PeerError("nothing there", errno.EAGAIN)
+        return original(self, index, offset, count)
+
+    around(monkeypatch, PciFunction, "region_read", region_read)
+    async with serving("blk") as wire:
+        found = await look(wire)
+    assert found.virtio is not None
+    assert found.problem == ""
+    assert found.virtio.config["capacity"] == 2048
+    assert found.virtio.config["write_zeroes_may_unmap"] == 1
+    assert found.virtio.unread
+    assert not {*found.virtio.unread} & {*found.virtio.config}
+    assert f"  config not readable: {', '.join(found.virtio.unread)}" in as_text(found).splitlines()
 
 
 async def test_a_device_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:

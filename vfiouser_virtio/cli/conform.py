@@ -58,7 +58,7 @@ def add_parser(commands: SubParsers) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the checks. Raises ConfigError when nobody listens, or a check is not known."""
+    """Run the checks. Raises NoServerError when there is no server to check, ConfigError when a check is not known."""
     import trio
 
     from vfiouser_virtio.testing.conformance import GOOD, Wire, as_json, as_junit, list_json, list_text, summary
@@ -76,7 +76,7 @@ def execute(arguments: argparse.Namespace) -> int:
     try:
         results = trio.run(_run, wire, checks, not arguments.json)
     except (PeerError, RemoteError) as error:
-        raise ConfigError(f"{arguments.socket}: {error}") from error
+        raise ConfigError(f"{arguments.socket}: {str(error).removeprefix(f'{arguments.socket}: ')}") from error
     say(as_json(arguments.socket, results) if arguments.json else summary(results))
     if arguments.junit is not None:
         try:
@@ -87,13 +87,24 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 async def _run(wire: "Wire", checks: "list[Check]", shown: bool) -> "list[Result]":
-    from vfiouser_virtio.testing.conformance import run_checks, text_line
+    from vfiouser_virtio.cli.no_server import explain, has_client
+    from vfiouser_virtio.testing.conformance import NO_VIRTIO, run_checks, text_line
+    from vfiouser_virtio.vfio_user import ConnectError, RemoteError
 
-    results = []
-    async for result in run_checks(wire, checks):
-        results.append(result)
-        if shown:
-            say(text_line(result))
+    results: list[Result] = []
+    without_virtio = False
+    busy = has_client(str(wire.path))
+    try:
+        async for result in run_checks(wire, checks):
+            results.append(result)
+            told = without_virtio and result.detail.startswith(NO_VIRTIO)
+            without_virtio |= result.detail.startswith(NO_VIRTIO)
+            if shown and not told:  # one line for all checks of virtio where there is none
+                say(text_line(result))
+    except (ConnectError, PeerError, RemoteError) as error:
+        if results:
+            raise
+        raise await explain(str(wire.path), error, busy=busy) from None
     return results
 
 

@@ -17,6 +17,7 @@ class ExitStatus(IntEnum):
     DEVICE = 4
     GUEST = 5
     OUTPUT = 6
+    NO_SERVER = 7
     TIMEOUT = 124
 
 
@@ -29,6 +30,7 @@ exit status:
   4  a device cannot be made from its options (no such file, …)
   5  QEMU or the guest could not be set up, or failed
   6  what was to be printed could not be: stdout is full, or nobody reads it any more
+  7  conform, probe: nobody listens on the socket, the server is busy, or it is no vfio-user server
   124  run --timeout: the guest's command had not ended
   128+N  signal N ended `run`, or had to interrupt a device that did not yield
 """
@@ -48,6 +50,10 @@ class TimedOutError(ConfigError):
 
 class ProcessError(ConfigError):
     """With ``--processes``, the process of a device has ended in a way that it should not."""
+
+
+class NoServerError(ConfigError):
+    """There is no vfio-user server to talk to where the user said: nobody, a busy one, or another kind of server."""
 
 
 class StuckError(ConfigError):
@@ -79,6 +85,7 @@ def status_of(error: ConfigError) -> int:
         ListenError: ExitStatus.LISTEN,
         DeviceError: ExitStatus.DEVICE,
         ProcessError: ExitStatus.FAILED,
+        NoServerError: ExitStatus.NO_SERVER,
     }
     return next((status for kind, status in table.items() if isinstance(error, kind)), ExitStatus.USAGE)
 

@@ -37,7 +37,7 @@ def add_parser(commands: SubParsers) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Look, and print. Raises ConfigError when nobody listens, or when the server makes no sense."""
+    """Look, and print. Raises NoServerError when there is no vfio-user server, ConfigError when it makes no sense."""
     import trio
 
     from vfiouser_virtio.testing.survey_text import as_lspci, as_text
@@ -46,7 +46,7 @@ def execute(arguments: argparse.Namespace) -> int:
     try:
         found = trio.run(_survey, arguments.socket, arguments.timeout)
     except (PeerError, RemoteError) as error:
-        raise ConfigError(f"{arguments.socket}: {error}") from error
+        raise ConfigError(f"{arguments.socket}: {str(error).removeprefix(f'{arguments.socket}: ')}") from error
     if arguments.json:
         say(json.dumps(found.as_dict(), indent=2))
     else:
@@ -55,8 +55,17 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 async def _survey(path: str, timeout: float) -> "Survey":
+    from vfiouser_virtio.cli.no_server import explain, has_client
     from vfiouser_virtio.testing.survey import survey
-    from vfiouser_virtio.vfio_user import ClientOptions, connect
+    from vfiouser_virtio.vfio_user import ClientOptions, ConnectError, RemoteError, connect
 
-    async with connect(path, options=ClientOptions(timeout=timeout)) as client:
-        return await survey(client)
+    busy = has_client(path)
+    agreed = False
+    try:
+        async with connect(path, options=ClientOptions(timeout=timeout)) as client:
+            agreed = True
+            return await survey(client)
+    except (ConnectError, PeerError, RemoteError) as error:
+        if agreed:
+            raise
+        raise await explain(path, error, busy=busy) from None

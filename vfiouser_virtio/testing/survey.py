@@ -102,6 +102,8 @@ class VirtioInfo:
     features: list[FeatureBit] = field(default_factory=list)
     config: dict[str, int | str] = field(default_factory=dict)
     """Fields by name, bytes as hexadecimal; ``raw`` where the type's fields are not known."""
+    unread: list[str] = field(default_factory=list)
+    """Fields of the configuration that the server refuses to read, or that are behind the end of its structure."""
     queues: list[QueueInfo] = field(default_factory=list)
     num_queues: int = 0
     problem: str = ""
@@ -216,25 +218,36 @@ async def _look_inside(client: Client, function: PciFunctionInfo, virtio: Virtio
         await select("queue_select", index)
         name = known.queue_name(index)
         virtio.queues.append(QueueInfo(index, name, await get("queue_size"), await get("queue_notify_off")))
-    virtio.config = await _config(client, layout, known)
+    virtio.config, virtio.unread = await _config(client, layout, known)
 
 
-async def _config(client: Client, layout: VirtioLayout, known: DeviceType) -> dict[str, int | str]:
+async def _config(client: Client, layout: VirtioLayout, known: DeviceType) -> tuple[dict[str, int | str], list[str]]:
+    """What can be read of it, and the names of what cannot: SPDK's has 60 bytes of a disk, whatever its length is."""
     device = layout.device
     if device is None:
-        return {}
+        return {}, []
     if known.config is None:
-        data = await client.region_read(device.bar, device.offset, min(_PIECE, device.length))
-        return {"raw": data.rstrip(b"\0").hex(" ")} if any(data) else {}
+        size = min(_PIECE, device.length)
+        try:
+            data = await client.region_read(device.bar, device.offset, size)
+        except RemoteError:
+            return {}, [f"raw ({size} bytes)"]
+        return {"raw": data.rstrip(b"\0").hex(" ")} if any(data) else {}, []
     fields: dict[str, int | str] = {}
+    unread: list[str] = []
     for name, (at, size) in offsets(known.config).items():
-        if at + size > device.length:
-            break
         if name.startswith(("unused", "padding")) or "_unused" in name:
             continue
-        raw = await client.region_read(device.bar, device.offset + at, size)
+        if at + size > device.length:
+            unread.append(name)
+            continue
+        try:
+            raw = await client.region_read(device.bar, device.offset + at, size)
+        except RemoteError:
+            unread.append(name)
+            continue
         fields[name] = int.from_bytes(raw, "little") if size in (1, 2, 4, 8) else raw.hex(" ")
-    return fields
+    return fields, unread
 
 
 def _feature(bit: int, known: DeviceType) -> FeatureBit:

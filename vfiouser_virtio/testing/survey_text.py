@@ -85,6 +85,8 @@ def _virtio_lines(virtio: VirtioInfo) -> Iterator[str]:
         yield f"  feature {feature.bit} {feature.name or '! not defined'}"
     for name, value in virtio.config.items():
         yield f"  config {name} = {value}"
+    if virtio.unread:
+        yield f"  config not readable: {', '.join(virtio.unread)}"
     for queue in virtio.queues:
         yield f"  queue {queue.index} {queue.name}: up to {queue.max_size} entries, notify_off {queue.notify_off}"
     if virtio.num_queues > len(virtio.queues):

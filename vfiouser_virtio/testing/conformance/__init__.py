@@ -24,6 +24,7 @@ from vfiouser_virtio.testing.conformance import (  # noqa: F401, I001 - each reg
     interrupts,
     suspend,
 )
+from vfiouser_virtio.testing.conformance.bench import NO_VIRTIO
 from vfiouser_virtio.testing.conformance.checks import CHECKS, Check
 from vfiouser_virtio.testing.conformance.document import document
 from vfiouser_virtio.testing.conformance.exercises import Exercise
@@ -45,6 +46,7 @@ __all__ = [
     "GOOD",
     "IN_PART",
     "NOT_CHECKED",
+    "NO_VIRTIO",
     "Check",
     "Exercise",
     "Result",

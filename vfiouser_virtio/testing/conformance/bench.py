@@ -12,10 +12,10 @@ import trio
 
 from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.pci import PciFunctionInfo, enumerate_function, set_command, set_msix
-from vfiouser_virtio.guest.pci_structures import VirtioLayout, locate
+from vfiouser_virtio.guest.pci_structures import VirtioLayout, locate, virtio_structures
 from vfiouser_virtio.protocols.pci import Command
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status
-from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, Isr
+from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, VENDOR_ID, VENDOR_ID_2007, Isr
 from vfiouser_virtio.testing.conformance.exercises import EXERCISES, Exercise
 from vfiouser_virtio.testing.conformance.interrupt_counts import Interrupts
 from vfiouser_virtio.testing.conformance.packed_ring import PackedDriverRing
@@ -25,6 +25,8 @@ from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable, 
 from vfiouser_virtio.testing.conformance.wire import Wire
 from vfiouser_virtio.vfio_user import Client, ClientOptions, PrivateMemory, RemoteError, SharedMemory
 
+NO_VIRTIO = "no virtio device"
+"""How the reason begins for which nothing of virtio is applicable."""
 MEMORY_SIZE = 1 << 20
 RING_SIZE = 16
 """Entries of a ring where a check does not care."""
@@ -65,7 +67,10 @@ class Bench:
         with (PrivateMemory if private else SharedMemory)(MEMORY_SIZE) as memory:
             async with wire.connect(options, [memory]) as client:
                 try:
-                    bench = cls(wire, client, memory, await enumerate_function(client))
+                    info = await enumerate_function(client)
+                    if info.vendor not in (VENDOR_ID, VENDOR_ID_2007) and not virtio_structures(info):
+                        raise NotApplicable(f"{NO_VIRTIO}: the PCI function is {info.vendor:04x}:{info.device:04x}")
+                    bench = cls(wire, client, memory, info)
                     await bench.enable_function()
                     await bench.reset()
                     bench.offered = await bench.read_offered()

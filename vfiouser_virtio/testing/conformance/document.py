@@ -2,6 +2,7 @@
 
 from vfiouser_virtio.testing.conformance.checks import CHECKS, Check
 from vfiouser_virtio.testing.conformance.not_checked import IN_PART, NOT_CHECKED
+from vfiouser_virtio.testing.conformance.peer_verdicts import peer_table
 
 _INTRODUCTION = """\
 # What `vfiouser-virtio conform` checks
@@ -23,7 +24,8 @@ the rule is about) or *broke the server*: it closed the connection, stopped answ
 on if the server comes back; what cannot be run any more is *not run*. What is marked *advice* stands in no
 specification: a server that does otherwise gets a note, and does not fail. The exit status is 0 if every verdict is
 *pass*, *advice* or *not applicable*, and 1 otherwise. A server that ends with its first client (`serve --once`) is
-refused.
+refused. The exit status is 7 when there is nothing to check: nobody listens, the server is busy with another client, or
+it is no vfio-user server.
 
 Rings are exercised with a harmless request: 64 bytes of an entropy device, sector 0 of a disk, a line of text for a
 console. It is cut as Linux's driver cuts it (a read of a disk: 16, 512 and 1 bytes) but in the checks of framing, which
@@ -45,6 +47,7 @@ def document() -> str:
         lines += [f"## {group}", "", "| id | | rule | section | how it is observed | needs |", "|---" * 6 + "|"]
         lines += [_row(check) for check in checks]
         lines.append("")
+    lines += peer_table()
     for title, reasons in (("What is not checked", NOT_CHECKED), ("What is checked in part", IN_PART)):
         lines += [f"## {title}", "", *(f"- `{check_id}`: {why}" for check_id, why in reasons.items()), ""]
     return "\n".join(lines).rstrip() + "\n"
