@@ -35,6 +35,26 @@ def test_a_device_is_made_before_anything_is_fetched(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    cache = tmp_path / "vfiouser-virtio"
+    cache.mkdir()
+    (cache / "lock").mkdir()  # root may write anywhere, but not into a folder
+    ended = run_command("run", "--device", "rng", "--exec", "true", XDG_CACHE_HOME=str(tmp_path), PATH="/usr/bin:/bin")
+    assert ended.returncode == 5
+    assert ended.stderr.count("\n") == 1
+    assert "lock" in ended.stderr
+
+
+@pytest.mark.parametrize("command", [["list-devices"], ["qemu-args", "--socket", "/tmp/a.sock"]])
+def test_stdout_that_takes_nothing(command: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [*COMMAND, *command], env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    words = "vfiouser-virtio: cannot write to stdout: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (6, words)
+
+
 def test_a_qemu_that_is_too_old(tmp_path: Path) -> None:
     old = tmp_path / "qemu"
     old.write_text("#!/bin/sh\necho 'QEMU emulator version 7.2.1 (Debian 1:7.2)'\n")

@@ -5,6 +5,8 @@ machine) only inside the functions that need it: help, mistakes and the ``ready`
 """
 
 import argparse
+import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from importlib import import_module
 
 from vfiouser_virtio import __version__
 from vfiouser_virtio.cli.arguments import log_rate
-from vfiouser_virtio.cli.exit_status import EXPLAINED, mistake_in, status_of
+from vfiouser_virtio.cli.exit_status import EXPLAINED, OutputError, mistake_in, status_of
 from vfiouser_virtio.cli.terminal import PROGRAM, complain, set_up_logging, set_up_streams
 from vfiouser_virtio.errors import ConfigError
 
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(arguments.log_level, log_rate(arguments))
     try:
         status: int = arguments.execute(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (ConfigError, ExceptionGroup) as error:
@@ -53,6 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if mistake is None:
             raise
         complain(mistake, with_traceback=arguments.log_level == "debug")
+        return status_of(mistake)
+    except OSError as error:
+        # Of what has no name: stdout. A file that is the user's mistake has become a ConfigError.
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would complain once more at its exit
+        complain(mistake := OutputError(f"cannot write to stdout: {error.strerror}"), with_traceback=False)
         return status_of(mistake)
     return status
 

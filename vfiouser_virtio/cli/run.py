@@ -147,6 +147,9 @@ async def _run(
             raise
         except (VmError, ConfigError) as error:
             raise RunError(str(error)) from error
+        except OSError as error:
+            # Of the cache, mostly: full, or not ours to write.
+            raise RunError(f"cannot set up QEMU and its guest: {error}") from error
 
 
 async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice], *, own_guest: bool) -> int:

@@ -23,7 +23,7 @@ def main() -> int:
     try:
         qemu = find_qemu()
         image = guest_image(options.kernel)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:  # an OSError is of the cache: full, or not ours to write
         print(f"error: {error}", file=sys.stderr)
         return 2
     settings = "".join(f"{name}={shlex.quote(value)} " for name, value in qemu.env.items())

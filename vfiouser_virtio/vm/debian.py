@@ -29,6 +29,8 @@ _LAYOUT = 1
 _LISTS_FRESH_S = 3600
 # `'URI/dists/SUITE/InRelease' file size`, the lines of `apt-get --print-uris update` that name a mirror and its suite.
 _IN_RELEASE = re.compile(r"'([^']+?)/*/dists/([^'/]+)/InRelease'")
+# Packages between two signs of life; each is unpacked in a moment.
+_TELL_EVERY = 50
 # What a Debian mirror's own users call their suite if not by VERSION_CODENAME.
 _SUITE_ALIASES = frozenset({"oldstable", "stable", "testing", "unstable", "sid"})
 
@@ -118,7 +120,9 @@ def fetch(
             apt.download(packages, Path(debs))
             archives = sorted(Path(debs).glob("*.deb"))
             progress(f"unpacking {len(archives)} packages, {sum(a.stat().st_size for a in archives) / 1e6:.0f} MB")
-            for archive in archives:
+            for number, archive in enumerate(archives, 1):
+                if number % _TELL_EVERY == 0:
+                    progress(f"unpacking: {number} of {len(archives)}")
                 run(["dpkg-deb", "-x", str(archive), str(scratch)], f"unpacking {archive.name}")
             if finish is not None:
                 finish(scratch)
@@ -221,12 +225,11 @@ class _Apt:
         command = ["apt-get"]
         for key, value in options.items():
             command += ["-o", f"{key}={value}"]
-        on_terminal = sys.stderr.isatty()
         return subprocess.run(
-            [*command, *([] if on_terminal else ["-qq"]), *arguments],
+            [*command, "-qq", *arguments],
             env=os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr if on_terminal else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             check=False,
