@@ -16,6 +16,7 @@ import os
 import platform
 import select
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, cast
@@ -154,7 +155,7 @@ def take(fd: int) -> int:
         os.preadv(fd, [counter], -1, os.RWF_NOWAIT)  # -1: where it stands, as read(2); an eventfd cannot seek
     except BlockingIOError:
         return 0
-    return int.from_bytes(counter, "little" if struct.pack("=H", 1)[0] else "big")
+    return int.from_bytes(counter, sys.byteorder)
 
 
 def can_take() -> bool:

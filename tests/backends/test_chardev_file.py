@@ -60,6 +60,25 @@ def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
         LogFile(tmp_path / "log")
 
 
+async def test_a_log_does_not_grow_beyond_its_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"1234")
+    for said in (True, False):
+        caplog.clear()
+        log = open_chardev(f"file:{path}", file_limit=10)
+        with caplog.at_level(logging.ERROR):
+            if said:
+                await log.send(b"abcd")
+                log.send_nowait(b"efgh")
+            await log.send(b"ijkl")
+            log.send_nowait(b"")
+        log.close()
+        assert path.read_bytes() == b"1234abcdef"
+        assert [record.getMessage() for record in caplog.records] == [
+            f"file:{path}: has its full size; what the guest writes from now on is lost"
+        ]
+
+
 async def test_null_takes_everything_and_gives_nothing() -> None:
     null = Null()
     await null.send(b"x" * 1000)

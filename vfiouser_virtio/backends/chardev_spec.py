@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vfiouser_virtio.backends.chardev import Chardev, Null
-from vfiouser_virtio.backends.log_file import LogFile
+from vfiouser_virtio.backends.log_file import LIMIT, LogFile
 from vfiouser_virtio.backends.pty import Pty
 from vfiouser_virtio.backends.stdio import Stdio
 from vfiouser_virtio.backends.unix_socket import UnixSocket
@@ -17,7 +17,7 @@ _WITH_PATH: dict[str, Callable[[Path], Chardev]] = {"pty": Pty, "unix": UnixSock
 SPECS = "stdio, pty, pty:LINK, unix:PATH, file:PATH, null"
 
 
-def open_chardev(spec: str) -> Chardev:
+def open_chardev(spec: str, *, file_limit: int = LIMIT) -> Chardev:
     """The chardev that a spec string asks for.
 
     Raises ConfigError for a string that is none, DeviceError when the host does not have what it names.
@@ -25,6 +25,8 @@ def open_chardev(spec: str) -> Chardev:
     kind, colon, path = spec.partition(":")
     if not colon and kind in _ALONE:
         return _ALONE[kind]()
+    if path and kind == "file":
+        return LogFile(Path(path), limit=file_limit)
     if path and kind in _WITH_PATH:
         return _WITH_PATH[kind](Path(path))
     if kind in _WITH_PATH:

@@ -3,10 +3,14 @@
 import errno
 import logging
 import os
+import stat
 from pathlib import Path
 
 from vfiouser_virtio.backends.chardev import FdChardev, no_input
 from vfiouser_virtio.errors import DeviceError
+
+# A guest that writes without an end must not fill the host's disk.
+LIMIT = 256 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -14,10 +18,11 @@ logger = logging.getLogger(__name__)
 class LogFile(FdChardev):
     """Appends output to a file, which is made if it is not there, with mode 0600: consoles see passwords.
 
+    A regular file grows to ``limit`` bytes and no further; what comes then is lost, which is said once.
     Raises DeviceError where it cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, limit: int = LIMIT) -> None:
         super().__init__(f"file:{path}")
         try:
             # O_NONBLOCK: a FIFO without a reader is an error instead of a server that hangs.
@@ -28,6 +33,25 @@ class LogFile(FdChardev):
         except OSError as error:
             what = "is a symbolic link: name the file itself" if error.errno == errno.ELOOP else error.strerror
             raise DeviceError(f"file:{path}: {what}") from None
+
+        status = os.fstat(self._fd)
+        self._left = max(limit - status.st_size, 0) if stat.S_ISREG(status.st_mode) else None
+
+    async def send(self, data: bytes) -> None:
+        await super().send(self._within_limit(data))
+
+    def send_nowait(self, data: bytes) -> None:
+        super().send_nowait(self._within_limit(data))
+
+    def _within_limit(self, data: bytes) -> bytes:
+        if self._left is None or self._left < 0:
+            return b"" if self._left else data
+        taken = data[: self._left]
+        self._left -= len(taken)
+        if len(taken) < len(data):
+            self._left = -1
+            logger.error("%s: has its full size; what the guest writes from now on is lost", self.describe())
+        return taken
 
     async def receive(self) -> bytes:
         return await no_input()

@@ -16,11 +16,13 @@ import trio
 
 from vfiouser_virtio.backends.chardev import Chardev
 from vfiouser_virtio.backends.chardev_spec import SPECS, open_chardev
+from vfiouser_virtio.backends.log_file import LIMIT
 from vfiouser_virtio.devices.console_ports import Port
 from vfiouser_virtio.protocols.virtio import console as wire
 from vfiouser_virtio.protocols.virtio.console import Event, Feature
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
 from vfiouser_virtio.virtio import ConfigError, Device, GuestError, register
+from vfiouser_virtio.virtio.options import Size
 
 # As many as QEMU's virtio-serial has; each takes two queues.
 MAX_PORTS = 31
@@ -55,6 +57,9 @@ class Console(Device):
             Sequence[str] | None, "number of a port that is a console; default: all without a name"
         ] = None,
         cols: Annotated[int | None, "width of the consoles; default: that of the terminal on stdio, else 80"] = None,
+        file_limit: Annotated[
+            Size | None, "to how many bytes a file:PATH grows; what comes then is lost; default: 256M"
+        ] = None,
         rows: Annotated[int | None, "height of the consoles; default: that of the terminal on stdio, else 24"] = None,
     ) -> None:
         # A pty, because a guest may use its console with nobody there: it never waits, and the last 64 KiB are kept.
@@ -74,7 +79,7 @@ class Console(Device):
         if self.multiport:
             del queues[2:4]
         self.ports: list[Port] = []
-        for number, host in enumerate(_open_all(specs)):
+        for number, host in enumerate(_open_all(specs, LIMIT if file_limit is None else file_limit)):
             size = host.size or DEFAULT_SIZE
             port = Port(
                 number,
@@ -248,11 +253,12 @@ def _consoles(given: Sequence[str], names: list[str]) -> set[int]:
     return {int(number) for number in given}
 
 
-def _open_all(specs: Sequence[str | Chardev]) -> list[Chardev]:
+def _open_all(specs: Sequence[str | Chardev], file_limit: int) -> list[Chardev]:
     opened: list[Chardev] = []
     try:
         for spec in specs:
-            opened.append(open_chardev(spec) if isinstance(spec, str) else spec)  # noqa: PERF401 - keeps what was opened
+            # One by one, so that what was opened is known.
+            opened.append(open_chardev(spec, file_limit=file_limit) if isinstance(spec, str) else spec)  # noqa: PERF401
     except Exception:
         for chardev in opened:
             chardev.close()
