@@ -486,7 +486,9 @@ async def test_io_uring_requests_under_way_are_waited_for(
     async with running(Blk(path=image)) as driver:
         driver.add(0, [header(OUT), b"\x55" * 4096], [1])
         driver.kick(0)
-        await trio.sleep(0.02)
+        with trio.fail_after(10):
+            while not driver.transport.device.queues[0].at_work:
+                await trio.sleep(0.001)
         hold = driver.transport.write_status(0) if what == "reset" else driver.ram.unmap()
         assert hold is not None
         await trio.sleep(0.02)
