@@ -63,3 +63,12 @@ def after(patch: pytest.MonkeyPatch, owner: Any, name: str, then: Callable[..., 
         return result
 
     around(patch, owner, name, replacement)
+
+
+def only_notified_queues_are_served(patch: pytest.MonkeyPatch) -> None:
+    """Drivers that never notify are not served: a fault of notifications shows."""
+
+    async def serve_nothing(*_arguments: object) -> None:
+        return
+
+    patch.setattr("vfiouser_virtio.virtio.device_task.serve_unnotified", serve_nothing)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.broken import around, breaks
+from support.broken import around, breaks, only_notified_queues_are_served
 from support.faithful import answer_register
 
 from vfiouser_virtio.errors import GuestError
@@ -213,7 +213,8 @@ def knows_its_queues_by_their_indexes(patch: pytest.MonkeyPatch) -> None:
 
 
 def ignore(patch: pytest.MonkeyPatch, which: Callable[[VirtioPci, int, bytes], bool]) -> None:
-    """Notifications of this kind go unheard."""
+    """Notifications of this kind go unheard, and nobody looks at the rings without one."""
+    only_notified_queues_are_served(patch)
 
     def notified(original: Any, self: VirtioPci, index: int, data: bytes) -> None:
         if not which(self, index, data):

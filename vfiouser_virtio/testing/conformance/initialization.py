@@ -126,8 +126,10 @@ async def fb3(bench: Bench) -> None:
         features = bench.offered if time != "second" else bench.minimum
         again = await bench.read_offered()
         note(again == bench.offered, f"{bench.offered:#x} was offered before the reset, {again:#x} after it")
-        note(await bench.try_features(features), f"features {features:#x} are refused the {time} time")
-        await bench.set("device_status", DRIVER_OK)
+        accepted = await bench.try_features(features)
+        note(accepted, f"features {features:#x} are refused the {time} time")
+        if accepted:
+            await bench.set("device_status", DRIVER_OK)
 
 
 @check("virtio14/RB1", section="Reserved Feature Bits", observe="bit 32 of the offered features")
