@@ -283,7 +283,7 @@ async def test_a_request_that_fails_for_its_own_sake_is_nobody_elses_verdict(mon
     from support.broken_rings import gives_nothing
 
     gives_nothing(monkeypatch)
-    checks = [CHECKS[f"virtio14/{name}"] for name in ("RQ1", "UR1", "MF1", "PI2")]
+    checks = [CHECKS[f"virtio14/{name}"] for name in ("RQ1", "IS1", "MF1", "PI2")]
     async with serving("rng") as wire:
         results = [result async for result in run_checks(wire, checks)]
     assert [each.verdict for each in results] == [Verdict.FAIL, Verdict.NOT_RUN, Verdict.NOT_RUN, Verdict.PASS]
