@@ -1,10 +1,12 @@
 """The entropy device, through its ring."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from vfiouser_virtio.devices.rng import MAX_BYTES_PER_CHAIN, Rng
 from vfiouser_virtio.errors import ConfigError, DeviceError
@@ -53,6 +55,32 @@ async def test_a_file_is_read_over_and_over(tmp_path: Path) -> None:
     async with running(Rng(source=tmp_path / "seed")) as driver:
         assert await driver.request([], [3]) == (3, [b"abc"])
         assert await driver.request([], [20]) == (20, [b"deabcdeabcdeabcdeabc"])
+
+
+def threads_at_work() -> int:
+    """Trio names those that are idle otherwise."""
+    return sum(" from " in thread.name for thread in threading.enumerate())
+
+
+async def test_resets_leave_one_thread_with_a_source_that_hangs() -> None:
+    host, terminal = os.openpty()  # a character device that gives nothing until somebody types
+    try:
+        async with running(Rng(source=Path(os.ttyname(terminal)))) as driver:
+            for _ in range(5):
+                driver.add(0, [], [4])
+                driver.kick(0)
+                with trio.fail_after(10):
+                    while not threads_at_work():
+                        await trio.sleep(0.001)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert threads_at_work() == 1
+                await driver.reset()
+                driver.probe()
+            os.write(host, b"los\nrandom\n")
+            assert (await driver.request([], [6])).data[0] == b"random"
+    finally:
+        os.close(host)
+        os.close(terminal)
 
 
 async def test_a_device_as_source() -> None:

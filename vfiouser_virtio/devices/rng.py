@@ -40,6 +40,9 @@ class Rng(Device):
         self.max_bytes, self.period = max_bytes, period / 1000
         # These two survive a reset, or a guest would get more by resetting.
         self._left, self._refill_at = 0, 0.0
+        # A read that hangs is left behind at a reset. One at a time: each reset would take another of trio's threads,
+        # which all devices of the process share.
+        self._reading = trio.CapacityLimiter(1)
         try:
             self._source = source and _open(source)
         except OSError as error:
@@ -73,7 +76,9 @@ class Rng(Device):
         try:
             while self._source and len(data) < count:
                 # In a thread, because /dev/hwrng blocks. A reset may leave it behind: its bytes are its own.
-                piece = await trio.to_thread.run_sync(self._source.read, count - len(data), abandon_on_cancel=True)
+                piece = await trio.to_thread.run_sync(
+                    self._source.read, count - len(data), abandon_on_cancel=True, limiter=self._reading
+                )
                 if not piece and (self._source.seek(0) or not (piece := self._source.read(count - len(data)))):
                     break
                 data += piece
