@@ -147,9 +147,6 @@ async def _run(
             raise
         except (VmError, ConfigError) as error:
             raise RunError(str(error)) from error
-        except OSError as error:
-            # Of the cache, mostly: full, or not ours to write.
-            raise RunError(f"cannot set up QEMU and its guest: {error}") from error
 
 
 async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice], *, own_guest: bool) -> int:
@@ -157,10 +154,13 @@ async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice
 
     from vfiouser_virtio.vm import boot_guest, find_qemu, guest_image
 
-    qemu = await trio.to_thread.run_sync(find_qemu, abandon_on_cancel=True)
     image = None
-    if not own_guest:
-        image = await trio.to_thread.run_sync(guest_image, arguments.kernel, abandon_on_cancel=True)
+    try:
+        qemu = await trio.to_thread.run_sync(find_qemu, abandon_on_cancel=True)
+        if not own_guest:
+            image = await trio.to_thread.run_sync(guest_image, arguments.kernel, abandon_on_cancel=True)
+    except OSError as error:  # of the cache, mostly: full, or not ours to write
+        raise RunError(f"cannot set up QEMU and its guest: {error}") from error
     interactive = arguments.script is None
     async with boot_guest(
         qemu,
