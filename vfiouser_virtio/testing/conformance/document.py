@@ -30,7 +30,8 @@ it is no vfio-user server.
 Rings are exercised with a harmless request: 64 bytes of an entropy device, sector 0 of a disk, a line of text for a
 console. It is cut as Linux's driver cuts it (a read of a disk: 16, 512 and 1 bytes) but in the checks of framing, which
 cut it otherwise. `virtio14/RQ1` says whether the request itself works; where it does not, the checks that need it are
-*not run*, because its failure says nothing of their rules. For other device types they are not applicable.
+*not run*, because its failure says nothing of their rules. For other device types they are not applicable, unless
+`--exercise FILE.py:NAME` gives a request for them: an `Exercise` of yours in a Python file.
 
 `virtio14/…` are rules of virtio 1.4, `vfio-user/…` those of the vfio-user protocol, and `qemu/…` what QEMU's client
 demands beyond it.
