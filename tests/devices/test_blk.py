@@ -436,7 +436,7 @@ async def test_reset_with_requests_under_way(private: bool) -> None:
 def without_io_uring(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a container's seccomp filter does."""
 
-    def refused() -> IoUring:
+    def refused(*, never_inline: bool) -> IoUring:
         raise PermissionError(errno.EPERM, "io_uring_setup")
 
     monkeypatch.setattr(file, "IoUring", refused)
