@@ -107,6 +107,8 @@ async def test_a_ring_whose_memory_stays_away_is_named(
         await trio.sleep(5)
         assert lines(caplog, "ring's memory") == 0
         driver.ram.unmap()
+        await trio.sleep(5)
+        assert lines(caplog, "ring's memory") == 0, "nobody waits for it"
         for _ in range(50):
             driver.transport.notify_queue(1)
             await trio.sleep(0.1)

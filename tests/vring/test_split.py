@@ -381,3 +381,24 @@ def test_event_idx_asks_for_kicks_through_avail_event() -> None:
     side.ring.pop(1)
     assert side.ring.request_notification() is False
     assert side.get(USED + 4 + 8 * 8, "H") == (1,)
+
+
+def test_what_no_driver_can_have_meant_is_no_buffer(side: Side) -> None:
+    """Memory of a ring that firmware has left in DRIVER_OK may be used for something else by now."""
+    ring = side.ring
+    assert not ring.offers_buffer()
+    side.desc(3, DATA, 4, WRITE)
+    side.offer(3)
+    assert ring.offers_buffer()
+    for offset, fmt, value in ((0, "H", 2), (2, "H", 0x8948), (4, "H", 8)):
+        (before,) = side.get(AVAIL + offset, fmt)
+        side.put(AVAIL + offset, fmt, value)
+        assert not ring.offers_buffer(), hex(value)
+        side.put(AVAIL + offset, fmt, before)
+    for wrong in ((RAM - 8, 4, WRITE), (DATA, 0, WRITE), (DATA, 4, 0x10), (RAM, 1 << 32, 0)):
+        side.desc(3, *wrong[:1], min(wrong[1], 0xFFFF_FFFF), wrong[2])
+        assert not ring.offers_buffer(), wrong
+    without = Side(indirect=False)
+    without.desc(0, DATA, 16, INDIRECT)
+    without.offer(0)
+    assert not without.ring.offers_buffer()

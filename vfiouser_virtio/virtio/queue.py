@@ -58,6 +58,8 @@ class Queue(QueueRegisters):
         """The driver has sent a notification since the last reset."""
         self._paused: set[str] = {"DRIVER_OK"}
         self._draining = False
+        self._asked = False
+        """The driver has notified the device since the ring was last within reach."""
         self._bound: BoundRing | None = None
         self._burst: deque[Chain] = deque()
         self._wakes = 0
@@ -110,14 +112,14 @@ class Queue(QueueRegisters):
         """The driver's available buffer notification. One too many does no harm (AN2)."""
         if self._paused:
             self._paused.discard("client left")
-        self.notified = True
+        self.notified = self._asked = True
         self._wake()
 
     @property
     def overlooked(self) -> bool:
-        """Whether something is available to a device that waits for a notification; False where that takes messages."""
+        """Whether a buffer is available to a device that waits for a notification; False where that takes messages."""
         bound = self._usable() if self._waiters and not self._draining else None
-        return bound is not None and not bound.by_message and bound.ring.has_available()
+        return bound is not None and not bound.by_message and bound.ring.offers_buffer()
 
     def peek(self, by_message: bool) -> bool:
         """Wake whoever waits if there is something new, as a kick does; False where that cannot be known.
@@ -254,8 +256,10 @@ class Queue(QueueRegisters):
         if bound is None or self._paused:
             return None
         if bound.bind():
+            self._asked = False
             return bound
-        if not bound.missed and self.spawn is not None:
+        # Firmware leaves queues behind that nobody waits for: Linux may unmap their memory long before it resets them.
+        if (self._asked or bound.has_news) and not bound.missed and self.spawn is not None:
             bound.missed = True
             self.spawn(lambda: self._tell_missed(bound))
         return None

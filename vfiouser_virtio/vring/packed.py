@@ -159,6 +159,13 @@ class PackedRing(Ring):
         slot, available = (position, _AVAIL) if position < size else (position - size, _USED)
         return self._flags[slot] & _BOTH == available
 
+    def offers_buffer(self) -> bool:
+        if not self.has_available():
+            return False
+        position, size = self.next_avail, self.size
+        address, length, _, flags = _unpack_desc(self._desc, (position if position < size else position - size) << 4)
+        return self._is_buffer(address, length, flags & ~_BOTH)
+
     def may_be_next(self, value: int) -> bool:
         # Any of them: the notification may be late, and tell of a past that we have seen already.
         return value & (WRAP_COUNTER - 1) < self.size

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.memory import NeedsMessages
 from vfiouser_virtio.vring.chain import Chain
-from vfiouser_virtio.vring.descriptors import Memory
+from vfiouser_virtio.vring.descriptors import INDIRECT, NEXT, WRITE, Memory
 from vfiouser_virtio.vring.features import RingFeatures
 from vfiouser_virtio.vring.in_order import AvailableOrder
+
+_BUFFER_FLAGS = NEXT | WRITE | INDIRECT
 
 
 class Ring(ABC):
@@ -74,6 +76,26 @@ class Ring(ABC):
     @abstractmethod
     def has_available(self) -> bool:
         """Whether the driver has made more available."""
+
+    @abstractmethod
+    def offers_buffer(self) -> bool:
+        """Whether something is available that a driver can have meant.
+
+        For looks that no notification has asked for: a ring that firmware has left behind, in memory that is used for
+        something else by now, holds anything. Nothing is stored.
+        """
+
+    def _is_buffer(self, address: int, length: int, flags: int) -> bool:
+        """Whether a descriptor is one that a driver can have meant, with NEXT, WRITE and INDIRECT in ``flags``."""
+        if not length or flags & ~_BUFFER_FLAGS or (flags & INDIRECT and not self.indirect):
+            return False
+        try:
+            (self.memory.writable if flags & (WRITE | INDIRECT) == WRITE else self.memory.readable)(address, length)
+        except Unmapped:
+            return False
+        except NeedsMessages:
+            return True
+        return True
 
     @abstractmethod
     def may_be_next(self, value: int) -> bool:

@@ -145,6 +145,17 @@ class SplitRing(Ring):
     def has_available(self) -> bool:
         return bool(self._avail[1] != self.last_avail)
 
+    def offers_buffer(self) -> bool:
+        avail, size, last = self._avail, self.size, self.last_avail
+        ahead = (avail[1] - last) & 0xFFFF
+        if not 0 < ahead <= size or avail[0] > 1:
+            return False
+        heads = [avail[2 + (last + number & self._mask)] for number in range(ahead)]
+        if max(heads) >= size:
+            return False
+        address, length, flags, _ = _unpack_desc(self._desc, heads[0] << 4)
+        return self._is_buffer(address, length, flags)
+
     def may_be_next(self, value: int) -> bool:
         ahead = (value - self.last_avail) & 0xFFFF
         # The notification may be late: then it tells of a past that we have seen already, and that can be long ago.
