@@ -1,4 +1,4 @@
-"""The buffers of a chain, however they are cut (virtio 1.4, 2.6.4: "no assumptions about how they are framed")."""
+"""The buffers of a chain, however they are cut (message framing: virtio 1.4, 2.7.4)."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Message framing (virtio 1.4, 2.6.4); descriptor table, indirect descriptors, used ring of split queues (2.7)."""
+"""Message framing (virtio 1.4, 2.7.4); descriptor table, indirect descriptors, used ring of split queues (2.7)."""
 
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags
