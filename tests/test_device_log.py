@@ -78,9 +78,6 @@ def test_what_is_quoted_is_short() -> None:
 
 # Of the host, when a device is made or once in its life; or of our own clients and drivers, which serve nobody.
 NOT_OF_A_SERVED_DEVICE = {
-    "backends/file.py",
-    "backends/log_file.py",
-    "backends/stdio.py",
     "vfio_user/client_irqs.py",
     "libvfio_user/bindings/callbacks.py",  # each kind once, and marked by hand: the bindings stand alone
 }

@@ -6,7 +6,9 @@ Every line that a client, a guest or the host's files can cause goes through her
 
 import logging
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +20,24 @@ MAX_QUOTED = 80
 """Characters of a peer's text that are worth reading."""
 # Kinds that are remembered: a peer that can make up new ones gets no more of our memory, and no more lines.
 _MAX_KINDS = 64
+
+
+_in_making: ContextVar[str] = ContextVar("_in_making", default="")
+
+
+@contextmanager
+def being_made(device: str) -> Iterator[None]:
+    """In the block a device is made that will have this id: what its ``__init__`` logs has it already."""
+    before = _in_making.set(device)
+    try:
+        yield
+    finally:
+        _in_making.reset(before)
+
+
+def id_in_making() -> str:
+    """The id that `being_made` has said; empty outside of its block."""
+    return _in_making.get()
 
 
 class DeviceLog(_Adapter):

@@ -33,7 +33,7 @@ async def test_a_full_disk_is_said_once_and_waits_for_nobody(caplog: pytest.LogC
         await log.send(b"b")
     log.close()
     assert [record.getMessage() for record in caplog.records] == [
-        "file:/dev/full: No space left on device; what the guest writes from now on is lost"
+        "chardev: file:/dev/full: No space left on device; what the guest writes from now on is lost"
     ]
 
 
@@ -75,7 +75,7 @@ async def test_a_log_does_not_grow_beyond_its_limit(tmp_path: Path, caplog: pyte
         log.close()
         assert path.read_bytes() == b"1234abcdef"
         assert [record.getMessage() for record in caplog.records] == [
-            f"file:{path}: has its full size; what the guest writes from now on is lost"
+            f"chardev: file:{path} has its full size; what the guest writes from now on is lost"
         ]
 
 

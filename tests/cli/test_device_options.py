@@ -197,3 +197,14 @@ def test_offers_that_cannot_be(option: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         only(f"rng,{option}")
     assert str(caught.value).startswith(f"rng: {message}")
+
+
+def test_what_a_device_says_while_it_is_made_begins_with_its_id(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "image").write_bytes(b"QFI\xfb".ljust(512, b"\0"))
+    served = only(f"blk,id=root,path={tmp_path}/image").create()
+    served.device.close()
+    [record] = caplog.records
+    assert vars(record)["device"] == "root"
+    assert record.getMessage().startswith(f"root: {tmp_path}/image looks like qcow2")

@@ -432,3 +432,19 @@ def test_the_default_is_a_pty() -> None:
     console = Console()
     assert console.describe().startswith("pty /dev/pts/")
     console.close()
+
+
+async def test_what_a_host_side_has_to_say_begins_with_the_device(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    console = Console(chardev=[f"file:{tmp_path}/small", "file:/dev/full"], name=["", "second"], file_limit=2)
+    async with running(console, features=MULTIPORT | VERSION_1) as driver:
+        await driver.request([b"abc"], queue=1)
+        await tell(driver, control(0, PORT_READY), control(1, PORT_READY))
+        await driver.request([b"abc"], queue=5)
+    name = console.log.device
+    said = [(vars(record)["device"], record.getMessage()) for record in caplog.records]
+    assert said == [
+        (name, f"{name}: {what}; what the guest writes from now on is lost")
+        for what in (f"file:{tmp_path}/small has its full size", "file:/dev/full: No space left on device")
+    ]

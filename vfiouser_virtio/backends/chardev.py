@@ -9,11 +9,16 @@ While somebody is connected no byte is lost: who does not read holds the guest u
 output are kept for the next one, and the guest never waits.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Protocol
 
 import trio
+
+from vfiouser_virtio.device_log import DeviceLog
+
+logger = logging.getLogger(__name__)
 
 # What is kept for the next one to connect: a boot's messages. More would let a guest fill our memory.
 BACKLOG = 64 << 10
@@ -70,6 +75,8 @@ class FdChardev:
     def __init__(self, description: str) -> None:
         self.on_connect: Callable[[bool], None] = _nothing
         self.on_resize: Callable[[int, int], None] = _nothing
+        self.log = DeviceLog(logger, "chardev")
+        """That of the device whose port it is, once there is one."""
         self._description = description
         self._fd: int | None = None
         self._out = bytearray()

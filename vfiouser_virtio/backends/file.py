@@ -8,7 +8,6 @@ On a file system that is not known to keep NOWAIT (FUSE, NFS) nothing is tried a
 import ctypes
 import errno
 import fcntl
-import logging
 import os
 import stat
 import struct
@@ -28,8 +27,6 @@ from vfiouser_virtio.backends.workers import Workers
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.pieces import total
 from vfiouser_virtio.protocols.io_uring import Op
-
-logger = logging.getLogger(__name__)
 
 # Even cached data takes its time to copy (110 µs for 1 MiB): more than this is left to the kernel's threads.
 AT_ONCE = 2 << 20
@@ -53,6 +50,7 @@ class FileBackend:
 
     ``aio`` says how to do what may block. ``inline`` writes to the page cache at once: a disk of a file system that
     makes writers wait then holds up everything else of this process.
+    ``notes`` are lines about the file that its user should read.
     Raises DeviceError when there is no such file, it may not be opened like this, is no file, is empty, or is in use.
     """
 
@@ -64,12 +62,12 @@ class FileBackend:
             self._size = _size(self._fd)
             if self._size == 0:
                 raise DeviceError(f"{path} is empty: make it as large as the disk, such as with truncate -s 64M {path}")
-            _lock(self._fd, path, readonly)
+            self.notes = _lock(self._fd, path, readonly)
             self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
             self.block_size = max(os.fstat(self._fd).st_blksize, 512) if self._regular else 512
             self.can_discard = not readonly and self._can_punch()
             if os.pread(self._fd, 4, 0) == b"QFI\xfb":
-                logger.warning("%s looks like qcow2, and is served as raw bytes: convert it with qemu-img", path)
+                self.notes.append(f"{path} looks like qcow2, and is served as raw bytes: convert it with qemu-img")
         except BaseException:
             os.close(self._fd)
             raise
@@ -273,7 +271,8 @@ def _watch(fd: int) -> FileChanges | None:
         return None
 
 
-def _lock(fd: int, path: Path, readonly: bool) -> None:
+def _lock(fd: int, path: Path, readonly: bool) -> list[str]:
+    """Lock it; what there is to say where it cannot be locked. Raises DeviceError where somebody else has."""
     # An OFD lock on the whole file belongs to this open file: a second server in the same process is refused as well,
     # and so is QEMU, which locks bytes of its images in the same way. struct flock, with l_pid 0.
     lock = struct.pack("hhqqi0q", fcntl.F_RDLCK if readonly else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
@@ -282,4 +281,5 @@ def _lock(fd: int, path: Path, readonly: bool) -> None:
     except (BlockingIOError, PermissionError):
         raise DeviceError(f"{path} is in use by another server or QEMU (it is locked)") from None
     except OSError as error:
-        logger.warning("%s cannot be locked (%s): nothing keeps others from writing to it", path, error.strerror)
+        return [f"{path} cannot be locked ({error.strerror}): nothing keeps others from writing to it"]
+    return []

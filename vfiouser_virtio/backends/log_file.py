@@ -1,7 +1,6 @@
 """A file as the other end of a console port: output only, appended to what is there."""
 
 import errno
-import logging
 import os
 import stat
 from pathlib import Path
@@ -11,8 +10,6 @@ from vfiouser_virtio.errors import DeviceError
 
 # A guest that writes without an end must not fill the host's disk.
 LIMIT = 256 << 20
-
-logger = logging.getLogger(__name__)
 
 
 class LogFile(FdChardev):
@@ -50,11 +47,11 @@ class LogFile(FdChardev):
         self._left -= len(taken)
         if len(taken) < len(data):
             self._left = -1
-            logger.error("%s: has its full size; what the guest writes from now on is lost", self.describe())
+            self.log.error("%s has its full size; what the guest writes from now on is lost", self.describe())
         return taken
 
     async def receive(self) -> bytes:
         return await no_input()
 
     def write_failed(self, error: OSError) -> None:
-        logger.error("%s: %s; what the guest writes from now on is lost", self.describe(), error.strerror)
+        self.log.error("%s: %s; what the guest writes from now on is lost", self.describe(), error.strerror)

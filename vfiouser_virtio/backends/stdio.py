@@ -1,7 +1,6 @@
 """Our own standard input and output as the other end of a console port; a terminal becomes raw, and is restored."""
 
 import atexit
-import logging
 import os
 import signal
 import stat
@@ -13,8 +12,6 @@ import trio
 
 from vfiouser_virtio.backends.chardev import READ_SIZE, FdChardev, close_fd, no_input
 from vfiouser_virtio.errors import ConfigError, DeviceError
-
-logger = logging.getLogger(__name__)
 
 # Index of the flags in what termios.tcgetattr returns.
 _IFLAG, _LFLAG, _CC = 0, 3, 6
@@ -70,7 +67,7 @@ class Stdio(FdChardev):
                     pass
                 continue
             except OSError as error:
-                logger.warning("stdio: no more input: %s", error.strerror)
+                self.log.warning("stdio: no more input: %s", error.strerror)
                 break
             if data:
                 return data

@@ -20,6 +20,7 @@ from vfiouser_virtio.cli.device_options import (
     suggestion,
 )
 from vfiouser_virtio.cli.device_specs import DeviceSpec
+from vfiouser_virtio.device_log import being_made
 from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.transports.identity import Style, identity
@@ -73,7 +74,8 @@ class DeviceSetup:
         """
         shown = self.identity(style)
         try:
-            device = self.device_class(**self.arguments)
+            with being_made(self.name):
+                device = self.device_class(**self.arguments)
         except ConfigError as error:
             if str(error).startswith(self.driver):
                 raise

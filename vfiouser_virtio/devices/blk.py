@@ -125,6 +125,9 @@ class Blk(Device):
         super().__init__(config=config, features=sum(feature.mask for feature in offered))
         for _ in range(num_queues):
             self.add_queue(QUEUE_SIZE)
+        if isinstance(backend, FileBackend):
+            for note in backend.notes:
+                self.log.warning("%s", note)
         if delay:
             self.backend = DelayedBackend(backend, delay)
         self._planner = Planner(self.backend, serial=serial.encode(), unmaps=unmaps)

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import trio
 
-from vfiouser_virtio.backends.chardev import Chardev
+from vfiouser_virtio.backends.chardev import Chardev, FdChardev
 from vfiouser_virtio.backends.chardev_spec import SPECS, open_chardev
 from vfiouser_virtio.backends.log_file import LIMIT
 from vfiouser_virtio.devices.console_ports import Port
@@ -92,6 +92,8 @@ class Console(Device):
             )
             host.on_connect = partial(self._host_changed, port)
             host.on_resize = partial(self.resize, port=number)
+            if isinstance(host, FdChardev):
+                host.log = self.log
             self.ports.append(port)
         self._set_size(self.ports[0].size)
         # Control messages the driver has not taken yet, by port and event: a newer one takes the place of an older one,

@@ -76,8 +76,8 @@ class Loopback:
         self.name = name or "loopback"
         self.device = device
         self.memory: DmaRegion = (PrivateMemory if private else SharedMemory)(memory_size)
-        self._guest_memory = _guest_memory(self.memory, self.name)
-        self.transport = Transport(device, self._guest_memory, self, name=f"{device.name} at {self.name}", offer=offer)
+        self._guest_memory = _guest_memory(self.memory, shown_name := f"{device.name} at {self.name}")
+        self.transport = Transport(device, self._guest_memory, self, name=shown_name, offer=offer)
         self._on_queue: Callable[[int], None] | None = None
         self._on_config: Callable[[], None] | None = None
         self._pending: dict[int, None] = {}  # queues that have an interrupt pending, in order
@@ -228,6 +228,7 @@ class _Client:
 def _guest_memory(region: DmaRegion, name: str) -> GuestMemory:
     """All of the region, mapped for a device."""
     memory = GuestMemory()
+    memory.configure(name)
     memory.attach(_Client(region, name))
     fd = None if region.fd is None else os.dup(region.fd)
     memory.map(region.address, region.size, readable=True, writable=True, fd=fd, offset=0)

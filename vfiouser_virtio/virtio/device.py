@@ -17,7 +17,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, overload
 
-from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.device_log import DeviceLog, id_in_making
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.protocols.record import Record
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
@@ -124,7 +124,7 @@ class Device:
     def __init__(self, *, config: Record | None = None, features: int = 0) -> None:
         self.config = Config(config)
         self.features = features
-        self.log = DeviceLog(logging.getLogger(type(self).__module__), self.name)
+        self.log = DeviceLog(logging.getLogger(type(self).__module__), id_in_making() or self.name)
         """For what the device has to say: each line begins with its id, and their number is limited."""
         self.driver_features = 0
         """What the driver has accepted; valid from `features_ok` on."""
