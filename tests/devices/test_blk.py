@@ -641,6 +641,27 @@ async def test_resize(image: Path, medium: str) -> None:
         assert image.stat().st_size == SIZE // 2
 
 
+async def test_a_look_at_the_size_does_not_take_back_a_resize() -> None:
+    looking, go_on = trio.Event(), trio.Event()
+
+    class Slow(RamBackend):
+        async def refresh(self) -> int:
+            size = self.size
+            looking.set()
+            await go_on.wait()
+            return size
+
+    device = Blk(backend=Slow(SIZE))
+    async with running(device) as driver, trio.open_nursery() as nursery:
+        await looking.wait()
+        nursery.start_soon(device.resize, 2 * SIZE)
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+        await driver.wait_config_interrupt()
+        await trio.testing.wait_all_tasks_blocked()
+        assert driver.config(0, 8) == 2 * SECTORS
+
+
 async def test_a_file_that_grows_is_noticed(image: Path) -> None:
     async with running(Blk(path=image, logical_block_size=4096)) as driver:
         await trio.testing.wait_all_tasks_blocked()

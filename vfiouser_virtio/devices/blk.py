@@ -86,6 +86,8 @@ class Blk(Device):
         self._seg_max_follows = seg_max is None
         self._writeback = writeback
         self._write_through = False
+        # One at a time: a look at the size that began before `resize` would take it back.
+        self._sizing = trio.Lock()
         self.backend = backend = _open(path, size, readonly, aio, backend)
         try:
             self._check_size(backend.size)
@@ -145,18 +147,20 @@ class Blk(Device):
         if self.backend.readonly:
             raise DeviceError("the disk is read-only, and so is its size")
         self._check_size(size)
-        try:
-            await self.backend.resize(size)
-        except OSError as error:
-            raise DeviceError(f"the disk cannot become {size} bytes large: {error.strerror}") from error
-        self._show_size(size)
+        async with self._sizing:
+            try:
+                await self.backend.resize(size)
+            except OSError as error:
+                raise DeviceError(f"the disk cannot become {size} bytes large: {error.strerror}") from error
+            self._show_size(size)
 
     async def refresh(self) -> None:
         """Look whether the file was resized from outside, and if so tell the driver; `run` does so when it changes."""
-        try:
-            self._show_size(await self.backend.refresh())
-        except OSError as error:
-            self._complain("looking at its size", 0, error)
+        async with self._sizing:
+            try:
+                self._show_size(await self.backend.refresh())
+            except OSError as error:
+                self._complain("looking at its size", 0, error)
 
     def _show_size(self, size: int) -> None:
         # A file that is growing may have any size: the driver gets whole blocks.
