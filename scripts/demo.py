@@ -17,8 +17,8 @@ from pathlib import Path
 import trio
 
 from vfiouser_virtio import vm
-from vfiouser_virtio.cli.serving import serving
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.serving.serve import serving
 
 BOLD, DIM, PLAIN = (
     ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("",) * 3

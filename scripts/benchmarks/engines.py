@@ -21,9 +21,9 @@ from benchmarks.register_client import connect
 from benchmarks.registers import OUR_REGISTER, End, access_rows
 from benchmarks.server import server
 from vfiouser_virtio import vm
-from vfiouser_virtio.cli.qemu_command import qemu_device
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.libvfio_user import load
+from vfiouser_virtio.serving.qemu_command import qemu_device
 from vfiouser_virtio.vm.debian import cache_dir
 
 THEIRS = "libvfio-user-engine"

@@ -11,7 +11,7 @@ from benchmarks.libvfio_user import listening
 from benchmarks.measure import Options, Row, at_most, turn
 from benchmarks.server import server
 from vfiouser_virtio import vm
-from vfiouser_virtio.cli.qemu_command import qemu_device
+from vfiouser_virtio.serving.qemu_command import qemu_device
 
 
 def read_through_qemu(options: Options, sample: Path) -> Row:

@@ -9,7 +9,7 @@ from benchmarks.guest_disks import BUILT_IN, OURS, GuestDevice
 from benchmarks.measure import Options, Row, turn
 from benchmarks.server import server
 from vfiouser_virtio import vm
-from vfiouser_virtio.cli.qemu_command import qemu_device
+from vfiouser_virtio.serving.qemu_command import qemu_device
 
 CONSOLE_OUTPUT = "console output"
 # Linux hands on 4 KiB at a time and waits for each, so this takes a good part of a second.

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.measure import Options
 from benchmarks.server import server
 from benchmarks.usage import Usage
-from vfiouser_virtio.cli.qemu_command import qemu_device
+from vfiouser_virtio.serving.qemu_command import qemu_device
 from vfiouser_virtio.vm import VmError, debian, programs
 
 OURS, BUILT_IN, VHOST_USER = "ours", "built-in", "vhost-user-blk"

@@ -10,7 +10,7 @@ from benchmarks.measure import Options, Row
 from benchmarks.server import served
 from support.libvfio_user_found import find
 
-from vfiouser_virtio.cli.qemu_command import qemu_device
+from vfiouser_virtio.serving.qemu_command import qemu_device
 
 SHORT = Options(rounds=1, quick=True)
 

@@ -11,9 +11,9 @@ from vfiouser_virtio import vfio_user
 _WHAT_IS_LOADED = """
 import sys
 from vfiouser_virtio.cli import main
-from vfiouser_virtio.cli.device_setup import setups
-from vfiouser_virtio.cli.device_specs import parse_device
-from vfiouser_virtio.cli.serving import serving
+from vfiouser_virtio.serving.device_setup import setups
+from vfiouser_virtio.serving.device_specs import parse_device
+from vfiouser_virtio.serving.serve import serving
 [setup] = setups([parse_device("rng")])
 setup.create().device.close()
 print(*sys.modules)

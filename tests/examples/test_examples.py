@@ -9,10 +9,10 @@ import pytest
 from support.command import environment, run_command
 
 from vfiouser_virtio import vm
-from vfiouser_virtio.cli.device_files import load_device_class
-from vfiouser_virtio.cli.serving import serving
 from vfiouser_virtio.guest.drivers.blk import RequestFailed
 from vfiouser_virtio.protocols.virtio.blk import Status
+from vfiouser_virtio.serving.device_files import load_device_class
+from vfiouser_virtio.serving.serve import serving
 from vfiouser_virtio.testing.carriers import carry
 from vfiouser_virtio.virtio import Device
 

@@ -12,8 +12,8 @@ from support.engines import current_engine
 from support.serving import serving_functions
 
 from vfiouser_virtio import vm
-from vfiouser_virtio.cli.serving import Serving, serving
 from vfiouser_virtio.devices.blk import Blk
+from vfiouser_virtio.serving.serve import Serving, serving
 from vfiouser_virtio.transports import VirtioPci
 
 pytestmark = pytest.mark.qemu

@@ -11,7 +11,7 @@ from support.huge_pages import HUGE_PAGE, free, huge_pages
 from support.vm_devices import MIB, difference, fill, sparse
 
 from vfiouser_virtio import vm
-from vfiouser_virtio.cli.serving import serving
+from vfiouser_virtio.serving.serve import serving
 
 pytestmark = pytest.mark.qemu
 

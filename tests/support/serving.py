@@ -1,4 +1,4 @@
-"""Functions that a test has made itself, each on a socket: `vfiouser_virtio.cli.serving` makes them from options."""
+"""Functions that a test has made itself, each on a socket: `vfiouser_virtio.serving.serve` makes them from options."""
 
 import tempfile
 from collections.abc import AsyncIterator

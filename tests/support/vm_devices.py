@@ -20,8 +20,8 @@ from support.engines import current_engine
 from vfiouser_virtio import vm
 from vfiouser_virtio.backends.block import Cancel, Done, Segments
 from vfiouser_virtio.backends.file import FileBackend
-from vfiouser_virtio.cli.serving import serving
 from vfiouser_virtio.engines import engine as choose_engine
+from vfiouser_virtio.serving.serve import serving
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Offer

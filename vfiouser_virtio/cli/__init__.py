@@ -14,9 +14,10 @@ from importlib import import_module
 
 from vfiouser_virtio import __version__
 from vfiouser_virtio.cli.arguments import log_rate
-from vfiouser_virtio.cli.exit_status import EXPLAINED, OutputError, mistake_in, status_of
-from vfiouser_virtio.cli.terminal import PROGRAM, complain, set_up_logging, set_up_streams
+from vfiouser_virtio.cli.exit_status import EXPLAINED, OutputError, status_of
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.serving.errors import mistake_in
+from vfiouser_virtio.serving.terminal import PROGRAM, complain, set_up_logging, set_up_streams
 
 _COMMANDS = ("serve", "run", "qemu-args", "list-devices", "probe", "conform")
 

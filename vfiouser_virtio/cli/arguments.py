@@ -129,7 +129,7 @@ def serving_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What of `add_serving_arguments` is for `serving` and `processes`. Raises ConfigError."""
     options = {name: getattr(arguments, name) for name in ("ids", "write_multiple", "engine", "libvfio_user")}
     if arguments.trace is not None:
-        from vfiouser_virtio.cli.trace import TraceLog, wants_json
+        from vfiouser_virtio.serving.trace import TraceLog, wants_json
 
         if arguments.engine == "libvfio-user":  # before a file is made
             raise ConfigError("--trace: libvfio-user does not show its messages; use --engine vfio-user")
@@ -139,7 +139,7 @@ def serving_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _size(text: str) -> int:
-    from vfiouser_virtio.cli.option_types import to_size  # only here: --help does without the devices' options
+    from vfiouser_virtio.serving.option_types import to_size  # only here: --help does without the devices' options
 
     try:
         return to_size(text)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_arguments
 from vfiouser_virtio.cli.exit_status import ExitStatus
-from vfiouser_virtio.cli.terminal import say
 from vfiouser_virtio.errors import ConfigError, PeerError
+from vfiouser_virtio.serving.terminal import say
 
 if TYPE_CHECKING:
     from vfiouser_virtio.testing.conformance import Check, Exercise, Result, Wire
@@ -110,7 +110,7 @@ async def _run(wire: "Wire", checks: "list[Check]", shown: bool) -> "list[Result
 
 def _exercise(wanted: str | None) -> "Exercise | None":
     """What ``FILE.py:NAME`` is: an `Exercise`, or a function that makes one. Raises ConfigError for anything else."""
-    from vfiouser_virtio.cli.device_files import import_file
+    from vfiouser_virtio.serving.device_files import import_file
     from vfiouser_virtio.testing.conformance import Exercise
 
     if wanted is None:

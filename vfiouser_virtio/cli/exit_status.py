@@ -1,10 +1,9 @@
 """The exit status of the command, and which error gets which."""
 
-import signal
-from collections.abc import Iterator
 from enum import IntEnum
 
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.serving.errors import ProcessError, StuckError
 
 
 class ExitStatus(IntEnum):
@@ -48,27 +47,8 @@ class TimedOutError(ConfigError):
     """`run --timeout` has passed."""
 
 
-class ProcessError(ConfigError):
-    """With ``--processes``, the process of a device has ended in a way that it should not."""
-
-
 class NoServerError(ConfigError):
     """There is no vfio-user server to talk to where the user said: nobody, a busy one, or another kind of server."""
-
-
-class StuckError(ConfigError):
-    """A signal asked to stop, and a device did not yield."""
-
-    def __init__(self, message: str, number: signal.Signals) -> None:
-        super().__init__(message)
-        self.status = 128 + number
-
-
-def mistake_in(error: Exception) -> ConfigError | None:
-    """The user's mistake in what a nursery has raised; None when anything else is in it, which is a bug."""
-    leaves = list(_leaves(error))
-    mistakes = [leaf for leaf in leaves if isinstance(leaf, ConfigError)]
-    return mistakes[0] if len(mistakes) == len(leaves) else None
 
 
 def status_of(error: ConfigError) -> int:
@@ -88,11 +68,3 @@ def status_of(error: ConfigError) -> int:
         NoServerError: ExitStatus.NO_SERVER,
     }
     return next((status for kind, status in table.items() if isinstance(error, kind)), ExitStatus.USAGE)
-
-
-def _leaves(error: Exception) -> Iterator[Exception]:
-    if isinstance(error, ExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

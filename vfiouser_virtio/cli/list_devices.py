@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_arguments
-from vfiouser_virtio.cli.terminal import say
+from vfiouser_virtio.serving.terminal import say
 
 if TYPE_CHECKING:
-    from vfiouser_virtio.cli.device_options import Option
+    from vfiouser_virtio.serving.device_options import Option
     from vfiouser_virtio.virtio import Device
 
 _HELP_COLUMN = 34
@@ -38,8 +38,8 @@ def add_parser(commands: SubParsers) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Print the list."""
-    from vfiouser_virtio.cli.device_options import class_options, common_options, offer_options
-    from vfiouser_virtio.cli.device_setup import find_class, shipped_classes
+    from vfiouser_virtio.serving.device_options import class_options, common_options, offer_options
+    from vfiouser_virtio.serving.device_setup import find_class, shipped_classes
 
     if arguments.names:
         classes = {name: find_class(name) for name in arguments.names}
@@ -75,7 +75,7 @@ def _summary(device_class: "type[Device]") -> str:
 
 
 def _as_json(options: "Iterable[Option]") -> list[dict[str, object]]:
-    from vfiouser_virtio.cli.device_options import REQUIRED
+    from vfiouser_virtio.serving.device_options import REQUIRED
 
     return [
         {
@@ -103,7 +103,7 @@ def _as_text(options: "Iterable[Option]", width: int) -> str:
 
 def _default(option: "Option") -> str:
     """What is not given is this; nothing where the help text has to say it."""
-    from vfiouser_virtio.cli.device_options import REQUIRED
+    from vfiouser_virtio.serving.device_options import REQUIRED
 
     if option.default is REQUIRED:
         return "required"

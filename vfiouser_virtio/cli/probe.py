@@ -5,8 +5,8 @@ import json
 from typing import TYPE_CHECKING
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_arguments
-from vfiouser_virtio.cli.terminal import say
 from vfiouser_virtio.errors import ConfigError, PeerError
+from vfiouser_virtio.serving.terminal import say
 
 if TYPE_CHECKING:
     from vfiouser_virtio.testing.survey import Survey

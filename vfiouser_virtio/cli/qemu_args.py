@@ -3,8 +3,8 @@
 import argparse
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_device_arguments, add_log_arguments
-from vfiouser_virtio.cli.terminal import say
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.serving.terminal import say
 
 
 def add_parser(commands: SubParsers) -> None:
@@ -38,7 +38,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Print the arguments."""
     import os
 
-    from vfiouser_virtio.cli import qemu_command
+    from vfiouser_virtio.serving import qemu_command
 
     places = [(f"vu{number}", path) for number, path in enumerate(arguments.socket)]
     if arguments.device or arguments.config:
@@ -58,8 +58,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _described(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """Name and socket of each device of --device and --config."""
-    from vfiouser_virtio.cli.device_setup import setups
-    from vfiouser_virtio.cli.device_specs import all_specs
+    from vfiouser_virtio.serving.device_setup import setups
+    from vfiouser_virtio.serving.device_specs import all_specs
 
     places = []
     for setup in setups(all_specs(arguments.config, arguments.device)):

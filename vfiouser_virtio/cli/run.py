@@ -16,14 +16,14 @@ from vfiouser_virtio.cli.arguments import (
     add_serving_arguments,
     serving_options,
 )
-from vfiouser_virtio.cli.device_specs import DeviceSpec, all_specs
 from vfiouser_virtio.cli.exit_status import OutputError, RunError, TimedOutError
-from vfiouser_virtio.cli.qemu_command import QemuDevice
-from vfiouser_virtio.cli.terminal import note
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.serving.device_specs import DeviceSpec, all_specs
+from vfiouser_virtio.serving.qemu_command import QemuDevice
+from vfiouser_virtio.serving.terminal import note
 
 if TYPE_CHECKING:
-    from vfiouser_virtio.cli.serving import Serving
+    from vfiouser_virtio.serving.serve import Serving
 
 # QEMU's options that say what to boot: with one of them after --, the guest is the user's own.
 _BOOT_OPTIONS = {
@@ -113,9 +113,9 @@ def execute(arguments: argparse.Namespace) -> int:
 
     import trio
 
-    from vfiouser_virtio.cli.processes import processes
-    from vfiouser_virtio.cli.serving import serving
-    from vfiouser_virtio.cli.signals import run_until_signal
+    from vfiouser_virtio.serving.processes import processes
+    from vfiouser_virtio.serving.serve import serving
+    from vfiouser_virtio.serving.signals import run_until_signal
 
     options = serving_options(arguments)
     abandoned: list[Callable[[], None]] = []

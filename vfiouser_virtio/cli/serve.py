@@ -25,12 +25,12 @@ from vfiouser_virtio.cli.arguments import (
     add_serving_arguments,
     serving_options,
 )
-from vfiouser_virtio.cli.device_specs import all_specs
-from vfiouser_virtio.cli.terminal import say
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.serving.device_specs import all_specs
+from vfiouser_virtio.serving.terminal import say
 
 if TYPE_CHECKING:
-    from vfiouser_virtio.cli.serving import Serving
+    from vfiouser_virtio.serving.serve import Serving
 
 _EXAMPLES = """\
   vfiouser-virtio serve --device blk,path=disk.img --device rng --device console,chardev=pty
@@ -90,8 +90,8 @@ def execute(arguments: argparse.Namespace) -> int:
     gc.disable()  # what an import makes stays, so looking for garbage among it is 5 % of the start for nothing
     import trio
 
-    from vfiouser_virtio.cli.serving import serving
-    from vfiouser_virtio.cli.signals import run_until_signal
+    from vfiouser_virtio.serving.serve import serving
+    from vfiouser_virtio.serving.signals import run_until_signal
 
     options: dict[str, Any] = {
         **serving_options(arguments),
@@ -102,7 +102,7 @@ def execute(arguments: argparse.Namespace) -> int:
     abandoned: list[Callable[[], None]] = []
     making: AbstractContextManager[AbstractAsyncContextManager[Serving]]
     if arguments.processes:
-        from vfiouser_virtio.cli.processes import processes
+        from vfiouser_virtio.serving.processes import processes
 
         making = processes(specs, **options, not_for_children=ours_alone)
     else:
@@ -115,7 +115,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(arguments: argparse.Namespace, serving: "AbstractAsyncContextManager[Serving]") -> int:
-    from vfiouser_virtio.cli.service import ready_service
+    from vfiouser_virtio.serving.service import ready_service
 
     async with serving as served:
         _announce(served, as_json=arguments.json)
@@ -127,7 +127,7 @@ async def _serve(arguments: argparse.Namespace, serving: "AbstractAsyncContextMa
 
 
 def _announce(served: "Serving", *, as_json: bool) -> None:
-    from vfiouser_virtio.cli.qemu_command import qemu_arguments, shell_lines
+    from vfiouser_virtio.serving.qemu_command import qemu_arguments, shell_lines
 
     for endpoint in served.endpoints:
         if as_json:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vfiouser_virtio.protocols.vfio_user import Command, Direction, MessageFlags
-from vfiouser_virtio.testing.decode import decode
+from vfiouser_virtio.serving.decode import decode
 from vfiouser_virtio.vfio_user import Message
 
 KEPT = 400

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from vfiouser_virtio.cli.option_types import Kind, kind_of
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.memory import UnsealedMemory
+from vfiouser_virtio.serving.option_types import Kind, kind_of
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.virtio import Device, Offer
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfiouser_virtio import devices
-from vfiouser_virtio.cli.device_files import is_device_file, load_device_class
-from vfiouser_virtio.cli.device_options import (
+from vfiouser_virtio.device_log import being_made
+from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
+from vfiouser_virtio.pci import Identity
+from vfiouser_virtio.serving.device_files import is_device_file, load_device_class
+from vfiouser_virtio.serving.device_options import (
     CommonOptions,
     class_options,
     common_options,
@@ -19,10 +22,7 @@ from vfiouser_virtio.cli.device_options import (
     spelled,
     suggestion,
 )
-from vfiouser_virtio.cli.device_specs import DeviceSpec
-from vfiouser_virtio.device_log import being_made
-from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
-from vfiouser_virtio.pci import Identity
+from vfiouser_virtio.serving.device_specs import DeviceSpec
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Offer

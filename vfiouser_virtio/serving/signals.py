@@ -16,8 +16,8 @@ from types import FrameType
 
 import trio
 
-from vfiouser_virtio.cli.exit_status import StuckError
-from vfiouser_virtio.cli.terminal import complain, flush_stderr
+from vfiouser_virtio.serving.errors import StuckError
+from vfiouser_virtio.serving.terminal import complain, flush_stderr
 from vfiouser_virtio.watchdog import Place, watchdog, where
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ import struct
 import pytest
 
 from vfiouser_virtio.protocols.vfio_user import COMMANDS, Command, Direction
+from vfiouser_virtio.serving.decode import decode, decode_fields
 from vfiouser_virtio.testing.conversation import KEPT, Conversation
-from vfiouser_virtio.testing.decode import decode, decode_fields
 from vfiouser_virtio.vfio_user import Message
 
 

@@ -26,16 +26,16 @@ from pathlib import Path
 import trio
 
 from vfiouser_virtio.background import background
-from vfiouser_virtio.cli.child_process import ChildProcess, Line
-from vfiouser_virtio.cli.device_setup import DeviceSetup
-from vfiouser_virtio.cli.device_specs import DeviceSpec
-from vfiouser_virtio.cli.exit_status import ProcessError, StuckError, mistake_in, status_of
-from vfiouser_virtio.cli.serving import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on
-from vfiouser_virtio.cli.signals import held_back, run_until_signal
-from vfiouser_virtio.cli.terminal import complain, flush
 from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.serving.child_process import ChildProcess, Line
+from vfiouser_virtio.serving.device_setup import DeviceSetup
+from vfiouser_virtio.serving.device_specs import DeviceSpec
+from vfiouser_virtio.serving.errors import ProcessError, StuckError, mistake_in
+from vfiouser_virtio.serving.serve import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on
+from vfiouser_virtio.serving.signals import held_back, run_until_signal
+from vfiouser_virtio.serving.terminal import complain, flush
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.vfio_user import OpenTrace
 
@@ -173,7 +173,7 @@ def _serve(setup: DeviceSetup, listener: Socket, engine: Engine, line: Line, *, 
         sent = DeviceError(str(mistake)) if isinstance(mistake, DeviceError) else ConfigError(str(mistake))
         sent.add_note("".join(traceback.format_exception(mistake)))
         line.send(sent)
-        return status_of(mistake)
+        return 1
     return 0
 
 

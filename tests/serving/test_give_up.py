@@ -6,7 +6,7 @@ import sys
 _PROGRAM = """
 import os, signal, trio
 from functools import partial
-from vfiouser_virtio.cli.signals import run_until_signal
+from vfiouser_virtio.serving.signals import run_until_signal
 
 async def work():
     os.kill(os.getpid(), signal.SIGTERM)

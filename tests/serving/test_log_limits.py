@@ -2,7 +2,7 @@
 
 import pytest
 
-from vfiouser_virtio.cli.log_limits import BURST, LogLimits
+from vfiouser_virtio.serving.log_limits import BURST, LogLimits
 
 
 class Clock:

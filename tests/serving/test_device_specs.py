@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vfiouser_virtio.cli.device_specs import DeviceSpec, all_specs, parse_device, read_config
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.serving.device_specs import DeviceSpec, all_specs, parse_device, read_config
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vfiouser_virtio.cli.device_files import load_device_class
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.serving.device_files import load_device_class
 from vfiouser_virtio.virtio import Device
 
 GOOD = """

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import trio
 
-from vfiouser_virtio.cli.terminal import flush, flush_stderr
 from vfiouser_virtio.parent_death import end_with_parent
+from vfiouser_virtio.serving.terminal import flush, flush_stderr
 
 _MESSAGE_SIZE = 1 << 16
 

@@ -22,11 +22,11 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from vfiouser_virtio.cli.line_writer import LineWriter
-from vfiouser_virtio.cli.terminal import at_end
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.protocols.vfio_user import Direction
-from vfiouser_virtio.testing.decode import decode, decode_fields
+from vfiouser_virtio.serving.decode import decode, decode_fields
+from vfiouser_virtio.serving.line_writer import LineWriter
+from vfiouser_virtio.serving.terminal import at_end
 from vfiouser_virtio.vfio_user import Message, Trace
 
 # Bytes that wait for a disk; a message takes some 150.

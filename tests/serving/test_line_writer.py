@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from vfiouser_virtio.cli.line_writer import LineWriter
+from vfiouser_virtio.serving.line_writer import LineWriter
 
 PATIENCE = 30
 
@@ -116,7 +116,7 @@ def test_a_descriptor_that_somebody_made_non_blocking(pipe: tuple[int, int]) -> 
 
 
 def test_a_thread_with_nothing_to_do_ends(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vfiouser_virtio.cli.line_writer._IDLE", 0.01)
+    monkeypatch.setattr("vfiouser_virtio.serving.line_writer._IDLE", 0.01)
     reading, writing = pipe
     said: list[int] = []
 

@@ -13,9 +13,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vfiouser_virtio.cli.line_writer import LineWriter
-from vfiouser_virtio.cli.log_limits import LogLimits
 from vfiouser_virtio.device_log import printable
+from vfiouser_virtio.serving.line_writer import LineWriter
+from vfiouser_virtio.serving.log_limits import LogLimits
 
 PROGRAM = "vfiouser-virtio"
 

@@ -21,12 +21,12 @@ from typing import Protocol, runtime_checkable
 
 import trio
 
-from vfiouser_virtio.cli.device_setup import DeviceSetup, setups
-from vfiouser_virtio.cli.device_specs import DeviceSpec, parse_device
-from vfiouser_virtio.cli.qemu_command import QemuDevice, qemu_device
 from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.serving.device_setup import DeviceSetup, setups
+from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
+from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_device
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.vfio_user import ListenError, OpenTrace, from_systemd
