@@ -8,8 +8,8 @@ import sys
 
 import trio
 
-from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.pci import Bar, Identity, PciFunction
+from vfiouser_virtio.vfio_device import Buffer
 from vfiouser_virtio.vfio_user import Server, listen_path
 
 COUNT = 0x0

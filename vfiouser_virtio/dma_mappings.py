@@ -15,11 +15,11 @@ from itertools import chain
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import MAX_DMA_MAPS, Hold
 from vfiouser_virtio.memory_pins import MemoryPins
 from vfiouser_virtio.places import Places
 from vfiouser_virtio.regions import Region, RegionMap
 from vfiouser_virtio.removal import STEP, Removal
+from vfiouser_virtio.vfio_device import MAX_DMA_MAPS, Hold
 
 Later = Callable[[Callable[[], bool]], None]
 """Calls a function again and again until it returns False, with turns of other tasks in between: to unmap 28,000 pages

@@ -1,6 +1,6 @@
-"""The protocol engines that a function can be served by: our own, and the C library libvfio-user.
+"""The protocol engines that a device can be served by: our own, and the C library libvfio-user.
 
-Both have a socket per function, whatever serves it, and what is above and below the seam (`function`) is the same:
+Both have a socket per device, whatever serves it, and what is above and below the seam (`vfio_device`) is the same:
 docs/libvfio-user.md says when to choose which.
 """
 
@@ -11,7 +11,7 @@ from typing import Literal, Protocol, Self, get_args
 import trio
 
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.function import HostedFunction
+from vfiouser_virtio.vfio_device import HostedVfioDevice
 from vfiouser_virtio.vfio_user import Listener, OpenTrace, Server, Trace, from_fd, listen_path
 
 EngineName = Literal["vfio-user", "libvfio-user"]
@@ -71,7 +71,7 @@ class Engine(Protocol):
         """In the process that will serve it: from now on clients can connect. Raises ConfigError."""
         ...
 
-    async def serve(self, function: HostedFunction, socket: Socket, *, name: str = "", once: bool = False) -> None:
+    async def serve(self, device: HostedVfioDevice, socket: Socket, *, name: str = "", once: bool = False) -> None:
         """Serve one client after another, or one; ends when no other can come."""
         ...
 
@@ -100,11 +100,11 @@ class VfioUserEngine:
     def open(self, socket: Socket) -> None:
         """It is open."""
 
-    async def serve(self, function: HostedFunction, socket: Socket, *, name: str = "", once: bool = False) -> None:
+    async def serve(self, device: HostedVfioDevice, socket: Socket, *, name: str = "", once: bool = False) -> None:
         """See `Engine`. With ``once`` the socket is closed when the client comes: nobody else waits in vain for us."""
         assert isinstance(socket, Listener)
         server = Server(
-            function,
+            device,
             name=name,
             write_multiple=self._write_multiple,
             trace=self._trace,

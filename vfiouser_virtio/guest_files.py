@@ -25,7 +25,7 @@ from typing import Literal
 from vfiouser_virtio import fds
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Buffer, Client
+from vfiouser_virtio.vfio_device import Buffer, Client
 from vfiouser_virtio.window import PAGE
 
 UnsealedMemory = Literal["auto", "map", "copy", "refuse"]

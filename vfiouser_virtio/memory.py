@@ -20,10 +20,10 @@ from collections.abc import Awaitable, Callable
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.dma_mappings import DmaMappings, Later
 from vfiouser_virtio.errors import ClientGone
-from vfiouser_virtio.function import Buffer, Client, Hold
 from vfiouser_virtio.guest_files import GuestFiles, UnsealedMemory, examine
 from vfiouser_virtio.memory_pins import Pin, Ranges
 from vfiouser_virtio.regions import Region, Span
+from vfiouser_virtio.vfio_device import Buffer, Client, Hold
 from vfiouser_virtio.window import PAGE
 
 __all__ = ["GuestMemory", "HotRegion", "NeedsMessages", "Pin", "Ranges", "UnsealedMemory"]

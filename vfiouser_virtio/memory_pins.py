@@ -4,8 +4,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vfiouser_virtio.function import Hold
 from vfiouser_virtio.regions import Region
+from vfiouser_virtio.vfio_device import Hold
 
 Ranges = Sequence[tuple[int, int]]
 """(DMA address, length) pairs."""

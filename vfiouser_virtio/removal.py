@@ -1,8 +1,8 @@
 """Unmapping regions that are forgotten already: in small steps, and so that nothing of them stays mapped."""
 
-from vfiouser_virtio.function import Hold
 from vfiouser_virtio.places import Places
 from vfiouser_virtio.regions import Region
+from vfiouser_virtio.vfio_device import Hold
 
 STEP = 256
 """Regions that are unmapped at once, which takes some 2 ms. All of 28,000 pages would stop every device for 150 ms."""

@@ -320,12 +320,12 @@ async def test_the_driver_switches_the_cache() -> None:
     backend = Recorder()
     async with running(Blk(backend=backend)) as driver:
         for value, calls in ((0, ["write", "flush"]), (1, ["write"])):
-            driver.transport.write_config(WCE_OFFSET, bytes([value]))
+            driver.core.write_config(WCE_OFFSET, bytes([value]))
             assert driver.config(WCE_OFFSET, 1) == value
             backend.calls.clear()
             assert status(await driver.request([header(OUT), bytes(512)], [1])) == OK
             assert backend.calls == calls
-        driver.transport.write_config(WCE_OFFSET, b"\0")
+        driver.core.write_config(WCE_OFFSET, b"\0")
         await driver.reset()
         assert driver.config(WCE_OFFSET, 1) == 1
         assert not driver.config_interrupts
@@ -333,10 +333,10 @@ async def test_the_driver_switches_the_cache() -> None:
 
 async def test_nothing_else_in_the_configuration_can_be_written() -> None:
     async with running(Blk(size=Size(SIZE)), features=Feature.FLUSH.mask) as driver:
-        before = driver.transport.read_config(0, 96)
-        driver.transport.write_config(0, b"\xff" * 96)
-        driver.transport.write_config(WCE_OFFSET, b"\0")  # not negotiated
-        assert driver.transport.read_config(0, 96) == before
+        before = driver.core.read_config(0, 96)
+        driver.core.write_config(0, b"\xff" * 96)
+        driver.core.write_config(WCE_OFFSET, b"\0")  # not negotiated
+        assert driver.core.read_config(0, 96) == before
 
 
 # ---- failures and delays of the host ---------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ async def test_a_slow_request_holds_up_nothing() -> None:
             assert status(await slow.request([header(IN)], [512, 1], queue=queue)) == OK
             assert status(await slow.request([header(GET_ID)], [20, 1], queue=queue)) == OK
         assert status(await other.request([header(OUT), bytes(512)], [1])) == OK
-        assert slow.transport.read_config(0, 8) == struct.pack("<Q", SECTORS)
+        assert slow.core.read_config(0, 8) == struct.pack("<Q", SECTORS)
         assert not any(slow.is_used(number // 20, token) for number, token in enumerate(stuck))
         gate.set()
         for number, token in enumerate(stuck):
@@ -459,7 +459,7 @@ async def test_reset_waits_for_system_calls_under_way(image: Path, monkeypatch: 
         driver.kick(0)
         while not begun.is_set():
             await trio.sleep(0.001)
-        hold = driver.transport.write_status(0)
+        hold = driver.core.write_status(0)
         assert hold is not None
         await trio.sleep(0.02)
         assert not hold.done
@@ -487,9 +487,9 @@ async def test_io_uring_requests_under_way_are_waited_for(
         driver.add(0, [header(OUT), b"\x55" * 4096], [1])
         driver.kick(0)
         with trio.fail_after(10):
-            while not driver.transport.device.queues[0].at_work:
+            while not driver.core.device.queues[0].at_work:
                 await trio.sleep(0.001)
-        hold = driver.transport.write_status(0) if what == "reset" else driver.ram.unmap()
+        hold = driver.core.write_status(0) if what == "reset" else driver.ram.unmap()
         assert hold is not None
         await trio.sleep(0.02)
         assert not hold.done
@@ -626,11 +626,11 @@ async def test_a_buffer_that_is_not_memory() -> None:
 async def test_resize(image: Path, medium: str) -> None:
     device = Blk(path=image) if medium == "file" else Blk(size=Size(SIZE))
     async with running(device) as driver:
-        generation = driver.transport.read_generation()
+        generation = driver.core.read_generation()
         await device.resize(2 * SIZE)
         assert driver.config_interrupts == 1
         assert driver.config(0, 8) == 2 * SECTORS
-        assert driver.transport.read_generation() != generation
+        assert driver.core.read_generation() != generation
         used = await driver.request([header(IN, 2 * SECTORS - 1)], [512, 1])
         assert (status(used), used.data[0]) == (OK, bytes(512))
         await device.resize(SIZE // 2)

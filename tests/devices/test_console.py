@@ -149,13 +149,13 @@ async def test_emergency_write_at_any_time(run: Run) -> None:
     chardev, stream = pair()
     async with stream, run(Console(chardev=[chardev]), probe=False) as driver:
         for byte in b"oops":
-            driver.transport.write_config(8, struct.pack("<I", 0xABCDEF00 | byte))
+            driver.core.write_config(8, struct.pack("<I", 0xABCDEF00 | byte))
         assert await read_exactly(stream, 4) == b"oops"
         assert driver.status == 0
-        driver.transport.write_config(0, b"\xff\xff\xff\xff")  # the size is not the driver's to write
+        driver.core.write_config(0, b"\xff\xff\xff\xff")  # the size is not the driver's to write
         assert driver.config(0, 2) == 80
         driver.probe()
-        driver.transport.write_config(8, struct.pack("<I", ord("!")))
+        driver.core.write_config(8, struct.pack("<I", ord("!")))
         assert await read_exactly(stream, 1) == b"!"
 
 

@@ -214,7 +214,7 @@ async def test_a_device_that_refuses() -> None:
 
 async def test_a_device_without_version_1() -> None:
     async with Loopback(Echo()) as transport:
-        transport.transport.device_features &= ~(1 << 32)
+        transport.core.device_features &= ~(1 << 32)
         bus = VirtioBus()
         await bus.register_virtio_driver(EchoDriver())
         with pytest.raises(DeviceBroken, match="VERSION_1 is missing") as caught:

@@ -107,7 +107,7 @@ async def test_when_it_cannot_be() -> None:
 async def test_a_device_that_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "SUSPEND_PATIENCE", 0.01)
     async with driven(Blk(size=1 << 20)) as (device, transport):
-        monkeypatch.setattr(transport.transport._suspension, "begin", lambda: None)
+        monkeypatch.setattr(transport.core._suspension, "begin", lambda: None)
         with pytest.raises(DeviceBroken, match=r"device_status is still 0xf, 0.01 s after SUSPEND was set") as caught:
             await device.suspend()
         assert caught.value.rule == "SU3"
@@ -115,8 +115,8 @@ async def test_a_device_that_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_a_device_that_fails_to_stop() -> None:
     async with driven(Blk(size=1 << 20)) as (device, transport):
-        suspension = transport.transport._suspension
-        suspension.begin = lambda: transport.transport.needs_reset(RuntimeError("cannot"))
+        suspension = transport.core._suspension
+        suspension.begin = lambda: transport.core.needs_reset(RuntimeError("cannot"))
         with pytest.raises(DeviceBroken, match="needs a reset"):
             await device.suspend()
         with pytest.raises(DeviceBroken, match="needs a reset"):

@@ -16,27 +16,27 @@ import trio
 from support.hosted_echo import HostedEcho
 from support.raw_client import RawClient
 
-from vfiouser_virtio.function import Hold, IoEventFd
 from vfiouser_virtio.libvfio_user import Library, LibraryListener, LibvfioUserServer, attach, hosted
 from vfiouser_virtio.libvfio_user import client as library_client
 from vfiouser_virtio.libvfio_user.bindings import MAX_DMA_REGIONS, Context, RegionFlag
 from vfiouser_virtio.protocols.vfio_user import IOEVENTFD, Command, PciIrq
+from vfiouser_virtio.vfio_device import Hold, IoEventFd
 
 PAGE = 4096
 
 
 @pytest.fixture
-def function() -> HostedEcho:
+def device() -> HostedEcho:
     return HostedEcho()
 
 
 @pytest.fixture
 async def client(
-    nursery: trio.Nursery, libvfio_user: Library, function: HostedEcho, tmp_path: Path
+    nursery: trio.Nursery, libvfio_user: Library, device: HostedEcho, tmp_path: Path
 ) -> AsyncIterator[RawClient]:
     listener = LibraryListener(tmp_path / "vu.sock")
     listener.open(libvfio_user)
-    nursery.start_soon(LibvfioUserServer(function).serve, listener)
+    nursery.start_soon(LibvfioUserServer(device).serve, listener)
     client = connected(listener.name)
     assert (await client.version()).error == 0
     yield client
@@ -92,34 +92,34 @@ async def test_region_write_multi_is_unknown(client: RawClient) -> None:
     assert reply.error == errno.EINVAL
 
 
-async def test_unmap_takes_only_what_one_map_has_brought(client: RawClient, function: HostedEcho, memfd: int) -> None:
+async def test_unmap_takes_only_what_one_map_has_brought(client: RawClient, device: HostedEcho, memfd: int) -> None:
     for address in (0x10000, 0x10000 + PAGE):
         assert await dma(client, Command.DMA_MAP, address, 1, memfd) == 0
     assert await dma(client, Command.DMA_UNMAP, 0x10000, 2) == errno.ENOENT
     assert await dma(client, Command.DMA_UNMAP, 0x20000, 1) == errno.ENOENT
-    assert "dma_unmap" not in function.names()
+    assert "dma_unmap" not in device.names()
     for address in (0x10000, 0x10000 + PAGE):
         assert await dma(client, Command.DMA_UNMAP, address, 1) == 0
 
 
-async def test_memory_without_a_file_descriptor_is_not_reached(client: RawClient, function: HostedEcho) -> None:
+async def test_memory_without_a_file_descriptor_is_not_reached(client: RawClient, device: HostedEcho) -> None:
     """DMA_READ by the library takes whatever comes next for the answer, unless there is a twin socket: see bindings."""
     assert await dma(client, Command.DMA_MAP, 0x10000, 1) == 0
-    assert function.aliases == {}
+    assert device.aliases == {}
 
 
 async def test_a_file_that_is_too_short_is_mapped_all_the_same(
-    client: RawClient, function: HostedEcho, memfd: int
+    client: RawClient, device: HostedEcho, memfd: int
 ) -> None:
     """By the library alone: `GuestMemory.map_alias` refuses it (tests/test_memory_alias.py)."""
     assert await dma(client, Command.DMA_MAP, 0x100000, 257, memfd) == 0
-    assert ("dma_map_alias", 0x100000, 257 * PAGE, True, True, PAGE) in function.calls
+    assert ("dma_map_alias", 0x100000, 257 * PAGE, True, True, PAGE) in device.calls
 
 
-async def test_regions_are_not_limited_to_64(client: RawClient, function: HostedEcho, memfd: int) -> None:
+async def test_regions_are_not_limited_to_64(client: RawClient, device: HostedEcho, memfd: int) -> None:
     for number in range(100):
         assert await dma(client, Command.DMA_MAP, 0x100000 + number * PAGE, 1, memfd) == 0
-    assert len(function.aliases) == 100
+    assert len(device.aliases) == 100
     assert hosted.MAX_DMA_MAPS < MAX_DMA_REGIONS
 
 
@@ -144,33 +144,33 @@ async def test_intx_is_not_announced_as_maskable(client: RawClient) -> None:
 
 
 async def test_a_resample_eventfd_is_taken_and_forgotten(
-    client: RawClient, function: HostedEcho, eventfds: list[int]
+    client: RawClient, device: HostedEcho, eventfds: list[int]
 ) -> None:
     """As KVM's INTx wants it: the guest's end of interrupt is signalled there, and nobody listens."""
     assert await set_irqs(client, PciIrq.INTX, 0x14, 0, eventfds[:1]) == 0
-    unmasked = [call for call in function.calls if call[0] == "set_irqs"]
+    unmasked = [call for call in device.calls if call[0] == "set_irqs"]
     assert len(unmasked) == 1
     os.eventfd_write(eventfds[0], 1)
     await trio.sleep(0.05)
     assert events(eventfds[0]) == 1
-    assert [call for call in function.calls if call[0] == "set_irqs"] == unmasked
+    assert [call for call in device.calls if call[0] == "set_irqs"] == unmasked
 
 
-async def test_one_vector_cannot_be_taken_away(client: RawClient, function: HostedEcho, eventfds: list[int]) -> None:
+async def test_one_vector_cannot_be_taken_away(client: RawClient, device: HostedEcho, eventfds: list[int]) -> None:
     """All of MSI-X can, which is what QEMU does."""
-    assert function.trigger is not None
+    assert device.trigger is not None
     assert await set_irqs(client, PciIrq.MSIX, 0x24, 0, eventfds) == 0
     assert await set_irqs(client, PciIrq.MSIX, 0x24, 2, []) == 0
-    assert function.trigger(2) is True
+    assert device.trigger(2) is True
     payload = struct.pack("<IIIII", 20, 0x21, PciIrq.MSIX, 0, 0)
     assert (await client.call(Command.DEVICE_SET_IRQS, payload)).error == 0
-    assert [function.trigger(vector) for vector in range(3)] == [False] * 3
+    assert [device.trigger(vector) for vector in range(3)] == [False] * 3
 
 
 async def test_ioeventfds_are_not_offered_for_their_entries_are_too_long(
-    client: RawClient, function: HostedEcho, libvfio_user: Library, tmp_path: Path, eventfds: list[int]
+    client: RawClient, device: HostedEcho, libvfio_user: Library, tmp_path: Path, eventfds: list[int]
 ) -> None:
-    function.io = [IoEventFd(0, 4, eventfds[0])]
+    device.io = [IoEventFd(0, 4, eventfds[0])]
     ask = struct.pack("<IIII", 4096, 0, 4, 0)
     assert struct.unpack("<IIII", (await client.call(Command.DEVICE_GET_REGION_IO_FDS, ask)).body) == (16, 0, 4, 0)
     with Context(libvfio_user, tmp_path / "raw.sock") as context:
@@ -235,9 +235,9 @@ async def test_half_a_message_stops_the_process_but_not_for_long(
     slow.close()
 
 
-async def test_a_reset_is_answered_before_its_end(client: RawClient, function: HostedEcho) -> None:
+async def test_a_reset_is_answered_before_its_end(client: RawClient, device: HostedEcho) -> None:
     """Nothing touches memory any more by then, and the next request waits: test_server.py."""
-    function.hold = hold = Hold()
+    device.hold = hold = Hold()
     assert (await client.call(Command.DEVICE_RESET)).error == 0
     assert not hold.done
     hold.finish()

@@ -15,10 +15,10 @@ from support.hosted_echo import HostedEcho
 from support.raw_client import RawClient
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Hold
 from vfiouser_virtio.libvfio_user import LibraryListener, LibvfioUserServer, attach, hosted
 from vfiouser_virtio.libvfio_user.bindings import HasFunctions
 from vfiouser_virtio.protocols.vfio_user import Command, IrqSetFlags, PciIrq
+from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.vfio_user import ListenError, holds, listen_path
 
 Connect = Callable[[], RawClient]
@@ -27,7 +27,7 @@ DISCONNECTED = ("disconnected",)
 
 
 @pytest.fixture
-def function() -> HostedEcho:
+def device() -> HostedEcho:
     return HostedEcho()
 
 
@@ -54,9 +54,9 @@ def connect(listener: LibraryListener) -> Iterator[Connect]:
 
 
 @pytest.fixture
-async def client(nursery: trio.Nursery, function: HostedEcho, listener: LibraryListener, connect: Connect) -> RawClient:
+async def client(nursery: trio.Nursery, device: HostedEcho, listener: LibraryListener, connect: Connect) -> RawClient:
     """A client that has negotiated, of a server that runs."""
-    nursery.start_soon(LibvfioUserServer(function, name="echo").serve, listener)
+    nursery.start_soon(LibvfioUserServer(device, name="echo").serve, listener)
     client = connect()
     await negotiate(client)
     return client
@@ -124,12 +124,12 @@ def events(fd: int) -> int:
 # ---- regions ---------------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_written_is_read(client: RawClient, function: HostedEcho) -> None:
+async def test_what_is_written_is_read(client: RawClient, device: HostedEcho) -> None:
     for index, offset in ((0, 0), (4, 0x3FFC), (7, 0x40)):
         assert await write(client, index, offset, b"\1\2\3\4") == 0
         assert await read(client, index, offset, 4) == b"\1\2\3\4"
-    assert function.names()[0] == "connected"
-    assert function.names().count("region_read") == 3
+    assert device.names()[0] == "connected"
+    assert device.names().count("region_read") == 3
 
 
 async def test_sizes_and_interrupts_are_the_functions(client: RawClient) -> None:
@@ -149,27 +149,27 @@ async def test_sizes_and_interrupts_are_the_functions(client: RawClient) -> None
 
 
 async def test_a_refusal_is_the_clients_errno_and_logged_once(
-    client: RawClient, function: HostedEcho, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    client: RawClient, device: HostedEcho, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    function.bug = PeerError("not here", errno.EPERM)
+    device.bug = PeerError("not here", errno.EPERM)
     for _ in range(3):
         reply = await client.call(Command.REGION_READ, struct.pack("<QII", 0, 0, 4))
         assert reply.error == errno.EPERM
     assert sum("not here" in record.getMessage() for record in caplog.records) == 1
-    function.bug = None
+    device.bug = None
     assert await read(client, 0, 0, 4) == bytes(4)
 
 
 async def test_a_bug_of_the_device_is_eio_and_logged_with_its_traceback(
-    client: RawClient, function: HostedEcho, caplog: pytest.LogCaptureFixture
+    client: RawClient, device: HostedEcho, caplog: pytest.LogCaptureFixture
 ) -> None:
-    function.bug = ZeroDivisionError("oops")
+    device.bug = ZeroDivisionError("oops")
     for _ in range(3):
         reply = await client.call(Command.REGION_READ, struct.pack("<QII", 0, 0, 4))
         assert reply.error == errno.EIO
     (record,) = [record for record in caplog.records if "bug of the device" in record.getMessage()]
     assert record.exc_info is not None
-    function.bug = None
+    device.bug = None
     assert await read(client, 0, 0, 4) == bytes(4)
 
 
@@ -177,7 +177,7 @@ async def test_a_bug_of_the_device_is_eio_and_logged_with_its_traceback(
 
 
 async def test_one_client_after_another_finds_the_devices_state(
-    client: RawClient, function: HostedEcho, connect: Connect
+    client: RawClient, device: HostedEcho, connect: Connect
 ) -> None:
     held = []
     for number in range(5):
@@ -188,7 +188,7 @@ async def test_one_client_after_another_finds_the_devices_state(
         assert await read(client, 0, 0, number + 1) == b"x" * (number + 1)
         held.append(len(os.listdir("/proc/self/fd")))
     assert len(set(held)) == 1
-    told = [name for name in function.names() if "connected" in name]
+    told = [name for name in device.names() if "connected" in name]
     assert told == ["connected", "disconnected"] * 5 + ["connected"]
 
 
@@ -204,24 +204,24 @@ async def test_a_second_client_is_refused_at_once_and_logged(
 
 async def test_a_client_that_is_not_understood_is_logged_and_the_next_one_served(
     nursery: trio.Nursery,
-    function: HostedEcho,
+    device: HostedEcho,
     listener: LibraryListener,
     connect: Connect,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     stranger = connect()
     await stranger.send(b"GET / HTTP/1.1\r\n\r\n")
-    nursery.start_soon(LibvfioUserServer(function).serve, listener)
+    nursery.start_soon(LibvfioUserServer(device).serve, listener)
     await stranger.no_more()
     client = connect()
     await negotiate(client)
     assert any("not understood" in record.getMessage() for record in caplog.records)
-    assert function.names() == ["connected"]
+    assert device.names() == ["connected"]
 
 
 async def test_a_client_that_says_nothing_is_hung_up_on(
     nursery: trio.Nursery,
-    function: HostedEcho,
+    device: HostedEcho,
     listener: LibraryListener,
     connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
@@ -229,39 +229,39 @@ async def test_a_client_that_says_nothing_is_hung_up_on(
     """The library waits for it, with all else at a standstill."""
     monkeypatch.setattr(attach, "PATIENCE", 0.1)
     silent = connect()
-    nursery.start_soon(LibvfioUserServer(function).serve, listener)
+    nursery.start_soon(LibvfioUserServer(device).serve, listener)
     with trio.fail_after(5):
         await silent.no_more()
     client = connect()
     await negotiate(client)
-    assert function.names() == ["connected"]
+    assert device.names() == ["connected"]
 
 
 async def test_several_devices_in_one_process(library: HasFunctions, nursery: trio.Nursery, tmp_path: Path) -> None:
     functions, clients = [HostedEcho() for _ in range(3)], []
-    for number, function in enumerate(functions):
+    for number, device in enumerate(functions):
         listener = LibraryListener(tmp_path / f"{number}.sock")
         listener.open(library)
-        nursery.start_soon(LibvfioUserServer(function).serve, listener)
+        nursery.start_soon(LibvfioUserServer(device).serve, listener)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(listener.name)
         clients.append(RawClient(sock))
         await negotiate(clients[-1])
     for number, client in enumerate(clients):
         await write(client, 0, 0, bytes([number]))
-    assert [function.regions[0][0] for function in functions] == [0, 1, 2]
+    assert [device.regions[0][0] for device in functions] == [0, 1, 2]
     for client in clients:
         client.close()
     nursery.cancel_scope.cancel()
 
 
 async def test_once_serves_one_client(
-    nursery: trio.Nursery, function: HostedEcho, listener: LibraryListener, connect: Connect
+    nursery: trio.Nursery, device: HostedEcho, listener: LibraryListener, connect: Connect
 ) -> None:
     ended = trio.Event()
 
     async def serve() -> None:
-        await LibvfioUserServer(function).serve(listener, once=True)
+        await LibvfioUserServer(device).serve(listener, once=True)
         ended.set()
 
     nursery.start_soon(serve)
@@ -271,17 +271,17 @@ async def test_once_serves_one_client(
     with trio.fail_after(5):
         await ended.wait()
     assert not os.path.exists(listener.name)
-    assert function.names() == ["connected", "quiesce", "disconnected"]
+    assert device.names() == ["connected", "quiesce", "disconnected"]
 
 
 async def test_cancelling_tells_the_device_and_leaves_nothing(
-    library: HasFunctions, function: HostedEcho, tmp_path: Path, memfd: int
+    library: HasFunctions, device: HostedEcho, tmp_path: Path, memfd: int
 ) -> None:
     before = len(os.listdir("/proc/self/fd"))
     async with trio.open_nursery() as nursery:
         listener = LibraryListener(tmp_path / "vu.sock")
         listener.open(library)
-        nursery.start_soon(LibvfioUserServer(function).serve, listener)
+        nursery.start_soon(LibvfioUserServer(device).serve, listener)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(listener.name)
         client = RawClient(sock)
@@ -289,8 +289,8 @@ async def test_cancelling_tells_the_device_and_leaves_nothing(
         assert await dma_map(client, 0x10000, 4 * PAGE, memfd) == 0
         nursery.cancel_scope.cancel()
     client.close()
-    assert function.calls[-2:] == [("dma_unmap", 0x10000, 4 * PAGE), DISCONNECTED]
-    assert function.trigger is None
+    assert device.calls[-2:] == [("dma_unmap", 0x10000, 4 * PAGE), DISCONNECTED]
+    assert device.trigger is None
     assert list(tmp_path.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -298,38 +298,38 @@ async def test_cancelling_tells_the_device_and_leaves_nothing(
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-async def test_memory_comes_and_goes(client: RawClient, function: HostedEcho, memfd: int) -> None:
+async def test_memory_comes_and_goes(client: RawClient, device: HostedEcho, memfd: int) -> None:
     assert await dma_map(client, 0x10000, 4 * PAGE, memfd) == 0
-    assert ("dma_map_alias", 0x10000, 4 * PAGE, True, True, PAGE) in function.calls
-    assert function.memory(0x10000, 19) == b"the client's memory"
+    assert ("dma_map_alias", 0x10000, 4 * PAGE, True, True, PAGE) in device.calls
+    assert device.memory(0x10000, 19) == b"the client's memory"
     assert await dma_unmap(client, 0x10000, 4 * PAGE) == 0
-    assert function.calls[-1] == ("dma_unmap", 0x10000, 4 * PAGE)
+    assert device.calls[-1] == ("dma_unmap", 0x10000, 4 * PAGE)
 
 
-async def test_the_same_map_twice_is_one(client: RawClient, function: HostedEcho, memfd: int) -> None:
+async def test_the_same_map_twice_is_one(client: RawClient, device: HostedEcho, memfd: int) -> None:
     for _ in range(2):
         assert await dma_map(client, 0x10000, PAGE, memfd) == 0
-    assert function.names().count("dma_map_alias") == 1
+    assert device.names().count("dma_map_alias") == 1
     assert await dma_unmap(client, 0x10000, PAGE) == 0
-    assert function.names().count("dma_unmap") == 1
+    assert device.names().count("dma_unmap") == 1
 
 
 async def test_ram_without_a_file_descriptor_is_said_once(
-    client: RawClient, function: HostedEcho, caplog: pytest.LogCaptureFixture
+    client: RawClient, device: HostedEcho, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(3):
         assert await dma_map(client, number << 21, 1 << 20, None) == 0
     assert await dma_map(client, 1 << 30, 1 << 20, None, flags=1) == 0  # ROM never has one
-    assert function.aliases == {}
+    assert device.aliases == {}
     lines = [record.getMessage() for record in caplog.records if "share=on" in record.getMessage()]
     assert len(lines) == 1
     assert "--engine vfio-user" in lines[0]
     assert await dma_unmap(client, 0, 1 << 20) == 0
-    assert "dma_unmap" not in function.names()
+    assert "dma_unmap" not in device.names()
 
 
 async def test_memory_of_other_devices_is_not_taken_for_ram(
-    client: RawClient, function: HostedEcho, memfd: int, caplog: pytest.LogCaptureFixture
+    client: RawClient, device: HostedEcho, memfd: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert await dma_map(client, 0, 4 * PAGE, memfd) == 0
     assert await dma_map(client, 0xFD00_0000, 16 << 20, None) == 0  # VGA: it never has a file descriptor
@@ -337,41 +337,41 @@ async def test_memory_of_other_devices_is_not_taken_for_ram(
 
 
 async def test_memory_that_cannot_be_had_is_logged(
-    client: RawClient, function: HostedEcho, memfd: int, caplog: pytest.LogCaptureFixture
+    client: RawClient, device: HostedEcho, memfd: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The library has said yes already."""
-    function.alias_error = PeerError("DMA_MAP of 0x10000: no room", errno.ENOMEM)
+    device.alias_error = PeerError("DMA_MAP of 0x10000: no room", errno.ENOMEM)
     assert await dma_map(client, 0x10000, PAGE, memfd) == 0
     assert any("no room; the client cannot be told" in record.getMessage() for record in caplog.records)
     assert await dma_unmap(client, 0x10000, PAGE) == 0
-    assert "dma_unmap" not in function.names()
+    assert "dma_unmap" not in device.names()
 
 
 # ---- quiet -----------------------------------------------------------------------------------------------------------
 
 
 async def test_an_unmap_waits_until_the_device_is_quiet(
-    client: RawClient, function: HostedEcho, memfd: int, eventfd: int
+    client: RawClient, device: HostedEcho, memfd: int, eventfd: int
 ) -> None:
     await dma_map(client, 0x10000, PAGE, memfd)
     await set_irqs(client, PciIrq.MSIX, 0x24, 0, 1, (eventfd,))
-    function.quiesce_hold = hold = Hold()
+    device.quiesce_hold = hold = Hold()
     await client.send(client.request(Command.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, 0x10000, PAGE)))
     await client.silence(0.1)
-    assert function.calls[-1] == ("quiesce",)
-    assert function.trigger is not None
-    assert function.trigger(0) is False  # none of the library's functions may be called now
+    assert device.calls[-1] == ("quiesce",)
+    assert device.trigger is not None
+    assert device.trigger(0) is False  # none of the library's functions may be called now
     refused = [0]
-    function.on_retry = lambda: refused.append(function.trigger is not None and function.trigger(refused.pop()))
+    device.on_retry = lambda: refused.append(device.trigger is not None and device.trigger(refused.pop()))
     hold.finish()
     assert (await client.receive()).error == 0
-    assert function.calls[-2:] == [("dma_unmap", 0x10000, PAGE), ("resume",)]
+    assert device.calls[-2:] == [("dma_unmap", 0x10000, PAGE), ("resume",)]
     assert events(eventfd) == 1
     assert await read(client, 0, 0, 1) == b"\0"
 
 
 async def test_patience_ends(
-    client: RawClient, function: HostedEcho, memfd: int, monkeypatch: pytest.MonkeyPatch
+    client: RawClient, device: HostedEcho, memfd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holds, "HOLD_PATIENCE", 0.05)
     expired = []
@@ -381,47 +381,47 @@ async def test_patience_ends(
         hold.finish()
 
     await dma_map(client, 0x10000, PAGE, memfd)
-    function.quiesce_hold = hold = Hold(1, expire)
+    device.quiesce_hold = hold = Hold(1, expire)
     assert await dma_unmap(client, 0x10000, PAGE) == 0
     assert expired == [True]
 
 
 async def test_a_client_that_leaves_while_the_device_becomes_quiet(
-    client: RawClient, function: HostedEcho, connect: Connect, memfd: int
+    client: RawClient, device: HostedEcho, connect: Connect, memfd: int
 ) -> None:
     await dma_map(client, 0x10000, PAGE, memfd)
-    function.quiesce_hold = hold = Hold()
+    device.quiesce_hold = hold = Hold()
     await client.send(client.request(Command.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, 0x10000, PAGE)))
-    await until(lambda: function.calls[-1] == ("quiesce",) and function.quiesce_hold is None)
+    await until(lambda: device.calls[-1] == ("quiesce",) and device.quiesce_hold is None)
     client.close()
     await trio.sleep(0.02)
-    assert DISCONNECTED not in function.calls
+    assert DISCONNECTED not in device.calls
     hold.finish()
-    await until(lambda: DISCONNECTED in function.calls)
+    await until(lambda: DISCONNECTED in device.calls)
     await negotiate(connect())
 
 
 async def test_a_client_that_leaves_is_gone_when_the_device_is_quiet(
-    client: RawClient, function: HostedEcho, connect: Connect, memfd: int
+    client: RawClient, device: HostedEcho, connect: Connect, memfd: int
 ) -> None:
     await dma_map(client, 0x10000, PAGE, memfd)
-    function.quiesce_hold = hold = Hold()
+    device.quiesce_hold = hold = Hold()
     client.close()
-    await until(lambda: function.calls[-1] == ("quiesce",) and function.quiesce_hold is None)
+    await until(lambda: device.calls[-1] == ("quiesce",) and device.quiesce_hold is None)
     await trio.sleep(0.02)
-    assert "dma_unmap" not in function.names()
+    assert "dma_unmap" not in device.names()
     hold.finish()
-    await until(lambda: function.calls[-1] == ("resume",))
-    assert function.names()[-3:] == ["dma_unmap", "disconnected", "resume"]
+    await until(lambda: device.calls[-1] == ("resume",))
+    assert device.names()[-3:] == ["dma_unmap", "disconnected", "resume"]
     await negotiate(connect())
 
 
 async def test_the_next_client_waits_for_what_the_last_one_left(
-    client: RawClient, function: HostedEcho, connect: Connect
+    client: RawClient, device: HostedEcho, connect: Connect
 ) -> None:
-    function.disconnect_hold = hold = Hold()
+    device.disconnect_hold = hold = Hold()
     client.close()
-    await until(lambda: DISCONNECTED in function.calls)
+    await until(lambda: DISCONNECTED in device.calls)
     second = connect()
     await second.send(second.request(Command.VERSION, struct.pack("<HH", 0, 0)))
     await second.silence(0.1)
@@ -432,16 +432,16 @@ async def test_the_next_client_waits_for_what_the_last_one_left(
 # ---- resets ----------------------------------------------------------------------------------------------------------
 
 
-async def test_kinds_of_reset(client: RawClient, function: HostedEcho) -> None:
+async def test_kinds_of_reset(client: RawClient, device: HostedEcho) -> None:
     assert (await client.call(Command.DEVICE_RESET)).error == 0
-    assert function.names()[-2:] == ["quiesce", "reset"]
+    assert device.names()[-2:] == ["quiesce", "reset"]
     client.close()
-    await until(lambda: DISCONNECTED in function.calls)
-    assert function.names().count("reset") == 1
+    await until(lambda: DISCONNECTED in device.calls)
+    assert device.names().count("reset") == 1
 
 
-async def test_what_comes_behind_a_reset_waits_for_its_end(client: RawClient, function: HostedEcho) -> None:
-    function.hold = hold = Hold()
+async def test_what_comes_behind_a_reset_waits_for_its_end(client: RawClient, device: HostedEcho) -> None:
+    device.hold = hold = Hold()
     assert (await client.call(Command.DEVICE_RESET)).error == 0
     await client.send(client.request(Command.REGION_READ, struct.pack("<QII", 0, 0, 4)))
     await client.silence(0.1)
@@ -452,27 +452,27 @@ async def test_what_comes_behind_a_reset_waits_for_its_end(client: RawClient, fu
 # ---- interrupts ------------------------------------------------------------------------------------------------------
 
 
-async def test_interrupts_go_through_the_library(client: RawClient, function: HostedEcho, eventfd: int) -> None:
-    assert function.trigger is not None
-    assert function.trigger(2) is False
+async def test_interrupts_go_through_the_library(client: RawClient, device: HostedEcho, eventfd: int) -> None:
+    assert device.trigger is not None
+    assert device.trigger(2) is False
     assert await set_irqs(client, PciIrq.MSIX, 0x24, 2, 1, (eventfd,)) == 0
-    assert function.trigger(2) is True
-    assert function.trigger(1) is False
+    assert device.trigger(2) is True
+    assert device.trigger(1) is False
     assert events(eventfd) == 1
 
 
 async def test_what_nobody_took_is_tried_again_when_an_eventfd_has_come(
-    client: RawClient, function: HostedEcho, eventfd: int
+    client: RawClient, device: HostedEcho, eventfd: int
 ) -> None:
     tries: list[bool] = []
 
     def retry() -> None:
-        assert function.trigger is not None
-        tries.append(function.trigger(0))
+        assert device.trigger is not None
+        tries.append(device.trigger(0))
 
-    assert function.trigger is not None
-    assert function.trigger(0) is False
-    function.on_retry = retry
+    assert device.trigger is not None
+    assert device.trigger(0) is False
+    device.on_retry = retry
     for _ in range(3):
         await read(client, 0, 0, 4)
     assert tries == []  # an access brings no eventfd
@@ -482,10 +482,10 @@ async def test_what_nobody_took_is_tried_again_when_an_eventfd_has_come(
     assert events(eventfd) == 1
 
 
-async def test_intx_is_masked_and_unmasked(client: RawClient, function: HostedEcho) -> None:
+async def test_intx_is_masked_and_unmasked(client: RawClient, device: HostedEcho) -> None:
     assert await set_irqs(client, PciIrq.INTX, IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_MASK, 0, 1) == 0
     assert await set_irqs(client, PciIrq.INTX, IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_UNMASK, 0, 1) == 0
-    masked, unmasked = [call for call in function.calls if call[0] == "set_irqs"]
+    masked, unmasked = [call for call in device.calls if call[0] == "set_irqs"]
     assert masked[1:5] == (PciIrq.INTX, IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_MASK, 0, 1)
     assert unmasked[2] == IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_UNMASK
 

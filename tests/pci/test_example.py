@@ -6,8 +6,8 @@ from typing import Any
 
 from support.pci import EVENTFD, TRIGGER, Client, EventFds, events
 
-from vfiouser_virtio.function import Buffer, PciIrq, PciRegion
 from vfiouser_virtio.pci import Bar, Identity, PciFunction
+from vfiouser_virtio.vfio_device import Buffer, PciIrq, PciRegion
 
 
 def example() -> str:

@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 from support.pci import EVENTFD, IDENTITY, TRIGGER, Client, EventFds, Machine, events, open_fds
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import DeviceFlags, Function, Hold, IoEventFd, PciIrq, PciRegion, RegionFlags
 from vfiouser_virtio.pci import PciFunction
 from vfiouser_virtio.protocols.pci import Command, MsixFlags
+from vfiouser_virtio.vfio_device import DeviceFlags, Hold, IoEventFd, PciIrq, PciRegion, RegionFlags, VfioDevice
 
 FLR = 0x8000
 D0, D1, D2, D3HOT = range(4)
 
 
 def test_it_satisfies_the_seam() -> None:
-    function: Function = PciFunction(IDENTITY)  # for the type checkers
-    missing = [name for name in vars(Function) if not name.startswith("_") and not callable(getattr(function, name))]
+    function: VfioDevice = PciFunction(IDENTITY)  # for the type checkers
+    missing = [name for name in vars(VfioDevice) if not name.startswith("_") and not callable(getattr(function, name))]
     assert missing == []
 
 

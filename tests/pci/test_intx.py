@@ -3,9 +3,9 @@ import os
 import pytest
 from support.pci import BOOL, EVENTFD, IDENTITY, MASK, NONE, TRIGGER, UNMASK, EventFds, Machine, events, open_fds
 
-from vfiouser_virtio.function import IrqSetFlags, PciIrq
 from vfiouser_virtio.pci import PciFunction
 from vfiouser_virtio.protocols.pci import Command, MsixFlags, Status
+from vfiouser_virtio.vfio_device import IrqSetFlags, PciIrq
 
 
 def intx(machine: Machine, flags: IrqSetFlags, fds: tuple[int, ...] = (), count: int = 1, data: bytes = b"") -> None:

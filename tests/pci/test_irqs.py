@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.pci import BOOL, EVENTFD, MASK, NONE, TRIGGER, UNMASK, EventFds, Machine, events, open_fds
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import IrqInfoFlags, IrqSetFlags, PciIrq
+from vfiouser_virtio.vfio_device import IrqInfoFlags, IrqSetFlags, PciIrq
 
 INTX, MSI, MSIX, ERR, REQ = PciIrq
 U32 = (1 << 32) - 1

@@ -3,9 +3,9 @@
 import pytest
 from support.pci import IDENTITY, NONE, UNMASK, EventFds, Machine, events
 
-from vfiouser_virtio.function import HostedFunction, PciIrq
 from vfiouser_virtio.pci import PciFunction
 from vfiouser_virtio.protocols.pci import Command, MsixFlags
+from vfiouser_virtio.vfio_device import HostedVfioDevice, PciIrq
 
 
 class Listener:
@@ -28,7 +28,7 @@ class Listener:
 @pytest.fixture
 def listener(machine: Machine) -> Listener:
     listener = Listener()
-    function: HostedFunction = machine.function
+    function: HostedVfioDevice = machine.function
     function.set_trigger(listener.trigger)
     return listener
 

@@ -160,7 +160,7 @@ def test_every_device_has_every_switch(driver: str) -> None:
         queue_size=100,
         poll="on",
     )
-    transport = setup.create().transport
+    core = setup.create().core
     own = setup.create().device.features
     reserved: tuple[Feature, ...] = (
         Feature.VERSION_1,
@@ -170,15 +170,15 @@ def test_every_device_has_every_switch(driver: str) -> None:
         Feature.SUSPEND,
     )
     reserved += (Feature.NOTIF_CONFIG_DATA, Feature.ACCESS_PLATFORM)
-    assert transport.device_features == own | sum(feature.mask for feature in reserved)
-    assert transport.offer.poll == "on"
-    assert {queue.max_size for queue in transport.device.queues} == {64}  # until RING_PACKED is negotiated (CC8)
+    assert core.device_features == own | sum(feature.mask for feature in reserved)
+    assert core.offer.poll == "on"
+    assert {queue.max_size for queue in core.device.queues} == {64}  # until RING_PACKED is negotiated (CC8)
 
 
 def test_what_is_offered_if_nobody_says_anything() -> None:
-    transport = only("rng").create().transport
+    core = only("rng").create().core
     usual = (Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.RING_RESET)
-    assert transport.device_features == sum(feature.mask for feature in usual)
+    assert core.device_features == sum(feature.mask for feature in usual)
 
 
 @pytest.mark.parametrize(

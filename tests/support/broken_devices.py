@@ -8,14 +8,14 @@ import pytest
 from support.broken import after, around, breaks
 from support.faithful import add_structure, answer_register, offer
 
-from vfiouser_virtio.function import RegionInfo
 from vfiouser_virtio.pci import Bar, BarKind, PciFunction, vendor_capability
 from vfiouser_virtio.pci.msix import Msix
 from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.pci import NO_VECTOR, CfgType
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.common_cfg import CommonCfg
-from vfiouser_virtio.virtio import Device, Transport
+from vfiouser_virtio.vfio_device import RegionInfo
+from vfiouser_virtio.virtio import Device, DeviceCore
 from vfiouser_virtio.virtio.queue import Queue
 from vfiouser_virtio.virtio.suspend import Suspension
 
@@ -125,32 +125,32 @@ def hides_its_configuration(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/CC2")
 def looks_at_one_bit_of_select(patch: pytest.MonkeyPatch) -> None:
-    around(patch, Transport, "read_device_features", lambda original, self, select: original(self, select & 1))
+    around(patch, DeviceCore, "read_device_features", lambda original, self, select: original(self, select & 1))
 
 
 @breaks("virtio14/CC3")
 def forgets_driver_features(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Transport, "read_driver_features", lambda _self, _select: 0)
+    patch.setattr(DeviceCore, "read_driver_features", lambda _self, _select: 0)
 
 
 @breaks("virtio14/CC4", device="blk")
 def changes_silently(patch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
 
-    def read(original: Any, self: Transport, offset: int, count: int) -> bytes:
+    def read(original: Any, self: DeviceCore, offset: int, count: int) -> bytes:
         reads.append(offset)
         data = original(self, offset, count)
         return bytes([len(reads) & 0xFF]) + data[1:]
 
-    around(patch, Transport, "read_config", read)
+    around(patch, DeviceCore, "read_config", read)
 
 
 @breaks("virtio14/CC5")
 def is_never_reset(patch: pytest.MonkeyPatch) -> None:
-    def write(original: Any, self: Transport, value: int) -> Any:
+    def write(original: Any, self: DeviceCore, value: int) -> Any:
         return original(self, value) if value else None
 
-    around(patch, Transport, "write_status", write)
+    around(patch, DeviceCore, "write_status", write)
 
 
 @breaks("virtio14/CC6")
@@ -198,12 +198,12 @@ def has_admin_queue_0(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/ST1")
 def starts_early(patch: pytest.MonkeyPatch) -> None:
-    def written(self: Transport, value: int) -> None:
+    def written(self: DeviceCore, value: int) -> None:
         if value & Status.FEATURES_OK:
             self._task.start()
             self.resume("DRIVER_OK")
 
-    after(patch, Transport, "write_status", written)
+    after(patch, DeviceCore, "write_status", written)
 
 
 @breaks("virtio14/ST2", logs="broke virtio.* names descriptor 0xffff of 0x10")
@@ -218,11 +218,11 @@ def offers_bit_44(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/FB2")
 def accepts_what_it_has_not_offered(patch: pytest.MonkeyPatch) -> None:
-    def accept(original: Any, self: Transport) -> bool:
+    def accept(original: Any, self: DeviceCore) -> bool:
         self.driver_features &= self.device_features
         return bool(original(self))
 
-    around(patch, Transport, "_accept_features", accept)
+    around(patch, DeviceCore, "_accept_features", accept)
 
 
 @breaks("virtio14/FB3")
@@ -243,11 +243,11 @@ def is_a_legacy_device(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/RB1-accept")
 def serves_drivers_of_old(patch: pytest.MonkeyPatch) -> None:
-    def accept(original: Any, self: Transport) -> bool:
+    def accept(original: Any, self: DeviceCore) -> bool:
         self.driver_features |= Feature.VERSION_1.mask
         return bool(original(self))
 
-    around(patch, Transport, "_accept_features", accept)
+    around(patch, DeviceCore, "_accept_features", accept)
 
 
 @breaks("virtio14/RB3")
@@ -257,26 +257,26 @@ def offers_sr_iov(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/RS1")
 def is_too_busy_for_a_reset(patch: pytest.MonkeyPatch) -> None:
-    def write(original: Any, self: Transport, value: int) -> Any:
+    def write(original: Any, self: DeviceCore, value: int) -> Any:
         return original(self, value) if value or not self._status & Status.DRIVER_OK else None
 
-    around(patch, Transport, "write_status", write)
+    around(patch, DeviceCore, "write_status", write)
 
 
 @breaks("virtio14/RS2")
 def goes_on_after_a_reset(patch: pytest.MonkeyPatch) -> None:
-    def reset(_original: Any, self: Transport) -> None:
+    def reset(_original: Any, self: DeviceCore) -> None:
         self._status = self.driver_features = 0
 
-    around(patch, Transport, "reset", reset)
+    around(patch, DeviceCore, "reset", reset)
 
 
 @breaks("virtio14/CF1", device="blk")
 def shows_its_configuration_late(patch: pytest.MonkeyPatch) -> None:
-    def read(original: Any, self: Transport, offset: int, count: int) -> bytes:
+    def read(original: Any, self: DeviceCore, offset: int, count: int) -> bytes:
         return bytes(original(self, offset, count)) if self._status & Status.FEATURES_OK else bytes(count)
 
-    around(patch, Transport, "read_config", read)
+    around(patch, DeviceCore, "read_config", read)
 
 
 # ---- interrupts --------------------------------------------------------------------------------------------------
@@ -331,10 +331,10 @@ def fires_vector_0_instead(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/SU1", suspend=True)
 def keeps_suspend_as_it_comes(patch: pytest.MonkeyPatch) -> None:
-    def keep(self: Transport, value: int) -> None:
+    def keep(self: DeviceCore, value: int) -> None:
         self._status |= value & Status.SUSPEND
 
-    after(patch, Transport, "write_status", keep)
+    after(patch, DeviceCore, "write_status", keep)
 
 
 @breaks("virtio14/SU2", suspend=True)
@@ -344,4 +344,4 @@ def works_in_its_sleep(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/SU3", suspend=True)
 def does_not_wake_up(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Transport, "_resume", lambda _self: None)
+    patch.setattr(DeviceCore, "_resume", lambda _self: None)

@@ -10,13 +10,13 @@ from support.broken import around, breaks, only_notified_queues_are_served
 from support.faithful import write_multiple
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import DeviceInfo, IrqInfo, IrqInfoFlags, RegionInfo
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci import PciFunction
 from vfiouser_virtio.pci.config_space import ConfigSpace
 from vfiouser_virtio.pci.msix import Msix
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, REGION_ACCESS_CODEC, Command
 from vfiouser_virtio.transports import VirtioPci
+from vfiouser_virtio.vfio_device import DeviceInfo, IrqInfo, IrqInfoFlags, RegionInfo
 from vfiouser_virtio.vfio_user import Server, connection, dispatch, session
 from vfiouser_virtio.vfio_user.connection import Connection, reply
 from vfiouser_virtio.vfio_user.dispatch import Answer

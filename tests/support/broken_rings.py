@@ -10,7 +10,7 @@ from support.faithful import answer_register
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags
 from vfiouser_virtio.transports import VirtioPci
-from vfiouser_virtio.virtio import Transport
+from vfiouser_virtio.virtio import DeviceCore
 from vfiouser_virtio.vring import Ring, SplitRing
 from vfiouser_virtio.vring.chain import Writable
 
@@ -19,7 +19,7 @@ from vfiouser_virtio.vring.chain import Writable
 
 @breaks("virtio14/QR1")
 def only_says_that_the_queue_is_reset(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Transport, "reset_queue", lambda _self, _index: None)
+    patch.setattr(DeviceCore, "reset_queue", lambda _self, _index: None)
     answer_register(patch, "queue_enable", lambda _cfg, _original: 0)
 
 
@@ -27,7 +27,7 @@ def only_says_that_the_queue_is_reset(patch: pytest.MonkeyPatch) -> None:
 def goes_on_where_the_old_queue_was(patch: pytest.MonkeyPatch) -> None:
     indexes: list[tuple[int, int]] = []
 
-    def reset(original: Any, self: Transport, index: int) -> Any:
+    def reset(original: Any, self: DeviceCore, index: int) -> Any:
         bound = self.device.queues[index]._bound
         if bound is not None:
             assert isinstance(bound.ring, SplitRing)
@@ -39,7 +39,7 @@ def goes_on_where_the_old_queue_was(patch: pytest.MonkeyPatch) -> None:
         if indexes:
             self.last_avail, self.used_idx = indexes.pop()
 
-    around(patch, Transport, "reset_queue", reset)
+    around(patch, DeviceCore, "reset_queue", reset)
     around(patch, SplitRing, "__init__", make)
 
 
@@ -48,17 +48,17 @@ def keeps_the_old_addresses(patch: pytest.MonkeyPatch) -> None:
     names = ("size", "desc", "driver", "device")
     kept: dict[str, int] = {}
 
-    def reset(original: Any, self: Transport, index: int) -> Any:
+    def reset(original: Any, self: DeviceCore, index: int) -> Any:
         kept.update((name, getattr(self.device.queues[index], name)) for name in names)
         return original(self, index)
 
-    def enable(original: Any, self: Transport, index: int) -> None:
+    def enable(original: Any, self: DeviceCore, index: int) -> None:
         for name, value in kept.items():
             setattr(self.device.queues[index], name, value)
         original(self, index)
 
-    around(patch, Transport, "reset_queue", reset)
-    around(patch, Transport, "enable_queue", enable)
+    around(patch, DeviceCore, "reset_queue", reset)
+    around(patch, DeviceCore, "enable_queue", enable)
 
 
 # ---- descriptors -------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def sets_flags_with_event_idx(patch: pytest.MonkeyPatch) -> None:
 def minds_spurious_notifications(patch: pytest.MonkeyPatch) -> None:
     def notified(original: Any, self: VirtioPci, index: int, data: bytes) -> None:
         if index >= len(self.device.queues):
-            self.transport.needs_reset(GuestError(f"queue {index} was notified"))
+            self.core.needs_reset(GuestError(f"queue {index} was notified"))
         original(self, index, data)
 
     around(patch, VirtioPci, "_notified", notified)

@@ -1,15 +1,15 @@
-"""`EchoFunction` for engines that keep eventfds and mappings themselves."""
+"""`EchoDevice` for engines that keep eventfds and mappings themselves."""
 
 import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from support.echo_function import EchoFunction
+from support.echo_device import EchoDevice
 
-from vfiouser_virtio.function import Hold, Trigger
+from vfiouser_virtio.vfio_device import Hold, Trigger
 
 
-class HostedEcho(EchoFunction):
+class HostedEcho(EchoDevice):
     """Keeps the trigger and where memory is; `quiesce_hold` is what the next `quiesce` gives."""
 
     def __init__(self) -> None:

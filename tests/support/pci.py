@@ -3,10 +3,10 @@
 import os
 from collections.abc import Callable, Sequence
 
-from vfiouser_virtio.function import Buffer, Hold, IrqSetFlags, PciIrq, PciRegion
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import TYPE0_HEADER, Command
+from vfiouser_virtio.vfio_device import Buffer, Hold, IrqSetFlags, PciIrq, PciRegion
 
 TRIGGER = IrqSetFlags.ACTION_TRIGGER
 MASK = IrqSetFlags.ACTION_MASK

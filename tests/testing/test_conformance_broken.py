@@ -10,7 +10,7 @@ from support.conformance_target import serving
 from support.faithful import FAITHFUL
 
 from vfiouser_virtio.testing.conformance import CHECKS, Verdict, run_check
-from vfiouser_virtio.virtio import Transport
+from vfiouser_virtio.virtio import DeviceCore
 
 pytestmark = pytest.mark.slow
 
@@ -60,10 +60,10 @@ async def test_a_mistake_of_the_patch_itself_does_not_count(
 ) -> None:
     """ST1's and PK1's broken servers once failed by such: the checks had seen an error reply, and not their rule."""
 
-    def written(self: Transport, _value: int) -> None:
+    def written(self: DeviceCore, _value: int) -> None:
         self._name_that_is_not_there_any_more()  # type: ignore[attr-defined] # which is the point
 
-    after(monkeypatch, Transport, "write_status", written)
+    after(monkeypatch, DeviceCore, "write_status", written)
     async with serving("rng", timeout=1) as wire:
         result = await run_check(wire, CHECKS["virtio14/ST1"])
     assert result.verdict is Verdict.FAIL

@@ -12,12 +12,12 @@ import trio
 from vfiouser_virtio import vm
 from vfiouser_virtio.background import background
 from vfiouser_virtio.devices.rng import Rng
-from vfiouser_virtio.function import Buffer, IrqSetFlags, PciIrq
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
 from vfiouser_virtio.protocols.pci import Command
 from vfiouser_virtio.testing.qtest_machine import QtestMachine, qtest_machine
 from vfiouser_virtio.testing.qtest_port import QtestPort
 from vfiouser_virtio.testing.served import served
+from vfiouser_virtio.vfio_device import Buffer, IrqSetFlags, PciIrq
 from vfiouser_virtio.vfio_user import Server, listen_path
 
 pytestmark = pytest.mark.qemu

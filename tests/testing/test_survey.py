@@ -12,11 +12,11 @@ from support.broken import around
 from support.conformance_target import serving
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import RegionInfo
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
 from vfiouser_virtio.testing.conformance import Wire
 from vfiouser_virtio.testing.survey import Survey, survey
 from vfiouser_virtio.testing.survey_text import as_lspci, as_text
+from vfiouser_virtio.vfio_device import RegionInfo
 from vfiouser_virtio.vfio_user import Server, listen_path
 
 

@@ -200,7 +200,7 @@ async def test_a_bug_of_the_device_is_needs_reset_and_no_crash(caplog: pytest.Lo
 async def test_what_its_memory_has_to_say_begins_with_the_device(caplog: pytest.LogCaptureFixture) -> None:
     async with loopback() as transport:
         transport._guest_memory._log.warning("a line")
-        transport.transport.log.warning("another")
+        transport.core.log.warning("another")
     assert [record.getMessage() for record in caplog.records] == [
         "echo at loopback: a line",
         "echo at loopback: another",

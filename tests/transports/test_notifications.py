@@ -6,13 +6,13 @@ import trio.testing
 from support.bare_device import bare_device
 
 from vfiouser_virtio.devices.rng import Rng
-from vfiouser_virtio.function import PciRegion
 from vfiouser_virtio.guest import VirtioDevice, Virtqueue, new_vq
 from vfiouser_virtio.guest.pci_transport import PciTransport
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.testing.carriers import Carrier
 from vfiouser_virtio.transports import VirtioPci
-from vfiouser_virtio.virtio import Device, Offer, Transport, queue
+from vfiouser_virtio.vfio_device import PciRegion
+from vfiouser_virtio.virtio import Device, DeviceCore, Offer, queue
 
 BOTH = Offer(notification_data=True, notif_config_data=True)
 BOTH_PACKED = Offer(notification_data=True, notif_config_data=True, packed=True)
@@ -152,8 +152,8 @@ async def test_complaints_begin_anew_with_each_reset(caplog: pytest.LogCaptureFi
 
 
 async def test_the_config_data_is_never_the_index() -> None:
-    assert all(Transport.notif_config_data(index) != index for index in range(0x10000))
-    assert len({Transport.notif_config_data(index) for index in range(0x10000)}) == 0x10000
+    assert all(DeviceCore.notif_config_data(index) != index for index in range(0x10000))
+    assert len({DeviceCore.notif_config_data(index) for index in range(0x10000)}) == 0x10000
 
 
 @pytest.mark.parametrize("negotiated", [False, True])

@@ -10,12 +10,12 @@ import trio
 import trio.testing
 from construct import Int32ul, Struct
 
-from vfiouser_virtio.function import IrqSetFlags, PciIrq, PciRegion
 from vfiouser_virtio.protocols.record import record
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.transports import VirtioPci, identity
 from vfiouser_virtio.transports.identity import Style
+from vfiouser_virtio.vfio_device import IrqSetFlags, PciIrq, PciRegion
 from vfiouser_virtio.virtio import Device, Offer, queue
 
 COMMON, ISR, DEVICE_CFG, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
@@ -194,14 +194,14 @@ def test_capabilities_and_layout(guest: Guest) -> None:
 
 def test_registers_after_reset(guest: Guest) -> None:
     expected = dict.fromkeys(COMMON_CFG_OFFSETS, 0)
-    low = guest.function.transport.device_features & 0xFFFF_FFFF
+    low = guest.function.core.device_features & 0xFFFF_FFFF
     expected |= {"device_feature": low, "num_queues": 2, "queue_size": 8}
     expected |= {"config_msix_vector": NO_VECTOR, "queue_msix_vector": NO_VECTOR}
     assert {name: guest.get(name) for name in COMMON_CFG_OFFSETS} == expected
 
 
 def test_device_features_follow_any_select(guest: Guest) -> None:
-    offered = guest.function.transport.device_features
+    offered = guest.function.core.device_features
     for select, value in ((1, offered >> 32 & 0xFFFF_FFFF), (2, 1 << 4), (3, 0), (4, 0), (0xFFFF_FFFF, 0)):
         guest.set("device_feature_select", select)
         assert guest.get("device_feature") == value

@@ -1,4 +1,4 @@
-"""A server with an `EchoFunction` on a real socket, and clients that speak to it byte by byte."""
+"""A server with an `EchoDevice` on a real socket, and clients that speak to it byte by byte."""
 
 import os
 import socket
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import trio
-from support.echo_function import EchoFunction
+from support.echo_device import EchoDevice
 from support.raw_client import RawClient
 
 from vfiouser_virtio.vfio_user import Listener, Server, listen_path
 
 
 @pytest.fixture
-def function() -> EchoFunction:
+def device() -> EchoDevice:
     """What the server serves."""
-    return EchoFunction()
+    return EchoDevice()
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def connect(listener: Listener) -> Iterator[Callable[[], RawClient]]:
 
 @pytest.fixture
 async def client(
-    nursery: trio.Nursery, function: EchoFunction, listener: Listener, connect: Callable[[], RawClient]
+    nursery: trio.Nursery, device: EchoDevice, listener: Listener, connect: Callable[[], RawClient]
 ) -> AsyncIterator[RawClient]:
     """A client that has negotiated QEMU's version, of a server that runs."""
-    nursery.start_soon(Server(function).serve, listener)
+    nursery.start_soon(Server(device).serve, listener)
     client = connect()
     await client.version()
     yield client

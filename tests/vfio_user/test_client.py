@@ -1,4 +1,4 @@
-"""The client against our own server, with an `EchoFunction`, over a real socket."""
+"""The client against our own server, with an `EchoDevice`, over a real socket."""
 
 import errno
 import os
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from support.echo_function import EchoFunction
+from support.echo_device import EchoDevice
 from support.raw_client import QEMU_CAPABILITIES
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Hold, IoEventFd
 from vfiouser_virtio.protocols.vfio_user import Command, Direction, IrqSetFlags, PciIrq, PciRegion, RegionFlags
+from vfiouser_virtio.vfio_device import Hold, IoEventFd
 from vfiouser_virtio.vfio_user import (
     QEMU_OPTIONS,
     QEMU_VERSION,
@@ -39,9 +39,9 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def server(nursery: trio.Nursery, function: EchoFunction, listener: Listener) -> str:
+def server(nursery: trio.Nursery, device: EchoDevice, listener: Listener) -> str:
     """The path of a server that runs, and does REGION_WRITE_MULTI."""
-    nursery.start_soon(Server(function, write_multiple=True).serve, listener)
+    nursery.start_soon(Server(device, write_multiple=True).serve, listener)
     return listener.name
 
 
@@ -55,8 +55,8 @@ async def echo(server: str) -> AsyncIterator[Client]:
 # Connecting
 
 
-async def test_what_is_negotiated(echo: Client, function: EchoFunction) -> None:
-    assert function.names() == ["connected"]
+async def test_what_is_negotiated(echo: Client, device: EchoDevice) -> None:
+    assert device.names() == ["connected"]
     assert echo.version is not None
     assert (echo.version.minor, echo.version.max_msg_fds, echo.version.write_multiple) == (1, 16, True)
     assert echo.alive
@@ -75,7 +75,7 @@ async def test_what_is_negotiated(echo: Client, function: EchoFunction) -> None:
     ],
 )
 async def test_every_kind_of_client(
-    server: str, function: EchoFunction, options: ClientOptions, minor: int, keys: set[str] | None
+    server: str, device: EchoDevice, options: ClientOptions, minor: int, keys: set[str] | None
 ) -> None:
     async with connect_to(server, options=options) as client:
         assert client.version is not None
@@ -165,9 +165,9 @@ async def test_what_there_is(echo: Client) -> None:
     assert (irqs.flags, irqs.count) == (1, 32)
 
 
-async def test_registers(echo: Client, function: EchoFunction) -> None:
+async def test_registers(echo: Client, device: EchoDevice) -> None:
     await echo.bar_write(4, 0x10, 4, 0x11223344)
-    assert function.regions[4][0x10:0x14] == b"\x44\x33\x22\x11"
+    assert device.regions[4][0x10:0x14] == b"\x44\x33\x22\x11"
     assert await echo.bar_read(4, 0x11, 2) == 0x2233
     echo.bar_post(4, 0x18, 8, 1 << 63)
     assert await echo.bar_read(4, 0x18, 8) == 1 << 63
@@ -176,45 +176,45 @@ async def test_registers(echo: Client, function: EchoFunction) -> None:
     assert await echo.region_read(PciRegion.CONFIG, 0, 256) == bytes(0x3C) + b"\xfe" + bytes(0xC3)
 
 
-async def test_large_accesses(echo: Client, function: EchoFunction) -> None:
-    function.regions[0] = bytearray(MIB)
+async def test_large_accesses(echo: Client, device: EchoDevice) -> None:
+    device.regions[0] = bytearray(MIB)
     data = os.urandom(MIB)
     await echo.region_write(0, 0, data)
     assert await echo.region_read(0, 0, MIB) == data
 
 
-async def test_posted_writes_are_in_order_and_many(echo: Client, function: EchoFunction) -> None:
+async def test_posted_writes_are_in_order_and_many(echo: Client, device: EchoDevice) -> None:
     for number in range(20_000):
         echo.bar_post(0, 0, 4, number)
     assert await echo.bar_read(0, 0, 4) == 19_999
-    writes = [call[3] for call in function.calls if call[0] == "region_write"]
+    writes = [call[3] for call in device.calls if call[0] == "region_write"]
     assert writes == [struct.pack("<I", number) for number in range(20_000)]
 
 
-async def test_posts_before_the_end_are_flushed(server: str, function: EchoFunction) -> None:
-    function.regions[0] = bytearray(MIB)
+async def test_posts_before_the_end_are_flushed(server: str, device: EchoDevice) -> None:
+    device.regions[0] = bytearray(MIB)
     async with connect_to(server) as client:
         for number in range(4):
             client.region_post(0, 0, bytes([number]) * MIB)
         await client.flush()
     with trio.fail_after(5):
-        while "disconnected" not in function.names():
+        while "disconnected" not in device.names():
             await trio.sleep(0.001)
-    assert function.regions[0] == b"\3" * MIB
+    assert device.regions[0] == b"\3" * MIB
 
 
-async def test_several_writes_in_one_message(echo: Client, function: EchoFunction) -> None:
+async def test_several_writes_in_one_message(echo: Client, device: EchoDevice) -> None:
     assert await echo.region_write_multi([(0, 8, b"abc"), (4, 0, b"12345678")]) == 2
     echo.post_write_multi([(0, 0, b"z")])
     assert await echo.region_read(0, 0, 12) == b"z\0\0\0\0\0\0\0abc\0"
-    assert function.regions[4][:8] == b"12345678"
+    assert device.regions[4][:8] == b"12345678"
     with pytest.raises(ValueError, match="1 to 8"):
         await echo.region_write_multi([(0, 0, bytes(9))])
     with pytest.raises(RemoteError):
         await echo.region_write_multi([(0, 0x4000, b"x")])
 
 
-async def test_a_refusal(echo: Client, function: EchoFunction) -> None:
+async def test_a_refusal(echo: Client, device: EchoDevice) -> None:
     with pytest.raises(RemoteError, match="REGION_READ: the server answered Invalid argument") as caught:
         await echo.bar_read(4, 0x4000, 1)
     assert (caught.value.errno, caught.value.command) == (errno.EINVAL, Command.REGION_READ)
@@ -226,8 +226,8 @@ async def test_a_refusal(echo: Client, function: EchoFunction) -> None:
     assert echo.alive
 
 
-async def test_pipelining(echo: Client, function: EchoFunction) -> None:
-    function.regions[0][:] = bytes(index & 0xFF for index in range(0x4000))
+async def test_pipelining(echo: Client, device: EchoDevice) -> None:
+    device.regions[0][:] = bytes(index & 0xFF for index in range(0x4000))
     found: dict[int, int] = {}
 
     async def read(offset: int) -> None:
@@ -239,8 +239,8 @@ async def test_pipelining(echo: Client, function: EchoFunction) -> None:
     assert found == {offset: offset & 0xFF for offset in range(500)}
 
 
-async def test_a_timeout_and_the_late_reply(echo: Client, function: EchoFunction) -> None:
-    function.hold = hold = Hold()
+async def test_a_timeout_and_the_late_reply(echo: Client, device: EchoDevice) -> None:
+    device.hold = hold = Hold()
     echo.timeout = 0.05
     with pytest.raises(PeerError, match=r"DEVICE_RESET: no reply within 0\.05 s") as caught:
         await echo.device_reset()
@@ -262,7 +262,7 @@ async def test_headers_as_they_should_not_be(echo: Client) -> None:
         echo.bar_post(0, 0, 1, 0)
 
 
-async def test_raw_bytes(echo: Client, function: EchoFunction) -> None:
+async def test_raw_bytes(echo: Client, device: EchoDevice) -> None:
     echo.send_raw(struct.pack("<HHIII", 1, Command.REGION_WRITE, 33, 0x10, 0))
     echo.send_raw(struct.pack("<QII", 5, 0, 1) + b"!")
     assert await echo.bar_read(0, 5, 1) == ord("!")
@@ -283,8 +283,8 @@ async def test_which_ids_are_used(server: str) -> None:
         assert seen == [(way, i, c) for i, c in zip(ids, commands, strict=True) for way in (to, back)]
 
 
-async def test_pipelining_with_one_id(server: str, function: EchoFunction) -> None:
-    function.regions[0][:64] = bytes(range(64))
+async def test_pipelining_with_one_id(server: str, device: EchoDevice) -> None:
+    device.regions[0][:64] = bytes(range(64))
     async with connect_to(server, options=SPDK_OPTIONS) as client:
         found: list[int] = []
 
@@ -300,11 +300,11 @@ async def test_pipelining_with_one_id(server: str, function: EchoFunction) -> No
 # Regions with more to say
 
 
-async def test_capabilities_of_a_region(echo: Client, function: EchoFunction, open_fds: Callable[[], int]) -> None:
+async def test_capabilities_of_a_region(echo: Client, device: EchoDevice, open_fds: Callable[[], int]) -> None:
     areas = struct.pack("<IIQQ", 1, 0, 0x1000, 0x1000)
-    function.capabilities[4] = ((1, 1, areas), (3, 1, b""))
+    device.capabilities[4] = ((1, 1, areas), (3, 1, b""))
     fd = os.memfd_create("bar")
-    function.region_fds[4] = (fd,)
+    device.region_fds[4] = (fd,)
     before = open_fds()
     info = await echo.region_info(4)
     assert info.flags == RegionFlags.READ | RegionFlags.WRITE | RegionFlags.MMAP | RegionFlags.CAPS
@@ -319,16 +319,16 @@ async def test_capabilities_of_a_region(echo: Client, function: EchoFunction, op
 
 
 async def test_a_region_capability_of_tomorrow_is_passed_over(
-    echo: Client, function: EchoFunction, open_fds: Callable[[], int]
+    echo: Client, device: EchoDevice, open_fds: Callable[[], int]
 ) -> None:
     """0x8001 comes with `sparse_mmap_fds`, and with several fds a region: what is known beside it still counts."""
     areas = struct.pack("<IIQQ", 1, 0, 0x1000, 0x1000)
     unknown = struct.pack("<IIQQQ", 1, 0, 0, 0x1000, 0)
     fds = [os.memfd_create("bar") for _ in range(3)]
-    function.region_fds[4] = tuple(fds)
+    device.region_fds[4] = tuple(fds)
     before = open_fds()
     for chain in (((0x8001, 1, unknown), (1, 1, areas)), ((1, 1, areas), (0x8001, 1, unknown)), ((0x8001, 7, b""),)):
-        function.capabilities[4] = chain
+        device.capabilities[4] = chain
         info = await echo.region_info(4)
         assert info.capabilities == chain
         assert len(info.fds) == 3
@@ -339,10 +339,10 @@ async def test_a_region_capability_of_tomorrow_is_passed_over(
         os.close(fd)
 
 
-async def test_io_fds(echo: Client, function: EchoFunction) -> None:
+async def test_io_fds(echo: Client, device: EchoDevice) -> None:
     assert await echo.io_fds(0) == []
     fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3)]
-    function.io = [
+    device.io = [
         IoEventFd(0x3000, 2, fds[0]),
         IoEventFd(0x3004, 0, fds[1]),
         IoEventFd(0x3008, 4, fds[2], flags=1, datamatch=7),
@@ -362,7 +362,7 @@ async def test_io_fds(echo: Client, function: EchoFunction) -> None:
     for bar, offset, size, value in ((4, 0x3000, 4, 0), (4, 0x3008, 4, 8), (0, 0x3000, 2, 0), (4, 0x3002, 2, 0)):
         echo.bar_post(bar, offset, size, value)
     await echo.bar_read(4, 0, 1)
-    assert function.names().count("region_write") == 4
+    assert device.names().count("region_write") == 4
     for fd in fds:
         os.close(fd)
 
@@ -372,13 +372,13 @@ async def test_io_fds(echo: Client, function: EchoFunction) -> None:
 
 @pytest.mark.parametrize("kind", [SharedMemory, PrivateMemory])
 async def test_memory_is_mapped(
-    server: str, function: EchoFunction, kind: type[SharedMemory] | type[PrivateMemory]
+    server: str, device: EchoDevice, kind: type[SharedMemory] | type[PrivateMemory]
 ) -> None:
     with kind(MIB) as first, kind(4096, address=0) as second:
         async with connect_to(server, memory=[first, second]) as client:
             assert client.memory is first
             has_fd = kind is SharedMemory
-            assert function.calls[1:] == [
+            assert device.calls[1:] == [
                 ("dma_map", 0x1_0000_0000, MIB, True, True, has_fd, 0),
                 ("dma_map", 0, 4096, True, True, has_fd, 0),
             ]
@@ -388,43 +388,41 @@ async def test_memory_is_mapped(
             with pytest.raises(LookupError, match="no memory is mapped"):
                 _ = client.memory
             await client.map_memory(first, writable=False)
-            assert function.calls[-1] == ("dma_map", 0x1_0000_0000, MIB, True, False, has_fd, 0)
+            assert device.calls[-1] == ("dma_map", 0x1_0000_0000, MIB, True, False, has_fd, 0)
             with pytest.raises(RemoteError) as caught:
                 await client.map_memory(first)
             assert caught.value.errno == errno.EEXIST
             await client.dma_unmap(0, 0, flags=2)
-            last: object = function.calls[-1]
+            last: object = device.calls[-1]
             assert last == ("dma_unmap", 0, 1 << 64)
 
 
 @pytest.mark.parametrize("options", [ClientOptions(), ClientOptions(version=TWIN_VERSION)], ids=["one", "twin"])
-async def test_the_server_reaches_memory_by_message(
-    server: str, function: EchoFunction, options: ClientOptions
-) -> None:
+async def test_the_server_reaches_memory_by_message(server: str, device: EchoDevice, options: ClientOptions) -> None:
     with PrivateMemory(MIB) as ram:
         async with connect_to(server, options=options, memory=[ram]) as client:
-            assert function.client is not None
+            assert device.client is not None
             data = os.urandom(100_000)
-            await function.client.dma_write(ram.address + 5, data)
+            await device.client.dma_write(ram.address + 5, data)
             assert bytes(ram.view[5 : 5 + len(data)]) == data
-            assert await function.client.dma_read(ram.address + 5, len(data)) == data
+            assert await device.client.dma_read(ram.address + 5, len(data)) == data
             with pytest.raises(PeerError, match="No such device") as caught:
-                await function.client.dma_read(ram.address + MIB - 1, 2)
+                await device.client.dma_read(ram.address + MIB - 1, 2)
             assert caught.value.errno == errno.ENODEV
             await client.unmap_memory(ram)
             with pytest.raises(PeerError):
-                await function.client.dma_read(ram.address, 1)
+                await device.client.dma_read(ram.address, 1)
 
 
-async def test_memory_is_served_while_we_wait(server: str, function: EchoFunction, nursery: trio.Nursery) -> None:
+async def test_memory_is_served_while_we_wait(server: str, device: EchoDevice, nursery: trio.Nursery) -> None:
     """A device that cannot finish its reset before it has read our memory."""
     with PrivateMemory(MIB) as ram:
         async with connect_to(server, memory=[ram]) as client:
-            function.hold = hold = Hold()
+            device.hold = hold = Hold()
 
             async def work() -> None:
-                assert function.client is not None
-                await function.client.dma_write(ram.address, b"done")
+                assert device.client is not None
+                await device.client.dma_write(ram.address, b"done")
                 hold.finish()
 
             nursery.start_soon(work)
@@ -442,7 +440,7 @@ async def test_memory_outlives_a_client(server: str) -> None:
 # Interrupts, raw
 
 
-async def test_every_form_of_set_irqs(echo: Client, function: EchoFunction) -> None:
+async def test_every_form_of_set_irqs(echo: Client, device: EchoDevice) -> None:
     data_flags = (IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD)
     actions = (IrqSetFlags.ACTION_MASK, IrqSetFlags.ACTION_UNMASK, IrqSetFlags.ACTION_TRIGGER)
     fds = [os.eventfd(0), os.eventfd(0)]
@@ -450,7 +448,7 @@ async def test_every_form_of_set_irqs(echo: Client, function: EchoFunction) -> N
         data = b"\1\0" if flags & IrqSetFlags.DATA_BOOL else b""
         sent = fds if flags & IrqSetFlags.DATA_EVENTFD else []
         await echo.set_irqs(PciIrq.MSIX, flags, 3, 2, data=data, fds=sent)
-        assert function.calls[-1] == ("set_irqs", PciIrq.MSIX, flags, 3, 2, data, len(sent))
+        assert device.calls[-1] == ("set_irqs", PciIrq.MSIX, flags, 3, 2, data, len(sent))
     with pytest.raises(RemoteError):
         await echo.set_irqs(PciIrq.MSIX, IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER, 32, 1)
     for fd in fds:
@@ -461,16 +459,16 @@ async def test_every_form_of_set_irqs(echo: Client, function: EchoFunction) -> N
 
 
 @asynccontextmanager
-async def server_that_ends(function: EchoFunction, listener: Listener) -> AsyncIterator[trio.CancelScope]:
+async def server_that_ends(device: EchoDevice, listener: Listener) -> AsyncIterator[trio.CancelScope]:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Server(function).serve, listener)
+        nursery.start_soon(Server(device).serve, listener)
         yield nursery.cancel_scope
         nursery.cancel_scope.cancel()
 
 
-async def test_a_server_that_goes(function: EchoFunction, listener: Listener) -> None:
-    async with server_that_ends(function, listener) as scope, connect_to(listener.name) as client:
-        function.hold = hold = Hold()
+async def test_a_server_that_goes(device: EchoDevice, listener: Listener) -> None:
+    async with server_that_ends(device, listener) as scope, connect_to(listener.name) as client:
+        device.hold = hold = Hold()
         errors: list[PeerError] = []
 
         async def wait() -> None:
@@ -495,37 +493,37 @@ async def test_a_server_that_goes(function: EchoFunction, listener: Listener) ->
             client.bar_post(0, 0, 1, 0)
 
 
-async def test_leaving_in_the_middle(echo: Client, function: EchoFunction) -> None:
+async def test_leaving_in_the_middle(echo: Client, device: EchoDevice) -> None:
     async def reset() -> None:
         with pytest.raises(PeerError, match="the client has disconnected"):
             await echo.device_reset()
 
-    function.hold = Hold()
+    device.hold = Hold()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reset)
         await trio.testing.wait_all_tasks_blocked(0.01)
         echo.disconnect()
-    function.hold = None
+    device.hold = None
     assert (await echo.wait_closed()).errno == errno.ENOTCONN
     echo.disconnect()
 
 
 async def test_leaving_with_a_twin_socket_is_no_mistake(
-    server: str, function: EchoFunction, caplog: pytest.LogCaptureFixture
+    server: str, device: EchoDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(10):
         async with connect_to(server, options=ClientOptions(version=TWIN_VERSION)):
             pass
     with trio.fail_after(5):
-        while function.names().count("disconnected") < 10:
+        while device.names().count("disconnected") < 10:
             await trio.sleep(0.001)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
 
 
-async def test_nothing_leaks(server: str, function: EchoFunction, open_fds: Callable[[], int]) -> None:
+async def test_nothing_leaks(server: str, device: EchoDevice, open_fds: Callable[[], int]) -> None:
     fds = [os.eventfd(0) for _ in range(2)]
-    function.io = [IoEventFd(0, 2, fds[0])]
-    function.region_fds[4] = (fds[1],)
+    device.io = [IoEventFd(0, 2, fds[0])]
+    device.region_fds[4] = (fds[1],)
 
     async def use(options: ClientOptions) -> None:
         with SharedMemory(4096) as ram, PrivateMemory(4096, address=0) as private:
@@ -537,14 +535,14 @@ async def test_nothing_leaks(server: str, function: EchoFunction, open_fds: Call
                 reply = await client.request(Command.DEVICE_GET_REGION_INFO, struct.pack("<IIIIQQ", 32, 0, 4, 0, 0, 0))
                 for fd in reply.take_fds():
                     os.close(fd)
-                function.regions[0] = bytearray(MIB)
+                device.regions[0] = bytearray(MIB)
                 for _ in range(3):
                     client.region_post(0, 0, bytes(MIB))
                 client.post(Command.DMA_MAP, bytes(32), fds)  # queued behind them, with copies
         with trio.fail_after(5):
-            while "disconnected" not in function.names():
+            while "disconnected" not in device.names():
                 await trio.sleep(0.001)
-        function.calls.clear()
+        device.calls.clear()
 
     for kind in (ClientOptions(), replace(QEMU_OPTIONS, version=TWIN_VERSION)):
         await use(kind)

@@ -1,4 +1,4 @@
-"""Interrupts from a real PCI function, through our own server, to handlers of the client."""
+"""Interrupts from a real PCI device, through our own server, to handlers of the client."""
 
 import errno
 import os
@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 import trio
-from support.echo_function import EchoFunction
+from support.echo_device import EchoDevice
 from support.pci import Machine
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import Buffer, IrqSetFlags, PciIrq
 from vfiouser_virtio.pci import PciFunction
+from vfiouser_virtio.vfio_device import Buffer, IrqSetFlags, PciIrq
 from vfiouser_virtio.vfio_user import Client, ClientOptions, Listener, RemoteError, Server, VersionProposal
 from vfiouser_virtio.vfio_user import connect as connect_to
 
@@ -56,7 +56,7 @@ def pci(machine: Machine) -> PciFunction:
 
 @pytest.fixture
 async def client(nursery: trio.Nursery, listener: Listener, pci: PciFunction) -> AsyncIterator[Client]:
-    """Connected to the machine's function."""
+    """Connected to the machine's device."""
     nursery.start_soon(Server(pci).serve, listener)
     async with connect_to(listener.name) as client:
         yield client
@@ -112,14 +112,14 @@ async def test_too_many_vectors(client: Client, open_fds: Callable[[], int]) -> 
     assert open_fds() == before
 
 
-async def test_one_fd_at_a_time(nursery: trio.Nursery, function: EchoFunction, listener: Listener) -> None:
-    nursery.start_soon(Server(function).serve, listener)
+async def test_one_fd_at_a_time(nursery: trio.Nursery, device: EchoDevice, listener: Listener) -> None:
+    nursery.start_soon(Server(device).serve, listener)
     async with connect_to(listener.name, options=ClientOptions(version=VersionProposal(capabilities=None))) as client:
         assert client.version is not None
         assert client.version.max_msg_fds == 1
         await client.connect_irqs(PciIrq.MSIX, [lambda: None] * 3, start=5)
         flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
-        assert function.calls[1:] == [("set_irqs", 2, flags, 5 + number, 1, b"", 1) for number in range(3)]
+        assert device.calls[1:] == [("set_irqs", 2, flags, 5 + number, 1, b"", 1) for number in range(3)]
 
 
 async def test_a_handler_may_take_its_own_route_away(client: Client, machine: Machine, calls: Calls) -> None:
@@ -213,14 +213,14 @@ async def test_a_task_that_lowers_the_line_is_not_woken_in_vain(
     client: Client, machine: Machine, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The read that lowers it goes out before the unmasking."""
-    function = machine.function
-    read = function.region_read
+    device = machine.function
+    read = device.region_read
 
     def lower(index: int, offset: int, count: int) -> Buffer:
-        function.set_intx(False)
+        device.set_intx(False)
         return read(index, offset, count)
 
-    monkeypatch.setattr(function, "region_read", lower)
+    monkeypatch.setattr(device, "region_read", lower)
     woken = trio.Event()
     handled = calls.handler(0)
 
@@ -236,19 +236,19 @@ async def test_a_task_that_lowers_the_line_is_not_woken_in_vain(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
         await trio.testing.wait_all_tasks_blocked()
-        function.set_intx(True)
+        device.set_intx(True)
     await calls.stays(1)
-    assert not function.intx.masked
+    assert not device.intx.masked
 
 
 async def test_intx_that_cannot_be_unmasked(
-    nursery: trio.Nursery, function: EchoFunction, listener: Listener, calls: Calls, caplog: pytest.LogCaptureFixture
+    nursery: trio.Nursery, device: EchoDevice, listener: Listener, calls: Calls, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nursery.start_soon(Server(function).serve, listener)
+    nursery.start_soon(Server(device).serve, listener)
     async with connect_to(listener.name) as client:
         await client.connect_intx(calls.handler(0))
-        del function.irq_counts[PciIrq.INTX]
-        os.eventfd_write(function.irqs[PciIrq.INTX, IrqSetFlags.ACTION_TRIGGER, 0], 1)
+        del device.irq_counts[PciIrq.INTX]
+        os.eventfd_write(device.irqs[PciIrq.INTX, IrqSetFlags.ACTION_TRIGGER, 0], 1)
         await calls.wait(1)
         await calls.stays(1)
         assert "cannot unmask INTx" in caplog.text
@@ -256,7 +256,7 @@ async def test_intx_that_cannot_be_unmasked(
 
 
 async def test_a_server_without_resampling(
-    nursery: trio.Nursery, function: EchoFunction, listener: Listener, open_fds: Callable[[], int]
+    nursery: trio.Nursery, device: EchoDevice, listener: Listener, open_fds: Callable[[], int]
 ) -> None:
     def refuse(index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]) -> None:
         if flags & IrqSetFlags.ACTION_UNMASK:
@@ -264,16 +264,16 @@ async def test_a_server_without_resampling(
             raise PeerError("no resampling", errno.ENOTTY)
         original(index, flags, start, count, data, fds)
 
-    original = function.set_irqs
-    function.set_irqs = refuse
-    nursery.start_soon(Server(function).serve, listener)
+    original = device.set_irqs
+    device.set_irqs = refuse
+    nursery.start_soon(Server(device).serve, listener)
     async with connect_to(listener.name) as client:
         before = open_fds()
         with pytest.raises(RemoteError) as caught:
             await client.connect_intx(lambda: None, resample=True)
         assert caught.value.errno == errno.ENOTTY
         await client.connect_intx(None)
-        assert open_fds() == before + len(function.irqs)  # it keeps what it got
+        assert open_fds() == before + len(device.irqs)  # it keeps what it got
 
 
 async def test_nothing_is_left(

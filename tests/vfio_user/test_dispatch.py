@@ -6,13 +6,13 @@ import struct
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.echo_function import EchoFunction
+from support.echo_device import EchoDevice
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import Hold, IoEventFd, IrqSetFlags
 from vfiouser_virtio.protocols import vfio_user as vu
 from vfiouser_virtio.protocols.vfio_user import Command
+from vfiouser_virtio.vfio_device import Hold, IoEventFd, IrqSetFlags
 from vfiouser_virtio.vfio_user.connection import Message
 from vfiouser_virtio.vfio_user.dispatch import Answer, dispatch
 from vfiouser_virtio.vfio_user.version import Negotiated
@@ -21,11 +21,11 @@ Send = Callable[..., Answer]
 
 
 @pytest.fixture
-def send(function: EchoFunction) -> Send:
+def send(device: EchoDevice) -> Send:
     def send(command: int, payload: bytes = b"", fds: tuple[int, ...] = (), **negotiated: object) -> Answer:
         agreed = Negotiated(max_msg_fds=int(str(negotiated.get("max_msg_fds", 16))),
                             write_multiple=bool(negotiated.get("write_multiple")))  # fmt: skip
-        return dispatch(function, Message(1, command, 0, 0, memoryview(payload), list(fds)), agreed)
+        return dispatch(device, Message(1, command, 0, 0, memoryview(payload), list(fds)), agreed)
 
     return send
 
@@ -95,7 +95,7 @@ def test_what_is_not_offered(send: Send, command: int, number: int) -> None:
 
 @pytest.mark.parametrize("command", [*range(1, 19), 0x77])
 def test_fds_that_nobody_expects_are_closed(
-    send: Send, function: EchoFunction, command: int, eventfds: Callable[[int], tuple[int, ...]]
+    send: Send, device: EchoDevice, command: int, eventfds: Callable[[int], tuple[int, ...]]
 ) -> None:
     fds = eventfds(3)
     try:
@@ -106,31 +106,31 @@ def test_fds_that_nobody_expects_are_closed(
 
 
 @pytest.mark.parametrize("command", [2, 3, 4, 5, 6, 7, 8, 9, 10, 15])
-def test_a_payload_that_is_too_short(send: Send, function: EchoFunction, command: int) -> None:
+def test_a_payload_that_is_too_short(send: Send, device: EchoDevice, command: int) -> None:
     size = {2: 32, 3: 24, 4: 16, 5: 32, 6: 16, 7: 16, 8: 20, 9: 16, 10: 16, 15: 8}[command]
     for length in range(size):
         assert f"0x{length:x} bytes" in refused(send, errno.EINVAL, command, bytes(length), write_multiple=True)
-    assert function.calls == []
+    assert device.calls == []
 
 
 @pytest.mark.parametrize(("command", "argsz"), [(2, 32), (4, 16), (5, 32), (6, 16), (7, 16), (8, 20)])
-def test_an_argsz_that_is_too_small(send: Send, function: EchoFunction, command: int, argsz: int) -> None:
+def test_an_argsz_that_is_too_small(send: Send, device: EchoDevice, command: int, argsz: int) -> None:
     for short in (0, 1, argsz - 1):
         text = refused(send, errno.EINVAL, command, struct.pack("<I", short) + bytes(60))
         assert f"argsz 0x{short:x} is below 0x{argsz:x}" in text
-    assert function.calls == []
+    assert device.calls == []
 
 
-def test_too_many_fds(send: Send, function: EchoFunction, eventfds: Callable[[int], tuple[int, ...]]) -> None:
+def test_too_many_fds(send: Send, device: EchoDevice, eventfds: Callable[[int], tuple[int, ...]]) -> None:
     refused(send, errno.EINVAL, Command.DEVICE_RESET, b"", eventfds(17))
-    assert function.calls == []
+    assert device.calls == []
 
 
-def test_fds_that_were_lost(function: EchoFunction, eventfds: Callable[[int], tuple[int, ...]]) -> None:
+def test_fds_that_were_lost(device: EchoDevice, eventfds: Callable[[int], tuple[int, ...]]) -> None:
     (fd,) = eventfds(1)
     message = Message(1, Command.DMA_MAP, 0, 0, bytes(32), [fd], fds_lost=True)
     with pytest.raises(PeerError, match="not all") as caught:
-        dispatch(function, message, Negotiated())
+        dispatch(device, message, Negotiated())
     assert caught.value.errno == errno.EMFILE
     assert not is_open(fd)
 
@@ -143,28 +143,26 @@ def dma_map(address: int = 0x1000, size: int = 0x2000, flags: int = 3, offset: i
     return built
 
 
-def test_dma_map_without_fd(send: Send, function: EchoFunction) -> None:
+def test_dma_map_without_fd(send: Send, device: EchoDevice) -> None:
     assert send(Command.DMA_MAP, dma_map(0xFFFC0000, 0x40000, 1)) == Answer()
-    assert function.calls == [("dma_map", 0xFFFC0000, 0x40000, True, False, False, 0)]
+    assert device.calls == [("dma_map", 0xFFFC0000, 0x40000, True, False, False, 0)]
 
 
-def test_dma_map_hands_its_fd_over(
-    send: Send, function: EchoFunction, eventfds: Callable[[int], tuple[int, ...]]
-) -> None:
+def test_dma_map_hands_its_fd_over(send: Send, device: EchoDevice, eventfds: Callable[[int], tuple[int, ...]]) -> None:
     (fd,) = eventfds(1)
     send(Command.DMA_MAP, dma_map(0x100000000, 0x80000000, 3, 0xC0000000), (fd,))
-    assert function.calls == [("dma_map", 0x100000000, 0x80000000, True, True, True, 0xC0000000)]
-    assert function.maps[0x100000000] == (0x80000000, fd)
+    assert device.calls == [("dma_map", 0x100000000, 0x80000000, True, True, True, 0xC0000000)]
+    assert device.maps[0x100000000] == (0x80000000, fd)
     assert is_open(fd)
 
 
-def test_dma_map_up_to_the_very_end(send: Send, function: EchoFunction) -> None:
+def test_dma_map_up_to_the_very_end(send: Send, device: EchoDevice) -> None:
     send(Command.DMA_MAP, dma_map(0xFFFFFFFFFFFFF000, 0x1000))
-    assert function.names() == ["dma_map"]
+    assert device.names() == ["dma_map"]
 
 
 def test_an_error_of_the_function_passes_through(
-    send: Send, function: EchoFunction, eventfds: Callable[[int], tuple[int, ...]]
+    send: Send, device: EchoDevice, eventfds: Callable[[int], tuple[int, ...]]
 ) -> None:
     send(Command.DMA_MAP, dma_map())
     refused(send, errno.EEXIST, Command.DMA_MAP, dma_map(), eventfds(1))
@@ -182,15 +180,15 @@ def test_an_error_of_the_function_passes_through(
     ],
 )
 def test_dma_map_refused(
-    send: Send, function: EchoFunction, payload: bytes, eventfds: Callable[[int], tuple[int, ...]]
+    send: Send, device: EchoDevice, payload: bytes, eventfds: Callable[[int], tuple[int, ...]]
 ) -> None:
     refused(send, errno.EINVAL, Command.DMA_MAP, payload, eventfds(1))
-    assert function.calls == []
+    assert device.calls == []
 
 
-def test_dma_map_with_two_fds(send: Send, function: EchoFunction, eventfds: Callable[[int], tuple[int, ...]]) -> None:
+def test_dma_map_with_two_fds(send: Send, device: EchoDevice, eventfds: Callable[[int], tuple[int, ...]]) -> None:
     refused(send, errno.EINVAL, Command.DMA_MAP, dma_map(), eventfds(2))
-    assert function.calls == []
+    assert device.calls == []
 
 
 def unmap(address: int, size: int, flags: int = 0, argsz: int = 24) -> bytes:
@@ -198,10 +196,10 @@ def unmap(address: int, size: int, flags: int = 0, argsz: int = 24) -> bytes:
     return built
 
 
-def test_dma_unmap_echoes_its_struct(send: Send, function: EchoFunction) -> None:
+def test_dma_unmap_echoes_its_struct(send: Send, device: EchoDevice) -> None:
     payload = unmap(0xFEF00000, 0xFFFFFFFF01100000)  # QEMU with a vIOMMU: up to the very end, never mapped
     assert send(Command.DMA_UNMAP, payload) == Answer(payload)
-    assert function.calls == [("dma_unmap", 0xFEF00000, 0xFFFFFFFF01100000)]
+    assert device.calls == [("dma_unmap", 0xFEF00000, 0xFFFFFFFF01100000)]
 
 
 def test_dma_unmap_answers_no_more_than_argsz(send: Send) -> None:
@@ -209,13 +207,13 @@ def test_dma_unmap_answers_no_more_than_argsz(send: Send) -> None:
     assert len(send(Command.DMA_UNMAP, unmap(0, 0x1000, argsz=4096) + bytes(500)).payload) == 24
 
 
-def test_dma_unmap_all(send: Send, function: EchoFunction) -> None:
+def test_dma_unmap_all(send: Send, device: EchoDevice) -> None:
     assert send(Command.DMA_UNMAP, unmap(0, 0, vu.DmaUnmapFlags.ALL)).payload == unmap(0, 0, 2)
-    assert function.calls == [("dma_unmap", 0, 1 << 64)]
+    assert device.calls == [("dma_unmap", 0, 1 << 64)]
 
 
-def test_dma_unmap_returns_the_hold(send: Send, function: EchoFunction) -> None:
-    function.hold = hold = Hold()
+def test_dma_unmap_returns_the_hold(send: Send, device: EchoDevice) -> None:
+    device.hold = hold = Hold()
     assert send(Command.DMA_UNMAP, unmap(0, 0x1000)).hold is hold
 
 
@@ -231,9 +229,9 @@ def test_dma_unmap_returns_the_hold(send: Send, function: EchoFunction) -> None:
         (unmap(0x1000, 0, 2), errno.EINVAL),
     ],
 )
-def test_dma_unmap_refused(send: Send, function: EchoFunction, payload: bytes, number: int) -> None:
+def test_dma_unmap_refused(send: Send, device: EchoDevice, payload: bytes, number: int) -> None:
     refused(send, number, Command.DMA_UNMAP, payload)
-    assert function.calls == []
+    assert device.calls == []
 
 
 # Information
@@ -266,9 +264,9 @@ def sparse(*areas: tuple[int, int]) -> bytes:
     return built
 
 
-def test_region_capabilities_in_two_rounds(send: Send, function: EchoFunction) -> None:
-    function.capabilities[4] = ((vu.RegionInfoCap.SPARSE_MMAP, 1, sparse((0, 0x1000), (0x2000, 0x1000))),)
-    function.region_fds[4] = (0,)
+def test_region_capabilities_in_two_rounds(send: Send, device: EchoDevice) -> None:
+    device.capabilities[4] = ((vu.RegionInfoCap.SPARSE_MMAP, 1, sparse((0, 0x1000), (0x2000, 0x1000))),)
+    device.region_fds[4] = (0,)
     first = send(5, region_info(4))
     assert first.payload == struct.pack("<IIIIQQ", 80, 0xF, 4, 32, 0x4000, 0)
     for argsz in (33, 79):
@@ -281,8 +279,8 @@ def test_region_capabilities_in_two_rounds(send: Send, function: EchoFunction) -
     assert vu.SPARSE_MMAP.parse(parsed.capabilities[8:]).areas[1].offset == 0x2000
 
 
-def test_a_chain_of_capabilities(send: Send, function: EchoFunction) -> None:
-    function.capabilities[4] = ((3, 1, b""), (99, 2, b"abc"), (1, 1, sparse((0, 0x1000))))
+def test_a_chain_of_capabilities(send: Send, device: EchoDevice) -> None:
+    device.capabilities[4] = ((3, 1, b""), (99, 2, b"abc"), (1, 1, sparse((0, 0x1000))))
     payload = send(5, region_info(4, 4096)).payload
     found, offset = [], struct.unpack_from("<I", payload, 12)[0]
     while offset:
@@ -297,8 +295,8 @@ def io_fds(index: int, argsz: int = 4096, flags: int = 0) -> bytes:
     return struct.pack("<4I", argsz, flags, index, 0)
 
 
-def test_region_io_fds(send: Send, function: EchoFunction) -> None:
-    function.io = [
+def test_region_io_fds(send: Send, device: EchoDevice) -> None:
+    device.io = [
         IoEventFd(0x3000, 2, 50),
         IoEventFd(0x3004, 2, 51, vu.IoEventFdFlags.DATAMATCH, 7),
         IoEventFd(0x3008, 0, 50),
@@ -311,8 +309,8 @@ def test_region_io_fds(send: Send, function: EchoFunction) -> None:
     assert found == [(0x3000, 2, 0, 0, 0, 0), (0x3004, 2, 1, 0, 1, 7), (0x3008, 0, 0, 0, 0, 0)]
 
 
-def test_region_io_fds_that_do_not_fit(send: Send, function: EchoFunction) -> None:
-    function.io = [IoEventFd(0x3000 + 4 * number, 2, 50 + number) for number in range(8)]
+def test_region_io_fds_that_do_not_fit(send: Send, device: EchoDevice) -> None:
+    device.io = [IoEventFd(0x3000 + 4 * number, 2, 50 + number) for number in range(8)]
     assert send(6, io_fds(4, 16 + 8 * 40 - 1)) == Answer(struct.pack("<4I", 16 + 8 * 40, 0, 4, 0))
     assert send(6, io_fds(0)) == Answer(struct.pack("<4I", 16, 0, 0, 0), [])
     answer = send(6, io_fds(4), max_msg_fds=3)  # the other queues stay on messages
@@ -337,7 +335,7 @@ def set_irqs(flags: int, index: int, start: int, count: int, data: bytes = b"") 
 
 @pytest.mark.parametrize("action", [0x08, 0x10, 0x20])
 def test_set_irqs_in_every_form(
-    send: Send, function: EchoFunction, action: int, eventfds: Callable[[int], tuple[int, ...]]
+    send: Send, device: EchoDevice, action: int, eventfds: Callable[[int], tuple[int, ...]]
 ) -> None:
     assert send(8, set_irqs(action | 1, 2, 3, 2)) == Answer()
     send(8, set_irqs(action | 2, 2, 3, 2, b"\1\0"))
@@ -345,24 +343,24 @@ def test_set_irqs_in_every_form(
     fds = eventfds(2)
     send(8, set_irqs(action | 4, 2, 3, 2), fds)
     none, boolean, eventfd = (IrqSetFlags(action | data) for data in (1, 2, 4))
-    assert function.calls == [
+    assert device.calls == [
         ("set_irqs", 2, none, 3, 2, b"", 0),
         ("set_irqs", 2, boolean, 3, 2, b"\1\0", 0),
         ("set_irqs", 2, eventfd, 3, 2, b"", 0),
         ("set_irqs", 2, eventfd, 3, 2, b"", 2),
     ]
-    assert function.irqs == {(2, IrqSetFlags(action), 3): fds[0], (2, IrqSetFlags(action), 4): fds[1]}
+    assert device.irqs == {(2, IrqSetFlags(action), 3): fds[0], (2, IrqSetFlags(action), 4): fds[1]}
     assert all(map(is_open, fds))
 
 
-def test_set_irqs_disables_an_index(send: Send, function: EchoFunction) -> None:
+def test_set_irqs_disables_an_index(send: Send, device: EchoDevice) -> None:
     send(8, set_irqs(0x21, 0, 0, 0))
-    assert function.calls == [("set_irqs", 0, IrqSetFlags(0x21), 0, 0, b"", 0)]
+    assert device.calls == [("set_irqs", 0, IrqSetFlags(0x21), 0, 0, b"", 0)]
 
 
-def test_set_irqs_takes_the_last_vector_and_more_data_than_needed(send: Send, function: EchoFunction) -> None:
+def test_set_irqs_takes_the_last_vector_and_more_data_than_needed(send: Send, device: EchoDevice) -> None:
     send(8, set_irqs(0x22, 2, 31, 1, b"\1\1\1\1"))
-    assert function.calls == [("set_irqs", 2, IrqSetFlags(0x22), 31, 1, b"\1", 0)]
+    assert device.calls == [("set_irqs", 2, IrqSetFlags(0x22), 31, 1, b"\1", 0)]
 
 
 @pytest.mark.parametrize(
@@ -391,16 +389,16 @@ def test_set_irqs_takes_the_last_vector_and_more_data_than_needed(send: Send, fu
     ids=lambda payload: payload.hex(),
 )
 def test_set_irqs_refused(
-    send: Send, function: EchoFunction, payload: bytes, eventfds: Callable[[int], tuple[int, ...]]
+    send: Send, device: EchoDevice, payload: bytes, eventfds: Callable[[int], tuple[int, ...]]
 ) -> None:
     refused(send, errno.EINVAL, 8, payload, eventfds(1))  # one fd: too few for the last of them
-    assert function.calls == []
+    assert device.calls == []
 
 
-def test_only_eventfds_are_signalled(send: Send, function: EchoFunction) -> None:
+def test_only_eventfds_are_signalled(send: Send, device: EchoDevice) -> None:
     reading, writing = os.pipe()
     refused(send, errno.EINVAL, 8, set_irqs(0x24, 2, 0, 2), (reading, writing))
-    assert function.calls == []
+    assert device.calls == []
 
 
 # Region accesses
@@ -411,15 +409,15 @@ def access(region: int, offset: int, count: int, data: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 256])
-def test_region_read_and_write(send: Send, function: EchoFunction, count: int) -> None:
+def test_region_read_and_write(send: Send, device: EchoDevice, count: int) -> None:
     data = bytes(range(count % 256)) or bytes(count)
     assert send(10, access(4, 0x123, count, data)) == Answer(access(4, 0x123, count))
     assert send(9, access(4, 0x123, count)) == Answer(access(4, 0x123, count, data))
 
 
-def test_region_write_ignores_what_is_behind_the_data(send: Send, function: EchoFunction) -> None:
+def test_region_write_ignores_what_is_behind_the_data(send: Send, device: EchoDevice) -> None:
     send(10, access(4, 0, 2, b"abcdef"))
-    assert function.calls == [("region_write", 4, 0, b"ab")]
+    assert device.calls == [("region_write", 4, 0, b"ab")]
 
 
 @pytest.mark.parametrize(
@@ -435,9 +433,9 @@ def test_region_write_ignores_what_is_behind_the_data(send: Send, function: Echo
         (10, access(4, (1 << 64) - 1, 2, b"ab")),
     ],
 )
-def test_region_access_refused(send: Send, function: EchoFunction, command: int, payload: bytes) -> None:
+def test_region_access_refused(send: Send, device: EchoDevice, command: int, payload: bytes) -> None:
     refused(send, errno.EINVAL, command, payload)
-    assert function.calls == []
+    assert device.calls == []
 
 
 @pytest.mark.parametrize("payload", [access(4, 0x3FFF, 2), access(99, 0, 1), access(0xFFFFFFFF, 0, 1)])
@@ -445,8 +443,8 @@ def test_region_access_that_the_function_refuses(send: Send, payload: bytes) -> 
     refused(send, errno.EINVAL, 9, payload)
 
 
-def test_a_wrong_length_is_not_the_clients_fault(send: Send, function: EchoFunction) -> None:
-    function.region_read = lambda index, offset, count: b"abc"
+def test_a_wrong_length_is_not_the_clients_fault(send: Send, device: EchoDevice) -> None:
+    device.region_read = lambda index, offset, count: b"abc"
     with pytest.raises(AssertionError, match="0x3 bytes instead of 0x4"):
         send(9, access(4, 0, 4))
 
@@ -457,10 +455,10 @@ def multi(*writes: tuple[int, int, int, bytes], count: int | None = None) -> byt
     )
 
 
-def test_region_write_multi(send: Send, function: EchoFunction) -> None:
+def test_region_write_multi(send: Send, device: EchoDevice) -> None:
     payload = multi((4, 0, 1, b"abc"), (4, 0x10, 8, b"abcdefgh"), (0, 0x20, 2, b"xy"))
     assert send(15, payload, write_multiple=True) == Answer(struct.pack("<Q", 3))
-    assert function.calls == [
+    assert device.calls == [
         ("region_write", 4, 0, b"a"),
         ("region_write", 4, 0x10, b"abcdefgh"),
         ("region_write", 0, 0x20, b"xy"),
@@ -468,9 +466,9 @@ def test_region_write_multi(send: Send, function: EchoFunction) -> None:
     assert send(15, multi(), write_multiple=True) == Answer(struct.pack("<Q", 0))
 
 
-def test_region_write_multi_does_the_rest_when_one_fails(send: Send, function: EchoFunction) -> None:
+def test_region_write_multi_does_the_rest_when_one_fails(send: Send, device: EchoDevice) -> None:
     refused(send, errno.EINVAL, 15, multi((4, 0, 1, b"a"), (9, 0, 1, b"b"), (4, 1, 1, b"c")), write_multiple=True)
-    assert function.regions[4][:2] == b"ac"
+    assert device.regions[4][:2] == b"ac"
 
 
 @pytest.mark.parametrize(
@@ -484,18 +482,18 @@ def test_region_write_multi_does_the_rest_when_one_fails(send: Send, function: E
         multi((4, 0, 1, b"a"))[:-1],
     ],
 )
-def test_region_write_multi_refused(send: Send, function: EchoFunction, payload: bytes) -> None:
+def test_region_write_multi_refused(send: Send, device: EchoDevice, payload: bytes) -> None:
     refused(send, errno.EINVAL, 15, payload, write_multiple=True)
-    assert function.calls == []
+    assert device.calls == []
 
 
-def test_region_write_multi_only_if_negotiated(send: Send, function: EchoFunction) -> None:
+def test_region_write_multi_only_if_negotiated(send: Send, device: EchoDevice) -> None:
     refused(send, errno.EOPNOTSUPP, 15, multi((4, 0, 1, b"a")))
-    assert function.calls == []
+    assert device.calls == []
 
 
-def test_reset(send: Send, function: EchoFunction) -> None:
+def test_reset(send: Send, device: EchoDevice) -> None:
     assert send(13) == Answer()
-    function.hold = hold = Hold()
+    device.hold = hold = Hold()
     assert send(13, b"whatever") == Answer(hold=hold)
-    assert function.names() == ["reset", "reset"]
+    assert device.names() == ["reset", "reset"]

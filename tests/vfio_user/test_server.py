@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from support.echo_function import EchoFunction
+from support.echo_device import EchoDevice
 from support.raw_client import RawClient
 
-from vfiouser_virtio.function import Hold
+from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.vfio_user import Listener, Server, from_fd, holds
 
 Connect = Callable[[], RawClient]
@@ -23,7 +23,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def test_one_client_after_another_finds_the_devices_state(
-    client: RawClient, function: EchoFunction, connect: Connect, open_fds: Callable[[], int]
+    client: RawClient, device: EchoDevice, connect: Connect, open_fds: Callable[[], int]
 ) -> None:
     before = open_fds()
     for number in range(20):
@@ -34,13 +34,13 @@ async def test_one_client_after_another_finds_the_devices_state(
         reply = await client.call(9, bytes([number]) + bytes(7) + b"\4\0\0\0\1\0\0\0")
         assert reply.body[16:] == b"x"
     assert open_fds() == before
-    assert [name for name in function.names() if "connected" in name] == ["connected", "disconnected"] * 20 + [
+    assert [name for name in device.names() if "connected" in name] == ["connected", "disconnected"] * 20 + [
         "connected"
     ]
 
 
 async def test_a_second_client_is_refused_at_once_and_logged(
-    client: RawClient, function: EchoFunction, connect: Connect, caplog: pytest.LogCaptureFixture
+    client: RawClient, device: EchoDevice, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
         second = connect()
@@ -50,13 +50,13 @@ async def test_a_second_client_is_refused_at_once_and_logged(
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == 3
     assert f"refused another client, pid {os.getpid()}" in lines[0]
-    assert function.names() == ["connected", "reset"]
+    assert device.names() == ["connected", "reset"]
 
 
 async def test_a_client_that_says_nothing_is_a_client(
-    nursery: trio.Nursery, listener: Listener, function: EchoFunction, connect: Connect
+    nursery: trio.Nursery, listener: Listener, device: EchoDevice, connect: Connect
 ) -> None:
-    nursery.start_soon(Server(function).serve, listener)
+    nursery.start_soon(Server(device).serve, listener)
     silent = connect()
     await silent.silence()
     await connect().no_more()
@@ -64,28 +64,28 @@ async def test_a_client_that_says_nothing_is_a_client(
     await until(lambda: True)
     following = connect()
     assert (await following.version()).flags == 1
-    assert function.names() == ["connected"]  # disconnected() only for who was connected
+    assert device.names() == ["connected"]  # disconnected() only for who was connected
 
 
 async def test_the_next_client_waits_until_the_last_ones_memory_is_free(
-    client: RawClient, function: EchoFunction, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    client: RawClient, device: EchoDevice, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holds, "HOLD_PATIENCE", 0.05)
     expired: list[bool] = []
-    function.disconnect_hold = hold = Hold(1, lambda: expired.append(True))
+    device.disconnect_hold = hold = Hold(1, lambda: expired.append(True))
     client.close()
-    await until(lambda: "disconnected" in function.names())
+    await until(lambda: "disconnected" in device.names())
     following = connect()
     await following.send(following.request(1, bytes(4)))
     await until(lambda: expired)
     await following.silence()
-    function.disconnect_hold = None
+    device.disconnect_hold = None
     hold.finish()
     assert (await following.receive()).command == 1
 
 
 async def test_a_client_that_is_killed_amid_a_flood(
-    client: RawClient, function: EchoFunction, connect: Connect, open_fds: Callable[[], int]
+    client: RawClient, device: EchoDevice, connect: Connect, open_fds: Callable[[], int]
 ) -> None:
     before = open_fds()
     for number in range(10):
@@ -93,79 +93,79 @@ async def test_a_client_that_is_killed_amid_a_flood(
         client.close()
         client = connect()
         assert (await client.version()).flags == 1
-        assert function.names().count("disconnected") == number + 1
+        assert device.names().count("disconnected") == number + 1
     assert open_fds() == before
 
 
 async def test_after_a_bug_in_disconnected_there_is_no_other_client(
-    client: RawClient, function: EchoFunction, connect: Connect, caplog: pytest.LogCaptureFixture
+    client: RawClient, device: EchoDevice, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     def disconnected() -> None:
         raise RuntimeError("the bug")
 
-    function.disconnected = disconnected
+    device.disconnected = disconnected
     client.close()
     with trio.fail_after(5):
         for _ in range(2):  # the device may have kept the first one's memory
             await connect().no_more()
     assert "the bug" in caplog.text
     assert f"refused pid {os.getpid()}: the device failed when the client before it left" in caplog.text
-    assert [name for name in function.names() if name == "connected"] == ["connected"]
+    assert [name for name in device.names() if name == "connected"] == ["connected"]
 
 
 async def test_cancelling_tells_the_device_and_closes_everything(
-    function: EchoFunction, listener: Listener, connect: Connect, open_fds: Callable[[], int]
+    device: EchoDevice, listener: Listener, connect: Connect, open_fds: Callable[[], int]
 ) -> None:
     before = open_fds()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Server(function).serve, listener)
+        nursery.start_soon(Server(device).serve, listener)
         client = connect()
         await client.version()
         nursery.cancel_scope.cancel()
-    assert function.names() == ["connected", "disconnected"]
+    assert device.names() == ["connected", "disconnected"]
     client.close()
     assert open_fds() == before
 
 
 async def test_cancelling_does_not_wait_for_ever(
-    function: EchoFunction, listener: Listener, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    device: EchoDevice, listener: Listener, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vfiouser_virtio.vfio_user.server.HOLD_PATIENCE", 0.05)
-    function.disconnect_hold = Hold()
+    device.disconnect_hold = Hold()
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Server(function).serve, listener)
+            nursery.start_soon(Server(device).serve, listener)
             await connect().version()
             nursery.cancel_scope.cancel()
-    assert function.names() == ["connected", "disconnected"]
+    assert device.names() == ["connected", "disconnected"]
 
 
 async def test_a_connection_that_somebody_else_accepted(
-    function: EchoFunction, nursery: trio.Nursery, open_fds: Callable[[], int]
+    device: EchoDevice, nursery: trio.Nursery, open_fds: Callable[[], int]
 ) -> None:
     before = open_fds()
     ours, theirs = socket.socketpair()
     with from_fd(theirs.detach()) as listener:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Server(function, name="blk0").serve, listener)
+            nursery.start_soon(Server(device, name="blk0").serve, listener)
             client = RawClient(ours)
             assert (await client.version()).flags == 1
-            assert function.client is not None
-            assert function.client.name == f"blk0 (pid {os.getpid()})"
+            assert device.client is not None
+            assert device.client.name == f"blk0 (pid {os.getpid()})"
             client.close()
             # serve() returns with its only client
-    assert function.names() == ["connected", "disconnected"]
+    assert device.names() == ["connected", "disconnected"]
     assert open_fds() == before
 
 
 async def test_one_process_serves_many_sockets(nursery: trio.Nursery, tmp_path: "os.PathLike[str]") -> None:
     from vfiouser_virtio.vfio_user import listen_path
 
-    functions = [EchoFunction() for _ in range(5)]
+    devices = [EchoDevice() for _ in range(5)]
     clients = []
-    for number, function in enumerate(functions):
+    for number, device in enumerate(devices):
         listener = listen_path(os.fspath(tmp_path) + f"/{number}.sock")
-        nursery.start_soon(Server(function).serve, listener)
+        nursery.start_soon(Server(device).serve, listener)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(listener.name)
         clients.append((RawClient(sock), listener))
@@ -176,4 +176,4 @@ async def test_one_process_serves_many_sockets(nursery: trio.Nursery, tmp_path: 
     for client, listener in clients:
         client.close()
         listener.close()
-    assert [function.names()[:2] for function in functions] == [["connected", "reset"]] * 5
+    assert [device.names()[:2] for device in devices] == [["connected", "reset"]] * 5

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from support.echo_function import EchoFunction
+from support.echo_device import EchoDevice
 from support.raw_client import QEMU_CAPABILITIES, RawClient, Reply
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Function, Hold
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, Direction
+from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user import Listener, Server, holds, linger, session
 from vfiouser_virtio.vfio_user import dispatch as dispatch_module
 from vfiouser_virtio.vfio_user.connection import MAX_MESSAGE_SIZE, Message
@@ -58,13 +58,13 @@ RESET = bytes.fromhex("1e000d00100000000000000000000000")
 
 
 @pytest.fixture
-def qemu_listener(nursery: trio.Nursery, function: EchoFunction, listener: Listener) -> Listener:
-    nursery.start_soon(Server(function).serve, listener)
+def qemu_listener(nursery: trio.Nursery, device: EchoDevice, listener: Listener) -> Listener:
+    nursery.start_soon(Server(device).serve, listener)
     return listener
 
 
 async def test_recorded_bytes(
-    qemu_listener: Listener, connect: Connect, function: EchoFunction, open_fds: Callable[[], int]
+    qemu_listener: Listener, connect: Connect, device: EchoDevice, open_fds: Callable[[], int]
 ) -> None:
     assert len(VERSION) == 214
     client = connect()
@@ -79,21 +79,21 @@ async def test_recorded_bytes(
     assert len(reply) <= len(VERSION)
     assert reply[-1] == 0
 
-    function.regions[7][:4] = b"\xf4\x1a\x42\x10"
+    device.regions[7][:4] = b"\xf4\x1a\x42\x10"
     memory = os.memfd_create("ram")
     os.ftruncate(memory, 0x20000000)
     eventfd = os.eventfd(0)
     assert await answer(DMA_MAP, memory) == header(1, 2, 16, 1)
     assert await answer(GET_INFO) == bytes.fromhex("0300040020000000010000000000000010000000030000000900000005000000")
-    assert await answer(REGION_READ) == header(0xC, 9, 32 + 256, 1) + REGION_READ[16:] + function.regions[7]
+    assert await answer(REGION_READ) == header(0xC, 9, 32 + 256, 1) + REGION_READ[16:] + device.regions[7]
     assert await answer(REGION_WRITE) == header(0xE, 10, 32, 1) + REGION_WRITE[16:32]
     assert await answer(SET_IRQS, eventfd) == header(0x19, 8, 16, 1)
     assert await answer(RESET) == header(0x1E, 13, 16, 1)
-    assert os.fstat(function.maps[0][1] or -1).st_ino == os.fstat(memory).st_ino
+    assert os.fstat(device.maps[0][1] or -1).st_ino == os.fstat(memory).st_ino
     assert await answer(DMA_UNMAP) == header(0x27, 3, 40, 1) + DMA_UNMAP[16:]
     os.close(memory)
     os.close(eventfd)
-    assert function.calls[1:] == [
+    assert device.calls[1:] == [
         ("dma_map", 0, 0x20000000, True, True, True, 0),
         ("region_read", 7, 0, 256),
         ("region_write", 7, 0x30, b"\x00\xf8\xff\xff"),
@@ -103,7 +103,7 @@ async def test_recorded_bytes(
     ]
 
 
-async def test_the_same_one_byte_at_a_time(qemu_listener: Listener, connect: Connect, function: EchoFunction) -> None:
+async def test_the_same_one_byte_at_a_time(qemu_listener: Listener, connect: Connect, device: EchoDevice) -> None:
     client = connect()
     eventfd = os.eventfd(0)
     for message, fds in ((VERSION, ()), (SET_IRQS, (eventfd,)), (REGION_READ, ())):
@@ -113,11 +113,11 @@ async def test_the_same_one_byte_at_a_time(qemu_listener: Listener, connect: Con
         reply = await client.receive()
         assert reply.flags == 1
     os.close(eventfd)
-    assert len(function.irqs) == 1
-    assert function.names() == ["connected", "set_irqs", "region_read"]
+    assert len(device.irqs) == 1
+    assert device.names() == ["connected", "set_irqs", "region_read"]
 
 
-async def test_a_burst_with_and_without_fds_in_one_read(client: RawClient, function: EchoFunction) -> None:
+async def test_a_burst_with_and_without_fds_in_one_read(client: RawClient, device: EchoDevice) -> None:
     """QEMU pipelines DMA_MAPs; a ROM has no fd, and must not get that of the RAM behind it."""
     memory = [os.memfd_create(f"ram{number}") for number in range(20)]
     await client.send(client.request(Command.DEVICE_GET_INFO, struct.pack("<4I", 16, 0, 0, 0)) * 2)
@@ -128,7 +128,7 @@ async def test_a_burst_with_and_without_fds_in_one_read(client: RawClient, funct
     for _ in range(42):
         assert (await client.receive()).flags == 1
     for number in range(40):
-        fd = function.maps[number << 20][1]
+        fd = device.maps[number << 20][1]
         assert (fd is not None) == bool(number % 2)
         if fd is not None:
             assert os.fstat(fd).st_ino == os.fstat(memory[number // 2]).st_ino
@@ -139,7 +139,7 @@ async def test_a_burst_with_and_without_fds_in_one_read(client: RawClient, funct
 # The quirks of other clients
 
 
-async def test_spdk(qemu_listener: Listener, connect: Connect, function: EchoFunction) -> None:
+async def test_spdk(qemu_listener: Listener, connect: Connect, device: EchoDevice) -> None:
     client = connect()
 
     async def answer(command: int, payload: bytes = b"", fds: tuple[int, ...] = ()) -> Reply:
@@ -153,13 +153,13 @@ async def test_spdk(qemu_listener: Listener, connect: Connect, function: EchoFun
     assert reply.body == struct.pack("<IIIIQQ", 32, 3, 4, 0, 0x4000, 0)
     memory = os.memfd_create("hugepages")
     await answer(2, struct.pack("<IIQQQ", 32, 3, 0, 0x200000000000, 1 << 30), (memory,))
-    assert function.maps[0x200000000000][0] == 1 << 30
+    assert device.maps[0x200000000000][0] == 1 << 30
     await answer(10, write(7, 4, b"\6\1"))
     assert (await answer(9, read(4, 0x2000, 8))).size == 40
     before = len(os.listdir("/proc/self/fd"))
     await answer(3, struct.pack("<IIQQ", 24, 0, 0x200000000000, 1 << 30), (memory,))
     assert len(os.listdir("/proc/self/fd")) == before - 1
-    assert function.maps == {}
+    assert device.maps == {}
     os.close(memory)
 
 
@@ -180,7 +180,7 @@ async def test_rust_vmm(client: RawClient) -> None:
 # Replies, and none
 
 
-async def test_posted_writes_are_never_answered(client: RawClient, function: EchoFunction) -> None:
+async def test_posted_writes_are_never_answered(client: RawClient, device: EchoDevice) -> None:
     for index in range(3000):
         await client.send(client.request(10, write(4, index % 256, bytes([index % 256])), flags=0x10))
     await client.send(client.request(10, write(99, 0, b"x"), flags=0x10))  # refused
@@ -189,7 +189,7 @@ async def test_posted_writes_are_never_answered(client: RawClient, function: Ech
     await client.send(client.request(13, b"", flags=0x10))
     reply = await client.call(9, read(4, 0, 256))
     assert reply.body[16:] == bytes(range(256))
-    assert function.names().count("region_write") == 3001
+    assert device.names().count("region_write") == 3001
     await client.silence()
 
 
@@ -219,13 +219,13 @@ async def test_an_error_reply_is_a_header(client: RawClient) -> None:
 
 
 async def test_a_bug_of_the_device_is_an_eio_and_a_traceback(
-    client: RawClient, function: EchoFunction, caplog: pytest.LogCaptureFixture
+    client: RawClient, device: EchoDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
-    function.bug = ZeroDivisionError("the bug")
+    device.bug = ZeroDivisionError("the bug")
     for _ in range(5):
         reply = await client.call(9, read(4, 0, 4))
         assert (reply.flags, reply.error) == (0x21, errno.EIO)
-    function.bug = None
+    device.bug = None
     assert (await client.call(9, read(4, 0, 4))).flags == 1
     records = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(records) == 1
@@ -234,12 +234,12 @@ async def test_a_bug_of_the_device_is_an_eio_and_a_traceback(
 
 
 async def test_a_complaint_is_logged_once_and_counted(
-    client: RawClient, listener: Listener, function: EchoFunction, caplog: pytest.LogCaptureFixture
+    client: RawClient, listener: Listener, device: EchoDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     for offset in range(100):
         await client.call(9, read(77, offset, 1))
     client.close()
-    await until(lambda: "disconnected" in function.names())
+    await until(lambda: "disconnected" in device.names())
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == 2
     assert "region 0x4d" in lines[0]
@@ -248,41 +248,41 @@ async def test_a_complaint_is_logged_once_and_counted(
 
 
 async def test_asking_for_what_there_is_not_is_no_warning(
-    client: RawClient, function: EchoFunction, caplog: pytest.LogCaptureFixture
+    client: RawClient, device: EchoDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
         assert (await client.call(7, struct.pack("<4I", 16, 0, 3, 0))).error == errno.EINVAL
         assert (await client.call(16, struct.pack("<II", 8, 0x40001))).error == errno.ENOTTY
     client.close()
-    await until(lambda: "disconnected" in function.names())
+    await until(lambda: "disconnected" in device.names())
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-async def test_a_large_read_reaches_a_slow_reader(client: RawClient, function: EchoFunction) -> None:
-    function.regions[0] = bytearray(os.urandom(1 << 20))
+async def test_a_large_read_reaches_a_slow_reader(client: RawClient, device: EchoDevice) -> None:
+    device.regions[0] = bytearray(os.urandom(1 << 20))
     for _ in range(4):
         await client.send(client.request(9, read(0, 0, 1 << 20)))
     await trio.sleep(0.05)  # the server's socket is full now
     for _ in range(4):
         reply = await client.receive()
-        assert reply.body[16:] == function.regions[0]
+        assert reply.body[16:] == device.regions[0]
 
 
-async def test_a_client_that_does_not_read_is_not_read_for_ever(client: RawClient, function: EchoFunction) -> None:
-    function.regions[0] = bytearray(1 << 20)
+async def test_a_client_that_does_not_read_is_not_read_for_ever(client: RawClient, device: EchoDevice) -> None:
+    device.regions[0] = bytearray(1 << 20)
     requests = client.request(9, read(0, 0, 1 << 20)) * 200
     await client.send(requests)
-    await until(lambda: function.names().count("region_read") >= 16)
+    await until(lambda: device.names().count("region_read") >= 16)
     await trio.sleep(0.1)
     # 16 MiB are queued, and what was handled in one batch beyond that
-    assert function.names().count("region_read") <= 16 + 32 + 1
+    assert device.names().count("region_read") <= 16 + 32 + 1
     for _ in range(200):
         assert (await client.receive()).size == 32 + (1 << 20)
 
 
-async def test_fds_of_regions_arrive(client: RawClient, function: EchoFunction, open_fds: Callable[[], int]) -> None:
+async def test_fds_of_regions_arrive(client: RawClient, device: EchoDevice, open_fds: Callable[[], int]) -> None:
     memory = os.memfd_create("bar")
-    function.region_fds[4] = (memory,)
+    device.region_fds[4] = (memory,)
     before = open_fds()
     reply = await client.call(5, struct.pack("<IIIIQQ", 32, 0, 4, 0, 0, 0))
     assert reply.body[4:8] == b"\7\0\0\0"
@@ -292,16 +292,16 @@ async def test_fds_of_regions_arrive(client: RawClient, function: EchoFunction, 
     os.close(memory)
 
 
-async def test_fds_of_a_reply_that_has_to_queue(client: RawClient, function: EchoFunction) -> None:
-    function.regions[0] = bytearray(1 << 20)
+async def test_fds_of_a_reply_that_has_to_queue(client: RawClient, device: EchoDevice) -> None:
+    device.regions[0] = bytearray(1 << 20)
     memory = os.memfd_create("bar")
-    function.region_fds[4] = (memory,)
+    device.region_fds[4] = (memory,)
     await client.send(client.request(9, read(0, 0, 1 << 20)))
     await client.send(client.request(5, struct.pack("<IIIIQQ", 32, 0, 4, 0, 0, 0)))
     await client.send(client.request(13))
-    await until(lambda: "reset" in function.names())
+    await until(lambda: "reset" in device.names())
     inode = os.fstat(memory).st_ino
-    os.close(memory)  # the function is done with it; the queued reply has its own
+    os.close(memory)  # the device is done with it; the queued reply has its own
     assert (await client.receive()).fds == []
     reply = await client.receive()
     assert [os.fstat(fd).st_ino for fd in reply.fds] == [inode]
@@ -312,23 +312,23 @@ async def test_fds_of_a_reply_that_has_to_queue(client: RawClient, function: Ech
 # Holds
 
 
-async def test_a_hold_delays_its_reply_and_all_that_comes_later(client: RawClient, function: EchoFunction) -> None:
-    function.hold = hold = Hold()
+async def test_a_hold_delays_its_reply_and_all_that_comes_later(client: RawClient, device: EchoDevice) -> None:
+    device.hold = hold = Hold()
     await client.send(client.request(3, struct.pack("<IIQQ", 24, 0, 0, 1 << 30)))
     await client.send(client.request(10, write(4, 0, b"x"), flags=0x10))
     await client.send(client.request(9, read(4, 0, 1)))
     await client.send(client.request(13))
     await client.silence()
-    assert function.names() == ["connected", "dma_unmap"]
+    assert device.names() == ["connected", "dma_unmap"]
     hold.finish()
     assert [(await client.receive()).command for _ in range(3)] == [3, 9, 13]
-    assert function.names() == ["connected", "dma_unmap", "region_write", "region_read", "reset"]
+    assert device.names() == ["connected", "dma_unmap", "region_write", "region_read", "reset"]
     assert (await client.call(9, read(4, 0, 1))).body[-1:] == b"x"
 
 
-async def test_holds_behind_a_hold(client: RawClient, function: EchoFunction) -> None:
+async def test_holds_behind_a_hold(client: RawClient, device: EchoDevice) -> None:
     holds = [Hold() for _ in range(3)]
-    function.reset = lambda: holds[len(done)]
+    device.reset = lambda: holds[len(done)]
     done: list[int] = []
     for _ in range(3):
         await client.send(client.request(13))
@@ -340,14 +340,14 @@ async def test_holds_behind_a_hold(client: RawClient, function: EchoFunction) ->
         assert [(await client.receive()).command for _ in range(2)] == [13, 9]
 
 
-async def test_a_hold_that_has_ended_holds_nothing(client: RawClient, function: EchoFunction) -> None:
-    function.hold = Hold()
-    function.hold.finish()
+async def test_a_hold_that_has_ended_holds_nothing(client: RawClient, device: EchoDevice) -> None:
+    device.hold = Hold()
+    device.hold.finish()
     assert (await client.call(13)).flags == 1
 
 
-async def test_a_hold_without_reply_still_holds(client: RawClient, function: EchoFunction) -> None:
-    function.hold = hold = Hold()
+async def test_a_hold_without_reply_still_holds(client: RawClient, device: EchoDevice) -> None:
+    device.hold = hold = Hold()
     await client.send(client.request(13, flags=0x10))
     await client.send(client.request(9, read(4, 0, 1)))
     await client.silence()
@@ -356,10 +356,10 @@ async def test_a_hold_without_reply_still_holds(client: RawClient, function: Ech
     await client.silence()
 
 
-async def test_a_hold_expires(client: RawClient, function: EchoFunction, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hold_expires(client: RawClient, device: EchoDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holds, "HOLD_PATIENCE", 0.05)
     expired: list[bool] = []
-    function.hold = hold = Hold(2, lambda: expired.append(True))
+    device.hold = hold = Hold(2, lambda: expired.append(True))
     await client.send(client.request(13))
     await until(lambda: expired)
     hold.finish()
@@ -369,47 +369,47 @@ async def test_a_hold_expires(client: RawClient, function: EchoFunction, monkeyp
 
 
 async def test_fds_of_messages_behind_a_hold_are_not_lost(
-    client: RawClient, function: EchoFunction, open_fds: Callable[[], int]
+    client: RawClient, device: EchoDevice, open_fds: Callable[[], int]
 ) -> None:
     before = open_fds()
-    function.hold = hold = Hold()
+    device.hold = hold = Hold()
     eventfd = os.eventfd(0)
     await client.send(client.request(13))
     await client.send(client.request(8, struct.pack("<5I", 20, 0x24, 2, 0, 1)), [eventfd])
     await until(lambda: open_fds() == before + 2)
     hold.finish()
     assert [(await client.receive()).command for _ in range(2)] == [13, 8]
-    assert len(function.irqs) == 1
+    assert len(device.irqs) == 1
     os.close(eventfd)
 
 
 async def test_a_client_that_goes_during_a_hold_leaves_nothing(
-    client: RawClient, function: EchoFunction, connect: Connect, open_fds: Callable[[], int]
+    client: RawClient, device: EchoDevice, connect: Connect, open_fds: Callable[[], int]
 ) -> None:
     before = open_fds()
-    function.hold = hold = Hold()
+    device.hold = hold = Hold()
     eventfd = os.eventfd(0)
     await client.send(client.request(13))
     await client.send(client.request(8, struct.pack("<5I", 20, 0x24, 2, 0, 1)), [eventfd])
     os.close(eventfd)
     await until(lambda: open_fds() == before + 1)
     client.close()
-    await until(lambda: "disconnected" in function.names())
+    await until(lambda: "disconnected" in device.names())
     following = connect()
     await following.send(following.request(1, struct.pack("<HH", 0, 0)))
     await following.silence()  # the work of the first client has not ended
     hold.finish()
     assert (await following.receive()).command == 1
-    assert function.names() == ["connected", "reset", "disconnected", "connected"]
+    assert device.names() == ["connected", "reset", "disconnected", "connected"]
     assert open_fds() == before  # one client less, one more
 
 
 async def test_reading_stops_when_too_much_waits_behind_a_hold(
-    client: RawClient, function: EchoFunction, monkeypatch: pytest.MonkeyPatch
+    client: RawClient, device: EchoDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "MAX_BACKLOG", 1 << 20)
-    function.hold = hold = Hold()
-    function.regions[0] = bytearray(1 << 20)
+    device.hold = hold = Hold()
+    device.regions[0] = bytearray(1 << 20)
     await client.send(client.request(13))
     payload = client.request(10, write(0, 0, bytes(60_000)), flags=0x10)
     with trio.move_on_after(0.3) as scope:
@@ -417,21 +417,21 @@ async def test_reading_stops_when_too_much_waits_behind_a_hold(
     assert scope.cancelled_caught
     hold.finish()
     # how much of it went is unknown, so this only shows that reading goes on
-    await until(lambda: function.names().count("region_write") >= 20)
+    await until(lambda: device.names().count("region_write") >= 20)
 
 
 # DMA requests of ours while the client waits
 
 
-async def test_dma_replies_are_never_held(client: RawClient, function: EchoFunction, nursery: trio.Nursery) -> None:
-    function.hold = hold = Hold()
+async def test_dma_replies_are_never_held(client: RawClient, device: EchoDevice, nursery: trio.Nursery) -> None:
+    device.hold = hold = Hold()
     await client.send(client.request(13))
-    await until(lambda: "reset" in function.names())
+    await until(lambda: "reset" in device.names())
     found: list[bytes] = []
 
     async def work() -> None:
-        assert function.client is not None
-        found.append(await function.client.dma_read(0x1000, 4))
+        assert device.client is not None
+        found.append(await device.client.dma_read(0x1000, 4))
         hold.finish()
 
     nursery.start_soon(work)
@@ -443,14 +443,14 @@ async def test_dma_replies_are_never_held(client: RawClient, function: EchoFunct
 
 
 async def test_a_client_that_goes_fails_the_dma_under_way(
-    client: RawClient, function: EchoFunction, nursery: trio.Nursery
+    client: RawClient, device: EchoDevice, nursery: trio.Nursery
 ) -> None:
     errors: list[PeerError] = []
 
     async def work(count: int) -> None:
-        assert function.client is not None
+        assert device.client is not None
         with pytest.raises(PeerError) as caught:
-            await function.client.dma_read(0, count)
+            await device.client.dma_read(0, count)
         errors.append(caught.value)
 
     for count in (4, 32768, 32768):  # one is under way, the others wait for room
@@ -474,7 +474,7 @@ async def test_a_reply_that_nobody_waits_for(client: RawClient, message: bytes) 
 async def test_twin_socket(
     qemu_listener: Listener,
     connect: Connect,
-    function: EchoFunction,
+    device: EchoDevice,
     nursery: trio.Nursery,
     open_fds: Callable[[], int],
 ) -> None:
@@ -487,9 +487,9 @@ async def test_twin_socket(
     found: list[bytes] = []
 
     async def work() -> None:
-        assert function.client is not None
-        found.append(await function.client.dma_read(0x2000, 3))
-        await function.client.dma_write(0x3000, b"xyz")
+        assert device.client is not None
+        found.append(await device.client.dma_read(0x2000, 3))
+        await device.client.dma_write(0x3000, b"xyz")
         found.append(b"written")
 
     nursery.start_soon(work)
@@ -503,20 +503,20 @@ async def test_twin_socket(
     twin.close()
     await client.no_more()  # without it we could not reach the memory
     client.close()
-    await until(lambda: "disconnected" in function.names())
+    await until(lambda: "disconnected" in device.names())
     assert open_fds() == before - 1  # ours
 
 
-async def test_no_twin_socket_unless_offered(client: RawClient, function: EchoFunction, nursery: trio.Nursery) -> None:
-    assert function.client is not None
-    nursery.start_soon(function.client.dma_write, 0, b"x")
+async def test_no_twin_socket_unless_offered(client: RawClient, device: EchoDevice, nursery: trio.Nursery) -> None:
+    assert device.client is not None
+    nursery.start_soon(device.client.dma_write, 0, b"x")
     asked = await client.receive()
     assert asked.command == 12
     await client.send(header(asked.id, 12, 16, 1))
 
 
 async def test_a_request_on_the_twin_socket_is_the_end(
-    qemu_listener: Listener, connect: Connect, function: EchoFunction
+    qemu_listener: Listener, connect: Connect, device: EchoDevice
 ) -> None:
     client = connect()
     reply = await client.capabilities(twin_socket={"supported": True}, unknown="x" * 40)
@@ -524,7 +524,7 @@ async def test_a_request_on_the_twin_socket_is_the_end(
     await twin.send(twin.request(13))
     await client.no_more()
     twin.close()
-    assert "reset" not in function.names()
+    assert "reset" not in device.names()
 
 
 # Hostile clients
@@ -544,14 +544,14 @@ async def test_a_request_on_the_twin_socket_is_the_end(
     ids=repr,
 )
 async def test_a_stream_that_makes_no_sense_is_cut_off_and_the_server_stays(
-    client: RawClient, function: EchoFunction, connect: Connect, message: bytes
+    client: RawClient, device: EchoDevice, connect: Connect, message: bytes
 ) -> None:
     await client.send(message)
     await client.no_more()
     client.close()
     following = connect()
     assert (await following.version()).flags == 1
-    assert function.names() == ["connected", "disconnected", "connected"]
+    assert device.names() == ["connected", "disconnected", "connected"]
 
 
 @pytest.mark.parametrize(
@@ -569,7 +569,7 @@ async def test_a_stream_that_makes_no_sense_is_cut_off_and_the_server_stays(
     ids=repr,
 )
 async def test_a_client_that_does_not_begin_with_a_version(
-    qemu_listener: Listener, connect: Connect, function: EchoFunction, message: bytes, answered: bool | None
+    qemu_listener: Listener, connect: Connect, device: EchoDevice, message: bytes, answered: bool | None
 ) -> None:
     client = connect()
     eventfd = os.eventfd(0)
@@ -582,26 +582,26 @@ async def test_a_client_that_does_not_begin_with_a_version(
         assert (await client.version()).flags == 1
     else:
         await client.no_more()
-        assert function.calls == []
+        assert device.calls == []
 
 
 async def test_a_device_that_cannot_be_used(
-    qemu_listener: Listener, connect: Connect, function: EchoFunction, caplog: pytest.LogCaptureFixture
+    qemu_listener: Listener, connect: Connect, device: EchoDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     def connected(client: object) -> None:
         raise RuntimeError("a bug")
 
-    function.connected = connected
+    device.connected = connected
     client = connect()
     reply = await client.version()
     assert (reply.flags, reply.error) == (0x21, errno.EIO)
     await client.no_more()
-    await until(lambda: function.names() == ["disconnected"])
+    await until(lambda: device.names() == ["disconnected"])
     assert "a bug" in caplog.text
 
 
 async def test_a_client_that_goes_in_the_middle_of_a_message(
-    client: RawClient, function: EchoFunction, connect: Connect, caplog: pytest.LogCaptureFixture,
+    client: RawClient, device: EchoDevice, connect: Connect, caplog: pytest.LogCaptureFixture,
     open_fds: Callable[[], int],
 ) -> None:  # fmt: skip
     before = open_fds()
@@ -610,14 +610,14 @@ async def test_a_client_that_goes_in_the_middle_of_a_message(
     os.close(eventfd)
     await until(lambda: open_fds() == before + 1)
     client.close()
-    await until(lambda: "disconnected" in function.names())
+    await until(lambda: "disconnected" in device.names())
     assert open_fds() == before - 2
     assert "in the middle of a message" in caplog.text
     assert (await connect().version()).flags == 1
 
 
 async def test_fds_on_every_message_leak_nothing(
-    client: RawClient, function: EchoFunction, open_fds: Callable[[], int]
+    client: RawClient, device: EchoDevice, open_fds: Callable[[], int]
 ) -> None:
     before = open_fds()
     fds = [os.eventfd(0) for _ in range(16)]
@@ -631,13 +631,13 @@ async def test_fds_on_every_message_leak_nothing(
     await client.send(header(77, 11, 16, 1), fds)  # a reply
     await client.send(client.request(13), fds)
     await client.receive()
-    assert open_fds() == before + len(fds) + sum(fd is not None for _size, fd in function.maps.values())
+    assert open_fds() == before + len(fds) + sum(fd is not None for _size, fd in device.maps.values())
     for fd in fds:
         os.close(fd)
 
 
 async def test_random_bytes_are_survived(
-    qemu_listener: Listener, connect: Connect, function: EchoFunction, open_fds: Callable[[], int]
+    qemu_listener: Listener, connect: Connect, device: EchoDevice, open_fds: Callable[[], int]
 ) -> None:
     import random
 
@@ -661,11 +661,11 @@ async def test_random_bytes_are_survived(
                 assert (await client.receive()).flags in (1, 0x21)
         finally:
             client.close()
-    await until(lambda: function.names().count("disconnected") == 60)
+    await until(lambda: device.names().count("disconnected") == 60)
 
 
 async def test_other_tasks_run_while_a_client_floods(
-    client: RawClient, function: EchoFunction, nursery: trio.Nursery
+    client: RawClient, device: EchoDevice, nursery: trio.Nursery
 ) -> None:
     turns = 0
 
@@ -676,7 +676,7 @@ async def test_other_tasks_run_while_a_client_floods(
 
     nursery.start_soon(flood)
     with trio.fail_after(5):
-        while function.names().count("region_write") < 40_000:
+        while device.names().count("region_write") < 40_000:
             turns += 1
             await trio.lowlevel.checkpoint()
     assert turns > 20
@@ -729,14 +729,14 @@ async def test_others_run_during_a_conversation(qemu_listener: Listener, monkeyp
 
 
 async def test_trace_sees_every_message(
-    nursery: trio.Nursery, function: EchoFunction, listener: Listener, connect: Connect
+    nursery: trio.Nursery, device: EchoDevice, listener: Listener, connect: Connect
 ) -> None:
     seen: list[tuple[Direction, int, bytes]] = []
 
     def trace(direction: Direction, message: Message) -> None:
         seen.append((direction, message.command, bytes(message.body)))
 
-    nursery.start_soon(Server(function, trace=trace).serve, listener)
+    nursery.start_soon(Server(device, trace=trace).serve, listener)
     client = connect()
     version = await client.version(None)
     await client.send(client.request(10, write(4, 0, b"x"), flags=0x10))
@@ -753,7 +753,7 @@ async def test_trace_sees_every_message(
 
 async def test_a_traced_session_takes_the_fast_path(
     nursery: trio.Nursery,
-    function: EchoFunction,
+    device: EchoDevice,
     listener: Listener,
     connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
@@ -761,9 +761,9 @@ async def test_a_traced_session_takes_the_fast_path(
     """What is traced is what runs without a trace: `dispatch` sees no region access."""
     dispatched: list[int] = []
 
-    def dispatch(function: Function, message: Message, negotiated: Negotiated) -> Answer:
+    def dispatch(device: VfioDevice, message: Message, negotiated: Negotiated) -> Answer:
         dispatched.append(message.command)
-        return dispatch_module.dispatch(function, message, negotiated)
+        return dispatch_module.dispatch(device, message, negotiated)
 
     monkeypatch.setattr(session, "dispatch", dispatch)
     seen: dict[str, list[tuple[Direction, int]]] = {}
@@ -772,7 +772,7 @@ async def test_a_traced_session_takes_the_fast_path(
         lines = seen[f"{name} {len(seen)}"] = []
         return lambda direction, message: lines.append((direction, message.command))
 
-    nursery.start_soon(Server(function, name="blk0", open_trace=open_trace).serve, listener)
+    nursery.start_soon(Server(device, name="blk0", open_trace=open_trace).serve, listener)
     inward, outward = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
     for number in range(2):
         client = connect()
@@ -781,39 +781,37 @@ async def test_a_traced_session_takes_the_fast_path(
         assert (await client.call(9, read(4, 0, 2))).body[-2:] == b"xy"
         assert (await client.call(9, read(77, 0, 2))).error == errno.EINVAL
         client.close()
-        await until(lambda: function.names().count("disconnected") == number + 1)  # noqa: B023 - called in this turn
+        await until(lambda: device.names().count("disconnected") == number + 1)  # noqa: B023 - called in this turn
     assert dispatched == []
     both = [(way, command) for command in (1, 10, 9, 9) for way in (inward, outward)]
     assert seen == {"blk0 0": both, "blk0 1": both}
 
 
-async def test_write_multiple(
-    nursery: trio.Nursery, function: EchoFunction, listener: Listener, connect: Connect
-) -> None:
-    nursery.start_soon(Server(function, write_multiple=True).serve, listener)
+async def test_write_multiple(nursery: trio.Nursery, device: EchoDevice, listener: Listener, connect: Connect) -> None:
+    nursery.start_soon(Server(device, write_multiple=True).serve, listener)
     client = connect()
     assert b'"write_multiple":true' in (await client.version()).body
     body = struct.pack("<Q", 2) + struct.pack("<QII8s", 0, 4, 1, b"a") + struct.pack("<QII8s", 1, 4, 1, b"b")
     assert (await client.call(15, body)).body == struct.pack("<Q", 2)
-    assert function.regions[4][:2] == b"ab"
+    assert device.regions[4][:2] == b"ab"
 
 
 async def test_many_writes_in_one_message_leave_others_their_turn_and_stay_in_order(
     nursery: trio.Nursery,
-    function: EchoFunction,
+    device: EchoDevice,
     listener: Listener,
     connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(session, "perf_counter", lambda: float("inf"))  # each look at the clock says that it is time
-    nursery.start_soon(Server(function, write_multiple=True).serve, listener)
+    nursery.start_soon(Server(device, write_multiple=True).serve, listener)
     client = connect()
     await client.version()
     seen: list[int] = []
 
     async def neighbour() -> None:
         while True:
-            seen.append(sum(call[0] == "region_write" for call in function.calls))
+            seen.append(sum(call[0] == "region_write" for call in device.calls))
             await trio.lowlevel.checkpoint()
 
     nursery.start_soon(neighbour)
@@ -824,19 +822,19 @@ async def test_many_writes_in_one_message_leave_others_their_turn_and_stay_in_or
     await client.send(client.request(15, body) + client.request(10, write(4, 0, b"!")))
     assert (await client.receive()).body == struct.pack("<Q", count)
     assert (await client.receive()).command == 10
-    writes = [call for call in function.calls if call[0] == "region_write"]
+    writes = [call for call in device.calls if call[0] == "region_write"]
     assert [bytes(data) for *_, data in writes] == [b"%c" % (at % 256) for at in range(count)] + [b"!"]
     steps = [after - before for before, after in itertools.pairwise(seen)]
     assert max(steps) <= 2 * WRITES_AT_ONCE
 
 
 async def test_a_refused_one_of_many_writes_is_the_answer(
-    nursery: trio.Nursery, function: EchoFunction, listener: Listener, connect: Connect
+    nursery: trio.Nursery, device: EchoDevice, listener: Listener, connect: Connect
 ) -> None:
-    nursery.start_soon(Server(function, write_multiple=True).serve, listener)
+    nursery.start_soon(Server(device, write_multiple=True).serve, listener)
     client = connect()
     await client.version()
     entries = [struct.pack("<QII8s", 0, 9 if at == 100 else 4, 1, b"a") for at in range(1000)]
     reply = await client.call(15, struct.pack("<Q", 1000) + b"".join(entries))
     assert reply.error == errno.EINVAL
-    assert sum(call[0] == "region_write" for call in function.calls) >= 999
+    assert sum(call[0] == "region_write" for call in device.calls) >= 999

@@ -17,12 +17,12 @@ class Sizes(Device):
 
 
 def negotiate(driver: Driver, features: int) -> None:
-    transport = driver.transport
-    transport.write_status(ACKNOWLEDGE | DRIVER)
+    core = driver.core
+    core.write_status(ACKNOWLEDGE | DRIVER)
     for select in range(4):
-        transport.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
-    transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
-    assert transport.status & FEATURES_OK
+        core.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
+    core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
+    assert core.status & FEATURES_OK
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_a_split_queue_is_a_power_of_two() -> None:
     assert [size for size in (0, 1, 3, 256, 257, 300, 512) if smallq.allows(size)] == [1, 256]
     negotiate(driver, Feature.VERSION_1.mask)
     assert smallq.size == 256
-    driver.transport.reset()
+    driver.core.reset()
     negotiate(driver, Feature.VERSION_1.mask | Feature.RING_PACKED.mask)
     assert smallq.size == 300
     assert [size for size in (0, 1, 3, 256, 257, 300, 301, 512) if smallq.allows(size)] == [1, 3, 256, 257, 300]
-    driver.transport.reset_queue(0)
+    driver.core.reset_queue(0)
     assert smallq.size == 300
-    driver.transport.reset()
+    driver.core.reset()
     assert smallq.size == 256
 
 

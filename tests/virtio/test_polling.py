@@ -69,13 +69,13 @@ def patient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 def count_kicks(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The queues that the driver notifies, as it does so."""
     kicks: list[int] = []
-    notify = driver.transport.notify_queue
+    notify = driver.core.notify_queue
 
     def counted(index: int, next_available: int | None = None) -> None:
         kicks.append(index)
         notify(index, next_available)
 
-    monkeypatch.setattr(driver.transport, "notify_queue", counted)
+    monkeypatch.setattr(driver.core, "notify_queue", counted)
     return kicks
 
 
@@ -182,11 +182,11 @@ async def test_what_is_polled_can_be_reset_and_suspended(monkeypatch: pytest.Mon
         await trio.sleep(0.01)
         driver.ram.map()
         await until_it_polls()
-        driver.transport.write_status(driver.status & ~Status.DRIVER_OK | Status.SUSPEND)
+        driver.core.write_status(driver.status & ~Status.DRIVER_OK | Status.SUSPEND)
         with trio.fail_after(10):
             while driver.status & Status.DRIVER_OK:
                 await trio.sleep(0.001)
-        driver.transport.write_status(driver.status | Status.DRIVER_OK)
+        driver.core.write_status(driver.status | Status.DRIVER_OK)
         await until_it_polls()
         with trio.fail_after(10):
             await driver.reset()
@@ -254,7 +254,7 @@ async def test_always_ends_with_the_client(monkeypatch: pytest.MonkeyPatch) -> N
     """The next one's memory may be another guest's: only its kick, or a reset, makes the queue go on."""
     async with running(Echo(), offer=always) as driver:
         await driver.request([b"x"], [8])
-        driver.transport.pause("client left")
+        driver.core.pause("client left")
         token = driver.add(0, [b"x"], [8])
         await trio.sleep(0.05)
         assert not driver.is_used(0, token)

@@ -60,7 +60,7 @@ class Echo(Device):
 
 async def suspend_device(driver: Driver) -> int:
     """As a driver does: write, then read until it is over."""
-    driver.transport.write_status(RUNNING | SUSPEND)
+    driver.core.write_status(RUNNING | SUSPEND)
     return await suspension_ended(driver)
 
 
@@ -72,7 +72,7 @@ async def suspension_ended(driver: Driver) -> int:
 
 
 def resume_device(driver: Driver) -> None:
-    driver.transport.write_status(driver.status | DRIVER_OK)
+    driver.core.write_status(driver.status | DRIVER_OK)
     assert driver.status == RUNNING
 
 
@@ -94,7 +94,7 @@ async def test_suspend_and_resume(private: bool) -> None:
 
 async def test_an_idle_device_is_suspended_at_once() -> None:
     async with running(Echo(), offer=OFFER) as driver:
-        driver.transport.write_status(RUNNING | SUSPEND)
+        driver.core.write_status(RUNNING | SUSPEND)
         assert driver.status == SUSPENDED
 
 
@@ -108,7 +108,7 @@ async def test_what_is_under_way_ends_first(private: bool) -> None:
         driver.kick(0)
         while device.taken < 5:
             await trio.sleep(0.001)
-        driver.transport.write_status(RUNNING | SUSPEND)
+        driver.core.write_status(RUNNING | SUSPEND)
         late = driver.add(0, [b"x"], [1])
         driver.kick(0, force=True)
         await trio.testing.wait_all_tasks_blocked()
@@ -182,16 +182,16 @@ async def test_a_disk_ends_its_requests() -> None:
 async def test_configuration_does_not_change_while_suspended() -> None:
     device = Echo()
     async with running(device, offer=OFFER) as driver:
-        generation, seen = driver.transport.read_generation(), driver.config_interrupts
+        generation, seen = driver.core.read_generation(), driver.config_interrupts
         await suspend_device(driver)
         device.config.update(value=9)
         assert driver.config(0, 4) == 7
-        assert driver.transport.read_generation() == generation
+        assert driver.core.read_generation() == generation
         assert driver.config_interrupts == seen
         resume_device(driver)
         assert driver.config_interrupts == seen + 1
         assert driver.config(0, 4) == 9
-        assert driver.transport.read_generation() != generation
+        assert driver.core.read_generation() != generation
         await suspend_device(driver)
         resume_device(driver)
         assert driver.config_interrupts == seen + 1
@@ -202,11 +202,11 @@ async def test_writes_to_the_configuration_are_ignored(caplog: pytest.LogCapture
     async with running(device, offer=OFFER) as driver:
         await suspend_device(driver)
         for _ in range(2):
-            driver.transport.write_config(4, b"\x05")
+            driver.core.write_config(4, b"\x05")
         assert device.config["knob"] == 0
         assert caplog.text.count("wrote configuration at 0x4 of a suspended device; ignored") == 1
         resume_device(driver)
-        driver.transport.write_config(4, b"\x05")
+        driver.core.write_config(4, b"\x05")
         assert device.config["knob"] == 5
 
 
@@ -215,10 +215,10 @@ async def test_a_bug_while_suspended_is_told_at_resume(caplog: pytest.LogCapture
     async with running(device, offer=OFFER) as driver:
         await suspend_device(driver)
         seen = driver.config_interrupts
-        driver.transport.needs_reset(ZeroDivisionError("a bug"))
+        driver.core.needs_reset(ZeroDivisionError("a bug"))
         assert driver.status == SUSPENDED | NEEDS_RESET
         assert driver.config_interrupts == seen
-        driver.transport.write_status(driver.status | DRIVER_OK)
+        driver.core.write_status(driver.status | DRIVER_OK)
         assert driver.status == RUNNING | NEEDS_RESET
         assert driver.config_interrupts == seen + 1
 
@@ -230,29 +230,29 @@ async def test_a_bug_while_suspended_is_told_at_resume(caplog: pytest.LogCapture
 def test_suspend_is_ignored_before_the_device_runs(status: int) -> None:
     """SU1."""
     driver = Driver(Echo(), offer=OFFER)
-    transport = driver.transport
-    transport.write_driver_features(1, (1 | 1 << 11))
+    core = driver.core
+    core.write_driver_features(1, (1 | 1 << 11))
     for value in (ACKNOWLEDGE, ACKNOWLEDGE | DRIVER, ACKNOWLEDGE | DRIVER | FEATURES_OK):
         if value <= status:
-            transport.write_status(value)
-    transport.write_status(status | SUSPEND)
+            core.write_status(value)
+    core.write_status(status | SUSPEND)
     assert driver.status == status
-    transport.write_status(status | SUSPEND | DRIVER_OK)
+    core.write_status(status | SUSPEND | DRIVER_OK)
     assert not driver.status & SUSPEND
 
 
 async def test_suspend_is_ignored_where_it_was_not_negotiated() -> None:
     async with running(Echo(), offer=OFFER, features=0) as driver:
-        driver.transport.write_status(RUNNING | SUSPEND)
+        driver.core.write_status(RUNNING | SUSPEND)
         assert driver.status == RUNNING
         assert (await driver.request([b"ping"], [4])).data == [b"ping"]
 
 
 async def test_a_driver_that_takes_driver_ok_away_itself() -> None:
     async with running(Echo(), offer=OFFER) as driver:
-        driver.transport.write_status(SUSPENDED)
+        driver.core.write_status(SUSPENDED)
         assert driver.status == SUSPENDED
-        driver.transport.write_status(SUSPENDED)
+        driver.core.write_status(SUSPENDED)
         assert driver.status == SUSPENDED
         resume_device(driver)
         assert (await driver.request([b"ping"], [4])).data == [b"ping"]
@@ -267,8 +267,8 @@ async def test_reset(when: str, caplog: pytest.LogCaptureFixture) -> None:
             driver.add(0, [b"1"], [1])
             driver.kick(0)
             await trio.testing.wait_all_tasks_blocked()
-        driver.transport.write_status(RUNNING | SUSPEND)
-        driver.transport.write_status(0)
+        driver.core.write_status(RUNNING | SUSPEND)
+        driver.core.write_status(0)
         device.go.set()
         await trio.testing.wait_all_tasks_blocked()
         assert driver.status == 0
@@ -284,8 +284,8 @@ async def test_a_queue_may_be_reset_while_it_is_drained() -> None:
         driver.add(0, [b"1"], [1])
         driver.kick(0)
         await trio.testing.wait_all_tasks_blocked()
-        driver.transport.write_status(RUNNING | SUSPEND)
-        hold = driver.transport.reset_queue(0)
+        driver.core.write_status(RUNNING | SUSPEND)
+        hold = driver.core.reset_queue(0)
         assert hold is not None
         assert not hold.done
         device.go.set()

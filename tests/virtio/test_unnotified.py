@@ -101,7 +101,7 @@ async def test_a_ring_whose_memory_stays_away_is_named(
     async with running(Echo()) as driver:
         await driver.request([b"ping"], [4], queue=1)
         driver.ram.unmap()
-        driver.transport.notify_queue(1)
+        driver.core.notify_queue(1)
         await trio.sleep(0.5)
         driver.ram.map()  # as QEMU does it all the time
         await trio.sleep(5)
@@ -110,7 +110,7 @@ async def test_a_ring_whose_memory_stays_away_is_named(
         await trio.sleep(5)
         assert lines(caplog, "ring's memory") == 0, "nobody waits for it"
         for _ in range(50):
-            driver.transport.notify_queue(1)
+            driver.core.notify_queue(1)
             await trio.sleep(0.1)
         assert lines(caplog, "queue 1 waits for its ring's memory") == lines(caplog, "ring's memory") == 1
         driver.ram.map()

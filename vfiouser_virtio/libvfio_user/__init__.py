@@ -5,7 +5,7 @@
     library = load()
     with LibraryListener("/run/x/blk0.sock") as listener:
         listener.open(library)
-        await LibvfioUserServer(function).serve(listener)
+        await LibvfioUserServer(vfio_device).serve(listener)
 """
 
 from vfiouser_virtio.libvfio_user.bindings import ENVIRONMENT, Library, load

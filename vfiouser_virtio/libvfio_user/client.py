@@ -1,4 +1,4 @@
-"""Who is connected to a device that libvfio-user serves, as the function sees it (`function.Client`)."""
+"""Who is connected to a device that libvfio-user serves, as the device sees it (`vfio_device.Client`)."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ import socket
 import struct
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Buffer
+from vfiouser_virtio.vfio_device import Buffer
 from vfiouser_virtio.vfio_user.sockets import peer_pid, peer_uid
 
 _STALL = 1.0
@@ -47,7 +47,7 @@ class LibraryClient:
         self._socket.close()
 
     async def dma_read(self, address: int, count: int) -> bytes:
-        """Nothing can be read by message: no region without a file descriptor is ever shown to the function."""
+        """Nothing can be read by message: no region without a file descriptor is ever shown to the device."""
         raise PeerError(f"DMA_READ of {address:#x}+{count:#x}: not with libvfio-user", errno.EOPNOTSUPP)
 
     async def dma_write(self, address: int, data: Buffer) -> None:

@@ -4,10 +4,10 @@ import os
 from typing import NoReturn
 
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.function import HostedFunction
 from vfiouser_virtio.libvfio_user.bindings import Library, load
 from vfiouser_virtio.libvfio_user.listening import LibraryListener
 from vfiouser_virtio.libvfio_user.server import LibvfioUserServer
+from vfiouser_virtio.vfio_device import HostedVfioDevice
 
 
 class LibraryEngine:
@@ -32,10 +32,10 @@ class LibraryEngine:
         assert isinstance(socket, LibraryListener)
         socket.open(self.library)
 
-    async def serve(self, function: HostedFunction, socket: object, *, name: str = "", once: bool = False) -> None:
+    async def serve(self, device: HostedVfioDevice, socket: object, *, name: str = "", once: bool = False) -> None:
         """See `LibvfioUserServer.serve`."""
         assert isinstance(socket, LibraryListener)
-        await LibvfioUserServer(function, name=name).serve(socket, once=once)
+        await LibvfioUserServer(device, name=name).serve(socket, once=once)
 
 
 def _no_socket_from_others() -> NoReturn:

@@ -1,4 +1,4 @@
-"""A `HostedFunction` as a libvfio-user device: its regions, interrupts and memory set up, its callbacks answered.
+"""A `HostedVfioDevice` as a libvfio-user device: its regions, interrupts and memory set up, its callbacks answered.
 
 ::
 
@@ -9,7 +9,7 @@
                     reset         ──▶ reset, disconnected ─▶ `take_hold`, waited for before the next request
                     irq_state     ──▶ set_irqs (INTx is masked, unmasked)
 
-The function's ioeventfds are not offered: the library's entries in that reply have 48 bytes, the protocol's 40. Nothing
+The device's ioeventfds are not offered: the library's entries in that reply have 48 bytes, the protocol's 40. Nothing
 waits in here, for C is on the stack. The library answers the client as soon as the callback returns; by then
 no request touches the client's memory, because the device has been quiet since the quiesce callback.
 """
@@ -19,10 +19,10 @@ import logging
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Hold, HostedFunction, IrqSetFlags, PciIrq, PciRegion, RegionFlags
 from vfiouser_virtio.libvfio_user.bindings import Access, Context, DevIrqType, DmaInfo, RegionFlag, ResetType
 from vfiouser_virtio.libvfio_user.client import LibraryClient
 from vfiouser_virtio.libvfio_user.log import forward_log
+from vfiouser_virtio.vfio_device import Hold, HostedVfioDevice, IrqSetFlags, PciIrq, PciRegion, RegionFlags
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +37,15 @@ _SMALLEST_MEMORY_BAR = 16
 
 
 class HostedDevice:
-    """The function behind one context, with at most one client at a time."""
+    """The device behind one context, with at most one client at a time."""
 
-    def __init__(self, context: Context, function: HostedFunction, name: str) -> None:
+    def __init__(self, context: Context, vfio_device: HostedVfioDevice, name: str) -> None:
         self.client: LibraryClient | None = None
         self.quieting: Hold | None = None
         """The library waits for the end of this; until then none of its functions may be called but one."""
         self.log = DeviceLog(log, name)
         self._context = context
-        self._function = function
+        self._vfio_device = vfio_device
         self._name = name
         self._holds: list[Hold] = []
         self._regions: dict[tuple[int, int], int] = {}  # (address, size) -> where the library has mapped it
@@ -56,20 +56,20 @@ class HostedDevice:
         self._set_up()
 
     def _set_up(self) -> None:
-        context, function = self._context, self._function
+        context, vfio_device = self._context, self._vfio_device
         for index in PciRegion:
-            info = function.region_info(index)
+            info = vfio_device.region_info(index)
             if info.size:
                 flags = _region_flags(index, info.flags, info.size)
                 context.setup_region(index, info.size, self._access(index), flags)
         for irq in (PciIrq.INTX, PciIrq.MSI, PciIrq.MSIX):
-            context.setup_device_nr_irqs(irq, _irq_count(function, irq))
+            context.setup_device_nr_irqs(irq, _irq_count(vfio_device, irq))
         context.setup_irq_state_callback(DevIrqType.INTX, self._irq_state)
         context.setup_device_dma(self._dma_registered, self._dma_unregistered, MAX_DMA_MAPS)
         context.setup_device_reset_cb(self._reset)
         context.setup_device_quiesce_cb(self._quiesce)
         context.realize_ctx()
-        function.set_trigger(self._trigger)
+        vfio_device.set_trigger(self._trigger)
 
     # ---- what the server does ------------------------------------------------------------------------------------
 
@@ -79,11 +79,11 @@ class HostedDevice:
         self.client = client
         self._has_fds = False
         self._refused = True
-        self._function.connected(client)
+        self._vfio_device.connected(client)
 
     def gone(self) -> None:
         """Nobody serves this context any more."""
-        self._function.set_trigger(None)
+        self._vfio_device.set_trigger(None)
 
     def take_hold(self) -> Hold | None:
         """What the last callbacks have left to be waited for."""
@@ -98,20 +98,20 @@ class HostedDevice:
         try:
             self._context.device_quiesced()
         finally:
-            self._function.resume()
+            self._vfio_device.resume()
             self.request_done()
 
     def request_done(self) -> None:
         """A request has been handled: if it was none for a region, it may have brought an eventfd that was missing."""
         if self._refused and not self._accessed:
             self._refused = False
-            self._function.retry_interrupts()
+            self._vfio_device.retry_interrupts()
         self._accessed = False
 
     # ---- what the library asks -----------------------------------------------------------------------------------
 
     def _access(self, index: int) -> Access:
-        read, write = self._function.region_read, self._function.region_write
+        read, write = self._vfio_device.region_read, self._vfio_device.region_write
 
         def access(offset: int, buffer: memoryview, is_write: bool) -> None:
             self._accessed = True
@@ -126,7 +126,7 @@ class HostedDevice:
         return access
 
     def _quiesce(self) -> bool:
-        self.quieting = self._function.quiesce()
+        self.quieting = self._vfio_device.quiesce()
         return self.quieting is None
 
     def _dma_registered(self, info: DmaInfo) -> None:
@@ -145,7 +145,7 @@ class HostedDevice:
         if self._regions.get(where) == info.vaddr:
             return  # the library takes the same DMA_MAP twice
         try:
-            self._function.dma_map_alias(
+            self._vfio_device.dma_map_alias(
                 *where, readable=readable, writable=writable, vaddr=info.vaddr, page_size=info.page_size
             )
         except PeerError as error:
@@ -157,23 +157,23 @@ class HostedDevice:
     def _dma_unregistered(self, info: DmaInfo) -> None:
         where = (info.iova, info.size)
         if self._regions.pop(where, None) is not None:
-            self._keep(self._function.dma_unmap(*where))
+            self._keep(self._vfio_device.dma_unmap(*where))
 
     def _reset(self, kind: ResetType) -> None:
         try:
             if kind != ResetType.LOST_CONN:
-                self._keep(self._function.reset())
+                self._keep(self._vfio_device.reset())
             elif self.client is not None:
                 client, self.client = self.client, None
                 client.close()
-                self._keep(self._function.disconnected())
+                self._keep(self._vfio_device.disconnected())
         except Exception as error:
             raise self._refusal(f"reset ({kind.name})", error) from None
 
     def _irq_state(self, start: int, count: int, mask: bool) -> None:
         action = IrqSetFlags.ACTION_MASK if mask else IrqSetFlags.ACTION_UNMASK
         try:
-            self._function.set_irqs(PciIrq.INTX, IrqSetFlags.DATA_NONE | action, start, count, b"", ())
+            self._vfio_device.set_irqs(PciIrq.INTX, IrqSetFlags.DATA_NONE | action, start, count, b"", ())
         except PeerError as error:
             self.log.once("set_irqs", "%s", error)
 
@@ -201,10 +201,10 @@ class HostedDevice:
         return OSError(errno.EIO, "a bug of the device")
 
 
-def _irq_count(function: HostedFunction, index: PciIrq) -> int:
-    """0 where the function has none of that index, whichever way it says so."""
+def _irq_count(vfio_device: HostedVfioDevice, index: PciIrq) -> int:
+    """0 where the device has none of that index, whichever way it says so."""
     try:
-        return function.irq_info(index).count
+        return vfio_device.irq_info(index).count
     except PeerError:
         return 0
 

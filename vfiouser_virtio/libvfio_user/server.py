@@ -1,4 +1,4 @@
-"""libvfio-user as a protocol engine: a `HostedFunction` on one socket, for one client after another.
+"""libvfio-user as a protocol engine: a `HostedVfioDevice` on one socket, for one client after another.
 
 The same as `vfio_user.Server`, with the C library in between; docs/libvfio-user.md says what is different. Its calls
 all come from the task that serves, so that several devices in one process take turns; nothing is called while the
@@ -14,12 +14,12 @@ from time import perf_counter
 import trio
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import HostedFunction
 from vfiouser_virtio.libvfio_user.attach import hanging_up_after
 from vfiouser_virtio.libvfio_user.client import LibraryClient
 from vfiouser_virtio.libvfio_user.hosted import HostedDevice
 from vfiouser_virtio.libvfio_user.listening import LibraryListener
 from vfiouser_virtio.turns import turns
+from vfiouser_virtio.vfio_device import HostedVfioDevice
 from vfiouser_virtio.vfio_user.holds import HOLD_PATIENCE, wait_hold
 
 log = logging.getLogger(__name__)
@@ -28,10 +28,10 @@ _PAUSE = 0.2  # seconds, after accept() has failed for want of something that on
 
 
 class LibvfioUserServer:
-    """Serves ``function`` to whoever connects, one client at a time; its state outlives each client."""
+    """Serves ``vfio_device`` to whoever connects, one client at a time; its state outlives each client."""
 
-    def __init__(self, function: HostedFunction, *, name: str = "") -> None:
-        self._function = function
+    def __init__(self, vfio_device: HostedVfioDevice, *, name: str = "") -> None:
+        self._vfio_device = vfio_device
         self._name = name
 
     async def serve(self, listener: LibraryListener, *, once: bool = False) -> None:
@@ -39,7 +39,7 @@ class LibvfioUserServer:
 
         A second client is accepted, closed at once, and logged, while there is a first.
         """
-        device = HostedDevice(listener.context, self._function, self._name or listener.name)
+        device = HostedDevice(listener.context, self._vfio_device, self._name or listener.name)
         with socket.socket(fileno=os.dup(listener.context.get_poll_fd())) as listening:
             try:
                 while True:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.pci.config_space import ConfigSpace
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import STD_NUM_BARS, TYPE0_HEADER, BaseAddress
+from vfiouser_virtio.vfio_device import Buffer
 
 _BASE_ADDRESS_0, _ = offsets(TYPE0_HEADER)["base_address"]
 

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Buffer, PciRegion
 from vfiouser_virtio.protocols.pci import CFG_SPACE_EXP_SIZE, CFG_SPACE_SIZE
+from vfiouser_virtio.vfio_device import Buffer, PciRegion
 
 OnRead = Callable[[int, int], None]
 """``(offset, count)`` of an access about to be answered, relative to and clipped to the hooked range."""

@@ -1,26 +1,10 @@
-"""A PCI endpoint (PCI Local Bus 3.0 §6, PCIe 4.0 §7.5) behind the seam of ``vfiouser_virtio.function``."""
+"""A PCI endpoint (PCI Local Bus 3.0 §6, PCIe 4.0 §7.5) behind the seam of ``vfiouser_virtio.vfio_device``."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from enum import IntEnum
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import (
-    Buffer,
-    Client,
-    DeviceFlags,
-    DeviceInfo,
-    Hold,
-    IoEventFd,
-    IrqInfo,
-    IrqInfoFlags,
-    IrqSetFlags,
-    PciIrq,
-    PciRegion,
-    RegionFlags,
-    RegionInfo,
-    Trigger,
-)
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci.bars import Bar, Bars
 from vfiouser_virtio.pci.capabilities import (
@@ -51,6 +35,22 @@ from vfiouser_virtio.protocols.pci import (
     PowerState,
     Status,
 )
+from vfiouser_virtio.vfio_device import (
+    Buffer,
+    Client,
+    DeviceFlags,
+    DeviceInfo,
+    Hold,
+    IoEventFd,
+    IrqInfo,
+    IrqInfoFlags,
+    IrqSetFlags,
+    PciIrq,
+    PciRegion,
+    RegionFlags,
+    RegionInfo,
+    Trigger,
+)
 
 _COMMAND, _COMMAND_SIZE = offsets(TYPE0_HEADER)["command"]
 _STATUS, _ = offsets(TYPE0_HEADER)["status"]
@@ -65,7 +65,7 @@ def _nothing(_: object = None) -> None:
 
 
 class PciFunction:
-    """One PCI function: config space, BARs, capabilities and interrupts; satisfies the seam's ``HostedFunction``.
+    """One PCI function: config space, BARs, capabilities and interrupts; satisfies the seam's ``HostedVfioDevice``.
 
     A device with one BAR that holds a scratch register and interrupts when it is written::
 
@@ -176,7 +176,7 @@ class PciFunction:
             self.config.set_bits(_STATUS, _INTERRUPT, level)
             self.intx.set_level(level)
 
-    # The seam (vfiouser_virtio.function.Function)
+    # The seam (vfiouser_virtio.vfio_device.VfioDevice)
 
     def connected(self, client: Client) -> None:
         """A client has come; its memory follows. Until it sets COMMAND.MEMORY or IO for once, BARs answer without.
@@ -270,7 +270,7 @@ class PciFunction:
         self._command_written()
         return self.on_reset()
 
-    # The rest of the seam, for engines that keep eventfds and mappings themselves (HostedFunction)
+    # The rest of the seam, for engines that keep eventfds and mappings themselves (HostedVfioDevice)
 
     def set_trigger(self, trigger: Trigger | None) -> None:
         """Interrupts go through ``trigger``, and stay pending while it returns False."""

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from vfiouser_virtio.eventfds import signal, take
-from vfiouser_virtio.function import Trigger
+from vfiouser_virtio.vfio_device import Trigger
 
 _NO_FD = -1
 

@@ -8,8 +8,8 @@ from vfiouser_virtio import eventfds
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.eventfds import is_eventfd
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import Buffer, IrqSetFlags, PciIrq
 from vfiouser_virtio.pci.intx import Intx
+from vfiouser_virtio.vfio_device import Buffer, IrqSetFlags, PciIrq
 
 _DATA = int(
     IrqSetFlags.DATA_NONE | IrqSetFlags.DATA_BOOL | IrqSetFlags.DATA_EVENTFD

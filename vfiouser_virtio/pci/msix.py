@@ -15,10 +15,10 @@ import os
 from collections.abc import Iterable, Sequence
 
 from vfiouser_virtio.eventfds import signal
-from vfiouser_virtio.function import Buffer, Trigger
 from vfiouser_virtio.pci.bars import Bar
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import MSIX_ENTRY, MSIX_ENTRY_CTRL_MASKBIT, MSIX_ENTRY_SIZE, MSIX_MAX_VECTORS
+from vfiouser_virtio.vfio_device import Buffer, Trigger
 
 _NO_FD = -1
 _SMALLEST_PBA_OFFSET = 0x800  # where QEMU's own virtio-pci has it

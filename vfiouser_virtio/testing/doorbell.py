@@ -7,8 +7,8 @@ in a BAR of this function, which QEMU reaches by vfio-user like any other: so th
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.pci import Bar, Identity, PciFunction
+from vfiouser_virtio.vfio_device import Buffer
 
 # Red Hat's numbers for experiments are 0x10f0 to 0x10ff (QEMU, docs/specs/pci-ids.rst).
 _VENDOR, _DEVICE, _CLASS = 0x1AF4, 0x10F0, 0xFF0000

@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 import trio
 
-from vfiouser_virtio.function import Buffer, Hold
 from vfiouser_virtio.memory import GuestMemory
-from vfiouser_virtio.virtio import Device, Offer, Transport
+from vfiouser_virtio.vfio_device import Buffer, Hold
+from vfiouser_virtio.virtio import Device, DeviceCore, Offer
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 1, 2, 4, 8, 64
@@ -152,8 +152,8 @@ class Driver:
         self.device = device
         self.memory = GuestMemory()
         self.ram = Ram(self.memory, private=private)
-        self.transport = Transport(device, self.memory, self, offer=offer)
-        self.offered = self.transport.device_features
+        self.core = DeviceCore(device, self.memory, self, offer=offer)
+        self.offered = self.core.device_features
         self.wanted = features
         self.queue_interrupts = [0] * len(device.queues)
         self.config_interrupts = 0
@@ -175,39 +175,39 @@ class Driver:
 
     @property
     def status(self) -> int:
-        return self.transport.status
+        return self.core.status
 
     def probe(self) -> None:
         """From reset to DRIVER_OK, with every queue enabled at its greatest size."""
-        transport = self.transport
-        transport.write_status(ACKNOWLEDGE)
-        transport.write_status(ACKNOWLEDGE | DRIVER)
+        core = self.core
+        core.write_status(ACKNOWLEDGE)
+        core.write_status(ACKNOWLEDGE | DRIVER)
         features = self.offered & ~UNKNOWN if self.wanted is None else self.wanted & self.offered | 1 << VERSION_1
         for select in range(4):
-            transport.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
-        transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
-        assert transport.status & FEATURES_OK, f"the device refuses features {features:#x}"
+            core.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
+        core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
+        assert core.status & FEATURES_OK, f"the device refuses features {features:#x}"
         self.rings = []
         base = RAM_BASE
         self.ram.bytes[:] = bytes(RAM_SIZE)
         for index, queue in enumerate(self.device.queues):
             ring = Ring(self.ram, queue.size, base, event_idx=bool(features >> EVENT_IDX & 1))
             queue.desc, queue.driver, queue.device = ring.desc, ring.avail, ring.used
-            transport.enable_queue(index)
+            core.enable_queue(index)
             self.rings.append(ring)
             base = -(-ring.end // 4096) * 4096
         self._heap = self._heap_start = base
-        transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
+        core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
 
     async def reset(self) -> None:
         """Reset the device and wait until that is complete."""
-        hold = self.transport.write_status(0)
+        hold = self.core.write_status(0)
         if hold is not None:
             done = trio.Event()
             hold.when_done(done.set)
             with trio.fail_after(PATIENCE):
                 await done.wait()
-        assert self.transport.status == 0
+        assert self.core.status == 0
         self.rings = []
 
     # ---- buffers ---------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class Driver:
     def kick(self, queue: int, *, force: bool = False) -> None:
         """Notify the device of what was added, if it asks for that."""
         if self.rings[queue].device_wants_kick() or force:
-            self.transport.notify_queue(queue)
+            self.core.notify_queue(queue)
 
     def _collect(self, ring: Ring) -> None:
         ring.collect()
@@ -298,7 +298,7 @@ class Driver:
 
     def config(self, offset: int, size: int) -> int:
         """A little-endian field of the configuration space."""
-        return int.from_bytes(self.transport.read_config(offset, size), "little")
+        return int.from_bytes(self.core.read_config(offset, size), "little")
 
 
 @asynccontextmanager
@@ -319,7 +319,7 @@ async def running(
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(driver.transport.serve)
+            nursery.start_soon(driver.core.serve)
             try:
                 if probe:
                     driver.probe()

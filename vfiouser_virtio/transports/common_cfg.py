@@ -1,4 +1,4 @@
-"""The registers of struct virtio_pci_common_cfg (virtio 1.4, 4.1.4.3), over the state that `Transport` keeps.
+"""The registers of struct virtio_pci_common_cfg (virtio 1.4, 4.1.4.3), over the state that `DeviceCore` keeps.
 
 A driver uses each field's natural width, and halves of the 64-bit ones (4.1.3.1). Whatever else it tries has a defined
 answer: any read returns the bytes that the fields hold; a write changes the fields that it covers wholly, and no other.
@@ -6,11 +6,11 @@ answer: any read returns the bytes that the fields hold; a write changes the fie
 
 from collections.abc import Callable
 
-from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG, COMMON_CFG_OFFSETS, COMMON_CFG_SIZE, NO_VECTOR
-from vfiouser_virtio.virtio import Queue, Transport
+from vfiouser_virtio.vfio_device import Buffer
+from vfiouser_virtio.virtio import DeviceCore, Queue
 
 _CODEC = codec(COMMON_CFG)
 _NAMES = {offset: (name, size) for name, (offset, size) in COMMON_CFG_OFFSETS.items()}
@@ -23,23 +23,23 @@ class CommonCfg:
     ``vectors`` is the MSI-X table's size; ``on_reset`` is called when the driver resets the device by its status.
     """
 
-    def __init__(self, transport: Transport, vectors: int, on_reset: Callable[[], None]) -> None:
-        self.transport = transport
+    def __init__(self, core: DeviceCore, vectors: int, on_reset: Callable[[], None]) -> None:
+        self.core = core
         self.vectors = vectors
         self._on_reset = on_reset
         self.config_vector = NO_VECTOR
-        self.queue_vectors = [NO_VECTOR] * len(transport.device.queues)
+        self.queue_vectors = [NO_VECTOR] * len(core.device.queues)
         self._device_feature_select = self._driver_feature_select = self._queue_select = 0
         self._queues_resetting: set[int] = set()
         self._getters: dict[str, Callable[[], int]] = {
             "device_feature_select": lambda: self._device_feature_select,
-            "device_feature": lambda: transport.read_device_features(self._device_feature_select),
+            "device_feature": lambda: core.read_device_features(self._device_feature_select),
             "driver_feature_select": lambda: self._driver_feature_select,
-            "driver_feature": lambda: transport.read_driver_features(self._driver_feature_select),
+            "driver_feature": lambda: core.read_driver_features(self._driver_feature_select),
             "config_msix_vector": lambda: self.config_vector,
-            "num_queues": lambda: len(transport.device.queues),
-            "device_status": lambda: transport.status,
-            "config_generation": transport.read_generation,
+            "num_queues": lambda: len(core.device.queues),
+            "device_status": lambda: core.status,
+            "config_generation": core.read_generation,
             "queue_select": lambda: self._queue_select,
             "queue_size": lambda: queue.size if (queue := self._queue) else 0,
             "queue_msix_vector": lambda: self.queue_vectors[queue.index] if (queue := self._queue) else NO_VECTOR,
@@ -57,7 +57,7 @@ class CommonCfg:
         self._setters: dict[str, Callable[[int], None]] = {
             "device_feature_select": self._set_device_feature_select,
             "driver_feature_select": self._set_driver_feature_select,
-            "driver_feature": lambda value: transport.write_driver_features(self._driver_feature_select, value),
+            "driver_feature": lambda value: core.write_driver_features(self._driver_feature_select, value),
             "config_msix_vector": self._set_config_vector,
             "device_status": self._set_status,
             "queue_select": self._set_queue_select,
@@ -121,7 +121,7 @@ class CommonCfg:
             position += size
             written = True
         if not written:
-            self.transport.complain(
+            self.core.complain(
                 "width", f"wrote {len(data)} bytes at {offset:#x} of the common configuration: no whole field"
             )
 
@@ -143,14 +143,14 @@ class CommonCfg:
     @property
     def _queue(self) -> Queue | None:
         """The selected queue; None for one that does not exist: its registers read as zeros."""
-        queues = self.transport.device.queues
+        queues = self.core.device.queues
         return queues[self._queue_select] if self._queue_select < len(queues) else None
 
     def _notif_config_data(self) -> int:
         queue = self._queue
-        if queue is None or not self.transport.device.negotiated(Feature.NOTIF_CONFIG_DATA):
+        if queue is None or not self.core.device.negotiated(Feature.NOTIF_CONFIG_DATA):
             return 0  # the field exists only if that was negotiated
-        return self.transport.notif_config_data(queue.index)
+        return self.core.notif_config_data(queue.index)
 
     def _set_device_feature_select(self, value: int) -> None:
         self._device_feature_select = value
@@ -162,7 +162,7 @@ class CommonCfg:
         self._queue_select = value
 
     def _set_status(self, value: int) -> None:
-        self.transport.write_status(value)
+        self.core.write_status(value)
         if value == 0:
             self.reset()
             self._on_reset()
@@ -182,9 +182,7 @@ class CommonCfg:
             return
         if not queue.allows(value):
             kind = "size" if queue.features.packed else "power of two"
-            self.transport.complain(
-                "size", f"wrote queue_size {value:#x}: no {kind} up to {queue.max_size:#x}; ignored"
-            )
+            self.core.complain("size", f"wrote queue_size {value:#x}: no {kind} up to {queue.max_size:#x}; ignored")
             return
         queue.size = value
 
@@ -196,7 +194,7 @@ class CommonCfg:
     def _configurable(self, register: str, value: int) -> Queue | None:
         queue = self._queue
         if queue is not None and queue.enabled:
-            self.transport.complain(
+            self.core.complain(
                 register, f"wrote {register} {value:#x} of queue {queue.index}, which is enabled; ignored"
             )
             return None
@@ -206,15 +204,15 @@ class CommonCfg:
         queue = self._queue
         # "The driver MUST NOT write a 0": SPDK does so after its reset, when there is nothing to disable.
         if queue is not None and value == 1 and queue.index not in self._queues_resetting:
-            self.transport.enable_queue(queue.index)
+            self.core.enable_queue(queue.index)
 
     def _set_queue_reset(self, value: int) -> None:
         queue = self._queue
-        if queue is None or value != 1 or not self.transport.driver_features & Feature.RING_RESET.mask:
+        if queue is None or value != 1 or not self.core.driver_features & Feature.RING_RESET.mask:
             return
         index = queue.index
         self.queue_vectors[index] = NO_VECTOR  # part of the state that goes; the driver sets all of it anew (2.6.1.2)
-        hold = self.transport.reset_queue(index)
+        hold = self.core.reset_queue(index)
         if hold is not None:
             self._queues_resetting.add(index)
             hold.when_done(lambda: self._queues_resetting.discard(index))

@@ -2,7 +2,7 @@
 
 ::
 
-    guest.VirtioBus ──▶ Loopback ──▶ virtio.Transport ──▶ child device
+    guest.VirtioBus ──▶ Loopback ──▶ virtio.DeviceCore ──▶ child device
                            │  ▲ interrupts, from a task of its own, so that neither side runs inside of the other
                            ▼
               memfd that both sides map (or, private, bytes that the device gets by message)
@@ -22,12 +22,12 @@ import trio
 from vfiouser_virtio.background import background
 from vfiouser_virtio.dma import DmaRegion, PrivateMemory, SharedMemory
 from vfiouser_virtio.errors import GuestError
-from vfiouser_virtio.function import Buffer, Hold
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS
 from vfiouser_virtio.transports.identity import Style, identity
-from vfiouser_virtio.virtio import Device, Offer, Transport
+from vfiouser_virtio.vfio_device import Buffer, Hold
+from vfiouser_virtio.virtio import Device, DeviceCore, Offer
 from vfiouser_virtio.virtio.device_checks import close_device
 
 MEMORY_SIZE = 16 << 20
@@ -77,7 +77,7 @@ class Loopback:
         self.device = device
         self.memory: DmaRegion = (PrivateMemory if private else SharedMemory)(memory_size)
         self._guest_memory = _guest_memory(self.memory, shown_name := f"{device.name} at {self.name}")
-        self.transport = Transport(device, self._guest_memory, self, name=shown_name, offer=offer)
+        self.core = DeviceCore(device, self._guest_memory, self, name=shown_name, offer=offer)
         self._on_queue: Callable[[int], None] | None = None
         self._on_config: Callable[[], None] | None = None
         self._pending: dict[int, None] = {}  # queues that have an interrupt pending, in order
@@ -91,12 +91,12 @@ class Loopback:
         """Run the device, and deliver its interrupts, until cancelled; then let go of memory and of the device."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.transport.serve)
+                nursery.start_soon(self.core.serve)
                 nursery.start_soon(self._deliver)
         finally:
             self._guest_memory.clear()
             self.memory.close()
-            close_device(self.device, self.transport.name)
+            close_device(self.device, self.core.name)
 
     async def __aenter__(self) -> "Loopback":
         self._tasks = background()
@@ -119,32 +119,32 @@ class Loopback:
 
     async def read_status(self) -> int:
         await trio.lowlevel.checkpoint()
-        return self.transport.status
+        return self.core.status
 
     async def write_status(self, value: int) -> None:
         await trio.lowlevel.checkpoint()
-        self.transport.write_status(value)  # a reset is complete when the status reads 0
+        self.core.write_status(value)  # a reset is complete when the status reads 0
 
     async def read_features(self) -> int:
         await trio.lowlevel.checkpoint()
-        return sum(self.transport.read_device_features(select) << 32 * select for select in range(_FEATURE_WORDS))
+        return sum(self.core.read_device_features(select) << 32 * select for select in range(_FEATURE_WORDS))
 
     async def write_features(self, features: int) -> None:
         await trio.lowlevel.checkpoint()
         for select in range(_FEATURE_WORDS):
-            self.transport.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
+            self.core.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
 
     async def read_config(self, offset: int, size: int) -> bytes:
         await trio.lowlevel.checkpoint()
-        return self.transport.read_config(offset, size)
+        return self.core.read_config(offset, size)
 
     async def write_config(self, offset: int, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
-        self.transport.write_config(offset, data)
+        self.core.write_config(offset, data)
 
     async def read_generation(self) -> int:
         await trio.lowlevel.checkpoint()
-        return self.transport.read_generation()
+        return self.core.read_generation()
 
     async def queue_max_size(self, index: int) -> int:
         await trio.lowlevel.checkpoint()
@@ -155,20 +155,20 @@ class Loopback:
         queue = self.device.queues[index]
         if queue.enabled or not queue.allows(size):
             # Registers would just not take it; here nobody would read them back.
-            self.transport.needs_reset(GuestError(f"queue {index} enabled with size {size:#x}"))
+            self.core.needs_reset(GuestError(f"queue {index} enabled with size {size:#x}"))
             return
         queue.size, queue.desc, queue.driver, queue.device = size, desc, driver, device
-        self.transport.enable_queue(index)
+        self.core.enable_queue(index)
 
     async def reset_queue(self, index: int) -> None:
         await trio.lowlevel.checkpoint()
-        hold = self.transport.reset_queue(index)
+        hold = self.core.reset_queue(index)
         if hold is not None:
             await _wait(hold)
         self._pending.pop(index, None)  # no notification of a queue that was reset (QR1)
 
     def notify(self, index: int, next_available: int | None = None) -> None:
-        self.transport.notify_queue(index, next_available)
+        self.core.notify_queue(index, next_available)
 
     async def connect_interrupts(self, on_queue: Callable[[int], None], on_config: Callable[[], None]) -> None:
         await trio.lowlevel.checkpoint()
@@ -178,7 +178,7 @@ class Loopback:
         await trio.lowlevel.checkpoint()
         self._on_queue = self._on_config = None
 
-    # ---- what virtio.Transport asks of its carrier ---------------------------------------------------------------
+    # ---- what virtio.InterruptSink asks ---------------------------------------------------------------
 
     def queue_interrupt(self, index: int) -> None:
         """A used buffer notification."""

@@ -20,7 +20,6 @@ import trio
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.eventfds import CAN_TAKE, take
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import Buffer, Hold, IoEventFd, IrqSetFlags, PciIrq
 from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction, vendor_capability
 from vfiouser_virtio.protocols.codec import offsets
@@ -38,7 +37,8 @@ from vfiouser_virtio.protocols.virtio.pci import (
 from vfiouser_virtio.protocols.virtio.ring import NOTIFICATION_DATA_CODEC
 from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.transports.identity import Style, identity
-from vfiouser_virtio.virtio import Device, Offer, Transport
+from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, IrqSetFlags, PciIrq
+from vfiouser_virtio.virtio import Device, DeviceCore, Offer
 from vfiouser_virtio.virtio.device_checks import close_device
 
 logger = logging.getLogger(__name__)
@@ -85,11 +85,11 @@ class VirtioPci(PciFunction):
         )
         self.device = device
         self._log = DeviceLog(logger, name or device.name)
-        self.transport = Transport(device, self.memory, self, name=name, offer=offer)
-        self.transport.pause("bus master")
+        self.core = DeviceCore(device, self.memory, self, name=name, offer=offer)
+        self.core.pause("bus master")
         vectors = min(len(device.queues) + 1, 2048) if vectors is None else vectors
         self._isr = 0
-        self._common = CommonCfg(self.transport, vectors, on_reset=self._clear_isr)
+        self._common = CommonCfg(self.core, vectors, on_reset=self._clear_isr)
         self._names = [queue.index.to_bytes(2, "little") for queue in device.queues]
         self._notify_size = max(_PAGE, _power_of_two(NOTIFY_MULTIPLIER * len(device.queues)))
         size = _power_of_two(NOTIFY + self._notify_size)
@@ -152,7 +152,7 @@ class VirtioPci(PciFunction):
         if offset >= NOTIFY:
             return bytes(count)  # nothing is defined to be read there
         if offset >= DEVICE:
-            return self.transport.read_config(offset - DEVICE, count)
+            return self.core.read_config(offset - DEVICE, count)
         return self._read_isr().ljust(count, b"\0") if offset == ISR else bytes(count)
 
     def _write(self, offset: int, data: Buffer) -> None:
@@ -161,7 +161,7 @@ class VirtioPci(PciFunction):
         elif offset < ISR:
             self._common.write(offset, data)
         elif offset >= DEVICE:
-            self.transport.write_config(offset - DEVICE, bytes(data))
+            self.core.write_config(offset - DEVICE, bytes(data))
 
     def _notified(self, index: int, data: Buffer) -> None:
         """A write to a queue's notification address: its name in 16 bits, and perhaps 16 bits of data (4.1.5.2)."""
@@ -172,18 +172,16 @@ class VirtioPci(PciFunction):
             self.device.queues[index].kick()  # what nearly all of them are; `notify_queue` has nothing to check then
             return
         if size not in (2, NOTIFICATION_DATA_CODEC.size):
-            self.transport.complain("notification size", f"notified queue {index} with {size} bytes, not 2 or 4")
-        elif self.transport.running:
+            self.core.complain("notification size", f"notified queue {index} with {size} bytes, not 2 or 4")
+        elif self.core.running:
             name = int.from_bytes(data[:2], "little")
             by_config_data = self.device.negotiated(Feature.NOTIF_CONFIG_DATA)
-            due = self.transport.notif_config_data(index) if by_config_data else index
+            due = self.core.notif_config_data(index) if by_config_data else index
             if name != due:
                 what = "queue_notif_config_data" if by_config_data else "index"
-                self.transport.complain(
-                    "notification name", f"notified queue {index} as {name:#x}; its {what} is {due:#x}"
-                )
+                self.core.complain("notification name", f"notified queue {index} as {name:#x}; its {what} is {due:#x}")
         following = int.from_bytes(data[2:], "little") if size == NOTIFICATION_DATA_CODEC.size else None
-        self.transport.notify_queue(index, following)
+        self.core.notify_queue(index, following)
 
     def _read_isr(self) -> bytes:
         """Reading clears, and de-asserts INTx (IS1, IS3)."""
@@ -219,7 +217,7 @@ class VirtioPci(PciFunction):
             value = self.config.load(self._cfg_cap + _CFG["pci_cfg_data"][0], 4).to_bytes(4, "little")
             self.bars.write(bar, at, value[:length])
 
-    # ---- interrupts: what virtio.Transport asks of its carrier ---------------------------------------------------
+    # ---- interrupts: what virtio.InterruptSink asks ---------------------------------------------------
 
     def queue_interrupt(self, index: int) -> None:
         """A used buffer notification: the queue's vector, or bit 0 of ISR status and INTx (4.1.5.2)."""
@@ -244,7 +242,7 @@ class VirtioPci(PciFunction):
     def _reset(self) -> Hold | None:
         self._common.reset()
         self._clear_isr()
-        return self.transport.reset()
+        return self.core.reset()
 
     def _clear_isr(self) -> None:
         self._isr = 0
@@ -284,20 +282,20 @@ class VirtioPci(PciFunction):
     def _bus_master_changed(self, allowed: bool) -> None:
         self._log.debug("bus master %s", "on" if allowed else "off")
         if allowed:
-            self.transport.resume("bus master")
+            self.core.resume("bus master")
         else:
-            self.transport.pause("bus master")
+            self.core.pause("bus master")
 
     def _quiesce(self, quiet: bool) -> None:
         if quiet:
-            self.transport.pause("quiesce")
+            self.core.pause("quiesce")
         else:
-            self.transport.resume("quiesce")
+            self.core.resume("quiesce")
 
     def _client_left(self) -> None:
         # The device keeps its state, but memory that the next client maps at the same addresses may be another guest's:
         # nothing is touched before that client kicks a queue or resets the device.
-        self.transport.pause("client left")
+        self.core.pause("client left")
 
     def io_fds(self, index: int) -> Sequence[IoEventFd]:
         """An ioeventfd per queue notification, made when a client first asks.
@@ -305,7 +303,7 @@ class VirtioPci(PciFunction):
         None where NOTIFICATION_DATA is offered: an eventfd says that something was written, and not what;
         and where this kernel cannot read one without waiting.
         """
-        if index != VIRTIO_BAR or self._nursery is None or self.transport.offer.notification_data or not CAN_TAKE:
+        if index != VIRTIO_BAR or self._nursery is None or self.core.offer.notification_data or not CAN_TAKE:
             return super().io_fds(index)
         if not self._io_event_fds:
             for queue in self.device.queues:
@@ -348,7 +346,7 @@ class VirtioPci(PciFunction):
         try:
             async with trio.open_nursery() as self._nursery:
                 try:
-                    await self.transport.serve()
+                    await self.core.serve()
                 finally:
                     # At once: it takes no more tasks when it is left, but a client may leave after that.
                     self._nursery = None
@@ -356,7 +354,7 @@ class VirtioPci(PciFunction):
             self._resample_fd = None
             close_all(entry.fd for entry in self._io_event_fds)
             self._io_event_fds = []
-            close_device(self.device, self.transport.name)
+            close_device(self.device, self.core.name)
 
 
 async def _call_in_turns(step: Callable[[], bool]) -> None:

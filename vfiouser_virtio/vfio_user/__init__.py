@@ -1,4 +1,4 @@
-"""The vfio-user protocol (QEMU docs/interop/vfio-user.rst), with trio: serves a `Function`, or drives any server's.
+"""The vfio-user protocol (QEMU docs/interop/vfio-user.rst), with trio: serves a `VfioDevice`, or drives any server's.
 
 ::
 

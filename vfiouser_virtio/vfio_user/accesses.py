@@ -1,14 +1,14 @@
 """What a running guest sends ("VFIO_USER_REGION_READ", "VFIO_USER_REGION_WRITE"), on a path of its own.
 
 Such accesses are nearly all of the traffic, and a vCPU stands still for every read. So plain ones go from the receive
-buffer to the function and back with no object built in between; `dispatch`, which takes three times as long, handles
+buffer to the device and back with no object built in between; `dispatch`, which takes three times as long, handles
 the others.
 """
 
 from collections.abc import Callable
 
-from vfiouser_virtio.function import Function
 from vfiouser_virtio.protocols.vfio_user import HEADER_AND_REGION_ACCESS, Command, Direction, MessageFlags
+from vfiouser_virtio.vfio_device import VfioDevice
 from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, MAX_DATA_XFER_SIZE, Message
 from vfiouser_virtio.vfio_user.dispatch import check_region_data
 from vfiouser_virtio.vfio_user.sockets import MessageSocket
@@ -35,18 +35,18 @@ _pack = HEADER_AND_REGION_ACCESS.pack
 
 
 class RegionAccesses:
-    """Serves the plain accesses of one client with ``function``; ``flush`` is called when a reply was queued.
+    """Serves the plain accesses of one client with ``device``; ``flush`` is called when a reply was queued.
 
     ``only_reads`` becomes False with the first write. It is for those who want to know whether anything but a client
     that waits for its answer can have been set in motion; they set it to True. ``trace`` sees what is served here.
     """
 
     def __init__(
-        self, channel: MessageSocket, function: Function, flush: Flush, refuse: Refuse, trace: Trace | None = None
+        self, channel: MessageSocket, device: VfioDevice, flush: Flush, refuse: Refuse, trace: Trace | None = None
     ) -> None:
         self.only_reads = False
         self._channel = channel
-        self._function = function
+        self._device = device
         self._flush = flush
         self._refuse = refuse
         self._trace = trace
@@ -55,12 +55,12 @@ class RegionAccesses:
         """Carry out the accesses that are next in the channel's connection, in order, until something else is.
 
         Behind nothing but reads it looks whether their client has asked again already. Returns whether it ended
-        because there were many. What the function raises is an errno for the client; PeerError as
+        because there were many. What the device raises is an errno for the client; PeerError as
         `MessageSocket.receive_nowait`.
         """
         channel, connection = self._channel, self._channel.connection
         receive, send = channel.receive_nowait, channel.send
-        region_read, region_write = self._function.region_read, self._function.region_write
+        region_read, region_write = self._device.region_read, self._device.region_write
         if connection.pending_fds:
             return False
         buffer, view, position, end = connection.buffer, connection.view, connection.position, connection.end

@@ -18,8 +18,8 @@ import trio
 from vfiouser_virtio.dma import DmaRegion
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.eventfds import signal
-from vfiouser_virtio.function import Buffer, DeviceInfo, IrqInfo, RegionInfo
 from vfiouser_virtio.protocols.vfio_user import Command, IrqSetFlags, PciIrq, PciRegion
+from vfiouser_virtio.vfio_device import Buffer, DeviceInfo, IrqInfo, RegionInfo
 from vfiouser_virtio.vfio_user import client_commands as commands
 from vfiouser_virtio.vfio_user.client_commands import REGION_INFO_SIZE, IoFd
 from vfiouser_virtio.vfio_user.client_connection import ClientConnection

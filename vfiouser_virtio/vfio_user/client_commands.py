@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Buffer, DeviceFlags, DeviceInfo, IrqInfo, IrqInfoFlags, RegionFlags, RegionInfo
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
     DEVICE_INFO,
@@ -31,6 +30,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     IoEventFdFlags,
     IoFdType,
 )
+from vfiouser_virtio.vfio_device import Buffer, DeviceFlags, DeviceInfo, IrqInfo, IrqInfoFlags, RegionFlags, RegionInfo
 
 _DEVICE_INFO = codec(DEVICE_INFO)
 _REGION_INFO = codec(REGION_INFO)

@@ -19,8 +19,8 @@ import trio
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, Direction, MessageFlags
+from vfiouser_virtio.vfio_device import Buffer
 from vfiouser_virtio.vfio_user.client_dma import DmaServer
 from vfiouser_virtio.vfio_user.client_options import ClientOptions
 from vfiouser_virtio.vfio_user.client_outbox import Outbox

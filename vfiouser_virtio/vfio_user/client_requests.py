@@ -12,9 +12,9 @@ import trio
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import MIG_DATA, REGION_ACCESS_CODEC, Command, MessageFlags
+from vfiouser_virtio.vfio_device import Buffer
 from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, Message, name_of
 
 _MIG_DATA = codec(MIG_DATA)

@@ -8,8 +8,8 @@ from typing import Any
 
 from vfiouser_virtio.device_log import quoted
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.protocols.vfio_user import VERSION, VERSION_DATA_DEFAULTS
+from vfiouser_virtio.vfio_device import Buffer
 from vfiouser_virtio.vfio_user.client_requests import protocol_error
 
 _FIXED_SIZE = 4  # major and minor

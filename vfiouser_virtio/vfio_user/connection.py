@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, MessageFlags
+from vfiouser_virtio.vfio_device import Buffer
 
 HEADER_SIZE = HEADER_CODEC.size
 

@@ -1,4 +1,4 @@
-"""Every request of a client ("Commands"), checked and turned into one call on the `Function`.
+"""Every request of a client ("Commands"), checked and turned into one call on the `VfioDevice`.
 
 What is not offered gets a defined errno: ENOSYS for an unknown command (QEMU's own answer to one), EOPNOTSUPP for
 migration data and dirty pages, ENOTTY for DEVICE_FEATURE (what VFIO says of a feature that a device does not have;
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.eventfds import is_eventfd
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import Buffer, Function, Hold, IoEventFd, RegionInfo
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
     DEVICE_INFO,
@@ -35,6 +34,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     IrqSetFlags,
     RegionFlags,
 )
+from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, RegionInfo, VfioDevice
 from vfiouser_virtio.vfio_user.connection import MAX_DATA_XFER_SIZE, MAX_MSG_FDS, Message, name_of
 from vfiouser_virtio.vfio_user.version import Negotiated
 
@@ -71,14 +71,14 @@ class Answer(NamedTuple):
     work: Iterable[None] = ()
 
 
-Handler = Callable[[Function, Message, Negotiated], Answer]
+Handler = Callable[[VfioDevice, Message, Negotiated], Answer]
 
 
-def dispatch(function: Function, message: Message, negotiated: Negotiated) -> Answer:
+def dispatch(device: VfioDevice, message: Message, negotiated: Negotiated) -> Answer:
     """Carry out one request after VERSION.
 
-    Raises PeerError with the errno for the client; anything else that the function raises passes through. The
-    message's fds have been given to the function or closed when this returns or raises.
+    Raises PeerError with the errno for the client; anything else that the device raises passes through. The
+    message's fds have been given to the device or closed when this returns or raises.
     """
     try:
         if message.fds_lost:
@@ -88,13 +88,13 @@ def dispatch(function: Function, message: Message, negotiated: Negotiated) -> An
         handler = _HANDLERS.get(message.command)
         if handler is None:
             raise _refused(message, "unknown", errno.ENOSYS)
-        return handler(function, message, negotiated)
+        return handler(device, message, negotiated)
     finally:
         close_all(message.take_fds())
 
 
 def check_region_data(data: Buffer, count: int) -> None:
-    """Check what a function returned from `region_read`: a wrong length is its bug, not the client's."""
+    """Check what a device returned from `region_read`: a wrong length is its bug, not the client's."""
     if len(data) != count:
         raise AssertionError(f"region_read returned 0x{len(data):x} bytes instead of 0x{count:x}")
 
@@ -120,7 +120,7 @@ def _check_range(message: Message, address: int, size: int) -> None:
         raise _refused(message, f"address 0x{address:x} size 0x{size:x} is not a range")
 
 
-def _dma_map(function: Function, message: Message, _: Negotiated) -> Answer:
+def _dma_map(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
     argsz, flags, offset, address, size = _fields(_DMA_MAP, message)
     _check_argsz(message, argsz, _DMA_MAP.size)
     _check_range(message, address, size)
@@ -131,7 +131,7 @@ def _dma_map(function: Function, message: Message, _: Negotiated) -> Answer:
     if len(message.fds) > 1:
         raise _refused(message, f"{len(message.fds)} file descriptors, at most one expected")
     fds = message.take_fds()
-    function.dma_map(
+    device.dma_map(
         address,
         size,
         readable=bool(flags & DmaMapFlags.READ),
@@ -142,7 +142,7 @@ def _dma_map(function: Function, message: Message, _: Negotiated) -> Answer:
     return Answer()
 
 
-def _dma_unmap(function: Function, message: Message, _: Negotiated) -> Answer:
+def _dma_unmap(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
     argsz, flags, address, size = _fields(_DMA_UNMAP, message)
     if flags & DmaUnmapFlags.GET_DIRTY_BITMAP:
         raise _refused(message, f"flags 0x{flags:x} asks for a dirty bitmap", errno.EOPNOTSUPP)
@@ -155,20 +155,20 @@ def _dma_unmap(function: Function, message: Message, _: Negotiated) -> Answer:
             raise _refused(message, f"flags 0x{flags:x} (ALL) with address 0x{address:x} size 0x{size:x}")
         size = _ADDRESS_SPACE
     _check_range(message, address, size)
-    return Answer(echo, hold=function.dma_unmap(address, size))
+    return Answer(echo, hold=device.dma_unmap(address, size))
 
 
-def _device_get_info(function: Function, message: Message, _: Negotiated) -> Answer:
+def _device_get_info(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
     argsz, *_rest = _fields(_DEVICE_INFO, message)
     _check_argsz(message, argsz, _DEVICE_INFO.size)
-    info = function.device_info()
+    info = device.device_info()
     return Answer(_DEVICE_INFO.pack(_DEVICE_INFO.size, info.flags, info.num_regions, info.num_irqs))
 
 
-def _device_get_region_info(function: Function, message: Message, negotiated: Negotiated) -> Answer:
+def _device_get_region_info(device: VfioDevice, message: Message, negotiated: Negotiated) -> Answer:
     argsz, _flags, index, *_rest = _fields(_REGION_INFO, message)
     _check_argsz(message, argsz, _REGION_INFO.size)
-    info = function.region_info(index)
+    info = device.region_info(index)
     capabilities = _region_capabilities(info)
     needed = _REGION_INFO.size + len(capabilities)
     # A client with too small an argsz gets the fixed part and asks again. The fds come both times: it closes the first.
@@ -196,14 +196,14 @@ def _region_capabilities(info: RegionInfo) -> bytes:
     return chain
 
 
-def _device_get_region_io_fds(function: Function, message: Message, negotiated: Negotiated) -> Answer:
+def _device_get_region_io_fds(device: VfioDevice, message: Message, negotiated: Negotiated) -> Answer:
     argsz, flags, index, _count = _fields(_REGION_IO_FDS, message)
     _check_argsz(message, argsz, _REGION_IO_FDS.size)
     if flags:
         raise _refused(message, f"flags 0x{flags:x} is not 0")
     sub_regions: list[IoEventFd] = []
     fds: list[int] = []
-    for sub_region in function.io_fds(index):
+    for sub_region in device.io_fds(index):
         if sub_region.fd not in fds:
             if len(fds) == negotiated.max_msg_fds:
                 continue  # writes there stay messages
@@ -219,10 +219,10 @@ def _device_get_region_io_fds(function: Function, message: Message, negotiated: 
     return Answer(payload, fds)
 
 
-def _device_get_irq_info(function: Function, message: Message, _: Negotiated) -> Answer:
+def _device_get_irq_info(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
     argsz, _flags, index, _count = _fields(_IRQ_INFO, message)
     _check_argsz(message, argsz, _IRQ_INFO.size)
-    info = function.irq_info(index)
+    info = device.irq_info(index)
     return Answer(_IRQ_INFO.pack(_IRQ_INFO.size, info.flags, index, info.count))
 
 
@@ -232,7 +232,7 @@ _IRQ_SETS = frozenset(data | action for data in _IRQ_DATA for action in _IRQ_ACT
 _DISABLE = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
 
 
-def _device_set_irqs(function: Function, message: Message, _: Negotiated) -> Answer:
+def _device_set_irqs(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
     argsz, flags, index, start, count = _fields(_IRQ_SET, message)
     _check_argsz(message, argsz, _IRQ_SET.size)
     if flags not in _IRQ_SETS:
@@ -241,7 +241,7 @@ def _device_set_irqs(function: Function, message: Message, _: Negotiated) -> Ans
         raise _refused(
             message, f"count 0 with flags 0x{flags:x} start 0x{start:x}; only 0x{_DISABLE:x} from 0 has none"
         )
-    if start + count > function.irq_info(index).count:
+    if start + count > device.irq_info(index).count:
         raise _refused(message, f"start 0x{start:x} count 0x{count:x} is beyond the interrupts of index 0x{index:x}")
     data = message.body[_IRQ_SET.size : _IRQ_SET.size + count] if flags & IrqSetFlags.DATA_BOOL else b""
     if flags & IrqSetFlags.DATA_BOOL and len(data) != count:
@@ -253,7 +253,7 @@ def _device_set_irqs(function: Function, message: Message, _: Negotiated) -> Ans
         if not all(map(is_eventfd, message.fds)):  # a write to anything else could block
             raise _refused(message, "a file descriptor is not an eventfd")
         fds = message.take_fds()
-    function.set_irqs(index, IrqSetFlags(flags), start, count, data, fds)
+    device.set_irqs(index, IrqSetFlags(flags), start, count, data, fds)
     return Answer()
 
 
@@ -264,25 +264,25 @@ def _check_count(message: Message, offset: int, count: int) -> None:
         )
 
 
-def _region_read(function: Function, message: Message, _: Negotiated) -> Answer:
+def _region_read(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
     offset, region, count = _fields(REGION_ACCESS_CODEC, message)
     _check_count(message, offset, count)
-    data = function.region_read(region, offset, count)
+    data = device.region_read(region, offset, count)
     check_region_data(data, count)
     return Answer(REGION_ACCESS_CODEC.pack(offset, region, count) + data)
 
 
-def _region_write(function: Function, message: Message, _: Negotiated) -> Answer:
+def _region_write(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
     offset, region, count = _fields(REGION_ACCESS_CODEC, message)
     _check_count(message, offset, count)
     data = memoryview(message.body)[REGION_ACCESS_CODEC.size :][:count]
     if len(data) != count:
         raise _refused(message, f"0x{len(data):x} bytes of data for count 0x{count:x}")
-    function.region_write(region, offset, data)
+    device.region_write(region, offset, data)
     return Answer(REGION_ACCESS_CODEC.pack(offset, region, count))
 
 
-def _region_write_multi(function: Function, message: Message, negotiated: Negotiated) -> Answer:
+def _region_write_multi(device: VfioDevice, message: Message, negotiated: Negotiated) -> Answer:
     """All writes are carried out, as if each had come alone; the first one that fails decides the answer."""
     if not negotiated.write_multiple:
         raise _refused(message, "not negotiated", errno.EOPNOTSUPP)
@@ -291,13 +291,13 @@ def _region_write_multi(function: Function, message: Message, negotiated: Negoti
     if count * _WRITE_MULTI_ENTRY.size > len(entries):
         raise _refused(message, f"0x{len(entries):x} bytes of data for 0x{count:x} writes")
     # 43,000 of them fit into a message, and would hold up all devices for a second. The body is lost meanwhile.
-    work = _write_multi(function, message, bytes(entries[: count * _WRITE_MULTI_ENTRY.size]))
+    work = _write_multi(device, message, bytes(entries[: count * _WRITE_MULTI_ENTRY.size]))
     for _ in work:
         return Answer(_WRITE_MULTI_COUNT.pack(count), work=work)
     return Answer(_WRITE_MULTI_COUNT.pack(count))
 
 
-def _write_multi(function: Function, message: Message, entries: bytes) -> Iterator[None]:
+def _write_multi(device: VfioDevice, message: Message, entries: bytes) -> Iterator[None]:
     """Check all writes, then carry them out in steps of `WRITES_AT_ONCE`."""
     for index, (offset, _region, size, data) in enumerate(_WRITE_MULTI_ENTRY.iter_unpack(entries), 1):
         if not 0 < size <= len(data) or offset + size > _ADDRESS_SPACE:
@@ -307,7 +307,7 @@ def _write_multi(function: Function, message: Message, entries: bytes) -> Iterat
     refused: PeerError | None = None
     for index, (offset, region, size, data) in enumerate(_WRITE_MULTI_ENTRY.iter_unpack(entries), 1):
         try:
-            function.region_write(region, offset, data[:size])
+            device.region_write(region, offset, data[:size])
         except PeerError as error:
             refused = refused or error
         if not index % WRITES_AT_ONCE:
@@ -316,12 +316,12 @@ def _write_multi(function: Function, message: Message, entries: bytes) -> Iterat
         raise refused
 
 
-def _device_reset(function: Function, _message: Message, _: Negotiated) -> Answer:
-    return Answer(hold=function.reset())
+def _device_reset(device: VfioDevice, _message: Message, _: Negotiated) -> Answer:
+    return Answer(hold=device.reset())
 
 
 def _never(number: int, why: str) -> Handler:
-    def refuse(_function: Function, message: Message, _: Negotiated) -> Answer:
+    def refuse(_device: VfioDevice, message: Message, _: Negotiated) -> Answer:
         raise _refused(message, why, number)
 
     return refuse

@@ -5,7 +5,7 @@ from collections import deque
 import trio
 
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import Hold
+from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.vfio_user.connection import Message
 
 HOLD_PATIENCE = 2.0

@@ -1,4 +1,4 @@
-"""A vfio-user server: one `Function` on one socket, for one client after another ("Socket Disconnection Behavior")."""
+"""A vfio-user server: one `VfioDevice`, one socket, one client at a time ("Socket Disconnection Behavior")."""
 
 import errno
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import trio
 
 from vfiouser_virtio.device_log import DeviceLog
-from vfiouser_virtio.function import Function, Hold
+from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user.accesses import Trace
 from vfiouser_virtio.vfio_user.holds import HOLD_PATIENCE, wait_hold
 from vfiouser_virtio.vfio_user.listening import Listener
@@ -28,7 +28,7 @@ _GONE = (errno.ECONNABORTED, errno.EPROTO)
 
 
 class Server:
-    """Serves ``function`` to whoever connects, one client at a time; its state outlives each client.
+    """Serves ``device`` to whoever connects, one client at a time; its state outlives each client.
 
     ``write_multiple`` lets clients send REGION_WRITE_MULTI. ``trace`` is called with every message; ``open_trace`` with
     the name of the device for each connection, of which it returns the trace.
@@ -36,97 +36,99 @@ class Server:
 
     def __init__(
         self,
-        function: Function,
+        device: VfioDevice,
         *,
         name: str = "",
         write_multiple: bool = False,
         trace: Trace | None = None,
         open_trace: OpenTrace | None = None,
     ) -> None:
-        self._function = function
+        self._device = device
         self._name = name
         self._write_multiple = write_multiple
         self._trace = trace
         self._open_trace = open_trace
         self._next: socket.socket | None = None
-        self._broken = False  # the function may have kept a client's memory
+        self._broken = False  # the device may have kept a client's memory
 
     async def serve(self, listener: Listener) -> None:
         """Serve the listener's clients until cancelled; if it is a connection itself, until that one ends.
 
         A second client is accepted, closed at once, and logged, while there is a first. Does not close ``listener``.
         """
-        device = DeviceLog(log, self._name or listener.name)
+        device_log = DeviceLog(log, self._name or listener.name)
         if listener.connected:
-            await self._serve_client(listener.socket.dup(), device, None)
+            await self._serve_client(listener.socket.dup(), device_log, None)
             return
         try:
             while True:
-                client, self._next = self._next or await _accept(listener.socket, device), None
-                await self._serve_client(client, device, listener.socket)
+                client, self._next = self._next or await _accept(listener.socket, device_log), None
+                await self._serve_client(client, device_log, listener.socket)
         finally:
             if self._next is not None:
                 self._next.close()
                 self._next = None
 
-    async def _serve_client(self, client: socket.socket, device: DeviceLog, listening: socket.socket | None) -> None:
-        name, pid = device.device, peer_pid(client)
+    async def _serve_client(
+        self, client: socket.socket, device_log: DeviceLog, listening: socket.socket | None
+    ) -> None:
+        name, pid = device_log.device, peer_pid(client)
         if self._broken:
             client.close()
             message = "refused pid %d: the device failed when the client before it left, and may have its memory"
-            device.error(message, pid)
+            device_log.error(message, pid)
             return
         session = Session(
             client,
-            self._function,
+            self._device,
             name,
             f"{name} (pid {pid})",
             write_multiple=self._write_multiple,
             trace=self._trace if self._open_trace is None else self._open_trace(name),
         )
-        device.info("pid %d has connected", pid)
+        device_log.info("pid %d has connected", pid)
         try:
             async with trio.open_nursery() as nursery:
                 if listening is not None:
-                    nursery.start_soon(self._refuse_others, listening, session, device)
+                    nursery.start_soon(self._refuse_others, listening, session, device_log)
                 await session.run()
                 nursery.cancel_scope.cancel()
         except Exception:
-            device.exception("a bug of the server; connection closed")
+            device_log.exception("a bug of the server; connection closed")
         except BaseException:
             # We are being cancelled: be polite to the device, but not for ever.
             with trio.move_on_after(2 * HOLD_PATIENCE, shield=True):
-                await self._disconnected(session, device)
+                await self._disconnected(session, device_log)
             raise
-        device.info("pid %d has disconnected", pid)
-        await self._disconnected(session, device)
+        device_log.info("pid %d has disconnected", pid)
+        await self._disconnected(session, device_log)
 
-    async def _disconnected(self, session: Session, device: DeviceLog) -> None:
-        """Tell the function, and wait until nothing of it touches the client's memory any more."""
+    async def _disconnected(self, session: Session, device_log: DeviceLog) -> None:
+        """Tell the device, and wait until nothing of it touches the client's memory any more."""
         holds = [session.hold]
         if session.client is not None:
             try:
-                holds.append(self._function.disconnected())
+                holds.append(self._device.disconnected())
             except Exception:
                 self._broken = True
-                device.exception("a bug of the device; it takes no client any more")
+                device_log.exception("a bug of the device; it takes no client any more")
         hold = Hold.all(holds)
         if hold is not None:
             await wait_hold(hold)
 
-    async def _refuse_others(self, listening: socket.socket, session: Session, device: DeviceLog) -> None:
+    async def _refuse_others(self, listening: socket.socket, session: Session, device_log: DeviceLog) -> None:
         """While there is a client, close the connections of others, unless that client has just gone."""
         while True:
-            other = await _accept(listening, device)
+            other = await _accept(listening, device_log)
             if session.peer_hung_up():
                 self._next = other
                 return
-            device.warning("refused another client, pid %d, while one is being served", peer_pid(other))
+            device_log.warning("refused another client, pid %d, while one is being served", peer_pid(other))
             other.close()
             await trio.lowlevel.checkpoint()  # one that tries again and again has only its share of our time
 
 
-async def _accept(listening: socket.socket, device: DeviceLog) -> socket.socket:
+async def _accept(listening: socket.socket, device_log: DeviceLog) -> socket.socket:
     complained = False
     while True:
         try:
@@ -139,7 +141,7 @@ async def _accept(listening: socket.socket, device: DeviceLog) -> socket.socket:
             if error.errno not in _EXHAUSTED:
                 raise
             if not complained:
-                device.warning("cannot accept a client: %s", error.strerror)
+                device_log.warning("cannot accept a client: %s", error.strerror)
                 complained = True
             await trio.sleep(_ACCEPT_PAUSE)
         else:

@@ -2,7 +2,7 @@
 
 ::
 
-    socket ──▶ _read ──▶ _process ──▶ RegionAccesses ──▶ Function
+    socket ──▶ _read ──▶ _process ──▶ RegionAccesses ──▶ VfioDevice
                             │  └────▶ dispatch ─────────────┘
                             │            │ Hold
                             │ held       ▼
@@ -23,13 +23,13 @@ import trio
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import Function, Hold
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, Direction, MessageFlags
 from vfiouser_virtio.turns import turns
+from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user.accesses import RegionAccesses, Trace
-from vfiouser_virtio.vfio_user.client_memory import ClientMemory
 from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, Message, error_reply, name_of, reply
 from vfiouser_virtio.vfio_user.dispatch import Answer, dispatch
+from vfiouser_virtio.vfio_user.dma_proxy import DmaProxy
 from vfiouser_virtio.vfio_user.holds import Backlog, wait_hold
 from vfiouser_virtio.vfio_user.linger import Linger
 from vfiouser_virtio.vfio_user.sockets import MessageSocket, peer_uid
@@ -47,32 +47,32 @@ _PROBES = frozenset({Command.DEVICE_GET_IRQ_INFO, Command.DEVICE_FEATURE})
 class Session:
     """The conversation with one client, ``client_name``, about the device ``name``; `run` it once.
 
-    After `run`, ``client`` says whether `Function.connected` was called, so that `Function.disconnected` is due,
+    After `run`, ``client`` says whether `VfioDevice.connected` was called, so that `VfioDevice.disconnected` is due,
     and ``hold`` is what the last reply was still waiting for.
     """
 
     def __init__(
         self,
         sock: socket.socket,
-        function: Function,
+        device: VfioDevice,
         name: str,
         client_name: str,
         *,
         write_multiple: bool = False,
         trace: Trace | None = None,
     ) -> None:
-        self.client: ClientMemory | None = None
+        self.client: DmaProxy | None = None
         self.hold: Hold | None = None
-        self._function = function
+        self._device = device
         self._write_multiple = write_multiple
         self._trace = trace
         self._client_name = client_name
         self._main = MessageSocket(sock)
-        self._accesses = RegionAccesses(self._main, function, self._start_flush, self._refuse, trace)
+        self._accesses = RegionAccesses(self._main, device, self._start_flush, self._refuse, trace)
         self._twin: MessageSocket | None = None
         self._negotiated = Negotiated()
         self._log = DeviceLog(log, name)
-        self._fast = False  # region accesses go straight to the function: negotiated, nothing held
+        self._fast = False  # region accesses go straight to the device: negotiated, nothing held
         self._held = False
         self._backlog = Backlog()
         self._relief = trio.Event()
@@ -208,7 +208,7 @@ class Session:
             if begins:
                 self._negotiate(message)
                 return None
-            answer = dispatch(self._function, message, self._negotiated)
+            answer = dispatch(self._device, message, self._negotiated)
         except Exception as error:
             self._refuse(message.id, message.command, message.flags, error)
             if isinstance(error, PeerError) and error.fatal:
@@ -231,14 +231,14 @@ class Session:
         if self._negotiated.twin_socket:
             ours, theirs = socket.socketpair()
             channel = self._twin = MessageSocket(ours)
-        self.client = ClientMemory(
+        self.client = DmaProxy(
             self._client_name,
             lambda data: self._send(data, (), channel),
             self._negotiated.max_data_xfer_size,
             uid=peer_uid(self._main.socket),
         )
         try:
-            self._function.connected(self.client)
+            self._device.connected(self.client)
             self._send(reply(message.id, message.command, payload), [theirs.fileno()] if theirs else [])
         finally:
             if theirs is not None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from vfiouser_virtio.device_log import quoted
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.function import MAX_DMA_MAPS, Buffer
 from vfiouser_virtio.protocols.vfio_user import VERSION, VERSION_DATA_DEFAULTS
+from vfiouser_virtio.vfio_device import MAX_DMA_MAPS, Buffer
 from vfiouser_virtio.vfio_user.connection import MAX_DATA_XFER_SIZE, MAX_MSG_FDS
 
 MAJOR = 0

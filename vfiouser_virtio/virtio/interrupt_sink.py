@@ -1,10 +1,10 @@
-"""What carries a device to its driver, as the device's side of it sees that: virtio-pci, the loopback, a test."""
+"""Used buffer and configuration change notifications of one device, on their way to its driver (virtio 1.4, 2.3)."""
 
 from typing import Protocol
 
 
-class Carrier(Protocol):
-    """The way up, to whatever can interrupt the driver."""
+class InterruptSink(Protocol):
+    """What interrupts the driver: virtio-pci, the loopback, a test."""
 
     def queue_interrupt(self, index: int) -> None:
         """A used buffer notification of one queue."""

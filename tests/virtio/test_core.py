@@ -146,20 +146,20 @@ async def test_nothing_is_consumed_before_driver_ok() -> None:
     device = Echo()
     async with running(device, probe=False) as driver:
         driver.probe()
-        driver.transport.reset()
+        driver.core.reset()
         for status in (ACKNOWLEDGE, ACKNOWLEDGE | DRIVER):
-            driver.transport.write_status(status)
-        driver.transport.write_driver_features(1, 1)
-        driver.transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
+            driver.core.write_status(status)
+        driver.core.write_driver_features(1, 1)
+        driver.core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
         ring = driver.rings[0]
         queue_ = device.requestq
         queue_.desc, queue_.driver, queue_.device = ring.desc, ring.avail, ring.used
-        driver.transport.enable_queue(0)
+        driver.core.enable_queue(0)
         token = driver.add(0, [b"early"], [5])
-        driver.transport.notify_queue(0)
+        driver.core.notify_queue(0)
         await trio.testing.wait_all_tasks_blocked()
         assert not driver.is_used(0, token)
-        driver.transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
+        driver.core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
         assert (await driver.wait(0, token)).data == [b"early"]
 
 
@@ -168,26 +168,26 @@ async def test_nothing_is_consumed_before_driver_ok() -> None:
 )
 async def test_features_ok_is_refused(features: int) -> None:
     driver = Driver(Echo())
-    transport = driver.transport
-    transport.write_status(ACKNOWLEDGE | DRIVER)
+    core = driver.core
+    core.write_status(ACKNOWLEDGE | DRIVER)
     for select in range(4):
-        transport.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
-    transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
-    assert transport.status == ACKNOWLEDGE | DRIVER
+        core.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
+    core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
+    assert core.status == ACKNOWLEDGE | DRIVER
     # FB3: a set that is right is accepted afterwards.
     for select, value in enumerate((1 << 5, 1, 0, 0)):
-        transport.write_driver_features(select, value)
-    transport.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
-    assert transport.status & FEATURES_OK
+        core.write_driver_features(select, value)
+    core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
+    assert core.status & FEATURES_OK
     assert driver.device.negotiated(5)
-    transport.write_driver_features(0, 0)
-    assert transport.read_driver_features(0) == 1 << 5
-    assert transport.read_device_features(4) == transport.read_device_features(0xFFFF_FFFF) == 0
+    core.write_driver_features(0, 0)
+    assert core.read_driver_features(0) == 1 << 5
+    assert core.read_device_features(4) == core.read_device_features(0xFFFF_FFFF) == 0
 
 
 async def test_driver_ok_without_features_ok() -> None:
     async with running(Echo(), probe=False) as driver:
-        driver.transport.write_status(ACKNOWLEDGE | DRIVER | DRIVER_OK)
+        driver.core.write_status(ACKNOWLEDGE | DRIVER | DRIVER_OK)
         await driver.wait_broken()
         await driver.reset()
         driver.probe()
@@ -204,8 +204,8 @@ async def test_a_broken_ring_needs_a_reset_and_is_logged_once(private: bool, cap
         await driver.wait_broken()
         assert driver.config_interrupts == before + 1  # ST2
         driver.add(0, [b"more"], [4])
-        driver.transport.notify_queue(0)
-        driver.transport.notify_queue(7)
+        driver.core.notify_queue(0)
+        driver.core.notify_queue(7)
         await trio.testing.wait_all_tasks_blocked()
         assert [entry.levelno for entry in caplog.records if entry.levelno >= logging.ERROR] == [logging.ERROR]
         assert "follows writable" in caplog.text
@@ -266,18 +266,18 @@ async def test_a_chain_that_does_not_parse_is_the_guests_fault(caplog: pytest.Lo
 async def test_config_update_interrupts_and_changes_the_generation() -> None:
     device = Echo()
     async with running(device) as driver:
-        seen = driver.transport.read_generation()
-        assert driver.transport.read_generation() == seen
+        seen = driver.core.read_generation()
+        assert driver.core.read_generation() == seen
         before = driver.config_interrupts
         device.config.update(value=0x11223344)
         assert driver.config_interrupts == before + 1
         assert driver.config(0, 4) == 0x11223344
-        assert driver.transport.read_generation() != seen
+        assert driver.core.read_generation() != seen
         # CC4: not one step per change, or 256 changes would look like none.
-        seen = driver.transport.read_generation()
+        seen = driver.core.read_generation()
         for value in range(256):
             device.config.update(value=value)
-        assert driver.transport.read_generation() != seen
+        assert driver.core.read_generation() != seen
 
 
 async def test_no_config_interrupt_before_driver_ok() -> None:
@@ -290,11 +290,11 @@ async def test_no_config_interrupt_before_driver_ok() -> None:
 async def test_the_driver_writes_only_what_it_may() -> None:
     device = Echo()
     driver = Driver(device)
-    driver.transport.write_config(0, b"\xff" * 7)
-    assert driver.transport.read_config(0, 10) == b"\x07\0\0\0\xff\0\0\0\0\0"
+    driver.core.write_config(0, b"\xff" * 7)
+    assert driver.core.read_config(0, 10) == b"\x07\0\0\0\xff\0\0\0\0\0"
     assert device.knobs == [0xFF]
-    driver.transport.write_config(5, b"\xff")
-    driver.transport.write_config(100, b"\xff")
+    driver.core.write_config(5, b"\xff")
+    driver.core.write_config(100, b"\xff")
     assert device.knobs == [0xFF]
 
 
@@ -346,7 +346,7 @@ async def test_status_is_not_zero_while_the_kernel_has_a_buffer() -> None:
         driver.add(0, [], [3])
         driver.kick(0)
         await trio.testing.wait_all_tasks_blocked()
-        hold = driver.transport.write_status(0)
+        hold = driver.core.write_status(0)
         assert hold is not None
         await trio.testing.wait_all_tasks_blocked()
         assert driver.status & DRIVER_OK
@@ -381,7 +381,7 @@ async def test_a_queue_reset_leaves_the_others_running() -> None:
     device = Echo()
     async with running(device) as driver:
         await driver.request([b"one"], [3])
-        assert driver.transport.reset_queue(0) is None
+        assert driver.core.reset_queue(0) is None
         assert not device.requestq.enabled
         assert device.otherq.enabled
         assert device.ended == 0
@@ -390,7 +390,7 @@ async def test_a_queue_reset_leaves_the_others_running() -> None:
         type(ring).__init__(ring, driver.ram, 4, RAM_BASE + 0x10_0000, event_idx=True)
         device.requestq.size = 4
         device.requestq.desc, device.requestq.driver, device.requestq.device = ring.desc, ring.avail, ring.used
-        driver.transport.enable_queue(0)
+        driver.core.enable_queue(0)
         for _ in range(9):
             assert (await driver.request([b"two"], [3])).data == [b"two"]
 
@@ -399,19 +399,19 @@ async def test_a_queue_reset_leaves_the_others_running() -> None:
 async def test_rings_must_be_aligned(part: str) -> None:
     device = Echo()
     async with running(device) as driver:
-        driver.transport.reset_queue(0)
+        driver.core.reset_queue(0)
         setattr(device.requestq, part, 0x10_0001)
-        driver.transport.enable_queue(0)
+        driver.core.enable_queue(0)
         assert driver.status & NEEDS_RESET
 
 
 async def test_rings_outside_of_memory() -> None:
     device = Echo()
     async with running(device) as driver:
-        driver.transport.reset_queue(0)
+        driver.core.reset_queue(0)
         device.requestq.desc = 1 << 50
-        driver.transport.enable_queue(0)
-        driver.transport.notify_queue(0)
+        driver.core.enable_queue(0)
+        driver.core.notify_queue(0)
         await driver.wait_broken()
 
 
@@ -489,7 +489,7 @@ async def test_a_client_that_leaves_between_two_answers_breaks_nothing(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(TwoAtOnce(), private=True) as driver:
-        memory = driver.transport.memory
+        memory = driver.core.memory
         write = memory.write
         answered: list[Any] = []
 
@@ -505,5 +505,5 @@ async def test_a_client_that_leaves_between_two_answers_breaks_nothing(
         driver.kick(0)
         await trio.testing.wait_all_tasks_blocked()
         assert len(answered) == 1
-        assert not driver.transport.status & NEEDS_RESET
+        assert not driver.core.status & NEEDS_RESET
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []

@@ -9,8 +9,8 @@ import trio.testing
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command
-from vfiouser_virtio.vfio_user.client_memory import ClientMemory
 from vfiouser_virtio.vfio_user.connection import Message
+from vfiouser_virtio.vfio_user.dma_proxy import DmaProxy
 
 MIB = 1 << 20
 
@@ -21,7 +21,7 @@ class Peer:
     def __init__(self, max_data_xfer_size: int = MIB) -> None:
         self.memory = bytearray(range(256)) * 4096 * 4
         self.sent: list[tuple[int, int, int, int, bytes]] = []
-        self.client = ClientMemory("peer", self.receive, max_data_xfer_size)
+        self.client = DmaProxy("peer", self.receive, max_data_xfer_size)
 
     def receive(self, data: bytes) -> None:
         message_id, command, size, flags, _error = HEADER_CODEC.unpack_from(data)

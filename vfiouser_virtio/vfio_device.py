@@ -1,13 +1,13 @@
-"""The seam between a protocol engine and a PCI function: what the one asks of the other, and the way back.
+"""The seam between a protocol engine and a VFIO device: what the one asks of the other, and the way back.
 
 ::
 
-    vfio_user.server    ──▶  Function:  device_info, region_read, dma_map, set_irqs, reset, …
+    vfio_user.server    ──▶  VfioDevice:  device_info, region_read, dma_map, set_irqs, reset, …
     libvfio_user.server ──▶     │
                                 ▼
     Client (dma_read, dma_write)  ◀── memory that has no file descriptor
 
-An engine calls a ``Function`` from one task (one thread), one call at a time, in the order of the client's messages.
+An engine calls a ``VfioDevice`` from one task (one thread), one call at a time, in the order of the client's messages.
 No call may block or await. Where work must end before the client gets its answer, the call returns a `Hold`.
 """
 
@@ -30,9 +30,8 @@ __all__ = [
     "Client",
     "DeviceFlags",
     "DeviceInfo",
-    "Function",
     "Hold",
-    "HostedFunction",
+    "HostedVfioDevice",
     "IoEventFd",
     "IrqInfo",
     "IrqInfoFlags",
@@ -41,6 +40,7 @@ __all__ = [
     "PciRegion",
     "RegionFlags",
     "RegionInfo",
+    "VfioDevice",
 ]
 
 MAX_DMA_MAPS = 28000
@@ -70,7 +70,7 @@ class RegionInfo:
     """Answer to DEVICE_GET_REGION_INFO; a region of ``size`` 0 is absent.
 
     ``capabilities`` are (id, version, body) triples of linux/vfio.h's ``vfio_info_cap_header`` chain; the engine lays
-    them out. ``fds`` stay the function's own: the engine sends duplicates.
+    them out. ``fds`` stay the device's own: the engine sends duplicates.
     """
 
     flags: RegionFlags = _NONE
@@ -92,7 +92,7 @@ class IrqInfo:
 class IoEventFd:
     """One ioeventfd sub-region of DEVICE_GET_REGION_IO_FDS: a write of ``size`` bytes at ``offset`` signals ``fd``.
 
-    ``size`` 0 matches a write of any width. ``fd`` stays the function's own.
+    ``size`` 0 matches a write of any width. ``fd`` stays the device's own.
     """
 
     offset: int
@@ -187,10 +187,10 @@ class Client(Protocol):
         ...
 
 
-class Function(Protocol):
+class VfioDevice(Protocol):
     """What a protocol engine asks of a device. Every method may raise PeerError, whose errno becomes the reply.
 
-    File descriptors given to `dma_map` and `set_irqs` are the function's from the call on, whether it raises or not.
+    File descriptors given to `dma_map` and `set_irqs` are the device's from the call on, whether it raises or not.
     """
 
     def connected(self, client: Client) -> None:
@@ -247,14 +247,14 @@ class Function(Protocol):
         ...
 
 
-class HostedFunction(Function, Protocol):
+class HostedVfioDevice(VfioDevice, Protocol):
     """What an engine asks in addition that keeps the client's eventfds and mappings to itself, as libvfio-user does.
 
-    It calls `dma_map_alias` instead of `Function.dma_map`, and `Function.set_irqs` only to mask and unmask INTx.
+    It calls `dma_map_alias` instead of `VfioDevice.dma_map`, and `VfioDevice.set_irqs` only to mask and unmask INTx.
     """
 
     def set_trigger(self, trigger: Trigger | None) -> None:
-        """Signal interrupts with ``trigger`` from now on, or again with eventfds from `Function.set_irqs`.
+        """Signal interrupts with ``trigger`` from now on, or again with eventfds from `VfioDevice.set_irqs`.
 
         What it refuses stays pending until `retry_interrupts`.
         """
@@ -267,9 +267,9 @@ class HostedFunction(Function, Protocol):
     def dma_map_alias(
         self, address: int, size: int, *, readable: bool, writable: bool, vaddr: int, page_size: int
     ) -> None:
-        """As `Function.dma_map`, of a file that the engine has mapped at ``vaddr`` in pages of ``page_size`` bytes.
+        """As `VfioDevice.dma_map`, of a file that the engine has mapped at ``vaddr`` in pages of ``page_size`` bytes.
 
-        The function takes a mapping of its own: the engine may unmap its one as soon as this has returned.
+        The device takes a mapping of its own: the engine may unmap its one as soon as this has returned.
         """
         ...
 

@@ -7,7 +7,7 @@
     └── reset: at once, or when the kernel ◀─────────┴─▶ NEEDS_RESET, configuration interrupt
         has let go of the last buffer
 
-A carrier (virtio-pci, loopback) calls these methods for the driver and is told of interrupts through a `Carrier`.
+A transport (virtio-pci, loopback) calls these methods for the driver and is an `InterruptSink`.
 """
 
 import logging
@@ -15,15 +15,15 @@ from functools import partial
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError, GuestError
-from vfiouser_virtio.function import Hold
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status
+from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.virtio.author_line import author_line, definition, log_bug
-from vfiouser_virtio.virtio.carrier import Carrier
 from vfiouser_virtio.virtio.device import Device
 from vfiouser_virtio.virtio.device_checks import check_device
 from vfiouser_virtio.virtio.device_task import DeviceTask
 from vfiouser_virtio.virtio.driver_activity import feature_names, ring_words, status_names
+from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
 from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.polling import Polling
 from vfiouser_virtio.virtio.shown_config import ShownConfig
@@ -37,7 +37,7 @@ _DRIVER_OK, _NEEDS_RESET = int(Status.DRIVER_OK), int(Status.NEEDS_RESET)
 _NOTIFICATION_DATA = Feature.NOTIFICATION_DATA.mask
 
 
-class Transport:
+class DeviceCore:
     """The state of one virtio device, and the task that runs it (`serve`).
 
     ``offer`` is what a driver may choose from, beside the features of the device's type. Raises AuthorError for a
@@ -45,12 +45,18 @@ class Transport:
     """
 
     def __init__(
-        self, device: Device, memory: GuestMemory, carrier: Carrier, *, name: str = "", offer: Offer | None = None
+        self,
+        device: Device,
+        memory: GuestMemory,
+        interrupts: InterruptSink,
+        *,
+        name: str = "",
+        offer: Offer | None = None,
     ) -> None:
         check_device(device)
         self.device = device
         self.memory = memory
-        self.carrier = carrier
+        self.interrupts = interrupts
         self.name = name or device.name
         self.offer = offer or Offer()
         self.device_features = device.features | self.offer.features
@@ -67,7 +73,7 @@ class Transport:
         memory.on_change = self._memory_changed
         for queue in device.queues:
             queue.memory = memory
-            queue.on_used = partial(carrier.queue_interrupt, queue.index)
+            queue.on_used = partial(interrupts.queue_interrupt, queue.index)
             queue.on_error = self.needs_reset
             queue.polling = Polling(self.offer.poll)
             queue.tell = self.log.warning
@@ -327,4 +333,4 @@ class Transport:
 
     def _interrupt_config(self) -> None:
         if self._status & Status.DRIVER_OK and self._resetting is None:
-            self.carrier.config_interrupt()
+            self.interrupts.config_interrupt()

@@ -3,12 +3,12 @@
 import trio
 import trio.testing
 
-from vfiouser_virtio.vfio_user.client_memory import ClientMemory
+from vfiouser_virtio.vfio_user.dma_proxy import DmaProxy
 
 
 async def test_nothing_happens_between_the_look_of_the_caller_and_the_message() -> None:
     events: list[str] = []
-    memory = ClientMemory("client", lambda data: events.append("sent"), 1 << 20)
+    memory = DmaProxy("client", lambda data: events.append("sent"), 1 << 20)
 
     async def store() -> None:
         events.append("looked")
@@ -28,7 +28,7 @@ async def test_nothing_happens_between_the_look_of_the_caller_and_the_message() 
 
 async def test_who_was_cancelled_while_waiting_for_room_sends_nothing() -> None:
     sent: list[bytes] = []
-    memory = ClientMemory("client", sent.append, 1 << 20)
+    memory = DmaProxy("client", sent.append, 1 << 20)
     async with trio.open_nursery() as nursery:
         for _ in range(3):  # the third does not fit into the window
             nursery.start_soon(memory.dma_write, 0x1000, bytes(1 << 20))

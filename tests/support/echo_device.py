@@ -1,4 +1,4 @@
-"""A `Function` with no device in it: five regions of plain bytes, and a list of what it was asked."""
+"""A `VfioDevice` with no device in it: five regions of plain bytes, and a list of what it was asked."""
 
 import errno
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.function import (
+from vfiouser_virtio.vfio_device import (
     Buffer,
     Client,
     DeviceFlags,
@@ -23,7 +23,7 @@ from vfiouser_virtio.function import (
 )
 
 
-class EchoFunction:
+class EchoDevice:
     """Remembers writes, the DMA table and the eventfds; `calls` are (method, arguments...) in order."""
 
     def __init__(self) -> None:

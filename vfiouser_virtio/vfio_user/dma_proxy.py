@@ -11,8 +11,8 @@ from collections.abc import Callable
 import trio
 
 from vfiouser_virtio.errors import ClientGone, PeerError
-from vfiouser_virtio.function import Buffer
 from vfiouser_virtio.protocols.vfio_user import HEADER_AND_DMA_ACCESS, Command, MessageFlags
+from vfiouser_virtio.vfio_device import Buffer
 from vfiouser_virtio.vfio_user.connection import Message, name_of
 
 MAX_READ = 32 * 1024
@@ -69,8 +69,8 @@ class _Request:
         self.error: PeerError | None = None
 
 
-class ClientMemory:
-    """`function.Client` over one connection. ``send`` puts a whole message on the socket, or in line for it."""
+class DmaProxy:
+    """`vfio_device.Client` over one connection. ``send`` puts a whole message on the socket, or in line for it."""
 
     def __init__(
         self, name: str, send: Callable[[bytes], None], max_data_xfer_size: int, *, uid: int | None = None
@@ -92,7 +92,7 @@ class ClientMemory:
         return self._name
 
     async def dma_read(self, address: int, count: int) -> bytes:
-        """As `function.Client.dma_read`."""
+        """As `vfio_device.Client.dma_read`."""
         pieces = []
         for start in range(0, count, self._max_read):
             size = min(self._max_read, count - start)
@@ -100,7 +100,7 @@ class ClientMemory:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def dma_write(self, address: int, data: Buffer) -> None:
-        """As `function.Client.dma_write`."""
+        """As `vfio_device.Client.dma_write`."""
         view = memoryview(data)
         for start in range(0, len(view), self._max_write):
             piece = view[start : start + self._max_write]
