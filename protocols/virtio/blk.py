@@ -1,11 +1,15 @@
 """Block device (virtio 1.4, 5.2): configuration, requests, feature bits; names of linux/virtio_blk.h."""
 
+from collections.abc import Sequence
 from enum import IntEnum, IntFlag
+from typing import Any
 
 from construct import Bytes, Int8ul, Int16ul, Int32ul, Int64ul, Struct
 
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.record import record
+from vfiouser_virtio.protocols.virtio.device_type import DeviceType, Exercise, RequestShape
+from vfiouser_virtio.protocols.virtio.features import FeatureBit
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
 
 DEVICE_ID = DeviceId.BLOCK
@@ -15,7 +19,7 @@ SECTOR_SIZE = 512
 ID_BYTES = 20
 
 
-class Feature(IntEnum):
+class Feature(FeatureBit):
     """Feature bits, by number (5.2.3): ``VIRTIO_BLK_F_*``."""
 
     SIZE_MAX = 1
@@ -32,11 +36,6 @@ class Feature(IntEnum):
     LIFETIME = 15
     SECURE_ERASE = 16
     ZONED = 17
-
-    @property
-    def mask(self) -> int:
-        """The bit itself."""
-        return 1 << self
 
 
 class RequestType(IntEnum):
@@ -126,3 +125,53 @@ REQUEST_HEADER_CODEC = codec(REQUEST_HEADER)
 # struct virtio_blk_discard_write_zeroes: the data of DISCARD, WRITE_ZEROES and SECURE_ERASE is an array of these.
 SEGMENT = Struct("sector" / Int64ul, "num_sectors" / Int32ul, "flags" / Int32ul)
 SEGMENT_CODEC = codec(SEGMENT)
+
+
+def _complaint(data: bytes, _used: int) -> str:
+    status = data[-1]
+    return "" if status == Status.OK else f"reading sector 0 ended with status {status:#x}"
+
+
+# For requests that are made up: sectors of a disk of 1 MiB, transfers and what is nearly one.
+_SECTORS = (*range(2048), 2047, 2048, (1 << 55) - 1, 1 << 55)
+_TRANSFERS = (0, 512, 512, 1024, 4096, 10240, 1, 511, 513)
+
+
+def _shape(weight: int, types: Sequence[int], **more: Any) -> RequestShape:
+    usual = {"type": types, "sector": _SECTORS, "num_sectors": (0, 1, 8, 2048), "flags": (0, 0, 1, 2)}
+    return RequestShape(queues=(0, 1), header=REQUEST_HEADER, usual=usual, weight=weight, **more)
+
+
+TYPE = DeviceType(
+    "blk",
+    CONFIG,
+    Feature,
+    more=("requestq",),
+    device_id=DEVICE_ID,
+    requires={Feature.CONFIG_WCE: (Feature.FLUSH,)},  # 5.2.3.1
+    pci_class=0x018000,
+    qemu_pci_class=0x010000,
+    linux_modules=("virtio_blk",),
+    exercise=Exercise(
+        "block",
+        0,
+        REQUEST_HEADER_CODEC.pack(RequestType.IN, 0, 0),
+        SECTOR_SIZE + 1,
+        _complaint,
+        last_writable=1,
+    ),
+    requests=(
+        _shape(5, (RequestType.IN,), writable=[size + 1 for size in _TRANSFERS]),
+        _shape(5, (RequestType.OUT,), payload=_TRANSFERS, writable=(1,)),
+        _shape(
+            3,
+            (RequestType.DISCARD, RequestType.WRITE_ZEROES, RequestType.SECURE_ERASE),
+            entry=SEGMENT,
+            counts=(0, 1, 1, 2, 16, 17),
+            payload=(0, 0, 0, 1, 8),
+            writable=(1,),
+        ),
+        _shape(1, (RequestType.GET_ID,), writable=(21, 21, 1, 20, 22, 513)),
+        _shape(8, tuple(RequestType), writable=(1, 513, 4097, 0)),
+    ),
+)

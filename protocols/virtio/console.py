@@ -5,19 +5,19 @@ from enum import IntEnum
 from construct import Int16ul, Int32ul, Struct
 
 from vfiouser_virtio.protocols.record import record
+from vfiouser_virtio.protocols.virtio.device_type import DeviceType, Exercise, RequestShape, no_complaint
+from vfiouser_virtio.protocols.virtio.features import FeatureBit
+from vfiouser_virtio.protocols.virtio.ids import DeviceId
+
+DEVICE_ID = DeviceId.CONSOLE
 
 
-class Feature(IntEnum):
+class Feature(FeatureBit):
     """Feature bits of the device type, by number (5.3.3)."""
 
     SIZE = 0
     MULTIPORT = 1
     EMERG_WRITE = 2
-
-    @property
-    def mask(self) -> int:
-        """The bit itself."""
-        return 1 << self
 
 
 class Event(IntEnum):
@@ -40,3 +40,27 @@ Config = record(CONFIG)
 # 5.3.6.2. PORT_NAME is followed by the name in UTF-8, without a NUL; RESIZE by the new size.
 CONTROL = "virtio_console_control" / Struct("id" / Int32ul, "event" / Int16ul, "value" / Int16ul)
 RESIZE = Struct("cols" / Int16ul, "rows" / Int16ul)
+
+TYPE = DeviceType(
+    "console",
+    CONFIG,
+    Feature,
+    queues=("receiveq0", "transmitq0", "control_receiveq", "control_transmitq"),
+    more=("receiveq", "transmitq"),
+    device_id=DEVICE_ID,
+    device_fills=("receiveq0", "control_receiveq", "receiveq"),
+    queue_features=dict.fromkeys(("control_receiveq", "control_transmitq", "receiveq", "transmitq"), Feature.MULTIPORT),
+    pci_class=0x078000,
+    linux_modules=("virtio_console",),
+    exercise=Exercise("console", 1, b"virtio conformance\r\n", 0, no_complaint),
+    requests=(
+        RequestShape(queues=(0, 2, 4), payload=(0, 0, 0, 0, 1), writable=(1, 8, 64, 4096), weight=3),
+        RequestShape(
+            queues=(3,),
+            header=CONTROL.subcon,
+            usual={"id": (0, 1, 2), "event": tuple(Event), "value": (0, 1)},
+            writable=(0, 0, 0, 0, 8),
+        ),
+        RequestShape(queues=(1, 5), payload=(1, 16, 100, 5000), writable=(0, 0, 0, 0, 8), weight=2),
+    ),
+)

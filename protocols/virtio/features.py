@@ -15,7 +15,16 @@ class Status(IntFlag):
     FAILED = 128
 
 
-class Feature(IntEnum):
+class FeatureBit(IntEnum):
+    """Base of the enumerations of feature bits: a bit's number, and its mask."""
+
+    @property
+    def mask(self) -> int:
+        """The bit itself."""
+        return 1 << self
+
+
+class Feature(FeatureBit):
     """Reserved feature bits, by number (6)."""
 
     NOTIFY_ON_EMPTY = 24
@@ -33,11 +42,6 @@ class Feature(IntEnum):
     RING_RESET = 40
     ADMIN_VQ = 41
     SUSPEND = 43
-
-    @property
-    def mask(self) -> int:
-        """The bit itself."""
-        return 1 << self
 
 
 def is_device_type_bit(bit: int) -> bool:

@@ -10,7 +10,7 @@ from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.serving.device_options import class_options, common_options, convert_options, offer_options
 from vfiouser_virtio.serving.device_setup import DeviceSetup, setups, shipped_classes
 from vfiouser_virtio.serving.device_specs import parse_device
-from vfiouser_virtio.virtio import Device, Offer
+from vfiouser_virtio.virtio import Device, Offer, bus
 from vfiouser_virtio.virtio.options import Size
 
 SECTOR = Size(512)
@@ -208,3 +208,26 @@ def test_what_a_device_says_while_it_is_made_begins_with_its_id(
     [record] = caplog.records
     assert vars(record)["device"] == "root"
     assert record.getMessage().startswith(f"root: {tmp_path}/image looks like qcow2")
+
+
+@pytest.mark.parametrize("text", ["4", "rng", '{"driver": 4}', '{"driver": "4"}'])
+def test_a_type_is_named_or_numbered(text: str) -> None:
+    setup = only(text)
+    assert setup.device_class.name == "rng"
+    assert setup.name == "rng0"
+
+
+def test_a_number_that_no_device_has() -> None:
+    with pytest.raises(ConfigError, match=r'no device "63" \(devices: .*rng'):
+        only("63")
+
+
+def test_a_file_puts_what_it_registers_on_the_bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus, "_classes", dict(bus._classes))
+    path = tmp_path / "gauge.py"
+    path.write_text(
+        "from vfiouser_virtio.virtio import Device, register\n@register\nclass Gauge(Device):\n    device_id = 61\n"
+    )
+    by_file, by_number, by_name = setups([parse_device(text) for text in (f"{path}:Gauge", "61", "gauge")])
+    assert by_file.device_class is by_number.device_class is by_name.device_class
+    assert [each.name for each in (by_file, by_number, by_name)] == ["gauge0", "gauge1", "gauge2"]

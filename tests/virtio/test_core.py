@@ -23,7 +23,7 @@ from vfiouser_virtio.testing.driver import (
     Driver,
     running,
 )
-from vfiouser_virtio.virtio import Bus, ConfigError, Device, queue
+from vfiouser_virtio.virtio import Device, queue
 from vfiouser_virtio.vring import Chain
 
 both_memories = pytest.mark.parametrize("private", [False, True], ids=["mapped", "by-message"])
@@ -413,31 +413,6 @@ async def test_rings_outside_of_memory() -> None:
         driver.core.enable_queue(0)
         driver.core.notify_queue(0)
         await driver.wait_broken()
-
-
-# ---- the bus ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_bus_finds_the_class_by_device_id() -> None:
-    bus = Bus()
-    assert bus.register(Echo) is Echo
-    assert isinstance(bus.create(63), Echo)
-
-    class Other(Echo):
-        pass
-
-    with pytest.raises(ValueError, match="served by Echo"):
-        bus.register(Other)
-    bus.register(Other, override=True)
-    assert bus.classes == [Other]
-    with pytest.raises(ConfigError, match="device id 5"):
-        bus.match(5)
-
-    class Nameless(Device):
-        pass
-
-    with pytest.raises(ValueError, match="not 1 to 63"):
-        bus.register(Nameless)
 
 
 def test_queues_are_numbered_in_order_of_declaration() -> None:

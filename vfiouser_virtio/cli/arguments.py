@@ -44,7 +44,8 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DEVICE[,KEY=VALUE,…]",
-        help="a device: its name, or file.py:Class for one of your own, and its options (see list-devices); "
+        help="a device: its name or virtio device id, or file.py:Class for one of your own, and its options "
+        "(see list-devices); "
         '\',,\' stands for a comma in a value; JSON is taken too: \'{"driver": "blk", "path": "disk.img"}\'',
     )
     parser.add_argument(

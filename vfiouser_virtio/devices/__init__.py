@@ -1,22 +1,16 @@
-"""The device types that come with the package, one module each, which registers its class on the bus when imported."""
+"""The device types that come with the package: one module or folder each, announced to the bus, which imports them."""
 
-from importlib import import_module
+from vfiouser_virtio.protocols.virtio.device_types import DECLARED
+from vfiouser_virtio.virtio import Device, bus
 
-from vfiouser_virtio.virtio import Device
-
-SHIPPED = ("blk", "console", "rng")
-"""The types, which are the names of their modules, sorted; a test compares them with the folder."""
+SHIPPED = tuple(sorted(DECLARED.values()))
+"""The types, which are the names of their modules; a test compares them with the folder."""
 
 
 def load(name: str) -> type[Device]:
     """The class of a shipped type. Imports no other: a server's start must not grow with their number."""
-    module = import_module(f"{__name__}.{name}")
-    [found] = (
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Device)
-        and value.__module__ == module.__name__
-        and value.name == name
-    )
-    return found
+    return bus.match(name)
+
+
+for _number, _name in DECLARED.items():
+    bus.announce(_name, _number, f"{__name__}.{_name}")

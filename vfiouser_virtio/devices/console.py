@@ -20,7 +20,6 @@ from vfiouser_virtio.backends.log_file import LIMIT
 from vfiouser_virtio.devices.console_ports import Port
 from vfiouser_virtio.protocols.virtio import console as wire
 from vfiouser_virtio.protocols.virtio.console import Event, Feature
-from vfiouser_virtio.protocols.virtio.ids import DeviceId
 from vfiouser_virtio.virtio import ConfigError, Device, GuestError, register
 from vfiouser_virtio.virtio.options import Size
 
@@ -40,7 +39,7 @@ class Console(Device):
     Raises ConfigError for options that contradict each other, DeviceError where a host side cannot be had.
     """
 
-    device_id = DeviceId.CONSOLE
+    device_id = wire.DEVICE_ID
     feature_bits = Feature
     driver_writes = frozenset({"emerg_wr"})
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import trio
 
-from vfiouser_virtio.protocols.virtio.ids import DeviceId
+from vfiouser_virtio.protocols.virtio.rng import DEVICE_ID
 from vfiouser_virtio.virtio import ConfigError, Device, DeviceError, queue, register
 from vfiouser_virtio.virtio.options import Size
 
@@ -22,7 +22,7 @@ MAX_BYTES_PER_CHAIN = 64 << 10
 class Rng(Device):
     """Puts random bytes into every buffer of its one queue: at least one (5.4.6.2), mostly as many as fit."""
 
-    device_id = DeviceId.RNG
+    device_id = DEVICE_ID
     requestq = queue(max_size=64)
 
     def __init__(

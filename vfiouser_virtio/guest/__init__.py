@@ -4,7 +4,6 @@ from vfiouser_virtio.guest.binding import bound, bound_pci
 from vfiouser_virtio.guest.bus import VirtioBus
 from vfiouser_virtio.guest.config import ByteConfig, Config, ConfigOps, TransportConfig
 from vfiouser_virtio.guest.device import RING_FEATURES, VirtioDevice
-from vfiouser_virtio.guest.device_types import DEVICE_TYPES, DeviceType, device_type
 from vfiouser_virtio.guest.driver import ANY, VirtioDriver, VirtioId, virtio_ids
 from vfiouser_virtio.guest.drivers import (
     ALL_DRIVERS,
@@ -43,6 +42,8 @@ from vfiouser_virtio.guest.requests import Answer, RequestQueue
 from vfiouser_virtio.guest.split_virtqueue import SplitVirtqueue
 from vfiouser_virtio.guest.virtqueue import Callback, Virtqueue
 from vfiouser_virtio.guest.virtqueues import free_vq, make_virtqueue, new_vq, resize_vq
+from vfiouser_virtio.protocols.virtio.device_type import DeviceType
+from vfiouser_virtio.protocols.virtio.device_types import DEVICE_TYPES, device_type
 
 __all__ = [
     "ALL_DRIVERS",

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from vfiouser_virtio.guest.config import Config, TransportConfig
-from vfiouser_virtio.guest.device_types import device_type
 from vfiouser_virtio.guest.errors import DeviceBroken, DeviceGone, FeaturesRefused
 from vfiouser_virtio.guest.ports import DmaMemory, Ids, Transport
 from vfiouser_virtio.guest.virtqueue import Virtqueue
+from vfiouser_virtio.protocols.virtio.device_types import device_type
 from vfiouser_virtio.protocols.virtio.features import Feature, Status
 
 if TYPE_CHECKING:

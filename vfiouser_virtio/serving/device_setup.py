@@ -25,7 +25,7 @@ from vfiouser_virtio.serving.device_options import (
 from vfiouser_virtio.serving.device_specs import DeviceSpec
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
-from vfiouser_virtio.virtio import Device, Offer
+from vfiouser_virtio.virtio import Device, Offer, bus
 from vfiouser_virtio.virtio.author_line import author_line
 
 logger = logging.getLogger(__name__)
@@ -114,14 +114,15 @@ def _close_half_made(device: Device) -> None:
 
 
 def find_class(driver: str) -> type[Device]:
-    """The class for a device's name, or for ``file.py:Class``. Raises ConfigError."""
+    """The class for a device's name or virtio id, as the bus knows it, or for ``file.py:Class``. Raises ConfigError."""
     if is_device_file(driver):
         return load_device_class(driver)
-    if driver not in devices.SHIPPED:
-        close = suggestion(driver, devices.SHIPPED)
-        known = ", ".join(devices.SHIPPED)
-        raise ConfigError(f'no device "{driver}"{close} (devices: {known}; or your own: file.py:Class)')
-    return devices.load(driver)
+    try:
+        return bus.match(int(driver) if driver.isdecimal() else driver)
+    except ConfigError:
+        close = suggestion(driver, bus.names)
+        known = ", ".join(bus.names)
+        raise ConfigError(f'no device "{driver}"{close} (devices: {known}; or your own: file.py:Class)') from None
 
 
 def shipped_classes() -> list[type[Device]]:

@@ -94,6 +94,8 @@ def _from_mapping(content: object, where: str) -> DeviceSpec:
         raise ConfigError(f"{where}: expected an object with a driver and its options")
     options = dict(content)
     driver = options.pop("driver", None)
+    if isinstance(driver, int) and not isinstance(driver, bool):
+        driver = str(driver)  # a virtio device id
     if not isinstance(driver, str) or not driver:
         raise ConfigError(f'{where}: there is no "driver", for example {{"driver": "rng"}}')
     return DeviceSpec(driver, options)

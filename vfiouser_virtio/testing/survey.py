@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Any
 
-from vfiouser_virtio.guest.device_types import DeviceType, device_type
 from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.pci import CapabilityInfo, PciFunctionInfo, enumerate_function, set_command
 from vfiouser_virtio.guest.pci_structures import VirtioLayout, VirtioStructure, locate, virtio_structures
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import EXP_CAP, PM_CAP, CapId, Command, ExpDevCap, PmCtrl
 from vfiouser_virtio.protocols.vfio_user import DeviceFlags, IrqInfoFlags, PciIrq, PciRegion, RegionFlags, RegionInfoCap
+from vfiouser_virtio.protocols.virtio.device_type import DeviceType
+from vfiouser_virtio.protocols.virtio.device_types import device_type
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, is_device_type_bit
 from vfiouser_virtio.protocols.virtio.ids import PCI_DEVICE_ID_BASE
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, VENDOR_ID, VENDOR_ID_2007, CfgType

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from vfiouser_virtio.protocols.virtio.device_types import linux_modules
 from vfiouser_virtio.vm import debian, modules, newc, programs
 from vfiouser_virtio.vm.kernel import Kernel, find_kernel
 
@@ -16,11 +17,7 @@ _SCRIPTS = Path(__file__).parent / "guest"
 # Drivers of every virtio device that Linux has one for, and what their users need; a kernel without one is fine.
 # Only virtio_pci is loaded at boot: the others when a device asks for them, or the kernel itself (`fs-9p`).
 DRIVERS = (
-    "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console", "virtio_balloon", "virtio_mem",
-    "virtio_pmem", "virtio_input", "virtio_scsi", "virtio_iommu", "virtio_gpu", "virtio_snd", "virtio_crypto",
-    "virtio_bt", "virtio_rtc", "i2c_virtio", "gpio_virtio", "virtio_can", "spi_virtio", "virtiofs",
-    "vmw_vsock_virtio_transport", "9p", "9pnet_virtio", "ext4", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1",
-    "crc32c_generic", "sd_mod", "sr_mod", "nd_pmem", "evdev", "i2c_dev", "spidev", "can_raw", "af_packet",
+    "virtio_pci", *linux_modules(), "ext4", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "crc32c_generic",
 )  # fmt: skip
 
 # busybox's applets that our own files take the place of.
@@ -77,7 +74,7 @@ def _digest(kernel: Kernel, tools: Path) -> str:
     digest = hashlib.sha256()
     for path in (Path(__file__), Path(newc.__file__), Path(modules.__file__), *sorted(_SCRIPTS.iterdir())):
         digest.update(path.read_bytes())
-    digest.update(f"{tools}\n{kernel.modules}\n".encode())
+    digest.update(f"{tools}\n{kernel.modules}\n{DRIVERS}\n".encode())
     if kernel.modules is not None:
         digest.update((kernel.modules / "modules.dep").read_bytes())
     return digest.hexdigest()[:12]

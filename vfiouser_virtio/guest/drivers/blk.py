@@ -157,3 +157,6 @@ class BlkDriver(VirtioDriver):
     async def remove(self, device: VirtioDevice) -> None:
         for queue in device.driver_data.queues:
             queue.close()
+
+
+DRIVER = BlkDriver

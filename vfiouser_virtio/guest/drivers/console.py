@@ -22,7 +22,6 @@ from vfiouser_virtio.guest.virtqueues import new_vq
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio import console as wire
 from vfiouser_virtio.protocols.virtio.console import Event, Feature
-from vfiouser_virtio.protocols.virtio.ids import DeviceId
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +273,7 @@ class ConsoleDriver(VirtioDriver):
     """Makes a `Console` of each device."""
 
     name = "virtio_console"
-    id_table = virtio_ids(DeviceId.CONSOLE)
+    id_table = virtio_ids(wire.DEVICE_ID)
 
     async def probe(self, device: VirtioDevice) -> None:
         await device.negotiate(Feature.SIZE.mask | Feature.MULTIPORT.mask | Feature.EMERG_WRITE.mask)
@@ -283,3 +282,6 @@ class ConsoleDriver(VirtioDriver):
 
     async def remove(self, device: VirtioDevice) -> None:
         device.driver_data.stop()
+
+
+DRIVER = ConsoleDriver

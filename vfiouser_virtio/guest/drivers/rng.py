@@ -4,7 +4,7 @@ from vfiouser_virtio.guest.device import VirtioDevice
 from vfiouser_virtio.guest.driver import VirtioDriver, virtio_ids
 from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.requests import RequestQueue
-from vfiouser_virtio.protocols.virtio.ids import DeviceId
+from vfiouser_virtio.protocols.virtio.rng import DEVICE_ID
 
 MAX_REQUEST = 4096
 """Bytes of one buffer."""
@@ -39,7 +39,7 @@ class EntropyDriver(VirtioDriver):
     """Makes an `Entropy` of each device."""
 
     name = "virtio_rng"
-    id_table = virtio_ids(DeviceId.RNG)
+    id_table = virtio_ids(DEVICE_ID)
 
     async def probe(self, device: VirtioDevice) -> None:
         await device.negotiate(0)
@@ -47,3 +47,6 @@ class EntropyDriver(VirtioDriver):
 
     async def remove(self, device: VirtioDevice) -> None:
         device.driver_data.queue.close()
+
+
+DRIVER = EntropyDriver

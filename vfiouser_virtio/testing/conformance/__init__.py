@@ -9,7 +9,8 @@ It knows the device only through the client and the guest's side, which are writ
 this package registers every check; each module has those of one area.
 """
 
-from vfiouser_virtio.testing.conformance import (  # noqa: F401, I001 - each registers its checks, in this order
+from vfiouser_virtio.protocols.virtio.device_type import Exercise  # noqa: I001 - the order of those below means something
+from vfiouser_virtio.testing.conformance import (  # noqa: F401 - each registers its checks, in this order
     protocol_version,
     protocol_messages,
     protocol_commands,
@@ -27,7 +28,6 @@ from vfiouser_virtio.testing.conformance import (  # noqa: F401, I001 - each reg
 from vfiouser_virtio.testing.conformance.bench import NO_VIRTIO
 from vfiouser_virtio.testing.conformance.checks import CHECKS, Check
 from vfiouser_virtio.testing.conformance.document import document
-from vfiouser_virtio.testing.conformance.exercises import Exercise
 from vfiouser_virtio.testing.conformance.not_checked import IN_PART, NOT_CHECKED
 from vfiouser_virtio.testing.conformance.report import (
     as_json,

@@ -14,9 +14,10 @@ from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.pci import PciFunctionInfo, enumerate_function, set_command, set_msix
 from vfiouser_virtio.guest.pci_structures import VirtioLayout, locate, virtio_structures
 from vfiouser_virtio.protocols.pci import Command
+from vfiouser_virtio.protocols.virtio.device_type import Exercise
+from vfiouser_virtio.protocols.virtio.device_types import device_type
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, VENDOR_ID, VENDOR_ID_2007, Isr
-from vfiouser_virtio.testing.conformance.exercises import EXERCISES, Exercise
 from vfiouser_virtio.testing.conformance.interrupt_counts import Interrupts
 from vfiouser_virtio.testing.conformance.packed_ring import PackedDriverRing
 from vfiouser_virtio.testing.conformance.placed import Placed, place_request
@@ -51,7 +52,7 @@ class Bench:
         self.info = info
         self.layout: VirtioLayout = locate(info)
         self.device_type = _device_type(info)
-        self._exercise = wire.exercise or EXERCISES.get(self.device_type)
+        self._exercise = wire.exercise or device_type(self.device_type).exercise
         self.offered = 0
         self._request_works = False
 

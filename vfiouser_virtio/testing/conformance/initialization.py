@@ -1,9 +1,9 @@
 """Device status and feature bits (virtio 1.4, 2.1, 2.2 and 6), device reset (2.4), configuration (2.5)."""
 
-from vfiouser_virtio.guest.device_types import DEVICE_TYPES
-from vfiouser_virtio.protocols.virtio import blk
+from collections.abc import Mapping
+
+from vfiouser_virtio.protocols.virtio.device_types import device_type, known_type
 from vfiouser_virtio.protocols.virtio.features import Feature, Status, is_device_type_bit
-from vfiouser_virtio.protocols.virtio.ids import DeviceId
 from vfiouser_virtio.protocols.virtio.pci import CfgType, Isr
 from vfiouser_virtio.testing.conformance.bench import DRIVER_OK, TRANSITIONAL, Bench
 from vfiouser_virtio.testing.conformance.checks import CONFIG, EXERCISE, SHOULD, check, offers
@@ -13,14 +13,11 @@ _EXTENDED_CONFIG = 0x100
 _EXT_CAP_SRIOV = 0x10
 # With NOTIFY_ON_EMPTY and ANY_LAYOUT, which a transitional device may still offer (6.3).
 _RESERVED = frozenset(feature.value for feature in Feature)
-# bit -> bits of which one must be offered with it (2.2.1, 5.2.3.1).
-_PREREQUISITES: dict[int, dict[int, tuple[int, ...]]] = {
-    DeviceId.BLOCK: {blk.Feature.CONFIG_WCE: (blk.Feature.FLUSH,)},
-}
 
 
-def _prerequisites(bench: Bench) -> dict[int, tuple[int, ...]]:
-    return _PREREQUISITES.get(bench.device_type, {})
+def _prerequisites(bench: Bench) -> Mapping[int, tuple[int, ...]]:
+    """Bit to bits of which one must be offered with it (2.2.1, and the type's own section)."""
+    return device_type(bench.device_type).requires
 
 
 def _bits(features: int) -> list[int]:
@@ -80,7 +77,7 @@ async def st2(bench: Bench) -> None:
 )
 async def fb1(bench: Bench) -> None:
     """No bit is offered that nothing defines, or without the bits that it requires."""
-    known = DEVICE_TYPES.get(bench.device_type)
+    known = known_type(bench.device_type)
     own = None
     if known is not None:
         own = frozenset(feature.value for feature in known.features) if known.features is not None else frozenset[int]()
@@ -260,7 +257,7 @@ async def rs2(bench: Bench) -> None:
 )
 async def cf1(bench: Bench) -> None:
     """Configuration fields of offered features can be read before FEATURES_OK."""
-    known = DEVICE_TYPES.get(bench.device_type)
+    known = known_type(bench.device_type)
     size = known.config.sizeof() if known is not None and known.config is not None else 64
     fresh = await bench.config(size)
     await bench.set("device_status", int(Status.ACKNOWLEDGE | Status.DRIVER))
@@ -279,7 +276,7 @@ async def cf1(bench: Bench) -> None:
 )
 async def dc1(bench: Bench) -> None:
     """A device type that has configuration shows it, at an offset that is a multiple of 4."""
-    known = DEVICE_TYPES.get(bench.device_type)
+    known = known_type(bench.device_type)
     structure = bench.layout.device
     if structure is not None:
         expect(not structure.offset % 4, f"{structure}: the offset is no multiple of 4")

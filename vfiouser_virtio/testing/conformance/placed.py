@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from vfiouser_virtio.guest.ports import DmaMemory
+from vfiouser_virtio.protocols.virtio.device_type import Exercise
 from vfiouser_virtio.protocols.virtio.ring import DescFlags
-from vfiouser_virtio.testing.conformance.exercises import Exercise
 from vfiouser_virtio.testing.conformance.split_ring import Descriptor
 
 

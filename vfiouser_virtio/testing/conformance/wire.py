@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from vfiouser_virtio.testing.conformance.exercises import Exercise
+from vfiouser_virtio.protocols.virtio.device_type import Exercise
 from vfiouser_virtio.vfio_user import Client, ClientOptions, PrivateMemory, SharedMemory, connect
 
 
@@ -19,7 +19,7 @@ class Wire:
     settle: float = 0.05
     """Seconds in which what must not happen would have happened."""
     exercise: Exercise | None = None
-    """What to ask the device for, in place of what its type has in `EXERCISES`."""
+    """What to ask the device for, in place of the exercise of its type."""
 
     @asynccontextmanager
     async def connect(

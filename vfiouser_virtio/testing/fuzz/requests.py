@@ -1,27 +1,32 @@
-"""Requests of the device types, in well-formed chains: headers cut anywhere, wrong types, ranges out of bounds."""
+"""Requests of the device types, in well-formed chains: headers cut anywhere, wrong types, ranges out of bounds.
 
-import struct
-from collections.abc import Callable
+What a type's requests look like is in its declaration (`protocols.virtio.device_type.RequestShape`).
+"""
+
+from collections.abc import Mapping, Sequence
 from random import Random
 
-from vfiouser_virtio.protocols.virtio import blk, console
+from vfiouser_virtio.protocols.codec import Schema, offsets
+from vfiouser_virtio.protocols.virtio.device_type import RequestShape
 from vfiouser_virtio.testing.fuzz.case import Case, Step
 from vfiouser_virtio.testing.fuzz.client import ANSWERS
-from vfiouser_virtio.testing.fuzz.targets import DISK_SIZE, TARGETS
-from vfiouser_virtio.testing.fuzz.values import mutated, number, pick, remapped
+from vfiouser_virtio.testing.fuzz.targets import TARGETS
+from vfiouser_virtio.testing.fuzz.values import mutated, number, remapped
 from vfiouser_virtio.transports.pci import DEVICE, VIRTIO_BAR
 
-_SECTORS = DISK_SIZE // blk.SECTOR_SIZE
+# Bytes of configuration that are looked at where a type has none.
+_NO_CONFIG = 64
 
 
 def generate(random: Random, case: Case) -> list[Step]:
     """Bursts of requests; at times the memory, the device or the configuration changes under them."""
-    grammar = _GRAMMARS[TARGETS[case.target].requests]
+    kind = TARGETS[case.target].type
+    config_size = kind.config.sizeof() if kind.config is not None else _NO_CONFIG
     steps: list[Step] = [_bring_up(random)]
     for _ in range(random.randint(4, 30)):
         roll = random.random()
         if roll < 0.80:
-            queue, out, room = grammar(random)
+            queue, out, room = _request(random, kind.requests)
             step: Step = {"do": "request", "queue": queue, "out": [data.hex() for data in out], "room": room}
             if random.random() < 0.25:
                 step["indirect"] = True
@@ -32,8 +37,10 @@ def generate(random: Random, case: Case) -> list[Step]:
             steps += [{"do": "kick", "queue": queue} for queue in range(2)] + [{"do": "settle"}]
         elif roll < 0.90:
             data = random.randbytes(random.choice((1, 2, 4, 8)))
-            offset = DEVICE + random.choice((0, 8, 32, random.randrange(64)))
+            offset = DEVICE + random.choice((0, 8, 32, random.randrange(config_size)))
             steps.append({"do": "write", "region": VIRTIO_BAR, "offset": offset, "data": data.hex()})
+            offset = DEVICE + random.choice((0, random.randrange(config_size), config_size - 1))
+            steps.append({"do": "read", "region": VIRTIO_BAR, "offset": offset, "count": random.choice((1, 2, 4, 8))})
         elif roll < 0.92:
             steps.append({"do": "answers", "how": [random.choice(ANSWERS) for _ in range(random.randint(1, 4))]})
         elif roll < 0.95:
@@ -69,59 +76,22 @@ def _room(random: Random, size: int) -> list[int]:
     return [len(piece) for piece in _cut(random, bytes(size))]
 
 
-def _blk(random: Random) -> Request:
-    kind = random.choice((*blk.RequestType, *([blk.RequestType.IN, blk.RequestType.OUT] * 4), pick(random, 32)))
-    sector = random.randrange(_SECTORS) if random.random() < 0.6 else number(random, 64)
-    if random.random() < 0.1:
-        sector = random.choice((_SECTORS - 1, _SECTORS, (1 << 55) - 1, 1 << 55, (1 << 64) - 1))
-    header = struct.pack("<IIQ", kind, pick(random, 32), sector)
-    length = blk.SECTOR_SIZE * random.choice((0, 1, 1, 2, 8, 20)) + random.choice((0, 0, 0, 1, 511))
-    data, room = b"", 0
-    if kind == blk.RequestType.OUT:
-        data = random.randbytes(length)
-    elif kind in (blk.RequestType.DISCARD, blk.RequestType.WRITE_ZEROES, blk.RequestType.SECURE_ERASE):
-        data = b"".join(_segment(random) for _ in range(random.choice((0, 1, 1, 2, 16, 17))))
-        data += bytes(random.choice((0, 0, 0, 1, 8)))
-    elif kind == blk.RequestType.GET_ID:
-        room = random.choice((20, 20, 0, 19, 21, 512))
-    else:
-        room = length
-    message = header + data
+def _request(random: Random, shapes: Sequence[RequestShape]) -> Request:
+    [shape] = random.choices(shapes, [each.weight for each in shapes])
+    message = b"" if shape.header is None else _structure(random, shape.header, shape.usual)
+    if shape.entry is not None:
+        message += b"".join(_structure(random, shape.entry, shape.usual) for _ in range(random.choice(shape.counts)))
+    message += random.randbytes(random.choice(shape.payload))
     if random.random() < 0.1:
         message = mutated(random, message)
-    room += 1 if random.random() < 0.95 else 0
-    return random.randrange(2), _cut(random, message), _room(random, room)
+    return random.choice(shape.queues), _cut(random, message), _room(random, random.choice(shape.writable))
 
 
-def _segment(random: Random) -> bytes:
-    sector = random.randrange(_SECTORS) if random.random() < 0.6 else number(random, 64)
-    count = random.choice((0, 1, 8, _SECTORS, number(random, 32)))
-    return struct.pack("<QII", sector, count, random.choice((0, 0, 1, 2, 0xFFFFFFFF)))
-
-
-def _console(random: Random) -> Request:
-    queue = random.randrange(6)
-    if queue % 2 == 0:
-        return queue, [b"x"] if random.random() < 0.1 else [], _room(random, random.choice((1, 8, 64, 4096)))
-    if queue == 3:
-        fields = {
-            "id": random.choice((0, 1, 2, pick(random, 32))),
-            "event": random.choice((*console.Event, pick(random, 16))),
-        }
-        message: bytes = console.CONTROL.build(fields | {"value": random.choice((0, 1, pick(random, 16)))})
-        if random.random() < 0.2:
-            message = mutated(random, message)
-        return queue, _cut(random, message), [8] if random.random() < 0.1 else []
-    return (
-        queue,
-        _cut(random, random.randbytes(random.choice((1, 16, 100, 5000)))),
-        [8] if random.random() < 0.1 else [],
-    )
-
-
-def _bytes(random: Random) -> Request:
-    out = random.choice((b"S", b"C", b"e", b"")) + random.randbytes(random.choice((0, 1, 64, 600)))
-    return random.randrange(2), _cut(random, out), _room(random, random.choice((0, 1, 64, 1000, 5000)))
-
-
-_GRAMMARS: dict[str, Callable[[Random], Request]] = {"blk": _blk, "console": _console, "bytes": _bytes}
+def _structure(random: Random, schema: Schema, usual: Mapping[str, Sequence[int]]) -> bytes:
+    """A flat structure whose fields mostly have values that mean something."""
+    fields = bytearray(schema.sizeof())
+    for name, (at, size) in offsets(schema).items():
+        known = usual.get(name)
+        value = random.choice(known) if known and random.random() < 0.7 else number(random, 8 * size)
+        fields[at : at + size] = value.to_bytes(size, "little")
+    return bytes(fields)

@@ -4,16 +4,20 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
+from construct import Int8ul, Struct
 
+from vfiouser_virtio import devices
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.console import Console
-from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.protocols.record import record
 from vfiouser_virtio.protocols.virtio import blk, console
+from vfiouser_virtio.protocols.virtio.device_type import DeviceType, RequestShape
+from vfiouser_virtio.protocols.virtio.device_types import declared_types
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG  # any flat structure does for a configuration
 from vfiouser_virtio.testing.fuzz.driver import Driver
 from vfiouser_virtio.testing.fuzz.oracle import Found
@@ -24,6 +28,22 @@ DISK_SIZE = 1 << 20
 _MOST = 64 << 10
 
 
+# What `Echo` is asked: its first byte says how to be.
+ECHO = DeviceType(
+    "echo",
+    COMMON_CFG,
+    requests=(
+        RequestShape(
+            queues=(0, 1),
+            header=Struct("how" / Int8ul),
+            usual={"how": b"SCe"},
+            payload=(0, 1, 64, 600),
+            writable=(0, 1, 64, 1000, 5000),
+        ),
+    ),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A device under test; add yours to `TARGETS`."""
@@ -32,10 +52,12 @@ class Target:
     """A new device."""
     works: Callable[[Driver], Awaitable[None]]
     """One good request, right after `Driver.bring_up`. Raises Found when its outcome is wrong."""
-    keeps: Callable[[int, int], bool] = field(default=lambda _index, _features: False)
-    """Whether a queue, by its index, may keep buffers for as long as it likes (console input), with these features."""
-    requests: str = "bytes"
-    """Which grammar of `requests` speaks its language."""
+    type: DeviceType = ECHO
+    """What its requests look like, and which queues may keep buffers for as long as they like."""
+
+    def keeps(self, index: int, features: int) -> bool:
+        """Whether a queue may keep buffers (console input), with these features."""
+        return self.type.keeps_buffers(index, features)
 
 
 class Echo(Device):
@@ -76,10 +98,14 @@ async def _echo_works(driver: Driver) -> None:
         raise Found("broken", f"echo answers {length} bytes, {data.hex()}", "request")
 
 
-async def _rng_works(driver: Driver) -> None:
-    length, data = await driver.request(0, [], [16, 16])
-    if length != 32 or data == driver.ram.read(0, 32):
-        raise Found("broken", f"rng answers {length} bytes, {data.hex()}", "request")
+async def _exercised(kind: DeviceType, driver: Driver) -> None:
+    """The request of the type's declaration."""
+    exercise = kind.exercise
+    assert exercise is not None, kind.name
+    room = [exercise.writable] if exercise.writable else []
+    length, data = await driver.request(exercise.queue, [exercise.readable] if exercise.readable else [], room)
+    if complaint := exercise.complaint(data, length):
+        raise Found("broken", f"{kind.name}: {complaint}", "request")
 
 
 async def _blk_works(driver: Driver) -> None:
@@ -92,10 +118,6 @@ async def _blk_works(driver: Driver) -> None:
         _, data = await driver.request(0, [header, *out], in_)
         if data != expected:
             raise Found("broken", f"blk: {kind.name} has status {data[-1]:#x}, or other data", "request")
-
-
-async def _console_works(driver: Driver) -> None:
-    await driver.request(1, [b"hello, ", b"world\n"], [])
 
 
 class Loopback:
@@ -146,21 +168,16 @@ def _with_small_queues(device: Device) -> Device:
     return device
 
 
-def _console_keeps(index: int, features: int) -> bool:
-    # The receiveq of each port, and that for control messages; without MULTIPORT there are but two queues.
-    return index % 2 == 0 or (index > 1 and not features & console.Feature.MULTIPORT.mask)
+def _target(kind: DeviceType, make: Callable[[], Device] | None = None) -> Target:
+    return Target(make or devices.load(kind.name), partial(_exercised, kind), kind)
 
 
 TARGETS: dict[str, Target] = {
     "echo": Target(Echo, _echo_works),
-    "rng": Target(Rng, _rng_works),
-    "blk": Target(lambda: _with_small_queues(Blk(size=Size(DISK_SIZE), num_queues=2)), _blk_works, requests="blk"),
-    "blk-file": Target(_disk_in_a_file, _blk_works, requests="blk"),
-    "console": Target(
-        lambda: Console(chardev=[Loopback(), Loopback()], name=["", "second"]),
-        _console_works,
-        _console_keeps,
-        requests="console",
-    ),
+    **{kind.name: _target(kind) for kind in declared_types()},
+    # Types that cannot be made without options, or are to be asked more than their declaration says.
+    "blk": Target(lambda: _with_small_queues(Blk(size=Size(DISK_SIZE), num_queues=2)), _blk_works, blk.TYPE),
+    "blk-file": Target(_disk_in_a_file, _blk_works, blk.TYPE),
+    "console": _target(console.TYPE, lambda: Console(chardev=[Loopback(), Loopback()], name=["", "second"])),
 }
-"""By the name that a case has."""
+"""By the name that a case has: every declared type, and variants."""

@@ -1,0 +1,133 @@
+"""Declaration of a virtio device type (virtio 1.4, 5): what devices, drivers and tools read, and keep no list of.
+
+A type has one module beside this one, whose ``TYPE`` is its declaration; `device_types` lists them.
+
+===================  ==============================================================================================
+field                read by
+===================  ==============================================================================================
+config, features     the Python guest, ``probe``, ``conform``
+queues, more, first  the Python guest, ``probe``; the fuzzer
+requires             ``conform`` (feature bits that need another one)
+pci_class            `transports.identity`
+linux_modules        the initramfs of the Linux guest
+exercise             ``conform`` and the fuzzer: one request that every device of the type answers
+requests             the fuzzer: the shapes of all requests
+===================  ==============================================================================================
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from enum import IntEnum
+
+from vfiouser_virtio.protocols.codec import Schema
+
+PCI_CLASS_OTHER = 0x00FF00
+"""Class code of what has no class of its own: "unclassified, other" (pci_ids.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exercise:
+    """A request that leaves no trace (but for a line on a console) and may be repeated at any time."""
+
+    name: str
+    queue: int
+    readable: bytes
+    """What the device is to read."""
+    writable: int
+    """Bytes that the device may write."""
+    complaint: Callable[[bytes, int], str]
+    """From the written bytes and used.len, what is wrong with the answer; empty if nothing is."""
+    last_writable: int = 0
+    """How many of the writable bytes, at their end, have a descriptor of their own as Linux's driver cuts requests."""
+
+
+def no_complaint(_data: bytes, _used: int) -> str:
+    """`Exercise.complaint` of a request whose answer says nothing."""
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestShape:
+    """The layout of one kind of request: a header, an array, bytes; and the room that the device writes to."""
+
+    queues: Sequence[int]
+    """Indexes of the queues that such a request goes to."""
+    header: "Schema | None" = None
+    """A flat structure at the beginning of the readable part."""
+    usual: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Values that the fields of ``header`` and ``entry`` mostly have, by name; other fields may have any."""
+    entry: "Schema | None" = None
+    """A flat structure, of which there is an array after the header."""
+    counts: Sequence[int] = (0,)
+    """Usual numbers of entries."""
+    payload: Sequence[int] = (0,)
+    """Usual numbers of bytes after that."""
+    writable: Sequence[int] = (0,)
+    """Usual numbers of writable bytes."""
+    weight: int = 1
+    """How often this shape is taken, in proportion to the others of its type."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceType:
+    """Queues 0, 1, … have the names of ``queues``; then come those of ``more``, over and over, numbered.
+
+    The number goes on from ``first``: the specification counts requestq1 … requestqN, but port0 … portN.
+    """
+
+    name: str
+    """What users call the type, and the name of its modules in `devices` and `guest.drivers`."""
+    config: "Schema | None" = None
+    """The device-specific configuration; None for a type that has none."""
+    features: type[IntEnum] | None = None
+    """Feature bits of the type, by number."""
+    queues: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    first: int = 1
+    _: KW_ONLY
+    device_id: int = 0
+    """Virtio device id; 0 in declarations of users, whose key in `device_types.DEVICE_TYPES` says it."""
+    requires: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Feature bit to bits of which one must be offered with it."""
+    device_fills: tuple[str, ...] = ()
+    """Queues, by name or by stem in ``more``, whose buffers a device keeps until it has something to say."""
+    queue_features: Mapping[str, int] = field(default_factory=dict)
+    """Queues, by name or by stem in ``more``, that exist only with a feature bit."""
+    pci_class: int = PCI_CLASS_OTHER
+    """PCI class code, 24 bits."""
+    qemu_pci_class: int | None = None
+    """The class code of QEMU's own device of this type, where that is another one."""
+    linux_modules: tuple[str, ...] = ()
+    """Linux's driver, and the modules that programs need to use it."""
+    exercise: Exercise | None = None
+    requests: tuple[RequestShape, ...] = ()
+
+    def queue_name(self, index: int) -> str:
+        """What the specification calls a queue; ``queue 7`` where it does not."""
+        if index < len(self.queues):
+            return self.queues[index]
+        if not self.more:
+            return f"queue {index}"
+        number, position = divmod(index - len(self.queues), len(self.more))
+        return f"{self.more[position]}{number + self.first}"
+
+    def queue_index(self, name: str) -> int:
+        """The other way round. Raises LookupError for a name that no queue of this type has."""
+        if name in self.queues:
+            return self.queues.index(name)
+        stem = name.rstrip("0123456789")
+        number = name[len(stem) :]
+        if stem in self.more and number and int(number) >= self.first:
+            return len(self.queues) + (int(number) - self.first) * len(self.more) + self.more.index(stem)
+        known = [*self.queues, *(f"{stem}{self.first}…" for stem in self.more)]
+        raise LookupError(f"{self.name}: no queue {name!r} among {', '.join(known) or 'none'}")
+
+    def keeps_buffers(self, index: int, features: int) -> bool:
+        """Whether a device may keep a buffer of this queue for as long as it likes, with the accepted ``features``.
+
+        It may where the buffer waits for something to happen, and in a queue that does not exist.
+        """
+        name = self.queue_name(index)
+        key = name if index < len(self.queues) else name.rstrip("0123456789")
+        needed = self.queue_features.get(key)
+        return key in self.device_fills or (needed is not None and not features >> needed & 1)

@@ -1,0 +1,74 @@
+"""Table of the virtio device types: those with a declaration here, and what little is known of the others.
+
+To add a type, add its module beside this one and its line to `DECLARED`; `device_type` says what its module is to have.
+"""
+
+from importlib import import_module
+
+from vfiouser_virtio.protocols.virtio.device_type import DeviceType
+from vfiouser_virtio.protocols.virtio.ids import DeviceId
+
+DECLARED: dict[int, str] = {
+    DeviceId.BLOCK: "blk",
+    DeviceId.CONSOLE: "console",
+    DeviceId.RNG: "rng",
+}
+"""Device id to name: of the module here, in `devices` and in `guest.drivers`. A test compares it with the folders."""
+
+DEVICE_TYPES: dict[int, DeviceType] = {}
+"""Declarations by device id: those that were looked up with `known_type`, and those that a program adds."""
+
+# Types without a device and a driver of ours: their PCI class, and Linux's modules for QEMU's own devices.
+_OTHERS: dict[int, DeviceType] = {
+    DeviceId.NET: DeviceType("net", pci_class=0x020000, linux_modules=("virtio_net", "af_packet")),
+    DeviceId.BALLOON: DeviceType("balloon", linux_modules=("virtio_balloon",)),
+    DeviceId.SCSI: DeviceType("scsi", pci_class=0x010000, linux_modules=("virtio_scsi", "sd_mod", "sr_mod")),
+    DeviceId.P9: DeviceType("p9", pci_class=0x018000, qemu_pci_class=0x000200, linux_modules=("9p", "9pnet_virtio")),
+    DeviceId.GPU: DeviceType("gpu", pci_class=0x038000, linux_modules=("virtio_gpu",)),
+    DeviceId.CLOCK: DeviceType("clock", linux_modules=("virtio_rtc",)),
+    DeviceId.INPUT: DeviceType("input", pci_class=0x098000, linux_modules=("virtio_input", "evdev")),
+    DeviceId.VSOCK: DeviceType("vsock", pci_class=0x078000, linux_modules=("vmw_vsock_virtio_transport",)),
+    DeviceId.CRYPTO: DeviceType(
+        "crypto", pci_class=0x108000, qemu_pci_class=0x00FF00, linux_modules=("virtio_crypto",)
+    ),
+    DeviceId.IOMMU: DeviceType("iommu", linux_modules=("virtio_iommu",)),
+    DeviceId.MEM: DeviceType("mem", pci_class=0x050000, qemu_pci_class=0x00FF00, linux_modules=("virtio_mem",)),
+    DeviceId.SOUND: DeviceType("sound", pci_class=0x040100, linux_modules=("virtio_snd",)),
+    DeviceId.FS: DeviceType("fs", pci_class=0x018000, linux_modules=("virtiofs",)),
+    DeviceId.PMEM: DeviceType("pmem", linux_modules=("virtio_pmem", "nd_pmem")),
+    DeviceId.I2C_ADAPTER: DeviceType("i2c_adapter", linux_modules=("i2c_virtio", "i2c_dev")),
+    DeviceId.CAN: DeviceType("can", linux_modules=("virtio_can", "can_raw")),
+    DeviceId.BT: DeviceType("bt", linux_modules=("virtio_bt",)),
+    DeviceId.GPIO: DeviceType("gpio", linux_modules=("gpio_virtio",)),
+    DeviceId.SPI: DeviceType("spi", linux_modules=("spi_virtio", "spidev")),
+}
+
+
+def known_type(device_id: int) -> DeviceType | None:
+    """The declaration of a type: a program's own, or the ``TYPE`` of its module here; None where there is neither.
+
+    Only that module is imported: what a server needs must not grow with the number of types.
+    """
+    known = DEVICE_TYPES.get(device_id)
+    if known is None and (name := DECLARED.get(device_id)) is not None:
+        known = DEVICE_TYPES[device_id] = import_module(f"{__package__}.{name}").TYPE
+    return known
+
+
+def device_type(device_id: int) -> DeviceType:
+    """What is known of a type; for an unknown one just its number."""
+    known = known_type(device_id) or _OTHERS.get(device_id)
+    if known is not None:
+        return known
+    return DeviceType(DeviceId(device_id).name.lower() if device_id in {*DeviceId} else f"type {device_id}")
+
+
+def declared_types() -> list[DeviceType]:
+    """All declarations of `DECLARED`, by device id. Imports each module."""
+    return [device_type(device_id) for device_id in sorted(DECLARED)]
+
+
+def linux_modules() -> list[str]:
+    """The Linux modules of all types, sorted."""
+    types = [*declared_types(), *(other for number, other in _OTHERS.items() if number not in DECLARED)]
+    return sorted({name for each in types for name in each.linux_modules})
