@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -20,7 +21,7 @@ from vfiouser_virtio.testing.fuzz import TARGETS
 from vfiouser_virtio.virtio import Device, bus
 
 
-def modules(path: list[str], package: str) -> dict[str, object]:
+def modules(path: list[str], package: str) -> dict[str, ModuleType]:
     return {found.name: importlib.import_module(f"{package}.{found.name}") for found in pkgutil.iter_modules(path)}
 
 
@@ -33,14 +34,14 @@ def test_the_list_is_the_folder() -> None:
         name
         for name, module in of_devices.items()
         if any(
-            isinstance(value, type) and issubclass(value, Device) and value.__module__ == module.__name__  # type: ignore[attr-defined]
+            isinstance(value, type) and issubclass(value, Device) and value.__module__ == module.__name__
             for value in vars(module).values()
         )
     ]
     assert list(devices.SHIPPED) == with_devices == declared
     of_drivers = modules(list(drivers.__path__), drivers.__name__)
     assert list(of_drivers) == declared
-    assert all(issubclass(module.DRIVER, VirtioDriver) for module in of_drivers.values())  # type: ignore[attr-defined]
+    assert all(issubclass(module.DRIVER, VirtioDriver) for module in of_drivers.values())
 
 
 @pytest.mark.parametrize("number", DECLARED)

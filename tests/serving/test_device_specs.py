@@ -25,9 +25,7 @@ def test_parse(text: str, driver: str, options: dict[str, object]) -> None:
     assert parse_device(text) == DeviceSpec(driver, options)
 
 
-@pytest.mark.parametrize(
-    "text", ["", ",path=x", '{"path": "x"}', '{"driver": 3.5}', '{"driver": true}', '{"driver"']
-)
+@pytest.mark.parametrize("text", ["", ",path=x", '{"path": "x"}', '{"driver": 3.5}', '{"driver": true}', '{"driver"'])
 def test_parse_refuses(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_device(text)
