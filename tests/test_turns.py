@@ -47,15 +47,40 @@ async def test_one_of_the_line_goes_on_in_a_round(loop: Loop) -> None:
 
 async def test_those_that_are_woken_together_share_a_slice(loop: Loop) -> None:
     shared = turns()
-    await trio.lowlevel.checkpoint()
-    assert shared.woken() == pytest.approx(100 + SLICE)
+    end, first = shared.woken(0)
+    assert end == pytest.approx(100 + SLICE)
     loop.now += SLICE / 2
-    assert shared.woken() == pytest.approx(100 + SLICE)
+    assert shared.woken(0) == (end, first)
     loop.now += SLICE
-    assert shared.woken() == pytest.approx(loop.now + SHARE)
-    await trio.lowlevel.checkpoint()  # the next round of the loop
-    assert shared.woken() == pytest.approx(loop.now + SLICE)
+    end, joined = shared.woken(0)
+    assert end == pytest.approx(loop.now + SHARE)
+    assert joined == first
+    # Who comes again has been woken in the next round of the loop.
+    end, second = shared.woken(first)
+    assert end == pytest.approx(loop.now + SLICE)
+    assert second != first
+    assert shared.woken(first) == (end, second)
     assert await shared.wait() == pytest.approx(loop.now + SLICE)
+
+
+async def test_a_round_of_the_loop_takes_no_longer_than_a_slice_and_the_shares(loop: Loop) -> None:
+    trio.lowlevel.add_instrument(loop)
+    took: dict[int, float] = {}
+
+    async def busy() -> None:
+        last = 0
+        for _ in range(50):
+            await trio.lowlevel.checkpoint()
+            end, last = turns().woken(last)
+            took[loop.round] = took.get(loop.round, 0) + end - loop.now
+            loop.now = end  # all that it is given
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(busy)
+    assert len(took) == 50
+    assert max(took.values()) <= SLICE + 10 * SHARE
+    assert min(took.values()) >= SLICE
 
 
 async def test_who_is_cancelled_leaves_the_line_and_the_others_go_on() -> None:

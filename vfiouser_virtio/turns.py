@@ -21,26 +21,33 @@ SHARE = 0.0001
 """What a task that was woken may take at least, before it waits in line: mostly that is enough."""
 
 
-class Turns(trio.abc.Instrument):
-    """The shares of one run of trio. Each busy task compares the time with the end that it was given here last."""
+class Turns:
+    """The shares of one run of trio. Each busy task compares the time with the end that it was given here last.
+
+    That a round of the loop has ended is seen by who comes a second time: to be told of each, as an instrument of trio
+    is, would cost 2 µs for each, and so every request. Until somebody does, those that come get a `SHARE`.
+    """
 
     def __init__(self) -> None:
+        self._round = 0
         self._end = 0.0
-        """Of the slice of this round of the loop; 0 when nobody has begun with it."""
+        """Of the slice of this round of the loop."""
         self._line: OrderedDict[trio.lowlevel.Task, None] = OrderedDict()
         self._called = False
         """Somebody was called out of the line, or is the first of it, and has not gone on yet."""
 
-    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio.abc.Instrument
-        """A round of the loop begins."""
-        self._end = 0.0
+    def woken(self, last: int) -> tuple[float, int]:
+        """A task has waited for something, and goes on: when it must `wait`, by ``perf_counter``, and the round.
 
-    def woken(self) -> float:
-        """A task has waited for something, and goes on: when it must `wait`, by ``perf_counter``."""
+        ``last`` is the round that it was told when it was woken before; 0 for the first time.
+        """
         now = perf_counter()
-        if not self._end:
+        if last == self._round:  # nobody is woken twice in one round, so this is the next one
+            self._round = last + 1
             self._end = now + SLICE
-        return max(self._end, now + SHARE)
+        elif self._end < now + SHARE:
+            return now + SHARE, self._round
+        return self._end, self._round
 
     async def wait(self) -> float:
         """Wait in line; when to do it again, by ``perf_counter``. A checkpoint."""
@@ -80,5 +87,4 @@ def turns() -> Turns:
     except LookupError:
         made = Turns()
         _turns.set(made)
-        trio.lowlevel.add_instrument(made)
         return made

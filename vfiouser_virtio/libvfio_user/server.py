@@ -95,7 +95,7 @@ class LibvfioUserServer:
         """Handle requests until the client has left, which the reset callback tells."""
         context = listener.context
         connection = context.get_poll_fd()
-        slice_end = turns().woken()
+        slice_end, number = turns().woken(0)
         while device.client is not None:
             try:
                 handled = context.run_ctx()
@@ -111,7 +111,7 @@ class LibvfioUserServer:
             await _settle(device)
             if device.client is not None and not handled:
                 await trio.lowlevel.wait_readable(connection)
-                slice_end = turns().woken()
+                slice_end, number = turns().woken(number)
             elif perf_counter() > slice_end:
                 slice_end = await turns().wait()
 

@@ -116,11 +116,11 @@ class Session:
     async def _read(self) -> None:
         main, accesses = self._main, self._accesses
         linger = Linger(main.socket)
-        slice_end = turns().woken()
+        slice_end, number = turns().woken(0)
         while True:
             if not (accesses.only_reads and linger.wait_nearby()) and not linger.is_readable():
                 await linger.wait_readable()
-                slice_end = turns().woken()
+                slice_end, number = turns().woken(number)
             try:
                 if not main.receive_nowait():
                     return
@@ -250,7 +250,7 @@ class Session:
 
     async def _finish_holds(self, message: Message, answer: Answer | None) -> None:
         """Wait for the hold of ``answer``, do its work, send it, and handle what has come behind it, in order."""
-        slice_end = turns().woken()
+        slice_end, _ = turns().woken(0)
         while answer is not None:
             self.hold = answer.hold
             if self.hold is not None:

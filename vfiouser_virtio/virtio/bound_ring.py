@@ -39,6 +39,8 @@ class BoundRing:
         """A look at the ring ended because the chains in flight have too many copies: look again when some are gone."""
         self.unsent: list[tuple[int, int, bytes]] = []
         """(part, offset, bytes) that are stored in the copies, and that the driver does not have yet."""
+        self.round = 0
+        """Of the loop, in which chains were last taken by messages (see `turns`)."""
         self._generation = -1
 
     def bind(self) -> bool:

@@ -64,7 +64,7 @@ class Queue(QueueRegisters):
         self._burst: deque[Chain] = deque()
         self._wakes = 0
         self._waiters: list[trio.lowlevel.Task] = []
-        self._slice_end = 0.0
+        self._slice_end, self._round = 0.0, 0
         self._publish_scheduled = False
 
     # ---- for devices ---------------------------------------------------------------------------------------------
@@ -214,14 +214,14 @@ class Queue(QueueRegisters):
             seen = self._wakes
             if not await self._look() and seen == self._wakes:
                 await self._park()
-                self._slice_end = turns().woken()
+                self._slice_end, self._round = turns().woken(self._round)
 
     async def _look(self) -> bool:
         """Fill the burst from the ring; False when the driver must be waited for, and has been asked to notify."""
         self._publish()
         if not self._has_news() and self.polling.promising():
             await self.polling.spin(self._has_news)
-            self._slice_end = turns().woken()
+            self._slice_end, self._round = turns().woken(self._round)
         bound = self._usable()
         if bound is None or self._draining:
             return False

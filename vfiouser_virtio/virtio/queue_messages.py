@@ -34,7 +34,7 @@ async def take(bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Call
         if bound.by_message and not await _fetch_ring(bound, same_ring):
             return
         shadow.begin()
-        slice_end = turns().woken()
+        slice_end, bound.round = turns().woken(bound.round)
         while same_ring() and bound.ring.has_available() and len(burst) < limit and wanted():
             try:
                 chain = _pop_one(bound)
