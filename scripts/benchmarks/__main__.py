@@ -8,9 +8,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
-from benchmarks import catalogue, picture, report
+from benchmarks import against, catalogue, picture, report
 from benchmarks.measure import ROUNDS, Benchmark, Options
 from benchmarks.report import Report
 from vfiouser_virtio.errors import ConfigError
@@ -71,13 +72,30 @@ def _measure(benchmark: Benchmark, options: argparse.Namespace) -> Report:
     )
     # stdout is for results alone.
     with redirect_stdout(sys.stderr):
-        found = Report(benchmark, benchmark.run(asked), notes)
+        run = benchmark.run
+        if options.against:
+            run = partial(against.run, benchmark, options.against, _passed_on(options))
+        found = Report(benchmark, run(asked), notes)
         if options.check and found.missed:
             # A machine that is busy for some seconds is no reason to cry; the rounds of both runs count.
             asked.progress(f"again, as {len(found.missed)} targets were missed")
-            found = found.and_again(benchmark.run(asked))
+            found = found.and_again(run(asked))
         asked.progress("")
     return found
+
+
+def _passed_on(options: argparse.Namespace) -> list[str]:
+    """What both sides of `--against` are told."""
+    words = ["--quick"] * options.quick
+    if options.only:
+        words.append(f"--only={options.only}")
+    if options.libvfio_user:
+        words.append(f"--libvfio-user={options.libvfio_user}")
+    return [
+        *words,
+        *(f"--peer={peer}" for peer in options.peer),
+        *(f"--variant={variant}" for variant in options.variant),
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print JSON, with the figures of every round")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the ratios and their targets into a picture")
     parser.add_argument("--check", action="store_true", help="exit with status 1 and a list when a target is missed")
+    parser.add_argument(
+        "--against",
+        metavar="REVISION",
+        help="measure this working tree and that revision of Git in turn; a ratio is that of our two figures, "
+        "and a target is missed by what is slower by more than 3%%",
+    )
     parser.add_argument("--rounds", type=_positive, default=ROUNDS, metavar="N", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a short run, with fewer and shorter measurements")
     parser.add_argument(

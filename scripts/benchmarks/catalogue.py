@@ -1,8 +1,20 @@
 """All benchmarks, in the order in which they run."""
 
-from benchmarks import engines, first_request, guest_io, isolation, processes, registers, rings, scaling, stall, startup
+from benchmarks import (
+    engines,
+    first_request,
+    guest_io,
+    isolation,
+    processes,
+    registers,
+    rings,
+    scaling,
+    stall,
+    startup,
+    steps,
+)
 from benchmarks.measure import Benchmark
 
-_ALL = (startup, first_request, stall, rings, registers, guest_io, scaling, processes, isolation, engines)
+_ALL = (startup, first_request, stall, rings, steps, registers, guest_io, scaling, processes, isolation, engines)
 
 BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in _ALL}

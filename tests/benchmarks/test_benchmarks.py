@@ -5,7 +5,19 @@ import shutil
 from collections.abc import Sequence
 
 import pytest
-from benchmarks import engines, first_request, guest_io, isolation, processes, registers, rings, scaling, stall, startup
+from benchmarks import (
+    engines,
+    first_request,
+    guest_io,
+    isolation,
+    processes,
+    registers,
+    rings,
+    scaling,
+    stall,
+    startup,
+    steps,
+)
 from benchmarks.measure import Options, Row
 from benchmarks.server import served
 from support.libvfio_user_found import find
@@ -58,6 +70,12 @@ def test_rings(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         # Nothing in Python is as fast as this, and nothing that works as slow.
         assert 0.001 < row.ours[0] < min((figures[0] for figures in row.theirs.values()), default=100)
     assert len(notes) == (not compiler)
+
+
+def test_steps() -> None:
+    rows = check(steps.run(SHORT))
+    assert {"interrupt by eventfd", "DMA map and unmap", "block read, 64 at once"} <= rows.keys()
+    assert all(row.ours[0] > 0 for row in rows.values())
 
 
 @pytest.mark.parametrize("compiler", [True, False])

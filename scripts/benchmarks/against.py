@@ -1,0 +1,80 @@
+"""This working tree beside another revision of it: the same benchmarks in turn, so that what a change costs is seen.
+
+Each round is a process of its own for either side: where its objects come to lie in memory, and how it hashes, changes
+figures by some percent, and falls on both sides alike over many rounds. The other revision is measured by its own
+``scripts/benchmarks``, as names of modules change, and by ours where it has no such benchmark yet.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Benchmark, Options, Row, at_least, at_most, turn
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.vm.debian import cache_dir
+
+_TOP = Path(__file__).parents[2]
+_OURS = "ours"
+# What is slower by more than this is a loss that a change must be worth.
+_TOLERANCE = 0.03
+
+
+def run(benchmark: Benchmark, revision: str, arguments: Sequence[str], options: Options) -> list[Row]:
+    """Rows whose ratios are ours / those of ``revision``, a round each.
+
+    Raises ConfigError for what Git does not know, and for what cannot be measured there.
+    """
+    tree = _checked_out(revision)
+    there = tree if (tree / "scripts" / "benchmarks" / f"{benchmark.name.replace('-', '_')}.py").exists() else _TOP
+    paths = {_OURS: [_TOP, _TOP / "scripts"], revision: [tree, there / "scripts"]}
+    units: dict[str, str] = {}
+    figures: dict[str, dict[str, list[float]]] = {side: defaultdict(list) for side in paths}
+    for number in range(options.rounds):
+        for side in turn(list(paths), number):
+            options.progress(f"{side}, round {number + 1}")
+            for row in _measured(benchmark, paths[side], arguments):
+                units[row["metric"]] = row["unit"]
+                figures[side][row["metric"]] += row["ours"]["rounds"]
+    ours, theirs = figures[_OURS], figures[revision]
+    if alone := ours.keys() ^ theirs.keys():
+        options.note(f"only one of the two measures: {', '.join(sorted(alone))}")
+    both = [metric for metric in ours if metric in theirs]
+    return [_row(metric, units[metric], ours[metric], revision, theirs[metric]) for metric in both]
+
+
+def _row(metric: str, unit: str, ours: list[float], revision: str, theirs: list[float]) -> Row:
+    target = at_least(1 - _TOLERANCE) if unit.endswith("/s") else at_most(1 + _TOLERANCE)
+    return Row(metric=metric, unit=unit, ours=ours, theirs={revision: theirs}, targets={revision: target})
+
+
+def _checked_out(revision: str) -> Path:
+    """A folder with the files of a revision, kept in the cache, so that its modules are compiled once."""
+    command = ["git", "-C", str(_TOP), "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    if not commit:
+        raise ConfigError(f"--against {revision}: git knows no such revision")
+    tree = cache_dir() / "against" / commit
+    if not tree.exists():
+        tree.parent.mkdir(exist_ok=True)
+        folder = tempfile.mkdtemp(dir=tree.parent)
+        archive = subprocess.run(["git", "-C", str(_TOP), "archive", commit], stdout=subprocess.PIPE, check=True)
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        os.rename(folder, tree)  # whole, or not there
+    return tree
+
+
+def _measured(benchmark: Benchmark, paths: Sequence[Path], arguments: Sequence[str]) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "benchmarks", benchmark.name, "--json", "--rounds", "1", *arguments]
+    environment = os.environ | {"PYTHONPATH": ":".join(map(str, paths))}
+    # In its folder, which comes before PYTHONPATH.
+    done = subprocess.run(command, cwd=paths[0], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"in {paths[0]}: {done.stderr.strip()}")
+    found: list[dict[str, Any]] = json.loads(done.stdout)["benchmarks"][0]["rows"]
+    return found

@@ -1,0 +1,73 @@
+"""`scripts/bench --against`: two trees in turn, each measured by what it has."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from benchmarks import against
+from benchmarks.measure import Benchmark, Options
+
+from vfiouser_virtio.errors import ConfigError
+
+# In place of the benchmarks: tells what `package.py` of its tree says, which stands for our package.
+_PROGRAM = """
+import json, sys
+import package
+row = {"metric": "time", "unit": "us", "ours": {"rounds": [package.TIME]}}
+more = {"metric": package.MORE, "unit": "k/s", "ours": {"rounds": [package.TIME * 2]}}
+assert sys.argv[1:] == ["some-steps", "--json", "--rounds", "1", "--quick"], sys.argv
+print(json.dumps({"benchmarks": [{"rows": [row, more]}]}))
+"""
+STEPS = Benchmark(name="some-steps", summary="", run=lambda _: [])
+
+
+def git(repository: Path, *words: str) -> None:
+    command = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com", "-C", str(repository), *words]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit, and a working tree that has another package and a benchmark more."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    top = tmp_path / "top"
+    (top / "scripts" / "benchmarks").mkdir(parents=True)
+    git(top, "init", "-q")
+    (top / "scripts" / "benchmarks" / "__main__.py").write_text("raise SystemExit('not this one')")
+    (top / "package.py").write_text("TIME, MORE = 4.0, 'speed'")
+    git(top, "add", ".")
+    git(top, "commit", "-qm", "before")
+    (top / "scripts" / "benchmarks" / "__main__.py").write_text(_PROGRAM)
+    (top / "scripts" / "benchmarks" / "some_steps.py").touch()
+    (top / "package.py").write_text("TIME, MORE = 5.0, 'speed'")
+    monkeypatch.setattr(against, "_TOP", top)
+    return top
+
+
+def test_ratios_are_those_of_the_two_trees(tree: Path) -> None:
+    rows = against.run(STEPS, "HEAD", ["--quick"], Options(rounds=2))
+    time, speed = rows
+    assert (time.ours, time.theirs) == ([5.0, 5.0], {"HEAD": [4.0, 4.0]})
+    assert [comparison.met for comparison in time.comparisons] == [False]  # 25 % slower
+    assert speed.unit == "k/s"
+    assert [comparison.met for comparison in speed.comparisons] == [True]
+
+
+def test_a_revision_that_has_the_benchmark_is_measured_by_its_own(tree: Path) -> None:
+    git(tree, "add", "scripts/benchmarks/some_steps.py")
+    git(tree, "commit", "-qm", "there, but it does not work")
+    with pytest.raises(ConfigError, match="not this one"):
+        against.run(STEPS, "HEAD", ["--quick"], Options(rounds=1))
+
+
+def test_what_only_one_measures_is_said(tree: Path) -> None:
+    (tree / "package.py").write_text("TIME, MORE = 5.0, 'renamed'")
+    notes: list[str] = []
+    rows = against.run(STEPS, "HEAD", ["--quick"], Options(rounds=1, note=notes.append))
+    assert [row.metric for row in rows] == ["time"]
+    assert notes == ["only one of the two measures: renamed, speed"]
+
+
+def test_no_such_revision(tree: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere: git knows no such revision"):
+        against.run(STEPS, "nowhere", [], Options(rounds=1))
