@@ -50,6 +50,16 @@ def takes_lists_from_behind(patch: pytest.MonkeyPatch) -> None:
     around(patch, packed, "make_chain", make)
 
 
+@breaks("virtio14/MF1-packed", device="blk", packed=True, logs="broke virtio.* too many descriptors")
+def takes_four_descriptors(patch: pytest.MonkeyPatch) -> None:
+    def make(original: Any, memory: Any, head: int, descriptors: list[Any]) -> Any:
+        if len(descriptors) > 4:
+            raise GuestError("too many descriptors")
+        return original(memory, head, descriptors)
+
+    around(patch, packed, "make_chain", make)
+
+
 @breaks("virtio14/PK5", device="blk", packed=True)
 def takes_the_first_id(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any, memory: Any, _head: int, descriptors: list[Any]) -> Any:

@@ -224,7 +224,8 @@ def is_stunned_by_a_reply(patch: pytest.MonkeyPatch) -> None:
 @breaks("vfio-user/device-info", logs="argsz 0x4 is below 0x10")
 def has_five_regions(patch: pytest.MonkeyPatch) -> None:
     def info(original: Any, self: PciFunction) -> DeviceInfo:
-        return dataclasses.replace(original(self), num_regions=5)
+        found: DeviceInfo = original(self)
+        return dataclasses.replace(found, num_regions=5)
 
     around(patch, PciFunction, "device_info", info)
 
@@ -367,6 +368,15 @@ def forgets_memory_at_reset(patch: pytest.MonkeyPatch) -> None:
 @breaks("vfio-user/twin-socket", logs="RAM .* no file descriptor")
 def forgets_its_twin(patch: pytest.MonkeyPatch) -> None:
     around(patch, Session, "_send", lambda original, self, data, fds=(), _channel=None: original(self, data, fds))
+
+
+def sends_nothing_by_its_twin(patch: pytest.MonkeyPatch) -> None:
+    """It agrees on a twin socket, and has no DMA messages, as SPDK's target."""
+
+    def send(original: Any, self: Session, data: Any, fds: Any = (), channel: Any = None) -> Any:
+        return None if channel is not None else original(self, data, fds)
+
+    around(patch, Session, "_send", send)
 
 
 @breaks("vfio-user/io-fds", logs="GET_REGION_IO_FDS index 0x3e8: there are 9")

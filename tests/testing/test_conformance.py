@@ -35,7 +35,7 @@ from vfiouser_virtio.testing.conformance import (
     summary,
     text_line,
 )
-from vfiouser_virtio.testing.conformance.peer_verdicts import SPDK_FAILURES, SPDK_SUMMARY
+from vfiouser_virtio.testing.conformance.peer_verdicts import SPDK_ADVICE, SPDK_FAILURES, SPDK_SUMMARY
 from vfiouser_virtio.testing.conformance.placed import Placed
 from vfiouser_virtio.testing.conformance.verdicts import GOOD, Failed, NotApplicable
 from vfiouser_virtio.transports.identity import Style
@@ -109,7 +109,7 @@ ROWS = [
 ABSENT = {"SM1", "VD1", "CC9", "RB3", "write-multi"}
 # Checks that need a feature which is not offered by default.
 SWITCHED = {
-    "packed": {name.partition("/")[2] for name in CHECKS if name.startswith("virtio14/PK")},
+    "packed": {name.partition("/")[2] for name in CHECKS if name.startswith("virtio14/PK")} | {"MF1-packed"},
     "in_order": {"RB2"},
     "notification_data": {"ND1"},
     "notif_config_data": {"ND2"},
@@ -117,7 +117,7 @@ SWITCHED = {
 }
 # What some device types have no use for.
 EVERYTHING = Offer(packed=True, in_order=True, notification_data=True, notif_config_data=True, suspend=True)
-OF_SOME_TYPES = {"CF1", "CC4", "UR2", "UR2-readable", "PK3", "PK4"}
+OF_SOME_TYPES = {"CF1", "CC4", "UR2", "UR2-readable", "PK3", "PK4", "MF1-packed"}
 
 
 @pytest.fixture(autouse=True)
@@ -193,11 +193,13 @@ def test_the_document_is_up_to_date() -> None:
 
 
 def test_the_verdicts_about_others_are_of_checks_that_there_are() -> None:
-    """Each failure that SPDK is said to have has its sentence, and is of a check that can fail for it."""
+    """Each failure that SPDK is said to have has its sentence, of a check that can fail for it; advice has none."""
     assert {*SPDK_FAILURES} <= {*CHECKS}
     assert all(seen and text for seen, text in SPDK_FAILURES.values())
     assert "advice" not in {CHECKS[check_id].keyword for check_id in SPDK_FAILURES}
-    assert f"{len(SPDK_FAILURES)} fail" in SPDK_SUMMARY
+    assert {CHECKS[check_id].keyword for check_id in SPDK_ADVICE} == {"advice"}
+    assert f"{len(SPDK_FAILURES)} fail, {len(SPDK_ADVICE)} advice" in SPDK_SUMMARY
+    assert sum(int(count) for count in re.findall(r"\d+", SPDK_SUMMARY)) == len(CHECKS)
 
 
 def test_the_package_prints_the_document() -> None:

@@ -4,8 +4,8 @@ import logging
 import re
 
 import pytest
-from support import broken_devices, broken_packed, broken_protocol, broken_rings  # noqa: F401 - they fill the table
-from support.broken import BROKEN, after
+from support import broken_devices, broken_packed, broken_protocol, broken_rings  # noqa: F401 - all fill the table
+from support.broken import BROKEN, Mutation, after
 from support.conformance_target import serving
 from support.faithful import FAITHFUL
 
@@ -53,6 +53,21 @@ async def test_a_faithful_device_passes(
         result = await run_check(wire, CHECKS[check_id])
     assert result.verdict is Verdict.PASS, result
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("check_id", "change"),
+    [
+        ("virtio14/ST2", broken_devices.takes_errors_lightly),
+        ("vfio-user/twin-socket", broken_protocol.sends_nothing_by_its_twin),
+    ],
+)
+async def test_one_fault_is_not_accused_twice(check_id: str, change: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `ST2-sets` and `dma-messages` say of it, a rule about how it is done does not say again."""
+    change(monkeypatch)
+    async with serving("rng", timeout=1) as wire:
+        result = await run_check(wire, CHECKS[check_id])
+    assert result.verdict is Verdict.NOT_APPLICABLE, result
 
 
 async def test_a_mistake_of_the_patch_itself_does_not_count(

@@ -57,6 +57,8 @@ class ClientConnection:
         self._twin_outbox: Outbox | None = None
         self._requests = Requests(strict=options.strict)
         self._dma = DmaServer()
+        self.dma_messages = 0
+        """How many DMA_READ and DMA_WRITE have come, on either socket."""
         self._replies_with_fds: list[Reply] = []
         self._reason: PeerError | None = None
         self._ended = trio.Event()
@@ -258,6 +260,7 @@ class ClientConnection:
 
     def _serve(self, sock: MessageSocket, outbox: Outbox, message: Message) -> None:
         """A request of the server: DMA_READ and DMA_WRITE; anything else gets QEMU's answer, ENOSYS."""
+        self.dma_messages += message.command in _DMA
         if self._twin is not None and sock is self._main and message.command in _DMA:
             raise protocol_error(f"{name_of(message.command)}: on the main socket, although there is a twin socket")
         reply = self._dma.answer(message)
