@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def long_run(request: pytest.FixtureRequest) -> bool:
     """Whether full amounts are wanted (``--long``), not those that a run of the whole suite has time for."""
-    return request.config.getoption("--long")
+    return bool(request.config.getoption("--long"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

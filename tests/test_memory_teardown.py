@@ -77,11 +77,16 @@ def test_a_reserve_is_given_up_bit_by_bit() -> None:
     reserve = Reserve(3)
     reserve.fill()
     seen: list[int] = []
-    assert reserve.spend(lambda: bool(seen.append(1)) or len(seen) == 3)
-    assert not reserve.spend(lambda: bool(seen.append(1)))
+
+    def enough(count: int) -> bool:
+        seen.append(1)
+        return len(seen) == count
+
+    assert reserve.spend(lambda: enough(3))
+    assert not reserve.spend(lambda: enough(0))
     assert len(seen) == 3 + 2  # one was left
     reserve.fill()
-    assert not reserve.spend(lambda: bool(seen.append(1)))
+    assert not reserve.spend(lambda: enough(0))
     assert len(seen) == 5 + 4
 
 
@@ -144,7 +149,7 @@ def test_a_client_that_leaves_while_its_memory_is_in_use() -> None:
 @pytest.fixture
 def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], None]:
     """Lets mmap(2) over what is mapped already fail, where a function of the size says so."""
-    original = window._mmap
+    original: Callable[..., int | None] = window._mmap
 
     def install(refused: Callable[[int], bool]) -> None:
         def mmap_(address: int, size: int, protection: int, flags: int, fd: int, offset: int) -> int | None:

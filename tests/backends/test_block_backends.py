@@ -199,7 +199,11 @@ async def test_short_transfers_are_continued(tmp_path: Path, monkeypatch: pytest
 
     def little(call: Callable[..., int]) -> Callable[..., int]:
         # 700 bytes at a time: ends inside of segments, and between them.
-        return lambda fd, segments, offset: calls.append(offset) or call(fd, [segments[0][:700]], offset)
+        def some(fd: int, segments: list[memoryview], offset: int) -> int:
+            calls.append(offset)
+            return call(fd, [segments[0][:700]], offset)
+
+        return some
 
     monkeypatch.setattr(file_module, "preadv", little(preadv))
     monkeypatch.setattr(file_module, "pwritev", little(pwritev))

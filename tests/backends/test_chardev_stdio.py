@@ -45,7 +45,10 @@ trio.run(main)
 
 
 def start(stdin: int, stdout: int, **options: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", ECHO], stdin=stdin, stdout=stdout, **options)
+    child: subprocess.Popen[bytes] = subprocess.Popen(
+        [sys.executable, "-c", ECHO], stdin=stdin, stdout=stdout, **options
+    )
+    return child
 
 
 def read_until(fd: int, end: bytes) -> bytes:

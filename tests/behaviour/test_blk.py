@@ -35,7 +35,8 @@ def virtio_device(image: Path) -> Blk:
 
 @pytest.fixture
 async def disk(virtio_guest: VirtioDevice) -> Disk:
-    return virtio_guest.driver_data
+    driven: Disk = virtio_guest.driver_data
+    return driven
 
 
 async def test_what_is_written_is_read_and_in_the_file(disk: Disk, image: Path) -> None:

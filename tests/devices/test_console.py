@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -410,6 +411,7 @@ async def test_odd_data_buffers(run: Run) -> None:
 
 
 def test_mistakes_of_the_user(tmp_path: Path) -> None:
+    options: dict[str, Any]
     for options, message in (
         ({"chardev": []}, "0 ports"),
         ({"chardev": ["null"] * 32}, "1 to 31"),

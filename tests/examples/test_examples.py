@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.command import environment, run_command
@@ -20,7 +21,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 TESTED = {"dice.py", "failing_disk.py", "thermometer.py", "test_thermometer.py", "scratch_pci.py"}
 
 
-def example(what: str, **options: object) -> Device:
+def example(what: str, **options: Any) -> Device:
     make: Callable[..., Device] = load_device_class(str(EXAMPLES / what))
     return make(**options)
 

@@ -21,7 +21,7 @@ def memory() -> Iterator[PrivateMemory]:
 @pytest.fixture(params=list(KINDS))
 def kind(request: pytest.FixtureRequest) -> str:
     """What kind of ring; a module for one kind overrides this."""
-    return request.param
+    return str(request.param)
 
 
 class Maker:

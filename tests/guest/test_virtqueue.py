@@ -469,8 +469,13 @@ def test_used_while_the_interrupt_is_asked_for(make: Make, event_idx: bool, monk
 
 
 def test_a_callback_that_leaves_everything_is_called_for_the_next(make: Make) -> None:
-    calls = []
-    vq, hand = make(callback=lambda vq: calls.append(1) or True, event_idx=True)
+    calls: list[int] = []
+
+    def call(_vq: Virtqueue) -> bool:
+        calls.append(1)
+        return True
+
+    vq, hand = make(callback=call, event_idx=True)
     in_flight(vq, 4)
     hand.use_next()
     vq.interrupt()
@@ -503,8 +508,13 @@ def test_without_a_callback_there_are_no_interrupts(make: Make, event_idx: bool)
 
 @both
 def test_an_interrupt_without_used_buffers_is_nobodys(make: Make, event_idx: bool) -> None:
-    calls = []
-    vq, _ = make(callback=lambda vq: calls.append(1) or True, event_idx=event_idx)
+    calls: list[int] = []
+
+    def call(_vq: Virtqueue) -> bool:
+        calls.append(1)
+        return True
+
+    vq, _ = make(callback=call, event_idx=event_idx)
     in_flight(vq, 1)
     vq.interrupt()
     assert calls == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vfiouser_virtio import vm
+from vfiouser_virtio.vm import newc
 
 pytestmark = pytest.mark.qemu
 
@@ -51,5 +52,5 @@ def _initrd(guest_image: vm.GuestImage, folder: Path) -> Path:
     """The test guest's, with another /sbin/init laid over it: archives may follow one another."""
     init = b"#!/bin/sh\nhead -c 15 /dev/vda >/dev/console\necho >/dev/console\nexec busybox poweroff -f\n"
     initrd = folder / "initrd"
-    initrd.write_bytes(guest_image.initramfs.read_bytes() + vm.newc.pack([vm.newc.file("sbin/init", init, 0o755)]))
+    initrd.write_bytes(guest_image.initramfs.read_bytes() + newc.pack([newc.file("sbin/init", init, 0o755)]))
     return initrd

@@ -71,12 +71,14 @@ async def dma(client: RawClient, command: Command, address: int, pages: int, fd:
         payload = struct.pack("<IIQQQ", 32, 3, 0, address, pages * PAGE)
     else:
         payload = struct.pack("<IIQQ", 24, 0, address, pages * PAGE)
-    return (await client.call(command, payload, [] if fd is None else [fd])).error
+    reply = await client.call(command, payload, [] if fd is None else [fd])
+    return int(reply.error)
 
 
 async def set_irqs(client: RawClient, index: int, flags: int, start: int, fds: list[int]) -> int:
     payload = struct.pack("<IIIII", 20, flags, index, start, len(fds) or 1)
-    return (await client.call(Command.DEVICE_SET_IRQS, payload, fds)).error
+    reply = await client.call(Command.DEVICE_SET_IRQS, payload, fds)
+    return int(reply.error)
 
 
 def events(fd: int) -> int:

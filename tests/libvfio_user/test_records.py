@@ -36,7 +36,8 @@ def hold(tmp_path: Path) -> Callable[[HasFunctions, Callable[[Stage], None]], li
             conversation(stage)
         finally:
             stage.close()
-        return json.loads(json.dumps(stage.functions.events))
+        events: list[object] = json.loads(json.dumps(stage.functions.events))
+        return events
 
     return hold
 

@@ -75,27 +75,31 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def write(client: RawClient, index: int, offset: int, data: bytes) -> int:
     """The errno of a REGION_WRITE."""
-    return (await client.call(Command.REGION_WRITE, struct.pack("<QII", offset, index, len(data)) + data)).error
+    reply = await client.call(Command.REGION_WRITE, struct.pack("<QII", offset, index, len(data)) + data)
+    return int(reply.error)
 
 
 async def read(client: RawClient, index: int, offset: int, count: int) -> bytes:
     reply = await client.call(Command.REGION_READ, struct.pack("<QII", offset, index, count))
     assert not reply.error, os.strerror(reply.error)
-    return reply.body[16:]
+    return bytes(reply.body[16:])
 
 
 async def dma_map(client: RawClient, address: int, size: int, fd: int | None, flags: int = 3) -> int:
     payload = struct.pack("<IIQQQ", 32, flags, 0, address, size)
-    return (await client.call(Command.DMA_MAP, payload, [] if fd is None else [fd])).error
+    reply = await client.call(Command.DMA_MAP, payload, [] if fd is None else [fd])
+    return int(reply.error)
 
 
 async def dma_unmap(client: RawClient, address: int, size: int) -> int:
-    return (await client.call(Command.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, address, size))).error
+    reply = await client.call(Command.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, address, size))
+    return int(reply.error)
 
 
 async def set_irqs(client: RawClient, index: int, flags: int, start: int, count: int, fds: tuple[int, ...] = ()) -> int:
     payload = struct.pack("<IIIII", 20, flags, index, start, count)
-    return (await client.call(Command.DEVICE_SET_IRQS, payload, fds)).error
+    reply = await client.call(Command.DEVICE_SET_IRQS, payload, fds)
+    return int(reply.error)
 
 
 @pytest.fixture

@@ -220,7 +220,8 @@ class Device:
         buffer = ctypes.create_string_buffer(data, request.count)
         if request.region == PciDevRegion.CONFIG and not region.flags & RegionFlag.ALWAYS_CB:
             require(not is_write)  # the library's own emulation of config space is not here
-            return payload[:size] + self.config.raw[request.offset : request.offset + request.count]
+            stored: bytes = self.config.raw[request.offset : request.offset + request.count]
+            return payload[:size] + stored
         done, number = -1, errno.EINVAL
         if region.access:
             done = region.access(self.handle, ctypes.addressof(buffer), request.count, request.offset, is_write)

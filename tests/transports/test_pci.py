@@ -490,7 +490,7 @@ async def test_an_eventfd_for_each_notification(running: Guest) -> None:
     assert [(entry.offset, entry.size) for entry in entries] == [(NOTIFY, 2), (NOTIFY + 4, 2)]
     assert running.function.io_fds(PciRegion.BAR4) is entries
     running.start()
-    write, running.write = running.write, lambda *_: os.eventfd_write(entries[0].fd, 1)
+    write, running.write = running.write, lambda offset, size, value: os.eventfd_write(entries[0].fd, 1)
     running.request(b"by eventfd")
     running.write = write
     assert await running.answer() == b"by eventfd"

@@ -309,7 +309,7 @@ async def test_run_that_returns_nothing_to_wait_for(caplog: pytest.LogCaptureFix
 
 async def test_run_may_be_a_plain_function_that_returns_a_coroutine() -> None:
     class Indirect(Served):
-        def run(self) -> Coroutine[Any, Any, None]:
+        def run(self) -> Coroutine[Any, Any, None]:  # pyright: ignore[reportIncompatibleMethodOverride] # it wants its own
             return super().run()
 
     async with running(Indirect()) as driver:

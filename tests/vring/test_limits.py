@@ -123,7 +123,7 @@ class ManyPieces:
         self.pieces = pieces
         self.look_ups = 0
 
-    def readable(self, _address: int, _length: int) -> list[memoryview]:
+    def readable(self, address: int, length: int) -> list[memoryview]:
         self.look_ups += 1
         return [memoryview(b"x")] * self.pieces
 

@@ -98,7 +98,7 @@ def takes_the_last_chain_first(patch: Patch) -> None:
 
 def forgets_to_skip_the_list(patch: Patch) -> None:
     def pop(original: Any, self: PackedRing, limit: int) -> list[Chain]:
-        chains = original(self, limit)
+        chains: list[Chain] = original(self, limit)
         for chain in chains:
             chain.slots = 1
         return chains
@@ -109,9 +109,9 @@ def forgets_to_skip_the_list(patch: Patch) -> None:
 def driver_kicks_only_at_the_first_of_a_batch(patch: Patch) -> None:
     def kick(original: Any, self: SplitVirtqueue) -> bool:
         if self._added_idx - self._avail[1] in (0, 1):
-            return original(self)
+            return bool(original(self))
         notify, self._notify = self._notify, lambda: None
-        result = original(self)
+        result = bool(original(self))
         self._notify = notify
         return result
 
@@ -121,9 +121,10 @@ def driver_kicks_only_at_the_first_of_a_batch(patch: Patch) -> None:
 def believes_every_address(patch: Patch) -> None:
     def writable(original: Any, self: Any, address: int, length: int) -> list[memoryview]:
         try:
-            return original(self, address, length)
+            pieces: list[memoryview] = original(self, address, length)
         except Exception:
             return [memoryview(bytearray(min(length, 16)))]
+        return pieces
 
     from vfiouser_virtio.memory import GuestMemory
 
@@ -134,9 +135,10 @@ def takes_chains_that_are_in_flight(patch: Patch) -> None:
     def pop(original: Any, self: PackedRing, limit: int) -> list[Chain]:
         taken, self._taken = self._taken, {}
         try:
-            return original(self, limit)
+            chains: list[Chain] = original(self, limit)
         finally:
             self._taken = taken | self._taken
+        return chains
 
     wrap(patch, PackedRing, "pop", pop)
 
@@ -146,7 +148,7 @@ def forgets_the_status_of_a_block_request(patch: Patch) -> None:
         original = module.table_of_three
 
         def table_of_three(*arguments: Any, original: Any = original) -> Chain | None:
-            chain = original(*arguments)
+            chain: Chain | None = original(*arguments)
             if chain is not None:
                 chain.length -= len(chain.segments.pop())
             return chain
