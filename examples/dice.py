@@ -6,7 +6,7 @@ vfiouser-virtio run --device examples/dice.py:Dice,sides=6 --exec 'head -c 20 /d
 import random
 from typing import Annotated
 
-from vfiouser_virtio.virtio import Device, DeviceError, queue
+from vfiouser_virtio import Device, DeviceError, main, queue
 
 MOST = 4096
 """Bytes for one request: what it asks for is the guest's choice, and the work of one turn is ours."""
@@ -29,3 +29,7 @@ class Dice(Device):
             count = min(chain.writable.length, MOST)
             chain.writable.write(bytes(random.choices(self.faces, k=count)))
             chain.complete()
+
+
+if __name__ == "__main__":
+    main(Dice)

@@ -7,11 +7,11 @@ vfiouser-virtio run --device examples/failing_disk.py:FailingDisk,size=16M,first
 import errno
 from typing import Annotated
 
+from vfiouser_virtio import Size, main
 from vfiouser_virtio.backends.block import Segments
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE
-from vfiouser_virtio.virtio.options import Size
 
 DEFAULT_SIZE = Size(16 << 20)
 
@@ -41,3 +41,7 @@ class FailingDisk(Blk):
         count: Annotated[int, "how many sectors cannot be read"] = 1,
     ) -> None:
         super().__init__(backend=Scratched(size, range(first * SECTOR_SIZE, (first + count) * SECTOR_SIZE)))
+
+
+if __name__ == "__main__":
+    main(FailingDisk)

@@ -9,9 +9,9 @@ from math import inf
 import trio
 from construct import Int16ul, Int32ul, Struct
 
+from vfiouser_virtio import Device, main, queue
 from vfiouser_virtio.guest import DEVICE_TYPES, DeviceType, RequestQueue, VirtioDevice, VirtioDriver, virtio_ids
 from vfiouser_virtio.protocols.record import record
-from vfiouser_virtio.virtio import Device, queue
 
 DEVICE_ID = 62
 
@@ -70,3 +70,7 @@ async def next_sample(device: VirtioDevice) -> tuple[int, int]:
     answer = await device.driver_data.request([], [SAMPLE.sizeof()])
     sample = SAMPLE.parse(answer.data[0])
     return sample.number, sample.temperature
+
+
+if __name__ == "__main__":
+    main(Thermometer)

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import trio
 
-from vfiouser_virtio import vm
+from vfiouser_virtio import serve, vm
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.serving.serve import serving
 
 BOLD, DIM, PLAIN = (
     ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("",) * 3
@@ -56,7 +55,7 @@ async def demo(folder: Path) -> None:
 
     devices = [f"blk,path={disk},serial=made-in-python", "rng", f"console,chardev=unix:{console}"]
     title(1, "This process serves three devices, each on a socket")
-    async with serving(devices) as served:
+    async with serve(*devices) as served:
         for device, endpoint in zip(devices, served.endpoints, strict=True):
             print(f"   --device {device.replace(str(folder) + '/', '')}")
             print(f"      {DIM}at {endpoint.socket_path}{PLAIN}")

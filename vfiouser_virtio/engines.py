@@ -126,22 +126,29 @@ class VfioUserEngine:
 
 
 def engine(
-    name: EngineName,
+    wanted: EngineName | Engine,
     *,
     libvfio_user: str | None = None,
     write_multiple: bool = False,
     open_trace: OpenTrace | None = None,
 ) -> Engine:
-    """The engine of that name; ``libvfio_user`` is the library's file, by default what `libvfio_user.load` finds.
+    """The engine of that name, or the one that is given, which has its options already.
+
+    ``libvfio_user`` is the library's file, by default what `libvfio_user.load` finds.
 
     Raises ConfigError: the library is missing or not known, or something is asked for that the engine does not have.
     """
-    if name == "vfio-user":
+    if not isinstance(wanted, str):
+        assert libvfio_user is None, "an engine that is an object has its options already"
+        assert not write_multiple, "an engine that is an object has its options already"
+        assert open_trace is None, "an engine that is an object has its options already"
+        return wanted
+    if wanted == "vfio-user":
         if libvfio_user is not None:
             raise ConfigError("--libvfio-user names the library of --engine libvfio-user, which was not asked for")
         return VfioUserEngine(write_multiple=write_multiple, open_trace=open_trace)
-    if name != "libvfio-user":
-        raise ConfigError(f"engine {name!r}: expected one of {', '.join(ENGINES)}")
+    if wanted != "libvfio-user":
+        raise ConfigError(f"engine {wanted!r}: expected one of {', '.join(ENGINES)}")
     if write_multiple:
         raise ConfigError("--write-multiple: libvfio-user does not know REGION_WRITE_MULTI; use --engine vfio-user")
     if open_trace is not None:

@@ -13,7 +13,7 @@ import sys
 from vfiouser_virtio.cli import main
 from vfiouser_virtio.serving.device_setup import setups
 from vfiouser_virtio.serving.device_specs import parse_device
-from vfiouser_virtio.serving.serve import serving
+from vfiouser_virtio.serving.serve import serve
 [setup] = setups([parse_device("rng")])
 setup.create().device.close()
 print(*sys.modules)
@@ -49,3 +49,27 @@ def test_what_is_imported_late_is_there_all_the_same() -> None:
         assert getattr(vfio_user, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = importlib.import_module(vfio_user.__name__).nothing
+
+
+def test_help_needs_neither_trio_nor_devices() -> None:
+    script = """
+import sys
+from vfiouser_virtio.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    print(*sys.modules, file=sys.stderr)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = set(ended.stderr.split())
+    assert "vfiouser_virtio.cli.serve" in found
+    assert not found & {"trio", "construct", "vfiouser_virtio.virtio", "vfiouser_virtio.serving.serve"}
+
+
+def test_a_device_file_needs_no_server() -> None:
+    """What a test of a device imports."""
+    script = "import sys; from vfiouser_virtio import Chain, Device, Size, queue; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = set(ended.stdout.split())
+    assert "vfiouser_virtio.virtio.device" in found
+    assert not found & {"vfiouser_virtio.vfio_user", "vfiouser_virtio.serving", "vfiouser_virtio.cli"}

@@ -10,8 +10,8 @@ Conventions for fenced blocks:
   what it prints, stdout and stderr together, from the first line to the last. ``…`` stands for any text within a line;
   alone on a line, for any number of lines. Lines of our log count only where a session shows some, and then at any
   time of day.
-- ``serve`` runs until the end of its session. ``qemu-system-x86_64`` is the one that `vfiouser_virtio.vm` finds. Of
-  ``scripts/…`` it is only checked that they exist; ``pip`` and ``git`` are not run.
+- ``serve``, and what ``python3`` runs, go on until the end of their session. ``qemu-system-x86_64`` is the one that
+  `vfiouser_virtio.vm` finds. Of ``scripts/…`` it is only checked that they exist; ``pip`` and ``git`` are not run.
 - ``sh``, and blocks without a language, are not run.
 - Sessions of docs/libvfio-user.md are run where the library is found.
 
@@ -44,7 +44,7 @@ _FENCE = re.compile(r"^```(\w*)[ ]?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} [A-Z]+ ")
 _LOG_TIME = re.compile(r"^\d\d:\d\d:\d\d\.\d{3} ", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_SERVES = re.compile(r"vfiouser-virtio serve [^;|&]*")
+_SERVES = re.compile(r"(vfiouser-virtio serve|python3) [^;|&]*")
 _BOOTS = re.compile(r"\bvfiouser-virtio run\b|\bqemu-system-x86_64\b|--virtio-carrier=(all|qtest)\b|\btest_linux\.py")
 
 
@@ -111,6 +111,7 @@ def path(tmp_path: Path) -> str:
         "qemu-system-x86_64": "-m vfiouser_virtio.vm qemu",
         "pytest": "-m pytest",
         "python": "",
+        "python3": "",
     }.items():
         script = folder / name
         # Not for what these run in turn: `run` looks for a QEMU on PATH.

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from support.command import environment, run_command
 
-from vfiouser_virtio import vm
+from vfiouser_virtio import serve, vm
 from vfiouser_virtio.guest.drivers.blk import RequestFailed
 from vfiouser_virtio.protocols.virtio.blk import Status
 from vfiouser_virtio.serving.device_files import load_device_class
-from vfiouser_virtio.serving.serve import serving
 from vfiouser_virtio.testing.carriers import carry
 from vfiouser_virtio.virtio import Device
 
@@ -49,6 +48,20 @@ async def test_a_failing_disk_fails_where_it_is_said_to() -> None:
             with pytest.raises(RequestFailed) as failed:
                 await disk.read(sector, 1)
             assert failed.value.status == Status.IOERR
+
+
+@pytest.mark.parametrize("name", ["dice", "failing_disk", "thermometer"])
+def test_a_device_file_is_a_command(name: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), "no-such-option"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
+    )
+    assert ended.returncode == 2
+    assert f'{name}.py: no option "no-such-option"' in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_thermometer() -> None:
@@ -92,7 +105,7 @@ def test_scratch_pci_is_seen_by_probe(tmp_path: Path) -> None:
 @pytest.mark.qemu
 async def test_linux_has_dice_and_a_bad_sector(virtio_qemu: vm.Qemu, virtio_guest_image: vm.GuestImage) -> None:
     devices = [f"{EXAMPLES}/dice.py:Dice,sides=2", f"{EXAMPLES}/failing_disk.py:FailingDisk,first=8,count=8"]
-    async with serving(devices) as served:
+    async with serve(*devices) as served:
         arguments = [endpoint.qemu_device for endpoint in served.endpoints]
         async with vm.boot_guest(
             virtio_qemu, virtio_guest_image, devices=[each for each in arguments if each]

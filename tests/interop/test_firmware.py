@@ -11,9 +11,8 @@ from support.boot_sector import GREETING, SECTORS, WRITE_SECTOR, boot_sector
 from support.engines import current_engine
 from support.serving import serving_functions
 
-from vfiouser_virtio import vm
+from vfiouser_virtio import Serving, serve, vm
 from vfiouser_virtio.devices.blk import Blk
-from vfiouser_virtio.serving.serve import Serving, serving
 from vfiouser_virtio.transports import VirtioPci
 
 pytestmark = pytest.mark.qemu
@@ -36,7 +35,7 @@ async def test_firmware_boots_from_our_disk(
     qemu: vm.Qemu, boot_disk: Path, machine: str, memory: Literal["shared", "private"]
 ) -> None:
     async with (
-        serving([f"blk,path={boot_disk}"]) as served,
+        serve(f"blk,path={boot_disk}") as served,
         vm.boot_guest(qemu, None, devices=served.qemu_devices, machine=machine, memory=memory) as guest,
     ):
         await guest.wait_serial(GREETING.decode() + 8 * ".")
@@ -76,7 +75,7 @@ async def test_linux_takes_over_a_disk_that_the_firmware_used(
 async def test_two_qemus_one_after_the_other(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))
-    async with serving([f"blk,path={disk}", "rng"], engine=current_engine()) as served:
+    async with serve(f"blk,path={disk}", "rng", engine=current_engine()) as served:
         for turn in (b"first", b"second"):
             async with vm.boot_guest(qemu, guest_image, devices=served.qemu_devices) as guest:
                 found = await guest.run("dd if=/dev/vda bs=8 count=1 2>/dev/null", check=True)
@@ -110,7 +109,7 @@ async def client_left(served: Serving) -> None:
 async def test_qemu_killed_in_the_middle_of_io_20_times(
     qemu: vm.Qemu, guest_image: vm.GuestImage, boot_disk: Path
 ) -> None:
-    async with serving([f"blk,path={boot_disk},num-queues=2", "rng"]) as served:
+    async with serve(f"blk,path={boot_disk},num-queues=2", "rng") as served:
         before: dict[str, int] = {}
         for turn in range(20):
             linux = turn % 5 == 4  # mostly the firmware, which is there in a second; now and then a Linux with much I/O

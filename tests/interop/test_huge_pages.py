@@ -10,8 +10,7 @@ import trio
 from support.huge_pages import HUGE_PAGE, free, huge_pages
 from support.vm_devices import MIB, difference, fill, sparse
 
-from vfiouser_virtio import vm
-from vfiouser_virtio.serving.serve import serving
+from vfiouser_virtio import serve, vm
 
 pytestmark = pytest.mark.qemu
 
@@ -49,7 +48,7 @@ async def test_one_qemu_after_another(
     with huge_pages(RAM // HUGE_PAGE), backend(tmp_path / "huge") as ram:
         # There are as many as one guest takes: of pages that stay mapped the next QEMU would say so, and end.
         available = free()
-        async with serving([f"blk,path={source}", f"blk,path={target}"]) as served:
+        async with serve(f"blk,path={source}", f"blk,path={target}") as served:
             for _ in range(2):
                 async with vm.boot_guest(
                     qemu,

@@ -7,9 +7,9 @@ import pytest
 
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.protocols.virtio.features import Feature
-from vfiouser_virtio.serving.device_options import class_options, common_options, convert_options, offer_options
-from vfiouser_virtio.serving.device_setup import DeviceSetup, setups, shipped_classes
+from vfiouser_virtio.serving.device_setup import DeviceSetup, common_options, offer_options, setups, shipped_classes
 from vfiouser_virtio.serving.device_specs import parse_device
+from vfiouser_virtio.serving.options import class_options, convert_options
 from vfiouser_virtio.virtio import Device, Offer, bus
 from vfiouser_virtio.virtio.options import Size
 

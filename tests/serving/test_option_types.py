@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from vfiouser_virtio.serving.option_types import kind_of
+from vfiouser_virtio.serving.options import kind_of
 from vfiouser_virtio.virtio.options import Duration, Size
 
 

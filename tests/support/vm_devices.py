@@ -4,12 +4,10 @@ import logging
 import os
 import re
 import shlex
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,9 @@ import pytest
 import trio
 from support.engines import current_engine
 
-from vfiouser_virtio import vm
+from vfiouser_virtio import serve, vm
 from vfiouser_virtio.backends.block import Cancel, Done, Segments
 from vfiouser_virtio.backends.file import FileBackend
-from vfiouser_virtio.engines import engine as choose_engine
-from vfiouser_virtio.serving.serve import serving
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Offer
@@ -78,32 +74,12 @@ async def booted(
     **options: Any,
 ) -> AsyncIterator[Machine]:
     """Serve devices, by name, and boot a guest that has them in this order. ``options`` are `vm.boot_guest`'s."""
-    raised = None
-    engine = choose_engine(current_engine())
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        async with trio.open_nursery() as nursery:
-            arguments, functions = [], {}
-            for name, device in devices.items():
-                function = functions[name] = VirtioPci(device, ids=ids, name=name, offer=offer)
-                nursery.start_soon(function.serve)
-                path = f"{folder}/{name}"
-                listener = engine.listen(path)
-                stack.enter_context(listener)
-                engine.open(listener)
-                nursery.start_soon(partial(engine.serve, function, listener, name=name))
-                arguments.append({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": path}})
-            try:
-                async with vm.boot_guest(
-                    qemu, image, devices=arguments, append=f"{_APPEND} {append}", **options
-                ) as guest:
-                    yield Machine(guest, devices, functions)
-            except BaseException as error:
-                # Raised again below: a group around it would only hide what has failed.
-                raised = error
-            nursery.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
+    made = {name: VirtioPci(device, ids=ids, name=name, offer=offer) for name, device in devices.items()}
+    async with (
+        serve(*made.values(), engine=current_engine()) as served,
+        vm.boot_guest(qemu, image, devices=served.qemu_devices, append=f"{_APPEND} {append}", **options) as guest,
+    ):
+        yield Machine(guest, devices, made)
 
 
 @asynccontextmanager
@@ -112,7 +88,7 @@ async def booted_from_options(
 ) -> AsyncIterator[Machine]:
     """As `booted`, with devices as the command line takes them: ``blk,path=disk.img,packed=on``."""
     async with (
-        serving(devices, engine=current_engine()) as served,
+        serve(*devices, engine=current_engine()) as served,
         vm.boot_guest(qemu, image, devices=served.qemu_devices, append=f"{_APPEND} {append}", **options) as guest,
     ):
         functions = {

@@ -57,8 +57,31 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str) -> None:
-    """What is about serving devices."""
+def add_socket_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where devices are served, for how long, and who is told."""
+    parser.add_argument(
+        "--socket",
+        action="append",
+        dest="places",
+        metavar="PATH",
+        help="listen on this path; may be repeated, for one device after another (default: in a new private folder)",
+    )
+    parser.add_argument(
+        "--fd",
+        action="append",
+        dest="places",
+        type=int,
+        metavar="N",
+        help="take over this file descriptor, a UNIX socket that listens or is connected; likewise. "
+        "systemd's socket activation (LISTEN_FDS) is understood too",
+    )
+    parser.add_argument("--once", action="store_true", help="serve one client per device, and end when all have left")
+    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this file descriptor when ready")
+    parser.add_argument("--json", action="store_true", help="stdout for programs")
+
+
+def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str, several: bool = True) -> None:
+    """How devices are served; ``several`` are with options that mean nothing for one."""
     parser.add_argument(
         "--ids",
         choices=("default", "2007", "qemu"),
@@ -78,11 +101,12 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str) ->
         metavar="FILE",
         help="the libvfio-user.so of --engine libvfio-user (default: $LIBVFIO_USER, else where the loader looks)",
     )
-    parser.add_argument(
-        "--processes",
-        action="store_true",
-        help="a process for each device, so that a busy one does not slow the others; 6 MB each",
-    )
+    if several:
+        parser.add_argument(
+            "--processes",
+            action="store_true",
+            help="a process for each device, so that a busy one does not slow the others; 6 MB each",
+        )
     parser.add_argument(
         "--write-multiple", action="store_true", help="offer REGION_WRITE_MULTI to clients that can use it"
     )
@@ -114,7 +138,7 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str) ->
         type=_size,
         default=1 << 30,
         metavar="SIZE",
-        help="end the trace after so many bytes, with --processes of each device (default: 1G)",
+        help=f"end the trace after so many bytes{', with --processes of each device' if several else ''} (default: 1G)",
     )
 
 
@@ -127,7 +151,7 @@ def log_rate(arguments: argparse.Namespace) -> float:
 
 
 def serving_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What of `add_serving_arguments` is for `serving` and `processes`. Raises ConfigError."""
+    """What of `add_serving_arguments` is for `serve` and `processes`. Raises ConfigError."""
     options = {name: getattr(arguments, name) for name in ("ids", "write_multiple", "engine", "libvfio_user")}
     if arguments.trace is not None:
         from vfiouser_virtio.serving.trace import TraceLog, wants_json
@@ -140,7 +164,7 @@ def serving_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _size(text: str) -> int:
-    from vfiouser_virtio.serving.option_types import to_size  # only here: --help does without the devices' options
+    from vfiouser_virtio.serving.options import to_size  # only here: --help does without the devices' options
 
     try:
         return to_size(text)

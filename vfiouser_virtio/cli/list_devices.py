@@ -12,7 +12,7 @@ from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_argum
 from vfiouser_virtio.serving.terminal import say
 
 if TYPE_CHECKING:
-    from vfiouser_virtio.serving.device_options import Option
+    from vfiouser_virtio.serving.options import Option
     from vfiouser_virtio.virtio import Device
 
 _HELP_COLUMN = 34
@@ -38,8 +38,8 @@ def add_parser(commands: SubParsers) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Print the list."""
-    from vfiouser_virtio.serving.device_options import class_options, common_options, offer_options
-    from vfiouser_virtio.serving.device_setup import find_class, shipped_classes
+    from vfiouser_virtio.serving.device_setup import common_options, find_class, offer_options, shipped_classes
+    from vfiouser_virtio.serving.options import class_options
 
     if arguments.names:
         classes = {name: find_class(name) for name in arguments.names}
@@ -51,31 +51,39 @@ def execute(arguments: argparse.Namespace) -> int:
             {
                 "name": name,
                 "virtio-id": int(device_class.device_id),
-                "description": _summary(device_class),
+                "description": summary(device_class),
                 "options": _as_json(class_options(device_class).values()),
             }
             for name, device_class in classes.items()
         ]
         say(json.dumps({"devices": devices, "common-options": _as_json([*common, *offered])}, indent=2))
         return 0
-    width = shutil.get_terminal_size((120, 24)).columns
     for name, device_class in classes.items():
-        say(f"{name}: {_summary(device_class)}")
-        say(_as_text(class_options(device_class).values(), width))
-    say("every device:")
-    say(_as_text(common, width))
-    say("every device, what it offers to the guest's driver, which takes what it knows:")
-    say(_as_text(offered, width).rstrip("\n"))
+        say(f"{name}: {summary(device_class)}")
+        say(as_text(class_options(device_class).values()))
+    say(common_help())
     return 0
 
 
-def _summary(device_class: "type[Device]") -> str:
+def common_help() -> str:
+    """The options that every device has, for people."""
+    from vfiouser_virtio.serving.device_setup import common_options, offer_options
+
+    offered = as_text(offer_options().values()).rstrip("\n")
+    return (
+        f"every device:\n{as_text(common_options().values())}\n"
+        f"every device, what it offers to the guest's driver, which takes what it knows:\n{offered}"
+    )
+
+
+def summary(device_class: "type[Device]") -> str:
+    """What a device class is, in one line: the first of its module's or of its own docstring."""
     text = sys.modules[device_class.__module__].__doc__ or device_class.__doc__ or device_class.__name__
     return text.strip().partition("\n")[0].rstrip(".")
 
 
 def _as_json(options: "Iterable[Option]") -> list[dict[str, object]]:
-    from vfiouser_virtio.serving.device_options import REQUIRED
+    from vfiouser_virtio.serving.options import REQUIRED
 
     return [
         {
@@ -90,7 +98,9 @@ def _as_json(options: "Iterable[Option]") -> list[dict[str, object]]:
     ]
 
 
-def _as_text(options: "Iterable[Option]", width: int) -> str:
+def as_text(options: "Iterable[Option]") -> str:
+    """A line or more for each option, as wide as the terminal."""
+    width = shutil.get_terminal_size((120, 24)).columns
     lines = ""
     for option in options:
         left = f"  {option.name}={option.kind.shown}" + " (repeats)" * option.kind.repeats
@@ -103,7 +113,7 @@ def _as_text(options: "Iterable[Option]", width: int) -> str:
 
 def _default(option: "Option") -> str:
     """What is not given is this; nothing where the help text has to say it."""
-    from vfiouser_virtio.serving.device_options import REQUIRED
+    from vfiouser_virtio.serving.options import REQUIRED
 
     if option.default is REQUIRED:
         return "required"

@@ -113,19 +113,19 @@ def execute(arguments: argparse.Namespace) -> int:
 
     import trio
 
-    from vfiouser_virtio.serving.processes import processes
-    from vfiouser_virtio.serving.serve import serving
+    from vfiouser_virtio.serving.processes import serve_in_processes
+    from vfiouser_virtio.serving.serve import serve
     from vfiouser_virtio.serving.signals import run_until_signal
 
     options = serving_options(arguments)
     abandoned: list[Callable[[], None]] = []
     making: AbstractContextManager[AbstractAsyncContextManager[Serving]]
     if arguments.processes:
-        making = processes(specs, **options)
+        making = serve_in_processes(*specs, **options)
     else:
-        making = nullcontext(serving(specs, **options, abandoned=abandoned))
-    with making as serve:
-        outcome = trio.run(run_until_signal, partial(_run, arguments, serve, own_guest=own_guest), abandoned)
+        making = nullcontext(serve(*specs, **options, abandoned=abandoned))
+    with making as made:
+        outcome = trio.run(run_until_signal, partial(_run, arguments, made, own_guest=own_guest), abandoned)
     return 128 + outcome if isinstance(outcome, signal.Signals) else outcome
 
 

@@ -13,7 +13,7 @@ import argparse
 import gc
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,11 @@ from vfiouser_virtio.cli.arguments import (
     add_command,
     add_device_arguments,
     add_serving_arguments,
+    add_socket_arguments,
     serving_options,
 )
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.serving.device_specs import all_specs
+from vfiouser_virtio.serving.device_specs import DeviceSpec, all_specs
 from vfiouser_virtio.serving.terminal import say
 
 if TYPE_CHECKING:
@@ -59,38 +60,24 @@ def add_parser(commands: SubParsers) -> None:
         examples=_EXAMPLES,
     )
     add_device_arguments(parser)
-    parser.add_argument(
-        "--socket",
-        action="append",
-        dest="places",
-        metavar="PATH",
-        help="listen on this path; may be repeated, for one device after another (default: in a new private folder)",
-    )
-    parser.add_argument(
-        "--fd",
-        action="append",
-        dest="places",
-        type=int,
-        metavar="N",
-        help="take over this file descriptor, a UNIX socket that listens or is connected; likewise. "
-        "systemd's socket activation (LISTEN_FDS) is understood too",
-    )
-    parser.add_argument("--once", action="store_true", help="serve one client per device, and end when all have left")
-    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this file descriptor when ready")
-    parser.add_argument("--json", action="store_true", help="stdout for programs")
+    add_socket_arguments(parser)
     add_serving_arguments(parser, log_level="info")
     parser.set_defaults(execute=execute)
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Serve; 0 when a signal, or with ``--once`` the last client's leaving, has ended it."""
-    specs = all_specs(arguments.config, arguments.device)
+    return serve_devices(all_specs(arguments.config, arguments.device), arguments, processes=arguments.processes)
+
+
+def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace, *, processes: bool) -> int:
+    """Serve these devices, as the arguments of `add_socket_arguments` and `add_serving_arguments` say."""
     _check_ready_fd(arguments.ready_fd)
 
     gc.disable()  # what an import makes stays, so looking for garbage among it is 5 % of the start for nothing
     import trio
 
-    from vfiouser_virtio.serving.serve import serving
+    from vfiouser_virtio.serving.serve import serve
     from vfiouser_virtio.serving.signals import run_until_signal
 
     options: dict[str, Any] = {
@@ -101,16 +88,16 @@ def execute(arguments: argparse.Namespace) -> int:
     ours_alone = () if arguments.ready_fd is None else (arguments.ready_fd,)
     abandoned: list[Callable[[], None]] = []
     making: AbstractContextManager[AbstractAsyncContextManager[Serving]]
-    if arguments.processes:
-        from vfiouser_virtio.serving.processes import processes
+    if processes:
+        from vfiouser_virtio.serving.processes import serve_in_processes
 
-        making = processes(specs, **options, not_for_children=ours_alone)
+        making = serve_in_processes(*specs, **options, not_for_children=ours_alone)
     else:
-        making = nullcontext(serving(specs, **options, abandoned=abandoned))
+        making = nullcontext(serve(*specs, **options, abandoned=abandoned))
     gc.freeze()  # nor later, and what forked processes share with us stays shared
     gc.enable()
-    with making as serve:
-        trio.run(partial(run_until_signal, partial(_serve, arguments, serve), abandoned, give_up_after=1.5))
+    with making as made:
+        trio.run(partial(run_until_signal, partial(_serve, arguments, made), abandoned, give_up_after=1.5))
     return 0
 
 
@@ -127,8 +114,6 @@ async def _serve(arguments: argparse.Namespace, serving: "AbstractAsyncContextMa
 
 
 def _announce(served: "Serving", *, as_json: bool) -> None:
-    from vfiouser_virtio.serving.qemu_command import qemu_arguments, shell_lines
-
     for endpoint in served.endpoints:
         if as_json:
             shown: dict[str, object] = {"event": "device", "name": endpoint.name, "driver": endpoint.driver}
@@ -143,9 +128,9 @@ def _announce(served: "Serving", *, as_json: bool) -> None:
     for endpoint in served.endpoints:
         if endpoint.host_side:
             say(f"# {endpoint.name} on the host: {endpoint.host_side}")
-    if served.qemu_devices:
+    if served.qemu_command:
         say("# QEMU 10.1 or newer, your guest's own options to be added:")
-        say(shell_lines("qemu-system-x86_64", qemu_arguments(served.qemu_devices)))
+        say(served.qemu_command)
     say(f"ready {count}")
 
 

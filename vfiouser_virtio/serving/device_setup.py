@@ -1,28 +1,21 @@
 """From what the user described to what can be served: a class, its arguments, a name and an identity."""
 
-import dataclasses
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
 
 from vfiouser_virtio import devices
 from vfiouser_virtio.device_log import being_made
 from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
+from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.serving.device_files import is_device_file, load_device_class
-from vfiouser_virtio.serving.device_options import (
-    CommonOptions,
-    class_options,
-    common_options,
-    convert_options,
-    offer_options,
-    spelled,
-    suggestion,
-)
 from vfiouser_virtio.serving.device_specs import DeviceSpec
+from vfiouser_virtio.serving.options import Option, class_options, convert_options, options_of, spelled, suggestion
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Offer, bus
@@ -43,6 +36,38 @@ _IDENTITY_FIELDS = {
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonOptions:
+    """The options that every device has, whatever its class: its socket, its name, its face on the PCI bus."""
+
+    id: Annotated[str | None, "name in log lines and QEMU arguments; default: blk0, blk1, rng0, …"] = None
+    socket: Annotated[Path | None, "listen on this path; default: one in a new private folder"] = None
+    ids: Annotated[Style | None, "identity on the PCI bus; default: that of --ids"] = None
+    vectors: Annotated[int | None, "MSI-X vectors; 0 leaves INTx only; default: one per queue, and one"] = None
+    vendor_id: Annotated[int | None, "PCI vendor, 16 bits; default: as ids says, also for the next ones"] = None
+    device_id: Annotated[int | None, "PCI device, 16 bits"] = None
+    subsystem_vendor_id: Annotated[int | None, "PCI subsystem vendor, 16 bits"] = None
+    subsystem_id: Annotated[int | None, "PCI subsystem, 16 bits"] = None
+    class_code: Annotated[int | None, "PCI class code, 24 bits"] = None
+    revision: Annotated[int | None, "PCI revision, 8 bits; a modern virtio device has at least 1"] = None
+    unsealed_memory: Annotated[
+        UnsealedMemory,
+        "guest memory whose file can become shorter under us, which would kill this process (anything but a sealed "
+        "memfd): map it (fast), copy from and to it (safe and slow), or refuse it; auto: map it for clients of our own "
+        "user, copy it for others",
+    ] = "auto"
+
+
+def common_options() -> dict[str, Option]:
+    """The table of `CommonOptions`."""
+    return options_of(CommonOptions.__init__)
+
+
+def offer_options() -> dict[str, Option]:
+    """The table of `Offer`: what the driver of any device may choose from."""
+    return options_of(Offer.__init__)
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceSetup:
     """A device that can be made: all of its options are known and converted."""
@@ -55,6 +80,8 @@ class DeviceSetup:
     arguments: dict[str, Any]
     common: CommonOptions
     offer: Offer
+    made: Device | VirtioPci | None = None
+    """What a program has made itself, instead of ``arguments``."""
 
     def identity(self, style: Style = "default") -> Identity:
         """What it shows in PCI config space: ``style``, or the device's own, and single fields changed after that."""
@@ -62,29 +89,20 @@ class DeviceSetup:
         changes = {field: value for field, value in chosen.items() if value is not None}
         try:
             base = identity(self.device_class.device_id, self.common.ids or style)
-            return dataclasses.replace(base, **changes)
+            return replace(base, **changes)
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
 
     def create(self, style: Style = "default") -> VirtioPci:
-        """Make the device, on a PCI function of its own.
+        """The device on a PCI function of its own; both are made, unless a program has.
 
         Raises ConfigError for values that clash, DeviceError for what cannot be had, and for mistakes of the device's
         author: with the line of the author's code.
         """
+        if isinstance(self.made, VirtioPci):
+            return self.made
         shown = self.identity(style)
-        try:
-            with being_made(self.name):
-                device = self.device_class(**self.arguments)
-        except ConfigError as error:
-            if str(error).startswith(self.driver):
-                raise
-            kind = DeviceError if isinstance(error, DeviceError) else ConfigError
-            raise kind(f"{self.driver}: {error}") from error
-        except (OSError, ValueError) as error:
-            raise DeviceError(f"{self.driver}: {error}") from error
-        except Exception as error:
-            raise self._bug(error, "__init__ raised ") from error
+        device = self.made or self._make()
         try:
             return VirtioPci(
                 device,
@@ -95,10 +113,25 @@ class DeviceSetup:
                 unsealed_memory=self.common.unsealed_memory,
             )
         except BaseException as error:
-            _close_half_made(device)
+            if self.made is None:
+                _close_half_made(device)
             if isinstance(error, Exception) and not isinstance(error, ConfigError):
                 raise self._bug(error) from error
             raise
+
+    def _make(self) -> Device:
+        try:
+            with being_made(self.name):
+                return self.device_class(**self.arguments)
+        except ConfigError as error:
+            if str(error).startswith(self.driver):
+                raise
+            kind = DeviceError if isinstance(error, DeviceError) else ConfigError
+            raise kind(f"{self.driver}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise DeviceError(f"{self.driver}: {error}") from error
+        except Exception as error:
+            raise self._bug(error, "__init__ raised ") from error
 
     def _bug(self, error: Exception, did: str = "") -> DeviceError:
         where = author_line(error)
@@ -130,23 +163,32 @@ def shipped_classes() -> list[type[Device]]:
     return [devices.load(name) for name in devices.SHIPPED]
 
 
-def setups(specs: Iterable[DeviceSpec]) -> list[DeviceSetup]:
+def setups(devices: Iterable[DeviceSpec | Device | VirtioPci]) -> list[DeviceSetup]:
     """Find each device's class, convert its options, and give it a name. Raises ConfigError."""
-    parsed = [_parse(spec) for spec in specs]
-    taken = {common.id for _, _, _, common, _ in parsed if common.id is not None}
+    found = [_described(each) if isinstance(each, DeviceSpec) else _given(each) for each in devices]
+    taken = {setup.name for setup in found}
     counted: Counter[str] = Counter()
-    found = []
-    for driver, device_class, arguments, common, offer in parsed:
-        name = common.id or _free_name(device_class.name, counted, taken)
-        found.append(DeviceSetup(name, driver, device_class, arguments, common, offer))
+    found = [
+        setup if setup.name else replace(setup, name=_free_name(setup.device_class.name, counted, taken))
+        for setup in found
+    ]
     _refuse_duplicates("id", [setup.name for setup in found])
     _refuse_duplicates("socket", [str(setup.common.socket) for setup in found if setup.common.socket])
     return found
 
 
-def _parse(spec: DeviceSpec) -> tuple[str, type[Device], dict[str, Any], CommonOptions, Offer]:
+def _given(made: Device | VirtioPci) -> DeviceSetup:
+    device, name, offer = made, "", Offer()
+    if isinstance(made, VirtioPci):
+        device, name, offer = made.device, made.core.name, made.core.offer
+    assert isinstance(device, Device)
+    return DeviceSetup(name, type(device).__name__, type(device), {}, CommonOptions(), offer, made)
+
+
+def _described(spec: DeviceSpec) -> DeviceSetup:
+    """The device of a description; its name is empty where the user has given none."""
     label = spec.driver
-    device_class = find_class(label)
+    device_class = spec.device_class or find_class(label)
     own, common, offered = class_options(device_class), common_options(), offer_options()
     given: list[dict[str, object]] = [{}, {}, {}]
     for key, value in spec.options.items():
@@ -163,7 +205,7 @@ def _parse(spec: DeviceSpec) -> tuple[str, type[Device], dict[str, Any], CommonO
         offer = Offer(**convert_options(offered, given[2], label=label))
     except ConfigError as error:
         raise ConfigError(f"{label}: {str(error).removeprefix(f'{label}: ')}") from None
-    return label, device_class, arguments, chosen, offer
+    return DeviceSetup(chosen.id or "", label, device_class, arguments, chosen, offer)
 
 
 def _free_name(kind: str, counted: Counter[str], taken: set[str]) -> str:

@@ -3,8 +3,12 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vfiouser_virtio.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.virtio import Device
 
 # /dev/zero has no end; a device takes some 100 bytes.
 MAX_CONFIG_SIZE = 1 << 20
@@ -19,6 +23,8 @@ class DeviceSpec:
 
     driver: str
     options: Mapping[str, object] = field(default_factory=dict)
+    device_class: "type[Device] | None" = None
+    """The class itself, where a program has it: ``driver`` is then what errors call it."""
 
 
 def parse_device(text: str) -> DeviceSpec:
@@ -38,6 +44,13 @@ def parse_device(text: str) -> DeviceSpec:
     # No argument of a program can have a NUL in it.
     driver, *pairs = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
     driver = driver.removeprefix("driver=")
+    if not driver:
+        raise ConfigError(f"--device {text}: which device? for example --device rng")
+    return DeviceSpec(driver, parse_options(pairs))
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, object]:
+    """The options of ``key=value`` and bare ``key`` words, as `DeviceSpec` has them."""
     options: dict[str, object] = {}
     for pair in filter(None, pairs):
         key, equals, value = pair.partition("=")
@@ -46,9 +59,7 @@ def parse_device(text: str) -> DeviceSpec:
             before = options[key]
             given = [*before, given] if isinstance(before, list) else [before, given]
         options[key] = given
-    if not driver:
-        raise ConfigError(f"--device {text}: which device? for example --device rng")
-    return DeviceSpec(driver, options)
+    return options
 
 
 def read_config(path: str) -> list[DeviceSpec]:

@@ -18,7 +18,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -46,9 +46,8 @@ _PATIENCE = 10.0
 
 
 @contextmanager
-def processes(
-    devices: Iterable[str | DeviceSpec],
-    *,
+def serve_in_processes(
+    *devices: str | DeviceSpec,
     places: Sequence[Place] = (),
     ids: Style = "default",
     write_multiple: bool = False,
@@ -58,7 +57,7 @@ def processes(
     open_trace: OpenTrace | None = None,
     not_for_children: Sequence[int] = (),
 ) -> Iterator[AbstractAsyncContextManager[Serving]]:
-    """As `serving`, with a process for each device, in which the file descriptors ``not_for_children`` are closed.
+    """As `serve`, with a process for each device, in which the file descriptors ``not_for_children`` are closed.
 
     To be entered before ``trio.run``, in which the result is entered in turn; that raises when a device cannot be made.
     One whose process dies later is logged and the others go on; in the end that raises ProcessError here.

@@ -1,13 +1,12 @@
-"""Several devices served by one process, each on a socket of its own: what `serve` and `run` do, and tests.
-
-`processes` does the same with a process for each.
+"""Devices served by one process, each on a socket of its own, for as long as a block runs.
 
 ::
 
-    async with serving(["blk,path=disk.img", "rng"]) as served:
-        for endpoint in served.endpoints:
-            print(endpoint.name, endpoint.socket_path)
-        await served.finished.wait()
+    async with serve(Pattern(), path="/run/vm/pattern.sock") as serving:
+        print(serving.qemu_command)
+        await serving.wait_finished()
+
+`processes` does the same with a process for each.
 """
 
 import os
@@ -21,15 +20,18 @@ from typing import Protocol, runtime_checkable
 
 import trio
 
+from vfiouser_virtio.background import background
 from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.serving.device_setup import DeviceSetup, setups
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
-from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_device
+from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_arguments, qemu_device, shell_lines
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.vfio_user import ListenError, OpenTrace, from_systemd
+from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.virtio.device_checks import close_device
 
 Place = str | int
 """Where a device is served: a path for its socket, or an inherited file descriptor."""
@@ -65,48 +67,76 @@ class _Described(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What `serving` serves."""
+    """Devices that are served: what `serve` gives."""
 
     endpoints: Sequence[Endpoint]
+    """One for each device, in their order."""
     finished: trio.Event
     """No client will come any more: set only with ``once``, or where all sockets were connections already."""
     functions: Sequence[VirtioPci] = ()
-    """Those of this process, in the order of ``endpoints``."""
+    """Those of this process, in the order of ``endpoints``; none where each device has a process of its own."""
 
     @property
     def qemu_devices(self) -> list[QemuDevice]:
-        """QEMU's ``-device`` arguments, as mappings."""
+        """QEMU's ``-device`` arguments, as mappings; `vm.boot_guest` takes them."""
         return [device for endpoint in self.endpoints if (device := endpoint.qemu_device) is not None]
+
+    @property
+    def qemu_command(self) -> str:
+        """QEMU's command line for a shell, without the guest's own options; empty where no socket has a path."""
+        devices = self.qemu_devices
+        return shell_lines("qemu-system-x86_64", qemu_arguments(devices)) if devices else ""
+
+    async def wait_finished(self) -> None:
+        """Wait until no client will come any more: see ``finished``. Without ``once`` that is for ever."""
+        await self.finished.wait()
 
 
 @asynccontextmanager
-async def serving(
-    devices: Iterable[str | DeviceSpec],
-    *,
+async def serve(
+    *devices: str | DeviceSpec | Device | VirtioPci,
+    path: str | os.PathLike[str] | None = None,
     places: Sequence[Place] = (),
     ids: Style = "default",
     write_multiple: bool = False,
     once: bool = False,
-    engine: EngineName = "vfio-user",
+    engine: EngineName | Engine = "vfio-user",
     libvfio_user: str | None = None,
     open_trace: OpenTrace | None = None,
     abandoned: list[Callable[[], None]] | None = None,
 ) -> AsyncIterator[Serving]:
-    """Serve devices for as long as the block runs; when it is entered, clients can connect.
+    """Serve devices on vfio-user sockets for as long as the block runs; when it is entered, clients can connect.
 
-    ``places`` are the sockets of those devices that have no ``socket`` option, in order; after them come systemd's, and
-    the rest get sockets in a new private folder. With ``once``, each device serves one client and no other.
-    ``engine``, ``libvfio_user``, the file of its library, and ``open_trace`` are as with `engines.engine`.
+    A device is an object of a `Device` class, a `VirtioPci` that has one (with the vectors, identity and offered
+    features of your choice), or a description as ``--device`` takes it (``blk,path=disk.img``). Objects are taken over:
+    their `Device.close` is called in the end, also where an error prevents that they are served.
+
+    ``path`` is the socket of the only device. ``places`` are the sockets, or inherited file descriptors, of those
+    devices that have no ``socket`` option, in order; after them come systemd's (sd_listen_fds(3)), and the rest get
+    sockets in a new private folder. A socket has one client at a time; with ``once``, each device serves one client and
+    no other. ``ids`` is the identity on the PCI bus. ``engine`` speaks the protocol; ``libvfio_user``, the file of its
+    library, ``write_multiple`` and ``open_trace`` are as with `engines.engine`, and none of them for an engine object.
     ``abandoned`` gets what removes the sockets where the block can come to no end, for `run_until_signal`.
-    Raises ConfigError, DeviceError when a device cannot be made, ListenError when a socket cannot be had.
+
+    Raises ConfigError, DeviceError when a device cannot be made, ListenError when a socket cannot be had. An exception
+    of the block comes out as it is.
     """
-    wanted = parsed(devices)
-    chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
-    with ExitStack() as stack:
+    with ExitStack() as stack, ExitStack() as unserved:
+        for device in devices:
+            if isinstance(device, Device | VirtioPci):
+                owned = device.device if isinstance(device, VirtioPci) else device
+                unserved.callback(close_device, owned, owned.name)
+        if path is not None:
+            if places or len(devices) != 1:
+                raise ConfigError("serve: path is the socket of a single device; use places for several")
+            places = [os.fspath(path)]
+        wanted = parsed(devices)
+        chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
         listeners = listen(wanted, places, chosen, stack)
         if abandoned is not None:
             abandoned.append(stack.close)
         async with serving_on(listeners, wanted, chosen, ids=ids, once=once) as served:
+            unserved.pop_all()  # `VirtioPci.serve` closes them
             yield served
 
 
@@ -114,7 +144,7 @@ async def serving(
 async def serving_on(
     listeners: Sequence[Socket], wanted: Sequence[DeviceSetup], engine: Engine, *, ids: Style, once: bool
 ) -> AsyncIterator[Serving]:
-    """Make the devices, and serve each on its socket for as long as the block runs. The rest is as with `serving`."""
+    """Make the devices, and serve each on its socket for as long as the block runs. The rest is as with `serve`."""
     # First the sockets: what waits for one to appear can connect while a device is still being made.
     for listener in listeners:
         engine.open(listener)
@@ -124,22 +154,14 @@ async def serving_on(
         for setup, listener, function in zip(wanted, listeners, functions, strict=True)
     ]
     served = Serving(endpoints, trio.Event(), functions)
-    raised: BaseException | None = None
-    async with trio.open_nursery() as nursery:
+    async with background() as tasks:
         for function in functions:
-            nursery.start_soon(function.serve)
-        nursery.start_soon(partial(_serve_sockets, served, listeners, engine, once=once))
-        try:
-            yield served
-        except BaseException as error:
-            # Raised again below: the caller wants the error itself, not the group that a nursery would make of it.
-            raised = error
-        nursery.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
+            tasks.start_soon(function.serve)
+        tasks.start_soon(partial(_serve_sockets, served, listeners, engine, once=once))
+        yield served
 
 
-def parsed(devices: Iterable[str | DeviceSpec]) -> list[DeviceSetup]:
+def parsed(devices: Iterable[str | DeviceSpec | Device | VirtioPci]) -> list[DeviceSetup]:
     """The devices with all of their options known and converted. Raises ConfigError."""
     return setups(parse_device(device) if isinstance(device, str) else device for device in devices)
 
@@ -167,8 +189,9 @@ def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
     try:
         functions.extend(setup.create(ids) for setup in wanted)
     except BaseException:
-        for function in functions:
-            function.device.close()
+        for setup, function in zip(wanted, functions, strict=False):
+            if setup.made is None:
+                function.device.close()
         raise
     return functions
 

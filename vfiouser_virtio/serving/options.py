@@ -1,15 +1,19 @@
-"""How a value of each type is written by users: on the command line, or in JSON and TOML."""
+"""The options of a device class, read off its constructor's annotations, and users' values converted to them."""
 
+import inspect
 import os
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.virtio import Device
 from vfiouser_virtio.virtio.options import Duration, Size
 
+REQUIRED = inspect.Parameter.empty
 _ON = {"on", "yes", "true"}
 _OFF = {"off", "no", "false"}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -30,6 +34,113 @@ class Kind:
     """A list: the option may be given more than once."""
     switch: bool = False
     """The key alone means on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: ``name`` as users write it, ``parameter`` as the constructor has it."""
+
+    name: str
+    parameter: str
+    kind: Kind
+    help: str
+    default: object
+    """`REQUIRED` when there is none."""
+
+
+def class_options(device_class: type[Device]) -> dict[str, Option]:
+    """The options of a device class: those parameters of its constructor whose type users can write.
+
+    Raises ConfigError for annotations that name what does not exist, and for a parameter that nobody could give.
+    """
+    if device_class.__init__ is Device.__init__:
+        return {}
+    return options_of(device_class.__init__)
+
+
+def options_of(constructor: Callable[..., None]) -> dict[str, Option]:
+    try:
+        hints = get_type_hints(constructor, include_extras=True)
+    except Exception as error:  # an annotation is an expression of the author's, so it can raise anything
+        raise ConfigError(f"{constructor.__qualname__}: bad annotation: {error}") from error
+    options = {}
+    for parameter in list(inspect.signature(constructor).parameters.values())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        hint = hints.get(parameter.name, type(parameter.default))
+        kind = kind_of(hint) if parameter.kind is not parameter.POSITIONAL_ONLY else None
+        if kind is not None:
+            name = spelled(parameter.name)
+            options[name] = Option(name, parameter.name, kind, _help(hint), parameter.default)
+        elif parameter.default is REQUIRED:
+            raise ConfigError(
+                f"{constructor.__qualname__}: no option can give {parameter.name}: annotate it as str, int, Size, …, "
+                "or give it a default"
+            )
+    return options
+
+
+def _help(annotation: Any) -> str:
+    texts = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return next((text for text in texts if isinstance(text, str)), "")
+
+
+def spelled(name: str) -> str:
+    """An option as users write it: ``num-queues``; ``num_queues`` is taken too."""
+    return name.strip("_").replace("_", "-")
+
+
+def convert_options(
+    options: Mapping[str, Option], given: Mapping[str, object], *, label: str, also: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The constructor's keyword arguments for what the user has given, keyed by `Option.name` spelling or with ``_``.
+
+    ``also`` are names to suggest from. Raises ConfigError, which names ``label``, for an unknown key, a value that is
+    not of its type, a key that is missing or given twice.
+    """
+    arguments: dict[str, Any] = {}
+    for key, value in given.items():
+        option = options.get(spelled(key))
+        if option is None:
+            raise ConfigError(_unknown_option(label, key, options, also))
+        if option.parameter in arguments:
+            raise ConfigError(f"{label}: {option.name} is given twice")
+        arguments[option.parameter] = _convert(option, value, label)
+    for option in options.values():
+        if option.default is REQUIRED and option.parameter not in arguments:
+            help_text = f" ({option.help})" if option.help else ""
+            raise ConfigError(f"{label}: {option.name}={option.kind.shown} is missing{help_text}")
+    return arguments
+
+
+def _convert(option: Option, value: object, label: str) -> object:
+    if value is None:  # a bare key
+        if not option.kind.switch:
+            raise ConfigError(f"{label}: {option.name} needs a value: {option.name}={option.kind.shown}")
+        value = True
+    if isinstance(value, list) and not option.kind.repeats:
+        raise ConfigError(f"{label}: {option.name} is given {len(value)} times, expected {option.kind.expected}")
+    try:
+        return option.kind.convert(value)
+    except (ValueError, TypeError):
+        shown = value if isinstance(value, str) else repr(value)
+        raise ConfigError(f"{label}: {option.name}={shown}: expected {option.kind.expected}") from None
+
+
+def _unknown_option(label: str, key: str, options: Mapping[str, Option], also: Iterable[str]) -> str:
+    close = suggestion(spelled(key), [*options, *also])
+    return f'{label}: no option "{key}"{close} (options: {", ".join([*options, *also])})'
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """``; did you mean "path"?``, or nothing when nothing is alike."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+# ---- how a value of each type is written -----------------------------------------------------------------------------
 
 
 def kind_of(annotation: Any) -> Kind | None:
