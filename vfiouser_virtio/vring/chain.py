@@ -30,6 +30,10 @@ class Ring(Protocol):
     def revalidate(self, chain: "Chain") -> None: ...
 
 
+class Moved(Unmapped):
+    """Other memory is mapped now where the buffers of a chain were when it was taken."""
+
+
 class Readable:
     """The device-readable part of a chain, consumed from its front; how it is cut into descriptors does not show."""
 
@@ -212,9 +216,14 @@ class Chain(Writable):
             )
 
     def is_away(self) -> bool:
-        """Whether the chain's memory is not mapped at the moment; nothing of it may be touched then."""
+        """Whether the chain's memory is not mapped at the moment; nothing of it may be touched then.
+
+        False where other memory is mapped there since: that does not pass, and whoever touches the chain is told.
+        """
         try:
             _ = self.readable
+        except Moved:
+            return False
         except Unmapped:
             return True
         return False

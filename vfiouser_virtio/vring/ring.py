@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.memory import NeedsMessages
-from vfiouser_virtio.vring.chain import Chain
+from vfiouser_virtio.vring.chain import Chain, Moved
 from vfiouser_virtio.vring.descriptors import INDIRECT, NEXT, WRITE, Memory
 from vfiouser_virtio.vring.features import RingFeatures
 from vfiouser_virtio.vring.in_order import AvailableOrder
@@ -180,7 +180,7 @@ class Ring(ABC):
     # ---- chains --------------------------------------------------------------------------------------------------
 
     def revalidate(self, chain: Chain) -> None:
-        """After a change of the memory map: are the chain's buffers where they were? Raises Unmapped if not."""
+        """After a change of the memory map: are the chain's buffers where they were? Raises Unmapped or Moved."""
         self._all_stale = False
         if self._dead:
             chain.lose_buffers()
@@ -194,4 +194,4 @@ class Ring(ABC):
             except NeedsMessages:
                 pass  # the chain has a copy of its own
         if not chain.lies_in(homes):
-            raise Unmapped(f"chain {chain.head:#x}: its memory has moved since it was taken")
+            raise Moved(f"chain {chain.head:#x}: its memory has moved since it was taken")
