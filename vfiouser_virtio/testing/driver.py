@@ -59,6 +59,7 @@ class Ram:
     def __init__(self, memory: GuestMemory, *, private: bool) -> None:
         self.memory = memory
         self.messages = 0
+        self._used = False
         self._fd = -1 if private else os.memfd_create("guest-ram", os.MFD_ALLOW_SEALING)
         if private:
             self.bytes = memoryview(bytearray(RAM_SIZE))
@@ -74,6 +75,12 @@ class Ram:
 
     def unmap(self) -> Hold | None:
         return self.memory.unmap(RAM_BASE, RAM_SIZE)
+
+    def clear(self) -> None:
+        """Zero all of it; new RAM is zero without that, and has no pages yet."""
+        if self._used:
+            self.bytes[:] = bytes(RAM_SIZE)
+        self._used = True
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -189,7 +196,7 @@ class Driver:
         assert core.status & FEATURES_OK, f"the device refuses features {features:#x}"
         self.rings = []
         base = RAM_BASE
-        self.ram.bytes[:] = bytes(RAM_SIZE)
+        self.ram.clear()
         for index, queue in enumerate(self.device.queues):
             ring = Ring(self.ram, queue.size, base, event_idx=bool(features >> EVENT_IDX & 1))
             queue.desc, queue.driver, queue.device = ring.desc, ring.avail, ring.used

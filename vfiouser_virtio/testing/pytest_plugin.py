@@ -124,6 +124,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed:
         for conversation in item.stash.get(_CONVERSATIONS, []):
             report.sections.append((f"conversation with {conversation.name}", conversation.text()))
+    if report.when == "teardown" and _CONVERSATIONS in item.stash:
+        del item.stash[_CONVERSATIONS]  # items live until the end of the session
     return report
 
 
