@@ -1,9 +1,12 @@
 """For all tests."""
 
 import gc
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.left_behind import left_behind, own_temporary_folder
 
 # The same examples each time, however long a busy machine takes for one.
 settings.register_profile("here", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -17,18 +20,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+_OWN_FOLDER = pytest.StashKey[Path]()
+_LEFT = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The run has a temporary folder of its own; xdist's workers have that of the process that started them."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.stash[_OWN_FOLDER] = own_temporary_folder()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run that leaves files or processes behind has failed. (xdist's workers have ended here.)"""
+    if (folder := session.config.stash.get(_OWN_FOLDER, None)) is None:
+        return
+    session.config.stash[_LEFT] = left = left_behind(folder)
+    if left and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left behind."""
+    if left := config.stash.get(_LEFT, []):
+        terminalreporter.section("left behind by the tests", red=True)
+        for line in left:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def long_run(request: pytest.FixtureRequest) -> bool:
     """Whether full amounts are wanted (``--long``), not those that a run of the whole suite has time for."""
     return bool(request.config.getoption("--long"))
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """What lives until the end need not be looked at before each test."""
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Garbage of earlier tests goes now: collected later, its descriptors would vanish while a test counts its own.
+
+    What is not garbage lives until the end of the session (modules, caches, reports), and is not looked at again:
+    else this took most of the time of a quick test.
+    """
     gc.collect()
     gc.freeze()
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Garbage of earlier tests goes now: collected later, its descriptors would vanish while a test counts its own."""
-    gc.collect()

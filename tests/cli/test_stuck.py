@@ -2,7 +2,6 @@
 
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -70,21 +69,19 @@ async def stuck(
     """A server whose device is stuck, and has been seen to be."""
     (folder / "mine.py").write_text(DEVICE)
     # Not in pytest's folder, whose path can be longer than a socket's may be.
-    (folder / "runtime").symlink_to(tempfile.mkdtemp(prefix="stuck-"))
-    device = ["--device", f"mine.py:Stuck,id=mine0,how={how}", "--device", "rng"]
-    runtime = {"XDG_RUNTIME_DIR": os.readlink(folder / "runtime"), "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
-    async with serve_process(*device, *options, folder=folder, env=runtime) as served:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(served.sockets[0])
-        client = RawClient(connection)
-        await client.version()
-        await client.send(client.request(Command.DEVICE_RESET))
-        await wait_for("has not yielded for", served)
-        yield served
-        client.close()
-    left = os.listdir(folder / "runtime")
-    shutil.rmtree(os.readlink(folder / "runtime"))
-    assert left == [] or served.process.returncode == -signal.SIGKILL
+    with tempfile.TemporaryDirectory(prefix="stuck-") as short:
+        device = ["--device", f"mine.py:Stuck,id=mine0,how={how}", "--device", "rng"]
+        runtime = {"XDG_RUNTIME_DIR": short, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
+        async with serve_process(*device, *options, folder=folder, env=runtime) as served:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(served.sockets[0])
+            client = RawClient(connection)
+            await client.version()
+            await client.send(client.request(Command.DEVICE_RESET))
+            await wait_for("has not yielded for", served)
+            yield served
+            client.close()
+        assert os.listdir(short) == [] or served.process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,14 @@ _POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 @contextmanager
 def huge_pages(count: int) -> Iterator[None]:
     """Have so many free ones, or skip the test; after it, all of them must be free again."""
-    # Tests run in several processes, and the pool is the machine's.
-    with open(Path(tempfile.gettempdir()) / f"vfiouser-virtio-huge-pages-{os.getuid()}", "w") as lock:
+    try:
+        lock = os.open(_POOL, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        pytest.skip("this kernel has no huge pages of 2 MiB")
+    try:
+        # Tests run in several processes, and the pool is the machine's.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            before = int((_POOL / "nr_hugepages").read_text())
-        except OSError:
-            pytest.skip("this kernel has no huge pages of 2 MiB")
+        before = int((_POOL / "nr_hugepages").read_text())
         missing = max(count - free(), 0)
         if missing and not os.access(_POOL / "nr_hugepages", os.W_OK):
             pytest.skip(f"{count} free huge pages of 2 MiB are needed; only root may reserve them (vm.nr_hugepages)")
@@ -37,6 +37,8 @@ def huge_pages(count: int) -> Iterator[None]:
         finally:
             if missing:
                 (_POOL / "nr_hugepages").write_text(str(before))
+    finally:
+        os.close(lock)
 
 
 def free() -> int:
