@@ -120,7 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_positive, default=ROUNDS, metavar="N", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a short run, with fewer and shorter measurements")
     parser.add_argument(
-        "--only", default="", metavar="REGEX", help="guest-io, engines, isolation: only metrics with such a name"
+        "--only",
+        default="",
+        metavar="REGEX",
+        help="requests, guest-io, engines, isolation: only metrics with such a name",
     )
     parser.add_argument(
         "--libvfio-user",

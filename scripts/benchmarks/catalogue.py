@@ -7,6 +7,7 @@ from benchmarks import (
     isolation,
     processes,
     registers,
+    requests,
     rings,
     scaling,
     stall,
@@ -15,6 +16,19 @@ from benchmarks import (
 )
 from benchmarks.measure import Benchmark
 
-_ALL = (startup, first_request, stall, rings, steps, registers, guest_io, scaling, processes, isolation, engines)
+_ALL = (
+    startup,
+    first_request,
+    stall,
+    rings,
+    steps,
+    registers,
+    requests,
+    guest_io,
+    scaling,
+    processes,
+    isolation,
+    engines,
+)
 
 BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in _ALL}

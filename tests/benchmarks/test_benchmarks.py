@@ -12,6 +12,7 @@ from benchmarks import (
     isolation,
     processes,
     registers,
+    requests,
     rings,
     scaling,
     stall,
@@ -89,6 +90,29 @@ def test_registers(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     found = check(rows, *(["C echo"] if compiler else []))
     assert found["posted write, two CPUs"].ours[0] > 0
     assert len(notes) == (1 if compiler else 2)
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_requests(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiler and not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    if not compiler:
+        monkeypatch.setattr("benchmarks.compiler.shutil.which", lambda name: None)
+    notes: list[str] = []
+    rows = requests.run(Options(rounds=1, quick=True, only="4 KiB QD|cache, 512 B QD1", note=notes.append))
+    assert len(notes) == 1
+    if not compiler:
+        assert rows == []
+        return
+    found = check(rows, "C loop", "Python loop")
+    loads = {f"{disk}, 4 KiB QD{depth}" for disk in requests.DISKS for depth in (1, 32)}
+    assert found.keys() == {
+        *loads,
+        *(f"{load}: CPU per request" for load in loads),
+        f"{requests.CACHED}, 512 B QD1",
+    }
+    assert all(figures[0] > 0 for row in rows for figures in (row.ours, *row.theirs.values()))
+    assert sum(bool(row.targets) for row in rows) == len(requests.TARGETS)
 
 
 @pytest.mark.slow
