@@ -14,6 +14,7 @@ What is not mapped is copied: by pread(2) and pwrite(2) where the pages are in m
 an access would kill, and by DMA_READ and DMA_WRITE messages everywhere else.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -34,6 +35,11 @@ others."""
 
 MAX_FILES = 64
 """Files of one client that are read and written, each a descriptor of ours; further ones are reached by message."""
+
+# linux/falloc.h; Python's os has no fallocate(2), only posix_fallocate(3).
+_FALLOC_FL_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,16 @@ class GuestFile:
                 view = view[os.pwrite(self._fd, view, end - len(view)) :]
             except OSError as error:
                 raise _failed("written", end - len(view), len(view), error) from error
+
+    def punch_hole(self, offset: int, count: int) -> int:
+        """Give the whole pages of a range back to the host; returns how many bytes that are. Raises OSError."""
+        begin, end = -(-offset // PAGE) * PAGE, (offset + count) // PAGE * PAGE
+        if begin >= end:
+            return 0
+        if _fallocate(self._fd, _FALLOC_FL_PUNCH_HOLE_KEEP_SIZE, begin, end - begin):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return end - begin
 
     def release(self) -> None:
         """One use less; the last one closes it."""

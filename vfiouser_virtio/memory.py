@@ -21,12 +21,13 @@ from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.dma_mappings import DmaMappings, Later
 from vfiouser_virtio.errors import ClientGone
 from vfiouser_virtio.guest_files import GuestFiles, UnsealedMemory, examine
+from vfiouser_virtio.memory_discard import Discarded, Discards
 from vfiouser_virtio.memory_pins import Pin, Ranges
 from vfiouser_virtio.regions import Region, Span
 from vfiouser_virtio.vfio_device import Buffer, Client, Hold
 from vfiouser_virtio.window import PAGE
 
-__all__ = ["GuestMemory", "HotRegion", "NeedsMessages", "Pin", "Ranges", "UnsealedMemory"]
+__all__ = ["Discarded", "GuestMemory", "HotRegion", "NeedsMessages", "Pin", "Ranges", "UnsealedMemory"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class GuestMemory:
         self._map = self._mappings.map
         self._last = _NOTHING
         self._files = GuestFiles(self._log)
+        self._discards = Discards(self._map, self._log)
         self._checkpoint: Callable[[], Awaitable[None]] | None = None
         self._copied = 0  # bytes since then
 
@@ -221,6 +223,19 @@ class GuestMemory:
             else:
                 await self._client_of(region).dma_write(start, piece)
 
+    def discard(self, address: int, length: int, in_use: Ranges, *, gather: bool = False) -> Discarded:
+        """Hand pages back to the host: those that are whole in a range that the device may write; they read zeros then.
+
+        Left alone is what touches ``in_use``, or memory that is pinned. ``gather``: see `memory_discard`. Takes some
+        microseconds for each page: not for more than a few MiB, or a few hundred calls, at a time.
+        """
+        pinned = [each for pin in self._mappings.pins.all() for each in pin.ranges]
+        return self._discards.discard(address, length, [*in_use, *pinned], gather=gather)
+
+    def retain(self, address: int, length: int) -> None:
+        """The guest uses a range again that ``gather`` has taken note of."""
+        self._discards.retain(address, length)
+
     def settle(self) -> Hold | None:
         """None when nothing is pinned, else a hold that ends when that is so; its `Hold.expire` cancels what is."""
         return self._mappings.pins.settle()
@@ -281,6 +296,7 @@ class GuestMemory:
     def _forget(self) -> None:
         """Regions were removed: nothing that was looked up before is true any more."""
         self._last, self.hot = _NOTHING, _NOWHERE
+        self._discards.forget()
         self.generation += 1
 
     def _changed(self) -> None:

@@ -38,6 +38,10 @@ class MemoryPins:
     def __len__(self) -> int:
         return len(self._pins)
 
+    def all(self) -> tuple[Pin, ...]:
+        """Those that there are now."""
+        return tuple(self._pins)
+
     def add(self, pin: Pin) -> None:
         """The memory is in use until `remove`."""
         self._pins.add(pin)

@@ -139,7 +139,7 @@ class Places:
         except OSError as error:
             self._share.give_back(region.mappings)
             raise PeerError(f"{region.mapping()}: {error.strerror}", error.errno or errno.EINVAL) from error
-        region.window, region.origin = window, origin
+        region.window, region.origin, region.page_size = window, origin, page_size
 
     def _window_of(self, region: Region) -> Window | None:
         """The window in which the region belongs, if there is one."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.guest_files import GuestFile
-from vfiouser_virtio.window import Window
+from vfiouser_virtio.window import PAGE, Window
 
 MAX_SPANS = 512
 """Spans that one range may cross. Rights that alternate from page to page keep 28,000 of them apart: to walk all of
@@ -36,6 +36,7 @@ class Region:
     dma_map: tuple[int, int] | None = None  # begin and end of the DMA mapping, where this is only a part of it
     file: GuestFile | None = None
     offset: int = 0  # in ``file``
+    page_size: int = PAGE  # of the file that is mapped
 
     @property
     def unmapped_with(self) -> tuple[int, int]:
@@ -92,6 +93,13 @@ class RegionMap:
         """A region that has something of the range."""
         index = bisect_left(self._starts, end)
         return self.regions[index - 1] if index and self.regions[index - 1].end > address else None
+
+    def overlapping_all(self, address: int, end: int) -> list[Region]:
+        """The regions that have something of the range, which may have holes."""
+        first = bisect_right(self._starts, address) - 1
+        if first < 0 or self.regions[first].end <= address:
+            first += 1
+        return self.regions[first : bisect_left(self._starts, end)]
 
     def add(self, region: Region) -> None:
         """Add a region that overlaps none."""

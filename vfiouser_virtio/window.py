@@ -13,6 +13,7 @@ _MAP_NORESERVE = 0x4000
 _MAP_FIXED = 0x10
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _MREMAP_MAYMOVE_FIXED = 1 | 2
+_MADV_REMOVE = 9
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -67,6 +68,16 @@ class Window:
         if _madvise(self.base + start + size - PAGE, PAGE, advice) and ctypes.get_errno() == errno.EFAULT:
             self.cover(start, size)
             raise OSError(errno.EFAULT, "its file ends before the mapping does")
+
+    def discard(self, start: int, size: int) -> None:
+        """Punch a hole into the file that is mapped there, whole pages of it; they read zeros afterwards.
+
+        Raises OSError: EACCES and EINVAL for what is no writable shared mapping, EOPNOTSUPP for a file system without
+        holes.
+        """
+        if _madvise(self.base + start, size, _MADV_REMOVE):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
     def cover(self, start: int, size: int) -> None:
         """Put anonymous pages there again: views of that place now read zeros.

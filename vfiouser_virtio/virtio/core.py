@@ -71,6 +71,7 @@ class DeviceCore:
         if self.offer.queue_size is not None:
             device.resize_queues(self.offer.queue_size)
         memory.on_change = self._memory_changed
+        device.guest_ram.attach(memory, lambda: self.running, self._ring_ranges)
         for queue in device.queues:
             queue.memory = memory
             queue.on_used = partial(interrupts.queue_interrupt, queue.index)
@@ -304,6 +305,10 @@ class DeviceCore:
         """Undo `pause`."""
         for queue in self.device.queues:
             queue.resume(reason)
+
+    def _ring_ranges(self) -> list[tuple[int, int]]:
+        """Where the rings of enabled queues are: (address, length) of each part."""
+        return [(area.address, area.length) for queue in self.device.queues if queue.enabled for area in queue.areas()]
 
     def _memory_changed(self) -> None:
         for queue in self.device.queues:

@@ -21,6 +21,7 @@ from vfiouser_virtio.device_log import DeviceLog, id_in_making
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.protocols.record import Record
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
+from vfiouser_virtio.virtio.guest_ram import GuestRam
 from vfiouser_virtio.virtio.queue import Queue
 
 
@@ -126,6 +127,8 @@ class Device:
         self.features = features
         self.log = DeviceLog(logging.getLogger(type(self).__module__), id_in_making() or self.name)
         """For what the device has to say: each line begins with its id, and their number is limited."""
+        self.guest_ram = GuestRam()
+        """For RAM that the guest gives to the device without a chain around it: hands it back to the host."""
         self.driver_features = 0
         """What the driver has accepted; valid from `features_ok` on."""
         self.queues: list[Queue] = []
@@ -186,7 +189,7 @@ class Device:
         """The device is no longer served: let go of files and sockets of the host."""
 
 
-_ATTRIBUTES = frozenset({"config", "features", "driver_features", "queues"})
+_ATTRIBUTES = frozenset({"config", "features", "driver_features", "guest_ram", "queues"})
 """What `Device.__init__` makes."""
 
 
