@@ -169,7 +169,7 @@ def _with_small_queues(device: Device) -> Device:
 
 
 def _target(kind: DeviceType, make: Callable[[], Device] | None = None) -> Target:
-    return Target(make or devices.load(kind.name), partial(_exercised, kind), kind)
+    return Target(make or partial(devices.example, kind.name), partial(_exercised, kind), kind)
 
 
 TARGETS: dict[str, Target] = {
