@@ -9,6 +9,7 @@ from vfiouser_virtio.protocols.virtio.device_type import DeviceType
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
 
 DECLARED: dict[int, str] = {
+    DeviceId.BALLOON: "balloon",
     DeviceId.BLOCK: "blk",
     DeviceId.CONSOLE: "console",
     DeviceId.RNG: "rng",
@@ -21,7 +22,6 @@ DEVICE_TYPES: dict[int, DeviceType] = {}
 # Types without a device and a driver of ours: their PCI class, and Linux's modules for QEMU's own devices.
 _OTHERS: dict[int, DeviceType] = {
     DeviceId.NET: DeviceType("net", pci_class=0x020000, linux_modules=("virtio_net", "af_packet")),
-    DeviceId.BALLOON: DeviceType("balloon", linux_modules=("virtio_balloon",)),
     DeviceId.SCSI: DeviceType("scsi", pci_class=0x010000, linux_modules=("virtio_scsi", "sd_mod", "sr_mod")),
     DeviceId.P9: DeviceType("p9", pci_class=0x018000, qemu_pci_class=0x000200, linux_modules=("9p", "9pnet_virtio")),
     DeviceId.GPU: DeviceType("gpu", pci_class=0x038000, linux_modules=("virtio_gpu",)),

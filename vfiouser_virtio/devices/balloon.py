@@ -1,0 +1,311 @@
+"""The memory balloon (virtio 1.4, 5.5): RAM that the guest does not need goes back to the host, statistics come of it.
+
+::
+
+    num_pages ──▶ driver ──▶ inflateq ──▶ holes in the guest's RAM       free pages ──▶ reporting_vq ──▶ the same
+    actual    ◀── driver ──▶ deflateq                                    free pages ──▶ free_page_vq ──▶ hints
+
+Only RAM that the client shares goes back (`virtio.guest_ram`). A page that a guest reads after it has given it is zero.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+import trio
+
+from vfiouser_virtio.protocols.virtio import balloon as wire
+from vfiouser_virtio.protocols.virtio.balloon import PAGE_SIZE, Command, Feature, Stat
+from vfiouser_virtio.virtio import Chain, ConfigError, Device, DeviceError, Queue, queue, register
+from vfiouser_virtio.virtio.options import Duration, Size
+
+MAX_PFNS = 64 << 10
+"""Pages of one request; Linux gives 256 at most. A chain could name a milliard of them, all in our memory at once."""
+MAX_STATS = 64
+"""Statistics of one buffer; there are 16 tags."""
+MAX_HINTS = 64 << 10
+"""Ranges that are kept of one round of hinting; Linux's have 4 MiB each."""
+_TAGS = {int(tag): tag.name.lower() for tag in Stat}
+
+Range = tuple[int, int]
+"""DMA address and length, in bytes."""
+
+
+class _Round:
+    """One round of free page hinting."""
+
+    def __init__(self, command: int) -> None:
+        self.command = command
+        self.started = False
+        self.ranges: list[Range] = []
+        self.ended = trio.Event()
+        self.complete = False
+
+
+@register
+class Balloon(Device):
+    """Asks the guest for RAM, and hands back to the host what it gives: see `set_target`, `statistics`.
+
+    Raises ConfigError for a target that is no number of pages, or more than 2^32 of them.
+    """
+
+    device_id = wire.DEVICE_ID
+    feature_bits = Feature
+    driver_writes = frozenset({"actual", "poison_val"})
+    inflateq = queue()
+    deflateq = queue()
+    statsq = queue()
+
+    def __init__(
+        self,
+        *,
+        target: Annotated[Size, "RAM to take from the guest at first, a multiple of 4K"] = 0,
+        deflate_on_oom: Annotated[
+            bool, "the guest may take its RAM back before it kills a process for lack of it"
+        ] = False,
+        free_page_reporting: Annotated[
+            bool, "the guest reports pages that it has freed, in large pieces, and they go back to the host at once"
+        ] = False,
+        free_page_hint: Annotated[
+            bool, "the guest says which pages are free when a program asks (Balloon.free_page_hints)"
+        ] = False,
+        stats_interval: Annotated[
+            Duration | None, "log the guest's memory statistics this often, as JSON; default: never"
+        ] = None,
+    ) -> None:
+        wanted = {
+            Feature.DEFLATE_ON_OOM: deflate_on_oom,
+            Feature.FREE_PAGE_HINT: free_page_hint,
+            Feature.PAGE_POISON: free_page_reporting or free_page_hint,
+            Feature.PAGE_REPORTING: free_page_reporting,
+        }
+        features = Feature.MUST_TELL_HOST.mask | Feature.STATS_VQ.mask
+        for feature, offered in wanted.items():
+            features |= feature.mask if offered else 0
+        super().__init__(config=wire.Config(num_pages=_pages(target)), features=features)
+        self.free_page_vq = self.add_queue() if free_page_hint or free_page_reporting else None
+        self.reporting_vq = self.add_queue() if free_page_reporting else None
+        self.stats_interval = stats_interval or None
+        self.handed_back = 0
+        """Bytes of guest RAM that went back to the host since the device was made."""
+        self.ignored = 0
+        """Bytes that the guest gave and that are no memory of its, or that one of the device's rings lies in."""
+        self._last: dict[str, int] = {}
+        self._answers = 0
+        self._changed = trio.lowlevel.ParkingLot()
+        self._wanted = trio.Event()
+        self._round: _Round | None = None
+        self._commands = 1
+
+    # ---- for programs ----------------------------------------------------------------------------------------------
+
+    @property
+    def target(self) -> int:
+        """Bytes of RAM that the guest is asked for (``num_pages``)."""
+        return self._config("num_pages") * PAGE_SIZE
+
+    @property
+    def actual(self) -> int:
+        """Bytes of RAM that the guest says it has given (``actual``)."""
+        return self._config("actual") * PAGE_SIZE
+
+    def set_target(self, size: int) -> None:
+        """Ask the guest for ``size`` bytes of its RAM in all, a multiple of 4096; less than before gives some back.
+
+        Works at any time. When the guest does so, and whether, is up to it: `wait_actual`. Raises ConfigError.
+        """
+        self.config.update(num_pages=_pages(size))
+
+    async def wait_actual(self, size: int | None = None) -> None:
+        """Wait until the guest says that it has given ``size`` bytes, by default the target."""
+        while self.actual != (self.target if size is None else size):
+            await self._changed.park()
+
+    @property
+    def last_statistics(self) -> dict[str, int]:
+        """What the guest has said last, by lower-case names of `Stat`; empty before it has said anything."""
+        return dict(self._last)
+
+    async def statistics(self) -> dict[str, int]:
+        """Ask the guest for its memory statistics: ``memfree``, ``memtot``, … in bytes, ``majflt``, … in events.
+
+        Waits until a driver answers, which negotiates STATS_VQ.
+        """
+        answers = self._answers
+        self._wanted.set()
+        while self._answers == answers:
+            await self._changed.park()
+        return self.last_statistics
+
+    @asynccontextmanager
+    async def free_page_hints(self) -> AsyncIterator[list[Range]]:
+        """The (DMA address, length) ranges that the guest says are free; until the block ends it keeps them free.
+
+        What it cannot keep it may use, but writes to before it reads it: what copies the guest's RAM may leave these
+        ranges out if nothing was written to them since. They are not handed back to the host, for that cannot be known
+        here. Raises DeviceError when the driver has not negotiated FREE_PAGE_HINT, when it resets the device meanwhile,
+        and for a second block at the same time.
+        """
+        if not self.negotiated(Feature.FREE_PAGE_HINT) or self._round is not None:
+            raise DeviceError("balloon: no free page hints: not negotiated, or somebody has asked for them already")
+        self._commands = max(2, self._commands + 1 & 0xFFFF_FFFF)
+        now = self._round = _Round(self._commands)
+        self.config.update(free_page_hint_cmd_id=now.command)
+        try:
+            await now.ended.wait()
+            if not now.complete:
+                raise DeviceError("balloon: the driver has reset the device while it gave free page hints")
+            yield now.ranges
+        finally:
+            if self._round is now:
+                self._round = None
+                self.config.update(free_page_hint_cmd_id=Command.DONE)
+
+    def describe(self) -> str:
+        """For the log: how much is asked for."""
+        return f"target {self.target >> 10} KiB"
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._inflate)
+            nursery.start_soon(self._deflate)
+            if self.negotiated(Feature.STATS_VQ):
+                nursery.start_soon(self._collect_statistics)
+            hints = self.negotiated(Feature.FREE_PAGE_HINT)
+            if hints and self.free_page_vq is not None:
+                nursery.start_soon(self._take_hints, self.free_page_vq)
+            if self.negotiated(Feature.PAGE_REPORTING):
+                # Linux before 6.11 gives numbers only to queues that it uses: without hints it reports to queue 3.
+                for each in (self.reporting_vq, None if hints else self.free_page_vq):
+                    if each is not None:
+                        nursery.start_soon(self._take_reports, each)
+
+    def config_written(self, field: str, value: int | bytes) -> None:
+        if field == "actual":
+            self.log.debug("the guest has given %s pages of %s", value, self.config["num_pages"])
+            self._changed.unpark_all()
+
+    def reset(self) -> None:
+        self.config.set(actual=0, poison_val=0, free_page_hint_cmd_id=0)
+        self._last.clear()
+        self._changed.unpark_all()
+        if self._round is not None:
+            self._round.ended.set()
+            self._round = None
+        self.log.forget()
+
+    # ---- inflate, deflate ------------------------------------------------------------------------------------------
+
+    async def _inflate(self) -> None:
+        # A page may be taken until the device knows that the guest has it back: without MUST_TELL_HOST that is when the
+        # request is acknowledged, too early for the parts of a huge page that come in several requests.
+        gather = self.negotiated(Feature.MUST_TELL_HOST)
+        async for chain in self.inflateq:
+            await self._hand_back(_ranges(self._pfns(chain)), gather=gather)
+            chain.complete(0)
+
+    async def _deflate(self) -> None:
+        async for chain in self.deflateq:
+            self.guest_ram.retain(_ranges(self._pfns(chain)))
+            chain.complete(0)
+
+    def _pfns(self, chain: Chain) -> list[int]:
+        length = chain.readable.length
+        if length % wire.PFN.sizeof() or length > MAX_PFNS * wire.PFN.sizeof():
+            self.log.once("pfns", "ignored: what is beyond whole page numbers, or beyond %d of them", MAX_PFNS)
+        data = chain.readable.read(min(length, MAX_PFNS * wire.PFN.sizeof()) & -wire.PFN.sizeof())
+        return [pfn for (pfn,) in wire.PFN_CODEC.iter_unpack(data)]
+
+    async def _hand_back(self, ranges: Iterable[Range], *, gather: bool = False) -> None:
+        done = await self.guest_ram.discard(ranges, gather=gather)
+        self.handed_back += done.handed_back
+        self.ignored += done.unmapped + done.in_use
+        if done.unmapped:
+            self.log.once("unmapped", "ignored: the guest gives %#x bytes that are no memory of its", done.unmapped)
+        if done.in_use:
+            self.log.once("in use", "ignored: the guest gives %#x bytes that a ring of this device is in", done.in_use)
+
+    # ---- free pages ------------------------------------------------------------------------------------------------
+
+    async def _take_reports(self, reports: Queue) -> None:
+        async for chain in reports:
+            # Pages with a poison value must keep it (5.5.6.8), and a hole reads zeros.
+            keeps = self.negotiated(Feature.PAGE_POISON) and self._config("poison_val") != 0
+            if chain.readable.length:
+                self.log.once("report", "ignored: a report of free pages that the device is to read")
+            elif not keeps:
+                await self._hand_back(chain.ranges)
+            chain.complete(0)
+
+    async def _take_hints(self, hints: Queue) -> None:
+        async for chain in hints:
+            now = self._round
+            if chain.readable.length:
+                command = int.from_bytes(chain.readable.read(min(chain.readable.length, 4)), "little")
+                if now is not None and command == now.command:
+                    now.started = True
+                elif now is not None and now.started and command == Command.STOP:
+                    now.complete = True
+                    now.ended.set()
+            elif now is not None and now.started and not now.ended.is_set():
+                now.ranges += chain.ranges[: MAX_HINTS - len(now.ranges)]
+            chain.complete(0)
+
+    # ---- statistics ------------------------------------------------------------------------------------------------
+
+    async def _collect_statistics(self) -> None:
+        """The buffer is kept until somebody wants to know: then the driver fills it anew (5.5.6.3)."""
+        async for chain in self.statsq:
+            self._last = dict(
+                _statistics(chain.readable.read(min(chain.readable.length, MAX_STATS * wire.STAT.sizeof())))
+            )
+            self._answers += 1
+            self._changed.unpark_all()
+            if self.stats_interval is not None:
+                told = {"target": self.target, "actual": self.actual, "handed_back": self.handed_back, **self._last}
+                self.log.info("statistics %s", json.dumps(told))
+            with trio.move_on_after(self.stats_interval if self.stats_interval is not None else float("inf")):
+                await self._wanted.wait()
+            self._wanted = trio.Event()
+            chain.complete(0)
+
+    def _config(self, field: str) -> int:
+        value = self.config[field]
+        assert isinstance(value, int)
+        return value
+
+
+def example() -> Balloon:
+    """One with every feature, for the fuzzer."""
+    return Balloon(target=1 << 20, deflate_on_oom=True, free_page_reporting=True, free_page_hint=True)
+
+
+def _pages(size: int) -> int:
+    pages, rest = divmod(size, PAGE_SIZE)
+    if rest or not 0 <= pages < 1 << 32:
+        raise ConfigError(f"balloon: target={size:#x} is no multiple of {PAGE_SIZE} bytes, or too much for the device")
+    return pages
+
+
+def _ranges(pfns: list[int]) -> Iterator[Range]:
+    """Pages as ranges, neighbours as one: each hole costs as much as some hundred pages in it."""
+    start = end = 0
+    for pfn in sorted(pfns):
+        if pfn > end or start == end:
+            if start < end:
+                yield start * PAGE_SIZE, (end - start) * PAGE_SIZE
+            start = pfn
+        end = max(end, pfn + 1)
+    if start < end:
+        yield start * PAGE_SIZE, (end - start) * PAGE_SIZE
+
+
+def _statistics(data: bytes) -> Iterator[tuple[str, int]]:
+    """Those with a tag that is known (5.5.6.3.2); what is less than a whole entry is none."""
+    whole = len(data) // wire.STAT.sizeof() * wire.STAT.sizeof()
+    for tag, value in wire.STAT_CODEC.iter_unpack(data[:whole]):
+        if tag in _TAGS:
+            yield _TAGS[tag], value
