@@ -195,9 +195,8 @@ class Chain(Writable):
         """
         if written is None:
             written = self.written
-        elif (
-            not 0 <= written <= self.length
-        ):  # what is left, mostly all: a sum over the descriptors costs 20 times that
+        # With what is left, which is mostly all: a sum over the descriptors costs 20 times that, and 0 <= … <= … twice.
+        elif written > self.length or written < 0:
             self._check_written(written)
         ring, self.ring = self.ring, None
         if ring is None:
