@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import trio
 
+from vfiouser_virtio.backends.chardev import Null
 from vfiouser_virtio.backends.pair import pair
 from vfiouser_virtio.devices.console import Console
+from vfiouser_virtio.devices.console_ports import MAX_COPY
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.testing.driver import NEEDS_RESET, Driver, running
 
@@ -405,6 +407,28 @@ async def test_odd_data_buffers(run: Run) -> None:
         await stream.send_all(b"xyz")
         assert (await driver.request([b"readable"], queue=0)).written == 0  # no room
         assert await driver.request([b"readable"], [3], queue=0) == (3, [b"xyz"])
+
+
+class _Round(trio.abc.Instrument):
+    def __init__(self) -> None:
+        self.number = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.number += 1
+
+
+async def test_a_large_buffer_for_a_chardev_that_never_waits_leaves_others_their_turns(run: Run) -> None:
+    rounds: list[int] = []
+    loop = _Round()
+    trio.lowlevel.add_instrument(loop)
+
+    class Swallows(Null):
+        async def send(self, data: bytes) -> None:
+            rounds.append(loop.number)
+
+    async with run(Console(chardev=[Swallows()])) as driver:
+        assert (await driver.request([bytes(4 * MAX_COPY + 1)], queue=1)).written == 0
+    assert len(set(rounds)) == len(rounds) == 5
 
 
 # ---- mistakes of the user ------------------------------------------------------------------------------------------

@@ -1,15 +1,21 @@
 """What a driver can make a ring do at once: descriptors, look-ups and pieces are counted, not seconds."""
 
+import importlib
 import os
 import struct
+from collections.abc import Sized
 
 import pytest
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import GuestMemory, HotRegion
 from vfiouser_virtio.protocols.virtio.ring import DescFlags
-from vfiouser_virtio.vring import Ring, RingFeatures, make_ring, ring_areas
+from vfiouser_virtio.vring import Chain, Ring, RingFeatures, make_ring, ring_areas
 from vfiouser_virtio.vring.descriptors import MAX_CHAIN, MAX_PIECES, POP_BUDGET, make_chain
+from vfiouser_virtio.vring.shadow import Shadow
+
+descriptors_module = importlib.import_module("vfiouser_virtio.vring.descriptors")
+shadow_module = importlib.import_module("vfiouser_virtio.vring.shadow")
 
 NEXT, WRITE, INDIRECT, AVAIL = (int(flag) for flag in tuple(DescFlags)[:4])
 RAM, RAM_SIZE = 0x10_0000, 0x40_0000
@@ -144,3 +150,47 @@ def test_pieces_are_bounded_for_all_of_a_chain(flags: int) -> None:
     with pytest.raises(GuestError, match="pieces of memory"):
         make_chain(memory, 0, [(0, 8, flags, 0)] * MAX_CHAIN)
     assert memory.look_ups == MAX_PIECES // 100 + 1
+
+
+async def test_copies_of_a_chain_are_counted_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain of 1023 buffers without a file descriptor that the device leaves as they are, and a status byte."""
+    looked_at = 0
+
+    def counting(things: Sized) -> int:
+        nonlocal looked_at
+        looked_at += 1
+        return len(things)
+
+    class Counted(Chain):
+        __slots__ = ()
+
+        def touched(self) -> list[tuple[int, int]]:
+            nonlocal looked_at
+            looked_at += len(self.ranges)
+            return super().touched()
+
+    class Client:
+        name, uid = "x", None
+
+        async def dma_read(self, address: int, count: int) -> bytes:
+            return bytes(count)
+
+        async def dma_write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+            sent.append((address, bytes(data)))
+
+    sent: list[tuple[int, bytes]] = []
+    monkeypatch.setattr(shadow_module, "len", counting, raising=False)
+    monkeypatch.setattr(descriptors_module, "Chain", Counted)
+    memory = GuestMemory()
+    memory.attach(Client())
+    memory.map(RAM, RAM_SIZE, readable=True, writable=True, fd=None, offset=0)
+    shadow = Shadow(memory)
+    shadow.begin()
+    chain = make_chain(shadow, 7, [(RAM + 64 * number, 8, WRITE, 0) for number in range(MAX_CHAIN)])
+    shadow.claim(7)
+    chain.take_last(1)[0][0] = 2
+    assert shadow.has_claims
+    await shadow.write_back(chain)
+    assert sent == [(RAM + 64 * (MAX_CHAIN - 1) + 7, b"\2")]
+    assert not shadow.has_claims
+    assert looked_at <= 4 * MAX_CHAIN

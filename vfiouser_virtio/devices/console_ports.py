@@ -71,6 +71,8 @@ class Port:
         async for chain in self.transmitq:
             while left := chain.readable.length:
                 await self.chardev.send(chain.readable.read(min(left, MAX_COPY)))
+                if left > MAX_COPY:  # a chardev need not wait for anything, and 65,000 of these may follow
+                    await trio.lowlevel.checkpoint()
             chain.complete()
 
     async def receive(self) -> None:

@@ -27,6 +27,8 @@ class Shadow:
         self.memory = memory
         self._fetched: dict[tuple[int, int], memoryview] = {}
         self._bounces: list[tuple[int, memoryview]] = []
+        # Bytes in either: to count them anew for each of a chain's 1024 buffers held up all devices for 30 ms.
+        self._fetched_bytes = self._bounced_bytes = 0
         self._claimed: dict[int, tuple[list[tuple[int, memoryview]], int]] = {}  # by head: its bounces, bytes in all
         self._claimed_bytes = 0
 
@@ -53,12 +55,14 @@ class Shadow:
             self._check_room(length)
             bounce = memoryview(bytearray(length))
             self._bounces.append((address, bounce))
+            self._bounced_bytes += length
             return [bounce]
 
     def begin(self) -> None:
         """Before a chain is looked for: nothing is known of what the driver has written since."""
         self._fetched.clear()
         self._bounces.clear()
+        self._fetched_bytes = self._bounced_bytes = 0
 
     async def fetch(self, missing: NeedsMessages) -> None:
         """Get what a look-up missed, and drop the bounces of that attempt.
@@ -66,27 +70,30 @@ class Shadow:
         Raises PeerError when the client refuses; NoRoom and GuestError as `writable`.
         """
         self._bounces.clear()
+        self._bounced_bytes = 0
         self._check_room(missing.length)
         data = await self.memory.read(missing.address, missing.length)
         self._fetched[missing.address, missing.length] = memoryview(data)
+        self._fetched_bytes += missing.length
 
     def claim(self, head: int) -> None:
         """The chain with this head was taken: its copies live until `write_back` or `drop`."""
-        bounces, self._bounces = self._bounces, []
-        size = self._local_bytes(bounces)
-        self._claimed[head] = bounces, size
+        size = self._bounced_bytes + self._fetched_bytes
+        self._claimed[head] = self._bounces, size
         self._claimed_bytes += size
-        self._fetched.clear()
+        self._bounces = []
+        self.begin()
 
     async def write_back(self, chain: Chain) -> None:
         """Deliver what a device took of the chain's bounces. Raises PeerError when the client refuses."""
         bounces, size = self._claimed.pop(chain.head, ([], 0))
         self._claimed_bytes -= size
+        touched = chain.touched()
         start = 0  # of each writable buffer, within the writable part
         for address, length in chain.ranges[chain.writable_from :]:
             if bounces and bounces[0][0] == address and len(bounces[0][1]) == length:
                 _, bounce = bounces.pop(0)
-                for begin, end in chain.touched():
+                for begin, end in touched:
                     begin, end = max(begin - start, 0), min(end - start, length)
                     if begin < end:
                         await self.memory.write(address + begin, bounce[begin:end])
@@ -98,11 +105,8 @@ class Shadow:
         self._claimed_bytes = 0
         self.begin()
 
-    def _local_bytes(self, bounces: list[tuple[int, memoryview]]) -> int:
-        return sum(len(bounce) for _, bounce in bounces) + sum(map(len, self._fetched.values()))
-
     def _check_room(self, length: int) -> None:
-        if self._claimed_bytes + self._local_bytes(self._bounces) + length > MAX_COPIES:
+        if self._claimed_bytes + self._bounced_bytes + self._fetched_bytes + length > MAX_COPIES:
             if self._claimed_bytes:
                 raise NoRoom
             raise GuestError(f"a buffer of more than {MAX_COPIES:#x} bytes in memory that is not shared")
