@@ -84,7 +84,11 @@ class BoundRing:
     @property
     def has_news(self) -> bool:
         """Whether the driver has not been shown all that was used."""
-        return bool(self.ring.unpublished or self.unsent)
+        ring = self.ring
+        # Asked four times for each request, and mostly there is nothing: that needs no further calls.
+        if not (ring.completed or ring.in_order or self.unsent):
+            return False
+        return bool(ring.unpublished or self.unsent)
 
     @property
     def needs_messages(self) -> bool:

@@ -28,6 +28,7 @@ class Ring(ABC):
         self.memory = memory
         self.indirect = features.indirect
         self.event_idx = features.event_idx
+        self.in_order = features.in_order
         self.parts: list[memoryview] = []
         """As they were bound: guest memory, or local copies that the owner keeps up to date."""
         self.on_push: Callable[[], None] | None = None
