@@ -8,7 +8,8 @@ stops them all, and nothing that runs in the loop can say so::
         └────────────────────────────────────── an answer ◀──────────────────────┘   none: `stuck(seconds)`, each 0.2 s
 
 An idle loop is not woken, and a busy one is asked three times a second, whatever it does: between two questions no hook
-is installed. C code that holds the interpreter's lock stops this thread too; nothing in the process can help then.
+is installed. C code that holds the interpreter's lock stops this thread too: `lock_holder` shows where that is, and
+`give_turn` lets the thread work where such code looks for signals, as that of ``re`` and of large numbers does.
 """
 
 import linecache
@@ -16,6 +17,7 @@ import os
 import select
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +26,13 @@ from types import FrameType
 
 import trio
 
+from vfiouser_virtio.lock_holder import LockHolder
+
 # From what wakes the loop to the question, and from one look for the answer to the next.
 _BEFORE_ASKING_S = 0.3
 _LOOK_EVERY_S = 0.2
+# What `give_turn` leaves to the watchdog's thread: more than it needs to find out where the loop is, and to log it.
+_TURN_S = 0.05
 
 _PACKAGE = str(Path(__file__).parent)
 _DEVICES = os.path.join(_PACKAGE, "devices", "")
@@ -41,8 +47,13 @@ _END, _WORKS, _ANSWERED = 0, 254, 255
 
 class _Watchdog(trio.abc.Instrument):
     def __init__(
-        self, stuck: Callable[[float], None], back: Callable[[], None], signalled: Callable[[int], None]
+        self,
+        stuck: Callable[[float], None],
+        back: Callable[[], None],
+        signalled: Callable[[int], None],
+        lock_holder: LockHolder | None,
     ) -> None:
+        self._lock_holder = lock_holder
         self._stuck = stuck
         self._back = back
         self._signalled = signalled
@@ -57,14 +68,25 @@ class _Watchdog(trio.abc.Instrument):
 
     # ---- the loop's side -----------------------------------------------------------------------------------------
 
+    def start(self) -> None:
+        """The loop is at work, and will be asked."""
+        if self._lock_holder is not None:
+            self._lock_holder.arm()
+        self.thread.start()
+
     def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's hook
         """The loop has work. It is asked for an answer later; until then no hook is in its way."""
         trio.lowlevel.remove_instrument(self)
         self._tell(_WORKS)
+        # Not by the thread: before it has the lock, C code may have it for good.
+        if self._lock_holder is not None:
+            self._lock_holder.arm()
 
     def _answer(self) -> None:
         if self._closed:
             return
+        if self._lock_holder is not None:
+            self._lock_holder.disarm()
         # Only from the next time on that the loop waits: the question itself is no work.
         trio.lowlevel.add_instrument(self)
         self._tell(_ANSWERED)
@@ -78,6 +100,8 @@ class _Watchdog(trio.abc.Instrument):
             pass  # it is at work
         self._tell(_END)
         self.thread.join()
+        if self._lock_holder is not None:
+            self._lock_holder.disarm()
         os.close(self._reader)
         os.close(self.writer)
 
@@ -98,6 +122,8 @@ class _Watchdog(trio.abc.Instrument):
                 # Counted, not measured: of the time that the whole process was stopped (SIGSTOP), one look passes.
                 if not self._hear(_LOOK_EVERY_S):
                     silent += _LOOK_EVERY_S
+                    if self._lock_holder is not None:
+                        self._lock_holder.again()
                     self._stuck(silent)
             if silent:
                 self._back()
@@ -140,20 +166,26 @@ def watchdog(
     *,
     back: Callable[[], None] = _nothing,
     signalled: Callable[[int], None] = _ignore,
+    lock_holder: LockHolder | None = None,
 ) -> Iterator[int]:
     """Watch the event loop that is running this, for as long as the block runs.
 
     ``stuck`` gets the seconds for which the loop has not answered, again and again while it does not; ``back`` is
     called when it answers again. The block's value is a file descriptor for ``signal.set_wakeup_fd``: ``signalled``
     then gets the number of each signal. All three are called in the watchdog's own thread, and must not wait for the
-    loop.
+    loop. ``lock_holder`` shows what they cannot, because C code in the loop holds the interpreter's lock.
     """
-    watching = _Watchdog(stuck, back, signalled)
-    watching.thread.start()
+    watching = _Watchdog(stuck, back, signalled, lock_holder)
+    watching.start()
     try:
         yield watching.writer
     finally:
         watching.close()
+
+
+def give_turn(*_: object) -> None:
+    """A signal handler that lets go of the interpreter's lock, so that the watchdog's thread can work for a moment."""
+    time.sleep(_TURN_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +215,8 @@ def _frames(innermost: FrameType | None) -> list[FrameType]:
     """Outermost first."""
     found = []
     while innermost is not None:
-        found.append(innermost)
+        if innermost.f_code is not give_turn.__code__:
+            found.append(innermost)
         innermost = innermost.f_back
     return found[::-1]
 

@@ -43,6 +43,15 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert ended.returncode == 5
     assert ended.stderr.count("\n") == 1
     assert "lock" in ended.stderr
+    # A shell has its banner before anything is fetched.
+    devices = ["--device", "rng", "--device", "blk,size=1M,id=disk"]
+    ended = run_command("run", *devices, XDG_CACHE_HOME=str(tmp_path), PATH="/usr/bin:/bin")
+    assert ended.returncode == 5
+    assert ended.stderr.splitlines()[:2] == [
+        "vfiouser-virtio: a shell in a small Linux guest, in some seconds, with rng0 (rng), disk (blk)",
+        "vfiouser-virtio: to leave: type `poweroff`, or press Ctrl-A x (Ctrl-A c shows QEMU's monitor)",
+    ]
+    assert "lock" in ended.stderr.splitlines()[2]
 
 
 @pytest.mark.parametrize("command", [["list-devices"], ["qemu-args", "--socket", "/tmp/a.sock"]])

@@ -15,34 +15,10 @@ import pytest
 import trio
 from support.command import ServeProcess, environment, serve_process
 from support.raw_client import RawClient
+from support.stuck import DEVICE, is_gone
 
 from vfiouser_virtio.parent_death import ending_with_us
 from vfiouser_virtio.protocols.vfio_user import Command
-
-DEVICE = """\
-import time
-from vfiouser_virtio.virtio import Device, queue
-
-class Stuck(Device):
-    device_id = 42
-    requestq = queue()
-    def __init__(self, how: str):
-        super().__init__()
-        self.reset = getattr(self, how)
-    def loops(self):
-        while True:
-            pass
-    def sleeps(self):
-        time.sleep(3600)
-    def catches(self):
-        while True:
-            try:
-                time.sleep(0.01)
-            except BaseException:
-                pass
-    def comes_back(self):
-        time.sleep(3)
-"""
 
 
 def log_of(served: ServeProcess) -> str:
@@ -55,16 +31,9 @@ async def wait_for(text: str, served: ServeProcess) -> None:
             await trio.sleep(0.02)
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 @asynccontextmanager
 async def stuck(
-    folder: Path, how: str, *options: str, env: Mapping[str, str] | None = None
+    folder: Path, how: str, *options: str, env: Mapping[str, str] | None = None, sign: str = "has not yielded for"
 ) -> AsyncIterator[ServeProcess]:
     """A server whose device is stuck, and has been seen to be."""
     (folder / "mine.py").write_text(DEVICE)
@@ -78,7 +47,8 @@ async def stuck(
             client = RawClient(connection)
             await client.version()
             await client.send(client.request(Command.DEVICE_RESET))
-            await wait_for("has not yielded for", served)
+            if sign:
+                await wait_for(sign, served)
             yield served
             client.close()
         assert os.listdir(short) == [] or served.process.returncode == -signal.SIGKILL
@@ -109,6 +79,32 @@ async def test_it_is_said_where_and_a_signal_ends_it(
         assert f"{signal.SIGTERM.name if options else number.name}: {end}, which did not yield at " in said
         assert f" in {how}\n" in said
         assert "Traceback" not in said
+
+
+async def test_c_code_that_looks_for_signals_is_interrupted(tmp_path: Path) -> None:
+    """It holds the interpreter's lock, so that nothing is said of it before the signal."""
+    async with stuck(tmp_path, "searches", sign="") as served:
+        with trio.fail_after(60):
+            while not (tmp_path / "searching").exists():
+                await trio.sleep(0.02)
+        served.process.send_signal(signal.SIGTERM)
+        assert await served.wait() == 128 + signal.SIGTERM
+        said = log_of(served)
+        assert "SIGTERM: interrupted mine0, which did not yield at " in said
+        assert " in searches\n" in said
+        assert "give_turn" not in said
+        assert "Traceback" not in said
+
+
+async def test_c_code_that_holds_the_lock_is_shown_and_ended_by_its_parent(tmp_path: Path) -> None:
+    async with stuck(tmp_path, "holds_the_lock", "--processes", sign="most recent call first") as served:
+        await wait_for("mine.py", served)
+        said = log_of(served)
+        line = DEVICE[: DEVICE.index("def holds_the_lock")].count("\n") + 2
+        assert "\nTimeout (0:00:05)!\n" in said
+        assert f'mine.py", line {line} in holds_the_lock\n' in said
+        assert await served.terminate() == 1
+        assert "mine0: its process was ended by SIGKILL" in log_of(served)
 
 
 async def test_a_device_that_comes_back(tmp_path: Path) -> None:

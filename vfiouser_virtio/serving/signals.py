@@ -2,7 +2,8 @@
 
 A device that does not yield is no way around that. In steps of `_PATIENCE_S` it is interrupted by an exception at the
 line where it is, as Ctrl-C does in any program, and if that does not help either (it is in C code, or catches
-everything), the process ends without it: sockets are removed, QEMU and our processes end with us.
+everything), the process ends without it: sockets are removed, QEMU and our processes end with us. Only C code that
+holds the interpreter's lock and never looks for signals keeps us from all that: SIGQUIT and SIGKILL end it.
 """
 
 import logging
@@ -16,9 +17,10 @@ from types import FrameType
 
 import trio
 
+from vfiouser_virtio.lock_holder import LockHolder, stderr_for_stacks
 from vfiouser_virtio.serving.errors import StuckError
 from vfiouser_virtio.serving.terminal import complain, flush_stderr
-from vfiouser_virtio.watchdog import Place, watchdog, where
+from vfiouser_virtio.watchdog import Place, give_turn, watchdog, where
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # From a signal to the interruption of a device that does not yield, and from that to the end without it.
 _PATIENCE_S = 2.0
+# From a signal that the loop has not noticed to the next turn of the watchdog, which C code may keep from the lock.
+_TURN_EVERY_S = 0.5
 # For how long a device has not yielded when it is said for the first time; then at twice the time, and so on.
 _SAY_AFTER_S = 1.0
 # One device may stop the loop again and again: it is said more seldom each time, until nothing was said for this long.
@@ -60,6 +64,7 @@ class _Ending:
         if self._raise:
             self._raise = False
             raise _Interruption
+        signal.setitimer(signal.ITIMER_REAL, _TURN_EVERY_S, _TURN_EVERY_S)
         self._token.run_sync_soon(self._received, signal.Signals(number))
 
     # ---- in the watchdog's thread --------------------------------------------------------------------------------
@@ -143,6 +148,7 @@ async def run_until_signal(
     def received(number: signal.Signals) -> None:
         nonlocal outcome
         outcome = number
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if give_up_after is not None and not timers:
             timers.append(threading.Timer(give_up_after, ending.give_up))
             timers[0].daemon = True
@@ -174,14 +180,20 @@ async def run_until_signal(
 @contextmanager
 def _watched(ending: _Ending) -> Iterator[None]:
     before = {number: signal.signal(number, ending.handle) for number in _SIGNALS}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, give_turn)
+    stacks = stderr_for_stacks()
+    lock_holder = None if stacks is None else LockHolder(stacks)
     try:
-        with watchdog(ending.stuck, back=ending.back, signalled=ending.signalled) as wakeup:
+        with watchdog(ending.stuck, back=ending.back, signalled=ending.signalled, lock_holder=lock_holder) as wakeup:
             trios = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
             try:
                 yield
             finally:
                 signal.set_wakeup_fd(trios, warn_on_full_buffer=False)
     finally:
+        if stacks is not None:
+            os.close(stacks)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
