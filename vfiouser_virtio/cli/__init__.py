@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if qemu_options is not None and not hasattr(arguments, "qemu_options"):
         chosen.error(f"{arguments.command}: nothing may follow --")
     arguments.qemu_options = qemu_options or []
-    return run(arguments)
+    return execute(arguments)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def execute(arguments: argparse.Namespace) -> int:
     """Execute what was parsed, with its log on stderr; gives the exit status, also that of a user's mistake."""
     set_up_logging(arguments.log_level, log_rate(arguments))
     try:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from vfiouser_virtio.cli import run
+from vfiouser_virtio.cli import execute
 from vfiouser_virtio.cli.arguments import add_serving_arguments, add_socket_arguments
 from vfiouser_virtio.cli.exit_status import EXPLAINED, status_of
 from vfiouser_virtio.cli.list_devices import as_text, common_help, summary
@@ -61,7 +61,7 @@ def main(device_class: type[Device], argv: Sequence[str] | None = None) -> NoRet
         sys.exit(status_of(error))
     arguments = parser.parse_intermixed_args(argv)
     arguments.execute = partial(_execute, device_class, file)
-    sys.exit(run(arguments))
+    sys.exit(execute(arguments))
 
 
 def _execute(device_class: type[Device], file: str, arguments: argparse.Namespace) -> int:
