@@ -3,10 +3,13 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from support.command import COMMAND, environment, run_command
+from support.command import COMMAND, PATIENCE, environment, run_command
+
+from vfiouser_virtio.vm import debian
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,88 @@ def test_stdout_that_takes_nothing(command: list[str]) -> None:
         )
     words = "vfiouser-virtio: cannot write to stdout: No space left on device\n"
     assert (ended.returncode, ended.stderr) == (6, words)
+
+
+@pytest.mark.parametrize("command", [["list-devices"], ["list-devices", "--json"], ["qemu-args", "--socket", "a"]])
+def test_stdout_that_nobody_reads(command: list[str]) -> None:
+    """As with ``| head``, which has seen enough."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as nobody:
+        ended = subprocess.run(
+            [*COMMAND, *command], env=environment(), stdout=nobody, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# What apt-get does, as far as `vm.debian` needs it: a mirror, and packages, until the disk is full.
+APT_GET = """#!/bin/sh
+PATH=/usr/bin:/bin
+for word in "$@"; do
+    case "$word" in Dir::Cache::archives=*) archives=${word#*=};; Dir::State::lists=*) lists=${word#*=}/lists;; esac
+done
+case "$*" in
+*--print-uris*) echo "'http://deb.example/debian/dists/CODENAME/InRelease' x 0";;
+*update*) head -c LISTS /dev/zero >"$lists" 2>/dev/null && exit 0
+    rm "$lists"; echo 'E: Failed to fetch: Write error - write (28: No space left on device)' >&2; exit 100;;
+*install*) cp PACKAGE "$archives/" || { echo 'E: Write error - write (28: No space left on device)' >&2; exit 100; };;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("room", "lists", "words"),
+    [("8m", "9M", "no mirror"), ("1m", "1", "apt cannot fetch"), ("3m", "1", "unpacking"), ("16m", "1", "remove that")],
+    ids=["while-reading-lists", "while-downloading", "while-unpacking", "room-enough"],
+)
+def test_a_disk_that_fills_while_fetching(tmp_path: Path, room: str, lists: str, words: str) -> None:
+    (tmp_path / "tree/DEBIAN").mkdir(parents=True)
+    (tmp_path / "tree/DEBIAN/control").write_text(
+        "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n"
+    )
+    (tmp_path / "tree/much").write_bytes(os.urandom(2 << 20))
+    package = tmp_path / "x_1_all.deb"
+    subprocess.run(
+        ["dpkg-deb", "-b", "--root-owner-group", tmp_path / "tree", package], check=True, capture_output=True
+    )
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    apt = (
+        APT_GET.replace("CODENAME", debian._codename() or "stable")
+        .replace("PACKAGE", str(package))
+        .replace("LISTS", lists)
+    )
+    (folder / "apt-get").write_text(apt)
+    (folder / "apt-get").chmod(0o755)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    run = ["run", "--device", "rng", "--exec", "true"]
+    # A file system of its own, that is gone with the process; without root that takes a user namespace.
+    command = (
+        'mount -t tmpfs -o "size=$0" tmpfs "$XDG_CACHE_HOME" && "$@"; status=$?; find "$XDG_CACHE_HOME"; exit $status'
+    )
+    ended = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", command, room, sys.executable, "-m", "vfiouser_virtio", *run],
+        env=environment(XDG_CACHE_HOME=str(cache), PATH=f"{folder}:/usr/sbin:/usr/bin:/sbin:/bin"),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 5, ended.stderr
+    complaint = ended.stderr.splitlines()[-1]
+    assert words in complaint
+    assert "Traceback" not in ended.stderr
+    assert complaint.endswith(f"the disk of {cache}/vfiouser-virtio is full") == (room != "16m")
+    # Nothing half is left; what is whole is, though there is no QEMU in this one.
+    left = {
+        Path(line).relative_to(cache).parts[1]
+        for line in ended.stdout.splitlines()
+        if line.count("/") > str(cache).count("/") + 1
+    }
+    assert {name.partition("-")[0] for name in left} == (
+        {"lock", "apt", "qemu"} if room == "16m" else {"lock", "apt"}
+    ), left
 
 
 def test_a_qemu_that_is_too_old(tmp_path: Path) -> None:

@@ -85,6 +85,39 @@ def test_mirror_that_does_not_answer_is_one_line_and_leaves_no_folder(
     assert [path.name for path in cache.iterdir() if path.name.startswith("qemu")] == []
 
 
+def test_a_download_shows_how_far_it_is_but_not_more_often_than_is_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    status = [f"dlstatus:{item}:{item / 2}:Retrieving file {item} of 200\n" for item in range(201)]
+    debian._tell_percent(["pmstatus:x:1.5:Installing\n", "garbage\n", "dlstatus:1\n", *status], "downloading")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "vfiouser-virtio: downloading: 2 %"
+    assert 20 < len(said) <= 200 / 5
+    debian._tell_percent(["dlstatus:1:50.0:Retrieving\n"], "downloading")  # over in a moment
+    assert capsys.readouterr().err == ""
+
+
+def test_what_apt_says_of_its_progress_is_heard(
+    fake_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyring = tmp_path / "keyring.gpg"
+    keyring.touch()
+    monkeypatch.setattr(debian, "KEYRING", keyring)
+    monkeypatch.setattr(debian, "_TELL_AFTER_S", 0)
+    script(fake_path / "dpkg-deb", "exit 0")
+    script(
+        fake_path / "apt-get",
+        'for word in "$@"; do case "$word" in APT::Status-Fd=*) fd=${word#*=};; esac; done\n'
+        'echo "dlstatus:1:41.7:Retrieving file 1 of 3" >/proc/self/fd/$fd\necho "E: in the end" >&2\nexit 100',
+    )
+    (tmp_path / "debs").mkdir()
+    with pytest.raises(ConfigError, match="E: in the end"):
+        debian._Apt(tmp_path / "apt", "sid").download(["x"], tmp_path / "debs")
+    assert capsys.readouterr().err == "vfiouser-virtio: downloading: 41 %\n"
+
+
 def test_second_call_runs_no_program(cache: Path, fake_path: Path) -> None:
     with pytest.raises(ConfigError, match="no apt-get"):
         debian.fetch("tools", ["b", "a"], suite="sid")

@@ -5,6 +5,7 @@ private state (sources, lists, downloads) in the cache folder: the system's own 
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vfiouser_virtio.errors import ConfigError
@@ -29,8 +30,12 @@ _LAYOUT = 1
 _LISTS_FRESH_S = 3600
 # `'URI/dists/SUITE/InRelease' file size`, the lines of `apt-get --print-uris update` that name a mirror and its suite.
 _IN_RELEASE = re.compile(r"'([^']+?)/*/dists/([^'/]+)/InRelease'")
+# Bytes that are left of a disk that is full: a file that was cut off is removed before we look.
+_NEARLY_NOTHING = 4 << 20
 # Packages between two signs of life; each is unpacked in a moment.
 _TELL_EVERY = 50
+# Seconds of a download between two signs of life: a quick one needs none.
+_TELL_AFTER_S = 5.0
 # What a Debian mirror's own users call their suite if not by VERSION_CODENAME.
 _SUITE_ALIASES = frozenset({"oldstable", "stable", "testing", "unstable", "sid"})
 
@@ -109,13 +114,15 @@ def fetch(
         if target.is_dir():
             return target
         apt = _Apt(folder / "apt", suite)
-        apt.update()
+        with _full_disk_said_so(folder):
+            apt.update()
         what = what or name
         size = f", about {megabytes} MB" if megabytes else ""
         progress(f"fetching {what}{size}: Debian {suite}, {' '.join(packages)}")
         with (
             complete_folder(target) as scratch,
             tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.") as debs,
+            _full_disk_said_so(folder),
         ):
             apt.download(packages, Path(debs))
             archives = sorted(Path(debs).glob("*.deb"))
@@ -128,6 +135,18 @@ def fetch(
                 finish(scratch)
         progress(f"{what}: {target}")
     return target
+
+
+@contextlib.contextmanager
+def _full_disk_said_so(folder: Path) -> Iterator[None]:
+    """Of a full disk not every program says more than how much it has written."""
+    try:
+        yield
+    except ConfigError as error:
+        # apt has removed by now what it had no room for.
+        if shutil.disk_usage(folder).free >= _NEARLY_NOTHING and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise ConfigError(f"{error}: the disk of {folder} is full") from None
 
 
 def cached_folder(name: str, packages: Sequence[str], suite: str) -> Path:
@@ -181,7 +200,7 @@ class _Apt:
         for mirror in _find_mirrors():
             self.sources.write_text("".join(f"deb [signed-by={KEYRING}] {mirror} {s} main\n" for s in self.suites))
             progress(f"reading the package lists of Debian {self.suite}")
-            result = self._apt_get(["update"], self.state / "archives")
+            result = self._apt_get(["update"], self.state / "archives", "reading the package lists")
             if result.returncode == 0:
                 stamp.touch()
                 return
@@ -194,11 +213,12 @@ class _Apt:
     def download(self, packages: Sequence[str], folder: Path) -> None:
         """Download `packages` and their dependencies, as on a machine that has nothing installed."""
         (folder / "partial").mkdir()
-        result = self._apt_get(["-y", "-d", "-t", self.suite, "install", *packages], folder)
+        result = self._apt_get(["-y", "-d", "-t", self.suite, "install", *packages], folder, "downloading")
         if result.returncode != 0:
             raise ConfigError(f"apt cannot fetch {' '.join(packages)} from {self.suite}{_first_error(result.stderr)}")
 
-    def _apt_get(self, arguments: list[str], archives: Path) -> subprocess.CompletedProcess[str]:
+    def _apt_get(self, arguments: list[str], archives: Path, doing: str) -> subprocess.CompletedProcess[str]:
+        """Run apt-get, and say how far it is with what it is ``doing``, now and then."""
         options = {
             "Dir::Etc::sourcelist": self.sources,
             "Dir::Etc::sourceparts": "-",
@@ -225,15 +245,35 @@ class _Apt:
         command = ["apt-get"]
         for key, value in options.items():
             command += ["-o", f"{key}={value}"]
-        return subprocess.run(
-            [*command, "-qq", *arguments],
-            env=os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        reader, writer = os.pipe()
+        command += ["-o", f"APT::Status-Fd={writer}", "-qq", *arguments]
+        with open(reader) as status, tempfile.TemporaryFile("w+") as stderr:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    env=os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                    pass_fds=[writer],
+                )
+            finally:
+                os.close(writer)
+            with process:
+                _tell_percent(status, doing)
+            stderr.seek(0)
+            return subprocess.CompletedProcess(command, process.returncode, "", stderr.read())
+
+
+def _tell_percent(status: Iterable[str], doing: str) -> None:
+    """Say what apt says of a download on its status descriptor: ``dlstatus:ITEM:PERCENT:DESCRIPTION``."""
+    said = time.monotonic()
+    for line in status:
+        kind, _, rest = line.partition(":")
+        percent = rest.partition(":")[2].partition(".")[0]
+        if kind == "dlstatus" and percent.isdecimal() and time.monotonic() - said >= _TELL_AFTER_S:
+            progress(f"{doing}: {percent} %")
+            said = time.monotonic()
 
 
 def _find_mirrors() -> list[str]:
