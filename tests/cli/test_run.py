@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.command import COMMAND, PATIENCE, environment, run_command
 
-from vfiouser_virtio.vm import debian
+from vfiouser_virtio.vm import debian, guest_image
 
 
 @pytest.mark.parametrize(
@@ -256,3 +256,57 @@ def test_a_signal_ends_qemu_too(tmp_path: Path) -> None:
         assert process.wait(60) == 128 + signal.SIGTERM
         assert not os.path.exists(f"/proc/{qemu}") or not qemu
         assert not (tmp_path / "a.sock").exists()
+
+
+# A /dev of its own, in which KVM is there, and fails, or is not there at all: whatever this machine has.
+DEV = """
+mount -t tmpfs tmpfs "$0"
+for name in null zero random urandom "$1"; do touch "$0/$name"; done
+for name in null zero random urandom; do mount --bind "/dev/$name" "$0/$name"; done
+[ -z "$1" ] || mount --bind /dev/null "$0/$1"
+mount --rbind "$0" /dev
+shift
+"$@"
+"""
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("kvm", "words"),
+    [
+        (
+            "kvm",
+            "a stock kernel does not boot on KVM here (qemu: failed to initialize kvm: No such device); use tcg or",
+        ),
+        ("", "/dev/kvm is not there or may not be opened by this user"),
+    ],
+    ids=["it-fails", "it-is-not-there"],
+)
+def test_kvm_that_cannot_be_had(tmp_path: Path, kvm: str, words: str) -> None:
+    qemu = tmp_path / "qemu"
+    qemu.write_text(
+        '#!/bin/sh\ncase "$*" in --version) echo QEMU emulator version 11.0.0;; *help*) echo \'"vfio-user-pci"\';;\n'
+        "*) echo 'qemu: failed to initialize kvm: No such device' >&2; exit 1;; esac\n"
+    )
+    qemu.chmod(0o755)
+    # The guest from the cache, and nothing that is known of KVM.
+    cache = tmp_path / "vfiouser-virtio"
+    cache.mkdir()
+    guest_image()
+    for each in debian.cache_dir().iterdir():
+        if each.is_dir() or each.suffix == ".cpio":
+            (cache / each.name).symlink_to(each)
+    run = ["run", "--device", "rng", "--accel", "kvm", "--exec", "true"]
+    (tmp_path / "dev").mkdir()
+    ended = subprocess.run(
+        ["unshare", "-rm", "sh", "-ec", DEV, str(tmp_path / "dev"), kvm, sys.executable, "-m", "vfiouser_virtio", *run],
+        env=environment(XDG_CACHE_HOME=str(tmp_path), VFIOUSER_VIRTIO_QEMU=str(qemu)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 5, ended.stderr
+    assert f"--accel kvm: {words}" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
