@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from vfiouser_virtio import vfio_user
+from vfiouser_virtio.vfio_user import client
 
 _WHAT_IS_LOADED = """
 import sys
@@ -31,7 +32,7 @@ def loaded() -> set[str]:
     "module",
     [
         "vfiouser_virtio.devices.blk",  # other devices
-        "vfiouser_virtio.vfio_user.client",  # the other end of the socket
+        "vfiouser_virtio.vfio_user.client.client",  # the other end of the socket
         "vfiouser_virtio.guest",
         "vfiouser_virtio.vm",
         "vfiouser_virtio.testing",
@@ -45,7 +46,7 @@ def test_a_server_does_without(loaded: set[str], module: str) -> None:
 
 
 def test_what_is_imported_late_is_there_all_the_same() -> None:
-    for name in vfio_user.__all__:
+    for name in client.__all__:
         assert getattr(vfio_user, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = importlib.import_module(vfio_user.__name__).nothing

@@ -19,7 +19,8 @@ from vfiouser_virtio.libvfio_user import LibraryListener, LibvfioUserServer, att
 from vfiouser_virtio.libvfio_user.bindings import HasFunctions
 from vfiouser_virtio.protocols.vfio_user import Command, IrqSetFlags, PciIrq
 from vfiouser_virtio.vfio_device import Hold
-from vfiouser_virtio.vfio_user import ListenError, holds, listen_path
+from vfiouser_virtio.vfio_user import ListenError, listen_path
+from vfiouser_virtio.vfio_user.server import holds
 
 Connect = Callable[[], RawClient]
 PAGE = 4096

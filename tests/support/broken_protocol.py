@@ -17,11 +17,13 @@ from vfiouser_virtio.pci.msix import Msix
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, REGION_ACCESS_CODEC, Command
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.vfio_device import DeviceInfo, IrqInfo, IrqInfoFlags, RegionInfo
-from vfiouser_virtio.vfio_user import Server, connection, dispatch, session
-from vfiouser_virtio.vfio_user.connection import Connection, reply
-from vfiouser_virtio.vfio_user.dispatch import Answer
-from vfiouser_virtio.vfio_user.session import Session
-from vfiouser_virtio.vfio_user.sockets import MessageSocket
+from vfiouser_virtio.vfio_user import Server
+from vfiouser_virtio.vfio_user.server import dispatch, session
+from vfiouser_virtio.vfio_user.server.dispatch import Answer
+from vfiouser_virtio.vfio_user.server.session import Session
+from vfiouser_virtio.vfio_user.wire import connection
+from vfiouser_virtio.vfio_user.wire.connection import Connection, reply
+from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
 # ---- VERSION -----------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from vfiouser_virtio.vfio_user import (
     pieces,
 )
 from vfiouser_virtio.vfio_user import connect as connect_to
-from vfiouser_virtio.vfio_user.connection import error_reply
+from vfiouser_virtio.vfio_user.wire.connection import error_reply
 
 MIB = 1 << 20
 

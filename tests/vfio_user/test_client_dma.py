@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from vfiouser_virtio.fds import F_GET_SEALS, F_SEAL_SHRINK
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command
 from vfiouser_virtio.vfio_user import DmaBuffer, DmaRegion, PrivateMemory, SharedMemory
-from vfiouser_virtio.vfio_user.client_dma import DmaServer, Mapping
-from vfiouser_virtio.vfio_user.connection import Message
+from vfiouser_virtio.vfio_user.client.dma import DmaServer, Mapping
+from vfiouser_virtio.vfio_user.wire.connection import Message
 
 BASE, SIZE = 0x1_0000_0000, 0x1000
 READ, WRITE = Command.DMA_READ, Command.DMA_WRITE

@@ -8,8 +8,8 @@ import trio
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import Command
-from vfiouser_virtio.vfio_user.client_requests import Pending, Requests, reply_limit
-from vfiouser_virtio.vfio_user.connection import Message
+from vfiouser_virtio.vfio_user.client.requests import Pending, Requests, reply_limit
+from vfiouser_virtio.vfio_user.wire.connection import Message
 
 REPLY, ERROR = 1, 0x21
 READ = Command.REGION_READ

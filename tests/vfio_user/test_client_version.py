@@ -10,8 +10,8 @@ from support.raw_client import QEMU_CAPABILITIES
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.vfio_user import QEMU_VERSION, SPDK_VERSION, TWIN_VERSION, VersionProposal
-from vfiouser_virtio.vfio_user.client_version import parse_version
-from vfiouser_virtio.vfio_user.version import negotiate
+from vfiouser_virtio.vfio_user.client.version import parse_version
+from vfiouser_virtio.vfio_user.server.version import negotiate
 
 
 def answer(capabilities: object = None, *, major: int = 0, minor: int = 0, data: bytes | None = None) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import HEADER, HEADER_CODEC, Command
-from vfiouser_virtio.vfio_user.connection import (
+from vfiouser_virtio.vfio_user.wire.connection import (
     MAX_MESSAGE_SIZE,
     Connection,
     Message,

@@ -13,9 +13,9 @@ from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols import vfio_user as vu
 from vfiouser_virtio.protocols.vfio_user import Command
 from vfiouser_virtio.vfio_device import Hold, IoEventFd, IrqSetFlags
-from vfiouser_virtio.vfio_user.connection import Message
-from vfiouser_virtio.vfio_user.dispatch import Answer, dispatch
-from vfiouser_virtio.vfio_user.version import Negotiated
+from vfiouser_virtio.vfio_user.server.dispatch import Answer, dispatch
+from vfiouser_virtio.vfio_user.server.version import Negotiated
+from vfiouser_virtio.vfio_user.wire.connection import Message
 
 Send = Callable[..., Answer]
 

@@ -9,8 +9,8 @@ import trio.testing
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command
-from vfiouser_virtio.vfio_user.connection import Message
-from vfiouser_virtio.vfio_user.dma_proxy import DmaProxy
+from vfiouser_virtio.vfio_user.server.dma_proxy import DmaProxy
+from vfiouser_virtio.vfio_user.wire.connection import Message
 
 MIB = 1 << 20
 

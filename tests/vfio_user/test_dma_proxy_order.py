@@ -3,7 +3,7 @@
 import trio
 import trio.testing
 
-from vfiouser_virtio.vfio_user.dma_proxy import DmaProxy
+from vfiouser_virtio.vfio_user.server.dma_proxy import DmaProxy
 
 
 async def test_nothing_happens_between_the_look_of_the_caller_and_the_message() -> None:

@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from vfiouser_virtio.vfio_user import linger
-from vfiouser_virtio.vfio_user.linger import Linger, epoll_watching
+from vfiouser_virtio.vfio_user.server import linger
+from vfiouser_virtio.vfio_user.server.linger import Linger, epoll_watching
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from support.echo_device import EchoDevice
 from support.raw_client import RawClient
 
 from vfiouser_virtio.vfio_device import Hold
-from vfiouser_virtio.vfio_user import Listener, Server, from_fd, holds
+from vfiouser_virtio.vfio_user import Listener, Server, from_fd
+from vfiouser_virtio.vfio_user.server import holds
 
 Connect = Callable[[], RawClient]
 
@@ -130,7 +131,7 @@ async def test_cancelling_tells_the_device_and_closes_everything(
 async def test_cancelling_does_not_wait_for_ever(
     device: EchoDevice, listener: Listener, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vfiouser_virtio.vfio_user.server.HOLD_PATIENCE", 0.05)
+    monkeypatch.setattr("vfiouser_virtio.vfio_user.server.server.HOLD_PATIENCE", 0.05)
     device.disconnect_hold = Hold()
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:

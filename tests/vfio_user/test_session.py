@@ -16,11 +16,12 @@ from support.raw_client import QEMU_CAPABILITIES, RawClient, Reply
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, Direction
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
-from vfiouser_virtio.vfio_user import Listener, Server, holds, linger, session
-from vfiouser_virtio.vfio_user import dispatch as dispatch_module
-from vfiouser_virtio.vfio_user.connection import MAX_MESSAGE_SIZE, Message
-from vfiouser_virtio.vfio_user.dispatch import WRITES_AT_ONCE, Answer
-from vfiouser_virtio.vfio_user.version import Negotiated
+from vfiouser_virtio.vfio_user import Listener, Server
+from vfiouser_virtio.vfio_user.server import dispatch as dispatch_module
+from vfiouser_virtio.vfio_user.server import holds, linger, session
+from vfiouser_virtio.vfio_user.server.dispatch import WRITES_AT_ONCE, Answer
+from vfiouser_virtio.vfio_user.server.version import Negotiated
+from vfiouser_virtio.vfio_user.wire.connection import MAX_MESSAGE_SIZE, Message
 
 Connect = Callable[[], RawClient]
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from vfiouser_virtio.vfio_user.connection import request
-from vfiouser_virtio.vfio_user.sockets import MessageSocket, peer_pid
+from vfiouser_virtio.vfio_user.wire.connection import request
+from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket, peer_pid
 
 
 @pytest.fixture

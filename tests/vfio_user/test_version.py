@@ -7,7 +7,7 @@ import pytest
 from support.raw_client import QEMU_CAPABILITIES
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.vfio_user.version import Negotiated, negotiate
+from vfiouser_virtio.vfio_user.server.version import Negotiated, negotiate
 
 
 def payload(data: bytes, major: int = 0, minor: int = 0) -> bytes:

@@ -8,7 +8,7 @@ import struct
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.vfio_device import Buffer
-from vfiouser_virtio.vfio_user.sockets import peer_pid, peer_uid
+from vfiouser_virtio.vfio_user.wire.sockets import peer_pid, peer_uid
 
 _STALL = 1.0
 """Seconds for which the library waits for the rest of a message, or for room for a reply, with the whole process."""

@@ -4,7 +4,7 @@ import os
 from types import TracebackType
 
 from vfiouser_virtio.libvfio_user.bindings import Context, HasFunctions
-from vfiouser_virtio.vfio_user.listening import ListenError, PathClaim, claim_path
+from vfiouser_virtio.vfio_user.server.listening import ListenError, PathClaim, claim_path
 
 # Read and write for the owner alone: what bind() leaves of a socket's mode 0777 under this umask.
 _OWNER_ONLY = 0o177

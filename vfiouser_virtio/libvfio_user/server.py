@@ -20,7 +20,7 @@ from vfiouser_virtio.libvfio_user.hosted import HostedDevice
 from vfiouser_virtio.libvfio_user.listening import LibraryListener
 from vfiouser_virtio.turns import turns
 from vfiouser_virtio.vfio_device import HostedVfioDevice
-from vfiouser_virtio.vfio_user.holds import HOLD_PATIENCE, wait_hold
+from vfiouser_virtio.vfio_user.server.holds import HOLD_PATIENCE, wait_hold
 
 log = logging.getLogger(__name__)
 

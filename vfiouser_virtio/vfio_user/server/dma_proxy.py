@@ -13,7 +13,7 @@ import trio
 from vfiouser_virtio.errors import ClientGone, PeerError
 from vfiouser_virtio.protocols.vfio_user import HEADER_AND_DMA_ACCESS, Command, MessageFlags
 from vfiouser_virtio.vfio_device import Buffer
-from vfiouser_virtio.vfio_user.connection import Message, name_of
+from vfiouser_virtio.vfio_user.wire.connection import Message, name_of
 
 MAX_READ = 32 * 1024
 """Bytes of one DMA_READ, and of all that are under way."""

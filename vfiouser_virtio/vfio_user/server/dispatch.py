@@ -35,8 +35,8 @@ from vfiouser_virtio.protocols.vfio_user import (
     RegionFlags,
 )
 from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, RegionInfo, VfioDevice
-from vfiouser_virtio.vfio_user.connection import MAX_DATA_XFER_SIZE, MAX_MSG_FDS, Message, name_of
-from vfiouser_virtio.vfio_user.version import Negotiated
+from vfiouser_virtio.vfio_user.server.version import Negotiated
+from vfiouser_virtio.vfio_user.wire.connection import MAX_DATA_XFER_SIZE, MAX_MSG_FDS, Message, name_of
 
 _ADDRESS_SPACE = 1 << 64
 WRITES_AT_ONCE = 32

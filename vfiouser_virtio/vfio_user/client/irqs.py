@@ -11,7 +11,7 @@ import trio
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.eventfds import signal, take
 from vfiouser_virtio.protocols.vfio_user import IrqSetFlags, PciIrq
-from vfiouser_virtio.vfio_user.client_requests import RemoteError
+from vfiouser_virtio.vfio_user.client.requests import RemoteError
 
 log = logging.getLogger(__name__)
 

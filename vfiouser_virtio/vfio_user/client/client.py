@@ -20,14 +20,14 @@ from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.eventfds import signal
 from vfiouser_virtio.protocols.vfio_user import Command, IrqSetFlags, PciIrq, PciRegion
 from vfiouser_virtio.vfio_device import Buffer, DeviceInfo, IrqInfo, RegionInfo
-from vfiouser_virtio.vfio_user import client_commands as commands
-from vfiouser_virtio.vfio_user.client_commands import REGION_INFO_SIZE, IoFd
-from vfiouser_virtio.vfio_user.client_connection import ClientConnection
-from vfiouser_virtio.vfio_user.client_dma import Mapping
-from vfiouser_virtio.vfio_user.client_irqs import Handler, IrqRoutes
-from vfiouser_virtio.vfio_user.client_options import ClientOptions
-from vfiouser_virtio.vfio_user.client_socket import open_socket
-from vfiouser_virtio.vfio_user.connection import MAX_DATA_XFER_SIZE
+from vfiouser_virtio.vfio_user.client import commands
+from vfiouser_virtio.vfio_user.client.commands import REGION_INFO_SIZE, IoFd
+from vfiouser_virtio.vfio_user.client.connecting import open_socket
+from vfiouser_virtio.vfio_user.client.connection import ClientConnection
+from vfiouser_virtio.vfio_user.client.dma import Mapping
+from vfiouser_virtio.vfio_user.client.irqs import Handler, IrqRoutes
+from vfiouser_virtio.vfio_user.client.options import ClientOptions
+from vfiouser_virtio.vfio_user.wire.connection import MAX_DATA_XFER_SIZE
 
 
 class Client(ClientConnection):

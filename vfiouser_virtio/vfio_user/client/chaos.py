@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
-from vfiouser_virtio.vfio_user.connection import Message
+from vfiouser_virtio.vfio_user.wire.connection import Message
 
 Piece: TypeAlias = tuple[bytes, Sequence[int]] | float
 """Bytes for one ``sendmsg`` and the fds that ride on their first one; or a pause, in seconds."""

@@ -21,13 +21,13 @@ from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, Direction, MessageFlags
 from vfiouser_virtio.vfio_device import Buffer
-from vfiouser_virtio.vfio_user.client_dma import DmaServer
-from vfiouser_virtio.vfio_user.client_options import ClientOptions
-from vfiouser_virtio.vfio_user.client_outbox import Outbox
-from vfiouser_virtio.vfio_user.client_requests import RemoteError, Reply, Requests, protocol_error, reply_limit
-from vfiouser_virtio.vfio_user.client_version import Version, VersionProposal, parse_version
-from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, MAX_DATA_XFER_SIZE, Message, name_of
-from vfiouser_virtio.vfio_user.sockets import MessageSocket
+from vfiouser_virtio.vfio_user.client.dma import DmaServer
+from vfiouser_virtio.vfio_user.client.options import ClientOptions
+from vfiouser_virtio.vfio_user.client.outbox import Outbox
+from vfiouser_virtio.vfio_user.client.requests import RemoteError, Reply, Requests, protocol_error, reply_limit
+from vfiouser_virtio.vfio_user.client.version import Version, VersionProposal, parse_version
+from vfiouser_virtio.vfio_user.wire.connection import HEADER_SIZE, MAX_DATA_XFER_SIZE, Message, name_of
+from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
 _ID_SPACE = 1 << 16
 _DMA = (Command.DMA_READ, Command.DMA_WRITE)

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vfiouser_virtio.vfio_user.accesses import Trace
-from vfiouser_virtio.vfio_user.client_chaos import Chaos
-from vfiouser_virtio.vfio_user.client_version import QEMU_VERSION, SPDK_VERSION, VersionProposal
+from vfiouser_virtio.vfio_user.client.chaos import Chaos
+from vfiouser_virtio.vfio_user.client.version import QEMU_VERSION, SPDK_VERSION, VersionProposal
+from vfiouser_virtio.vfio_user.wire.connection import Trace
 
 TIMEOUT = 5.0
 """Seconds that QEMU waits for a reply (``x-msg-timeout``)."""

@@ -6,13 +6,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from vfiouser_virtio.device_log import quoted
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.protocols.vfio_user import VERSION, VERSION_DATA_DEFAULTS
+from vfiouser_virtio.protocols.vfio_user import VERSION_DATA_DEFAULTS
 from vfiouser_virtio.vfio_device import Buffer
-from vfiouser_virtio.vfio_user.client_requests import protocol_error
-
-_FIXED_SIZE = 4  # major and minor
+from vfiouser_virtio.vfio_user.client.requests import protocol_error
+from vfiouser_virtio.vfio_user.wire.version import build_payload, number, parse_capabilities, parse_payload, wrong
 
 # Key for key and in the order of QEMU 11.1.3: with header, version and NUL it has 214 bytes, and so may the reply.
 _QEMU_CAPABILITIES: dict[str, object] = {
@@ -48,7 +46,7 @@ class VersionProposal:
             data = b""
         elif data is None:
             data = json.dumps({"capabilities": dict(self.capabilities or {})}).encode() + b"\0"
-        return bytes(VERSION.build({"major": self.major, "minor": self.minor, "data": data}))
+        return build_payload(self.major, self.minor, data)
 
 
 QEMU_VERSION = VersionProposal(minor=0)
@@ -86,71 +84,47 @@ def parse_version(proposal: VersionProposal, payload: Buffer) -> Version:
     Raises a fatal PeerError for what "VFIO_USER_VERSION" does not allow: another major, a higher minor than proposed,
     JSON without a NUL or that is none, a capability of the wrong type, a twin socket that was not proposed.
     """
-    if len(payload) < _FIXED_SIZE:
-        raise protocol_error(f"VERSION: reply payload of 0x{len(payload):x} bytes, 4 or more expected")
-    version = VERSION.parse(bytes(payload))
+    version = parse_payload(payload, _blame)
     if version.major != proposal.major or version.minor > proposal.minor:
-        raise protocol_error(
-            f"VERSION: the server answered 0x{version.major:x}.0x{version.minor:x} to 0x{proposal.major:x}.0x"
-            f"{proposal.minor:x}; the same major and no higher minor are allowed"
+        raise _blame(
+            f"0x{version.major:x}.0x{version.minor:x} is the answer to 0x{proposal.major:x}.0x{proposal.minor:x}; "
+            "the same major and no higher minor are allowed"
         )
-    found = _capabilities(version.data)
+    found = parse_capabilities(version.data, _blame)
     return Version(
         major=version.major,
         minor=version.minor,
         capabilities=found,
-        max_msg_fds=_number(found, "max_msg_fds"),
-        max_data_xfer_size=_number(found, "max_data_xfer_size"),
-        max_dma_maps=_number(found, "max_dma_maps"),
-        pgsizes=_number(found, "pgsizes"),
+        max_msg_fds=number(found, "max_msg_fds", _blame),
+        max_data_xfer_size=number(found, "max_data_xfer_size", _blame),
+        max_dma_maps=number(found, "max_dma_maps", _blame),
+        pgsizes=number(found, "pgsizes", _blame),
         write_multiple=_boolean(found, "write_multiple"),
         twin_fd_index=_twin_fd_index(found, proposal),
     )
 
 
-def _capabilities(data: bytes) -> dict[str, Any]:
-    if not data:
-        return {}
-    if data[-1] != 0:
-        raise protocol_error("VERSION: the JSON of the reply does not end with a NUL")
-    try:
-        document = json.loads(data[:-1].decode())
-    except (ValueError, RecursionError) as error:
-        raise protocol_error(f"VERSION: the data of the reply is not JSON ({error})") from None
-    capabilities = document.get("capabilities", {}) if isinstance(document, dict) else None
-    if not isinstance(capabilities, dict):
-        raise protocol_error("VERSION: the JSON of the reply is not an object with an object `capabilities`")
-    return capabilities
-
-
-def _number(found: dict[str, Any], key: str) -> int:
-    value = found.get(key, VERSION_DATA_DEFAULTS[key])
-    if type(value) is not int or value < 0:  # a bool is an int, too
-        raise _wrong(key, value, "a number expected")
-    return value
+def _blame(what: str) -> PeerError:
+    return protocol_error(f"the reply to VERSION: {what}")
 
 
 def _boolean(found: dict[str, Any], key: str) -> bool:
     value = found.get(key, VERSION_DATA_DEFAULTS[key])
     if not isinstance(value, bool):
-        raise _wrong(key, value, "a boolean expected")
+        raise wrong(key, value, "a boolean", _blame)
     return value
 
 
 def _twin_fd_index(found: dict[str, Any], proposal: VersionProposal) -> int | None:
     twin = found.get("twin_socket", VERSION_DATA_DEFAULTS["twin_socket"])
     if not isinstance(twin, dict) or not isinstance(twin.get("supported"), bool):
-        raise _wrong("twin_socket", twin, "an object with a boolean `supported` expected")
+        raise wrong("twin_socket", twin, "an object with a boolean `supported`", _blame)
     if not twin["supported"]:
         return None
     asked = (proposal.capabilities or {}).get("twin_socket")
     if not isinstance(asked, Mapping) or asked.get("supported") is not True:
-        raise protocol_error("VERSION: the server answered with a twin socket that was not proposed")
+        raise _blame("a twin socket that was not proposed")
     index = twin.get("fd_index")
     if type(index) is not int or index < 0:
-        raise _wrong("twin_socket.fd_index", index, "the number of an fd expected")
+        raise wrong("twin_socket.fd_index", index, "the number of an fd", _blame)
     return index
-
-
-def _wrong(key: str, value: object, expected: str) -> PeerError:
-    return protocol_error(f"VERSION: {key} of the reply is {quoted(value)}, {expected}")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import trio
 
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.vfio_user.connection import Connection
+from vfiouser_virtio.vfio_user.wire.connection import Connection
 
 # SCM_MAX_FD is 253: with room for that many, the kernel never has to drop one for want of space.
 _ANCILLARY_SIZE = socket.CMSG_SPACE(253 * 4)

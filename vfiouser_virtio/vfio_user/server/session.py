@@ -26,14 +26,14 @@ from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, Direction, MessageFlags
 from vfiouser_virtio.turns import turns
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
-from vfiouser_virtio.vfio_user.accesses import RegionAccesses, Trace
-from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, Message, error_reply, name_of, reply
-from vfiouser_virtio.vfio_user.dispatch import Answer, dispatch
-from vfiouser_virtio.vfio_user.dma_proxy import DmaProxy
-from vfiouser_virtio.vfio_user.holds import Backlog, wait_hold
-from vfiouser_virtio.vfio_user.linger import Linger
-from vfiouser_virtio.vfio_user.sockets import MessageSocket, peer_uid
-from vfiouser_virtio.vfio_user.version import Negotiated, negotiate
+from vfiouser_virtio.vfio_user.server.accesses import RegionAccesses
+from vfiouser_virtio.vfio_user.server.dispatch import Answer, dispatch
+from vfiouser_virtio.vfio_user.server.dma_proxy import DmaProxy
+from vfiouser_virtio.vfio_user.server.holds import Backlog, wait_hold
+from vfiouser_virtio.vfio_user.server.linger import Linger
+from vfiouser_virtio.vfio_user.server.version import Negotiated, negotiate
+from vfiouser_virtio.vfio_user.wire.connection import HEADER_SIZE, Message, Trace, error_reply, name_of, reply
+from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket, peer_uid
 
 MAX_BACKLOG = 16 << 20
 """Bytes of messages behind a held reply, or of replies that the client does not read, beyond which we stop reading."""

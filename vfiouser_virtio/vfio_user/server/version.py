@@ -1,20 +1,21 @@
 """Version negotiation ("VFIO_USER_VERSION"): a pure function from the client's payload to ours."""
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
-from vfiouser_virtio.device_log import quoted
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.protocols.vfio_user import VERSION, VERSION_DATA_DEFAULTS
 from vfiouser_virtio.vfio_device import MAX_DMA_MAPS, Buffer
-from vfiouser_virtio.vfio_user.connection import MAX_DATA_XFER_SIZE, MAX_MSG_FDS
+from vfiouser_virtio.vfio_user.wire.connection import MAX_DATA_XFER_SIZE, MAX_MSG_FDS
+from vfiouser_virtio.vfio_user.wire.version import (
+    build_capabilities,
+    build_payload,
+    number,
+    parse_capabilities,
+    parse_payload,
+)
 
 MAJOR = 0
 MINOR = 1
 """The newest minor we speak. Nothing but the number differs from 0.0, and QEMU, which sends 0, refuses a 1."""
-
-_FIXED_SIZE = 4  # major and minor
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,10 @@ def negotiate(payload: Buffer, *, write_multiple: bool = False) -> tuple[Negotia
 
     Raises a fatal PeerError for another major version and for JSON that is none. Unknown keys are ignored.
     """
-    if len(payload) < _FIXED_SIZE:
-        raise PeerError(f"VERSION: payload of 0x{len(payload):x} bytes, 4 or more expected", fatal=True)
-    version = VERSION.parse(bytes(payload))
+    version = parse_payload(payload, _blame)
     if version.major != MAJOR:
-        raise PeerError(f"VERSION: major 0x{version.major:x} is not 0x{MAJOR:x}", fatal=True)
-    minor = min(version.minor, MINOR)
-    fixed: bytes = VERSION.build({"major": MAJOR, "minor": minor, "data": b""})
-    offered = _capabilities(version.data)
+        raise _blame(f"major 0x{version.major:x} is not 0x{MAJOR:x}")
+    offered = {} if version.data == b"\0" else parse_capabilities(version.data, _blame)
 
     # Most important first.
     answers: list[tuple[str, object]] = []
@@ -62,46 +59,22 @@ def negotiate(payload: Buffer, *, write_multiple: bool = False) -> tuple[Negotia
     answers.append(("max_dma_maps", MAX_DMA_MAPS))
 
     answered = {key: value for key, value in answers if key in offered}
-    data = _encode(answered)
+    data = build_capabilities(answered)
     while len(data) > len(version.data) and answered:
         answered.popitem()
-        data = _encode(answered)
+        data = build_capabilities(answered)
     if len(data) > len(version.data):
         data = b""  # no JSON in the request, or none that even `{}` fits into
 
     agreed = Negotiated(
-        minor=minor,
-        max_msg_fds=_number(offered, "max_msg_fds", 0),
-        max_data_xfer_size=min(_number(offered, "max_data_xfer_size", 1), MAX_DATA_XFER_SIZE),
+        minor=min(version.minor, MINOR),
+        max_msg_fds=number(offered, "max_msg_fds", _blame),
+        max_data_xfer_size=min(number(offered, "max_data_xfer_size", _blame, minimum=1), MAX_DATA_XFER_SIZE),
         twin_socket="twin_socket" in answered,
         write_multiple="write_multiple" in answered,
     )
-    return agreed, fixed + data
+    return agreed, build_payload(MAJOR, agreed.minor, data)
 
 
-def _capabilities(data: bytes) -> dict[str, Any]:
-    """The ``capabilities`` object of VERSION's JSON; empty where there is none."""
-    if data in (b"", b"\0"):
-        return {}
-    if data[-1] != 0:
-        raise PeerError("VERSION: the JSON does not end with a NUL", fatal=True)
-    try:
-        document = json.loads(data[:-1].decode())
-    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or a number of 5000 digits
-        raise PeerError(f"VERSION: the data is not JSON ({error})", fatal=True) from None
-    capabilities = document.get("capabilities", {}) if isinstance(document, dict) else None
-    if not isinstance(capabilities, dict):
-        raise PeerError("VERSION: the JSON is not an object with an object `capabilities`", fatal=True)
-    return capabilities
-
-
-def _number(offered: dict[str, Any], key: str, minimum: int) -> int:
-    value = offered.get(key, VERSION_DATA_DEFAULTS[key])
-    if type(value) is not int or value < minimum:  # a bool is an int, too
-        raise PeerError(f"VERSION: {key} is {quoted(value)}, a number from {minimum} on expected", fatal=True)
-    return value
-
-
-def _encode(capabilities: dict[str, object]) -> bytes:
-    document = {"capabilities": capabilities} if capabilities else {}
-    return json.dumps(document, separators=(",", ":")).encode() + b"\0"
+def _blame(what: str) -> PeerError:
+    return PeerError(f"VERSION: {what}", fatal=True)

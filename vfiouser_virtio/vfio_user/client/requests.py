@@ -15,7 +15,7 @@ from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import MIG_DATA, REGION_ACCESS_CODEC, Command, MessageFlags
 from vfiouser_virtio.vfio_device import Buffer
-from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, Message, name_of
+from vfiouser_virtio.vfio_user.wire.connection import HEADER_SIZE, Message, name_of
 
 _MIG_DATA = codec(MIG_DATA)
 # Their payload starts with argsz: how large the answer's may be.

@@ -9,15 +9,12 @@ from collections.abc import Callable
 
 from vfiouser_virtio.protocols.vfio_user import HEADER_AND_REGION_ACCESS, Command, Direction, MessageFlags
 from vfiouser_virtio.vfio_device import VfioDevice
-from vfiouser_virtio.vfio_user.connection import HEADER_SIZE, MAX_DATA_XFER_SIZE, Message
-from vfiouser_virtio.vfio_user.dispatch import check_region_data
-from vfiouser_virtio.vfio_user.sockets import MessageSocket
+from vfiouser_virtio.vfio_user.server.dispatch import check_region_data
+from vfiouser_virtio.vfio_user.wire.connection import HEADER_SIZE, MAX_DATA_XFER_SIZE, Message, Trace
+from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
 BATCH = 32
 """Accesses between two looks at the clock."""
-
-Trace = Callable[[Direction, Message], None]
-"""Is called with every message, either way; its body is only valid during the call."""
 
 Flush = Callable[[MessageSocket], None]
 Refuse = Callable[[int, int, int, Exception], None]

@@ -9,11 +9,11 @@ import trio
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
-from vfiouser_virtio.vfio_user.accesses import Trace
-from vfiouser_virtio.vfio_user.holds import HOLD_PATIENCE, wait_hold
-from vfiouser_virtio.vfio_user.listening import Listener
-from vfiouser_virtio.vfio_user.session import Session
-from vfiouser_virtio.vfio_user.sockets import peer_pid
+from vfiouser_virtio.vfio_user.server.holds import HOLD_PATIENCE, wait_hold
+from vfiouser_virtio.vfio_user.server.listening import Listener
+from vfiouser_virtio.vfio_user.server.session import Session
+from vfiouser_virtio.vfio_user.wire.connection import Trace
+from vfiouser_virtio.vfio_user.wire.sockets import peer_pid
 
 OpenTrace = Callable[[str], Trace]
 """Called with a device's name, for each connection to it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vfiouser_virtio.dma import DmaRegion
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import DMA_ACCESS, Command
-from vfiouser_virtio.vfio_user.connection import MAX_DATA_XFER_SIZE, Message, error_reply, reply
+from vfiouser_virtio.vfio_user.wire.connection import MAX_DATA_XFER_SIZE, Message, error_reply, reply
 
 _DMA_ACCESS = codec(DMA_ACCESS)
 

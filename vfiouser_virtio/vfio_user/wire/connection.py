@@ -8,12 +8,12 @@
         message = connection.message()
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, MessageFlags
+from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, Direction, MessageFlags
 from vfiouser_virtio.vfio_device import Buffer
 
 HEADER_SIZE = HEADER_CODEC.size
@@ -62,6 +62,10 @@ class Message:
         """The fds, which are the caller's to close from now on."""
         fds, self.fds = self.fds, []
         return fds
+
+
+Trace = Callable[[Direction, Message], None]
+"""Is called with every message, either way; its body is only valid during the call."""
 
 
 class Connection:

@@ -6,7 +6,7 @@ import trio
 
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.vfio_device import Hold
-from vfiouser_virtio.vfio_user.connection import Message
+from vfiouser_virtio.vfio_user.wire.connection import Message
 
 HOLD_PATIENCE = 2.0
 """Seconds until the work behind a held reply is told to fail: well within QEMU's 5 s, after which it gives up on us."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import trio
 
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.vfio_user.client_chaos import Chaos
-from vfiouser_virtio.vfio_user.sockets import MessageSocket
+from vfiouser_virtio.vfio_user.client.chaos import Chaos
+from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
 
 class Outbox:

@@ -1,0 +1,28 @@
+"""The server's end of vfio-user: listens on sockets, and serves a `VfioDevice` to one client at a time.
+
+::
+
+    with listen_path("/run/x/blk0.sock") as listener:
+        await Server(device).serve(listener)
+"""
+
+from vfiouser_virtio.vfio_user.server.listening import (
+    Listener,
+    ListenError,
+    from_fd,
+    from_systemd,
+    listen_path,
+    sd_notify,
+)
+from vfiouser_virtio.vfio_user.server.server import OpenTrace, Server
+
+__all__ = [
+    "ListenError",
+    "Listener",
+    "OpenTrace",
+    "Server",
+    "from_fd",
+    "from_systemd",
+    "listen_path",
+    "sd_notify",
+]

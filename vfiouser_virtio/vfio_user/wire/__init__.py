@@ -1,0 +1,1 @@
+"""What both ends of a vfio-user connection have: messages from bytes, sockets, VERSION's JSON."""
