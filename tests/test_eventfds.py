@@ -147,7 +147,7 @@ async def test_the_count_of_an_ioeventfd_is_taken_before_we_read_it(monkeypatch:
 
     function = VirtioPci(Rng())
     kicked = trio.Event()
-    monkeypatch.setattr(function.device.queues[0], "kick", kicked.set)
+    monkeypatch.setattr(function.core.queues[0], "kick", kicked.set)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(function.serve)
         await trio.testing.wait_all_tasks_blocked()

@@ -142,7 +142,7 @@ async def _kick(slices: int) -> float:
         nonlocal kicked
         kicked += 1
 
-    function.device.queues[0].kick = kick  # type: ignore[method-assign]  # what is measured ends there
+    function.core.queues[0].kick = kick  # type: ignore[method-assign]  # what is measured ends there
     times: list[float] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(function.serve)

@@ -487,7 +487,7 @@ async def test_io_uring_requests_under_way_are_waited_for(
         driver.add(0, [header(OUT), b"\x55" * 4096], [1])
         driver.kick(0)
         with trio.fail_after(10):
-            while not driver.core.device.queues[0].at_work:
+            while not driver.core.queues[0].at_work:
                 await trio.sleep(0.001)
         hold = driver.core.write_status(0) if what == "reset" else driver.ram.unmap()
         assert hold is not None

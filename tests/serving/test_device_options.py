@@ -172,7 +172,7 @@ def test_every_device_has_every_switch(driver: str) -> None:
     reserved += (Feature.NOTIF_CONFIG_DATA, Feature.ACCESS_PLATFORM)
     assert core.device_features == own | sum(feature.mask for feature in reserved)
     assert core.offer.poll == "on"
-    assert {queue.max_size for queue in core.device.queues} == {64}  # until RING_PACKED is negotiated (CC8)
+    assert {queue.max_size for queue in core.queues} == {64}  # until RING_PACKED is negotiated (CC8)
 
 
 def test_what_is_offered_if_nobody_says_anything() -> None:

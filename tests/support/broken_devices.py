@@ -15,8 +15,7 @@ from vfiouser_virtio.protocols.virtio.pci import NO_VECTOR, CfgType
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.vfio_device import RegionInfo
-from vfiouser_virtio.virtio import Device, DeviceCore
-from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.virtio import Device, DeviceCore, Stop, Virtqueue
 from vfiouser_virtio.virtio.suspend import Suspension
 
 # By name: some of these packages export a function of the module's name.
@@ -155,12 +154,12 @@ def is_never_reset(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/CC6")
 def keeps_queues_enabled(patch: pytest.MonkeyPatch) -> None:
-    def reset(original: Any, self: Queue) -> None:
+    def reset(original: Any, self: Virtqueue) -> None:
         enabled = self.enabled
         original(self)
         self.enabled = enabled
 
-    around(patch, Queue, "reset", reset)
+    around(patch, Virtqueue, "reset", reset)
 
 
 @breaks("virtio14/CC7")
@@ -175,17 +174,17 @@ def has_queues_of_three(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/CC8-reset")
 def keeps_the_queue_size(patch: pytest.MonkeyPatch) -> None:
-    def reset(original: Any, self: Queue) -> None:
+    def reset(original: Any, self: Virtqueue) -> None:
         size = self.size
         original(self)
         self.size = size
 
-    around(patch, Queue, "reset", reset)
+    around(patch, Virtqueue, "reset", reset)
 
 
 @breaks("virtio14/CC8-split")
 def takes_any_queue_size(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Queue, "allows", lambda _self, _size: True)
+    patch.setattr(Virtqueue, "allows", lambda _self, _size: True)
 
 
 @breaks("virtio14/CC9")
@@ -201,7 +200,7 @@ def starts_early(patch: pytest.MonkeyPatch) -> None:
     def written(self: DeviceCore, value: int) -> None:
         if value & Status.FEATURES_OK:
             self._task.start()
-            self.resume("DRIVER_OK")
+            self.start(Stop.NOT_DRIVER_OK)
 
     after(patch, DeviceCore, "write_status", written)
 

@@ -8,7 +8,7 @@ from support.broken_rings import backwards, write_to_requests
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.protocols.virtio.ring import RingEventFlags
-from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.virtio import Virtqueue
 from vfiouser_virtio.vring import PackedRing, packed
 
 RESERVED = 3 << 16
@@ -81,7 +81,7 @@ def minds_ids_in_a_table(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/PK5-size", packed=True, logs="wrote queue_size 0x7: no size up to 0x40")
 def wants_powers_of_two(patch: pytest.MonkeyPatch) -> None:
-    around(patch, Queue, "allows", lambda original, self, size: original(self, size) and not size & (size - 1))
+    around(patch, Virtqueue, "allows", lambda original, self, size: original(self, size) and not size & (size - 1))
 
 
 # ---- event suppression -------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def goes_on_where_the_old_queue_was(patch: pytest.MonkeyPatch) -> None:
     indexes: list[tuple[int, int]] = []
 
     def reset(original: Any, self: DeviceCore, index: int) -> Any:
-        bound = self.device.queues[index]._bound
+        bound = self.queues[index]._bound
         if bound is not None:
             assert isinstance(bound.ring, SplitRing)
             indexes.append((bound.ring.last_avail, bound.ring.used_idx))
@@ -49,12 +49,12 @@ def keeps_the_old_addresses(patch: pytest.MonkeyPatch) -> None:
     kept: dict[str, int] = {}
 
     def reset(original: Any, self: DeviceCore, index: int) -> Any:
-        kept.update((name, getattr(self.device.queues[index], name)) for name in names)
+        kept.update((name, getattr(self.queues[index], name)) for name in names)
         return original(self, index)
 
     def enable(original: Any, self: DeviceCore, index: int) -> None:
         for name, value in kept.items():
-            setattr(self.device.queues[index], name, value)
+            setattr(self.queues[index], name, value)
         original(self, index)
 
     around(patch, DeviceCore, "reset_queue", reset)

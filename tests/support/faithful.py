@@ -51,7 +51,7 @@ def write_multiple(patch: pytest.MonkeyPatch) -> None:
 def admin_queue(patch: pytest.MonkeyPatch) -> None:
     """One administration queue, by the registers."""
     offer(patch, Feature.ADMIN_VQ.mask)
-    answer_register(patch, "admin_queue_index", lambda cfg, _original: len(cfg.core.device.queues))
+    answer_register(patch, "admin_queue_index", lambda cfg, _original: len(cfg.core.queues))
     answer_register(patch, "admin_queue_num", lambda _cfg, _original: 1)
 
 

@@ -105,7 +105,7 @@ async def test_a_queue_size_that_cannot_be(size: int) -> None:
         await device.negotiate(0)
         area = transport.memory.alloc(4096, 4096).address
         await transport.enable_queue(0, size, area, area + 0x800, area + 0xC00)
-        assert not transport.device.queues[0].enabled
+        assert not transport.core.queues[0].enabled
         assert await device.read_status() & 64
 
 

@@ -152,8 +152,7 @@ async def test_nothing_is_consumed_before_driver_ok() -> None:
         driver.core.write_driver_features(1, 1)
         driver.core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
         ring = driver.rings[0]
-        queue_ = device.requestq
-        queue_.desc, queue_.driver, queue_.device = ring.desc, ring.avail, ring.used
+        driver.core.queues[0].configure(desc=ring.desc, driver=ring.avail, device=ring.used)
         driver.core.enable_queue(0)
         token = driver.add(0, [b"early"], [5])
         driver.core.notify_queue(0)
@@ -333,7 +332,7 @@ async def test_a_request_that_awaits_cancellably_does_not_hold_a_reset_for_long(
         driver.kick(0)
         await trio.testing.wait_all_tasks_blocked()
         await driver.reset()
-        assert device.requestq.pins.busy is False
+        assert driver.core.queues[0].pins.busy is False
         device.go.set()
         driver.probe()
         assert (await driver.request([], [3])).data == [b"ok!"]
@@ -382,14 +381,12 @@ async def test_a_queue_reset_leaves_the_others_running() -> None:
     async with running(device) as driver:
         await driver.request([b"one"], [3])
         assert driver.core.reset_queue(0) is None
-        assert not device.requestq.enabled
-        assert device.otherq.enabled
+        assert [queue.enabled for queue in driver.core.queues] == [False, True]
         assert device.ended == 0
         # QR3: at another size and place.
         ring = driver.rings[0]
         type(ring).__init__(ring, driver.ram, 4, RAM_BASE + 0x10_0000, event_idx=True)
-        device.requestq.size = 4
-        device.requestq.desc, device.requestq.driver, device.requestq.device = ring.desc, ring.avail, ring.used
+        driver.core.queues[0].configure(size=4, desc=ring.desc, driver=ring.avail, device=ring.used)
         driver.core.enable_queue(0)
         for _ in range(9):
             assert (await driver.request([b"two"], [3])).data == [b"two"]
@@ -400,7 +397,7 @@ async def test_rings_must_be_aligned(part: str) -> None:
     device = Echo()
     async with running(device) as driver:
         driver.core.reset_queue(0)
-        setattr(device.requestq, part, 0x10_0001)
+        driver.core.queues[0].configure(**{part: 0x10_0001})
         driver.core.enable_queue(0)
         assert driver.status & NEEDS_RESET
 
@@ -409,7 +406,7 @@ async def test_rings_outside_of_memory() -> None:
     device = Echo()
     async with running(device) as driver:
         driver.core.reset_queue(0)
-        device.requestq.desc = 1 << 50
+        driver.core.queues[0].configure(desc=1 << 50)
         driver.core.enable_queue(0)
         driver.core.notify_queue(0)
         await driver.wait_broken()

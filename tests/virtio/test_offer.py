@@ -54,13 +54,13 @@ def test_queue_sizes_that_cannot_be(size: int) -> None:
 @pytest.mark.parametrize("size", [1, 2, 256, 32768])
 def test_every_queue_has_the_size_that_the_user_wants(size: int) -> None:
     driver = Driver(Sizes(), offer=Offer(queue_size=size))
-    assert [each.size for each in driver.device.queues] == [size, size]
+    assert [each.size for each in driver.core.queues] == [size, size]
 
 
 def test_a_split_queue_is_a_power_of_two() -> None:
     """CC8: until RING_PACKED is negotiated the register has a power of two, or 0."""
     driver = Driver(Sizes(), offer=Offer(packed=True, queue_size=300))
-    smallq = driver.device.queues[0]
+    smallq = driver.core.queues[0]
     assert smallq.size == 256
     assert [size for size in (0, 1, 3, 256, 257, 300, 512) if smallq.allows(size)] == [1, 256]
     negotiate(driver, Feature.VERSION_1.mask)
@@ -77,6 +77,6 @@ def test_a_split_queue_is_a_power_of_two() -> None:
 
 def test_a_size_that_was_chosen_early_stays() -> None:
     driver = Driver(Sizes(), offer=Offer(packed=True, queue_size=300))
-    driver.device.queues[0].size = 64
+    driver.core.queues[0].configure(size=64)
     negotiate(driver, Feature.VERSION_1.mask | Feature.RING_PACKED.mask)
-    assert [each.size for each in driver.device.queues] == [64, 300]
+    assert [each.size for each in driver.core.queues] == [64, 300]

@@ -15,7 +15,7 @@ from vfiouser_virtio.protocols.virtio.features import Status
 from vfiouser_virtio.testing.carriers import Carrier, Interrupts, carry
 from vfiouser_virtio.testing.driver import Driver, running
 from vfiouser_virtio.transports import Loopback
-from vfiouser_virtio.virtio import Device, Offer, Queue, polling, queue
+from vfiouser_virtio.virtio import Device, Offer, Queue, Stop, polling, queue
 from vfiouser_virtio.virtio.polling import Polling
 
 both_memories = pytest.mark.parametrize("private", [False, True], ids=["mapped", "by-message"])
@@ -254,7 +254,7 @@ async def test_always_ends_with_the_client(monkeypatch: pytest.MonkeyPatch) -> N
     """The next one's memory may be another guest's: only its kick, or a reset, makes the queue go on."""
     async with running(Echo(), offer=always) as driver:
         await driver.request([b"x"], [8])
-        driver.core.pause("client left")
+        driver.core.stop(Stop.UNTIL_KICK)
         token = driver.add(0, [b"x"], [8])
         await trio.sleep(0.05)
         assert not driver.is_used(0, token)

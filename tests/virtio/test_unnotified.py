@@ -37,7 +37,7 @@ async def test_a_driver_that_never_notifies_is_served(caplog: pytest.LogCaptureF
         assert lines(caplog) == 1
         await driver.reset()
         await trio.testing.wait_all_tasks_blocked()
-        assert not any(each.polling.always for each in driver.device.queues)
+        assert not any(each.polling.always for each in driver.core.queues)
 
 
 @pytest.mark.parametrize(("poll", "served", "said"), [("off", False, 0), ("adaptive", True, 1), ("on", True, 0)])

@@ -27,7 +27,7 @@ import trio
 
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.vfio_device import Buffer, Hold
-from vfiouser_virtio.virtio import Device, DeviceCore, Offer
+from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Virtqueue
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 1, 2, 4, 8, 64
@@ -151,15 +151,21 @@ class Ring:
 
 
 class Driver:
-    """The driver of one device, and its carrier: it gets the interrupts."""
+    """The driver of one device; it gets the interrupts."""
 
     def __init__(
-        self, device: Device, *, private: bool = False, features: int | None = None, offer: Offer | None = None
+        self,
+        device: Device,
+        *,
+        private: bool = False,
+        features: int | None = None,
+        offer: Offer | None = None,
+        virtqueue: type[Virtqueue] = Virtqueue,
     ) -> None:
         self.device = device
         self.memory = GuestMemory()
         self.ram = Ram(self.memory, private=private)
-        self.core = DeviceCore(device, self.memory, self, offer=offer)
+        self.core = DeviceCore(device, self.memory, self, offer=offer, virtqueue=virtqueue)
         self.offered = self.core.device_features
         self.wanted = features
         self.queue_interrupts = [0] * len(device.queues)
@@ -168,7 +174,7 @@ class Driver:
         self._interrupt = trio.lowlevel.ParkingLot()
         self._heap = self._heap_start = RAM_BASE
 
-    # ---- the carrier's part ----------------------------------------------------------------------------------------
+    # ---- virtio.InterruptSink ---------------------------------------------------------------------------------------
 
     def queue_interrupt(self, index: int) -> None:
         self.queue_interrupts[index] += 1
@@ -197,9 +203,9 @@ class Driver:
         self.rings = []
         base = RAM_BASE
         self.ram.clear()
-        for index, queue in enumerate(self.device.queues):
+        for index, queue in enumerate(core.queues):
             ring = Ring(self.ram, queue.size, base, event_idx=bool(features >> EVENT_IDX & 1))
-            queue.desc, queue.driver, queue.device = ring.desc, ring.avail, ring.used
+            queue.configure(desc=ring.desc, driver=ring.avail, device=ring.used)
             core.enable_queue(index)
             self.rings.append(ring)
             base = -(-ring.end // 4096) * 4096
@@ -315,14 +321,16 @@ async def running(
     private: bool = False,
     features: int | None = None,
     offer: Offer | None = None,
+    virtqueue: type[Virtqueue] = Virtqueue,
     probe: bool = True,
 ) -> AsyncIterator[Driver]:
     """A device with its driver, until the end of the block; then it is closed.
 
     ``features`` is what the driver accepts, by default all it is offered and can do, ``offer`` what it may choose from
-    beside the features of the device's type; without ``probe`` it does nothing by itself.
+    beside the features of the device's type, ``virtqueue`` makes its queues; without ``probe`` it
+    does nothing by itself.
     """
-    driver = Driver(device, private=private, features=features, offer=offer)
+    driver = Driver(device, private=private, features=features, offer=offer, virtqueue=virtqueue)
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:

@@ -10,7 +10,7 @@ from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG, COMMON_CFG_OFFSETS, COMMON_CFG_SIZE, NO_VECTOR
 from vfiouser_virtio.vfio_device import Buffer
-from vfiouser_virtio.virtio import DeviceCore, Queue
+from vfiouser_virtio.virtio import DeviceCore, Virtqueue
 
 _CODEC = codec(COMMON_CFG)
 _NAMES = {offset: (name, size) for name, (offset, size) in COMMON_CFG_OFFSETS.items()}
@@ -28,7 +28,7 @@ class CommonCfg:
         self.vectors = vectors
         self._on_reset = on_reset
         self.config_vector = NO_VECTOR
-        self.queue_vectors = [NO_VECTOR] * len(core.device.queues)
+        self.queue_vectors = [NO_VECTOR] * len(core.queues)
         self._device_feature_select = self._driver_feature_select = self._queue_select = 0
         self._queues_resetting: set[int] = set()
         self._getters: dict[str, Callable[[], int]] = {
@@ -37,7 +37,7 @@ class CommonCfg:
             "driver_feature_select": lambda: self._driver_feature_select,
             "driver_feature": lambda: core.read_driver_features(self._driver_feature_select),
             "config_msix_vector": lambda: self.config_vector,
-            "num_queues": lambda: len(core.device.queues),
+            "num_queues": lambda: len(core.queues),
             "device_status": lambda: core.status,
             "config_generation": core.read_generation,
             "queue_select": lambda: self._queue_select,
@@ -64,9 +64,9 @@ class CommonCfg:
             "queue_size": self._set_queue_size,
             "queue_msix_vector": self._set_queue_vector,
             "queue_enable": self._set_queue_enable,
-            "queue_desc": lambda value: self._set_address("desc", value),
-            "queue_driver": lambda value: self._set_address("driver", value),
-            "queue_device": lambda value: self._set_address("device", value),
+            "queue_desc": self._set_queue_desc,
+            "queue_driver": self._set_queue_driver,
+            "queue_device": self._set_queue_device,
             "queue_reset": self._set_queue_reset,
         }
         # Nearly all accesses are to exactly one field.
@@ -141,9 +141,9 @@ class CommonCfg:
     # ---- fields --------------------------------------------------------------------------------------------------
 
     @property
-    def _queue(self) -> Queue | None:
+    def _queue(self) -> Virtqueue | None:
         """The selected queue; None for one that does not exist: its registers read as zeros."""
-        queues = self.core.device.queues
+        queues = self.core.queues
         return queues[self._queue_select] if self._queue_select < len(queues) else None
 
     def _notif_config_data(self) -> int:
@@ -184,14 +184,21 @@ class CommonCfg:
             kind = "size" if queue.features.packed else "power of two"
             self.core.complain("size", f"wrote queue_size {value:#x}: no {kind} up to {queue.max_size:#x}; ignored")
             return
-        queue.size = value
+        queue.configure(size=value)
 
-    def _set_address(self, part: str, value: int) -> None:
-        queue = self._configurable(f"queue_{part}", value)
-        if queue is not None:
-            setattr(queue, part, value)
+    def _set_queue_desc(self, value: int) -> None:
+        if (queue := self._configurable("queue_desc", value)) is not None:
+            queue.configure(desc=value)
 
-    def _configurable(self, register: str, value: int) -> Queue | None:
+    def _set_queue_driver(self, value: int) -> None:
+        if (queue := self._configurable("queue_driver", value)) is not None:
+            queue.configure(driver=value)
+
+    def _set_queue_device(self, value: int) -> None:
+        if (queue := self._configurable("queue_device", value)) is not None:
+            queue.configure(device=value)
+
+    def _configurable(self, register: str, value: int) -> Virtqueue | None:
         queue = self._queue
         if queue is not None and queue.enabled:
             self.core.complain(

@@ -115,7 +115,7 @@ class Loopback:
     @property
     def num_queues(self) -> int:
         """Queues that the device has."""
-        return len(self.device.queues)
+        return len(self.core.queues)
 
     async def read_status(self) -> int:
         await trio.lowlevel.checkpoint()
@@ -148,16 +148,16 @@ class Loopback:
 
     async def queue_max_size(self, index: int) -> int:
         await trio.lowlevel.checkpoint()
-        return self.device.queues[index].max_size if index < self.num_queues else 0
+        return self.core.queues[index].max_size if index < self.num_queues else 0
 
     async def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> None:
         await trio.lowlevel.checkpoint()
-        queue = self.device.queues[index]
+        queue = self.core.queues[index]
         if queue.enabled or not queue.allows(size):
             # Registers would just not take it; here nobody would read them back.
             self.core.needs_reset(GuestError(f"queue {index} enabled with size {size:#x}"))
             return
-        queue.size, queue.desc, queue.driver, queue.device = size, desc, driver, device
+        queue.configure(size=size, desc=desc, driver=driver, device=device)
         self.core.enable_queue(index)
 
     async def reset_queue(self, index: int) -> None:

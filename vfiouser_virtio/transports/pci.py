@@ -38,7 +38,7 @@ from vfiouser_virtio.protocols.virtio.ring import NOTIFICATION_DATA_CODEC
 from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, IrqSetFlags, PciIrq
-from vfiouser_virtio.virtio import Device, DeviceCore, Offer
+from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Stop
 from vfiouser_virtio.virtio.device_checks import close_device
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class VirtioPci(PciFunction):
         self.device = device
         self._log = DeviceLog(logger, name or device.name)
         self.core = DeviceCore(device, self.memory, self, name=name, offer=offer)
-        self.core.pause("bus master")
+        self.core.stop(Stop.NO_BUS_MASTER)
         vectors = min(len(device.queues) + 1, 2048) if vectors is None else vectors
         self._isr = 0
         self._common = CommonCfg(self.core, vectors, on_reset=self._clear_isr)
@@ -165,11 +165,11 @@ class VirtioPci(PciFunction):
 
     def _notified(self, index: int, data: Buffer) -> None:
         """A write to a queue's notification address: its name in 16 bits, and perhaps 16 bits of data (4.1.5.2)."""
-        if index >= len(self.device.queues):
+        if index >= len(self.core.queues):
             return
         size = len(data)
         if size == 2 and not self.device.driver_features & _NOTIFIED_OTHERWISE and data == self._names[index]:
-            self.device.queues[index].kick()  # what nearly all of them are; `notify_queue` has nothing to check then
+            self.core.queues[index].kick()  # what nearly all of them are; `notify_queue` has nothing to check then
             return
         if size not in (2, NOTIFICATION_DATA_CODEC.size):
             self.core.complain("notification size", f"notified queue {index} with {size} bytes, not 2 or 4")
@@ -282,20 +282,20 @@ class VirtioPci(PciFunction):
     def _bus_master_changed(self, allowed: bool) -> None:
         self._log.debug("bus master %s", "on" if allowed else "off")
         if allowed:
-            self.core.resume("bus master")
+            self.core.start(Stop.NO_BUS_MASTER)
         else:
-            self.core.pause("bus master")
+            self.core.stop(Stop.NO_BUS_MASTER)
 
     def _quiesce(self, quiet: bool) -> None:
         if quiet:
-            self.core.pause("quiesce")
+            self.core.stop(Stop.QUIESCED)
         else:
-            self.core.resume("quiesce")
+            self.core.start(Stop.QUIESCED)
 
     def _client_left(self) -> None:
         # The device keeps its state, but memory that the next client maps at the same addresses may be another guest's:
         # nothing is touched before that client kicks a queue or resets the device.
-        self.core.pause("client left")
+        self.core.stop(Stop.UNTIL_KICK)
 
     def io_fds(self, index: int) -> Sequence[IoEventFd]:
         """An ioeventfd per queue notification, made when a client first asks.
@@ -306,7 +306,7 @@ class VirtioPci(PciFunction):
         if index != VIRTIO_BAR or self._nursery is None or self.core.offer.notification_data or not CAN_TAKE:
             return super().io_fds(index)
         if not self._io_event_fds:
-            for queue in self.device.queues:
+            for queue in self.core.queues:
                 fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
                 self._io_event_fds.append(IoEventFd(NOTIFY + NOTIFY_MULTIPLIER * queue.index, 2, fd))
                 self._nursery.start_soon(self._watch, fd, queue.kick)

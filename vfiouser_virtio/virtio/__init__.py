@@ -8,6 +8,8 @@ from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
 from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.pins import Pinned
 from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.virtio.stop import Stop
+from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.vring.chain import Chain
 
 __all__ = [
@@ -22,7 +24,9 @@ __all__ = [
     "Offer",
     "Pinned",
     "Queue",
+    "Stop",
     "Unmapped",
+    "Virtqueue",
     "bus",
     "queue",
     "register",

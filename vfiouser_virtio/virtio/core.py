@@ -25,9 +25,10 @@ from vfiouser_virtio.virtio.device_task import DeviceTask
 from vfiouser_virtio.virtio.driver_activity import feature_names, ring_words, status_names
 from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
 from vfiouser_virtio.virtio.offer import Offer
-from vfiouser_virtio.virtio.polling import Polling
 from vfiouser_virtio.virtio.shown_config import ShownConfig
+from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.suspend import Phase, SuspendFailed, Suspension
+from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.vring import RingFeatures
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ _NOTIFICATION_DATA = Feature.NOTIFICATION_DATA.mask
 class DeviceCore:
     """The state of one virtio device, and the task that runs it (`serve`).
 
-    ``offer`` is what a driver may choose from, beside the features of the device's type. Raises AuthorError for a
-    device that cannot be right.
+    ``offer`` is what a driver may choose from, beside the features of the device's type; ``virtqueue`` makes the queues
+    that the device declares. Raises AuthorError for a device that cannot be right.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class DeviceCore:
         *,
         name: str = "",
         offer: Offer | None = None,
+        virtqueue: type[Virtqueue] = Virtqueue,
     ) -> None:
         check_device(device)
         self.device = device
@@ -65,19 +67,27 @@ class DeviceCore:
         self._config = ShownConfig(device.config, self._interrupt_config)
         self.log = DeviceLog(logger, self.name)
         device.log.device = self.name
-        self._suspension = Suspension(device.queues, self._suspended, self.needs_reset)
-        self._resetting: Hold | None = None
-        self._task = DeviceTask(device, self.name, self.needs_reset, search=self.offer.poll == "adaptive")
         if self.offer.queue_size is not None:
             device.resize_queues(self.offer.queue_size)
+        self.queues = [
+            virtqueue(
+                declared.index,
+                declared.max_size,
+                memory,
+                interrupt=partial(interrupts.queue_interrupt, declared.index),
+                failed=self.needs_reset,
+                warn=self.log.warning,
+                poll=self.offer.poll,
+            )
+            for declared in device.queues
+        ]
+        for declared, queue in zip(device.queues, self.queues, strict=True):
+            declared.attach(queue)
+        self._resetting: Hold | None = None
+        self._task = DeviceTask(device, self.queues, self.name, self.needs_reset, search=self.offer.poll == "adaptive")
+        self._suspension = Suspension(self.queues, self._task, self._suspended, self.needs_reset)
         memory.on_change = self._memory_changed
         device.guest_ram.attach(memory, lambda: self.running, self._ring_ranges)
-        for queue in device.queues:
-            queue.memory = memory
-            queue.on_used = partial(interrupts.queue_interrupt, queue.index)
-            queue.on_error = self.needs_reset
-            queue.polling = Polling(self.offer.poll)
-            queue.tell = self.log.warning
 
     # ---- status --------------------------------------------------------------------------------------------------
 
@@ -112,7 +122,7 @@ class DeviceCore:
                 self.needs_reset(GuestError(f"DRIVER_OK without FEATURES_OK (status {value:#x})"))
             else:
                 self._task.start()
-                self.resume("DRIVER_OK")
+                self.start(Stop.NOT_DRIVER_OK)
         elif suspends:
             self._suspension.begin()
         return None
@@ -130,8 +140,8 @@ class DeviceCore:
             self.log.debug("driver leaves out %s", feature_names(refused, names))
         self.device.driver_features = accepted
         rings = RingFeatures.of(accepted)
-        for queue in self.device.queues:
-            queue.features = rings
+        for queue in self.queues:
+            queue.negotiate(rings)
         try:
             agreed = self.device.features_ok()
             if agreed is None:
@@ -164,8 +174,8 @@ class DeviceCore:
             self.log.error("%s; the device needs a reset", error)
         else:
             log_bug(self.log, "a bug in the device, which now needs a reset", error)
-        for queue in self.device.queues:
-            queue.pause("NEEDS_RESET")
+        for queue in self.queues:
+            queue.stop(Stop.NEEDS_RESET)
         if self._suspension.phase is Phase.DRAINING:
             self._suspension.end()
         self._status |= Status.NEEDS_RESET
@@ -194,14 +204,13 @@ class DeviceCore:
         self._task.stop()
         self._config.reset()
         self.log.forget()
-        for queue in self.device.queues:
-            queue.pause("DRIVER_OK")
-            queue.resume("NEEDS_RESET")
-            queue.resume("client left")
-            queue.features = RingFeatures()
+        for queue in self.queues:
+            queue.stop(Stop.NOT_DRIVER_OK)
+            queue.start(Stop.NEEDS_RESET | Stop.UNTIL_KICK)
+            queue.negotiate(RingFeatures())
             queue.reset()
         self._suspension.end()
-        busy = [queue for queue in self.device.queues if queue.pins.busy]
+        busy = [queue for queue in self.queues if queue.pins.busy]
         if not busy:
             self._finish_reset()
             return None
@@ -242,7 +251,7 @@ class DeviceCore:
 
     def enable_queue(self, index: int) -> None:
         """``queue_enable`` = 1. What the driver may not do there sets NEEDS_RESET."""
-        queue = self.device.queues[index]
+        queue = self.queues[index]
         if queue.enabled:
             return
         try:
@@ -257,7 +266,7 @@ class DeviceCore:
 
     def reset_queue(self, index: int) -> Hold | None:
         """``queue_reset`` = 1 (2.6.1): the queue lets go of everything; the hold ends when that is done (CC7)."""
-        queue = self.device.queues[index]
+        queue = self.queues[index]
         self.log.debug("driver resets queue %d", index)
         queue.reset()
         if not queue.pins.busy:
@@ -272,9 +281,9 @@ class DeviceCore:
         ``next_available`` is what NOTIFICATION_DATA adds: next_off and next_wrap (2.9). What is wrong with it is
         logged; the queue is looked at all the same, because a notification too many does no harm, and one lost does.
         """
-        if index >= len(self.device.queues):
+        if index >= len(self.queues):
             return
-        queue = self.device.queues[index]
+        queue = self.queues[index]
         data_due = bool(self.device.driver_features & _NOTIFICATION_DATA)
         if (next_available is not None) is not data_due and self.running:
             with_or_without = "without data, which was" if next_available is None else "with data, which was not"
@@ -296,22 +305,22 @@ class DeviceCore:
         """Log what the guest has done, but only the first of its kind since the last reset."""
         self.log.once(kind, "guest %s", what)
 
-    def pause(self, reason: str) -> None:
-        """No queue takes another chain until `resume` with the same reason."""
-        for queue in self.device.queues:
-            queue.pause(reason)
+    def stop(self, reason: Stop) -> None:
+        """No queue hands out another chain until `start` with the same reason."""
+        for queue in self.queues:
+            queue.stop(reason)
 
-    def resume(self, reason: str) -> None:
-        """Undo `pause`."""
-        for queue in self.device.queues:
-            queue.resume(reason)
+    def start(self, reason: Stop) -> None:
+        """Undo `stop`."""
+        for queue in self.queues:
+            queue.start(reason)
 
     def _ring_ranges(self) -> list[tuple[int, int]]:
         """Where the rings of enabled queues are: (address, length) of each part."""
-        return [(area.address, area.length) for queue in self.device.queues if queue.enabled for area in queue.areas()]
+        return [(area.address, area.length) for queue in self.queues if queue.enabled for area in queue.areas()]
 
     def _memory_changed(self) -> None:
-        for queue in self.device.queues:
+        for queue in self.queues:
             queue.memory_changed()
 
     # ---- configuration -------------------------------------------------------------------------------------------

@@ -29,9 +29,7 @@ class queue:  # noqa: N801 - read as a keyword of a class body, like property
     """Declare a virtqueue in the body of a `Device`; each instance gets a `Queue` of its own."""
 
     def __init__(self, max_size: int = 128) -> None:
-        if not 0 < max_size <= MAX_QUEUE_SIZE or max_size & (max_size - 1):
-            raise AuthorError(f"queue(max_size={max_size}): expected a power of two, 1 to {MAX_QUEUE_SIZE}")
-        self.max_size = max_size
+        self.max_size = _checked_size(max_size)
         self.name = ""
 
     def __set_name__(self, owner: "type[Device]", name: str) -> None:
@@ -153,8 +151,8 @@ class Device:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def add_queue(self, max_size: int = 128) -> Queue:
-        """One more queue, in ``__init__``, for devices whose number of queues is an option."""
-        added = Queue(len(self.queues), max_size)
+        """Declare one more queue, in ``__init__``, for devices whose number of queues is an option."""
+        added = Queue(len(self.queues), _checked_size(max_size))
         self.queues.append(added)
         return added
 
@@ -164,7 +162,7 @@ class Device:
         Extend it where the configuration says something that follows from the size.
         """
         for each in self.queues:
-            each.max_size = size
+            each.resize(size)
 
     def negotiated(self, feature: int) -> bool:
         """Whether the driver has accepted this feature bit (its number)."""
@@ -191,6 +189,12 @@ class Device:
 
 _ATTRIBUTES = frozenset({"config", "features", "driver_features", "guest_ram", "queues"})
 """What `Device.__init__` makes."""
+
+
+def _checked_size(max_size: int) -> int:
+    if not 0 < max_size <= MAX_QUEUE_SIZE or max_size & (max_size - 1):
+        raise AuthorError(f"queue(max_size={max_size}): expected a power of two, 1 to {MAX_QUEUE_SIZE}")
+    return max_size
 
 
 def _uninitialised(device: Device, name: str) -> AuthorError:

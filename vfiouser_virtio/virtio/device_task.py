@@ -1,7 +1,7 @@
 """The task that runs a device: `Device.run` lives from each DRIVER_OK to the reset that follows (virtio 1.4, 3.1)."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -10,20 +10,32 @@ from vfiouser_virtio.errors import AuthorError, GuestError
 from vfiouser_virtio.virtio.author_line import definition, log_bug
 from vfiouser_virtio.virtio.device import Device
 from vfiouser_virtio.virtio.lost_chains import watch_for_lost_chains
-from vfiouser_virtio.virtio.polling import Polling, pulse
+from vfiouser_virtio.virtio.polling import pulse
 from vfiouser_virtio.virtio.unnotified import serve_unnotified
+from vfiouser_virtio.virtio.virtqueue import Spawn, Virtqueue
 
 logger = logging.getLogger(__name__)
 
 
 class DeviceTask:
-    """``failed`` is told of the exception that has ended `Device.run`.
+    """``failed`` is told of the exception that has ended `Device.run`; ``queues`` are those that the device uses.
 
     With ``search`` the queues of a driver that never notifies are polled once that is clear.
     """
 
-    def __init__(self, device: Device, name: str, failed: Callable[[Exception], None], *, search: bool = False) -> None:
+    def __init__(
+        self,
+        device: Device,
+        queues: Sequence[Virtqueue],
+        name: str,
+        failed: Callable[[Exception], None],
+        *,
+        search: bool = False,
+    ) -> None:
         self.device = device
+        self.spawn: Spawn | None = None
+        """Starts a task that ends with the run; None while there is no run."""
+        self._queues = queues
         self._log = DeviceLog(logger, name)
         self._failed = failed
         self._search = search
@@ -68,28 +80,29 @@ class DeviceTask:
 
     async def _run(self) -> None:
         """Returns only by an exception, or cancelled: an idle device still serves its configuration."""
-        polling = [queue.polling for queue in self.device.queues]
         try:
             async with trio.open_nursery() as nursery:
-                for queue in self.device.queues:
-                    queue.spawn = _spawner(nursery)
-                if polled := [queue.peek for queue in self.device.queues if queue.polling.always]:
+                self.spawn = _spawner(nursery)
+                for queue in self._queues:
+                    queue.begin_run(self.spawn)
+                if polled := [queue.peek for queue in self._queues if queue.polling.always]:
                     nursery.start_soon(pulse, polled)
                 elif self._search:
-                    nursery.start_soon(serve_unnotified, self.device.queues, self._poll)
-                if self.device.queues and not self._lost:
-                    nursery.start_soon(watch_for_lost_chains, self.device.queues, self._warn_of_loss)
+                    nursery.start_soon(serve_unnotified, self._queues, self._poll)
+                if self._queues and not self._lost:
+                    nursery.start_soon(watch_for_lost_chains, self._queues, self._warn_of_loss)
                 await self._awaitable()
                 self._warn_of_end()
                 await trio.sleep_forever()
         finally:
-            for queue, mode in zip(self.device.queues, polling, strict=True):
-                queue.spawn, queue.polling = None, mode
+            self.spawn = None
+            for queue in self._queues:
+                queue.end_run()
 
     def _poll(self) -> None:
         """Until the next reset: with its notifications suppressed a driver could not be seen to notify after all."""
-        for queue in self.device.queues:
-            queue.polling = Polling("on")
+        for queue in self._queues:
+            queue.poll_always()
         self._log.warning(
             "the driver does not notify the device of new requests: its queues are polled from now on, which takes "
             "some 5 % of a CPU, and all of one while there is work; poll=on does so from the start, poll=off never"
@@ -104,7 +117,7 @@ class DeviceTask:
 
     def _warn_of_end(self) -> None:
         """An author's mistake more often than not: once for each device."""
-        if self.device.queues and not self._warned:
+        if self._queues and not self._warned:
             self._warned = True
             run = type(self.device).run
             what = "has no run()" if run is Device.run else f"run() returned ({definition(run)})"
@@ -122,7 +135,7 @@ class DeviceTask:
             log_bug(self._log, "a bug in the device, found at its reset", error)
 
 
-def _spawner(nursery: trio.Nursery) -> Callable[[Callable[[], Awaitable[None]]], None]:
+def _spawner(nursery: trio.Nursery) -> Spawn:
     def spawn(work: Callable[[], Awaitable[None]]) -> None:
         try:
             nursery.start_soon(work)

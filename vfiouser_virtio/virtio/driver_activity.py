@@ -3,7 +3,7 @@
 from enum import IntEnum
 
 from vfiouser_virtio.protocols.virtio.features import Feature, Status, is_device_type_bit
-from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.virtio.virtqueue import Virtqueue
 
 
 def status_names(status: int) -> str:
@@ -18,7 +18,7 @@ def feature_names(features: int, of_type: type[IntEnum] | None) -> str:
     return ", ".join(_name(bit, of_type) for bit in range(features.bit_length()) if features >> bit & 1) or "none"
 
 
-def ring_words(queue: Queue) -> str:
+def ring_words(queue: Virtqueue) -> str:
     """Size, form and guest addresses of an enabled queue."""
     form = "packed" if queue.features.packed else "split"
     return f"{form} ring of {queue.size}, desc {queue.desc:#x}, driver {queue.driver:#x}, device {queue.device:#x}"

@@ -21,6 +21,7 @@ import trio
 
 from vfiouser_virtio.virtio.author_line import shown
 from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.vring import Chain
 
 # Seconds.
@@ -30,13 +31,13 @@ _GET_ANEXT = opcode.opmap["GET_ANEXT"]
 _NEAR = 5
 
 
-async def watch_for_lost_chains(queues: Sequence[Queue], report: Callable[[str], None]) -> None:
+async def watch_for_lost_chains(queues: Sequence[Virtqueue], report: Callable[[str], None]) -> None:
     """Return when a chain has been lost, and ``report`` was told of it; look only while chains are in flight."""
     parked = trio.lowlevel.ParkingLot()
 
     def on_park() -> None:  # once for each look: every wait would pay for more
         for queue in queues:
-            queue.on_park = None
+            queue.call_on_park(None)
         parked.unpark_all()
 
     try:
@@ -52,14 +53,14 @@ async def watch_for_lost_chains(queues: Sequence[Queue], report: Callable[[str],
                         return
                     in_hand = in_hand or bool(chains)
             for queue in queues:
-                queue.on_park = on_park
+                queue.call_on_park(on_park)
             await parked.park()
     finally:
         for queue in queues:
-            queue.on_park = None
+            queue.call_on_park(None)
 
 
-def _lost(queue: Queue, chains: list[Chain]) -> Iterator[str]:
+def _lost(queue: Virtqueue, chains: list[Chain]) -> Iterator[str]:
     loops = [frame for task in queue.waiters if (frame := _loop(task.coro))]
     at = f" (its loop: {shown(loops[0].f_code.co_filename)}:{loops[0].f_lineno})" if loops else ""
     for position in range(len(chains)):

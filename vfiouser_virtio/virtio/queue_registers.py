@@ -6,15 +6,19 @@ from vfiouser_virtio.vring import Area, RingFeatures, ring_areas
 
 
 class QueueRegisters:
-    """One queue's. ``max_size`` is what its device declares: a power of two, at most 32768."""
+    """One queue's. ``max_size`` is what its device offers, 1 to 32768 entries.
+
+    The attributes are for reading: `configure` and `negotiate` change them.
+    """
 
     def __init__(self, index: int, max_size: int) -> None:
-        if not 0 < max_size <= MAX_QUEUE_SIZE or max_size & (max_size - 1):
-            raise ValueError(f"queue {index}: max_size {max_size} is no power of two from 1 to {MAX_QUEUE_SIZE}")
+        if not 0 < max_size <= MAX_QUEUE_SIZE:
+            raise ValueError(f"queue {index}: max_size {max_size} is not 1 to {MAX_QUEUE_SIZE}")
         self.index = index
         self._max_size = max_size
-        self._features = RingFeatures()
-        self.size = max_size
+        self.features = RingFeatures()
+        """What was negotiated for the rings."""
+        self.size = self.max_size
         self.desc = self.driver = self.device = 0
         """Guest addresses of the three parts: descriptors, the driver's area, the device's."""
         self.enabled = False
@@ -26,33 +30,36 @@ class QueueRegisters:
     def max_size(self) -> int:
         """The largest size that the driver may choose: until RING_PACKED is negotiated a power of two (CC8)."""
         size = self._max_size
-        return size if self._features.packed else 1 << size.bit_length() - 1
-
-    @max_size.setter
-    def max_size(self, size: int) -> None:
-        """Offer another size, any from 1 to 32768, before a driver sees the queue."""
-        self._max_size = size
-        self.size = self.max_size
+        return size if self.features.packed else 1 << size.bit_length() - 1
 
     def allows(self, size: int) -> bool:
         """Whether the driver may choose this size: a split queue's is a power of two."""
-        return 0 < size <= self.max_size and (self._features.packed or not size & (size - 1))
+        return 0 < size <= self.max_size and (self.features.packed or not size & (size - 1))
 
-    @property
-    def features(self) -> RingFeatures:
-        """What was negotiated for the rings."""
-        return self._features
+    def configure(
+        self,
+        *,
+        size: int | None = None,
+        desc: int | None = None,
+        driver: int | None = None,
+        device: int | None = None,
+    ) -> None:
+        """The driver writes these registers; ``size`` is one that the queue `allows`."""
+        self.size = self.size if size is None else size
+        self.desc = self.desc if desc is None else desc
+        self.driver = self.driver if driver is None else driver
+        self.device = self.device if device is None else device
 
-    @features.setter
-    def features(self, features: RingFeatures) -> None:
+    def negotiate(self, features: RingFeatures) -> None:
+        """These features are what the rings have, and so what `allows` says."""
         untouched = self.size == self.max_size
-        self._features = features
+        self.features = features
         if untouched or not self.allows(self.size):
             self.size = self.max_size
 
     def areas(self) -> list[Area]:
         """Where the ring's parts are. Raises GuestError for one that is not aligned (2.7, 2.8)."""
-        areas = ring_areas(self.size, self._features, self.desc, self.driver, self.device)
+        areas = ring_areas(self.size, self.features, self.desc, self.driver, self.device)
         for what, area in zip(("desc", "driver", "device"), areas, strict=True):
             if area.address % area.align:
                 raise GuestError(

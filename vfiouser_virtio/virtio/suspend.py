@@ -18,7 +18,9 @@ from enum import Enum, auto
 
 import trio
 
-from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.virtio.device_task import DeviceTask
+from vfiouser_virtio.virtio.stop import Stop
+from vfiouser_virtio.virtio.virtqueue import Virtqueue
 
 PATIENCE = 5.0
 """Seconds for requests that use guest memory: a slow disk may need them."""
@@ -41,16 +43,21 @@ class Phase(Enum):
 
 
 class Suspension:
-    """The queues of one device, stopped and started together.
+    """The queues of one device, whose run is ``task``, stopped and started together.
 
     ``suspended`` is called when all has stopped, perhaps from within `begin`; ``failed`` when it does not stop.
     """
 
     def __init__(
-        self, queues: Sequence[Queue], suspended: Callable[[], None], failed: Callable[[Exception], None]
+        self,
+        queues: Sequence[Virtqueue],
+        task: DeviceTask,
+        suspended: Callable[[], None],
+        failed: Callable[[Exception], None],
     ) -> None:
         self.phase = Phase.RUNNING
         self._queues = queues
+        self._task = task
         self._suspended = suspended
         self._failed = failed
 
@@ -60,8 +67,8 @@ class Suspension:
             return
         self.phase = Phase.DRAINING
         for queue in self._queues:
-            queue.drain()
-        spawn = next((queue.spawn for queue in self._queues if queue.spawn is not None), None)
+            queue.stop(Stop.DRAINING)
+        spawn = self._task.spawn
         if spawn is None or not self._unfinished():  # without a run of the device nothing is in its hands
             self._reached()
         else:
@@ -73,8 +80,7 @@ class Suspension:
             return
         self.phase = Phase.RUNNING
         for queue in self._queues:
-            queue.drain(False)
-            queue.resume("SUSPEND")
+            queue.start(Stop.DRAINING | Stop.SUSPENDED)
 
     async def _drain(self) -> None:
         started = trio.current_time()
@@ -95,5 +101,5 @@ class Suspension:
     def _reached(self) -> None:
         self.phase = Phase.SUSPENDED
         for queue in self._queues:
-            queue.pause("SUSPEND")
+            queue.stop(Stop.SUSPENDED)
         self._suspended()

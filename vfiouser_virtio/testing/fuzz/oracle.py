@@ -33,7 +33,7 @@ from vfiouser_virtio.protocols.virtio.ring import (
     used_size,
 )
 from vfiouser_virtio.testing.fuzz.ram import Ram
-from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.virtio import DeviceCore
 
 _LOGGER = logging.getLogger("vfiouser_virtio")
 _MAX_TABLE = 1024  # entries of an indirect table that are followed
@@ -159,16 +159,16 @@ class Resources:
 class Bounds:
     """Which bytes of guest memory the device may store to: the more the longer a case runs, until `forget`."""
 
-    def __init__(self, ram: Ram, device: Device) -> None:
+    def __init__(self, ram: Ram, core: DeviceCore) -> None:
         self._ram = ram
-        self._device = device
+        self._core = core
         self._ranges: set[tuple[int, int]] = set()
         self.blind = False
         """The client has answered DMA_READ with lies: what the device was told is unknown."""
 
     def note(self) -> None:
         """Take in the rings and chains as they are in memory now. Generous: whatever a descriptor names is allowed."""
-        for queue in self._device.queues:
+        for queue in self._core.queues:
             if queue.enabled and queue.features.packed:
                 self._ranges.add((queue.desc, packed_desc_size(queue.size)))
                 self._ranges.add((queue.device, PACKED_EVENT_SIZE))

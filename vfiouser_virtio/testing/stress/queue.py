@@ -1,4 +1,4 @@
-"""The device's process with a whole `virtio.Queue` in trio: kicks arrive at a task, chains are served by others."""
+"""The device's process with a whole `virtio.Virtqueue` in trio: kicks arrive at a task, chains are served by others."""
 
 import os
 import random
@@ -8,8 +8,7 @@ import trio
 
 from vfiouser_virtio.testing.stress.device import check, guest_memory, serve
 from vfiouser_virtio.testing.stress.game import Score, Table
-from vfiouser_virtio.virtio import Chain, Queue
-from vfiouser_virtio.virtio.polling import Polling
+from vfiouser_virtio.virtio import Chain, Queue, Stop, Virtqueue
 from vfiouser_virtio.vring import RingFeatures
 
 # Nobody here sleeps for as long, in seconds.
@@ -23,11 +22,13 @@ def work_in_queue(table: Table) -> None:
 
 async def _work(table: Table) -> None:
     rng = random.Random(~table.game.seed)
-    queue = _set_up(table, rng.choice(("adaptive", "off")))
-    table.device_side = queue
+    virtqueue = _set_up(table, rng.choice(("adaptive", "off")))
+    queue = Queue(virtqueue.index, virtqueue.max_size)
+    queue.attach(virtqueue)
+    table.device_side = virtqueue
     number = 0
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_kicks, table, queue, nursery.cancel_scope)
+        nursery.start_soon(_kicks, table, virtqueue, nursery.cancel_scope)
         async for chain in queue:
             check(chain, number)
             if rng.random() < 0.2:
@@ -38,19 +39,22 @@ async def _work(table: Table) -> None:
             table.board[Score.TAKEN] = number
 
 
-def _set_up(table: Table, poll: Literal["adaptive", "off"]) -> Queue:
-    """What a transport does until DRIVER_OK."""
+def _set_up(table: Table, poll: Literal["adaptive", "off"]) -> Virtqueue:
+    """What a device core does until DRIVER_OK."""
     game, vq = table.game, table.vq
-    queue = Queue(vq.index, 1 << (game.size - 1).bit_length())
-    queue.memory = guest_memory(table)
-    queue.features = RingFeatures.of(game.features)
-    queue.size = game.size
-    queue.desc, queue.driver, queue.device = vq.desc, vq.driver, vq.device
-    queue.polling = Polling(poll)
-    queue.on_used = lambda: os.eventfd_write(table.call, 1)
-    queue.on_error = _give_up
+    queue = Virtqueue(
+        vq.index,
+        1 << (game.size - 1).bit_length(),
+        guest_memory(table),
+        interrupt=lambda: os.eventfd_write(table.call, 1),
+        failed=_give_up,
+        warn=print,
+        poll=poll,
+    )
+    queue.negotiate(RingFeatures.of(game.features))
+    queue.configure(size=game.size, desc=vq.desc, driver=vq.driver, device=vq.device)
     queue.enable()
-    queue.resume("DRIVER_OK")
+    queue.start(Stop.NOT_DRIVER_OK)
     return queue
 
 
@@ -58,7 +62,7 @@ def _give_up(error: Exception) -> None:
     raise error
 
 
-async def _kicks(table: Table, queue: Queue, end: trio.CancelScope) -> None:
+async def _kicks(table: Table, queue: Virtqueue, end: trio.CancelScope) -> None:
     while not table.board[Score.OVER]:
         await trio.lowlevel.wait_readable(table.kick)
         os.eventfd_read(table.kick)

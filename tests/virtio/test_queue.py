@@ -1,0 +1,77 @@
+"""`Queue`: what an author may do with a queue beside iterating."""
+
+import pytest
+import trio
+
+from vfiouser_virtio.errors import AuthorError
+from vfiouser_virtio.testing.driver import running
+from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Queue, Virtqueue, queue
+
+
+class Batches(Device):
+    """Takes what is there as one batch, and answers each request with its place in that."""
+
+    device_id = 63
+    requestq = queue(max_size=8)
+
+    async def run(self) -> None:
+        while True:
+            batch = [await self.requestq.next()]
+            while (chain := self.requestq.next_nowait()) is not None:
+                batch.append(chain)
+            for number, chain in enumerate(batch):
+                chain.writable.write(bytes([number]))
+                chain.complete()
+
+
+@pytest.mark.parametrize("private", [False, True])
+async def test_what_is_there_is_had_without_waiting(private: bool) -> None:
+    async with running(Batches(), private=private) as driver:
+        tokens = [driver.add(0, [], [1]) for _ in range(4)]
+        driver.kick(0)
+        assert [(await driver.wait(0, token)).data for token in tokens] == [[b"\0"], [b"\1"], [b"\2"], [b"\3"]]
+        assert driver.queue_interrupts == [1]
+
+
+async def test_next_nowait_looks_at_the_ring() -> None:
+    class Polls(Device):
+        device_id = 63
+        requestq = queue(max_size=8)
+
+        async def run(self) -> None:
+            while (chain := self.requestq.next_nowait()) is None:
+                await trio.lowlevel.checkpoint()
+            chain.complete(0)
+
+    async with running(Polls(), offer=Offer(poll="off")) as driver:
+        token = driver.add(0, [], [1])  # no notification
+        assert (await driver.wait(0, token)).written == 0
+
+
+def test_a_queue_is_used_by_a_device_that_is_served() -> None:
+    device = Batches()
+    assert (device.requestq.index, device.requestq.size, device.requestq.max_size) == (0, 8, 8)
+    with pytest.raises(AuthorError, match="queue 0 of a device that is not being served"):
+        device.requestq.next_nowait()
+
+
+async def test_what_makes_virtqueues_can_be_chosen() -> None:
+    """As the deliberately broken devices of the conformance tests do."""
+
+    class Deaf(Virtqueue):
+        def kick(self) -> None:
+            heard.append(self.index)
+
+    heard: list[int] = []
+
+    async with running(Batches(), virtqueue=Deaf) as driver:
+        assert isinstance(driver.core, DeviceCore)
+        driver.add(0, [], [1])
+        driver.kick(0, force=True)
+        assert heard == [0]
+
+
+def test_an_author_sees_nothing_but_a_small_queue() -> None:
+    public = {name for name in dir(Queue) if not name.startswith("_")}
+    for_authors = {"hold", "index", "max_size", "next", "next_nowait", "pinned", "size"}
+    assert public == for_authors | {"attach", "detach", "resize"}

@@ -1,0 +1,31 @@
+"""Reasons for which a virtqueue stands still, one bit each: it goes on when the last of them is gone."""
+
+from enum import Flag, auto
+
+
+class Stop(Flag):
+    """Any number of them at once. While there is one, a device gets no buffer.
+
+    With any but `DRAINING` the ring is not touched either: neither looked at, nor shown what was used.
+    """
+
+    NOT_DRIVER_OK = auto()
+    """The driver has not set DRIVER_OK, or has reset the device (virtio 1.4, 3.1)."""
+    NEEDS_RESET = auto()
+    """The device has set DEVICE_NEEDS_RESET (2.1.2)."""
+    DRAINING = auto()
+    """Buffers that the device has are finished first: before a suspension, or before another device takes over."""
+    SUSPENDED = auto()
+    """SUSPEND is set ("Device Suspend")."""
+    NO_BUS_MASTER = auto()
+    """The function may not reach memory: Bus Master Enable of PCI is 0."""
+    QUIESCED = auto()
+    """The memory map is about to change."""
+    UNTIL_KICK = auto()
+    """The memory map may be another driver's: nothing is touched until that driver notifies, or resets the device."""
+    REPLACED = auto()
+    """Another device object is taking over."""
+
+
+UNTOUCHABLE = ~Stop.DRAINING
+"""Those with which the ring is not touched."""

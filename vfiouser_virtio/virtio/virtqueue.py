@@ -1,0 +1,347 @@
+"""The device's side of one virtqueue: registers, ring, notifications, and what was used (virtio 1.4, 2.6).
+
+::
+
+    driver's kick ──▶ kick() ──▶ wakes ──▶ Queue.__anext__ ──▶ Ring.pop ──▶ chain ──▶ device
+    interrupt ◀── interrupt() ◀── Ring.publish ◀── one for a burst ◀── chain.complete() ◀──┘
+
+A look at the ring comes first, and the wait for a kick only when it is empty, perhaps after some `polling`. While there
+is a reason to stand still (`Stop`), or RAM is being remapped under the ring, nothing is handed out.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.memory import GuestMemory, NeedsMessages
+from vfiouser_virtio.turns import turns
+from vfiouser_virtio.virtio import queue_messages
+from vfiouser_virtio.virtio.bound_ring import BoundRing
+from vfiouser_virtio.virtio.offer import Poll
+from vfiouser_virtio.virtio.pins import Pins
+from vfiouser_virtio.virtio.polling import Polling
+from vfiouser_virtio.virtio.queue_registers import QueueRegisters
+from vfiouser_virtio.virtio.stop import UNTOUCHABLE, Stop
+from vfiouser_virtio.vring import Chain, make_ring
+
+# Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues.
+BURST = 64
+MISSED = 1.0
+"""Seconds that a ring's memory may be away before that is said."""
+
+Spawn = Callable[[Callable[[], Awaitable[None]]], None]
+
+# Plain ints: what is looked at for each chain is worth more than the tenth of a microsecond that a Flag takes.
+_UNTOUCHABLE, _DRAINING = UNTOUCHABLE.value, Stop.DRAINING.value
+_KICKED = ~Stop.UNTIL_KICK.value
+
+
+class Virtqueue(QueueRegisters):
+    """One virtqueue: the registers that a driver sets, and the ring behind them once it is enabled.
+
+    ``interrupt`` sends a used buffer notification, ``failed`` is told of what the driver or the device has done wrong,
+    ``warn`` of what a user should know: one line.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        max_size: int,
+        memory: GuestMemory,
+        *,
+        interrupt: Callable[[], None],
+        failed: Callable[[Exception], None],
+        warn: Callable[[str], None],
+        poll: Poll = "off",
+    ) -> None:
+        super().__init__(index, max_size)
+        self.memory = memory
+        self.pins = Pins()
+        self.burst: deque[Chain] = deque()
+        """Chains that were taken from the ring, and not handed out yet."""
+        self.slice_end = 0.0
+        """Until when (``perf_counter``) chains may be handed out without waiting: then others have their turn."""
+        self.stopped = Stop.NOT_DRIVER_OK.value
+        """The reasons to hand out nothing: the value of a `Stop`; 0 for none."""
+        self.notified = False
+        """The driver has sent a notification since the last reset."""
+        self.polling = Polling(poll)
+        self.waiters: list[trio.lowlevel.Task] = []
+        """The tasks that wait for this queue."""
+        self._interrupt = interrupt
+        self._failed = failed
+        self._warn = warn
+        self._poll: Poll = poll
+        self._spawn: Spawn | None = None
+        self._on_park: Callable[[], None] | None = None
+        self._asked = False
+        """The driver has notified the device since the ring was last within reach."""
+        self._bound: BoundRing | None = None
+        self._wakes = self._round = 0
+        self._publish_scheduled = False
+
+    # ---- the device's run ----------------------------------------------------------------------------------------
+
+    def begin_run(self, spawn: Spawn) -> None:
+        """The device runs: ``spawn`` starts tasks that end with that run."""
+        self._spawn = spawn
+
+    def end_run(self) -> None:
+        """The run has ended, and with it all that was spawned."""
+        self._spawn = None
+        self.polling = Polling(self._poll)
+
+    def poll_always(self) -> None:
+        """Look without being notified, until the device's run ends."""
+        self.polling = Polling("on")
+
+    def call_on_park(self, callback: Callable[[], None] | None) -> None:
+        """Call ``callback`` whenever a task starts to wait for this queue; None: do not."""
+        self._on_park = callback
+
+    # ---- registers, status, and what else a transport says -------------------------------------------------------
+
+    def may_be_next(self, next_available: int) -> bool:
+        """Whether a notification can say this of where the driver goes on: next_off and next_wrap, 16 bits (2.9)."""
+        return self._bound is None or self._bound.ring.may_be_next(next_available)
+
+    def kick(self) -> None:
+        """The driver's available buffer notification. One too many does no harm (AN2)."""
+        if self.stopped:
+            self.stopped &= _KICKED
+        self.notified = self._asked = True
+        self._wake()
+
+    @property
+    def overlooked(self) -> bool:
+        """Whether a buffer is available to a device that waits for a notification; False where that takes messages."""
+        bound = self._usable() if self.waiters and not self.stopped else None
+        return bound is not None and not bound.by_message and bound.ring.offers_buffer()
+
+    def peek(self, by_message: bool) -> bool:
+        """Wake whoever waits if there is something new, as a kick does; False where that cannot be known.
+
+        What takes messages is only looked at where ``by_message`` says so, and then by whoever waits.
+        """
+        bound = self._usable()
+        if bound is None:
+            return False
+        if self.waiters and (by_message if bound.by_message else bound.ring.has_available()):
+            self._wake()
+        return True
+
+    def enable(self) -> None:
+        """``queue_enable`` = 1. Raises GuestError for rings that are not aligned (2.7), or not in guest memory."""
+        areas = self.areas()
+        for area in areas:
+            self.memory.check(area.address, area.length, write=area.write)
+        ring = make_ring(self.size, self.memory, self.features)
+        ring.on_push = self._pushed
+        self._bound = BoundRing(f"queue {self.index}", ring, self.memory, areas)
+        self.enabled = True
+        self._wake()
+
+    def stop(self, reason: Stop) -> None:
+        """Hand out no more chains until `start` with the same reason."""
+        self.stopped |= reason.value
+
+    def start(self, reason: Stop) -> None:
+        """Undo `stop`."""
+        self.stopped &= ~reason.value
+        self._wake()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether guest memory is being used: by requests that are pinned, or by messages to and from the ring."""
+        bound = self._bound
+        return self.pins.busy or (bound is not None and (bound.fetching or bound.flushing))
+
+    @property
+    def in_hand(self) -> int:
+        """Chains that the device was given, and that the driver does not have back."""
+        bound = self._bound
+        if bound is None:
+            return 0
+        return len(bound.ring.in_flight) - len(self.burst) + bound.ring.unpublished + len(bound.unsent)
+
+    def chains_in_hand(self) -> list[Chain]:
+        """The chains that the device was given and has not completed."""
+        bound = self._bound
+        if bound is None:
+            return []
+        waiting = {chain.head for chain in self.burst}
+        return [chain for chain in bound.ring.in_flight.values() if chain.ring and chain.head not in waiting]
+
+    def memory_changed(self) -> None:
+        """The memory map is another one: chains in flight look again before they touch their buffers."""
+        bound = self._bound
+        if bound is None:
+            return
+        bound.ring.memory_changed()
+        # A ring that nobody has missed is bound to its new place when it is next looked at.
+        if bound.away or bound.fetching or bound.has_news or self.burst:
+            self._wake()
+
+    def reset(self) -> None:
+        """Back to power-on state (2.6.1). Whoever still holds a chain finds that completing it has no effect."""
+        if self._bound is not None:
+            self._bound.kill()
+            self._bound = None
+        self.clear()
+        self.notified = False
+        self.burst.clear()
+        self.pins.cancel()
+
+    # ---- looking at the ring: for `Queue` ------------------------------------------------------------------------
+
+    def fill_nowait(self) -> bool:
+        """Fill the burst with what can be had without waiting; whether there is any."""
+        self._publish()
+        bound = self._usable()
+        if bound is None or self.stopped or bound.by_message:
+            return False
+        try:
+            chains = bound.ring.pop(BURST)
+        except NeedsMessages:  # for a buffer
+            return False
+        self.burst.extend(chains)
+        return bool(chains)
+
+    async def wait_burst(self) -> None:
+        """Look, and park until the next wake-up while there is nothing."""
+        while not self.burst:
+            seen = self._wakes
+            if not await self._look() and seen == self._wakes:
+                await self.park()
+                self.slice_end, self._round = turns().woken(self._round)
+
+    async def wait_turn(self) -> None:
+        """The slice of time is over: let others have theirs."""
+        self._publish()
+        self.slice_end = await turns().wait()
+
+    async def _look(self) -> bool:
+        """Fill the burst from the ring; False when the driver must be waited for, and has been asked to notify."""
+        self._publish()
+        if not self._has_news() and self.polling.promising():
+            await self.polling.spin(self._has_news)
+            self.slice_end, self._round = turns().woken(self._round)
+        bound = self._usable()
+        if bound is None or self.stopped:
+            return False
+        if not bound.by_message:
+            ring = bound.ring
+            try:
+                while True:
+                    chains = ring.pop(BURST)
+                    if chains:
+                        self.polling.filled()
+                        ring.suppress_notifications()
+                        self.burst.extend(chains)
+                        return True
+                    if self.polling.always:
+                        ring.suppress_notifications()
+                        return False
+                    if not ring.request_notification():
+                        return False
+            except NeedsMessages:
+                pass  # for a buffer
+        await queue_messages.take(bound, self.burst, BURST, lambda: not self.stopped)
+        return bool(self.burst)
+
+    def _has_news(self) -> bool:
+        """Whether there is nothing to wait for: something is available, or cannot be seen without more work."""
+        bound = self._usable()
+        return bound is None or bool(self.stopped) or bound.by_message or bound.ring.has_available()
+
+    def _usable(self) -> BoundRing | None:
+        """The ring if it may be touched now; bound again after a change of the memory map."""
+        bound = self._bound
+        if bound is None or self.stopped & _UNTOUCHABLE:
+            return None
+        if bound.bind():
+            self._asked = False
+            return bound
+        # Firmware leaves queues behind that nobody waits for: Linux may unmap their memory long before it resets them.
+        if (self._asked or bound.has_news) and not bound.missed and self._spawn is not None:
+            bound.missed = True
+            self._spawn(lambda: self._tell_missed(bound))
+        return None
+
+    async def _tell_missed(self, bound: BoundRing) -> None:
+        """QEMU's remapping of RAM takes the ring's memory away for some milliseconds; what lasts is worth a line."""
+        await trio.sleep(MISSED)
+        bound.missed = False
+        if bound.alive() and not self.stopped & _UNTOUCHABLE and not bound.bind():
+            bound.missed = True  # said once, until a reset
+            self._warn(
+                f"queue {self.index} waits for its ring's memory, which its client has unmapped or mapped read-only "
+                f"({bound.lacks}): until it is mapped again, or the driver resets the device, no request is served"
+            )
+
+    async def park(self) -> None:
+        """Wait for `_wake`. A ParkingLot does the same, but costs 2 µs more to leave, and every kick pays that."""
+        if self._on_park is not None:
+            self._on_park()
+        task = trio.lowlevel.current_task()
+        self.waiters.append(task)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self.waiters.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _wake(self) -> None:
+        self._wakes += 1  # for a look that is awaiting messages: what it saw may be old
+        self._publish()  # what could not be shown before; a device that needs no more chains does not look at the ring
+        if self.waiters:
+            waiters, self.waiters = self.waiters, []
+            for task in waiters:
+                trio.lowlevel.reschedule(task)
+
+    # ---- showing what was used -----------------------------------------------------------------------------------
+
+    def _pushed(self) -> None:
+        """A chain of ours was completed: show it now if nothing else is at hand, else with the others of its burst."""
+        if not self.burst or (self._bound is not None and self._bound.by_message):
+            self._publish()
+        elif not self._publish_scheduled:
+            # The device may await between two chains of a burst; this still runs at the end of the scheduler's round.
+            self._publish_scheduled = True
+            trio.lowlevel.current_trio_token().run_sync_soon(self._publish_later)
+
+    def _publish_later(self) -> None:
+        self._publish_scheduled = False
+        self._publish()
+
+    def _publish(self) -> None:
+        bound = self._bound
+        if bound is None or bound.flushing or not bound.has_news:
+            return
+        try:
+            # A ring whose memory is away at the moment shows its used entries when it is back: `_wake` comes again.
+            if self._usable() is None:
+                return
+            if bound.needs_messages:
+                if self._spawn is not None:
+                    bound.flushing = True
+                    self._spawn(lambda: self._flush(bound))
+            elif bound.ring.publish():
+                self._interrupt()
+        except Exception as error:  # anything but a GuestError is a bug, but the caller may be the scheduler
+            self._failed(error)
+
+    async def _flush(self, bound: BoundRing) -> None:
+        try:
+            await queue_messages.flush(bound, lambda: self._usable() is not None, self._interrupt)
+        except GuestError as error:
+            self._failed(error)
+        finally:
+            bound.flushing = False
+        self._publish()  # what was completed meanwhile, or could not be sent while its memory was away
+        if bound.lacks_room:
+            bound.lacks_room = False
+            self._wake()
