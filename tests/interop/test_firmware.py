@@ -100,7 +100,7 @@ def _alive(fd: str) -> bool:
 
 
 async def client_left(served: Serving) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while any(function.memory.client for function in served.functions):
             await trio.sleep(0.01)
     await trio.testing.wait_all_tasks_blocked()
@@ -112,7 +112,10 @@ async def test_qemu_killed_in_the_middle_of_io_20_times(
     async with serve(f"blk,path={boot_disk},num-queues=2", "rng") as served:
         before: dict[str, int] = {}
         for turn in range(20):
-            linux = turn % 5 == 4  # mostly the firmware, which is there in a second; now and then a Linux with much I/O
+            linux = turn in (
+                4,
+                14,
+            )  # mostly the firmware, which is there in a second; now and then a Linux with much I/O
             async with vm.boot_guest(qemu, guest_image if linux else None, devices=served.qemu_devices) as guest:
                 if linux:
                     jobs = "for i in 1 2 3 4; do dd if=/dev/zero of=/dev/vda bs=64k oflag=direct seek=$i & done"

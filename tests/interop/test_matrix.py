@@ -45,7 +45,13 @@ SHOWN = {
 @pytest.mark.parametrize(
     ("ids", "memory", "interrupts", "engine"),
     [
-        *itertools.product(["default", "2007", "qemu"], ["shared", "private"], ["msix", "intx"], ["vfio-user"]),
+        # Each two of them together: identity, memory, interrupt.
+        ("default", "shared", "msix", "vfio-user"),
+        ("default", "private", "intx", "vfio-user"),
+        ("2007", "shared", "intx", "vfio-user"),
+        ("2007", "private", "msix", "vfio-user"),
+        ("qemu", "shared", "msix", "vfio-user"),
+        ("qemu", "private", "intx", "vfio-user"),
         ("default", "shared", "msix", "libvfio-user"),
         ("2007", "shared", "intx", "libvfio-user"),
     ],
