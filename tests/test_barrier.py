@@ -9,7 +9,10 @@ import pytest
 
 LITMUS = Path(__file__).with_name("support") / "litmus.py"
 
-pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="nothing is reordered on a single CPU")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="nothing is reordered on a single CPU"),
+]
 
 
 def reordered(fence: str) -> int:

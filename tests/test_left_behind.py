@@ -10,6 +10,8 @@ import pytest
 from support.command import PATIENCE, environment
 from support.left_behind import left_behind
 
+pytestmark = pytest.mark.once
+
 TESTS = Path(__file__).parent
 
 LEAVES = """

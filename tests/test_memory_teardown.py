@@ -17,6 +17,8 @@ from vfiouser_virtio.pci import Identity, PciFunction
 from vfiouser_virtio.places import WINDOW_SIZE
 from vfiouser_virtio.removal import STEP
 
+pytestmark = pytest.mark.once
+
 PAGE = mmap.PAGESIZE
 
 

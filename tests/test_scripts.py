@@ -5,6 +5,10 @@ import pty
 import subprocess
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.once
+
 LIBRARY = Path(__file__).parents[1] / "scripts/lib.sh"
 
 

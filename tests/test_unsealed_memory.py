@@ -17,6 +17,8 @@ from vfiouser_virtio.dma import SharedMemory
 from vfiouser_virtio.guest import BlkDriver, Disk, bound_pci
 from vfiouser_virtio.vfio_user import connect
 
+pytestmark = pytest.mark.once
+
 TRUNCATING_CLIENT = Path(__file__).parent / "support" / "truncating_client.py"
 NOBODY = 65534
 

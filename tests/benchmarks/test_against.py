@@ -9,6 +9,8 @@ from benchmarks.measure import Benchmark, Options
 
 from vfiouser_virtio.errors import ConfigError
 
+pytestmark = pytest.mark.once
+
 # In place of the benchmarks: tells what `package.py` of its tree says, which stands for our package.
 _PROGRAM = """
 import json, sys

@@ -25,6 +25,8 @@ from support.libvfio_user_found import find
 
 from vfiouser_virtio.serving.qemu_command import qemu_device
 
+pytestmark = pytest.mark.once
+
 SHORT = Options(rounds=1, quick=True)
 
 

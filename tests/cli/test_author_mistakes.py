@@ -1,5 +1,6 @@
 """Mistakes in a device file of the user's: one line with the author's line, and an exit status, of every command."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,7 @@ class HalfMade(Device):
 """
 
 
-@pytest.mark.parametrize("how", [(), ("--processes",)], ids=["one-process", "processes"])
-@pytest.mark.parametrize(
+MISTAKES = pytest.mark.parametrize(
     ("name", "line", "words"),
     [
         ("Raises", 11, "__init__ raised KeyError: 'key'"),
@@ -66,9 +66,22 @@ class HalfMade(Device):
         ("HalfMade", 40, "HalfMade: run() is not async"),
     ],
 )
-def test_one_line_says_where_it_is(tmp_path: Path, how: tuple[str, ...], name: str, line: int, words: str) -> None:
-    (tmp_path / "mine.py").write_text(DEVICES)
-    done = run_command("serve", *how, "--device", f"mine.py:{name}", cwd=tmp_path)
+
+
+@MISTAKES
+def test_one_line_says_where_it_is(tmp_path: Path, name: str, line: int, words: str) -> None:
+    check_one_line(tmp_path, [], name, line, words)
+
+
+@pytest.mark.once
+@MISTAKES
+def test_one_line_says_where_it_is_from_a_process_of_its_own(tmp_path: Path, name: str, line: int, words: str) -> None:
+    check_one_line(tmp_path, ["--processes"], name, line, words)
+
+
+def check_one_line(folder: Path, options: Sequence[str], name: str, line: int, words: str) -> None:
+    (folder / "mine.py").write_text(DEVICES)
+    done = run_command("serve", *options, "--device", f"mine.py:{name}", cwd=folder)
     assert done.returncode == 4
     [told] = done.stderr.splitlines()
     assert told.startswith(f"vfiouser-virtio: mine.py:{name}: a bug in the device: mine.py:{line}: ")

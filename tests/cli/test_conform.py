@@ -5,12 +5,15 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from xml.etree import ElementTree
 
+import pytest
 import trio
 from support.command import run_command, serve_process
 
 from vfiouser_virtio.pci import Identity, PciFunction
 from vfiouser_virtio.testing.conformance import CHECKS
 from vfiouser_virtio.vfio_user import Server, listen_path
+
+pytestmark = pytest.mark.once
 
 
 async def conform(*arguments: str) -> CompletedProcess[str]:

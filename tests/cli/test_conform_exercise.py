@@ -7,6 +7,8 @@ import pytest
 import trio
 from support.command import run_command, serve_process
 
+pytestmark = pytest.mark.once
+
 FILE = """
 from construct import Int32ul, Struct
 from vfiouser_virtio.guest import DEVICE_TYPES, DeviceType

@@ -137,7 +137,7 @@ async def test_once_ends_with_the_client(library: Library, how: tuple[str, ...],
         client = RawClient(sock)
         await client.version()
         client.close()
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             assert await served.wait() == 0
     assert list(tmp_path.iterdir()) == []
 

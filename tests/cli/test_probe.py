@@ -17,6 +17,8 @@ from support.command import run_command, serve_process
 from vfiouser_virtio.vfio_user import connect
 from vfiouser_virtio.vm.initramfs import fetch_tools
 
+pytestmark = pytest.mark.once
+
 
 async def probe(socket_path: str, *options: str) -> str:
     done = await trio.to_thread.run_sync(lambda: run_command("probe", *options, socket_path))

@@ -36,6 +36,8 @@ import pytest
 from support.command import environment
 from support.libvfio_user_found import find
 
+pytestmark = pytest.mark.once
+
 TOP = Path(__file__).parents[2]
 DOCUMENTS = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
 PATIENCE = 120

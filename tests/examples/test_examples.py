@@ -16,6 +16,8 @@ from vfiouser_virtio.serving.device_files import load_device_class
 from vfiouser_virtio.testing.carriers import carry
 from vfiouser_virtio.virtio import Device
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TESTED = {"dice.py", "failing_disk.py", "thermometer.py", "test_thermometer.py", "scratch_pci.py"}
 

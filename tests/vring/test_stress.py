@@ -8,6 +8,8 @@ import pytest
 
 from vfiouser_virtio.testing.stress import SABOTAGE
 
+pytestmark = pytest.mark.once
+
 # What is found soon on any machine; the others are for scripts/stress, on one that is not busy.
 RELIABLE = [name for name in SABOTAGE if name not in ("device-early-look", "no-barriers")]
 
