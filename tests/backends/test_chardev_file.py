@@ -28,7 +28,7 @@ async def test_a_log_is_appended_to(tmp_path: Path) -> None:
 
 async def test_a_full_disk_is_said_once_and_waits_for_nobody(caplog: pytest.LogCaptureFixture) -> None:
     log = LogFile(Path("/dev/full"))
-    with trio.fail_after(10), caplog.at_level(logging.ERROR):
+    with trio.fail_after(60), caplog.at_level(logging.ERROR):
         await log.send(b"a")
         await log.send(b"b")
     log.close()
@@ -97,7 +97,7 @@ async def test_a_pair_has_both_directions_and_an_end(nursery: trio.Nursery) -> N
     assert await stream.receive_some() == b"out"
     await stream.aclose()
     nursery.start_soon(chardev.receive)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while chardev.connected:
             await chardev.wait_changed()
     chardev.close()

@@ -20,7 +20,7 @@ def pty() -> Iterator[Pty]:
 
 
 async def wait_connected(pty: Pty, state: bool) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while pty.connected != state:
             await pty.wait_changed()
 
@@ -31,7 +31,7 @@ def open_terminal(pty: Pty) -> int:
 
 async def read_exactly(fd: int, count: int) -> bytes:
     data = b""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(data) < count:
             await trio.lowlevel.wait_readable(fd)
             data += os.read(fd, count - len(data))
@@ -62,7 +62,7 @@ async def test_bytes_pass_unchanged_both_ways_and_connection_is_told(pty: Pty, n
 
 async def test_output_without_a_reader_waits_for_nobody_and_its_end_is_kept(pty: Pty, nursery: trio.Nursery) -> None:
     nursery.start_soon(pty.run)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         for number in range(40):
             await pty.send(bytes([number]) * 4096)
     terminal = open_terminal(pty)
@@ -76,7 +76,7 @@ async def test_input_of_somebody_who_left_at_once_arrives(pty: Pty, nursery: tri
     terminal = open_terminal(pty)
     os.write(terminal, b"reboot\n")
     os.close(terminal)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         assert await pty.receive() == b"reboot\n"
 
 
@@ -95,7 +95,7 @@ async def test_a_slow_reader_holds_the_sender_up_and_loses_nothing(pty: Pty, nur
     await trio.testing.wait_all_tasks_blocked(0.05)
     assert not sent.is_set()
     assert await read_exactly(terminal, len(data)) == data
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await sent.wait()
     os.close(terminal)
 
@@ -110,7 +110,7 @@ async def test_the_sender_goes_on_when_a_stuck_reader_leaves(pty: Pty, nursery: 
         os.close(terminal)
 
     nursery.start_soon(leave)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await pty.send(bytes(1 << 20))
     assert not pty.connected
 

@@ -45,7 +45,7 @@ async def result_of(ring: IoUring, op: Op, fd: int, offset: int, segments: list[
         ended.set()
 
     ring.start(op, fd, offset, segments, done)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await ended.wait()
     [result] = results
     return result
@@ -97,7 +97,7 @@ async def test_many_more_requests_than_entries_one_after_another(ring: IoUring, 
                 ring.start(Op.READV, file.fileno(), number * 512, [memoryview(buffer)], done)
 
         begin()
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await finished.wait()
     assert not ring.busy
 
@@ -111,7 +111,7 @@ async def test_what_waits_for_data_can_be_given_up(ring: IoUring) -> None:
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert (results, ring.busy) == ([], True)
         ring.cancel(tag)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while ring.busy:
                 await trio.sleep(0.001)
         assert results == [-errno.ECANCELED]
@@ -150,7 +150,7 @@ async def test_a_request_beyond_the_file_fails_after_its_data(disk: Path) -> Non
     async with trio.open_nursery() as nursery:
         nursery.start_soon(backend.serve)
         assert backend.start_read(SIZE - 8192, [memoryview(buffer)], errors.append) is not None
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not errors:
                 await trio.sleep(0.001)
         nursery.cancel_scope.cancel()
@@ -197,7 +197,7 @@ async def test_a_file_system_that_does_not_know_nowait_is_never_asked_inline(
         nursery.start_soon(backend.serve)
         assert backend.start_read(0, [memoryview(buffer)], ended.append) is not None
         assert backend.start_flush(ended.append) is not None
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while len(ended) < 2:
                 await trio.sleep(0.001)
         nursery.cancel_scope.cancel()

@@ -467,7 +467,7 @@ async def test_reset_waits_for_system_calls_under_way(image: Path, monkeypatch: 
         gate.set()
         done = trio.Event()
         hold.when_done(done.set)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await done.wait()
         assert driver.status == 0
         driver.probe()
@@ -486,7 +486,7 @@ async def test_io_uring_requests_under_way_are_waited_for(
     async with running(Blk(path=image)) as driver:
         driver.add(0, [header(OUT), b"\x55" * 4096], [1])
         driver.kick(0)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not driver.core.queues[0].at_work:
                 await trio.sleep(0.001)
         hold = driver.core.write_status(0) if what == "reset" else driver.ram.unmap()
@@ -496,7 +496,7 @@ async def test_io_uring_requests_under_way_are_waited_for(
         slow.set()
         done = trio.Event()
         hold.when_done(done.set)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await done.wait()
         if what == "unmap":
             driver.ram.map()
@@ -544,7 +544,7 @@ async def test_memory_that_goes_away_waits_for_the_request() -> None:
         ended = trio.Event()
         hold.when_done(ended.set)
         gate.set()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await ended.wait()
         driver.ram.map()
         used = await driver.wait(0, token)

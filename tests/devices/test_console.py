@@ -66,7 +66,7 @@ class Control:
 
 async def read_exactly(stream: trio.SocketStream, count: int) -> bytes:
     data = b""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(data) < count:
             piece = await stream.receive_some(count - len(data))
             assert piece, "the port was closed"

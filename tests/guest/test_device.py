@@ -41,7 +41,7 @@ class Echo(Device):
 
 @asynccontextmanager
 async def started(features: int = 0) -> AsyncIterator[tuple[VirtioDevice, Loopback]]:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with Loopback(Echo()) as transport:
             device = VirtioDevice(transport)
             await device.start()

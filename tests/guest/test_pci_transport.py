@@ -59,7 +59,7 @@ class Echo(Device):
 
 @asynccontextmanager
 async def served(function: VirtioPci, *, private: bool = False) -> AsyncIterator[PciPort]:
-    with trio.fail_after(20), (PrivateMemory if private else SharedMemory)(4 << 20) as ram:
+    with trio.fail_after(60), (PrivateMemory if private else SharedMemory)(4 << 20) as ram:
         async with (
             serving_functions(function) as [arguments],
             connect(arguments["socket"]["path"], memory=[ram]) as port,

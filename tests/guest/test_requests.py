@@ -41,7 +41,7 @@ class Slow(Device):
 
 @asynccontextmanager
 async def opened(*, indirect: bool = True) -> AsyncIterator[tuple[RequestQueue, Slow, Loopback]]:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with Loopback(slow := Slow(), memory_size=1 << 20) as transport:
             device = VirtioDevice(transport, feature_mask=-1 if indirect else ~(1 << 28))
             await device.start()

@@ -21,7 +21,7 @@ RUNNING = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVE
 
 @asynccontextmanager
 async def driven(device: Device, *, suspend: bool = True) -> AsyncIterator[tuple[VirtioDevice, Loopback]]:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with Loopback(device, offer=Offer(suspend=suspend)) as transport, bound(transport) as found:
             yield found, transport
 

@@ -19,7 +19,7 @@ async def test_pci_and_loopback_on_one_bus_with_one_driver(ids: Style) -> None:
     """Real socket, server and client on one side, nothing at all on the other; all in this process."""
     bus, driver = VirtioBus(), BlkDriver()
     await bus.register_virtio_driver(driver)
-    with trio.fail_after(20), SharedMemory(4 << 20) as ram:
+    with trio.fail_after(60), SharedMemory(4 << 20) as ram:
         async with AsyncExitStack() as stack:
             functions = await stack.enter_async_context(
                 serving_functions(VirtioPci(Blk(size=1 << 20, serial="pci"), ids=ids))
@@ -69,7 +69,7 @@ async def test_each_type_finds_its_own_driver() -> None:
     drivers = [EntropyDriver(), BlkDriver()]
     for driver in drivers:
         await bus.register_virtio_driver(driver)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with Loopback(Blk(size=1 << 20)) as disk, Loopback(Rng()) as source:
             devices = [await bus.add_device(transport) for transport in (disk, source)]
             assert [device.driver for device in devices] == drivers[::-1]

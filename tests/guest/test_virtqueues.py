@@ -39,7 +39,7 @@ class Slow(Device):
 
 @asynccontextmanager
 async def started(**offer: Any) -> AsyncIterator[tuple[VirtioDevice, Slow]]:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with Loopback(slow := Slow(), memory_size=1 << 20, offer=Offer(**offer)) as transport:
             device = VirtioDevice(transport)
             await device.start()

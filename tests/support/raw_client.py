@@ -37,7 +37,7 @@ class RawClient:
 
     async def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """All of ``data``; the fds ride on its first byte."""
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while data:
                 ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
                 try:
@@ -49,7 +49,7 @@ class RawClient:
 
     async def receive(self) -> Reply:
         """The next message. Raises EOFError at the end of the stream."""
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             header, fds = await self._exactly(16)
             body, more = await self._exactly(HEADER_CODEC.unpack(header)[2] - 16)
             return Reply(header + body, fds + more)
@@ -95,7 +95,7 @@ class RawClient:
 
     async def no_more(self) -> None:
         """The server has closed the connection."""
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await trio.lowlevel.wait_readable(self.socket)
             try:
                 assert self.socket.recv(1) == b""

@@ -21,7 +21,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     MessageFlags,
 )
 
-PATIENCE = 5
+PATIENCE = 60
 RW = DmaMapFlags.READ | DmaMapFlags.WRITE
 
 

@@ -228,7 +228,7 @@ async def talk(machine: Machine, stream: trio.SocketStream, port: str) -> None:
 async def receive_line(stream: trio.SocketStream) -> str:
     """The next line from the guest, without its end; what follows must wait for an answer."""
     received = b""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while not received.endswith(b"\n"):
             more = await stream.receive_some()
             assert more, f"the port was closed after {received!r}"

@@ -19,7 +19,7 @@ class Played:
         self.received = b""
 
     async def expect(self, text: bytes) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while len(self.received) < len(text):
                 self.received += await self.stream.receive_some()
         assert self.received == text

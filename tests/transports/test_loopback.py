@@ -42,7 +42,7 @@ class Echo(Device):
 
 @asynccontextmanager
 async def loopback(*, private: bool = False) -> AsyncIterator[Loopback]:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with Loopback(Echo(), private=private) as transport:
             yield transport
 
@@ -185,7 +185,7 @@ async def test_a_bug_of_the_device_is_needs_reset_and_no_crash(caplog: pytest.Lo
         async def run(self) -> None:
             raise ZeroDivisionError("a bug")
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with Loopback(Buggy()) as transport:
             device = VirtioDevice(transport)
             await device.start()

@@ -48,7 +48,7 @@ async def test_others_have_their_turns(monkeypatch: pytest.MonkeyPatch, leaves: 
                 if not leaves:
                     await client.dma_unmap(0, 2 * STEPS * STEP * PAGE)
                     assert len(neighbours) == STEPS
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 while busy.function.memory.regions or len(neighbours) < STEPS:
                     await trio.sleep(0.001)
             nursery.cancel_scope.cancel()

@@ -99,7 +99,7 @@ class Disk:
         struct.pack_into("<H", avail, 2, self.added)
         self.used = trio.Event()
         self.client.bar_post(BAR, NOTIFY, 2, 0)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await self.used.wait()
         assert struct.unpack_from("<H", used, 2) == (self.added,)
         result = [bytes(buffer.view) for buffer in buffers[bool(readable) :]]
@@ -231,7 +231,7 @@ async def test_two_regions(listener: Listener) -> None:
                 struct.pack_into("<QIHH", rng.rings[0].view, 0, target.address, 64, WRITE, 0)
                 struct.pack_into("<HHH", rng.rings[1].view, 0, 0, 1, 0)
                 client.bar_post(BAR, NOTIFY, 2, 0)
-                with trio.fail_after(5):
+                with trio.fail_after(60):
                     await rng.used.wait()
                 assert bytes(target.view) != bytes(64)
                 assert struct.unpack_from("<HH", rng.rings[2].view) == (0, 1)
@@ -262,7 +262,7 @@ async def test_a_client_that_leaves_while_it_is_asked_breaks_nothing(
                 await Disk(client).start()
                 silent.asked = trio.Event()
                 client.bar_post(BAR, NOTIFY, 2, 0)
-                with trio.fail_after(5):
+                with trio.fail_after(60):
                     await silent.asked.wait()
             async with connect_to(listener.name, memory=[ram]) as client:
                 offset, size = COMMON_CFG_OFFSETS["device_status"]

@@ -33,7 +33,7 @@ class Calls:
         return call
 
     async def wait(self, count: int) -> list[int]:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while len(self.seen) < count:
                 await self._changed.wait()
         return self.seen
@@ -250,8 +250,10 @@ async def test_intx_that_cannot_be_unmasked(
         del device.irq_counts[PciIrq.INTX]
         os.eventfd_write(device.irqs[PciIrq.INTX, IrqSetFlags.ACTION_TRIGGER, 0], 1)
         await calls.wait(1)
+        with trio.fail_after(60):
+            while "cannot unmask INTx" not in caplog.text:
+                await trio.sleep(0.001)
         await calls.stays(1)
-        assert "cannot unmask INTx" in caplog.text
         assert client.alive
 
 
@@ -286,7 +288,7 @@ async def test_nothing_is_left(
             await client.connect_msix([lambda: None] * 40)
             await client.connect_intx(lambda: None, resample=True)
             await client.connect_intx(lambda: None, resample=True)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while pci.intx.resample_fd is not None:
                 await trio.sleep(0.001)
         counts.append((open_fds(), trio.lowlevel.current_statistics().tasks_living))

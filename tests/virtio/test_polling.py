@@ -152,7 +152,7 @@ async def test_a_busy_driver_does_not_notify_and_an_idle_one_costs_nothing(monke
         for number in range(100):
             await driver.request([b"%d" % number], [8], queue=number % 2)
         assert len(kicks) < 25
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await trio.testing.wait_all_tasks_blocked()  # nobody looks any more
         kicks.clear()
         await driver.request([b"last"], [8])
@@ -183,12 +183,12 @@ async def test_what_is_polled_can_be_reset_and_suspended(monkeypatch: pytest.Mon
         driver.ram.map()
         await until_it_polls()
         driver.core.write_status(driver.status & ~Status.DRIVER_OK | Status.SUSPEND)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while driver.status & Status.DRIVER_OK:
                 await trio.sleep(0.001)
         driver.core.write_status(driver.status | Status.DRIVER_OK)
         await until_it_polls()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await driver.reset()
         driver.probe()
         await until_it_polls()
@@ -218,7 +218,7 @@ async def test_a_driver_that_never_notifies(
     interrupts: Interrupts | None = None if carrier == "loopback" else "poll"
     async with carry(device, carrier, interrupts=interrupts, offer=Offer(poll="on", packed=packed)) as found:
         disk: Disk = found.driver_data
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             assert await disk.read(0, 2048) == CONTENT
             await disk.write(7, b"\x55" * 512)
             assert await disk.read(6, 3) == CONTENT[6 * 512 : 7 * 512] + b"\x55" * 512 + CONTENT[8 * 512 : 9 * 512]

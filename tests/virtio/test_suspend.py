@@ -65,7 +65,7 @@ async def suspend_device(driver: Driver) -> int:
 
 
 async def suspension_ended(driver: Driver) -> int:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while driver.status & DRIVER_OK and not driver.status & NEEDS_RESET:
             await trio.sleep(0.001)
     return driver.status

@@ -36,7 +36,7 @@ VERSION_1, INDIRECT_DESC, EVENT_IDX = 32, 28, 29
 UNKNOWN = 1 << 34 | 1 << 38 | 1 << 39
 RAM_BASE = 0x10_0000
 RAM_SIZE = 32 << 20
-PATIENCE = 10.0  # seconds, after which a device that does not answer has failed its test
+PATIENCE = 30.0  # seconds, after which a device that does not answer has failed its test
 
 
 class DeviceBroken(AssertionError):  # noqa: N818 - what happened, not whose error

@@ -18,7 +18,7 @@ Drive = Callable[..., AbstractAsyncContextManager[VirtioDevice]]
 def drive(request: pytest.FixtureRequest) -> Drive:
     @asynccontextmanager
     async def drive(device: Device, *, feature_mask: int = -1, **offer: Any) -> AsyncIterator[VirtioDevice]:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with (
                 Loopback(device, private=request.param == "private", offer=Offer(**offer)) as transport,
                 bound(transport, feature_mask=feature_mask) as driven,
