@@ -11,14 +11,31 @@ from vfiouser_virtio.errors import ConfigError
 
 pytestmark = pytest.mark.once
 
-# In place of the benchmarks: tells what `package.py` of its tree says, which stands for our package.
-_PROGRAM = """
-import json, sys
+# In place of the benchmarks of a tree, whose `package.py` stands for what is measured.
+_MAIN = """
+import json
+from benchmarks import catalogue
+def main(arguments):
+    name, *rest = arguments
+    assert rest == ["--json", "--rounds", "1", "--quick"], rest
+    print(json.dumps({"benchmarks": [{"rows": catalogue.BENCHMARKS[name].rows()}]}))
+"""
+_CATALOGUE = """
+import importlib.util
+BENCHMARKS = {}
+if importlib.util.find_spec("benchmarks.some_steps"):
+    from benchmarks import some_steps
+    BENCHMARKS["some-steps"] = some_steps.BENCHMARK
+"""
+_STEPS = """
 import package
-row = {"metric": "time", "unit": "us", "ours": {"rounds": [package.TIME]}}
-more = {"metric": package.MORE, "unit": "k/s", "ours": {"rounds": [package.TIME * 2]}}
-assert sys.argv[1:] == ["some-steps", "--json", "--rounds", "1", "--quick"], sys.argv
-print(json.dumps({"benchmarks": [{"rows": [row, more]}]}))
+class BENCHMARK:
+    name = "some-steps"
+    def rows():
+        return [
+            {"metric": "time", "unit": "us", "ours": {"rounds": [package.TIME]}},
+            {"metric": package.MORE, "unit": "k/s", "ours": {"rounds": [package.TIME * 2]}},
+        ]
 """
 STEPS = Benchmark(name="some-steps", summary="", run=lambda _: [])
 
@@ -33,14 +50,15 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one commit, and a working tree that has another package and a benchmark more."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     top = tmp_path / "top"
-    (top / "scripts" / "benchmarks").mkdir(parents=True)
+    benchmarks = top / "scripts" / "benchmarks"
+    benchmarks.mkdir(parents=True)
     git(top, "init", "-q")
-    (top / "scripts" / "benchmarks" / "__main__.py").write_text("raise SystemExit('not this one')")
+    (benchmarks / "__main__.py").write_text(_MAIN)
+    (benchmarks / "catalogue.py").write_text(_CATALOGUE)
     (top / "package.py").write_text("TIME, MORE = 4.0, 'speed'")
     git(top, "add", ".")
     git(top, "commit", "-qm", "before")
-    (top / "scripts" / "benchmarks" / "__main__.py").write_text(_PROGRAM)
-    (top / "scripts" / "benchmarks" / "some_steps.py").touch()
+    (benchmarks / "some_steps.py").write_text(_STEPS)
     (top / "package.py").write_text("TIME, MORE = 5.0, 'speed'")
     monkeypatch.setattr(against, "_TOP", top)
     return top
@@ -56,9 +74,18 @@ def test_ratios_are_those_of_the_two_trees(tree: Path) -> None:
 
 
 def test_a_revision_that_has_the_benchmark_is_measured_by_its_own(tree: Path) -> None:
-    git(tree, "add", "scripts/benchmarks/some_steps.py")
-    git(tree, "commit", "-qm", "there, but it does not work")
-    with pytest.raises(ConfigError, match="not this one"):
+    steps = tree / "scripts" / "benchmarks" / "some_steps.py"
+    steps.write_text(_STEPS.replace("[package.TIME]", "[7]"))
+    git(tree, "add", str(steps))
+    git(tree, "commit", "-qm", "with a benchmark of its own")
+    steps.write_text(_STEPS)
+    time, _ = against.run(STEPS, "HEAD", ["--quick"], Options(rounds=1))
+    assert (time.ours, time.theirs) == ([5.0], {"HEAD": [7]})
+
+
+def test_what_does_not_work_there_is_said(tree: Path) -> None:
+    (tree / "scripts" / "benchmarks" / "some_steps.py").write_text("import moved_since")
+    with pytest.raises(ConfigError, match="moved_since"):
         against.run(STEPS, "HEAD", ["--quick"], Options(rounds=1))
 
 
