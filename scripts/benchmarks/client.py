@@ -21,6 +21,7 @@ from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags
 RAM_SIZE = 16 << 20
 DESC, AVAIL, USED, DATA = 0x0000, 0x4000, 0x8000, 0x10_0000
 NOTIFY = 0x3000
+_CAPABILITIES = {"max_msg_fds": 8, "write_multiple": True}
 _BAR = PciRegion.BAR4
 
 
@@ -32,7 +33,7 @@ class Client:
         self.socket.connect(path)
         self.ram = os.memfd_create("ram", os.MFD_ALLOW_SEALING)
         os.ftruncate(self.ram, RAM_SIZE)
-        self.call(Command.VERSION, bytes(4) + json.dumps({"capabilities": {"max_msg_fds": 8}}).encode() + b"\0")
+        self.call(Command.VERSION, bytes(4) + json.dumps({"capabilities": _CAPABILITIES}).encode() + b"\0")
         size = RAM_SIZE // regions
         for offset in range(0, RAM_SIZE, size):
             fields = {"argsz": DMA_MAP.sizeof(), "flags": 3, "offset": offset, "address": offset, "size": size}

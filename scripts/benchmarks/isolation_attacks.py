@@ -3,16 +3,19 @@
 import contextlib
 import mmap
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.client import NOTIFY, RAM_SIZE, Client
+from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
     DMA_MAP,
     DMA_UNMAP,
     HEADER_CODEC,
     REGION_ACCESS_CODEC,
+    WRITE_MULTI_ENTRY,
+    WRITE_MULTI_REPLY,
     Command,
     MessageFlags,
     PciRegion,
@@ -30,6 +33,7 @@ _INDIRECT_DESC = 1 << 28
 _PACKED = 1 << 2  # of the features from bit 32 on, of which VERSION_1 is the first
 _NEEDS_RESET = 64
 _BURST = 64
+_MOST_WRITES = 43_000  # 1 MiB
 
 Ready = Callable[[], None]
 """To be called when the attack has begun."""
@@ -40,7 +44,12 @@ class Attack:
     """One attack, and the device that it is for."""
 
     device: str
+    """``{disk}`` is a file of 64 MiB."""
     run: Callable[[str, Ready], None]
+    options: Sequence[str] = ()
+    """Of `serve`."""
+    evicts: bool = False
+    """The disk's file is dropped from the page cache all the time."""
 
 
 class _Attacker(Client):
@@ -88,6 +97,17 @@ def _notify_flood(path: str, ready: Ready) -> None:
         ready()
         while True:
             client.socket.sendall((header + body) * 1000)
+
+
+def _writes_in_one_message(path: str, ready: Ready) -> None:
+    """REGION_WRITE_MULTI, each with as many notifications as fit into a message."""
+    with _Attacker(path) as client:
+        client.bring_up()
+        entry = codec(WRITE_MULTI_ENTRY).pack(NOTIFY, _BAR, 2, bytes(8))
+        body = codec(WRITE_MULTI_REPLY).pack(_MOST_WRITES) + entry * _MOST_WRITES
+        ready()
+        while True:
+            client.call(Command.REGION_WRITE_MULTI, body)
 
 
 def _large_reads(path: str, ready: Ready) -> None:
@@ -237,7 +257,10 @@ def _churn(path: str, ready: Ready) -> None:
 
 ATTACKS: Mapping[str, Attack] = {
     "notifications": Attack("rng", _notify_flood),
+    "writes in one message": Attack("rng", _writes_in_one_message, ("--write-multiple",)),
     "128 reads of 1 MiB": Attack("blk,size=64M", _large_reads),
+    "128 reads of 1 MiB, file": Attack("blk,path={disk}", _large_reads),
+    "128 reads of 1 MiB, cold file": Attack("blk,path={disk}", _large_reads, evicts=True),
     "malformed chains, resets": Attack("rng", _malformed),
     "longest chains": Attack("rng", partial(_chains, length=32)),
     "longest chains, tables": Attack("rng", partial(_chains, table=1024)),

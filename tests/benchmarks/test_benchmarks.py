@@ -125,10 +125,10 @@ def test_scaling_and_processes() -> None:
 
 
 def test_isolation() -> None:
-    some = "^(notifications|malformed|longest chains, packed$|maps and)"
+    some = "^(notifications|writes in|128 reads of 1 MiB, cold|malformed|longest chains, packed$|maps and)"
     rows = check(isolation.run(Options(rounds=1, quick=True, only=some)), "idle")
-    assert len(rows) == 4 * 4
-    assert sum(bool(row.targets) for row in rows.values()) == 2 * 4
+    assert len(rows) == 5 * 6
+    assert sum(bool(row.targets) for row in rows.values()) == 3 * 6
 
 
 @pytest.mark.qemu
