@@ -13,8 +13,8 @@ import trio
 import vfiouser_virtio.backends.io_uring
 from vfiouser_virtio.backends import nowait
 from vfiouser_virtio.backends.file import FileBackend
-from vfiouser_virtio.backends.io_uring import IoUring
-from vfiouser_virtio.protocols.io_uring import SQE_CODEC, Op
+from vfiouser_virtio.backends.io_uring import COPIED_BY_US, IoUring
+from vfiouser_virtio.protocols.io_uring import SQE_CODEC, Op, SqeFlags
 
 SIZE = 1 << 20
 
@@ -118,6 +118,33 @@ async def test_what_waits_for_data_can_be_given_up(ring: IoUring) -> None:
         os.write(writer, b"too late")
         assert buffer == bytes(10)
         ring.cancel(tag)  # it has ended: nothing happens
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+async def test_what_the_kernel_copies_in_our_thread_is_bounded(ring: IoUring) -> None:
+    reader, writer = os.pipe()
+    results: list[int] = []
+
+    def start() -> int:
+        at = SQE_CODEC.size * (ring._submitted & ring._sq_mask)
+        segments = [memoryview(bytearray(10))]
+        ring.start(Op.READV, reader, 0, segments, results.append, length=COPIED_BY_US // 2)
+        return int(SQE_CODEC.unpack_from(ring._sqes, at)[1])
+
+    async def end(count: int) -> None:
+        os.write(writer, bytes(10 * count))
+        with trio.fail_after(10):
+            while ring.busy:
+                await trio.sleep(0.001)
+
+    try:
+        assert [start() for _ in range(4)] == [0, 0, SqeFlags.ASYNC, SqeFlags.ASYNC]
+        await end(4)
+        assert start() == 0
+        await end(1)
+        assert results == [10] * 5
     finally:
         os.close(reader)
         os.close(writer)

@@ -194,7 +194,7 @@ class FileBackend:
                 done(None)
 
         try:
-            return partial(ring.cancel, ring.start(op, self._fd, offset, segments, ended))
+            return partial(ring.cancel, ring.start(op, self._fd, offset, segments, ended, length=length))
         except OSError:  # the kernel takes no more at the moment
             return None
 
