@@ -127,8 +127,7 @@ async def test_a_terminal_interrupts_all_of_them(tmp_path: Path) -> None:
     ) as served:
         for pid in [*children(served).values(), served.process.pid]:
             os.kill(pid, signal.SIGINT)
-        assert await served.wait() == 0
-        assert served.log.read_text() == ""
+        assert (await served.wait(), served.log.read_text()) == (0, "")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -115,7 +115,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
     from vfiouser_virtio.serving.processes import serve_in_processes
     from vfiouser_virtio.serving.serve import serve
-    from vfiouser_virtio.serving.signals import run_until_signal
+    from vfiouser_virtio.serving.signals import GIVE_UP_S, run_until_signal
+    from vfiouser_virtio.vm.guest import KINDNESS_S
 
     options = serving_options(arguments)
     abandoned: list[Callable[[], None]] = []
@@ -125,7 +126,8 @@ def execute(arguments: argparse.Namespace) -> int:
     else:
         making = nullcontext(serve(*specs, **options, abandoned=abandoned))
     with making as made:
-        outcome = trio.run(run_until_signal, partial(_run, arguments, made, own_guest=own_guest), abandoned)
+        work = partial(_run, arguments, made, own_guest=own_guest)
+        outcome = trio.run(partial(run_until_signal, work, abandoned, give_up_after=KINDNESS_S + GIVE_UP_S))
     return 128 + outcome if isinstance(outcome, signal.Signals) else outcome
 
 

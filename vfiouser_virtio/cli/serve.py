@@ -97,7 +97,7 @@ def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace, *,
     gc.freeze()  # nor later, and what forked processes share with us stays shared
     gc.enable()
     with making as made:
-        trio.run(partial(run_until_signal, partial(_serve, arguments, made), abandoned, give_up_after=1.5))
+        trio.run(run_until_signal, partial(_serve, arguments, made), abandoned)
     return 0
 
 

@@ -20,6 +20,8 @@ from vfiouser_virtio.parent_death import end_with_parent
 from vfiouser_virtio.serving.terminal import flush, flush_stderr
 
 _MESSAGE_SIZE = 1 << 16
+# What a process may take, in seconds, from its last word to its end, and from SIGKILL to its end.
+_LAST_S = 2.0
 
 
 class Line:
@@ -27,6 +29,10 @@ class Line:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+
+    def hang_up(self) -> None:
+        """We end now, even if the kernel does not let us; from any thread."""
+        self._socket.shutdown(socket.SHUT_RDWR)
 
     def send(self, message: object) -> None:
         """Tell the parent, if there still is one."""
@@ -57,10 +63,12 @@ class ChildProcess:
                 end_with_parent(parent, signal.SIGTERM)
                 self._line.close()
                 _run(work, theirs)
+        self._pidfd = os.pidfd_open(self._pid)
 
     def close(self) -> None:
-        """Forget about it: in another child, which has inherited it."""
+        """Forget about it: also in another child, which has inherited it."""
         self._line.close()
+        os.close(self._pidfd)
 
     async def receive(self) -> object:
         """The child's next message; None when it has ended."""
@@ -74,9 +82,17 @@ class ChildProcess:
                 self._has_explained |= isinstance(message, Exception)
                 return message
 
-    def reap(self) -> str:
+    async def wait_end(self) -> str:
         """How it died, once `receive` has given None: "was ended by SIGKILL"; empty where it ended well."""
-        _, status = os.waitpid(self._pid, 0)
+        while (death := self._reap()) is None:
+            await trio.lowlevel.wait_readable(self._pidfd)
+        return death
+
+    def _reap(self) -> str | None:
+        """As `wait_end`; None where it has not ended."""
+        found, status = os.waitpid(self._pid, os.WNOHANG)
+        if not found:
+            return None
         self._ended = True
         code = os.waitstatus_to_exitcode(status)
         if code < 0:
@@ -93,18 +109,27 @@ class ChildProcess:
     def end(self, deadline: float) -> str:
         """Wait until it has ended; what is left of it at the ``deadline`` of ``time.monotonic`` is killed.
 
-        Gives how it died, as `reap` does: empty where it has ended well, or had sent an exception that says why.
+        Gives how it died, as `wait_end` does: empty where it has ended well, or had sent an exception that says why. A
+        process that waits in the kernel for a request to a hung disk may not end even so: that is said, too.
         """
-        death = ""
+        death: str | None = "" if self._ended else None
+        killed = False
         waiting = select.poll()
-        waiting.register(self._line, select.POLLIN)
-        while not self._ended:
-            readable = waiting.poll(max(0, deadline - time.monotonic()) * 1000)
-            if not readable:
+        for fd in (self._line.fileno(), self._pidfd):
+            waiting.register(fd, select.POLLIN)
+        while death is None:
+            ready = dict(waiting.poll(max(0, deadline - time.monotonic()) * 1000))
+            death = self._reap()
+            if death is None and self._line.fileno() in ready and not self._line.recv(_MESSAGE_SIZE):
+                waiting.unregister(self._line)  # it has nothing more to do but to end
+                deadline = min(deadline, time.monotonic() + _LAST_S)
+            elif death is None and not ready and killed:
+                death = f"cannot be ended: the kernel waits for a request that the host does not end (pid {self._pid})"
+            elif death is None and not ready:
                 os.kill(self._pid, signal.SIGKILL)
-            if not readable or not self._line.recv(_MESSAGE_SIZE):
-                death = self.reap()
-        self._line.close()
+                killed = True
+                deadline = time.monotonic() + _LAST_S
+        self.close()
         return "" if self._has_explained else death
 
 

@@ -120,14 +120,14 @@ async def _made(endpoint: Endpoint, child: ChildProcess) -> Endpoint:
     if isinstance(message, ConfigError):
         raise message
     if message is None:
-        raise ProcessError(f"{endpoint.name}: its process {child.reap() or 'ended'} before it was ready")
+        raise ProcessError(f"{endpoint.name}: its process {await child.wait_end() or 'ended'} before it was ready")
     return dataclasses.replace(endpoint, host_side=str(message))
 
 
 async def _watch(name: str, child: ChildProcess, died: list[str]) -> None:
     while (mistake := await child.receive()) is not None:
         log.error("%s: %s", name, mistake)
-    if death := child.reap():
+    if death := await child.wait_end():
         log.error("%s: its process %s; the device is gone", name, death)
         died.append(name)
 
@@ -159,7 +159,8 @@ def _serve(setup: DeviceSetup, listener: Socket, engine: Engine, line: Line, *, 
         return 0
 
     try:
-        trio.run(run_until_signal, serve)
+        # The parent hears of our end even where the kernel does not let us end.
+        trio.run(run_until_signal, serve, [line.hang_up])
     except StuckError as error:
         # By ourselves: the parent, which has asked for our end, has heard enough of us.
         complain(error, with_traceback=False)

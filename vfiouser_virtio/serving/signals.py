@@ -32,6 +32,12 @@ _PATIENCE_S = 2.0
 _TURN_EVERY_S = 0.5
 # For how long a device has not yielded when it is said for the first time; then at twice the time, and so on.
 _SAY_AFTER_S = 1.0
+# From a signal to the end without what does not come to its end: a request that a hung disk of the host has got.
+GIVE_UP_S = 1.5
+# Then nothing must have happened in the loop for this long: a busy machine is no hung disk.
+_IDLE_S = 0.1
+# A task that never rests is not waited for longer than this.
+_MOST_S = 5.0
 # One device may stop the loop again and again: it is said more seldom each time, until nothing was said for this long.
 _FORGET_AFTER_S = 60.0
 
@@ -124,6 +130,16 @@ class _Ending:
         log.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, arguments, None, sinfo=place.lines))
 
 
+class _Steps(trio.abc.Instrument):
+    """Counts how often any task goes on."""
+
+    def __init__(self) -> None:
+        self.count = 2
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - trio calls it so
+        self.count += 1
+
+
 def _stuck_error(done: str, place: Place, number: signal.Signals) -> StuckError:
     return StuckError(
         f"{number.name}: {done} {place.device or 'a device'}, which did not yield at {place.innermost}", number
@@ -134,14 +150,14 @@ async def run_until_signal(
     work: Callable[[], Awaitable[int]],
     abandoned: Sequence[Callable[[], None]] = (),
     *,
-    give_up_after: float | None = None,
+    give_up_after: float = GIVE_UP_S,
 ) -> int | signal.Signals:
     """What ``work`` returns, or the signal that has cancelled it.
 
     Raises StuckError when a device had to be interrupted. Where that did not help, ``abandoned`` are called in
-    another thread, for what may not be left behind, and the process ends. So it does ``give_up_after`` seconds after
-    the signal where the work has not come to its end by then: a hung disk of the host ends no request, and what is
-    under way in the kernel cannot be cancelled.
+    another thread, for what may not be left behind, and the process ends. So it does some ``give_up_after`` seconds
+    after the signal where the work only waits by then: a hung disk of the host ends no request, and what is under way
+    in the kernel cannot be cancelled.
     """
     outcome: int | signal.Signals = 0
 
@@ -149,13 +165,20 @@ async def run_until_signal(
         nonlocal outcome
         outcome = number
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if give_up_after is not None and not timers:
-            timers.append(threading.Timer(give_up_after, ending.give_up))
-            timers[0].daemon = True
-            timers[0].start()
+        if not nursery.cancel_scope.cancel_called:
+            trio.lowlevel.spawn_system_task(give_up)  # which nothing cancels before the end
         nursery.cancel_scope.cancel()
 
-    timers: list[threading.Timer] = []
+    async def give_up() -> None:
+        await trio.sleep(give_up_after)
+        steps = _Steps()
+        trio.lowlevel.add_instrument(steps)
+        with trio.move_on_after(_MOST_S):
+            while steps.count > 1:  # there is this task's own
+                steps.count = 0
+                await trio.sleep(_IDLE_S)
+        ending.give_up()
+
     ending = _Ending(received, abandoned)
     try:
         async with trio.open_nursery() as nursery:
@@ -168,9 +191,6 @@ async def run_until_signal(
             raise
         # Whatever has come of it: the signal is why we end.
         log.debug("interrupted", exc_info=True)
-    finally:
-        for timer in timers:
-            timer.cancel()
     if ending.interrupted:
         assert isinstance(outcome, signal.Signals)
         raise _stuck_error("interrupted", ending.interrupted, outcome)

@@ -23,6 +23,8 @@ _PANIC = b"Kernel panic - not syncing"
 _PANIC_END = re.compile(rb"---\[ end Kernel panic.*\n")
 # How much of the console an error shows.
 _LOG_TAIL = 2000
+# What QEMU may take to end by SIGTERM, in seconds.
+KINDNESS_S = 5.0
 
 
 class VmError(Exception):
@@ -177,7 +179,7 @@ class Guest:
         """Make QEMU end, kindly first."""
         self.process.terminate()
         with trio.CancelScope(shield=True):
-            with trio.move_on_after(5):
+            with trio.move_on_after(KINDNESS_S):
                 await self._wait_process()
             self.process.kill()
             await self._wait_process()
