@@ -8,8 +8,10 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
+from support.huge_pages import HUGE_PAGE, huge_pages
 
 from vfiouser_virtio.errors import PeerError, Unmapped
+from vfiouser_virtio.guest_files import UnsealedMemory
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.places import WINDOW_SIZE
 
@@ -19,8 +21,15 @@ PAGE = mmap.PAGESIZE
 class Other:
     """Who has mapped the client's memory: ``pages`` of a memfd."""
 
-    def __init__(self, pages: int, *, flags: int = mmap.MAP_SHARED, prot: int = mmap.PROT_READ | mmap.PROT_WRITE):
-        self.fd = os.memfd_create("other")
+    def __init__(
+        self,
+        pages: int,
+        *,
+        flags: int = mmap.MAP_SHARED,
+        prot: int = mmap.PROT_READ | mmap.PROT_WRITE,
+        memfd: int = 0,
+    ):
+        self.fd = os.memfd_create("other", memfd)
         os.ftruncate(self.fd, pages * PAGE)
         libc = ctypes.CDLL(None)  # the mmap module does not tell addresses of read-only mappings
         libc.mmap.restype = ctypes.c_void_p
@@ -211,3 +220,99 @@ def test_the_window_is_never_left_with_a_hole(other: Make) -> None:
         signal.signal(signal.SIGSEGV, signal.SIG_DFL)
         os._exit(bytes(window.view[0x20_0000 : 0x20_0000 + PAGE]) != bytes(PAGE))
     assert os.waitpid(child, 0)[1] == 0
+
+
+# ---- what is not to be mapped --------------------------------------------------------------------------------------
+
+
+class Stranger:
+    name = "a client"
+
+    def __init__(self, uid: int) -> None:
+        self.uid = uid
+
+    async def dma_read(self, address: int, count: int) -> bytes:
+        raise AssertionError
+
+    async def dma_write(self, address: int, data: object) -> None:
+        raise AssertionError
+
+
+def of(policy: UnsealedMemory, uid: int) -> GuestMemory:
+    memory = GuestMemory()
+    memory.configure("blk0", unsealed=policy)
+    memory.attach(Stranger(uid))
+    return memory
+
+
+def how(memory: GuestMemory) -> str:
+    return str(memory.regions[0]).split("rw ")[1]
+
+
+@pytest.mark.parametrize(("policy", "uid"), [("auto", os.geteuid() + 1), ("copy", os.geteuid())])
+async def test_what_could_become_shorter_is_copied_from_the_file_that_others_have_open(
+    other: Make, policy: UnsealedMemory, uid: int
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    client = other(4)
+    os.pwrite(client.fd, b"here", 2 * PAGE)
+    memory = of(policy, uid)
+    alias(memory, 0x10_0000, client, skip=PAGE)
+    assert how(memory) == "copied"
+    assert await memory.read(0x10_0000 + PAGE, 4) == b"here"
+    await memory.write(0x10_0000 + PAGE + 4, b" too")
+    assert os.pread(client.fd, 8, 2 * PAGE) == b"here too"
+    os.ftruncate(client.fd, 0)
+    with pytest.raises(PeerError, match="the file has become shorter"):
+        await memory.read(0x10_0000 + PAGE, 4)
+    memory.clear()
+    client.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    client.fd = os.memfd_create("for the fixture")
+
+
+@pytest.mark.parametrize(("policy", "uid"), [("auto", os.geteuid() + 1), ("copy", os.geteuid()), ("refuse", 0)])
+def test_what_cannot_become_shorter_is_mapped(other: Make, policy: UnsealedMemory, uid: int) -> None:
+    memory = of(policy, uid)
+    alias(memory, 0x10_0000, other(4, memfd=os.MFD_ALLOW_SEALING))
+    assert how(memory) == "mapped"
+    memory.clear()
+
+
+def test_what_could_become_shorter_is_refused(other: Make) -> None:
+    memory, client = of("refuse", os.geteuid()), other(4)
+    with pytest.raises(PeerError, match="unsealed-memory=refuse is set") as caught:
+        alias(memory, 0x10_0000, client)
+    assert caught.value.errno == errno.EPERM
+    assert memory.regions == ()
+
+
+@pytest.mark.parametrize("memfd", [os.MFD_HUGETLB, 0])
+def test_what_can_neither_be_mapped_nor_copied_is_refused(other: Make, memfd: int) -> None:
+    """Huge pages, which messages would reach, and what nobody has open any more, or is no memory."""
+    memory = of("auto", os.geteuid() + 1)
+    if memfd:
+        with huge_pages(1):
+            client = other(HUGE_PAGE // PAGE, memfd=memfd)
+            with pytest.raises(PeerError, match="it cannot be copied") as caught:
+                alias(memory, 0x1000_0000, client)
+            client.close()
+        client.fd = os.memfd_create("for the fixture")
+    else:
+        client = other(4)
+        os.dup2(other(1).fd, client.fd)
+        with pytest.raises(PeerError, match="its file is no memfd") as caught:
+            alias(memory, 0x10_0000, client)
+    assert caught.value.errno == errno.EPERM
+    assert memory.regions == ()
+
+
+def test_only_the_clients_of_others_are_asked(other: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be slow for those who map page by page."""
+    monkeypatch.setattr("vfiouser_virtio.memory.file_behind", lambda *_, **__: pytest.fail("asked"))
+    trusted: list[tuple[UnsealedMemory, int]] = [("auto", os.geteuid()), ("map", os.geteuid() + 1)]
+    for policy, uid in trusted:
+        memory = of(policy, uid)
+        alias(memory, 0x10_0000, other(4))
+        assert how(memory) == "mapped"
+        memory.clear()

@@ -56,8 +56,6 @@ class Engine(Protocol):
 
     behind_iommu: bool
     """Whether a guest's IOMMU can be between the device and memory."""
-    knows_files: bool
-    """Whether functions get the files of the client's memory, and not memory that is mapped already."""
 
     def listen(self, place: str | os.PathLike[str] | int) -> Socket:
         """A socket at a path, or of a file descriptor. Raises ConfigError."""
@@ -80,7 +78,6 @@ class VfioUserEngine:
     """`vfio_user.Server`, with its ``write_multiple``, ``trace`` and ``open_trace``."""
 
     behind_iommu = True
-    knows_files = True
 
     def __init__(
         self, *, write_multiple: bool = False, trace: Trace | None = None, open_trace: OpenTrace | None = None

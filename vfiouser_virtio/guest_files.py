@@ -76,6 +76,35 @@ def examine(fd: int, offset: int, size: int, what: Callable[[], str]) -> FileFac
     return FileFacts(huge or PAGE, sealed and huge is None, fds.is_tmpfs(fd))
 
 
+def file_behind(address: int, *, writable: bool) -> tuple[int, int] | None:
+    """The file that is mapped at an address of this process, and where in it: a new descriptor, and an offset.
+
+    It is found among our own descriptors, as whoever has mapped it (libvfio-user) keeps it open; only a tmpfs, a memfd
+    or huge pages are looked at. None where it is not there. Costs some µs for each mapping and each descriptor.
+    """
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            bounds, _rights, start, device, inode, *_path = line.split()
+            begin, end = (int(bound, 16) for bound in bounds.split("-"))
+            if begin <= address < end:
+                break
+        else:
+            return None
+    major, minor = (int(number, 16) for number in device.split(":"))
+    identity = os.makedev(major, minor), int(inode)
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        try:
+            fcntl.fcntl(fd, fds.F_GET_SEALS)  # EINVAL of any other file, which might be one of a hung server
+            status = os.fstat(fd)
+            mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+            if (status.st_dev, status.st_ino) == identity and (mode == os.O_RDWR or not writable):
+                return os.dup(fd), int(start, 16) + address - begin
+        except OSError:
+            continue
+    return None
+
+
 class GuestFile:
     """A file whose bytes are copied; open until the last region of it is gone."""
 
@@ -152,8 +181,13 @@ class GuestFiles:
         self._log = log
         self._open: dict[tuple[int, int, bool], GuestFile] = {}
 
-    def maps(self, facts: FileFacts, client: Client | None, what: Callable[[], str]) -> bool:
-        """Whether the file is to be mapped. Raises PeerError where it is to be refused."""
+    def maps(
+        self, facts: FileFacts, client: Client | None, what: Callable[[], str], *, by_message: bool = True
+    ) -> bool:
+        """Whether the file is to be mapped. Raises PeerError EPERM where it is to be refused.
+
+        Not ``by_message`` is a client that takes no messages.
+        """
         if facts.safe or self.policy == "map":
             return True
         if self.policy == "refuse":
@@ -172,6 +206,12 @@ class GuestFiles:
                 what(),
             )
             return True
+        if not (facts.copies or by_message):
+            raise PeerError(
+                f"{what()}: whoever has its file could kill this process (SIGBUS), and it cannot be copied. In QEMU "
+                "use memory-backend-memfd without huge pages; or --engine vfio-user; or trust it: unsealed-memory=map",
+                errno.EPERM,
+            )
         self.distrusted = True
         self._log.once(
             "unsealed",
@@ -183,20 +223,15 @@ class GuestFiles:
         )
         return False
 
-    def warn_of_alias(self, client: Client | None, what: Callable[[], str]) -> None:
-        """Where an engine has mapped the file itself, which then is not known here: say so, for clients of others."""
-        if self.policy == "auto" and _is_foreign(client):
-            self._log.once(
-                "alias",
-                "%s is mapped by libvfio-user, for a client of another user: if its file can become shorter, that user "
-                "can kill this process (SIGBUS). --engine vfio-user is safe; unsealed-memory=map says that you know",
-                what(),
-            )
+    def trusts(self, client: Client | None) -> bool:
+        """Whether all of the client's memory may be mapped, whatever its file is."""
+        return self.policy == "map" or (self.policy == "auto" and not _is_foreign(client))
 
-    def open(self, fd: int, what: Callable[[], str], *, writable: bool) -> GuestFile | None:
+    def open(self, fd: int, what: Callable[[], str], *, writable: bool, by_message: bool = True) -> GuestFile | None:
         """The file, for one more region; None where messages must do, as too many are open.
 
-        Raises PeerError EACCES where ``fd`` does not allow what the region does, as mmap(2) would.
+        Raises PeerError: EACCES where ``fd`` does not allow what the region does, as mmap(2) would; EPERM for one too
+        many, if not ``by_message``.
         """
         # We open it anew, and may have more rights than the client: it must not get at other files through us.
         mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
@@ -208,6 +243,8 @@ class GuestFiles:
         if file is None or not file.uses:
             self._open = {key: file for key, file in self._open.items() if file.uses}
             if len(self._open) >= MAX_FILES:
+                if not by_message:
+                    raise PeerError(f"{what()}: it is copied, and {MAX_FILES} files are open for that", errno.EPERM)
                 return None
             file = self._open[key] = GuestFile(fd, writable)
         file.uses += 1

@@ -13,14 +13,15 @@ An unmapped range of a window is covered with anonymous pages again, so a view t
 process nor keep the client's memory alive. That a range is mapped at all is checked at every look-up.
 """
 
+import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.dma_mappings import DmaMappings, Later
-from vfiouser_virtio.errors import ClientGone
-from vfiouser_virtio.guest_files import GuestFiles, UnsealedMemory, examine
+from vfiouser_virtio.errors import ClientGone, PeerError
+from vfiouser_virtio.guest_files import GuestFiles, UnsealedMemory, examine, file_behind
 from vfiouser_virtio.memory_discard import Discarded, Discards
 from vfiouser_virtio.memory_pins import Pin, Ranges
 from vfiouser_virtio.regions import Region, Span
@@ -103,21 +104,34 @@ class GuestMemory:
         self._log.forget()
         self._files.distrusted = False
 
-    def map(self, address: int, size: int, *, readable: bool, writable: bool, fd: int | None, offset: int) -> None:
+    def map(
+        self,
+        address: int,
+        size: int,
+        *,
+        readable: bool,
+        writable: bool,
+        fd: int | None,
+        offset: int,
+        by_message: bool = True,
+    ) -> None:
         """Add a region of ``size`` bytes at DMA address ``address``; ``fd`` is consumed whatever happens.
 
         Raises PeerError: EINVAL for a range or file that cannot be, EEXIST for one that overlaps an older mapping,
-        EBUSY for one that is being unmapped, ENOMEM and ENOSPC when there is no room for another one.
+        EBUSY for one that is being unmapped, ENOMEM and ENOSPC when there is no room for another one, EPERM for a file
+        that is not to be mapped, and that only messages could reach where there are none (not ``by_message``).
         """
         try:
             region = self._mappings.new(address, size, readable=readable, writable=writable)
             regions = [region]
             if fd is not None and (readable or writable):
                 facts = examine(fd, offset, size, region.mapping)
-                if facts.safe or self._files.maps(facts, self.client, region.mapping):
+                what = region.mapping
+                if facts.safe or self._files.maps(facts, self.client, what, by_message=by_message):
                     regions = self._mappings.places.lay_file(region, fd, offset, facts.page_size)
                 elif facts.copies:
-                    region.file, region.offset = self._files.open(fd, region.mapping, writable=writable), offset
+                    region.file = self._files.open(fd, what, writable=writable, by_message=by_message)
+                    region.offset = offset
         finally:
             if fd is not None:
                 os.close(fd)
@@ -130,12 +144,24 @@ class GuestMemory:
     ) -> None:
         """Add a region that somebody else has mapped at ``vaddr`` of this process, in pages of ``page_size`` bytes.
 
-        It gets a mapping of its own, which stays when that one goes. Raises PeerError: EINVAL for what is no shared
-        mapping, not all there, or not aligned to pages; EBUSY, EEXIST, ENOMEM and ENOSPC as `map`.
+        It gets a mapping of its own, which stays when that one goes. Where the client is not to be trusted with that
+        (unsealed-memory), its file is looked for, and what is done is what `map` does without messages.
+        Raises PeerError: EINVAL for what is no shared mapping, not all there, or not aligned to pages; EPERM for a file
+        that is not to be mapped, and cannot be copied; EBUSY, EEXIST, ENOMEM and ENOSPC as `map`.
         """
+        if (readable or writable) and not self._files.trusts(self.client):
+            fd, offset = file_behind(vaddr, writable=writable) or (None, 0)
+            if fd is None:
+                raise PeerError(
+                    f"DMA_MAP of {address:#x}+{size:#x}: its file is no memfd and on no tmpfs, so that whoever has it "
+                    "could kill this process (SIGBUS). In QEMU use memory-backend-memfd; or trust it: "
+                    "unsealed-memory=map",
+                    errno.EPERM,
+                )
+            self.map(address, size, readable=readable, writable=writable, fd=fd, offset=offset, by_message=False)
+            return
         region = self._mappings.new(address, size, readable=readable, writable=writable)
         if readable or writable:
-            self._files.warn_of_alias(self.client, region.mapping)
             self._mappings.places.lay_alias(region, vaddr, page_size)
         self._map.add(region)
         self._changed()

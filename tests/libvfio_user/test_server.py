@@ -319,6 +319,27 @@ async def test_the_same_map_twice_is_one(client: RawClient, device: HostedEcho, 
     assert device.names().count("dma_unmap") == 1
 
 
+async def test_memory_that_is_refused_ends_the_connection(
+    client: RawClient,
+    device: HostedEcho,
+    memfd: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    connect: Connect,
+) -> None:
+    """By unsealed-memory: the library has said yes already, and the client must not go on without its memory."""
+    refusal = PeerError("DMA_MAP of 0x10000+0x1000: whoever has its file", errno.EPERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "dma_map_alias", lambda *_, **__: (_ for _ in ()).throw(refusal))
+        with pytest.raises((ConnectionError, EOFError, AssertionError)):
+            await dma_map(client, 0x10000, PAGE, memfd)
+        await until(lambda: device.calls[-1] == DISCONNECTED)
+    assert f"{refusal}; connection closed" in caplog.text
+    other = connect()
+    await negotiate(other)
+    assert await dma_map(other, 0x10000, PAGE, memfd) == 0
+
+
 async def test_ram_without_a_file_descriptor_is_said_once(
     client: RawClient, device: HostedEcho, caplog: pytest.LogCaptureFixture
 ) -> None:

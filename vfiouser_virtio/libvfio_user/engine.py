@@ -13,8 +13,7 @@ from vfiouser_virtio.vfio_device import HostedVfioDevice
 class LibraryEngine:
     """`LibvfioUserServer` with the library at a path, or the one that `load` finds. Raises ConfigError as that."""
 
-    behind_iommu = False
-    knows_files = False  # it refuses to unmap what was mapped in several pieces, so that stale mappings stay
+    behind_iommu = False  # it refuses to unmap what was mapped in several pieces, so that stale mappings stay
 
     def __init__(self, library: str | Library | None = None) -> None:
         self.library = library if isinstance(library, Library) else load(library)

@@ -149,6 +149,11 @@ class HostedDevice:
                 *where, readable=readable, writable=writable, vaddr=info.vaddr, page_size=info.page_size
             )
         except PeerError as error:
+            if error.errno == errno.EPERM and self.client is not None:
+                # By unsealed-memory. No errno reaches the client from here, but the end of its connection does.
+                self.log.error("%s; connection closed", error)
+                self.client.hang_up()
+                return
             message = "%s; the client cannot be told, so it goes on without"
             self.log.once(("dma_map", error.errno), message, error)
         else:

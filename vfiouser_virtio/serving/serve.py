@@ -201,9 +201,6 @@ def listen(wanted: Sequence[DeviceSetup], places: Sequence[Place], engine: Engin
     for setup in wanted:
         if setup.offer.iommu_platform and not engine.behind_iommu:
             raise ConfigError(f"{setup.name}: iommu-platform=on: not with libvfio-user; use --engine vfio-user")
-        if setup.common.unsealed_memory in ("copy", "refuse") and not engine.knows_files:
-            what = f"{setup.name}: unsealed-memory={setup.common.unsealed_memory}"
-            raise ConfigError(f"{what}: libvfio-user maps all memory itself; use --engine vfio-user")
     given = iter(places)
     systemd = iter(from_systemd())
     folder: Path | None = None
