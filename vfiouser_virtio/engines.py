@@ -8,8 +8,6 @@ import os
 from types import TracebackType
 from typing import Literal, Protocol, Self, get_args
 
-import trio
-
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.vfio_device import HostedVfioDevice
 from vfiouser_virtio.vfio_user import Listener, OpenTrace, Server, Trace, from_fd, listen_path
@@ -111,10 +109,9 @@ class VfioUserEngine:
             await server.serve(socket)
             return
         while True:
-            await trio.lowlevel.wait_readable(socket.socket)
             try:
-                client, _address = socket.socket.accept()
-            except (BlockingIOError, ConnectionAbortedError):
+                client = await socket.accept()
+            except ConnectionAbortedError:
                 continue
             break
         socket.socket.close()

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
+from support.waiting import never_waits
 
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.fds import close_all
@@ -262,3 +264,36 @@ def test_sd_notify_without_a_manager(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not sd_notify("READY=1")
     monkeypatch.setenv("NOTIFY_SOCKET", "vsock:2:1234")
     assert not sd_notify("READY=1")
+
+
+async def test_another_process_may_take_the_client_and_clear_o_nonblock(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between our look and our accept(2), of a listening socket that whoever gave it to us has still."""
+    theirs = socket.socket(socket.AF_UNIX)
+    theirs.bind(str(path))
+    theirs.listen()
+    wait_readable = trio.lowlevel.wait_readable
+
+    async def and_it_is_taken(sock: socket.socket) -> None:
+        await wait_readable(sock)
+        monkeypatch.undo()
+        theirs.accept()[0].close()
+        theirs.setblocking(True)
+
+    with from_fd(os.dup(theirs.fileno())) as listener, never_waits():
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", and_it_is_taken)
+        connect(path)
+        accepted: list[socket.socket] = []
+
+        async def accept() -> None:
+            accepted.append(await listener.accept())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            for _ in range(10):  # others have their turns
+                await trio.sleep(0.01)
+            assert not accepted
+            connect(path)
+    accepted[0].close()
+    theirs.close()

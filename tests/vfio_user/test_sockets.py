@@ -1,5 +1,6 @@
 """Sending and receiving with fds on a real socket pair, where the kernel cuts, refuses and drops things."""
 
+import contextlib
 import os
 import resource
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import trio
+from support.waiting import never_waits
 
 from vfiouser_virtio.vfio_user.wire.connection import request
 from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket, peer_pid
@@ -142,3 +144,45 @@ async def test_a_peer_that_is_gone(pair: tuple[MessageSocket, socket.socket]) ->
 
 def test_peer_pid(pair: tuple[MessageSocket, socket.socket]) -> None:
     assert peer_pid(pair[1]) == os.getpid()
+
+
+async def test_whoever_shares_the_socket_may_clear_o_nonblock() -> None:
+    """With --fd it is one open file with the process that gave it: its flags are anybody's."""
+    ours, theirs = socket.socketpair()
+    shared = ours.dup()
+    messages = MessageSocket(ours)
+
+    def cleared() -> None:
+        shared.setblocking(True)
+        assert os.get_blocking(messages.socket.fileno())
+
+    with never_waits():
+        cleared()
+        with pytest.raises(BlockingIOError):
+            messages.receive_nowait()
+        while not messages.send(bytes(1 << 16)):
+            cleared()
+        queued = messages.queued
+        cleared()
+        assert messages.send(b"more", [0])
+        with trio.move_on_after(0.01) as scope:
+            await messages.flush()
+        assert scope.cancelled_caught
+        assert messages.queued == queued + 4
+        # With descriptors there is a call of its own, in both places.
+        while messages.queued > 4:
+            theirs.recv(1 << 20)
+            with trio.move_on_after(0.01):
+                await messages.flush()
+        theirs.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                theirs.recv(1 << 20)
+        while not messages.send(bytes(1 << 16), [0]):
+            cleared()
+        with trio.move_on_after(0.01):
+            await messages.flush()
+        assert messages.queued
+    messages.close()
+    shared.close()
+    theirs.close()

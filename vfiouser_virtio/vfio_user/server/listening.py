@@ -8,6 +8,8 @@ import stat
 from collections.abc import MutableMapping
 from types import TracebackType
 
+import trio
+
 from vfiouser_virtio.errors import ConfigError
 
 MAX_PATH = 107
@@ -24,7 +26,15 @@ class ListenError(ConfigError):
 class Listener:
     """A listening socket, or one connection that somebody else has accepted. A context manager that closes it."""
 
-    def __init__(self, sock: socket.socket, name: str, *, connected: bool = False, claim: "PathClaim | None" = None):
+    def __init__(
+        self,
+        sock: socket.socket,
+        name: str,
+        *,
+        connected: bool = False,
+        claim: "PathClaim | None" = None,
+        shared: bool = False,
+    ):
         sock.setblocking(False)
         self.socket = sock
         self.name = name
@@ -32,6 +42,21 @@ class Listener:
         self.connected = connected
         """``socket`` is itself the connection to the one client there will be."""
         self._claim = claim
+        self._shared = shared  # whoever gave it to us may have it still
+
+    async def accept(self) -> socket.socket:
+        """The connection of the next client. Raises OSError where accept(2) does, but for EAGAIN."""
+        while True:
+            try:
+                if not self._shared:
+                    return self.socket.accept()[0]
+                # Another process can take the client before us, and clear O_NONBLOCK, which it has in common with us;
+                # no flag of accept4(2) would help. Then a thread waits for the next client, and nobody else.
+                await trio.lowlevel.wait_readable(self.socket)
+                client, _address = await trio.to_thread.run_sync(self.socket.accept, limiter=trio.CapacityLimiter(1))
+                return client
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.socket)
 
     def close(self) -> None:
         """Stop listening and remove what we have put into the file system."""
@@ -130,7 +155,7 @@ def from_fd(fd: int, name: str | None = None) -> Listener:
         raise ListenError(f"{name}: file descriptor {fd} is not a UNIX stream socket")
     os.set_inheritable(fd, False)
     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return Listener(sock, name)
+        return Listener(sock, name, shared=True)
     try:
         sock.getpeername()
     except OSError:

@@ -62,16 +62,14 @@ class Server:
             return
         try:
             while True:
-                client, self._next = self._next or await _accept(listener.socket, device_log), None
-                await self._serve_client(client, device_log, listener.socket)
+                client, self._next = self._next or await _accept(listener, device_log), None
+                await self._serve_client(client, device_log, listener)
         finally:
             if self._next is not None:
                 self._next.close()
                 self._next = None
 
-    async def _serve_client(
-        self, client: socket.socket, device_log: DeviceLog, listening: socket.socket | None
-    ) -> None:
+    async def _serve_client(self, client: socket.socket, device_log: DeviceLog, listening: Listener | None) -> None:
         name, pid = device_log.device, peer_pid(client)
         if self._broken:
             client.close()
@@ -116,7 +114,7 @@ class Server:
         if hold is not None:
             await wait_hold(hold)
 
-    async def _refuse_others(self, listening: socket.socket, session: Session, device_log: DeviceLog) -> None:
+    async def _refuse_others(self, listening: Listener, session: Session, device_log: DeviceLog) -> None:
         """While there is a client, close the connections of others, unless that client has just gone."""
         while True:
             other = await _accept(listening, device_log)
@@ -128,13 +126,11 @@ class Server:
             await trio.lowlevel.checkpoint()  # one that tries again and again has only its share of our time
 
 
-async def _accept(listening: socket.socket, device_log: DeviceLog) -> socket.socket:
+async def _accept(listening: Listener, device_log: DeviceLog) -> socket.socket:
     complained = False
     while True:
         try:
-            client, _address = listening.accept()
-        except BlockingIOError:
-            await trio.lowlevel.wait_readable(listening)
+            return await listening.accept()
         except OSError as error:
             if error.errno in _GONE:
                 continue
@@ -144,5 +140,3 @@ async def _accept(listening: socket.socket, device_log: DeviceLog) -> socket.soc
                 device_log.warning("cannot accept a client: %s", error.strerror)
                 complained = True
             await trio.sleep(_ACCEPT_PAUSE)
-        else:
-            return client
