@@ -75,6 +75,7 @@ TYPE = DeviceType(
     queues=("inflateq", "deflateq", "statsq", "free_page_vq", "reporting_vq"),
     device_id=DEVICE_ID,
     device_fills=("statsq",),
+    takes_pages=True,
     queue_features={
         "statsq": Feature.STATS_VQ,
         "free_page_vq": Feature.FREE_PAGE_HINT,

@@ -93,12 +93,14 @@ class DeviceType:
     """Queues, by name or by stem in ``more``, whose buffers a device keeps until it has something to say."""
     queue_features: Mapping[str, int] = field(default_factory=dict)
     """Queues, by name or by stem in ``more``, that exist only with a feature bit."""
+    takes_pages: bool = False
+    """The guest gives memory to the device by its address; what it has given may read as zeros at any time."""
     pci_class: int = PCI_CLASS_OTHER
     """PCI class code, 24 bits."""
     qemu_pci_class: int | None = None
     """The class code of QEMU's own device of this type, where that is another one."""
     linux_modules: tuple[str, ...] = ()
-    """Linux's driver, and the modules that programs need to use it."""
+    """Linux's driver, then the modules that programs need to use it, which the Linux guest loads as well."""
     exercise: Exercise | None = None
     requests: tuple[RequestShape, ...] = ()
 

@@ -43,6 +43,13 @@ async def wait_until(condition: Callable[[], bool], what: str) -> None:
     raise AssertionError(f"{what} does not come")
 
 
+async def wait_free(balloon: Balloon, size: int) -> None:
+    """Wait until the guest says that so much is free: what it frees lies in lists of each CPU at first."""
+    with trio.fail_after(60):
+        while (await balloon.statistics())["memfree"] < size:
+            await trio.sleep(0.2)
+
+
 async def test_ram_goes_back_to_the_host_and_comes_again(
     qemu: vm.Qemu, guest_image: vm.GuestImage, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -80,7 +87,7 @@ async def use_it(machine: Machine, balloon: Balloon, reporting: Balloon) -> None
     # Deflate: Linux has it again, and what it writes there comes back.
     balloon.set_target(BALLOON // 4)
     await balloon.wait_actual(BALLOON // 4)
-    assert (await balloon.statistics())["memfree"] > free + BALLOON // 2
+    await wait_free(balloon, free + BALLOON // 2)
     balloon.set_target(0)
     await balloon.wait_actual(0)
     await machine.run(FILL, timeout=200)
@@ -91,9 +98,7 @@ async def use_it(machine: Machine, balloon: Balloon, reporting: Balloon) -> None
     async with balloon.free_page_hints() as ranges:
         assert sum(length for _, length in ranges) > BALLOON
         assert len(ranges) == len({address for address, _ in ranges})
-    with trio.fail_after(60):
-        while (await balloon.statistics())["memfree"] < BALLOON:
-            await trio.sleep(0.2)
+    await wait_free(balloon, BALLOON)
 
     # Reports: free pages go back by themselves.
     await machine.run(FILL, timeout=200)
@@ -102,7 +107,5 @@ async def use_it(machine: Machine, balloon: Balloon, reporting: Balloon) -> None
     await wait_until(lambda: ram_on_the_host(machine) < full - BALLOON, "free page reporting")
     assert reporting.handed_back > BALLOON
     assert reporting.ignored == 0
-    data = await machine.run(
-        "head -c 48M /dev/urandom >/tmp/data; md5sum </tmp/data; echo 3 >/proc/sys/vm/drop_caches; md5sum </tmp/data"
-    )
+    data = await machine.run("head -c 40000000 /dev/urandom >/tmp/data; md5sum </tmp/data; sync; md5sum </tmp/data")
     assert len(set(data.split())) == 2, data  # and "-"

@@ -92,7 +92,7 @@ async def _run(case: Case, target: Target, log: LogWatch) -> Finding | None:
             try:
                 for steps in (case.steps, None):
                     with contextlib.closing(Ram()) as ram:
-                        bounds = Bounds(ram, function.core)
+                        bounds = Bounds(ram, function.core, takes_pages=target.type.takes_pages)
                         await _visit(listening, ram, bounds, case, target, steps, log)
                     # A device that runs has tasks and a ring in a window; the good client has reset it before it went.
                     allowed = before if steps is None else replace(before, tasks=MANY, address_space=MANY)

@@ -159,8 +159,10 @@ class Resources:
 class Bounds:
     """Which bytes of guest memory the device may store to: the more the longer a case runs, until `forget`."""
 
-    def __init__(self, ram: Ram, core: DeviceCore) -> None:
+    def __init__(self, ram: Ram, core: DeviceCore, *, takes_pages: bool = False) -> None:
+        """``takes_pages``: a balloon, which may turn to zeros whatever page is named in the bytes that it is sent."""
         self._ram = ram
+        self._takes_pages = takes_pages
         self._core = core
         self._ranges: set[tuple[int, int]] = set()
         self.blind = False
@@ -225,8 +227,12 @@ class Bounds:
         if missing is not None:
             self.note()  # a descriptor that was written since the last look
             missing = _subtract((address, address + len(data)), self._ranges)
-        if missing is not None:
+        while missing is not None:
             start, end = missing
+            rest = data[start - address :]
+            if self._takes_pages and (zeros := len(rest) - len(rest.lstrip(b"\0"))):
+                missing = _subtract((start + zeros, address + len(data)), self._ranges)
+                continue
             stored = data[start - address : end - address][:32].hex()
             raise Found("write", f"{end - start:#x} bytes stored at {start:#x}, which is in no buffer: {stored}")
 
