@@ -23,7 +23,7 @@ DEVICE_TYPES: dict[int, DeviceType] = {}
 _OTHERS: dict[int, DeviceType] = {
     DeviceId.NET: DeviceType("net", pci_class=0x020000, linux_modules=("virtio_net", "af_packet")),
     DeviceId.SCSI: DeviceType("scsi", pci_class=0x010000, linux_modules=("virtio_scsi", "sd_mod", "sr_mod")),
-    DeviceId.P9: DeviceType("p9", pci_class=0x018000, qemu_pci_class=0x000200, linux_modules=("9p", "9pnet_virtio")),
+    DeviceId.P9: DeviceType("p9", pci_class=0x018000, qemu_pci_class=0x000200, linux_modules=("9pnet_virtio", "9p")),
     DeviceId.GPU: DeviceType("gpu", pci_class=0x038000, linux_modules=("virtio_gpu",)),
     DeviceId.CLOCK: DeviceType("clock", linux_modules=("virtio_rtc",)),
     DeviceId.INPUT: DeviceType("input", pci_class=0x098000, linux_modules=("virtio_input", "evdev")),
@@ -68,7 +68,15 @@ def declared_types() -> list[DeviceType]:
     return [device_type(device_id) for device_id in sorted(DECLARED)]
 
 
+def linux_aliases() -> list[tuple[str, str]]:
+    """Modules that Linux does not load with a device's driver, each with the modalias: ``virtio:d00000012v*``."""
+    return [(f"virtio:d{number:08X}v*", name) for number, each in _all_types() for name in each.linux_modules[1:]]
+
+
 def linux_modules() -> list[str]:
     """The Linux modules of all types, sorted."""
-    types = [*declared_types(), *(other for number, other in _OTHERS.items() if number not in DECLARED)]
-    return sorted({name for each in types for name in each.linux_modules})
+    return sorted({name for _, each in _all_types() for name in each.linux_modules})
+
+
+def _all_types() -> list[tuple[int, DeviceType]]:
+    return [(number, device_type(number)) for number in sorted({*DECLARED, *_OTHERS})]

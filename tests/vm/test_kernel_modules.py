@@ -69,8 +69,12 @@ def test_dependency_without_a_line_is_an_error() -> None:
         modules.resolve(modules.parse_dep("a.ko: b.ko\n"), ["a"])
 
 
+# Modules that a device is to load beside its driver.
+MORE = [("virtio:d00000002v*", "virtio-rng"), ("virtio:d00000002v*", "absent")]
+
+
 def test_tree_for_the_guest_has_unpacked_modules_and_what_modprobe_reads(folder: Path) -> None:
-    tree = {entry.path: entry for entry in modules.module_tree(folder, "6.1", ["virtio_blk", "virtio_rng"])}
+    tree = {entry.path: entry for entry in modules.module_tree(folder, "6.1", ["virtio_blk", "virtio_rng"], MORE)}
     base = "lib/modules/6.1"
     assert tree[f"{base}/kernel/drivers/block/virtio_blk.ko"].data == b"ELF of virtio_blk"
     assert tree[f"{base}/kernel/drivers/char/hw_random/virtio_rng.ko"].data == b"ELF of virtio_rng"
@@ -82,6 +86,8 @@ def test_tree_for_the_guest_has_unpacked_modules_and_what_modprobe_reads(folder:
     aliases = tree[f"{base}/modules.alias"].data.decode()
     assert "alias virtio:d00000002v* virtio_blk\n" in aliases
     assert "other" not in aliases
+    assert "alias virtio:d00000002v* virtio_rng\n" in aliases
+    assert "absent" not in aliases
 
 
 def test_compression_that_we_cannot_undo_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfiouser_virtio.protocols.virtio.device_types import linux_modules
+from vfiouser_virtio.protocols.virtio.device_types import linux_aliases, linux_modules
 from vfiouser_virtio.vm import debian, modules, newc, programs
 from vfiouser_virtio.vm.kernel import Kernel, find_kernel
 
@@ -74,7 +74,7 @@ def _digest(kernel: Kernel, tools: Path) -> str:
     digest = hashlib.sha256()
     for path in (Path(__file__), Path(newc.__file__), Path(modules.__file__), *sorted(_SCRIPTS.iterdir())):
         digest.update(path.read_bytes())
-    digest.update(f"{tools}\n{kernel.modules}\n{DRIVERS}\n".encode())
+    digest.update(f"{tools}\n{kernel.modules}\n{DRIVERS}\n{linux_aliases()}\n".encode())
     if kernel.modules is not None:
         digest.update((kernel.modules / "modules.dep").read_bytes())
     return digest.hexdigest()[:12]
@@ -105,7 +105,7 @@ def _tree(kernel: Kernel, tools: Path) -> list[newc.Entry]:
         newc.file("usr/share/misc/pci.ids", pci_names((tools / "usr/share/misc/pci.ids").read_text("utf-8")))
     )
     if kernel.modules is not None:
-        entries += modules.module_tree(kernel.modules, kernel.version, DRIVERS)
+        entries += modules.module_tree(kernel.modules, kernel.version, DRIVERS, linux_aliases())
     return entries
 
 

@@ -59,10 +59,13 @@ def read_module(path: Path) -> bytes:
     return _DECOMPRESS[suffix](path.read_bytes())
 
 
-def module_tree(folder: Path, version: str, wanted: Iterable[str]) -> list[newc.Entry]:
+def module_tree(
+    folder: Path, version: str, wanted: Iterable[str], more_aliases: Iterable[tuple[str, str]] = ()
+) -> list[newc.Entry]:
     """`lib/modules/VERSION` for the guest: the wanted modules, unpacked, with what modprobe needs to find them.
 
-    `folder` is the kernel's modules folder. Raises ConfigError as `resolve` and `read_module` do.
+    `folder` is the kernel's modules folder. `more_aliases` are a pattern and a module each, beside those of the kernel:
+    modprobe loads all that match. Raises ConfigError as `resolve` and `read_module` do.
     """
     table = parse_dep((folder / "modules.dep").read_text())
     ordered = resolve(table, wanted)
@@ -77,6 +80,7 @@ def module_tree(folder: Path, version: str, wanted: Iterable[str]) -> list[newc.
     names = {module_name(path) for path in ordered}
     alias_file = folder / "modules.alias"
     lines = alias_file.read_text().splitlines(keepends=True) if alias_file.is_file() else []
+    lines += [f"alias {pattern} {module_name(name)}\n" for pattern, name in more_aliases]
     aliases = "".join(line for line in lines if line.split()[-1:] and line.split()[-1] in names)
     return [
         *entries,
