@@ -13,6 +13,7 @@ DECLARED: dict[int, str] = {
     DeviceId.BLOCK: "blk",
     DeviceId.CONSOLE: "console",
     DeviceId.RNG: "rng",
+    DeviceId.INPUT: "input",
 }
 """Device id to name: of the module here, in `devices` and in `guest.drivers`. A test compares it with the folders."""
 
@@ -26,7 +27,6 @@ _OTHERS: dict[int, DeviceType] = {
     DeviceId.P9: DeviceType("p9", pci_class=0x018000, qemu_pci_class=0x000200, linux_modules=("9pnet_virtio", "9p")),
     DeviceId.GPU: DeviceType("gpu", pci_class=0x038000, linux_modules=("virtio_gpu",)),
     DeviceId.CLOCK: DeviceType("clock", linux_modules=("virtio_rtc",)),
-    DeviceId.INPUT: DeviceType("input", pci_class=0x098000, linux_modules=("virtio_input", "evdev")),
     DeviceId.VSOCK: DeviceType("vsock", pci_class=0x078000, linux_modules=("vmw_vsock_virtio_transport",)),
     DeviceId.CRYPTO: DeviceType(
         "crypto", pci_class=0x108000, qemu_pci_class=0x00FF00, linux_modules=("virtio_crypto",)

@@ -1,0 +1,390 @@
+"""The input device (virtio 1.4, 5.8): a keyboard, mouse, tablet or touch screen, played by a program or a recording.
+
+::
+
+    await keyboard.press("leftctrl", "c")      await mouse.move(10, -4)       await screen.touch(0, 100, 200)
+    await keyboard.write("ls -l\\n")            await mouse.click("right")     await screen.lift(0)
+
+    keys, movements ──▶ frames (ended by SYN_REPORT) ──▶ eventq ──▶ /dev/input/eventN of the guest
+    leds, on_status ◀── statusq ◀── its lights and sounds
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import trio
+
+from vfiouser_virtio.protocols.virtio import input as wire
+from vfiouser_virtio.protocols.virtio.input import Abs, Btn, Ev, Led, Prop, Rel, Rep, Select, Snd, Syn
+from vfiouser_virtio.virtio import ConfigError, Device, DeviceError, queue, register
+from vfiouser_virtio.virtio.options import Duration
+
+MAX_FRAMES = 256
+"""Frames that wait for buffers of the guest: one that takes none must not fill our memory."""
+MAX_FRAME = 64
+"""Events of one frame; ten fingers take 50."""
+MAX_RECORDING = 16 << 20
+"""Bytes of a recording, 700,000 events: all of it is in our memory."""
+MAX_STATUS = 64
+"""Events of one buffer of the statusq; Linux puts one into each."""
+TABLET_MAX = 0x7FFF
+"""The largest coordinate of a tablet and of a multitouch screen."""
+SLOTS = 10
+"""Fingers of a multitouch screen."""
+
+Kind = Literal["keyboard", "mouse", "tablet", "multitouch"]
+Event = tuple[int, int, int]
+"""Type, code and value of evdev."""
+
+_END: Event = (Ev.SYN, Syn.REPORT, 0)
+_BUTTONS = (Btn.LEFT, Btn.RIGHT, Btn.MIDDLE, Btn.SIDE, Btn.EXTRA)
+_COORDINATE = (0, TABLET_MAX)
+
+
+class _Face(NamedTuple):
+    """What a device can send and take: codes by event type, ranges of axes, properties."""
+
+    codes: dict[int, set[int]]
+    axes: dict[int, tuple[int, int]]
+    properties: tuple[Prop, ...] = ()
+
+
+def _face(kind: Kind) -> _Face:
+    if kind == "keyboard":
+        return _Face({Ev.KEY: set(wire.KEYS.values()), Ev.LED: set(Led), Ev.SND: set(Snd), Ev.REP: set(Rep)}, {})
+    if kind == "mouse":
+        return _Face({Ev.KEY: set(_BUTTONS), Ev.REL: set(Rel)}, {}, (Prop.POINTER,))
+    if kind == "tablet":
+        axes: dict[int, tuple[int, int]] = {Abs.X: _COORDINATE, Abs.Y: _COORDINATE}
+        return _Face({Ev.KEY: set(_BUTTONS), Ev.REL: {Rel.WHEEL}, Ev.ABS: set(axes)}, axes, (Prop.POINTER,))
+    places = (Abs.X, Abs.Y, Abs.MT_POSITION_X, Abs.MT_POSITION_Y)
+    axes = {Abs.MT_SLOT: (0, SLOTS - 1), Abs.MT_TRACKING_ID: (0, 0xFFFF), **dict.fromkeys(places, _COORDINATE)}
+    return _Face({Ev.KEY: {Btn.TOUCH}, Ev.ABS: set(axes)}, axes, (Prop.DIRECT,))
+
+
+# Characters of a keyboard with US layout: without and with shift.
+_PLAIN = "1234567890-=[]\\;'`,./ \n\t"
+_SHIFTED = '!@#$%^&*()_+{}|:"~<>?'
+_NAMED = "1 2 3 4 5 6 7 8 9 0 minus equal leftbrace rightbrace backslash semicolon apostrophe grave comma dot slash"
+_NAMES = [*_NAMED.split(), "space", "enter", "tab"]
+_CHARACTERS: dict[str, tuple[str, ...]] = {
+    **{character: (name,) for character, name in zip(_PLAIN, _NAMES, strict=True)},
+    **{character: ("leftshift", name) for character, name in zip(_SHIFTED, _NAMES[: len(_SHIFTED)], strict=True)},
+    **{letter: (letter,) for letter in "abcdefghijklmnopqrstuvwxyz"},
+    **{letter.upper(): ("leftshift", letter) for letter in "abcdefghijklmnopqrstuvwxyz"},
+}
+
+
+@register
+class Input(Device):
+    """One device of a kind. Its methods send events: they wait while the guest takes none, and do nothing without one.
+
+    Raises ConfigError for texts that are too long and for a file that is no recording, DeviceError for one that cannot
+    be read.
+    """
+
+    device_id = wire.DEVICE_ID
+    driver_writes = frozenset({"select", "subsel"})
+    eventq = queue(max_size=64)
+    statusq = queue(max_size=64)
+
+    def __init__(
+        self,
+        *,
+        kind: Annotated[Kind, "what it is"] = "keyboard",
+        name: Annotated[str | None, "what the guest calls it, up to 128 bytes; default: after its kind"] = None,
+        serial: Annotated[str, "serial number, up to 128 bytes"] = "",
+        replay: Annotated[
+            Path | None, "recorded events to send: what was read from /dev/input/eventN of a 64-bit Linux"
+        ] = None,
+        replay_delay: Annotated[
+            Duration, "wait so long after the driver's start, until a program has the device open"
+        ] = 0.0,
+        replay_timing: Annotated[bool, "send them at their pace; off: as fast as the guest takes them"] = True,
+    ) -> None:
+        super().__init__(config=wire.Config())
+        self.kind: Kind = kind
+        self.replay_delay, self.replay_timing = replay_delay, replay_timing
+        self.dropped = 0
+        """Events that were not sent, because no driver was there, or it took none."""
+        self.leds: frozenset[Led] = frozenset()
+        """Lights that are on."""
+        self.on_status: Callable[[int, int, int], None] = lambda _type, _code, _value: None
+        """Called with type, code and value of what the guest says: lights (EV_LED), sounds (EV_SND)."""
+        self._face = _face(kind)
+        self._recording = [] if replay is None else list(_recorded(replay))
+        for _, events in self._recording:
+            self._extend(events)
+        texts = {Select.ID_NAME: f"vfiouser-virtio {kind}" if name is None else name, Select.ID_SERIAL: serial}
+        self._texts = {select: text.encode() for select, text in texts.items()}
+        if any(len(text) > wire.MAX_DATA for text in self._texts.values()):
+            raise ConfigError(f"input: name and serial have up to {wire.MAX_DATA} bytes each")
+        self._product = ("keyboard", "mouse", "tablet", "multitouch").index(kind) + 1
+        self._frames: deque[tuple[Event, ...]] = deque()
+        self._running = False
+        self._changed = trio.lowlevel.ParkingLot()
+        self._touches: dict[int, int] = {}
+        self._next_touch = 0
+
+    # ---- for programs: a keyboard ----------------------------------------------------------------------------------
+
+    async def wait_running(self) -> None:
+        """Wait until a driver is there: what is sent before goes nowhere."""
+        while not self._running:
+            await self._changed.park()
+
+    async def press(self, *keys: str | int) -> None:
+        """Press keys or buttons one after the other, and let go of them: ``press("leftctrl", "c")``.
+
+        Names are those of linux/input-event-codes.h in lower case, without KEY_ or BTN_. Raises ValueError for what the
+        device does not have.
+        """
+        await self.key_down(*keys)
+        await self.key_up(*reversed(keys))
+
+    async def key_down(self, *keys: str | int) -> None:
+        """Press keys or buttons. Errors as `press`."""
+        for code in [self._key(key) for key in keys]:
+            await self.send((Ev.KEY, code, 1))
+
+    async def key_up(self, *keys: str | int) -> None:
+        """Let go of them. Errors as `press`."""
+        for code in [self._key(key) for key in keys]:
+            await self.send((Ev.KEY, code, 0))
+
+    async def write(self, text: str) -> None:
+        """Type a text on a keyboard with US layout. Raises ValueError for other characters before anything is typed."""
+        if strange := sorted(set(text) - _CHARACTERS.keys()):
+            raise ValueError(f"no key of a US keyboard types {strange[0]!r}")
+        for character in text:
+            await self.press(*_CHARACTERS[character])
+
+    async def wait_led(self, led: Led, *, on: bool = True) -> None:
+        """Wait until the guest has turned a light on, or off."""
+        while (led in self.leds) is not on:
+            await self._changed.park()
+
+    # ---- for programs: pointers ------------------------------------------------------------------------------------
+
+    async def click(self, button: str = "left") -> None:
+        """Press a button and let go of it: ``left``, ``right``, ``middle``, ``side``, ``extra``."""
+        await self.press(button)
+
+    async def move(self, dx: int, dy: int) -> None:
+        """Move a mouse by so much."""
+        await self.send(*((Ev.REL, axis, by) for axis, by in ((Rel.X, dx), (Rel.Y, dy)) if by))
+
+    async def scroll(self, lines: int, *, columns: int = 0) -> None:
+        """Turn the wheel of a mouse or tablet: up and to the right are positive."""
+        await self.send(*((Ev.REL, axis, by) for axis, by in ((Rel.WHEEL, lines), (Rel.HWHEEL, columns)) if by))
+
+    async def move_to(self, x: int, y: int) -> None:
+        """Point a tablet to a place, 0 to `TABLET_MAX` each."""
+        await self.send((Ev.ABS, Abs.X, x), (Ev.ABS, Abs.Y, y))
+
+    async def touch(self, finger: int, x: int, y: int) -> None:
+        """Put a finger, 0 to 9, on a multitouch screen, or move it there. Places as `move_to`."""
+        if not 0 <= finger < SLOTS:
+            raise ValueError(f"finger {finger} is not 0 to {SLOTS - 1}")
+        first = not self._touches
+        events: list[Event] = [(Ev.ABS, Abs.MT_SLOT, finger)]
+        if finger not in self._touches:
+            self._touches[finger] = self._next_touch = self._next_touch + 1 & 0xFFFF
+            events.append((Ev.ABS, Abs.MT_TRACKING_ID, self._touches[finger]))
+        events += [(Ev.ABS, Abs.MT_POSITION_X, x), (Ev.ABS, Abs.MT_POSITION_Y, y)]
+        events += [(Ev.KEY, Btn.TOUCH, 1)] * first
+        if min(self._touches) == finger:  # what programs see that know of one finger only
+            events += [(Ev.ABS, Abs.X, x), (Ev.ABS, Abs.Y, y)]
+        await self.send(*events)
+
+    async def lift(self, finger: int) -> None:
+        """Take a finger off the screen; nothing if it is not on it."""
+        if self._touches.pop(finger, None) is not None:
+            events = [(Ev.ABS, Abs.MT_SLOT, finger), (Ev.ABS, Abs.MT_TRACKING_ID, -1)]
+            await self.send(*events, *[(Ev.KEY, Btn.TOUCH, 0)] * (not self._touches))
+
+    # ---- for programs: anything ------------------------------------------------------------------------------------
+
+    async def send(self, *events: Event) -> None:
+        """Send events as one frame, to which SYN_REPORT is added; waits while `MAX_FRAMES` wait for the guest.
+
+        Without a driver they are dropped, and counted. Raises ValueError for what the device does not have, for a value
+        that is not in the range of its axis or does not fit into 32 bits, and for more than `MAX_FRAME` events.
+        """
+        self._check(events)
+        await trio.lowlevel.checkpoint()
+        while self._running and len(self._frames) >= MAX_FRAMES:
+            await self._changed.park()
+        self._put(events)
+
+    def send_nowait(self, *events: Event) -> bool:
+        """As `send`; where it would wait, the whole frame is dropped and counted, and the result is False (5.8.6.2)."""
+        self._check(events)
+        if len(self._frames) >= MAX_FRAMES:
+            self.dropped += len(events)
+            return False
+        return self._put(events)
+
+    def _put(self, events: Sequence[Event]) -> bool:
+        if not self._running:
+            self.dropped += len(events)
+            return False
+        if events:
+            self._frames.append((*events, _END))
+            self._changed.unpark_all()
+        return True
+
+    def _key(self, key: str | int) -> int:
+        code = key
+        if isinstance(key, str):
+            code = wire.KEYS.get(key, -1)
+            # The arrow keys "left" and "right" have the names of buttons: a device has either.
+            if code not in self._face.codes.get(Ev.KEY, ()) and key.upper() in Btn.__members__:
+                code = Btn[key.upper()]
+        if code not in self._face.codes.get(Ev.KEY, ()):
+            raise ValueError(f"a {self.kind} has no key or button {key!r}")
+        return int(code)
+
+    def _check(self, events: Sequence[Event]) -> None:
+        if len(events) > MAX_FRAME:
+            raise ValueError(f"{len(events)} events in one frame; there may be {MAX_FRAME}")
+        for kind, code, value in events:
+            if code not in self._face.codes.get(kind, ()) or kind in (Ev.LED, Ev.SND, Ev.REP):
+                raise ValueError(f"a {self.kind} sends no event of type {kind:#x}, code {code:#x}")
+            low, high = self._face.axes.get(code, _ANY) if kind == Ev.ABS else _ANY
+            if not low <= value <= high and not (value == -1 and code == Abs.MT_TRACKING_ID):
+                raise ValueError(f"event of type {kind:#x}, code {code:#x}: {value} is not {low} to {high}")
+
+    def _extend(self, events: Iterable[Event]) -> None:
+        """What is recorded can be sent, whatever the kind has otherwise."""
+        for kind, code, value in events:
+            self._face.codes.setdefault(kind, set()).add(code)
+            if kind == Ev.ABS and value != -1:
+                low, high = self._face.axes.get(code, (0, 0))
+                self._face.axes[code] = min(low, value), max(high, value)
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        self._running = True
+        self._changed.unpark_all()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_frames)
+            nursery.start_soon(self._take_status)
+            if self._recording:
+                nursery.start_soon(self._replay)
+
+    def reset(self) -> None:
+        self._running = False
+        self.dropped += sum(map(len, self._frames))
+        self._frames.clear()
+        self._touches.clear()
+        self.leds = frozenset()
+        self.config.set(select=Select.UNSET, subsel=0, **self._answer(Select.UNSET, 0))
+        self._changed.unpark_all()
+        self.log.forget()
+
+    async def _send_frames(self) -> None:
+        """Each event has a buffer of its own. A frame that was begun is sent to its end, however long that takes."""
+        while True:
+            while not self._frames:
+                await self._changed.park()
+            for event in self._frames[0]:
+                chain = await anext(self.eventq)
+                while chain.writable.length < wire.EVENT.sizeof():
+                    self.log.once(
+                        "room", "ignored: a buffer of %#x bytes for an event (5.8.6.1)", chain.writable.length
+                    )
+                    chain.complete(0)
+                    chain = await anext(self.eventq)
+                chain.writable.write(wire.EVENT_CODEC.pack(*event))
+                chain.complete()
+            self._frames.popleft()
+            self._changed.unpark_all()
+
+    async def _take_status(self) -> None:
+        async for chain in self.statusq:
+            size = wire.EVENT.sizeof()
+            count = chain.readable.length // size
+            if not count or count > MAX_STATUS:
+                self.log.once("status", "ignored: of a buffer with %d status events all but %d", count, MAX_STATUS)
+            events = list(wire.EVENT_CODEC.iter_unpack(chain.readable.read(min(count, MAX_STATUS) * size)))
+            chain.complete(0)
+            for kind, code, value in events:
+                if kind == Ev.LED and code in {*Led}:
+                    self.leds = self.leds | {Led(code)} if value else self.leds - {Led(code)}
+                self.on_status(kind, code, value)
+            self._changed.unpark_all()
+
+    async def _replay(self) -> None:
+        await trio.sleep(self.replay_delay)
+        start, first = trio.current_time(), self._recording[0][0]
+        for at, events in self._recording:
+            if self.replay_timing:
+                await trio.sleep_until(start + max(at - first, 0))
+            await self.send(*events)
+        self.log.info("%d recorded frames were sent", len(self._recording))
+
+    # ---- configuration ---------------------------------------------------------------------------------------------
+
+    def config_written(self, field: str, value: int | bytes) -> None:
+        select, subsel = self.config["select"], self.config["subsel"]
+        assert isinstance(select, int), (field, value)
+        assert isinstance(subsel, int)
+        self.config.set(**self._answer(select, subsel))
+
+    def _answer(self, select: int, subsel: int) -> dict[str, int | bytes]:
+        """``size`` and ``data`` for what the driver has selected; ``size`` 0 for what there is not (5.8.5.2)."""
+        data = b""
+        if select in self._texts and not subsel:
+            data = self._texts[Select(select)]
+        elif select == Select.ID_DEVIDS and not subsel:
+            ids = {"bustype": wire.BUS_VIRTUAL, "vendor": 0x1AF4, "product": self._product, "version": 1}
+            data = wire.DEVIDS.build(ids)
+        elif select == Select.PROP_BITS and not subsel:
+            data = _bitmap(self._face.properties)
+        elif select == Select.EV_BITS:
+            data = _bitmap(self._face.codes.get(subsel, ()))
+        elif select == Select.ABS_INFO and subsel in self._face.axes:
+            low, high = self._face.axes[subsel]
+            data = wire.ABSINFO.build({"min": low, "max": high, "fuzz": 0, "flat": 0, "res": 0})
+        return {"size": len(data), "data": data.ljust(wire.MAX_DATA, b"\0")}
+
+
+_ANY = (-(1 << 31), (1 << 31) - 1)
+
+
+def _bitmap(bits: Iterable[int]) -> bytes:
+    mask = 0
+    for bit in bits:
+        mask |= 1 << bit
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+
+def _recorded(path: Path) -> Iterator[tuple[float, list[Event]]]:
+    """Frames of a recording, each with its time in seconds; without lights and sounds, which are the other way."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_RECORDING + 1)
+    except OSError as error:
+        raise DeviceError(f"input: cannot read replay {path}: {error.strerror}") from None
+    size = wire.RECORDED_EVENT.sizeof()
+    if not data or len(data) % size or len(data) > MAX_RECORDING:
+        raise ConfigError(
+            f"input: replay {path} has {len(data)} bytes, which is no recording of /dev/input/eventN: events of {size} "
+            f"bytes, up to {MAX_RECORDING >> 20} MiB"
+        )
+    frame: list[Event] = []
+    for number, (sec, usec, kind, code, value) in enumerate(wire.RECORDED_EVENT_CODEC.iter_unpack(data)):
+        if kind > wire.MAX_TYPE or (kind in wire.MAX_CODE and code > wire.MAX_CODE[Ev(kind)]):
+            raise ConfigError(f"input: replay {path}: event {number} has type {kind:#x}, code {code:#x}: no recording")
+        if kind == Ev.SYN and code == Syn.REPORT:
+            if frame:
+                yield sec + usec / 1e6, frame
+            frame = []
+        elif kind in wire.MAX_CODE and not (kind == Ev.SYN and code == Syn.DROPPED):
+            frame.append((kind, code, value))
+            if len(frame) > MAX_FRAME:
+                raise ConfigError(f"input: replay {path}: event {number}: more than {MAX_FRAME} without a SYN_REPORT")
