@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 import trio
+from construct import Bytes, Struct
 from support.broken import around
-from support.conformance_target import serving
+from support.conformance_target import DEVICES, serving
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
-from vfiouser_virtio.testing.conformance import Wire
+from vfiouser_virtio.protocols.codec import Schema
+from vfiouser_virtio.protocols.record import record
+from vfiouser_virtio.testing.conformance import CHECKS, Verdict, Wire, run_check
 from vfiouser_virtio.testing.survey import Survey, survey
 from vfiouser_virtio.testing.survey_text import as_lspci, as_text
 from vfiouser_virtio.vfio_device import RegionInfo
 from vfiouser_virtio.vfio_user import Server, listen_path
+from vfiouser_virtio.virtio import Device, queue
 
 
 async def look(wire: Wire) -> Survey:
@@ -181,6 +185,42 @@ async def test_a_configuration_that_is_shorter_than_its_structure_says(monkeypat
     assert found.virtio.unread
     assert not {*found.virtio.unread} & {*found.virtio.config}
     assert f"  config not readable: {', '.join(found.virtio.unread)}" in as_text(found).splitlines()
+
+
+_CONFIG: Schema = Struct("all" / Bytes(36))
+
+
+class Unknown(Device):
+    """SPDK's virtio-scsi as a survey sees it: features and configuration of a type that is not known here."""
+
+    device_id = 8
+    requestq = queue()
+
+    def __init__(self) -> None:
+        super().__init__(config=record(_CONFIG)(all=bytes(range(1, 37))), features=0b110)
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+
+async def test_a_type_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration is shown as far as it can be read, and its features are not said to be wrong."""
+
+    def region_read(original: Callable[..., bytes], self: PciFunction, index: int, offset: int, count: int) -> bytes:
+        if index == 4 and 0x2000 + 36 < offset + count <= 0x3000:
+            raise PeerError("nothing there", errno.EAGAIN)
+        return original(self, index, offset, count)
+
+    around(monkeypatch, PciFunction, "region_read", region_read)
+    monkeypatch.setitem(DEVICES, "unknown", Unknown)
+    async with serving("unknown") as wire:
+        found = await look(wire)
+        results = [await run_check(wire, CHECKS[check_id]) for check_id in ("virtio14/CC4", "virtio14/CF1")]
+    assert found.virtio is not None
+    assert found.virtio.config["raw"] == bytes(range(1, 37)).hex(" ")
+    assert found.virtio.unread == []
+    assert "  feature 1 (of a device type that is not known here)" in as_text(found).splitlines()
+    assert [result.verdict for result in results] == [Verdict.PASS, Verdict.PASS], results
 
 
 async def test_a_device_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from vfiouser_virtio.protocols.virtio.device_types import device_type
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, is_device_type_bit
 from vfiouser_virtio.protocols.virtio.ids import PCI_DEVICE_ID_BASE
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, VENDOR_ID, VENDOR_ID_2007, CfgType
+from vfiouser_virtio.testing.readable_config import readable_config
 from vfiouser_virtio.vfio_user import Client, RemoteError, Version
 
 _VENDORS = {VENDOR_ID: "Red Hat (virtio)", VENDOR_ID_2007: "virtio, draft of 2007"}
@@ -229,9 +230,8 @@ async def _config(client: Client, layout: VirtioLayout, known: DeviceType) -> tu
         return {}, []
     if known.config is None:
         size = min(_PIECE, device.length)
-        try:
-            data = await client.region_read(device.bar, device.offset, size)
-        except RemoteError:
+        data = await readable_config(client, device, size)
+        if not data and size:
             return {}, [f"raw ({size} bytes)"]
         return {"raw": data.rstrip(b"\0").hex(" ")} if any(data) else {}, []
     fields: dict[str, int | str] = {}

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from vfiouser_virtio.device_log import printable
 from vfiouser_virtio.guest.pci import BarInfo
+from vfiouser_virtio.protocols.virtio.device_types import known_type
+from vfiouser_virtio.protocols.virtio.features import is_device_type_bit
 from vfiouser_virtio.testing.survey import Survey, VirtioInfo
 
 _LINE = 16  # bytes
@@ -82,7 +84,9 @@ def _virtio_lines(virtio: VirtioInfo) -> Iterator[str]:
     set_bits = " ".join(name for bit, name in _STATUS if virtio.status & bit)
     yield f"  status as found: {virtio.status:#04x} {set_bits}".rstrip()
     for feature in virtio.features:
-        yield f"  feature {feature.bit} {feature.name or '! not defined'}"
+        mine = is_device_type_bit(feature.bit) and known_type(virtio.type) is None
+        unnamed = "(of a device type that is not known here)" if mine else "! not defined"
+        yield f"  feature {feature.bit} {feature.name or unnamed}"
     for name, value in virtio.config.items():
         yield f"  config {name} = {value}"
     if virtio.unread:

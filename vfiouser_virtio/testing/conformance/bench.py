@@ -15,7 +15,7 @@ from vfiouser_virtio.guest.pci import PciFunctionInfo, enumerate_function, set_c
 from vfiouser_virtio.guest.pci_structures import VirtioLayout, locate, virtio_structures
 from vfiouser_virtio.protocols.pci import Command
 from vfiouser_virtio.protocols.virtio.device_type import Exercise
-from vfiouser_virtio.protocols.virtio.device_types import device_type
+from vfiouser_virtio.protocols.virtio.device_types import device_type, known_type
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, VENDOR_ID, VENDOR_ID_2007, Isr
 from vfiouser_virtio.testing.conformance.interrupt_counts import Interrupts
@@ -24,6 +24,7 @@ from vfiouser_virtio.testing.conformance.placed import Placed, place_request
 from vfiouser_virtio.testing.conformance.split_ring import DriverRing
 from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable, RequestFailed, expect, fail
 from vfiouser_virtio.testing.conformance.wire import Wire
+from vfiouser_virtio.testing.readable_config import readable_config
 from vfiouser_virtio.vfio_user import Client, ClientOptions, PrivateMemory, RemoteError, SharedMemory
 
 NO_VIRTIO = "no virtio device"
@@ -143,10 +144,17 @@ class Bench:
         return seen
 
     async def config(self, size: int) -> bytes:
-        """The first bytes of the device-specific configuration."""
+        """The first bytes of the device-specific configuration; of a type that is not known, as many as can be read.
+
+        Raises Failed when it cannot be read.
+        """
         device = self.layout.device
         assert device is not None
         size = min(size, device.length)
+        if known_type(self.device_type) is None:
+            data = await readable_config(self.client, device, size)
+            expect(bool(data), "reads of the device-specific configuration are refused from its first byte on")
+            return data
         with _named(f"a read of the first {size:#x} bytes of the device-specific configuration"):
             return await self.client.region_read(device.bar, device.offset, size)
 
