@@ -16,7 +16,7 @@ def compile_c(name: str, folder: Path) -> Path | None:
     if compiler is None:
         return None
     program = folder / name
-    command = [compiler, "-O2", "-o", str(program), str(Path(__file__).parent / f"{name}.c")]
+    command = [compiler, "-O2", "-pthread", "-o", str(program), str(Path(__file__).parent / f"{name}.c")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise ConfigError(f"{name}.c does not compile:\n{result.stderr}")

@@ -7,8 +7,8 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -44,11 +44,11 @@ trio.run(main)
 """
 
 
-def start(stdin: int, stdout: int, **options: Any) -> subprocess.Popen[bytes]:
-    child: subprocess.Popen[bytes] = subprocess.Popen(
-        [sys.executable, "-c", ECHO], stdin=stdin, stdout=stdout, **options
-    )
-    return child
+def start(
+    stdin: int, stdout: int, *, stderr: int | None = None, preexec_fn: Callable[[], object] | None = None
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", ECHO]
+    return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, preexec_fn=preexec_fn)
 
 
 def read_until(fd: int, end: bytes) -> bytes:

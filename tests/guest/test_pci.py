@@ -157,6 +157,7 @@ async def test_msix() -> None:
     at = port.add_capability(0x11, bytes([0x02, 0x00]) + (0x2003).to_bytes(4, "little") + (0x801).to_bytes(4, "little"))
     info = await enumerate_function(port)
     msix = info.msix
+    assert msix is not None
     assert msix == MsixInfo(at, vectors=3, table_bar=3, table_offset=0x2000, pba_bar=1, pba_offset=0x800)
     for enable, mask_all, flags in ((True, True, 0xC002), (True, False, 0x8002), (False, False, 0x0002)):
         await set_msix(port, msix, enable=enable, mask_all=mask_all)
