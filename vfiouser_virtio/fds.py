@@ -1,9 +1,17 @@
-"""File descriptors that come and go with messages: memfds, and who closes what."""
+"""File descriptors that come and go with messages: memfds, and who closes what.
 
+A client can hand over a file whose file system asks a server: FUSE, which any user can mount, or NFS. Where the server
+hangs, fstat(2), fstatfs(2) and even close(2) wait for it (FUSE_FLUSH, which no signal ends). So nothing is asked of
+such a file (`may_wait`), and it is closed by a thread.
+"""
+
+import contextlib
 import ctypes
 import fcntl
 import os
+import threading
 from collections.abc import Iterable
+from queue import SimpleQueue
 
 # linux/fcntl.h; in Python's fcntl module only where it was built against new enough headers.
 F_ADD_SEALS = 1033
@@ -17,13 +25,82 @@ _fstatfs = ctypes.CDLL(None, use_errno=True).fstatfs
 _fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
 
+# Kinds of mounts that ask nobody, or only what whoever administers this machine has put below them (overlay).
+_LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "vfat", "exfat", "overlay"}
+_LOCAL |= {"tmpfs", "ramfs", "hugetlbfs", "devtmpfs", "devpts", "proc", "sysfs"}
+# Threads that close files whose file systems hang; what comes then waits in line.
+_MOST_CLOSING = 16
+MOST_LEFT_OPEN = 256
+"""Files of clients that wait for that; at so many no more are taken, for all of them are open files of ours."""
+
+
 def close_all(fds: Iterable[int]) -> None:
-    """Close every descriptor; one that is closed already is not an error."""
+    """Close every descriptor without ever waiting; one that is closed already is not an error."""
     for fd in fds:
-        try:
-            os.close(fd)
-        except OSError:
-            pass
+        if may_wait(fd):
+            _CLOSER.close(fd)
+        else:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def left_open() -> int:
+    """How many files wait to be closed for their file system."""
+    return _CLOSER.waiting
+
+
+def may_wait(fd: int) -> bool:
+    """Whether system calls on it may wait for the server of a file system; asks nobody who could.
+
+    A memfd costs 0.3 µs, other things that are no files 3 µs, files 100.
+    """
+    try:
+        fcntl.fcntl(fd, F_GET_SEALS)  # a memfd, or a file on a tmpfs or a hugetlbfs; EINVAL for all others
+        return False
+    except OSError:
+        pass
+    try:
+        if not os.readlink(f"/proc/self/fd/{fd}").startswith("/"):
+            return False  # socket:[1234], pipe:[1234], anon_inode:[eventfd]
+        with open(f"/proc/self/fdinfo/{fd}") as info:
+            mount = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
+        with open("/proc/self/mountinfo") as mounts:
+            for line in mounts:
+                if line.split(None, 1)[0] == mount:
+                    return line.partition(" - ")[2].split(None, 1)[0] not in _LOCAL
+    except (OSError, StopIteration):
+        return os.path.exists(f"/proc/self/fd/{fd}")
+    return True  # of a mount that we do not see: the client's own
+
+
+class _Closer:
+    """Daemon threads that close files, each as long as its file system takes."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._fds: SimpleQueue[int] = SimpleQueue()
+        self._threads = 0
+        self._lock = threading.Lock()
+
+    def close(self, fd: int) -> None:
+        with self._lock:
+            self.waiting += 1
+            more = self._threads < min(self.waiting, _MOST_CLOSING)
+            self._threads += more
+        self._fds.put(fd)
+        if more:
+            threading.Thread(target=self._work, name="close", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            fd = self._fds.get()
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            with self._lock:
+                self.waiting -= 1
+
+
+_CLOSER = _Closer()
 
 
 def huge_page_size(fd: int) -> int | None:

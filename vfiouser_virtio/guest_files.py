@@ -6,7 +6,8 @@ An access through a mapping to what is not in the file kills the process (SIGBUS
 sealed memfd (F_SEAL_SHRINK)           safe: it cannot become shorter, and its pages need no room
 memfd that cannot be sealed            whoever has it can make it shorter
 file on a tmpfs (/dev/shm)             likewise; and a hole cannot be filled when the tmpfs is full
-file on a disk                         likewise; and a file system that hangs stops this process
+file on a disk                         likewise
+file on FUSE or NFS                    likewise; and a file system that hangs stops this process
 huge pages, also on a sealed memfd     whoever has it can punch holes, and use up the pool of pages
 =====================================  ============================================================
 
@@ -51,16 +52,23 @@ class FileFacts:
     """No access to a mapping of it can fail."""
     copies: bool
     """pread(2) and pwrite(2) reach its bytes, and never wait for a disk."""
+    waits: bool = False
+    """Its file system may hang: nothing else is known, and only a thread is to close it."""
 
 
 _SAFE = FileFacts(PAGE, safe=True, copies=True)
+_WAITS = FileFacts(PAGE, safe=False, copies=False, waits=True)
 
 
-def examine(fd: int, offset: int, size: int, what: Callable[[], str]) -> FileFacts:
+def examine(fd: int, offset: int, size: int, what: Callable[[], str], *, trusted: bool = False) -> FileFacts:
     """Look at the file. Raises PeerError for what is no memory, or ends before ``offset`` + ``size``.
 
-    ``what`` is being done, for messages. Behind a vIOMMU this is done for each page of each request.
+    ``what`` is being done, for messages. A file whose file system may hang is asked only if it is ``trusted``.
+    Behind a vIOMMU this is done for each page of each request.
     """
+    sealed = fds.protect_from_shrinking(fd)
+    if not sealed and not trusted and fds.may_wait(fd):
+        return _WAITS
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise PeerError(f"{what()}: its file descriptor is no memory (not a regular file or memfd)", errno.EINVAL)
@@ -69,7 +77,6 @@ def examine(fd: int, offset: int, size: int, what: Callable[[], str]) -> FileFac
         raise PeerError(
             f"{what()}: offset {offset:#x} + size is beyond the file's {status.st_size:#x} bytes", errno.EINVAL
         )
-    sealed = fds.protect_from_shrinking(fd)
     if sealed and status.st_blksize <= PAGE:  # of huge pages it is their size
         return _SAFE
     huge = fds.huge_page_size(fd)
@@ -167,6 +174,13 @@ def _failed(done: str, offset: int, count: int, error: OSError) -> PeerError:
     return PeerError(what, error.errno or errno.EIO)
 
 
+def _danger(client: Client | None, facts: FileFacts, *, foreign: bool) -> str:
+    if facts.waits:
+        return "stop all devices of this process, for its file system asks a server, which may hang"
+    kill = "kill this process (SIGBUS), by making it shorter"
+    return f"{kill}, and the client is of another user ({client.uid})" if client is not None and foreign else kill
+
+
 def _is_foreign(client: Client | None) -> bool:
     return client is not None and client.uid not in (None, os.geteuid())
 
@@ -197,7 +211,7 @@ class GuestFiles:
                 errno.EPERM,
             )
         foreign = _is_foreign(client)
-        if self.policy == "auto" and not foreign:
+        if self.policy == "auto" and not foreign and not facts.waits:
             self._log.once(
                 "unsealed",
                 "%s: whoever has its file can kill this process (SIGBUS), by making it shorter. It is mapped all the "
@@ -215,10 +229,10 @@ class GuestFiles:
         self.distrusted = True
         self._log.once(
             "unsealed",
-            "%s: whoever has its file could kill this process (SIGBUS), by making it shorter%s. So it is not mapped: "
-            "each access takes a %s, which is slow. In QEMU use memory-backend-memfd; or trust it: unsealed-memory=map",
+            "%s: whoever has its file could %s. So it is not mapped: each access takes a %s, which is slow. In QEMU "
+            "use memory-backend-memfd; or trust it: unsealed-memory=map",
             what(),
-            f", and the client is of another user ({client.uid})" if client is not None and foreign else "",
+            _danger(client, facts, foreign=foreign),
             "system call" if facts.copies else "message",
         )
         return False

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.dma_mappings import DmaMappings, Later
 from vfiouser_virtio.errors import ClientGone, PeerError
+from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.guest_files import GuestFiles, UnsealedMemory, examine, file_behind
 from vfiouser_virtio.memory_discard import Discarded, Discards
 from vfiouser_virtio.memory_pins import Pin, Ranges
@@ -121,11 +122,13 @@ class GuestMemory:
         EBUSY for one that is being unmapped, ENOMEM and ENOSPC when there is no room for another one, EPERM for a file
         that is not to be mapped, and that only messages could reach where there are none (not ``by_message``).
         """
+        waits = True  # as far as is known
         try:
             region = self._mappings.new(address, size, readable=readable, writable=writable)
             regions = [region]
             if fd is not None and (readable or writable):
-                facts = examine(fd, offset, size, region.mapping)
+                facts = examine(fd, offset, size, region.mapping, trusted=self._files.policy == "map")
+                waits = facts.waits
                 what = region.mapping
                 if facts.safe or self._files.maps(facts, self.client, what, by_message=by_message):
                     regions = self._mappings.places.lay_file(region, fd, offset, facts.page_size)
@@ -133,7 +136,9 @@ class GuestMemory:
                     region.file = self._files.open(fd, what, writable=writable, by_message=by_message)
                     region.offset = offset
         finally:
-            if fd is not None:
+            if fd is not None and waits:
+                close_all([fd])
+            elif fd is not None:
                 os.close(fd)
         for part in regions:
             self._map.add(part)

@@ -82,7 +82,7 @@ class FuseFiles:
         self._contents = [bytearray(content) for content in files.values()]
         self._direct = direct
         self._interruptible = interruptible
-        self._held: set[int] = set()
+        self._held: dict[int, tuple[int, int, bytes]] = {}  # opcode, node and body by unique
         self._device = -1
         self._stop = -1
 
@@ -112,6 +112,13 @@ class FuseFiles:
             while not self.held[op]:
                 await trio.sleep(0.01)
 
+    def release(self) -> None:
+        """Answer all requests, from now on and until now."""
+        self.hanging.clear()
+        while self._held:
+            unique, request = self._held.popitem()
+            self._answer_request(unique, *request)
+
     def _serve(self) -> None:
         poll = select.poll()
         poll.register(self._device, select.POLLIN)
@@ -128,16 +135,19 @@ class FuseFiles:
             if opcode == Op.INTERRUPT:
                 (of,) = struct.unpack_from("<Q", body)  # fuse_interrupt_in
                 if self._interruptible and of in self._held:
-                    self._held.discard(of)
+                    del self._held[of]
                     self._reply(of, errno.EINTR)
             elif opcode in self.hanging:
-                self._held.add(unique)
+                self._held[unique] = opcode, node, body
                 self.held[opcode] += 1
             elif opcode not in _WITHOUT_REPLY:
-                try:
-                    self._reply(unique, 0, self._answer(opcode, node, body))
-                except OSError as error:
-                    self._reply(unique, error.errno or errno.EIO)
+                self._answer_request(unique, opcode, node, body)
+
+    def _answer_request(self, unique: int, opcode: int, node: int, body: bytes) -> None:
+        try:
+            self._reply(unique, 0, self._answer(opcode, node, body))
+        except OSError as error:
+            self._reply(unique, error.errno or errno.EIO)
 
     def _reply(self, unique: int, number: int, reply: bytes = b"") -> None:
         try:

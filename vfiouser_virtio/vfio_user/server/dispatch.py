@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.eventfds import is_eventfd
-from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.fds import MOST_LEFT_OPEN, close_all, left_open
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
     DEVICE_INFO,
@@ -88,6 +88,9 @@ def dispatch(device: VfioDevice, message: Message, negotiated: Negotiated) -> An
         handler = _HANDLERS.get(message.command)
         if handler is None:
             raise _refused(message, "unknown", errno.ENOSYS)
+        if message.fds and left_open() >= MOST_LEFT_OPEN:  # by a client that mounts a FUSE of its own, and lets it hang
+            what = f"{name_of(message.command)}: {left_open()} files of clients cannot be closed: their servers hang"
+            raise PeerError(what, errno.EMFILE, fatal=True)
         return handler(device, message, negotiated)
     finally:
         close_all(message.take_fds())

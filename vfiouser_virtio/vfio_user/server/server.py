@@ -8,6 +8,7 @@ from collections.abc import Callable
 import trio
 
 from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.fds import MOST_LEFT_OPEN, left_open
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user.server.holds import HOLD_PATIENCE, wait_hold
 from vfiouser_virtio.vfio_user.server.listening import Listener
@@ -71,10 +72,15 @@ class Server:
 
     async def _serve_client(self, client: socket.socket, device_log: DeviceLog, listening: Listener | None) -> None:
         name, pid = device_log.device, peer_pid(client)
-        if self._broken:
+        if self._broken or left_open() >= MOST_LEFT_OPEN:
             client.close()
-            message = "refused pid %d: the device failed when the client before it left, and may have its memory"
-            device_log.error(message, pid)
+            why = (
+                "the device failed when the client before it left, and may have its memory"
+                if self._broken
+                else "too many files that clients have sent cannot be closed, as the servers of their file systems hang"
+            )
+            device_log.error("refused pid %d: %s", pid, why)
+            await trio.lowlevel.checkpoint()  # one that tries again and again has only its share of our time
             return
         session = Session(
             client,

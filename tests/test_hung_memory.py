@@ -1,0 +1,103 @@
+"""Files that a client hands over, on a file system that hangs: FUSE, which any user can mount."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from support.command import PATIENCE, serve_process
+from support.fuse_files import FuseFiles, Op
+from support.waiting import never_waits
+
+from vfiouser_virtio import fds
+from vfiouser_virtio.dma import DEFAULT_ADDRESS, DmaRegion, SharedMemory
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.guest import BlkDriver, Disk, bound_pci
+from vfiouser_virtio.memory import GuestMemory
+from vfiouser_virtio.protocols.vfio_user import Command
+from vfiouser_virtio.vfio_user import connect
+from vfiouser_virtio.vfio_user.server import dispatch
+from vfiouser_virtio.vfio_user.server.version import Negotiated
+from vfiouser_virtio.vfio_user.wire.connection import Message
+
+SIZE = 1 << 20
+HANGING = {Op.GETATTR, Op.STATFS, Op.READ, Op.WRITE, Op.FLUSH, Op.RELEASE}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[FuseFiles]:
+    with FuseFiles(tmp_path / "fuse", {"ram": bytes(SIZE)}, direct=False) as files:
+        yield files
+        files.release()
+
+
+@pytest.fixture
+def hung(files: FuseFiles) -> Iterator[int]:
+    """A file of which everything can hang that asks its file system: then no process must be started by us."""
+    fd = os.open(files.folder / "ram", os.O_RDWR | os.O_CLOEXEC)
+    yield fd
+    files.release()
+    os.close(fd)
+
+
+async def read_sector(path: str, memory: DmaRegion) -> bytes:
+    async with connect(path, memory=[memory]) as client, bound_pci(client, BlkDriver()) as device:
+        disk: Disk = device.driver_data
+        return await disk.read(0, 1)
+
+
+async def test_memory_on_a_file_system_that_hangs(tmp_path: Path, files: FuseFiles, hung: int) -> None:
+    """Its own device reaches it by message, and no other one is any the worse."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "image").write_bytes(b"disk".ljust(512, b".") * 1024)
+    devices = ["--device=blk,path=image,readonly=on"] * 2
+    async with serve_process(*devices, folder=folder) as served:
+        files.hanging |= HANGING
+        with trio.fail_after(PATIENCE):
+            region = DmaRegion(memoryview(bytearray(SIZE)), DEFAULT_ADDRESS, hung)
+            assert (await read_sector(served.sockets[0], region))[:4] == b"disk"
+            await files.wait_hanging(Op.FLUSH)  # of the server's descriptor
+            with SharedMemory(SIZE) as memory:
+                assert (await read_sector(served.sockets[1], memory))[:4] == b"disk"
+            files.release()
+        assert await served.terminate() == 0
+    assert served.log.read_text().count("for its file system asks a server, which may hang. So it is not mapped") == 1
+
+
+async def test_what_is_closed_unseen_hangs_nobody(files: FuseFiles, hung: int) -> None:
+    files.hanging |= HANGING
+    with never_waits():
+        fds.close_all([os.dup(hung), os.dup(hung)])
+        await files.wait_hanging(Op.FLUSH)
+        assert fds.left_open() == 2
+        memory = GuestMemory()
+        with pytest.raises(PeerError, match="no such range"):
+            memory.map(0, 0, readable=True, writable=True, fd=os.dup(hung), offset=0)
+    files.release()
+    with trio.fail_after(PATIENCE):
+        while fds.left_open():
+            await trio.sleep(0.01)
+
+
+def test_who_may_wait(tmp_path: Path, files: FuseFiles, hung: int) -> None:
+    files.hanging |= HANGING
+    here = os.open(tmp_path, os.O_RDONLY)
+    kinds = [os.memfd_create("ram"), os.eventfd(0), *os.pipe(), os.open("/dev/null", os.O_RDONLY), here]
+    with never_waits():
+        assert [fds.may_wait(fd) for fd in kinds] == [False] * len(kinds)
+        assert fds.may_wait(hung)
+    fds.close_all(kinds)
+    assert not fds.may_wait(here)  # it is closed
+    assert fds.left_open() == 0
+
+
+def test_a_client_cannot_have_us_hold_all_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "left_open", lambda: fds.MOST_LEFT_OPEN)
+    message = Message(1, Command.DEVICE_RESET, 0, 0, memoryview(b""), [os.open("/dev/null", os.O_RDONLY)])
+    device: Any = None  # it does not come so far
+    with pytest.raises(PeerError, match="256 files of clients cannot be closed") as caught:
+        dispatch.dispatch(device, message, Negotiated())
+    assert caught.value.fatal
