@@ -70,6 +70,7 @@ class _Driver:
         self._each = lay(ram)
         self._avail, self._used = ram[AVAIL:].cast("H"), ram[USED:].cast("H")
         self._next = 0
+        self.kick: Callable[[], object] = partial(self.function.region_write, PciRegion.BAR4, NOTIFY, b"\0\0")
 
     def start(self) -> None:
         self.function.region_write(PciRegion.CONFIG, 4, b"\x06\x04")
@@ -93,7 +94,7 @@ class _Driver:
             self._avail[2 + (self._next + number) % 256] = self._each * number
         self._next = (self._next + count) & 0xFFFF
         self._avail[1] = self._next
-        self.function.region_write(PciRegion.BAR4, NOTIFY, b"\0\0")
+        self.kick()
         while self._used[1] != self._next:
             await trio.lowlevel.checkpoint()
 
@@ -114,7 +115,9 @@ def _block_reads(ram: memoryview) -> int:
     return 3
 
 
-async def _requests(device: Device, lay: Callable[[memoryview], int], depth: int, slices: int) -> float:
+async def _requests(
+    device: Device, lay: Callable[[memoryview], int], depth: int, slices: int, *, ioeventfd: bool = False
+) -> float:
     """CPU time of one of ``depth`` requests, in µs."""
     driver = _Driver(device, lay)
     times: list[float] = []
@@ -122,6 +125,8 @@ async def _requests(device: Device, lay: Callable[[memoryview], int], depth: int
         nursery.start_soon(driver.function.serve)
         await trio.testing.wait_all_tasks_blocked()
         driver.start()
+        if ioeventfd:
+            driver.kick = partial(os.eventfd_write, driver.function.io_fds(PciRegion.BAR4)[0].fd, 1)
         await driver.send(depth)
         bursts = 1 + _SLICE_REQUESTS // depth
         for _ in range(slices):
@@ -129,33 +134,6 @@ async def _requests(device: Device, lay: Callable[[memoryview], int], depth: int
             for _ in range(bursts):
                 await driver.send(depth)
             times.append((process_time_ns() - begin) / 1e3 / bursts / depth)
-        nursery.cancel_scope.cancel()
-    return min(times)
-
-
-async def _kick(slices: int) -> float:
-    """From the write to an ioeventfd to the call of the queue's kick."""
-    function = VirtioPci(_Sink())
-    kicked = 0
-
-    def kick() -> None:
-        nonlocal kicked
-        kicked += 1
-
-    function.core.queues[0].kick = kick  # type: ignore[method-assign]  # what is measured ends there
-    times: list[float] = []
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(function.serve)
-        await trio.testing.wait_all_tasks_blocked()
-        fd = function.io_fds(PciRegion.BAR4)[0].fd
-        for _ in range(slices):
-            kicked = 0
-            begin = process_time_ns()
-            for number in range(_SLICE_REQUESTS):
-                os.eventfd_write(fd, 1)
-                while kicked == number:
-                    await trio.lowlevel.checkpoint()
-            times.append((process_time_ns() - begin) / 1e3 / _SLICE_REQUESTS)
         nursery.cancel_scope.cancel()
     return min(times)
 
@@ -201,7 +179,7 @@ def run(options: Options) -> list[Row]:
     """Each step, ``rounds`` times."""
     steps: dict[str, Callable[[int], Awaitable[float]]] = {
         "interrupt by eventfd": _interrupt,
-        "kick by ioeventfd": _kick,
+        "buffer filled, kick by ioeventfd": _fill_by_ioeventfd,
         "DMA map and unmap": _map_and_unmap,
         **{f"buffer filled, {depth} at once": partial(_fill, depth) for depth in (1, 16, 64)},
         **{f"block read, {depth} at once": partial(_read, depth) for depth in (1, 16, 64)},
@@ -215,6 +193,10 @@ def run(options: Options) -> list[Row]:
 
 async def _fill(depth: int, slices: int) -> float:
     return await _requests(_Sink(), _one_buffer, depth, slices)
+
+
+async def _fill_by_ioeventfd(slices: int) -> float:
+    return await _requests(_Sink(), _one_buffer, 1, slices, ioeventfd=True)
 
 
 async def _read(depth: int, slices: int) -> float:
