@@ -56,7 +56,7 @@ def test_a_declaration_is_complete_and_its_device_is_what_it_says(number: int) -
     assert kind.requests
     assert kind.linux_modules
     assert kind.name in TARGETS
-    device = TARGETS[kind.name].make()
+    device = devices.example(kind.name)
     try:
         assert device.config.size == (kind.config.sizeof() if kind.config is not None else 0)
         for index in range(len(device.queues)):

@@ -2,22 +2,18 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from support.serving import serving_functions
 
-from vfiouser_virtio.devices.blk import Blk
-from vfiouser_virtio.devices.console import Console
-from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio import devices
 from vfiouser_virtio.testing.conformance import Wire
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.virtio import Device, Offer
 
-DEVICES: dict[str, Callable[[], Device]] = {
-    "rng": Rng,
-    "blk": lambda: Blk(size=1 << 20),
-    "console": lambda: Console(chardev=["null"]),
-}
+DEVICES: dict[str, Callable[[], Device]] = {name: partial(devices.example, name) for name in devices.SHIPPED}
+"""Every type that comes with the package."""
 
 
 @asynccontextmanager
@@ -25,7 +21,7 @@ async def serving(
     name: str, *, ids: Style = "default", offer: Offer | None = None, timeout: float = 5.0
 ) -> AsyncIterator[Wire]:
     """Serve one device until the end of the block."""
-    async with serving_functions(VirtioPci(DEVICES[name](), ids=ids, offer=offer)) as devices:
-        socket = devices[0]["socket"]
+    async with serving_functions(VirtioPci(DEVICES[name](), ids=ids, offer=offer)) as served:
+        socket = served[0]["socket"]
         assert isinstance(socket, dict)
         yield Wire(socket["path"], timeout=timeout)

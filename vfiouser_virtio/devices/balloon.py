@@ -279,7 +279,7 @@ class Balloon(Device):
 
 
 def example() -> Balloon:
-    """One with every feature, for the fuzzer."""
+    """One with every feature, for tests."""
     return Balloon(target=1 << 20, deflate_on_oom=True, free_page_reporting=True, free_page_hint=True)
 
 

@@ -311,3 +311,8 @@ def _seg_max(queue_size: int) -> int:
 def _check_power_of_two(option: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high or value & (value - 1):
         raise DeviceError(f"{option} is {value}, not a power of two from {low} to {high}")
+
+
+def example() -> Blk:
+    """A disk of 1 MiB in RAM, for tests."""
+    return Blk(size=1 << 20)

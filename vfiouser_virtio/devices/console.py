@@ -265,3 +265,8 @@ def _open_all(specs: Sequence[str | Chardev], file_limit: int) -> list[Chardev]:
             chardev.close()
         raise
     return opened
+
+
+def example() -> Console:
+    """One whose port goes nowhere, for tests."""
+    return Console(chardev=["null"])
