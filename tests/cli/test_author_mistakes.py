@@ -51,6 +51,12 @@ class HalfMade(Device):
         self.file.close()
     def run(self):
         pass
+
+class ForgetsConfig(Device):
+    device_id = 63
+    def __init__(self):
+        self.limit = self.config["limit"]
+        super().__init__()
 """
 
 
@@ -60,6 +66,7 @@ MISTAKES = pytest.mark.parametrize(
         ("Raises", 11, "__init__ raised KeyError: 'key'"),
         ("Forgets", 13, "Forgets: its __init__ does not call super().__init__()"),
         ("ForgetsFirst", 23, "there is no self.requestq before its __init__ has called super().__init__()"),
+        ("ForgetsConfig", 50, "there is no self.config before its __init__ has called super().__init__()"),
         ("Typo", 26, "Typo: driver_writes names wce, which is no field of its configuration"),
         ("Reserved", 30, "has the reserved bit 33 (ACCESS_PLATFORM)"),
         ("Plain", 35, "Plain: run() is not async"),
