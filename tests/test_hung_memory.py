@@ -12,6 +12,7 @@ from support.fuse_files import FuseFiles, Op
 from support.waiting import never_waits
 
 from vfiouser_virtio import fds
+from vfiouser_virtio.backends.log_file import LogFile
 from vfiouser_virtio.dma import DEFAULT_ADDRESS, DmaRegion, SharedMemory
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.guest import BlkDriver, Disk, bound_pci
@@ -101,3 +102,19 @@ def test_a_client_cannot_have_us_hold_all_of_its_files(monkeypatch: pytest.Monke
     with pytest.raises(PeerError, match="256 files of clients cannot be closed") as caught:
         dispatch.dispatch(device, message, Negotiated())
     assert caught.value.fatal
+
+
+async def test_a_console_log_on_a_file_system_that_hangs(files: FuseFiles) -> None:
+    log = LogFile(files.folder / "ram")
+    files.hanging |= HANGING
+    with never_waits():
+        log.send_nowait(b"a line\n")
+        with trio.move_on_after(0.1) as scope:
+            await log.send(bytes(1 << 20))  # its own port is held up, and nothing else
+        assert scope.cancelled_caught
+        await files.wait_hanging(Op.WRITE)
+        log.close()
+    files.release()
+    with trio.fail_after(PATIENCE):
+        while not files.content("ram").startswith(b"a line\n", SIZE):
+            await trio.sleep(0.01)

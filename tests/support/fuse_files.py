@@ -112,6 +112,10 @@ class FuseFiles:
             while not self.held[op]:
                 await trio.sleep(0.01)
 
+    def content(self, name: str) -> bytes:
+        """What has been written to a file."""
+        return bytes(self._contents[self._names.index(name.encode())])
+
     def release(self) -> None:
         """Answer all requests, from now on and until now."""
         self.hanging.clear()

@@ -1,12 +1,15 @@
 """A file as the other end of a console port: output only, appended to what is there."""
 
+import contextlib
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 
-from vfiouser_virtio.backends.chardev import FdChardev, no_input
+from vfiouser_virtio.backends.chardev import READ_SIZE, FdChardev, no_input
 from vfiouser_virtio.errors import DeviceError
+from vfiouser_virtio.fds import may_wait
 
 # A guest that writes without an end must not fill the host's disk.
 LIMIT = 256 << 20
@@ -33,6 +36,26 @@ class LogFile(FdChardev):
 
         status = os.fstat(self._fd)
         self._left = max(limit - status.st_size, 0) if stat.S_ISREG(status.st_mode) else None
+        if may_wait(self._fd):
+            # A regular file knows no O_NONBLOCK: where the server of its file system hangs, the thread does, and then
+            # the guest's port, when the pipe is full.
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(writer, False)
+            threading.Thread(target=self._copy, args=(reader, self._fd), name="chardev", daemon=True).start()
+            self._fd = writer
+
+    def _copy(self, reader: int, file: int) -> None:
+        """Until the pipe is closed, and all that was in it is in the file."""
+        while data := os.read(reader, READ_SIZE):
+            try:
+                while data:
+                    data = data[os.write(file, data) :]
+            except OSError as error:
+                self.write_failed(error)
+                break
+        os.close(reader)  # what comes now is EPIPE
+        with contextlib.suppress(OSError):  # close(2) tells what became of the last bytes, to nobody
+            os.close(file)
 
     async def send(self, data: bytes) -> None:
         await super().send(self._within_limit(data))
