@@ -1,8 +1,11 @@
 """Token buckets of log lines, with a clock of our own."""
 
+import logging
+
 import pytest
 
 from vfiouser_virtio.serving.log_limits import BURST, LogLimits
+from vfiouser_virtio.serving.terminal import _Handler
 
 
 class Clock:
@@ -80,3 +83,16 @@ def test_without_a_limit(clock: Clock) -> None:
     limits = LogLimits(0, clock)
     assert flood(limits, "blk0", 10_000) == 10_000
     assert limits.next_report() is None
+
+
+def test_a_traceback_is_charged_as_what_it_takes_on_stderr(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = _Handler(LogLimits(1, clock))
+    try:
+        raise ValueError("as many lines as Python likes")
+    except ValueError as error:
+        trouble = (type(error), error, error.__traceback__)
+    for exc_info in (trouble, *[None] * 100):
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "a line", None, exc_info)
+        vars(record)["device"] = "blk0"
+        handler.emit(record)
+    assert capsys.readouterr().err.count("\n") == BURST
