@@ -78,7 +78,7 @@ def test_what_is_quoted_is_short() -> None:
 
 # Of the host, when a device is made or once in its life; or of our own clients and drivers, which serve nobody.
 NOT_OF_A_SERVED_DEVICE = {
-    "vfio_user/client_irqs.py",
+    "vfio_user/client/irqs.py",
     "libvfio_user/bindings/callbacks.py",  # each kind once, and marked by hand: the bindings stand alone
 }
 

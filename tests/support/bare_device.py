@@ -12,7 +12,7 @@ from vfiouser_virtio.testing.carriers import Carrier, pci_port
 from vfiouser_virtio.transports import Loopback
 from vfiouser_virtio.virtio import Device, Offer
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 @asynccontextmanager
