@@ -263,6 +263,11 @@ class GuestMemory:
         pinned = [each for pin in self._mappings.pins.all() for each in pin.ranges]
         return self._discards.discard(address, length, [*in_use, *pinned], gather=gather)
 
+    @property
+    def gathering(self) -> bool:
+        """Whether `retain` has something to do: parts of huge pages were given."""
+        return self._discards.gathering
+
     def retain(self, address: int, length: int) -> None:
         """The guest uses a range again that ``gather`` has taken note of."""
         self._discards.retain(address, length)

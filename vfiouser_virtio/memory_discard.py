@@ -67,16 +67,20 @@ class Discards:
             total = total.plus(Discarded(in_use=end - position))
         return total
 
+    @property
+    def gathering(self) -> bool:
+        """Whether there are parts of huge pages."""
+        return bool(self._partial)
+
     def retain(self, address: int, length: int) -> None:
         """The guest uses this range again: huge pages of which it is a part are not to be handed back."""
-        if self._partial:
-            for region in self._regions.overlapping_all(address, address + length):
-                if region.window is not None and region.page_size > PAGE:
-                    base = region.window.base - region.origin
-                    begin, end = max(address, region.address), min(address + length, region.end)
-                    for page, bits in _parts(base + begin, base + end, region.page_size):
-                        if page in self._partial:
-                            self._partial[page] &= ~bits
+        for region in self._regions.overlapping_all(address, address + length):
+            if region.window is not None and region.page_size > PAGE:
+                base = region.window.base - region.origin
+                begin, end = max(address, region.address), min(address + length, region.end)
+                for page, bits in _parts(base + begin, base + end, region.page_size):
+                    if page in self._partial:
+                        self._partial[page] &= ~bits
 
     def forget(self) -> None:
         """Regions were removed, or the driver has begun anew."""

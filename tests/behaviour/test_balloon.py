@@ -1,5 +1,6 @@
 """The memory balloon as its driver has it, over every carrier: pages, statistics, hints, reports."""
 
+import json
 import os
 
 import pytest
@@ -7,11 +8,13 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from vfiouser_virtio.devices.balloon import Balloon, example
+from vfiouser_virtio.devices.balloon import MAX_PFNS, Balloon, example
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.guest import DmaBuffer, VirtioDevice
 from vfiouser_virtio.guest.drivers.balloon import Balloon as Driver
 from vfiouser_virtio.protocols.virtio.balloon import PAGE_SIZE, Command, Stat
+from vfiouser_virtio.testing.carriers import carry
+from vfiouser_virtio.virtio import Offer
 
 shared = pytest.mark.virtio_carriers("loopback", "socket", "qtest", "libvfio-user", "qtest-library")
 private = pytest.mark.virtio_carriers("socket-private", "qtest-private")
@@ -171,3 +174,54 @@ async def test_without_hints_queue_3_takes_reports_too(virtio_device: Balloon, v
     [page] = pages(virtio_guest, 1)
     await driver.report([page])
     assert not any(page.view)
+
+
+async def test_statistics_are_logged_as_json(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with carry(Balloon(stats_interval=0.001, target=1 << 20)) as guest:
+        driver: Driver = guest.driver_data
+        assert driver.statistics is not None
+        with trio.fail_after(20):
+            while driver.statistics.asked < 3:
+                await trio.sleep(0.001)
+    lines = [text.partition("statistics ")[2] for text in caplog.messages if "statistics " in text]
+    assert len(lines) >= 3
+    told = json.loads(lines[0])
+    assert (told["target"], told["actual"], told["memtot"]) == (1 << 20, 0, 16 << 20)
+
+
+async def test_a_request_with_many_pages_lets_others_have_their_turns(virtio_device: Balloon) -> None:
+    """A guest may name the same page in a quarter of a million bytes of request."""
+    async with carry(virtio_device) as guest:
+        driver: Driver = guest.driver_data
+        rounds = 0
+
+        async def other() -> None:
+            nonlocal rounds
+            while True:
+                await trio.lowlevel.checkpoint()
+                rounds += 1
+
+        [page] = pages(guest, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            await trio.lowlevel.checkpoint()
+            before = rounds
+            await driver.send("inflateq", [page.address // PAGE_SIZE] * (MAX_PFNS + 1))
+            # 256 numbers at a time, and other tasks after 32 of these.
+            assert rounds - before >= MAX_PFNS // 256 // 32 - 2
+            nursery.cancel_scope.cancel()
+        assert virtio_device.handed_back == MAX_PFNS // 256 * PAGE_SIZE
+
+
+async def test_behind_an_iommu_page_numbers_mean_nothing(
+    virtio_device: Balloon, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with carry(virtio_device, offer=Offer(iommu_platform=True)) as guest:
+        [page] = pages(guest, 1)
+        await guest.driver_data.inflate([page])
+        assert any(page.view)
+        await guest.driver_data.report([page])  # which has the address in a descriptor
+        assert not any(page.view)
+    assert (virtio_device.handed_back, virtio_device.ignored) == (PAGE_SIZE, 0)
+    assert "behind an IOMMU" in caplog.text

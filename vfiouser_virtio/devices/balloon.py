@@ -17,6 +17,7 @@ import trio
 
 from vfiouser_virtio.protocols.virtio import balloon as wire
 from vfiouser_virtio.protocols.virtio.balloon import PAGE_SIZE, Command, Feature, Stat
+from vfiouser_virtio.protocols.virtio.features import Feature as Reserved
 from vfiouser_virtio.virtio import Chain, ConfigError, Device, DeviceError, Queue, queue, register
 from vfiouser_virtio.virtio.options import Duration, Size
 
@@ -26,6 +27,8 @@ MAX_STATS = 64
 """Statistics of one buffer; there are 16 tags."""
 MAX_HINTS = 64 << 10
 """Ranges that are kept of one round of hinting; Linux's have 4 MiB each."""
+# Page numbers that are sorted in one go, which takes some 50 µs.
+_AT_ONCE = 256
 _TAGS = {int(tag): tag.name.lower() for tag in Stat}
 
 Range = tuple[int, int]
@@ -162,10 +165,6 @@ class Balloon(Device):
                 self._round = None
                 self.config.update(free_page_hint_cmd_id=Command.DONE)
 
-    def describe(self) -> str:
-        """For the log: how much is asked for."""
-        return f"target {self.target >> 10} KiB"
-
     # ---- life ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -203,21 +202,29 @@ class Balloon(Device):
         # A page may be taken until the device knows that the guest has it back: without MUST_TELL_HOST that is when the
         # request is acknowledged, too early for the parts of a huge page that come in several requests.
         gather = self.negotiated(Feature.MUST_TELL_HOST)
+        translated = self.negotiated(Reserved.ACCESS_PLATFORM)
         async for chain in self.inflateq:
-            await self._hand_back(_ranges(self._pfns(chain)), gather=gather)
+            if translated:
+                # The guest's page numbers are not what an IOMMU makes of them, and no DMA addresses.
+                self.log.once(
+                    "platform", "behind an IOMMU (ACCESS_PLATFORM) no page of the guest goes back to the host"
+                )
+            else:
+                await self._hand_back(self._given(chain), gather=gather)
             chain.complete(0)
 
     async def _deflate(self) -> None:
         async for chain in self.deflateq:
-            self.guest_ram.retain(_ranges(self._pfns(chain)))
+            await self.guest_ram.retain(self._given(chain))
             chain.complete(0)
 
-    def _pfns(self, chain: Chain) -> list[int]:
+    def _given(self, chain: Chain) -> Iterator[Range]:
+        """The pages that a request names."""
+        size = wire.PFN.sizeof()
         length = chain.readable.length
-        if length % wire.PFN.sizeof() or length > MAX_PFNS * wire.PFN.sizeof():
+        if length % size or length > MAX_PFNS * size:
             self.log.once("pfns", "ignored: what is beyond whole page numbers, or beyond %d of them", MAX_PFNS)
-        data = chain.readable.read(min(length, MAX_PFNS * wire.PFN.sizeof()) & -wire.PFN.sizeof())
-        return [pfn for (pfn,) in wire.PFN_CODEC.iter_unpack(data)]
+        return _ranges(chain.readable.read(min(length, MAX_PFNS * size) & -size))
 
     async def _hand_back(self, ranges: Iterable[Range], *, gather: bool = False) -> None:
         done = await self.guest_ram.discard(ranges, gather=gather)
@@ -290,17 +297,22 @@ def _pages(size: int) -> int:
     return pages
 
 
-def _ranges(pfns: list[int]) -> Iterator[Range]:
-    """Pages as ranges, neighbours as one: each hole costs as much as some hundred pages in it."""
-    start = end = 0
-    for pfn in sorted(pfns):
-        if pfn > end or start == end:
-            if start < end:
-                yield start * PAGE_SIZE, (end - start) * PAGE_SIZE
-            start = pfn
-        end = max(end, pfn + 1)
-    if start < end:
-        yield start * PAGE_SIZE, (end - start) * PAGE_SIZE
+def _ranges(data: bytes) -> Iterator[Range]:
+    """Page numbers as ranges, neighbours as one: each hole costs as much as some hundred pages in it.
+
+    Only so many are looked at at a time: another one is not asked for before other tasks had their turns.
+    """
+    for at in range(0, len(data), _AT_ONCE * wire.PFN.sizeof()):
+        piece = data[at : at + _AT_ONCE * wire.PFN.sizeof()]
+        start = end = 0
+        for pfn in sorted(pfn for (pfn,) in wire.PFN_CODEC.iter_unpack(piece)):
+            if pfn > end or start == end:
+                if start < end:
+                    yield start * PAGE_SIZE, (end - start) * PAGE_SIZE
+                start = pfn
+            end = max(end, pfn + 1)
+        if start < end:
+            yield start * PAGE_SIZE, (end - start) * PAGE_SIZE
 
 
 def _statistics(data: bytes) -> Iterator[tuple[str, int]]:

@@ -8,7 +8,7 @@ from vfiouser_virtio.memory import Discarded, GuestMemory, Ranges
 
 SLICE = 4 << 20
 """Bytes that are handed back in one turn, some 0.5 ms: a guest may give all of its RAM in one request."""
-CALLS = 64
+CALLS = 32
 """Ranges likewise: a guest may give single pages, in any order."""
 
 
@@ -48,11 +48,13 @@ class GuestRam:
             total = total.plus(memory.discard(address, length, rings, gather=gather))
         return total
 
-    def retain(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """The guest uses these ranges again."""
-        if self._memory is not None:
-            for address, length in ranges:
+    async def retain(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """The guest uses these ranges again: what ``gather`` has taken note of them is forgotten."""
+        if self._memory is not None and self._memory.gathering:
+            for number, (address, length) in enumerate(ranges, 1):
                 self._memory.retain(address, length)
+                if not number % CALLS:
+                    await trio.lowlevel.checkpoint()
 
 
 def _slices(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
