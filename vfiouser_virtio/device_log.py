@@ -95,5 +95,5 @@ def quoted(text: object) -> str:
         shown = str(text)
     except (RecursionError, ValueError):  # JSON that is nested deeply, a number of 5000 digits
         shown = f"a {type(text).__name__}"
-    cut = "…" * (len(shown) > MAX_QUOTED)
+    cut = "…" if len(shown) > MAX_QUOTED else ""
     return f"'{printable(shown[:MAX_QUOTED])}{cut}'"

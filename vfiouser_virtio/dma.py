@@ -56,14 +56,14 @@ class DmaRegion:
         start = address - self.address
         if start < 0 or size < 0 or start + size > self.size:
             raise IndexError(
-                f"0x{size:x} bytes at 0x{address:x} are outside of 0x{self.address:x} to 0x{self.address + self.size:x}"
+                f"{size:#x} bytes at {address:#x} are outside of {self.address:#x} to {self.address + self.size:#x}"
             )
         return self.view[start : start + size]
 
     def alloc(self, size: int, align: int = 16) -> DmaBuffer:
         """``size`` zeroed bytes at a multiple of ``align``, a power of two. Raises MemoryError without room for it."""
         if size <= 0 or align <= 0 or align & (align - 1):
-            raise ValueError(f"cannot allocate 0x{size:x} bytes at a multiple of 0x{align:x}")
+            raise ValueError(f"cannot allocate {size:#x} bytes at a multiple of {align:#x}")
         for index, (offset, room) in enumerate(self._free):
             skipped = -(self.address + offset) % align
             if skipped + size <= room:
@@ -72,13 +72,13 @@ class DmaRegion:
                 view = self.view[start : start + size]
                 view[:] = bytes(size)
                 return DmaBuffer(self.address + start, view)
-        raise MemoryError(f"no 0x{size:x} free bytes in one piece in DMA memory of 0x{self.size:x}")
+        raise MemoryError(f"no {size:#x} free bytes in one piece in DMA memory of {self.size:#x}")
 
     def free(self, buffer: Allocated) -> None:
         """Give it back. Raises ValueError for what is not, or no longer, allocated."""
         start, size = buffer.address - self.address, len(buffer.view)
         if start < 0 or start + size > self.size or any(o < start + size and start < o + s for o, s in self._free):
-            raise ValueError(f"0x{size:x} bytes at 0x{buffer.address:x} are not allocated")
+            raise ValueError(f"{size:#x} bytes at {buffer.address:#x} are not allocated")
         merged: list[tuple[int, int]] = []
         for offset, room in sorted([*self._free, (start, size)]):
             if merged and merged[-1][0] + merged[-1][1] == offset:

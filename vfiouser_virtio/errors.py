@@ -31,7 +31,7 @@ class PeerError(Exception):
         self.fatal = fatal
 
 
-class ClientGone(PeerError):  # noqa: N818 - says what has happened
+class ClientGone(PeerError):
     """The vfio-user client has left, and what was asked of it will not be answered."""
 
     def __init__(self, message: str) -> None:
@@ -42,7 +42,7 @@ class GuestError(Exception):
     """The guest's driver did what virtio or PCI forbids; its device needs a reset, nobody else is touched."""
 
 
-class Unmapped(GuestError):  # noqa: N818 - says what the address is
+class Unmapped(GuestError):
     """A guest address range that is not, or no longer, memory which the device may use in this way."""
 
 

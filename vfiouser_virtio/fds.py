@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterable
 from queue import SimpleQueue
 
+from vfiouser_virtio.libc import libc
+
 # linux/fcntl.h; in Python's fcntl module only where it was built against new enough headers.
 F_ADD_SEALS = 1033
 F_GET_SEALS = 1034
@@ -21,7 +23,7 @@ F_SEAL_SHRINK = 0x0002
 # linux/magic.h
 _HUGETLBFS_MAGIC = 0x958458F6
 _TMPFS_MAGIC = 0x01021994
-_fstatfs = ctypes.CDLL(None, use_errno=True).fstatfs
+_fstatfs = libc.fstatfs
 _fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
 

@@ -15,7 +15,6 @@ What is not mapped is copied: by pread(2) and pwrite(2) where the pages are in m
 an access would kill, and by DMA_READ and DMA_WRITE messages everywhere else.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -27,6 +26,7 @@ from typing import Literal
 from vfiouser_virtio import fds
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.libc import fallocate
 from vfiouser_virtio.vfio_device import Buffer, Client
 from vfiouser_virtio.window import PAGE
 
@@ -39,8 +39,6 @@ MAX_FILES = 64
 
 # linux/falloc.h; Python's os has no fallocate(2), only posix_fallocate(3).
 _FALLOC_FL_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
-_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +150,7 @@ class GuestFile:
         begin, end = -(-offset // PAGE) * PAGE, (offset + count) // PAGE * PAGE
         if begin >= end:
             return 0
-        if _fallocate(self._fd, _FALLOC_FL_PUNCH_HOLE_KEEP_SIZE, begin, end - begin):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        fallocate(self._fd, _FALLOC_FL_PUNCH_HOLE_KEEP_SIZE, begin, end - begin)
         return end - begin
 
     def release(self) -> None:

@@ -40,7 +40,7 @@ _COPY_SLICE = 1 << 20  # bytes, some 0.3 ms
 _NOTHING = Span(0, 0, False, False, None, 0)
 
 
-class NeedsMessages(Exception):  # noqa: N818 - not an error: it tells a synchronous look-up's caller what to fetch
+class NeedsMessages(Exception):
     """The range has no file descriptor behind it: whoever asked must go through `GuestMemory.read` or `write`."""
 
     def __init__(self, address: int, length: int) -> None:

@@ -1,10 +1,11 @@
 """Processes that end with the one that has started them, however that ends (prctl(2), PR_SET_PDEATHSIG)."""
 
-import ctypes
 import os
 import signal
 import sys
 from collections.abc import Sequence
+
+from vfiouser_virtio.libc import libc
 
 _PR_SET_PDEATHSIG = 1
 # The same in a few words, for a Python that is there only to become another program.
@@ -19,7 +20,7 @@ def end_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
 
     ``parent`` is the process id of that thread's process.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    libc.prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
 

@@ -3,8 +3,8 @@
 import ctypes
 import errno
 import mmap
-import os
 
+from vfiouser_virtio.libc import last_error, libc
 from vfiouser_virtio.mapping_limit import RESERVED
 
 PAGE = mmap.PAGESIZE
@@ -17,14 +17,13 @@ _MADV_REMOVE = 9
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap = _libc.mmap
+_mmap = libc.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_mremap = _libc.mremap
+_mremap = libc.mremap
 _mremap.restype = ctypes.c_void_p
 _mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
-_madvise = _libc.madvise
+_madvise = libc.madvise
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
@@ -46,9 +45,9 @@ class Window:
     def map(self, start: int, size: int, protection: int, fd: int, offset: int) -> None:
         """Map a file at ``start``, whole pages. Raises OSError."""
         if _mmap(self.base + start, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset) == _MAP_FAILED:
-            number = ctypes.get_errno()
+            error = last_error()
             self.cover(start, size)  # Linux before 6.12 has taken away what was there, and left a hole
-            raise OSError(number, os.strerror(number))
+            raise error
 
     def alias(self, start: int, size: int, address: int, *, readable: bool) -> None:
         """Map at ``start`` what is mapped at ``address`` of this process, whole pages of a shared mapping.
@@ -59,13 +58,13 @@ class Window:
         # mremap(2): an old_size of zero makes a second mapping of the same pages. Where it fails, it may have taken
         # away what was at the new place already.
         if _mremap(address, 0, size, _MREMAP_MAYMOVE_FIXED, self.base + start) == _MAP_FAILED:
-            number = ctypes.get_errno()
+            error = last_error()
             self.cover(start, size)
-            raise OSError(number, os.strerror(number))
+            raise error
         # There is no file descriptor to ask for the size: have the kernel look at the last page. Linux before 5.14
         # does not know how (EINVAL).
         advice = _MADV_POPULATE_READ if readable else _MADV_POPULATE_WRITE
-        if _madvise(self.base + start + size - PAGE, PAGE, advice) and ctypes.get_errno() == errno.EFAULT:
+        if _madvise(self.base + start + size - PAGE, PAGE, advice) and last_error().errno == errno.EFAULT:
             self.cover(start, size)
             raise OSError(errno.EFAULT, "its file ends before the mapping does")
 
@@ -76,8 +75,7 @@ class Window:
         holes.
         """
         if _madvise(self.base + start, size, _MADV_REMOVE):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            raise last_error()
 
     def cover(self, start: int, size: int) -> None:
         """Put anonymous pages there again: views of that place now read zeros.
@@ -86,10 +84,10 @@ class Window:
         """
         if not self._cover(start, size):
             done = RESERVED.spend(lambda: self._cover(start, size))
-            number = ctypes.get_errno()
+            error = last_error()
             RESERVED.fill()
             if not done:
-                raise OSError(number, os.strerror(number))
+                raise error
 
     def _cover(self, start: int, size: int) -> bool:
         protection = mmap.PROT_READ | mmap.PROT_WRITE

@@ -1,5 +1,8 @@
 """Device status and the feature bits that no device type owns (virtio 1.4, 2.1 and 6)."""
 
+import functools
+import operator
+from collections.abc import Iterable
 from enum import IntEnum, IntFlag
 
 
@@ -22,6 +25,11 @@ class FeatureBit(IntEnum):
     def mask(self) -> int:
         """The bit itself."""
         return 1 << self
+
+
+def mask_of(features: Iterable[FeatureBit]) -> int:
+    """Feature bits together, as a mask."""
+    return functools.reduce(operator.or_, (feature.mask for feature in features), 0)
 
 
 class Feature(FeatureBit):

@@ -29,7 +29,7 @@ from vfiouser_virtio.guest import (
 )
 from vfiouser_virtio.guest import pci_transport as module
 from vfiouser_virtio.guest.pci import enumerate_function
-from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.vfio_user import PrivateMemory, SharedMemory, connect
 from vfiouser_virtio.virtio import Device, Queue, queue
@@ -256,7 +256,7 @@ async def test_notifications(features: list[Feature], notifications: list[tuple[
     port = fake(notify_length=0x100)
     port.contents[5][0x838:0x83A] = b"\xcd\xab"  # queue_notif_config_data
     transport = await PciTransport.open(port, interrupts="msix")
-    await transport.write_features(sum(feature.mask for feature in features))
+    await transport.write_features(mask_of(features))
     await transport.enable_queue(1, 8, 0, 0, 0)
     port.log.clear()
     with_data = Feature.NOTIFICATION_DATA in features

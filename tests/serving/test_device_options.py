@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 
 from vfiouser_virtio.errors import ConfigError, DeviceError
-from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.serving.device_setup import DeviceSetup, common_options, offer_options, setups, shipped_classes
 from vfiouser_virtio.serving.device_specs import parse_device
 from vfiouser_virtio.serving.options import class_options, convert_options
@@ -170,7 +170,7 @@ def test_every_device_has_every_switch(driver: str) -> None:
         Feature.SUSPEND,
     )
     reserved += (Feature.NOTIF_CONFIG_DATA, Feature.ACCESS_PLATFORM)
-    assert core.device_features == own | sum(feature.mask for feature in reserved)
+    assert core.device_features == own | mask_of(reserved)
     assert core.offer.poll == "on"
     assert {queue.max_size for queue in core.queues} == {64}  # until RING_PACKED is negotiated (CC8)
 
@@ -178,7 +178,7 @@ def test_every_device_has_every_switch(driver: str) -> None:
 def test_what_is_offered_if_nobody_says_anything() -> None:
     core = only("rng").create().core
     usual = (Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.RING_RESET)
-    assert core.device_features == sum(feature.mask for feature in usual)
+    assert core.device_features == mask_of(usual)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from support.echo_device import EchoDevice
 from support.pci import Machine
 
 from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.eventfd_watch import watch
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.pci import PciFunction
 from vfiouser_virtio.vfio_device import Buffer, IrqSetFlags, PciIrq
@@ -151,9 +152,8 @@ async def test_a_handler_that_fails_ends_the_block(
             machine.function.raise_msix(0)
             await trio.sleep(5)
 
-    with pytest.raises(BaseExceptionGroup) as caught:
+    with pytest.raises(ZeroDivisionError):
         await use()
-    assert caught.group_contains(ZeroDivisionError)
 
 
 # INTx
@@ -165,21 +165,13 @@ async def test_a_level_triggered_interrupt(
 ) -> None:
     intx = machine.function.intx
 
-    async def watch(fd: int) -> None:
-        try:
-            while True:
-                await trio.lowlevel.wait_readable(fd)
-                intx.resampled()
-        except trio.ClosedResourceError:
-            pass
-
     def resample_fd(fd: int | None) -> None:
         if fd is None:
             assert watched[0] is not None
             trio.lowlevel.notify_closing(watched.pop())
         else:
             watched.append(os.dup(fd))
-            nursery.start_soon(watch, watched[0])
+            nursery.start_soon(watch, watched[0], intx.unmask)
 
     watched: list[int] = []
     machine.function.on_resample_fd = resample_fd

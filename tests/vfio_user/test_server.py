@@ -10,9 +10,9 @@ import trio
 from support.echo_device import EchoDevice
 from support.raw_client import RawClient
 
+from vfiouser_virtio import holds
 from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.vfio_user import Listener, Server, from_fd
-from vfiouser_virtio.vfio_user.server import holds
 
 Connect = Callable[[], RawClient]
 

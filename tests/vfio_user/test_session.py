@@ -14,12 +14,13 @@ import trio.testing
 from support.echo_device import EchoDevice
 from support.raw_client import QEMU_CAPABILITIES, RawClient, Reply
 
+from vfiouser_virtio import holds
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, Direction
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user import Listener, Server
 from vfiouser_virtio.vfio_user.server import dispatch as dispatch_module
-from vfiouser_virtio.vfio_user.server import holds, linger, session
+from vfiouser_virtio.vfio_user.server import linger, session
 from vfiouser_virtio.vfio_user.server.dispatch import WRITES_AT_ONCE, Answer
 from vfiouser_virtio.vfio_user.server.version import Negotiated
 from vfiouser_virtio.vfio_user.wire.connection import MAX_MESSAGE_SIZE, Message

@@ -5,7 +5,6 @@ reads, writes and flushes go through io_uring; what it cannot do, or where it is
 On a file system that is not known to keep NOWAIT (FUSE, NFS) nothing is tried at once: a hung one hangs nobody else.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -25,6 +24,7 @@ from vfiouser_virtio.backends.nowait import keeps_nowait
 from vfiouser_virtio.backends.vectored import preadv, pwritev
 from vfiouser_virtio.backends.workers import Workers
 from vfiouser_virtio.errors import DeviceError
+from vfiouser_virtio.libc import fallocate
 from vfiouser_virtio.pieces import total
 from vfiouser_virtio.protocols.io_uring import Op
 
@@ -37,9 +37,6 @@ _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
 # Seconds between two looks at the size where the kernel does not tell of changes: of a block device.
 _LOOK_PERIOD = 1.0
 _ZEROS = memoryview(bytes(1 << 20))
-
-_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 Aio = Literal["io_uring", "threads", "inline"]
@@ -210,13 +207,16 @@ class FileBackend:
 
     def _allocate(self, mode: int, offset: int, length: int) -> bool:
         """fallocate(); False where this mode is not supported."""
-        while _fallocate(self._fd, mode | KEEP_SIZE, offset, length):
-            number = ctypes.get_errno()
-            if number in _UNSUPPORTED:
-                return False
-            if number != errno.EINTR:
-                raise OSError(number, os.strerror(number))
-        return True
+        while True:
+            try:
+                fallocate(self._fd, mode | KEEP_SIZE, offset, length)
+            except InterruptedError:
+                continue
+            except OSError as error:
+                if error.errno in _UNSUPPORTED:
+                    return False
+                raise
+            return True
 
     def _can_punch(self) -> bool:
         # A hole behind the end of a regular file is none; a block device would refuse it for being there.

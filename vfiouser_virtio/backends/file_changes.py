@@ -5,12 +5,13 @@ import os
 
 import trio
 
+from vfiouser_virtio.libc import last_error, libc
+
 # linux/inotify.h. Writing and truncating both count as modifying.
 _IN_MODIFY = 0x2
 _IN_NONBLOCK, _IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_inotify_add_watch = _libc.inotify_add_watch
+_inotify_add_watch = libc.inotify_add_watch
 _inotify_add_watch.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32]
 
 
@@ -18,12 +19,12 @@ class FileChanges:
     """Watches the file behind ``fd`` from now on. Raises OSError when the kernel has no more watches for this user."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
+        self._fd = libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
         if self._fd < 0:
-            raise _last_error()
+            raise last_error()
         # The link leads to the open file itself, wherever it has been moved since.
         if _inotify_add_watch(self._fd, b"/proc/self/fd/%d" % fd, _IN_MODIFY) < 0:
-            error = _last_error()
+            error = last_error()
             os.close(self._fd)
             raise error
 
@@ -40,8 +41,3 @@ class FileChanges:
     def close(self) -> None:
         """Stop watching; nobody may be waiting."""
         os.close(self._fd)
-
-
-def _last_error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from vfiouser_virtio.barrier import TSO, full_barrier
+from vfiouser_virtio.libc import last_error, libc
 from vfiouser_virtio.pieces import iovec
 from vfiouser_virtio.protocols.io_uring import (
     CQE_CODEC,
@@ -47,8 +48,7 @@ IOV_MAX = 1024
 COPIED_BY_US = 2 << 20
 
 _ASYNC = int(SqeFlags.ASYNC)
-_libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
+_syscall = libc.syscall
 _syscall.restype = ctypes.c_long
 
 
@@ -66,7 +66,7 @@ class IoUring:
         pointer = (ctypes.c_char * len(params)).from_buffer(params)
         self._fd = _syscall(_IO_URING_SETUP, entries, pointer)
         if self._fd < 0:
-            raise _last_error()
+            raise last_error()
         answer = PARAMS.parse(bytes(params))
         if answer.features & (wanted := Features.SINGLE_MMAP | Features.NODROP) != wanted:  # Linux 5.5
             os.close(self._fd)
@@ -149,7 +149,7 @@ class IoUring:
         self._under_way[tag] = request
         self._to_copy += request[2]
         while _syscall(_IO_URING_ENTER, self._fd, 1, 0, 0, None, 0) != 1:
-            error = _last_error()
+            error = last_error()
             if error.errno != errno.EINTR:  # EAGAIN, EBUSY: the kernel is short of memory
                 self._to_copy -= self._under_way.pop(tag)[2]
                 self._submitted = (self._submitted - 1) & 0xFFFF_FFFF
@@ -227,8 +227,3 @@ def _request(entries: int) -> dict[str, object]:
 
 def _ignore(_: int) -> None:
     """Nobody waits for a cancel request's own result."""
-
-
-def _last_error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from vfiouser_virtio.backends.block import Segments
+from vfiouser_virtio.libc import last_error, libc
 from vfiouser_virtio.pieces import Pieces, iovec
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _function(by_views: Callable[..., int], name: str) -> Callable[..., int]:
-    by_iovec: Any = getattr(_libc, name, None)
+    by_iovec: Any = getattr(libc, name, None)
     if by_iovec is None:  # musl before 1.2.5
         return by_views
     by_iovec.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int]
@@ -28,9 +27,9 @@ def _function(by_views: Callable[..., int], name: str) -> Callable[..., int]:
             count: int = by_iovec(fd, address, len(segments), offset, flags)
             if count >= 0:
                 return count
-            number = ctypes.get_errno()
-            if number != errno.EINTR:
-                raise OSError(number, os.strerror(number))
+            error = last_error()
+            if error.errno != errno.EINTR:
+                raise error
 
     return function
 

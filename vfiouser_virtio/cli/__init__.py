@@ -16,7 +16,7 @@ from vfiouser_virtio import __version__
 from vfiouser_virtio.cli.arguments import log_rate
 from vfiouser_virtio.cli.exit_status import EXPLAINED, OutputError, status_of
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.serving.errors import mistake_in
+from vfiouser_virtio.groups import only
 from vfiouser_virtio.serving.terminal import PROGRAM, complain, set_up_logging, set_up_streams
 
 _COMMANDS = ("serve", "run", "qemu-args", "list-devices", "probe", "conform")
@@ -58,7 +58,7 @@ def execute(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (ConfigError, ExceptionGroup) as error:
-        mistake = mistake_in(error)
+        mistake = only(error, ConfigError)
         if mistake is None:
             raise
         complain(mistake, with_traceback=arguments.log_level == "debug")

@@ -103,7 +103,7 @@ def as_text(options: "Iterable[Option]") -> str:
     width = shutil.get_terminal_size((120, 24)).columns
     lines = ""
     for option in options:
-        left = f"  {option.name}={option.kind.shown}" + " (repeats)" * option.kind.repeats
+        left = f"  {option.name}={option.kind.shown}" + (" (repeats)" if option.kind.repeats else "")
         text = "; ".join(filter(None, (option.help, _default(option))))
         wrapped = textwrap.wrap(text, max(width - _HELP_COLUMN, 30)) or [""]
         first = left.ljust(_HELP_COLUMN) + wrapped.pop(0) if len(left) < _HELP_COLUMN else left

@@ -32,6 +32,7 @@ from vfiouser_virtio.devices.blk_requests import (
 )
 from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, Feature, Status
+from vfiouser_virtio.protocols.virtio.features import mask_of
 from vfiouser_virtio.virtio import Device, DeviceError, Pinned, Queue, register
 from vfiouser_virtio.virtio.options import Duration, Size
 
@@ -124,7 +125,7 @@ class Blk(Device):
         ):
             if wanted:
                 offered.add(feature)
-        super().__init__(config=config, features=sum(feature.mask for feature in offered))
+        super().__init__(config=config, features=mask_of(offered))
         for _ in range(num_queues):
             self.add_queue(QUEUE_SIZE)
         if isinstance(backend, FileBackend):

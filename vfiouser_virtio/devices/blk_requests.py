@@ -62,7 +62,7 @@ class Plan:
     start: Callable[..., Cancel | None] | None = None
 
 
-class Refused(Exception):  # noqa: N818 - an answer to the driver, not an error of ours
+class Refused(Exception):
     """The request ends with this status, and nothing has been touched."""
 
     def __init__(self, status: Status) -> None:

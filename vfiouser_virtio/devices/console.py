@@ -102,7 +102,7 @@ class Console(Device):
 
     def describe(self) -> str:
         """Where the ports are on the host: ``pty /dev/pts/3, org.example: unix:/run/x.sock``."""
-        return ", ".join(f"{port.name}: " * bool(port.name) + port.chardev.describe() for port in self.ports)
+        return ", ".join(f"{port.name and f'{port.name}: '}{port.chardev.describe()}" for port in self.ports)
 
     def resize(self, cols: int, rows: int, port: int = 0) -> None:
         """Another size for a port that is a console. Raises ValueError for what is not 0 to 65535."""

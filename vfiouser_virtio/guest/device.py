@@ -19,16 +19,15 @@ from vfiouser_virtio.guest.errors import DeviceBroken, DeviceGone, FeaturesRefus
 from vfiouser_virtio.guest.ports import DmaMemory, Ids, Transport
 from vfiouser_virtio.guest.virtqueue import Virtqueue
 from vfiouser_virtio.protocols.virtio.device_types import device_type
-from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.protocols.virtio.features import Feature, Status, mask_of
 
 if TYPE_CHECKING:
     from vfiouser_virtio.guest.driver import VirtioDriver
 
 logger = logging.getLogger(__name__)
 
-RING_FEATURES = sum(
-    feature.mask
-    for feature in (
+RING_FEATURES = mask_of(
+    (
         Feature.INDIRECT_DESC,
         Feature.EVENT_IDX,
         Feature.VERSION_1,

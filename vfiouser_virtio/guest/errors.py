@@ -10,7 +10,7 @@
 """
 
 
-class DeviceBroken(Exception):  # noqa: N818 - says what happened
+class DeviceBroken(Exception):
     """The device did what virtio or PCI forbids, or has given up; only a reset helps.
 
     ``rule`` names what it broke: a row of docs/conformance.md (``UR2``) or a section (``2.7.8``); it is empty where the
@@ -26,9 +26,9 @@ class FeaturesRefused(DeviceBroken):
     """The device did not accept what the driver wants of its features: FEATURES_OK did not stick (3.1.1)."""
 
 
-class DeviceGone(Exception):  # noqa: N818
+class DeviceGone(Exception):
     """The device was reset, or removed from its bus; what was under way has no answer."""
 
 
-class QueueFull(Exception):  # noqa: N818
+class QueueFull(Exception):
     """`add_buf` needs more descriptors than are free now."""

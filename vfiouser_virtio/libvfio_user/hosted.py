@@ -24,7 +24,7 @@ from vfiouser_virtio.libvfio_user.client import LibraryClient
 from vfiouser_virtio.libvfio_user.log import forward_log
 from vfiouser_virtio.vfio_device import Hold, HostedVfioDevice, IrqSetFlags, PciIrq, PciRegion, RegionFlags
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MAX_DMA_MAPS = 15000
 """DMA regions of one client: each takes up to three of the process's 65530 mappings, one of them the library's."""
@@ -43,7 +43,7 @@ class HostedDevice:
         self.client: LibraryClient | None = None
         self.quieting: Hold | None = None
         """The library waits for the end of this; until then none of its functions may be called but one."""
-        self.log = DeviceLog(log, name)
+        self.log = DeviceLog(logger, name)
         self._context = context
         self._vfio_device = vfio_device
         self._name = name

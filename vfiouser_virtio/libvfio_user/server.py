@@ -14,15 +14,15 @@ from time import perf_counter
 import trio
 
 from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.holds import HOLD_PATIENCE, wait_hold
 from vfiouser_virtio.libvfio_user.attach import hanging_up_after
 from vfiouser_virtio.libvfio_user.client import LibraryClient
 from vfiouser_virtio.libvfio_user.hosted import HostedDevice
 from vfiouser_virtio.libvfio_user.listening import LibraryListener
 from vfiouser_virtio.turns import turns
 from vfiouser_virtio.vfio_device import HostedVfioDevice
-from vfiouser_virtio.vfio_user.server.holds import HOLD_PATIENCE, wait_hold
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PAUSE = 0.2  # seconds, after accept() has failed for want of something that only time brings back
 

@@ -91,7 +91,7 @@ class PciFunction:
       space has its power-on values already. Only DEVICE_RESET waits for the hold: a config write has no late reply.
     - ``on_bus_master(bool)``: the function may, or may no longer, reach memory. Comes before ``on_reset``.
     - ``on_quiesce(bool)``: begin no more work that reaches memory, or go on; what has begun ends first.
-    - ``on_resample_fd(int | None)``: another eventfd tells the end of an INTx (`Intx.resampled`); the one before is
+    - ``on_resample_fd(int | None)``: another eventfd tells the end of an INTx (then `Intx.unmask`); the one before is
       closed when the call returns, so stop waiting on it.
     """
 

@@ -14,7 +14,7 @@ old one had announced is forgotten.
 import os
 from collections.abc import Callable, Iterable, Sequence
 
-from vfiouser_virtio.eventfds import signal, take
+from vfiouser_virtio.eventfds import signal
 from vfiouser_virtio.vfio_device import Trigger
 
 _NO_FD = -1
@@ -61,12 +61,6 @@ class Intx:
     def retry(self) -> None:
         """An eventfd that was missing may be there now, elsewhere."""
         self._update()
-
-    def resampled(self) -> None:
-        """The resample eventfd is readable: the guest has ended the interrupt. Drains it and unmasks."""
-        if self.resample_fd is not None:
-            take(self.resample_fd)
-        self.unmask()
 
     def set_resample_fd(self, fd: int | None) -> None:
         """SET_IRQS ACTION_UNMASK with an eventfd, or without one. The old one is closed after its waiter was told."""

@@ -60,7 +60,7 @@ def decode(message: Message) -> str:
     else:
         words += _body(command, message)
     if message.fds:
-        words.append(f"with {len(message.fds)} fd" + "s" * (len(message.fds) > 1))
+        words.append(f"with {len(message.fds)} fd{'s' if len(message.fds) > 1 else ''}")
     return " ".join(words)
 
 

@@ -29,17 +29,18 @@ from vfiouser_virtio.background import background
 from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.groups import only
 from vfiouser_virtio.serving.child_process import ChildProcess, Line
 from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.serving.device_specs import DeviceSpec
-from vfiouser_virtio.serving.errors import ProcessError, StuckError, mistake_in
+from vfiouser_virtio.serving.errors import ProcessError, StuckError
 from vfiouser_virtio.serving.serve import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on
 from vfiouser_virtio.serving.signals import held_back, run_until_signal
 from vfiouser_virtio.serving.terminal import complain, flush
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.vfio_user import OpenTrace
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # What children may take to end before they are killed, in seconds; a server gives a device's last request 4 of them.
 _PATIENCE = 10.0
@@ -126,9 +127,9 @@ async def _made(endpoint: Endpoint, child: ChildProcess) -> Endpoint:
 
 async def _watch(name: str, child: ChildProcess, died: list[str]) -> None:
     while (mistake := await child.receive()) is not None:
-        log.error("%s: %s", name, mistake)
+        logger.error("%s: %s", name, mistake)
     if death := await child.wait_end():
-        log.error("%s: its process %s; the device is gone", name, death)
+        logger.error("%s: its process %s; the device is gone", name, death)
         died.append(name)
 
 
@@ -138,7 +139,7 @@ def _end(children: Sequence[ChildProcess], names: Sequence[str], died: list[str]
         child.tell_to_end()
     for name, child in zip(names, children, strict=False):  # not all of them have come to be
         if death := child.end(deadline):
-            log.error("%s: its process %s", name, death)
+            logger.error("%s: its process %s", name, death)
             died.append(name)
 
 
@@ -166,7 +167,7 @@ def _serve(setup: DeviceSetup, listener: Socket, engine: Engine, line: Line, *, 
         complain(error, with_traceback=False)
         return error.status
     except (ConfigError, ExceptionGroup) as error:
-        mistake = mistake_in(error)
+        mistake = only(error, ConfigError)
         if mistake is None:
             raise
         # Of a kind that the parent knows, with a note for `-v`: a traceback does not travel.

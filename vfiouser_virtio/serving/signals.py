@@ -22,7 +22,7 @@ from vfiouser_virtio.serving.errors import StuckError
 from vfiouser_virtio.serving.terminal import complain, flush_stderr
 from vfiouser_virtio.watchdog import Place, give_turn, watchdog, where
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -116,7 +116,7 @@ class _Ending:
     def back(self) -> None:
         """The loop answers again."""
         if self._said:
-            log.warning("the event loop goes on")
+            logger.warning("the event loop goes on")
         self._said = False
 
     def _say(self, seconds: float) -> None:
@@ -127,7 +127,9 @@ class _Ending:
         )
         arguments = (place.device or "a device", seconds)
         # As logging's own ``stack_info``, which would be ours: a message has but one line.
-        log.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, arguments, None, sinfo=place.lines))
+        logger.handle(
+            logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, arguments, None, sinfo=place.lines)
+        )
 
 
 class _Steps(trio.abc.Instrument):
@@ -190,7 +192,7 @@ async def run_until_signal(
         if not ending.interrupted:
             raise
         # Whatever has come of it: the signal is why we end.
-        log.debug("interrupted", exc_info=True)
+        logger.debug("interrupted", exc_info=True)
     if ending.interrupted:
         assert isinstance(outcome, signal.Signals)
         raise _stuck_error("interrupted", ending.interrupted, outcome)

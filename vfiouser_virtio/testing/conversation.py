@@ -96,7 +96,9 @@ class Conversation:
     def text(self) -> str:
         """A heading, and the lines."""
         kept = sum(said.times for said in self._kept)
-        heading = f"{self.name}: {self._count} messages" + f", the last {kept}" * (kept < self._count)
+        heading = f"{self.name}: {self._count} messages"
+        if kept < self._count:
+            heading += f", the last {kept}"
         heading += " (seconds; → to the device, ← from it; with the answer if it came at once)"
         return "\n".join([heading, *self.lines()])
 

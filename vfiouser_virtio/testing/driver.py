@@ -16,6 +16,7 @@ add, kick and wait in one. For what a good driver never does there are `Driver.a
 that gives up (NEEDS_RESET) ends every `Driver.wait` with `DeviceBroken`. The ring is written apart from the device's.
 """
 
+import math
 import mmap
 import os
 import struct
@@ -25,6 +26,8 @@ from typing import NamedTuple
 
 import trio
 
+from vfiouser_virtio.background import background
+from vfiouser_virtio.holds import wait_hold
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.vfio_device import Buffer, Hold
 from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Virtqueue
@@ -39,7 +42,7 @@ RAM_SIZE = 32 << 20
 PATIENCE = 30.0  # seconds, after which a device that does not answer has failed its test
 
 
-class DeviceBroken(AssertionError):  # noqa: N818 - what happened, not whose error
+class DeviceBroken(AssertionError):
     """The device has set NEEDS_RESET."""
 
 
@@ -216,10 +219,8 @@ class Driver:
         """Reset the device and wait until that is complete."""
         hold = self.core.write_status(0)
         if hold is not None:
-            done = trio.Event()
-            hold.when_done(done.set)
             with trio.fail_after(PATIENCE):
-                await done.wait()
+                await wait_hold(hold, patience=math.inf)
         assert self.core.status == 0
         self.rings = []
 
@@ -247,7 +248,7 @@ class Driver:
         taken, ring.free = ring.free[:count], ring.free[count:]
         links = range(1, len(descriptors)) if indirect else taken[1:]
         table = [
-            struct.pack("<QIHH", address, length, flags | NEXT * (position + 1 < len(descriptors)), following)
+            struct.pack("<QIHH", address, length, flags | (NEXT if position + 1 < len(descriptors) else 0), following)
             for position, ((address, length, flags), following) in enumerate(zip(descriptors, [*links, 0], strict=True))
         ]
         if indirect:
@@ -331,19 +332,12 @@ async def running(
     does nothing by itself.
     """
     driver = Driver(device, private=private, features=features, offer=offer, virtqueue=virtqueue)
-    failure: Exception | None = None
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(driver.core.serve)
-            try:
-                if probe:
-                    driver.probe()
-                yield driver
-            except Exception as error:  # raised again below, outside of an ExceptionGroup
-                failure = error
-            nursery.cancel_scope.cancel()
+        async with background() as tasks:
+            tasks.start_soon(driver.core.serve)
+            if probe:
+                driver.probe()
+            yield driver
     finally:
         device.close()
         driver.ram.close()
-    if failure is not None:
-        raise failure

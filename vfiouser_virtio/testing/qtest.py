@@ -25,7 +25,7 @@ _WIDTHS = {1: "b", 2: "w", 4: "l", 8: "q"}
 _RECEIVE_SIZE = 4096
 
 
-class QtestClosed(Exception):  # noqa: N818 - what happened
+class QtestClosed(Exception):
     """QEMU has closed the socket: it has ended."""
 
 

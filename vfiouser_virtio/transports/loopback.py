@@ -11,6 +11,7 @@ It is a `guest.ports.Transport` by its shape alone: neither package imports the 
 same device would show on PCI.
 """
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -22,11 +23,12 @@ import trio
 from vfiouser_virtio.background import background
 from vfiouser_virtio.dma import DmaRegion, PrivateMemory, SharedMemory
 from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.holds import wait_hold
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS
 from vfiouser_virtio.transports.identity import Style, identity
-from vfiouser_virtio.vfio_device import Buffer, Hold
+from vfiouser_virtio.vfio_device import Buffer
 from vfiouser_virtio.virtio import Device, DeviceCore, Offer
 from vfiouser_virtio.virtio.device_checks import close_device
 
@@ -164,7 +166,7 @@ class Loopback:
         await trio.lowlevel.checkpoint()
         hold = self.core.reset_queue(index)
         if hold is not None:
-            await _wait(hold)
+            await wait_hold(hold, patience=math.inf)
         self._pending.pop(index, None)  # no notification of a queue that was reset (QR1)
 
     def notify(self, index: int, next_available: int | None = None) -> None:
@@ -233,9 +235,3 @@ def _guest_memory(region: DmaRegion, name: str) -> GuestMemory:
     fd = None if region.fd is None else os.dup(region.fd)
     memory.map(region.address, region.size, readable=True, writable=True, fd=fd, offset=0)
     return memory
-
-
-async def _wait(hold: Hold) -> None:
-    done = trio.Event()
-    hold.when_done(done.set)
-    await done.wait()

@@ -14,11 +14,13 @@ QEMU's own virtio devices and SPDK's have the same layout, and SPDK's client kno
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
 from vfiouser_virtio.device_log import DeviceLog
-from vfiouser_virtio.eventfds import CAN_TAKE, take
+from vfiouser_virtio.eventfd_watch import watch
+from vfiouser_virtio.eventfds import CAN_TAKE
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction, vendor_capability
@@ -309,7 +311,7 @@ class VirtioPci(PciFunction):
             for queue in self.core.queues:
                 fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
                 self._io_event_fds.append(IoEventFd(NOTIFY + NOTIFY_MULTIPLIER * queue.index, 2, fd))
-                self._nursery.start_soon(self._watch, fd, queue.kick)
+                self._nursery.start_soon(watch, fd, queue.kick)
         return self._io_event_fds
 
     def _in_turns(self, step: Callable[[], bool]) -> None:
@@ -325,21 +327,7 @@ class VirtioPci(PciFunction):
             trio.lowlevel.notify_closing(self._resample_fd)  # ends its waiter
         self._resample_fd = fd
         if fd is not None and self._nursery is not None:
-            self._nursery.start_soon(self._watch_resample, fd)
-
-    async def _watch_resample(self, fd: int) -> None:
-        try:
-            while fd == self._resample_fd:
-                await trio.lowlevel.wait_readable(fd)
-                self.intx.resampled()
-        except trio.ClosedResourceError:
-            pass
-
-    async def _watch(self, fd: int, signalled: Callable[[], None]) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(fd)
-            if take(fd):
-                signalled()
+            self._nursery.start_soon(partial(watch, fd, self.intx.unmask, valid=lambda: fd == self._resample_fd))
 
     async def serve(self) -> None:
         """Run the child device until cancelled; then let go of what it holds on the host."""

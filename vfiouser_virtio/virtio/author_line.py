@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError
+from vfiouser_virtio.groups import leaves
 
 # Modules whose frames say nothing to the author of a device: ours, those of what we stand on, Python's own.
 _NOT_AUTHORS = frozenset({"vfiouser_virtio", "trio", "outcome", "construct", *sys.stdlib_module_names})
@@ -20,10 +21,8 @@ def author_line(error: BaseException) -> str:
 
     Also empty where the author's code was only waiting for the next chain, and the driver has broken the ring.
     """
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
     found = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
+    for frame, line in traceback.walk_tb(next(leaves(error)).__traceback__):
         module = str(frame.f_globals.get("__name__", ""))
         if module.partition(".")[0] not in _NOT_AUTHORS:
             found = f"{shown(frame.f_code.co_filename)}:{line}"

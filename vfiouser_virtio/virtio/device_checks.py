@@ -63,7 +63,7 @@ def _offers(device: Device) -> Iterator[str]:
     if reserved:
         names = ", ".join(f"{bit} ({Feature(bit).name})" if bit in {*Feature} else str(bit) for bit in reserved)
         yield (
-            f"features={features:#x} has the reserved bit{'s' * (len(reserved) > 1)} {names}: a device type has "
+            f"features={features:#x} has the reserved bit{'s' if len(reserved) > 1 else ''} {names}: a device type has "
             "0 to 23 and 50 to 127 (2.2), the others are offered by the package, see Offer"
         )
 

@@ -7,6 +7,7 @@ import trio
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError, GuestError
+from vfiouser_virtio.groups import leaves, only
 from vfiouser_virtio.virtio.author_line import definition, log_bug
 from vfiouser_virtio.virtio.device import Device
 from vfiouser_virtio.virtio.lost_chains import watch_for_lost_chains
@@ -147,11 +148,5 @@ def _spawner(nursery: trio.Nursery) -> Spawn:
 
 def _blame(error: Exception) -> Exception:
     """The one GuestError inside nested groups, if there is nothing else in them; else the error as it is."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    if isinstance(error, ExceptionGroup) and error.split(GuestError)[1] is None:
-        first: Exception = error
-        while isinstance(first, ExceptionGroup):
-            first = first.exceptions[0]
-        return first
-    return error
+    first, *others = leaves(error)
+    return only(error, GuestError) or (first if not others and isinstance(first, Exception) else error)

@@ -8,9 +8,14 @@ from vfiouser_virtio.virtio.virtqueue import Virtqueue
 
 def status_names(status: int) -> str:
     """``ACKNOWLEDGE, DRIVER``; ``0`` for none."""
-    known = [bit.name or "" for bit in Status if status & bit]
-    unknown = status & ~sum(Status)
-    return ", ".join(known + [f"{unknown:#x}"] * bool(unknown)) or "0"
+    names, unknown = [], status
+    for bit in Status:
+        if status & bit:
+            names.append(bit.name or "")
+            unknown &= ~bit
+    if unknown:
+        names.append(f"{unknown:#x}")
+    return ", ".join(names) or "0"
 
 
 def feature_names(features: int, of_type: type[IntEnum] | None) -> str:

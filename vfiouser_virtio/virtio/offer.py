@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
 
 Poll = Literal["on", "adaptive", "off"]
@@ -55,8 +55,8 @@ class Offer:
     @property
     def features(self) -> int:
         """The reserved feature bits, as a mask; VERSION_1 is always among them."""
-        chosen = (feature.mask for name, feature in _FEATURES.items() if getattr(self, name))
-        return Feature.VERSION_1.mask | sum(chosen)
+        chosen = (feature for name, feature in _FEATURES.items() if getattr(self, name))
+        return Feature.VERSION_1.mask | mask_of(chosen)
 
 
 _FEATURES = {

@@ -30,7 +30,7 @@ HELD_PATIENCE = 0.25
 _LOOK = 0.001
 
 
-class SuspendFailed(Exception):  # noqa: N818 - the device's failure, and not an error of anybody's
+class SuspendFailed(Exception):
     """A request did not end in time, so that the device cannot say that it has stopped."""
 
 

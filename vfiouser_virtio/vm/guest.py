@@ -11,6 +11,7 @@ from typing import IO, Literal
 
 import trio
 
+from vfiouser_virtio.background import background
 from vfiouser_virtio.vm.accel import choose_accel
 from vfiouser_virtio.vm.agent import Agent, AgentClosedError, CommandResult, GuestRebootedError, Output
 from vfiouser_virtio.vm.command_line import monitor_arguments, qemu_arguments
@@ -230,14 +231,13 @@ async def boot_guest(
         accel=chosen,
         shell=shell,
     )
-    raised: BaseException | None = None
     with (
         tempfile.TemporaryFile() as stderr,
         closing(_start(qemu, [*arguments, *extra_args], stderr, shell=shell)) as guest,
     ):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(guest.pump_serial)
-            nursery.start_soon(guest.qmp.run)
+        async with background() as tasks:
+            tasks.start_soon(guest.pump_serial)
+            tasks.start_soon(guest.qmp.run)
             try:
                 try:
                     await guest.qmp.negotiate()
@@ -246,14 +246,8 @@ async def boot_guest(
                 if image is not None and wait_ready:
                     await guest.wait_ready(timeout=ready_timeout)
                 yield guest
-            except BaseException as error:
-                # Raised again below: a caller wants the error itself, not the group that a nursery would make of it.
-                raised = error
             finally:
                 await guest.end()
-                nursery.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
 
 
 def _start(qemu: Qemu, arguments: list[str], stderr: IO[bytes], *, shell: bool) -> Guest:

@@ -13,7 +13,7 @@ from vfiouser_virtio.vring.chain import Chain
 MAX_COPIES = 64 << 20
 
 
-class NoRoom(Exception):  # noqa: N818 - not an error: the chains in flight take it all, and give it back
+class NoRoom(Exception):
     """There is no room for the copies of one more chain; it stays in the ring until some are written back."""
 
 

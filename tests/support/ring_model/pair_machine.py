@@ -19,7 +19,7 @@ from support.ring_model.device_machine import start_at
 from vfiouser_virtio.dma import DmaBuffer, SharedMemory
 from vfiouser_virtio.guest import QueueFull, Virtqueue, make_virtqueue
 from vfiouser_virtio.memory import GuestMemory
-from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.vring import Chain, RingFeatures, make_ring, ring_areas
 
 RAM = 1 << 18
@@ -62,7 +62,7 @@ class PairMachine(RuleBasedStateMachine):
             Feature.EVENT_IDX: event_idx,
             Feature.IN_ORDER: in_order,
         }
-        features = sum(feature.mask for feature, on in wanted.items() if on)
+        features = mask_of(feature for feature, on in wanted.items() if on)
         self.in_order = in_order
         self.rng = random.Random(seed)
         self.ram = SharedMemory(RAM)

@@ -9,14 +9,14 @@ from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.requests import RequestQueue
 from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, Feature, RequestType, SegmentFlags, Status
+from vfiouser_virtio.protocols.virtio.features import mask_of
 
 MAX_TRANSFER = 1 << 20
 """Bytes of one read or write request; longer ones become several."""
 
 # What this driver makes use of; the rest is left alone.
-_WANTED = sum(
-    feature.mask
-    for feature in (
+_WANTED = mask_of(
+    (
         Feature.SIZE_MAX,
         Feature.SEG_MAX,
         Feature.GEOMETRY,
@@ -40,7 +40,7 @@ class Reply(NamedTuple):
     written: int
 
 
-class RequestFailed(Exception):  # noqa: N818 - says what happened
+class RequestFailed(Exception):
     """The disk answered with another ``status`` than OK."""
 
     def __init__(self, what: str, status: int) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-_log = logging.getLogger("vfiouser_virtio.libvfio_user")
+logger = logging.getLogger("vfiouser_virtio.libvfio_user")
 
 
 class Callbacks:
@@ -66,7 +66,7 @@ class Callbacks:
     def _report(self, kind: str, error: BaseException) -> None:
         if (kind, type(error)) not in self._reported:
             self._reported.add((kind, type(error)))
-            _log.error("%s: the %s callback raised", self.name, kind, exc_info=error, extra={"device": self.name})
+            logger.error("%s: the %s callback raised", self.name, kind, exc_info=error, extra={"device": self.name})
 
 
 def null(prototype: Any) -> Any:

@@ -16,7 +16,7 @@ from vfiouser_virtio.guest.pci_structures import VirtioLayout, locate, virtio_st
 from vfiouser_virtio.protocols.pci import Command
 from vfiouser_virtio.protocols.virtio.device_type import Exercise
 from vfiouser_virtio.protocols.virtio.device_types import device_type, known_type
-from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status
+from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status, mask_of
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, VENDOR_ID, VENDOR_ID_2007, Isr
 from vfiouser_virtio.testing.conformance.interrupt_counts import Interrupts
 from vfiouser_virtio.testing.conformance.packed_ring import PackedDriverRing
@@ -225,7 +225,7 @@ class Bench:
     async def negotiate(self, *extra: Feature) -> None:
         """Reset, and accept the minimum and what the check needs. Raises Failed when the device refuses."""
         await self.reset()
-        features = self.minimum | sum(feature.mask for feature in extra)
+        features = self.minimum | mask_of(extra)
         if not await self.try_features(features):
             fail(f"FEATURES_OK does not stay for the features {features:#x} of the {self.offered:#x} offered")
 

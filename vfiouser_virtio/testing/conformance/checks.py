@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.verdicts import NotApplicable
 from vfiouser_virtio.testing.conformance.wire import Wire
@@ -38,7 +38,7 @@ class Need:
 
 def offers(*features: Feature) -> Need:
     """The device offers all of these features."""
-    mask = sum(feature.mask for feature in features)
+    mask = mask_of(features)
     names = " and ".join(feature.name for feature in features)
     return Need(f"{names} offered", lambda bench: bench.offered & mask == mask)
 

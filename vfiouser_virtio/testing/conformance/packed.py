@@ -167,7 +167,7 @@ async def pk5_indirect(bench: Bench) -> None:
     for number in range(ring.size + 1):
         placed = bench.request(least=1 + number % 3)
         entries = [
-            DESC.pack(address, length, 0x7FFF, int(DescFlags.WRITE) * is_writable)
+            DESC.pack(address, length, 0x7FFF, DescFlags.WRITE if is_writable else 0)
             for address, length, is_writable in placed.segments
         ]
         table = bench.memory.alloc(DESC.size * len(entries), PACKED_DESC_ALIGN)

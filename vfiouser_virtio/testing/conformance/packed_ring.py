@@ -70,7 +70,9 @@ class PackedDriverRing:
             raise NotApplicable(f"needs a queue of more than {self.size} entries")
         stores = []
         for number, ((address, length, is_writable), buffer_id) in enumerate(zip(segments, ids, strict=True)):
-            own = int(DescFlags.WRITE) * is_writable | int(DescFlags.NEXT) * (number < len(segments) - 1) | flags
+            own = (
+                (DescFlags.WRITE if is_writable else 0) | (DescFlags.NEXT if number < len(segments) - 1 else 0) | flags
+            )
             own |= AVAIL if self._wrap else USED
             stores.append((DESC.size * self._next, DESC.pack(address, length, buffer_id, own)))
             self._next += 1

@@ -28,7 +28,7 @@ class Placed:
             (
                 address,
                 length,
-                int(DescFlags.WRITE) * is_writable | int(DescFlags.NEXT) * (number < last),
+                (DescFlags.WRITE if is_writable else 0) | (DescFlags.NEXT if number < last else 0),
                 first + number + 1 if number < last else 0,
             )
             for number, (address, length, is_writable) in enumerate(self.segments)

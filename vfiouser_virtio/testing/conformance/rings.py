@@ -51,7 +51,7 @@ def _indirect_tail(bench: Bench, ring: DriverRing, placed: Placed, *, direct: in
     table = bench.memory.alloc(DESC_CODEC.size * (len(segments) - direct))
     for number, (address, length, is_writable) in enumerate(segments):
         last = number == len(segments) - 1
-        entry_flags = _WRITE * is_writable | _NEXT * (not last)
+        entry_flags = (_WRITE if is_writable else 0) | (0 if last else _NEXT)
         if number < direct:
             ring.describe(number, (address, length, entry_flags | _NEXT, number + 1))
         else:

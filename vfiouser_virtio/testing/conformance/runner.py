@@ -30,7 +30,7 @@ _PAUSE = 0.1  # seconds between two tries to connect
 _LIMIT_FACTOR = 10  # a check may take this many times the patience for one reply
 
 
-class ServesOnce(ConfigError):  # noqa: N818 - what it does
+class ServesOnce(ConfigError):
     """The server ends with its first client, which is not enough for more than one check."""
 
 
@@ -75,7 +75,7 @@ async def run_check(wire: Wire, check: Check) -> Result:
     if scope.cancelled_caught:
         verdict, detail = Verdict.BROKE, f"no end within {wire.timeout * _LIMIT_FACTOR:g} s"
     if findings:
-        detail = "; ".join([*_first(findings), *[detail] * bool(detail)])
+        detail = "; ".join(filter(None, [*_first(findings), detail]))
         verdict = verdict if verdict is Verdict.BROKE else Verdict.FAIL
     if verdict is Verdict.FAIL and check.keyword == ADVICE:
         verdict = Verdict.ADVICE

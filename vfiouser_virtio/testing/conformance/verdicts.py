@@ -33,15 +33,15 @@ class Result:
     seconds: float = 0.0
 
 
-class Failed(Exception):  # noqa: N818 - the verdict
+class Failed(Exception):
     """The rule is broken; the message says what was seen, with values."""
 
 
-class NotApplicable(Exception):  # noqa: N818
+class NotApplicable(Exception):
     """The device does not have what the rule is about; the message is the reason."""
 
 
-class RequestFailed(Exception):  # noqa: N818
+class RequestFailed(Exception):
     """The plain request that the rule is to be seen by failed, which says nothing of the rule."""
 
 

@@ -14,6 +14,8 @@ from types import FrameType
 import trio
 import trio.testing
 
+from vfiouser_virtio.background import background
+from vfiouser_virtio.groups import leaves
 from vfiouser_virtio.testing.fuzz.case import Case, Step
 from vfiouser_virtio.testing.fuzz.client import Client
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Finding, Found, Hung, LogWatch, Resources, of_exception
@@ -116,30 +118,21 @@ async def _visit(
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client = Client(sock, ram, bounds)
     log.hung_up = False
-    problem: Found | None = None
     try:
         sock.connect(listening.getsockname())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.run)
+        async with background() as tasks:
+            tasks.start_soon(client.run)
             performer = Performer(client, ram, bounds, case, target)
-            try:
-                await _perform(performer, client, case, steps)
-                await _farewell(client, log, good=steps is None)
-                bounds.check()
-            except Found as error:
-                problem = error  # not inside an ExceptionGroup
+            await _perform(performer, client, case, steps)
+            await _farewell(client, log, good=steps is None)
+            bounds.check()
             client.close()
-            nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        found, _ = group.split(Found)
-        if found is None:
+        if (found := next((leaf for leaf in leaves(group) if isinstance(leaf, Found)), None)) is None:
             raise
-        finding = of_exception(found)
-        raise Found(finding.kind, finding.what, finding.where) from group
+        raise found from group
     finally:
         client.close()
-    if problem is not None:
-        raise problem
 
 
 async def _perform(performer: Performer, client: Client, case: Case, steps: list[Step] | None) -> None:

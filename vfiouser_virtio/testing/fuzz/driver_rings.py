@@ -160,7 +160,9 @@ class PackedRing(DriverRing):
             return None
         name = next(name for name in range(self.size) if name not in self.pending)
         self.pending[name] = count
-        self.store([(*segment[:2], name, segment[2] | NEXT * (n + 1 < count)) for n, segment in enumerate(segments)])
+        self.store(
+            [(*segment[:2], name, segment[2] | (NEXT if n + 1 < count else 0)) for n, segment in enumerate(segments)]
+        )
         return name
 
     def store(self, entries: Sequence[tuple[int, int, int, int]], *, raw: bool = False) -> None:

@@ -23,6 +23,7 @@ from types import TracebackType
 
 import trio
 
+from vfiouser_virtio.groups import leaves
 from vfiouser_virtio.protocols.virtio.ring import (
     DESC_CODEC,
     PACKED_DESC_CODEC,
@@ -51,7 +52,7 @@ class Finding:
         return f"{self.kind}: {self.what}"
 
 
-class Found(Exception):  # noqa: N818 - the good outcome of fuzzing
+class Found(Exception):
     """Ends a case with a finding."""
 
     def __init__(self, kind: str, what: str, where: str = "") -> None:
@@ -66,8 +67,8 @@ class Hung(BaseException):
 def of_exception(error: BaseException) -> Finding:
     """The finding that an exception is, by its innermost frame of ours."""
     text = "".join(traceback.format_exception(error))
-    while isinstance(error, BaseExceptionGroup):
-        error = next((one for one in error.exceptions if not isinstance(one, trio.Cancelled)), error.exceptions[0])
+    found = list(leaves(error))
+    error = next((one for one in found if not isinstance(one, trio.Cancelled)), found[0])
     if isinstance(error, Found):
         return error.finding
     if isinstance(error, Hung) or "oracle.Hung" in text:

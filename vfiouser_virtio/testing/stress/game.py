@@ -12,7 +12,7 @@ from struct import Struct
 
 from vfiouser_virtio.dma import SharedMemory
 from vfiouser_virtio.guest import Virtqueue, make_virtqueue
-from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 
 RAM = 1 << 23
 SLOT = 32
@@ -32,7 +32,7 @@ _PATIENCE = [0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 5, 10, 20, 50, 50, 100, 100, 200]
 _LIGHT_SLEEP = 20
 
 
-class Failure(Exception):  # noqa: N818 - a finding, not an error of this program
+class Failure(Exception):
     """A buffer or a wake-up is lost, or what was read is not what was written."""
 
 
@@ -65,7 +65,7 @@ class Game:
             Feature.INDIRECT_DESC: self.indirect,
             Feature.IN_ORDER: self.in_order,
         }
-        return sum(feature.mask for feature, on in wanted.items() if on)
+        return mask_of(feature for feature, on in wanted.items() if on)
 
     def __str__(self) -> str:
         names = [

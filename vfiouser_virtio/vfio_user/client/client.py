@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from vfiouser_virtio.background import background
 from vfiouser_virtio.dma import DmaRegion
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.eventfds import signal
@@ -81,7 +82,7 @@ class Client(ClientConnection):
 
     def _checked_argsz(self, command: str, argsz: int) -> int:
         if argsz > MAX_DATA_XFER_SIZE:
-            raise PeerError(f"{command}: the reply has argsz 0x{argsz:x}, more than any message", errno.EPROTO)
+            raise PeerError(f"{command}: the reply has argsz {argsz:#x}, more than any message", errno.EPROTO)
         return argsz
 
     # Regions
@@ -242,25 +243,17 @@ async def connect(
     """A client of the server at ``target``: a path, or a connected socket, which is closed in the end.
 
     It has negotiated its version, and mapped ``memory``, which stays the caller's. Raises ConnectError where nobody
-    listens, and whatever `Client.negotiate` and `Client.map_memory` raise. An exception of the block leaves it as it
-    is, not in a group; only one of an interrupt's handler comes in one.
+    listens, and whatever `Client.negotiate` and `Client.map_memory` raise. An exception of the block, or of an
+    interrupt's handler, comes out as it is.
     """
     sock, path = await open_socket(target, options.timeout)
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        client = Client(sock, options.name or path, options, nursery)
+    async with background() as tasks:
+        client = Client(sock, options.name or path, options, tasks)
         try:
             if options.version is not None:
                 await client.negotiate(options.version)
                 for region in memory:
                     await client.map_memory(region)
             yield client
-        except (trio.Cancelled, GeneratorExit):
-            raise
-        except BaseException as error:  # raised again below, where no nursery wraps it
-            failure = error
         finally:
             client.close()
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure

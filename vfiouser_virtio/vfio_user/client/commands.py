@@ -77,13 +77,13 @@ def _wrong(command: Command, text: str) -> PeerError:
 
 def _fields(layout: struct.Struct, command: Command, payload: Buffer) -> tuple[Any, ...]:
     if len(payload) < layout.size:
-        raise _wrong(command, f"has 0x{len(payload):x} bytes of payload, 0x{layout.size:x} expected")
+        raise _wrong(command, f"has {len(payload):#x} bytes of payload, {layout.size:#x} expected")
     return layout.unpack_from(payload)
 
 
 def _same(command: Command, field: str, found: int, expected: int) -> None:
     if found != expected:
-        raise _wrong(command, f"has {field} 0x{found:x}, 0x{expected:x} was asked for")
+        raise _wrong(command, f"has {field} {found:#x}, {expected:#x} was asked for")
 
 
 # What there is
@@ -128,7 +128,7 @@ def parse_region_info(index: int, payload: Buffer, fds: Sequence[int]) -> Region
     argsz, flags, found, cap_offset, size, offset = _fields(_REGION_INFO, command, payload)
     _same(command, "index", found, index)
     if argsz > len(payload):
-        raise _wrong(command, f"has argsz 0x{argsz:x}, but only 0x{len(payload):x} bytes of payload")
+        raise _wrong(command, f"has argsz {argsz:#x}, but only {len(payload):#x} bytes of payload")
     capabilities = _capabilities(payload, cap_offset) if flags & RegionFlags.CAPS else ()
     return RegionInfo(RegionFlags(flags), size, offset, capabilities, tuple(fds))
 
@@ -140,9 +140,9 @@ def _capabilities(payload: Buffer, start: int) -> tuple[tuple[int, int, bytes], 
     offset = start
     while offset:
         if not _REGION_INFO.size <= offset <= len(payload) - _INFO_CAP_HEADER.size:
-            raise _wrong(command, f"has a capability at 0x{offset:x}, in 0x{len(payload):x} bytes of payload")
+            raise _wrong(command, f"has a capability at {offset:#x}, in {len(payload):#x} bytes of payload")
         if offset in headers:
-            raise _wrong(command, f"has a chain of capabilities that comes back to 0x{offset:x}")
+            raise _wrong(command, f"has a chain of capabilities that comes back to {offset:#x}")
         identity, version, following = _INFO_CAP_HEADER.unpack_from(payload, offset)
         headers[offset] = identity, version
         offset = following
@@ -169,13 +169,13 @@ def parse_io_fds(index: int, payload: Buffer, fds: Sequence[int]) -> list[IoFd]:
     _argsz, _flags, found, count = _fields(_IO_FDS, command, payload)
     _same(command, "index", found, index)
     if len(payload) < _IO_FDS.size + count * _IO_FD.size:
-        raise _wrong(command, f"has count 0x{count:x} in 0x{len(payload):x} bytes of payload")
+        raise _wrong(command, f"has count {count:#x} in {len(payload):#x} bytes of payload")
     entries = []
     for number in range(count):
         entry = _IO_FD.unpack_from(payload, _IO_FDS.size + number * _IO_FD.size)
         offset, size, fd_index, kind, flags, datamatch = entry
         if fd_index >= len(fds):
-            raise _wrong(command, f"has fd_index 0x{fd_index:x}, and 0x{len(fds):x} fds")
+            raise _wrong(command, f"has fd_index {fd_index:#x}, and {len(fds):#x} fds")
         entries.append(IoFd(offset, size, fds[fd_index], kind, flags, datamatch))
     return entries
 
@@ -227,7 +227,7 @@ def parse_write_multi(payload: Buffer) -> int:
 
 def dma_map_request(address: int, size: int, *, readable: bool, writable: bool, offset: int) -> bytes:
     """DMA_MAP; the fd comes beside it."""
-    flags = DmaMapFlags.READ * readable | DmaMapFlags.WRITE * writable
+    flags = (DmaMapFlags.READ if readable else 0) | (DmaMapFlags.WRITE if writable else 0)
     return _DMA_MAP.pack(_DMA_MAP.size, flags, offset, address, size)
 
 

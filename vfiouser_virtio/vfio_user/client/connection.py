@@ -135,7 +135,7 @@ class ClientConnection:
     def _open_twin(self, fds: list[int], index: int) -> None:
         try:
             if index >= len(fds):
-                raise protocol_error(f"VERSION: the twin socket has fd_index 0x{index:x} of 0x{len(fds):x} fds")
+                raise protocol_error(f"VERSION: the twin socket has fd_index {index:#x} of {len(fds):#x} fds")
             try:
                 sock = socket.socket(fileno=fds[index])
             except OSError as error:
@@ -238,7 +238,7 @@ class ClientConnection:
             elif message.flags & MESSAGE_TYPE_MASK:
                 where = "twin" if sock is self._twin else "main"
                 raise protocol_error(
-                    f"{name_of(message.command)}: flags 0x{message.flags:x} are not of a message for the {where} socket"
+                    f"{name_of(message.command)}: flags {message.flags:#x} are not of a message for the {where} socket"
                 )
             else:
                 self._serve(sock, outbox, message)

@@ -9,11 +9,12 @@ from typing import Protocol
 import trio
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.eventfds import signal, take
+from vfiouser_virtio.eventfd_watch import watch
+from vfiouser_virtio.eventfds import signal
 from vfiouser_virtio.protocols.vfio_user import IrqSetFlags, PciIrq
 from vfiouser_virtio.vfio_user.client.requests import RemoteError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _ASSIGN = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
 _DISABLE = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER  # with count 0: the whole index
@@ -45,18 +46,11 @@ class Interrupt:
 
     async def run(self) -> None:
         """Until `close`."""
-        while self.fd >= 0:
-            try:
-                await trio.lowlevel.wait_readable(self.fd)
-            except trio.ClosedResourceError:
-                return
-            if self.fd < 0:
-                return
-            if not take(self.fd):
-                continue
-            self._handler()
-            if self._after is not None:
-                await self._after()
+        await watch(self.fd, self._signalled, valid=lambda: self.fd >= 0)
+
+    def _signalled(self) -> Awaitable[None] | None:
+        self._handler()
+        return None if self._after is None else self._after()
 
     def close(self) -> None:
         """Call nobody any more."""
@@ -127,7 +121,7 @@ class IrqRoutes:
             await self._set_irqs(PciIrq.INTX, _UNMASK, 0, 1)
         except (PeerError, RemoteError) as error:
             if error.errno != errno.ENOTCONN:
-                log.warning("%s: cannot unmask INTx, no more will come: %s", self._name, error)
+                logger.warning("%s: cannot unmask INTx, no more will come: %s", self._name, error)
 
     def _forget(self, index: int) -> None:
         for interrupt in self._interrupts.pop(index, []):

@@ -131,7 +131,7 @@ class Requests:
         queue = self._waiting.get(message.id)
         if not queue:
             raise protocol_error(
-                f"{name_of(message.command)}: a reply with id 0x{message.id:x}, which no request has that waits "
+                f"{name_of(message.command)}: a reply with id {message.id:#x}, which no request has that waits "
                 f"(there was none, it was answered already, or it had the NO_REPLY flag)"
             )
         pending = queue.popleft()
@@ -147,23 +147,23 @@ class Requests:
     def _violation(self, pending: Pending, message: Message) -> str | None:
         size = HEADER_SIZE + len(message.body)
         if pending.command != message.command:
-            return f"the reply to id 0x{message.id:x} has command 0x{message.command:x}, not 0x{pending.command:x}"
+            return f"the reply to id {message.id:#x} has command {message.command:#x}, not {pending.command:#x}"
         if message.flags & MessageFlags.ERROR and not message.error:
             return "an error reply with the errno 0x0"
         if not self._strict:
             return None
         if pending.abandoned and message.body:
             return (
-                f"a reply of 0x{size:x} bytes after its time was over; QEMU's rule: what nobody waits for any more may "
+                f"a reply of {size:#x} bytes after its time was over; QEMU's rule: what nobody waits for any more may "
                 f"only be a header, the rest would be taken for the next message"
             )
         if size > pending.limit:
             return (
-                f"a reply of 0x{size:x} bytes; QEMU's rule: no reply is larger than its request, or than what argsz or "
-                f"count have asked for, here 0x{pending.limit:x} bytes"
+                f"a reply of {size:#x} bytes; QEMU's rule: no reply is larger than its request, or than what argsz or "
+                f"count have asked for, here {pending.limit:#x} bytes"
             )
         if message.fds and pending.command not in _MAY_HAVE_FDS:
-            return f"a reply with 0x{len(message.fds):x} fds; QEMU's rule: this command's has none"
+            return f"a reply with {len(message.fds):#x} fds; QEMU's rule: this command's has none"
         return None
 
     def close(self, error: PeerError) -> None:

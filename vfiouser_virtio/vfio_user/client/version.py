@@ -87,7 +87,7 @@ def parse_version(proposal: VersionProposal, payload: Buffer) -> Version:
     version = parse_payload(payload, _blame)
     if version.major != proposal.major or version.minor > proposal.minor:
         raise _blame(
-            f"0x{version.major:x}.0x{version.minor:x} is the answer to 0x{proposal.major:x}.0x{proposal.minor:x}; "
+            f"{version.major:#x}.{version.minor:#x} is the answer to {proposal.major:#x}.{proposal.minor:#x}; "
             "the same major and no higher minor are allowed"
         )
     found = parse_capabilities(version.data, _blame)

@@ -84,7 +84,7 @@ def dispatch(device: VfioDevice, message: Message, negotiated: Negotiated) -> An
         if message.fds_lost:
             raise _refused(message, "not all of its file descriptors arrived", errno.EMFILE)
         if len(message.fds) > MAX_MSG_FDS:
-            raise _refused(message, f"0x{len(message.fds):x} file descriptors, at most 0x{MAX_MSG_FDS:x} are taken")
+            raise _refused(message, f"{len(message.fds):#x} file descriptors, at most {MAX_MSG_FDS:#x} are taken")
         handler = _HANDLERS.get(message.command)
         if handler is None:
             raise _refused(message, "unknown", errno.ENOSYS)
@@ -99,7 +99,7 @@ def dispatch(device: VfioDevice, message: Message, negotiated: Negotiated) -> An
 def check_region_data(data: Buffer, count: int) -> None:
     """Check what a device returned from `region_read`: a wrong length is its bug, not the client's."""
     if len(data) != count:
-        raise AssertionError(f"region_read returned 0x{len(data):x} bytes instead of 0x{count:x}")
+        raise AssertionError(f"region_read returned {len(data):#x} bytes instead of {count:#x}")
 
 
 def _refused(message: Message, why: str, number: int = errno.EINVAL) -> PeerError:
@@ -109,18 +109,18 @@ def _refused(message: Message, why: str, number: int = errno.EINVAL) -> PeerErro
 def _fields(layout: struct.Struct, message: Message) -> tuple[Any, ...]:
     """The fixed part of the payload, which may be longer (SPDK sends 4 KiB for 32 bytes)."""
     if len(message.body) < layout.size:
-        raise _refused(message, f"payload of 0x{len(message.body):x} bytes, 0x{layout.size:x} expected")
+        raise _refused(message, f"payload of {len(message.body):#x} bytes, {layout.size:#x} expected")
     return layout.unpack_from(message.body)
 
 
 def _check_argsz(message: Message, argsz: int, minimum: int) -> None:
     if argsz < minimum:
-        raise _refused(message, f"argsz 0x{argsz:x} is below 0x{minimum:x}")
+        raise _refused(message, f"argsz {argsz:#x} is below {minimum:#x}")
 
 
 def _check_range(message: Message, address: int, size: int) -> None:
     if size == 0 or address + size > _ADDRESS_SPACE:
-        raise _refused(message, f"address 0x{address:x} size 0x{size:x} is not a range")
+        raise _refused(message, f"address {address:#x} size {size:#x} is not a range")
 
 
 def _dma_map(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
@@ -128,9 +128,9 @@ def _dma_map(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
     _check_argsz(message, argsz, _DMA_MAP.size)
     _check_range(message, address, size)
     if flags & ~_DMA_MAP_FLAGS:
-        raise _refused(message, f"flags 0x{flags:x} has unknown bits")
+        raise _refused(message, f"flags {flags:#x} has unknown bits")
     if offset + size > 1 << 63:  # off_t
-        raise _refused(message, f"offset 0x{offset:x} size 0x{size:x} is beyond the end of any file")
+        raise _refused(message, f"offset {offset:#x} size {size:#x} is beyond the end of any file")
     if len(message.fds) > 1:
         raise _refused(message, f"{len(message.fds)} file descriptors, at most one expected")
     fds = message.take_fds()
@@ -148,14 +148,14 @@ def _dma_map(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
 def _dma_unmap(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
     argsz, flags, address, size = _fields(_DMA_UNMAP, message)
     if flags & DmaUnmapFlags.GET_DIRTY_BITMAP:
-        raise _refused(message, f"flags 0x{flags:x} asks for a dirty bitmap", errno.EOPNOTSUPP)
+        raise _refused(message, f"flags {flags:#x} asks for a dirty bitmap", errno.EOPNOTSUPP)
     if flags & ~_DMA_UNMAP_ALL:
-        raise _refused(message, f"flags 0x{flags:x} has unknown bits")
+        raise _refused(message, f"flags {flags:#x} has unknown bits")
     # rust-vmm waits for the 24 bytes, QEMU takes them or leaves them.
     echo = bytes(message.body[: _DMA_UNMAP.size]) if argsz >= _DMA_UNMAP.size else b""
     if flags & _DMA_UNMAP_ALL:
         if address or size:
-            raise _refused(message, f"flags 0x{flags:x} (ALL) with address 0x{address:x} size 0x{size:x}")
+            raise _refused(message, f"flags {flags:#x} (ALL) with address {address:#x} size {size:#x}")
         size = _ADDRESS_SPACE
     _check_range(message, address, size)
     return Answer(echo, hold=device.dma_unmap(address, size))
@@ -203,7 +203,7 @@ def _device_get_region_io_fds(device: VfioDevice, message: Message, negotiated: 
     argsz, flags, index, _count = _fields(_REGION_IO_FDS, message)
     _check_argsz(message, argsz, _REGION_IO_FDS.size)
     if flags:
-        raise _refused(message, f"flags 0x{flags:x} is not 0")
+        raise _refused(message, f"flags {flags:#x} is not 0")
     sub_regions: list[IoEventFd] = []
     fds: list[int] = []
     for sub_region in device.io_fds(index):
@@ -239,20 +239,18 @@ def _device_set_irqs(device: VfioDevice, message: Message, _: Negotiated) -> Ans
     argsz, flags, index, start, count = _fields(_IRQ_SET, message)
     _check_argsz(message, argsz, _IRQ_SET.size)
     if flags not in _IRQ_SETS:
-        raise _refused(message, f"flags 0x{flags:x} is not one DATA and one ACTION bit")
+        raise _refused(message, f"flags {flags:#x} is not one DATA and one ACTION bit")
     if count == 0 and (flags != _DISABLE or start):
-        raise _refused(
-            message, f"count 0 with flags 0x{flags:x} start 0x{start:x}; only 0x{_DISABLE:x} from 0 has none"
-        )
+        raise _refused(message, f"count 0 with flags {flags:#x} start {start:#x}; only {_DISABLE:#x} from 0 has none")
     if start + count > device.irq_info(index).count:
-        raise _refused(message, f"start 0x{start:x} count 0x{count:x} is beyond the interrupts of index 0x{index:x}")
+        raise _refused(message, f"start {start:#x} count {count:#x} is beyond the interrupts of index {index:#x}")
     data = message.body[_IRQ_SET.size : _IRQ_SET.size + count] if flags & IrqSetFlags.DATA_BOOL else b""
     if flags & IrqSetFlags.DATA_BOOL and len(data) != count:
-        raise _refused(message, f"0x{len(data):x} bytes of data for count 0x{count:x}")
+        raise _refused(message, f"{len(data):#x} bytes of data for count {count:#x}")
     fds: list[int] = []
     if flags & IrqSetFlags.DATA_EVENTFD:
         if message.fds and len(message.fds) != count:
-            raise _refused(message, f"0x{len(message.fds):x} file descriptors for count 0x{count:x}")
+            raise _refused(message, f"{len(message.fds):#x} file descriptors for count {count:#x}")
         if not all(map(is_eventfd, message.fds)):  # a write to anything else could block
             raise _refused(message, "a file descriptor is not an eventfd")
         fds = message.take_fds()
@@ -262,9 +260,7 @@ def _device_set_irqs(device: VfioDevice, message: Message, _: Negotiated) -> Ans
 
 def _check_count(message: Message, offset: int, count: int) -> None:
     if not 0 < count <= MAX_DATA_XFER_SIZE or offset + count > _ADDRESS_SPACE:
-        raise _refused(
-            message, f"offset 0x{offset:x} count 0x{count:x}; 1 to 0x{MAX_DATA_XFER_SIZE:x} bytes are allowed"
-        )
+        raise _refused(message, f"offset {offset:#x} count {count:#x}; 1 to {MAX_DATA_XFER_SIZE:#x} bytes are allowed")
 
 
 def _region_read(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
@@ -280,7 +276,7 @@ def _region_write(device: VfioDevice, message: Message, _: Negotiated) -> Answer
     _check_count(message, offset, count)
     data = memoryview(message.body)[REGION_ACCESS_CODEC.size :][:count]
     if len(data) != count:
-        raise _refused(message, f"0x{len(data):x} bytes of data for count 0x{count:x}")
+        raise _refused(message, f"{len(data):#x} bytes of data for count {count:#x}")
     device.region_write(region, offset, data)
     return Answer(REGION_ACCESS_CODEC.pack(offset, region, count))
 
@@ -292,7 +288,7 @@ def _region_write_multi(device: VfioDevice, message: Message, negotiated: Negoti
     (count,) = _fields(_WRITE_MULTI_COUNT, message)
     entries = memoryview(message.body)[_WRITE_MULTI_COUNT.size :]
     if count * _WRITE_MULTI_ENTRY.size > len(entries):
-        raise _refused(message, f"0x{len(entries):x} bytes of data for 0x{count:x} writes")
+        raise _refused(message, f"{len(entries):#x} bytes of data for {count:#x} writes")
     # 43,000 of them fit into a message, and would hold up all devices for a second. The body is lost meanwhile.
     work = _write_multi(device, message, bytes(entries[: count * _WRITE_MULTI_ENTRY.size]))
     for _ in work:
@@ -304,7 +300,7 @@ def _write_multi(device: VfioDevice, message: Message, entries: bytes) -> Iterat
     """Check all writes, then carry them out in steps of `WRITES_AT_ONCE`."""
     for index, (offset, _region, size, data) in enumerate(_WRITE_MULTI_ENTRY.iter_unpack(entries), 1):
         if not 0 < size <= len(data) or offset + size > _ADDRESS_SPACE:
-            raise _refused(message, f"a write of 0x{size:x} bytes at 0x{offset:x}; 1 to 8 bytes are allowed")
+            raise _refused(message, f"a write of {size:#x} bytes at {offset:#x}; 1 to 8 bytes are allowed")
         if not index % (8 * WRITES_AT_ONCE):
             yield
     refused: PeerError | None = None

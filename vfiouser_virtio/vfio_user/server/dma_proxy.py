@@ -135,7 +135,7 @@ class DmaProxy:
         """The client has answered. Raises PeerError when there was no such question."""
         request = self._requests.get(message.id)
         if request is None or request.command != message.command:
-            raise PeerError(f"{name_of(message.command)}: reply with id 0x{message.id:x}, which nobody waits for")
+            raise PeerError(f"{name_of(message.command)}: reply with id {message.id:#x}, which nobody waits for")
         del self._requests[message.id]
         request.window.release(request.cost)
         if message.flags & MessageFlags.ERROR:
@@ -147,7 +147,7 @@ class DmaProxy:
                 request.data = bytes(message.body[len(message.body) - request.count :])
             else:
                 request.error = PeerError(
-                    f"DMA_READ: reply of 0x{len(message.body):x} bytes to a count of 0x{request.count:x}", errno.EIO
+                    f"DMA_READ: reply of {len(message.body):#x} bytes to a count of {request.count:#x}", errno.EIO
                 )
         # The body of a DMA_WRITE's reply says nothing new; some clients send none.
         request.done.set()

@@ -9,8 +9,8 @@ import trio
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.fds import MOST_LEFT_OPEN, left_open
+from vfiouser_virtio.holds import HOLD_PATIENCE, wait_hold
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
-from vfiouser_virtio.vfio_user.server.holds import HOLD_PATIENCE, wait_hold
 from vfiouser_virtio.vfio_user.server.listening import Listener
 from vfiouser_virtio.vfio_user.server.session import Session
 from vfiouser_virtio.vfio_user.wire.connection import Trace
@@ -19,7 +19,7 @@ from vfiouser_virtio.vfio_user.wire.sockets import peer_pid
 OpenTrace = Callable[[str], Trace]
 """Called with a device's name, for each connection to it."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # accept() fails with these as long as something is short that only time brings back.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -57,7 +57,7 @@ class Server:
 
         A second client is accepted, closed at once, and logged, while there is a first. Does not close ``listener``.
         """
-        device_log = DeviceLog(log, self._name or listener.name)
+        device_log = DeviceLog(logger, self._name or listener.name)
         if listener.connected:
             await self._serve_client(listener.socket.dup(), device_log, None)
             return

@@ -23,13 +23,14 @@ import trio
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.holds import wait_hold
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, MESSAGE_TYPE_MASK, Command, Direction, MessageFlags
 from vfiouser_virtio.turns import turns
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user.server.accesses import RegionAccesses
+from vfiouser_virtio.vfio_user.server.backlog import Backlog
 from vfiouser_virtio.vfio_user.server.dispatch import Answer, dispatch
 from vfiouser_virtio.vfio_user.server.dma_proxy import DmaProxy
-from vfiouser_virtio.vfio_user.server.holds import Backlog, wait_hold
 from vfiouser_virtio.vfio_user.server.linger import Linger
 from vfiouser_virtio.vfio_user.server.version import Negotiated, negotiate
 from vfiouser_virtio.vfio_user.wire.connection import HEADER_SIZE, Message, Trace, error_reply, name_of, reply
@@ -38,7 +39,7 @@ from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket, peer_uid
 MAX_BACKLOG = 16 << 20
 """Bytes of messages behind a held reply, or of replies that the client does not read, beyond which we stop reading."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Clients ask these to find out what there is; no is an answer.
 _PROBES = frozenset({Command.DEVICE_GET_IRQ_INFO, Command.DEVICE_FEATURE})
@@ -71,7 +72,7 @@ class Session:
         self._accesses = RegionAccesses(self._main, device, self._start_flush, self._refuse, trace)
         self._twin: MessageSocket | None = None
         self._negotiated = Negotiated()
-        self._log = DeviceLog(log, name)
+        self._log = DeviceLog(logger, name)
         self._fast = False  # region accesses go straight to the device: negotiated, nothing held
         self._held = False
         self._backlog = Backlog()
@@ -166,7 +167,7 @@ class Session:
             self._trace(Direction.CLIENT_TO_SERVER, message)
         close_all(message.take_fds())
         if not message.is_reply:
-            raise PeerError(f"{name_of(message.command)}: flags 0x{message.flags:x} is no message type", fatal=True)
+            raise PeerError(f"{name_of(message.command)}: flags {message.flags:#x} is no message type", fatal=True)
         try:
             if self.client is None:
                 raise PeerError(f"{name_of(message.command)}: a reply before VERSION")

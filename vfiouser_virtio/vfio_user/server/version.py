@@ -43,7 +43,7 @@ def negotiate(payload: Buffer, *, write_multiple: bool = False) -> tuple[Negotia
     """
     version = parse_payload(payload, _blame)
     if version.major != MAJOR:
-        raise _blame(f"major 0x{version.major:x} is not 0x{MAJOR:x}")
+        raise _blame(f"major {version.major:#x} is not {MAJOR:#x}")
     offered = {} if version.data == b"\0" else parse_capabilities(version.data, _blame)
 
     # Most important first.

@@ -156,10 +156,10 @@ class Connection:
         _message_id, command, size, _flags, _error = header
         if not HEADER_SIZE <= size <= available:
             if size < HEADER_SIZE:
-                raise PeerError(f"{name_of(command)}: message size 0x{size:x} is below the header's 0x10", fatal=True)
+                raise PeerError(f"{name_of(command)}: message size {size:#x} is below the header's 0x10", fatal=True)
             if size > MAX_MESSAGE_SIZE:
                 raise PeerError(
-                    f"{name_of(command)}: message size 0x{size:x} is above 0x{MAX_MESSAGE_SIZE:x}", fatal=True
+                    f"{name_of(command)}: message size {size:#x} is above {MAX_MESSAGE_SIZE:#x}", fatal=True
                 )
             return False
         self._start = start
@@ -209,4 +209,4 @@ def name_of(command: int) -> str:
     try:
         return Command(command).name
     except ValueError:
-        return f"command 0x{command:x}"
+        return f"command {command:#x}"

@@ -27,7 +27,7 @@ class VersionPayload(NamedTuple):
 def parse_payload(payload: Buffer, blame: Blame) -> VersionPayload:
     """The two numbers, and what follows. Raises what ``blame`` makes."""
     if len(payload) < _FIXED_SIZE:
-        raise blame(f"payload of 0x{len(payload):x} bytes, 4 or more expected")
+        raise blame(f"payload of {len(payload):#x} bytes, 4 or more expected")
     version = VERSION.parse(bytes(payload))
     return VersionPayload(version.major, version.minor, version.data)
 

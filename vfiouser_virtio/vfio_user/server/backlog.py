@@ -1,31 +1,14 @@
-"""Replies that must wait for a `Hold` ("VFIO_USER_DMA_UNMAP", "VFIO_USER_DEVICE_RESET"), and what comes behind them."""
+"""Messages that came behind one whose reply must wait for a `Hold`."""
 
 from collections import deque
 
-import trio
-
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.vfio_user.wire.connection import Message
-
-HOLD_PATIENCE = 2.0
-"""Seconds until the work behind a held reply is told to fail: well within QEMU's 5 s, after which it gives up on us."""
 
 # What a message in the backlog counts besides its payload, in bytes: a million empty ones take memory, too, and the
 # process has a thousand fds or so for all its clients.
 _MESSAGE_COST = 256
 _FD_COST = 64 * 1024
-
-
-async def wait_hold(hold: Hold, patience: float | None = None) -> None:
-    """Wait until ``hold`` has ended; after ``patience`` seconds (default `HOLD_PATIENCE`) tell its work to fail."""
-    done = trio.Event()
-    hold.when_done(done.set)
-    with trio.move_on_after(HOLD_PATIENCE if patience is None else patience):
-        await done.wait()
-    if not done.is_set():
-        hold.expire()
-        await done.wait()
 
 
 class Backlog:

@@ -1,0 +1,22 @@
+"""Waiting for a `Hold`: until the work that a reply stands for has ended, with a time after which it is to fail."""
+
+import trio
+
+from vfiouser_virtio.vfio_device import Hold
+
+HOLD_PATIENCE = 2.0
+"""Seconds until the work behind a held reply is told to fail: well within QEMU's 5 s, after which it gives up on us."""
+
+
+async def wait_hold(hold: Hold, patience: float | None = None) -> None:
+    """Wait until ``hold`` has ended; after ``patience`` seconds (default `HOLD_PATIENCE`) tell its work to fail.
+
+    What has been told still ends in its own time. With ``math.inf`` nobody is told.
+    """
+    done = trio.Event()
+    hold.when_done(done.set)
+    with trio.move_on_after(HOLD_PATIENCE if patience is None else patience):
+        await done.wait()
+    if not done.is_set():
+        hold.expire()
+        await done.wait()
