@@ -1,6 +1,7 @@
 """PCI Local Bus 3.0 §6.7: the capability list, and the generic capabilities that are put on it."""
 
 from dataclasses import dataclass
+from functools import cache
 
 from vfiouser_virtio.pci.config_space import ConfigSpace, OnRead, OnWrite
 from vfiouser_virtio.protocols.codec import Schema, offsets
@@ -154,6 +155,7 @@ def exp_capability(*, flr: bool, on_write: OnWrite | None) -> Capability:
     )
 
 
+@cache  # the same for each of a hundred devices, and a quarter of what it takes to make one
 def _mask(schema: Schema, **bits: int) -> bytes:
     """A mask over a capability: these bits of these fields, no bit of the others."""
     return bytes(schema.build(dict.fromkeys(offsets(schema), 0) | bits))
