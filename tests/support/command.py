@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -107,32 +108,36 @@ async def serve_process(
 
     Its ``stderr`` goes to `ServeProcess.log`, or to a file descriptor.
     """
-    # Beside the folder, whose content some tests look at.
-    log = folder.with_name(f"{folder.name}.log")
-    with log.open("wb") as file:
-        process = Process(
-            [*command, "serve", *arguments],
-            cwd=folder,
-            env=environment(**(env or {})),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=file if stderr is None else stderr,
-            pass_fds=pass_fds,
-        )
-    assert process.stdout is not None
-    async with process.stdout:
-        try:
-            output = b""
-            with trio.fail_after(PATIENCE):
-                while not _READY.search(output):
-                    received = await process.stdout.receive_some()
-                    assert received, f"it ended: {log.read_text()}"
-                    output += received
-            yield ServeProcess(process, output.decode().splitlines(), log)
-        finally:
-            with trio.CancelScope(shield=True):
-                process.terminate()
-                with trio.move_on_after(10):
+    # Where its sockets are: one that is killed cannot remove them, any other does.
+    with tempfile.TemporaryDirectory(prefix="run-") as runtime:
+        # Beside the folder, whose content some tests look at.
+        log = folder.with_name(f"{folder.name}.log")
+        with log.open("wb") as file:
+            process = Process(
+                [*command, "serve", *arguments],
+                cwd=folder,
+                env=environment(**{"XDG_RUNTIME_DIR": runtime, **(env or {})}),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=file if stderr is None else stderr,
+                pass_fds=pass_fds,
+            )
+        assert process.stdout is not None
+        async with process.stdout:
+            try:
+                output = b""
+                with trio.fail_after(PATIENCE):
+                    while not _READY.search(output):
+                        received = await process.stdout.receive_some()
+                        assert received, f"it ended: {log.read_text()}"
+                        output += received
+                yield ServeProcess(process, output.decode().splitlines(), log)
+            finally:
+                with trio.CancelScope(shield=True):
+                    process.terminate()
+                    with trio.move_on_after(10):
+                        await process.wait()
+                    process.kill()
                     await process.wait()
-                process.kill()
-                await process.wait()
+        left = os.listdir(runtime)
+        assert left == [] or process.returncode is None or process.returncode < 0, f"it has left {left}"
