@@ -5,7 +5,7 @@ import trio
 
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.testing.driver import running
-from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Queue, Virtqueue, queue
+from vfiouser_virtio.virtio import Chain, Device, DeviceCore, Offer, Queue, Virtqueue, queue
 
 
 class Batches(Device):
@@ -73,5 +73,62 @@ async def test_what_makes_virtqueues_can_be_chosen() -> None:
 
 def test_an_author_sees_nothing_but_a_small_queue() -> None:
     public = {name for name in dir(Queue) if not name.startswith("_")}
-    for_authors = {"hold", "index", "max_size", "next", "next_nowait", "pinned", "size"}
-    assert public == for_authors | {"attach", "detach", "resize"}
+    for_authors = {"hold", "index", "max_size", "next", "next_nowait", "pinned", "put_back", "size"}
+    assert public == for_authors | {"attach", "resize"}
+
+
+class PutsBack(Device):
+    """Reads a request, puts it back, and answers it when it gets it again."""
+
+    device_id = 63
+    requestq = queue(max_size=8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bytes] = []
+        self.old: list[Chain] = []
+
+    async def run(self) -> None:
+        async for chain in self.requestq:
+            self.seen.append(chain.readable.read())
+            if len(self.seen) == 1:
+                chain.writable.write(b"x")
+                self.requestq.put_back(chain)
+                self.old.append(chain)
+                continue
+            chain.writable.write(self.seen[-1])
+            chain.complete()
+
+
+@pytest.mark.parametrize("private", [False, True])
+async def test_what_is_put_back_is_the_next_one_again(private: bool) -> None:
+    device = PutsBack()
+    async with running(device, private=private) as driver:
+        tokens = [driver.add(0, [b"%d" % number], [4]) for number in range(4)]
+        driver.kick(0)
+        answers = [await driver.wait(0, token) for token in tokens]
+        assert device.seen == [b"0", b"0", b"1", b"2", b"3"]
+        assert [answer.data[0][:1] for answer in answers] == [b"0", b"1", b"2", b"3"]
+        assert [answer.written for answer in answers] == [1] * 4
+        # The old one is nothing any more.
+        [old] = device.old
+        assert old.readable.length == 0
+        old.writable.write(b"old")
+        old.complete()
+        assert (await driver.request([b"4"], [4])).written == 1
+
+
+async def test_what_was_completed_cannot_be_put_back() -> None:
+    class Twice(Device):
+        device_id = 63
+        requestq = queue(max_size=8)
+
+        async def run(self) -> None:
+            async for chain in self.requestq:
+                chain.complete()
+                self.requestq.put_back(chain)
+
+    async with running(Twice()) as driver:
+        driver.add(0, [b"x"])
+        driver.kick(0)
+        await driver.wait_broken()

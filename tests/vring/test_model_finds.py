@@ -1,6 +1,7 @@
 """The model must see what it is there to see: each of these rings is broken in one way."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from support.ring_model.profile import finding
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.guest import SplitVirtqueue, Virtqueue
-from vfiouser_virtio.vring import Chain, PackedRing, Ring, SplitRing, packed, split
+from vfiouser_virtio.vring import Chain, PackedRing, Ring, RingState, SplitRing, packed, split
 
 pytestmark = pytest.mark.slow
 
@@ -156,6 +157,29 @@ def forgets_the_status_of_a_block_request(patch: Patch) -> None:
         patch.setattr(module, "table_of_three", table_of_three)
 
 
+def restored(patch: Patch, **changed: Callable[[RingState], Any]) -> None:
+    """A ring goes on with these things of its state otherwise than they were."""
+
+    def restore(original: Any, self: Ring, state: RingState) -> None:
+        original(self, replace(state, **{name: change(state) for name, change in changed.items()}))
+
+    wrap(patch, Ring, "restore", restore)
+    # Or the model would see just that, at once.
+    patch.setattr(RingState, "__eq__", lambda self, other: True)
+
+
+def restores_nothing_as_completed(patch: Patch) -> None:
+    restored(patch, completed=lambda state: ())
+
+
+def restores_completed_the_other_way_round(patch: Patch) -> None:
+    restored(patch, completed=lambda state: state.completed[::-1])
+
+
+def takes_again_from_the_ring_after_a_restore(patch: Patch) -> None:
+    restored(patch, available=lambda state: state.used)
+
+
 FOUND = [
     (sleeps_without_looking_again, SplitMachine, PackedMachine, SplitPair, PackedPair),
     (driver_sleeps_without_looking_again, SplitPair, PackedPair),
@@ -172,6 +196,9 @@ FOUND = [
     (believes_every_address, HostileSplit, HostilePacked),
     (forgets_the_status_of_a_block_request, SplitMachine, PackedMachine),
     (takes_chains_that_are_in_flight, HostilePacked),
+    (restores_nothing_as_completed, SplitMachine, PackedMachine),
+    (restores_completed_the_other_way_round, SplitMachine),
+    (takes_again_from_the_ring_after_a_restore, SplitMachine, PackedMachine),
 ]
 
 

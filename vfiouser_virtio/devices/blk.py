@@ -199,6 +199,10 @@ class Blk(Device):
         can_be_volatile = self.negotiated(Feature.FLUSH) or self.negotiated(Feature.CONFIG_WCE)
         self._write_through = not (can_be_volatile and self.config["wce"])
 
+    def take_over(self, predecessor: Device) -> None:
+        super().take_over(predecessor)
+        self._settle_cache()
+
     def reset(self) -> None:
         self.config.set(wce=int(self._writeback))
         self.log.forget()

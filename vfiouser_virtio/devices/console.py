@@ -137,6 +137,12 @@ class Console(Device):
         assert isinstance(value, int), field
         self.ports[0].chardev.send_nowait(bytes([value & 0xFF]))
 
+    def take_over(self, predecessor: Device) -> None:
+        super().take_over(predecessor)
+        if isinstance(predecessor, Console):
+            for port, before in zip(self.ports, predecessor.ports, strict=True):
+                port.take_over(before)
+
     def reset(self) -> None:
         for port in self.ports:
             port.reset()

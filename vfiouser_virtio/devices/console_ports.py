@@ -58,6 +58,10 @@ class Port:
         """What the guest is told of the host. A console is always open: its driver waits for nobody."""
         return self.is_console or self.chardev.connected
 
+    def take_over(self, before: "Port") -> None:
+        """Another device goes on with the port: its driver knows of it, or has it open, as it was ``before``."""
+        self.added, self.ready, self.guest_open = before.added, before.ready, before.guest_open
+
     def reset(self) -> None:
         """The driver has reset the device: it knows no port, and nobody has it open."""
         self.added = self.ready = self._open = False

@@ -165,7 +165,6 @@ class Driver:
         offer: Offer | None = None,
         virtqueue: type[Virtqueue] = Virtqueue,
     ) -> None:
-        self.device = device
         self.memory = GuestMemory()
         self.ram = Ram(self.memory, private=private)
         self.core = DeviceCore(device, self.memory, self, offer=offer, virtqueue=virtqueue)
@@ -186,6 +185,10 @@ class Driver:
     def config_interrupt(self) -> None:
         self.config_interrupts += 1
         self._interrupt.unpark_all()
+
+    @property
+    def device(self) -> Device:
+        return self.core.device
 
     # ---- status ----------------------------------------------------------------------------------------------------
 
@@ -339,5 +342,5 @@ async def running(
                 driver.probe()
             yield driver
     finally:
-        device.close()
+        driver.device.close()
         driver.ram.close()

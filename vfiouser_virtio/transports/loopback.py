@@ -76,7 +76,6 @@ class Loopback:
             virtio_id=device.device_id,
         )
         self.name = name or "loopback"
-        self.device = device
         self.memory: DmaRegion = (PrivateMemory if private else SharedMemory)(memory_size)
         self._guest_memory = _guest_memory(self.memory, shown_name := f"{device.name} at {self.name}")
         self.core = DeviceCore(device, self._guest_memory, self, name=shown_name, offer=offer)
@@ -86,6 +85,11 @@ class Loopback:
         self._config_pending = False
         self._raised = trio.lowlevel.ParkingLot()
         self._tasks: AbstractAsyncContextManager[trio.Nursery] | None = None
+
+    @property
+    def device(self) -> Device:
+        """The child device."""
+        return self.core.device
 
     # ---- life ----------------------------------------------------------------------------------------------------
 

@@ -85,7 +85,6 @@ class VirtioPci(PciFunction):
             checkpoint=trio.lowlevel.checkpoint,
             unsealed=unsealed_memory,
         )
-        self.device = device
         self._log = DeviceLog(logger, name or device.name)
         self.core = DeviceCore(device, self.memory, self, name=name, offer=offer)
         self.core.stop(Stop.NO_BUS_MASTER)
@@ -105,6 +104,11 @@ class VirtioPci(PciFunction):
         self._io_event_fds: list[IoEventFd] = []
         self._nursery: trio.Nursery | None = None
         self._resample_fd: int | None = None
+
+    @property
+    def device(self) -> Device:
+        """The child device."""
+        return self.core.device
 
     def _add_capabilities(self, vectors: int) -> None:
         def structure(cfg_type: CfgType, offset: int, length: int, tail: bytes = b"") -> bytes:
@@ -170,14 +174,14 @@ class VirtioPci(PciFunction):
         if index >= len(self.core.queues):
             return
         size = len(data)
-        if size == 2 and not self.device.driver_features & _NOTIFIED_OTHERWISE and data == self._names[index]:
+        if size == 2 and not self.core.device.driver_features & _NOTIFIED_OTHERWISE and data == self._names[index]:
             self.core.queues[index].kick()  # what nearly all of them are; `notify_queue` has nothing to check then
             return
         if size not in (2, NOTIFICATION_DATA_CODEC.size):
             self.core.complain("notification size", f"notified queue {index} with {size} bytes, not 2 or 4")
         elif self.core.running:
             name = int.from_bytes(data[:2], "little")
-            by_config_data = self.device.negotiated(Feature.NOTIF_CONFIG_DATA)
+            by_config_data = self.core.device.negotiated(Feature.NOTIF_CONFIG_DATA)
             due = self.core.notif_config_data(index) if by_config_data else index
             if name != due:
                 what = "queue_notif_config_data" if by_config_data else "index"

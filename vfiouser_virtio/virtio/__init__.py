@@ -10,6 +10,7 @@ from vfiouser_virtio.virtio.pins import Pinned
 from vfiouser_virtio.virtio.queue import Queue
 from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
+from vfiouser_virtio.virtio.virtqueue_state import VirtqueueState
 from vfiouser_virtio.vring.chain import Chain
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Stop",
     "Unmapped",
     "Virtqueue",
+    "VirtqueueState",
     "bus",
     "queue",
     "register",

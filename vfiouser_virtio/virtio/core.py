@@ -13,21 +13,23 @@ A transport (virtio-pci, loopback) calls these methods for the driver and is an 
 import logging
 from functools import partial
 
+import trio
+
 from vfiouser_virtio.device_log import DeviceLog
-from vfiouser_virtio.errors import AuthorError, GuestError
+from vfiouser_virtio.errors import AuthorError, DeviceError, GuestError
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status
 from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.virtio.author_line import author_line, definition, log_bug
 from vfiouser_virtio.virtio.device import Device
-from vfiouser_virtio.virtio.device_checks import check_device
+from vfiouser_virtio.virtio.device_checks import check_device, check_successor
 from vfiouser_virtio.virtio.device_task import DeviceTask
 from vfiouser_virtio.virtio.driver_activity import feature_names, ring_words, status_names
 from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
 from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.shown_config import ShownConfig
 from vfiouser_virtio.virtio.stop import Stop
-from vfiouser_virtio.virtio.suspend import Phase, SuspendFailed, Suspension
+from vfiouser_virtio.virtio.suspend import PATIENCE, Phase, SuspendFailed, Suspension, drain
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.vring import RingFeatures
 
@@ -81,9 +83,12 @@ class DeviceCore:
             )
             for declared in device.queues
         ]
+        """The virtqueues, by index; each is of an equal number and size as the device declares."""
         for declared, queue in zip(device.queues, self.queues, strict=True):
             declared.attach(queue)
         self._resetting: Hold | None = None
+        self._resets = 0
+        self._replacing = trio.Lock()
         self._task = DeviceTask(device, self.queues, self.name, self.needs_reset, search=self.offer.poll == "adaptive")
         self._suspension = Suspension(self.queues, self._task, self._suspended, self.needs_reset)
         memory.on_change = self._memory_changed
@@ -193,6 +198,70 @@ class DeviceCore:
         self._suspension.end()
         self._config.thaw()
 
+    # ---- another device ------------------------------------------------------------------------------------------
+
+    async def replace(self, device: Device) -> None:
+        """Let another device object of the same type take over, in whatever status this is: the driver does not notice.
+
+        Requests that use guest memory end first, and no others are begun. What the old device still has then is offered
+        to the new one, in the order in which the driver made it available, and may so be done twice. `Device.take_over`
+        tells the new device of what the driver had told the old one. When this returns, the run of the old one has
+        ended and the new one's begins; to close the old one is for the caller.
+
+        Raises AuthorError, or what `Device.features_ok` and `Device.take_over` raise, for a device that is not fit, and
+        DeviceError where requests do not end: the old one goes on.
+        """
+        check_device(device)
+        device.log.device = self.name
+        if self.offer.queue_size is not None:
+            device.resize_queues(self.offer.queue_size)
+        check_successor(device, self.device, self.offer.features, self.device.driver_features)
+        async with self._replacing:
+            await self._replace(device)
+
+    async def _replace(self, device: Device) -> None:
+        self.stop(Stop.REPLACING)
+        try:
+            resets = self._resets
+            drained = await drain(self.queues, lambda: self._resets == resets)
+            if not drained and self._resetting is None:
+                raise DeviceError(f"{self.name}: requests still use guest memory after {PATIENCE:g} s")
+            device.driver_features = self.device.driver_features
+            if self._status & Status.FEATURES_OK:
+                if not device.features_ok():
+                    raise AuthorError(
+                        f"{device.name} refuses the features {device.driver_features:#x} of its predecessor"
+                    )
+                device.take_over(self.device)
+        except BaseException:
+            self.start(Stop.REPLACING)
+            raise
+        ended = trio.Event()
+        self._hand_over(device, ended)
+        await ended.wait()
+
+    def _hand_over(self, device: Device, ended: trio.Event) -> None:
+        """Nothing of this can fail, or wait: neither device sees the other's part of it."""
+        old, self.device = self.device, device
+        for before, declared, queue in zip(old.queues, device.queues, self.queues, strict=True):
+            queue.offer_again()
+            # To what is left of the run before its queues look as if the driver had nothing to say.
+            before.attach(
+                Virtqueue(queue.index, queue.max_size, self.memory, interrupt=_nothing, failed=_nothing, warn=_nothing)
+            )
+            declared.attach(queue)
+        self.device_features = device.features | self.offer.features
+        old.guest_ram.attach(self.memory, bool, tuple)
+        device.guest_ram.attach(self.memory, lambda: self.running, self._ring_ranges)
+        self._config.replace(device.config)
+
+        def over() -> None:
+            # Only now: what is left of the run before may be about to look at its queues.
+            self.start(Stop.REPLACING)
+            ended.set()
+
+        self._task.replace(device, over)
+
     # ---- reset ---------------------------------------------------------------------------------------------------
 
     def reset(self) -> Hold | None:
@@ -201,6 +270,7 @@ class DeviceCore:
             return self._resetting
         if self.log.isEnabledFor(logging.DEBUG):
             self.log.debug("reset; status was %s", status_names(self._status))
+        self._resets += 1
         self._task.stop()
         self._config.reset()
         self.log.forget()
@@ -348,3 +418,7 @@ class DeviceCore:
     def _interrupt_config(self) -> None:
         if self._status & Status.DRIVER_OK and self._resetting is None:
             self.interrupts.config_interrupt()
+
+
+def _nothing(*_: object) -> None:
+    pass

@@ -180,6 +180,15 @@ class Device:
     def config_written(self, field: str, value: int | bytes) -> None:
         """The driver has written a field of `driver_writes`; it is in `config` already."""
 
+    def take_over(self, predecessor: "Device") -> None:
+        """This device goes on where ``predecessor`` was: learn what the driver had told that one since DRIVER_OK.
+
+        Called in place of what a driver does at first, after `features_ok` and before `run`. The values of
+        `driver_writes` are taken here; extend it where there is more. Raise DeviceError for what cannot be.
+        """
+        for field in self.driver_writes:
+            self.config.set(**{field: predecessor.config[field]})
+
     def reset(self) -> None:
         """The driver has reset the device: forget what it had told us."""
 

@@ -13,7 +13,7 @@ from vfiouser_virtio.virtio.device import Config, Device
 
 logger = logging.getLogger(__name__)
 
-_HOOKS = ("features_ok", "config_written", "reset", "close", "resize_queues")
+_HOOKS = ("features_ok", "config_written", "take_over", "reset", "close", "resize_queues")
 
 
 def check_device(device: Device) -> None:
@@ -21,6 +21,28 @@ def check_device(device: Device) -> None:
     device_class = type(device)
     for mistake in chain(_uninitialised(device), _coroutines(device_class), _offers(device), _writes(device)):
         raise AuthorError(f"{definition(device_class)}: {device_class.__name__}: {mistake}")
+
+
+def check_successor(device: Device, predecessor: Device, reserved: int, accepted: int) -> None:
+    """Raises AuthorError for a device that a driver would take for another one than ``predecessor``.
+
+    ``reserved`` are the feature bits that are offered beside those of the device, ``accepted`` what the driver has.
+    """
+    alien = accepted & ~(device.features | reserved)
+    sizes = [[queue.max_size for queue in each.queues] for each in (device, predecessor)]
+    mistakes = (
+        (device is predecessor, "is the device that it would take over from"),
+        (device.device_id != predecessor.device_id, f"is of type {device.device_id}, not {predecessor.device_id}"),
+        (sizes[0] != sizes[1], f"has queues of {sizes[0]} entries, not of {sizes[1]}"),
+        (alien, f"does not offer the feature bits {alien:#x}, which the driver has accepted"),
+        (
+            device.config.size != predecessor.config.size,
+            f"has {device.config.size} bytes of configuration, not {predecessor.config.size}",
+        ),
+    )
+    for wrong, what in mistakes:
+        if wrong:
+            raise AuthorError(f"{definition(type(device))}: {type(device).__name__} cannot take over: it {what}")
 
 
 def close_device(device: Device, name: str) -> None:

@@ -43,6 +43,7 @@ class DeviceTask:
         self._activated = self._warned = self._lost = False
         self._wake = trio.lowlevel.ParkingLot()
         self._scope: trio.CancelScope | None = None
+        self._ended: Callable[[], None] | None = None
 
     def start(self) -> None:
         """DRIVER_OK: `serve` runs the device, when the run before has ended."""
@@ -54,6 +55,19 @@ class DeviceTask:
         self._activated = False
         if self._scope is not None:
             self._scope.cancel()
+
+    def replace(self, device: Device, ended: Callable[[], None]) -> None:
+        """Cancel the run of the device, and run another one. ``ended`` is called between the two, or at once."""
+        self.device = device
+        self._warned = self._lost = False
+        if self._scope is None:
+            ended()
+            return
+        running = not self._scope.cancel_called
+        self._ended = ended
+        self.stop()
+        if running:
+            self.start()
 
     async def serve(self) -> None:
         """Run the device between each `start` and the `stop` that follows, until cancelled."""
@@ -78,6 +92,9 @@ class DeviceTask:
                 with trio.CancelScope() as self._scope:
                     await trio.sleep_forever()
             self._scope = None
+            if self._ended is not None:
+                ended, self._ended = self._ended, None
+                ended()
 
     async def _run(self) -> None:
         """Returns only by an exception, or cancelled: an idle device still serves its configuration."""

@@ -79,6 +79,14 @@ class Queue:
             return None
         return None if virtqueue.stopped or burst[0].is_away() else burst.popleft()
 
+    def put_back(self, chain: Chain) -> None:
+        """Give back a chain that was not completed: it is the next one again, anew, with nothing taken or written.
+
+        ``chain`` itself is of no use any more: nothing can be read of it, and to complete it has no effect. What was
+        stored in its buffers stays there. Raises AuthorError for a chain that was completed.
+        """
+        self._served().put_back(chain)
+
     # ---- buffers that the kernel uses ----------------------------------------------------------------------------
 
     def pinned(self, chain: Chain) -> Pinned:
@@ -109,10 +117,6 @@ class Queue:
     def attach(self, virtqueue: Virtqueue) -> None:
         """Use this virtqueue from now on."""
         self._virtqueue = virtqueue
-
-    def detach(self) -> None:
-        """Another device has taken over."""
-        self._virtqueue = None
 
     def _served(self) -> Virtqueue:
         if self._virtqueue is None:

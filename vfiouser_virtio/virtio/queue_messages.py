@@ -31,11 +31,14 @@ async def take(bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Call
 
     bound.fetching = True
     try:
-        if bound.by_message and not await _fetch_ring(bound, same_ring):
+        ring = bound.ring
+        # What is offered again is not looked for in the ring, of which there is no copy then.
+        retakes = bool(ring.again)
+        if bound.by_message and not retakes and not await _fetch_ring(bound, same_ring):
             return
         shadow.begin()
         slice_end, bound.round = turns().woken(bound.round)
-        while same_ring() and bound.ring.has_available() and len(burst) < limit and wanted():
+        while same_ring() and (ring.again if retakes else ring.has_available()) and len(burst) < limit and wanted():
             try:
                 chain = _pop_one(bound)
             except NeedsMessages as missing:
@@ -60,7 +63,7 @@ def _pop_one(bound: BoundRing) -> Chain:
     ring = bound.ring
     ring.memory = bound.shadow
     try:
-        return ring.pop(1)[0]
+        return (ring.retake(1) if ring.again else ring.pop(1))[0]
     finally:
         ring.memory = bound.memory
 

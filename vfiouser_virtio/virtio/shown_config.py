@@ -21,6 +21,15 @@ class ShownConfig:
         self._changed_unseen = self._notification_due = False
         config.on_change = self.changed
 
+    def replace(self, config: Config) -> None:
+        """Show another device's configuration from now on; the driver is told if it is another one."""
+        same = config.read(0, config.size) == self._config.read(0, self._config.size)
+        self._config.on_change = None
+        self._config = config
+        config.on_change = self.changed
+        if not same:
+            self.changed()
+
     def read(self, offset: int, count: int) -> bytes:
         """``count`` bytes; beyond the end there are zeros."""
         if self._frozen is None:

@@ -6,7 +6,7 @@ from enum import Flag, auto
 class Stop(Flag):
     """Any number of them at once. While there is one, a device gets no buffer.
 
-    With any but `DRAINING` the ring is not touched either: neither looked at, nor shown what was used.
+    With any but `DRAINING` and `REPLACING` the ring is not touched either: not looked at, nor shown what was used.
     """
 
     NOT_DRIVER_OK = auto()
@@ -14,7 +14,7 @@ class Stop(Flag):
     NEEDS_RESET = auto()
     """The device has set DEVICE_NEEDS_RESET (2.1.2)."""
     DRAINING = auto()
-    """Buffers that the device has are finished first: before a suspension, or before another device takes over."""
+    """Buffers that the device has are finished first, before a suspension."""
     SUSPENDED = auto()
     """SUSPEND is set ("Device Suspend")."""
     NO_BUS_MASTER = auto()
@@ -23,9 +23,9 @@ class Stop(Flag):
     """The memory map is about to change."""
     UNTIL_KICK = auto()
     """The memory map may be another driver's: nothing is touched until that driver notifies, or resets the device."""
-    REPLACED = auto()
-    """Another device object is taking over."""
+    REPLACING = auto()
+    """Another device object is about to take over: buffers that the device has are finished first."""
 
 
-UNTOUCHABLE = ~Stop.DRAINING
+UNTOUCHABLE = ~(Stop.DRAINING | Stop.REPLACING)
 """Those with which the ring is not touched."""

@@ -30,6 +30,28 @@ HELD_PATIENCE = 0.25
 _LOOK = 0.001
 
 
+def unfinished(queues: Sequence[Virtqueue]) -> bool:
+    """Whether a device has buffers of these queues, or guest memory is being used for them."""
+    return any(queue.at_work or queue.in_hand for queue in queues)
+
+
+async def drain(queues: Sequence[Virtqueue], wanted: Callable[[], bool]) -> bool:
+    """Wait for the requests that a device has, of queues that hand out no more; whether no guest memory is used then.
+
+    Also returns when that is not ``wanted`` any more.
+    """
+    started = trio.current_time()
+    while wanted():
+        waited = trio.current_time() - started
+        at_work = any(queue.at_work for queue in queues)
+        if not unfinished(queues) or (not at_work and waited > HELD_PATIENCE):
+            return True
+        if waited > PATIENCE:
+            return False
+        await trio.sleep(_LOOK)
+    return not any(queue.at_work for queue in queues)
+
+
 class SuspendFailed(Exception):
     """A request did not end in time, so that the device cannot say that it has stopped."""
 
@@ -69,7 +91,7 @@ class Suspension:
         for queue in self._queues:
             queue.stop(Stop.DRAINING)
         spawn = self._task.spawn
-        if spawn is None or not self._unfinished():  # without a run of the device nothing is in its hands
+        if spawn is None or not unfinished(self._queues):  # without a run of the device nothing is in its hands
             self._reached()
         else:
             spawn(self._drain)
@@ -83,20 +105,13 @@ class Suspension:
             queue.start(Stop.DRAINING | Stop.SUSPENDED)
 
     async def _drain(self) -> None:
-        started = trio.current_time()
-        while self.phase is Phase.DRAINING:
-            waited = trio.current_time() - started
-            at_work = any(queue.at_work for queue in self._queues)
-            if not self._unfinished() or (not at_work and waited > HELD_PATIENCE):
-                self._reached()
-            elif waited > PATIENCE:
-                self._failed(SuspendFailed(f"SUSPEND: requests still use guest memory after {PATIENCE:g} s"))
-                return
-            else:
-                await trio.sleep(_LOOK)
-
-    def _unfinished(self) -> bool:
-        return any(queue.at_work or queue.in_hand for queue in self._queues)
+        drained = await drain(self._queues, lambda: self.phase is Phase.DRAINING)
+        if self.phase is not Phase.DRAINING:
+            return
+        if drained:
+            self._reached()
+        else:
+            self._failed(SuspendFailed(f"SUSPEND: requests still use guest memory after {PATIENCE:g} s"))
 
     def _reached(self) -> None:
         self.phase = Phase.SUSPENDED

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.errors import AuthorError, GuestError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.turns import turns
 from vfiouser_virtio.virtio import queue_messages
@@ -24,7 +24,8 @@ from vfiouser_virtio.virtio.pins import Pins
 from vfiouser_virtio.virtio.polling import Polling
 from vfiouser_virtio.virtio.queue_registers import QueueRegisters
 from vfiouser_virtio.virtio.stop import UNTOUCHABLE, Stop
-from vfiouser_virtio.vring import Chain, make_ring
+from vfiouser_virtio.virtio.virtqueue_state import VirtqueueState
+from vfiouser_virtio.vring import Area, Chain, make_ring
 
 # Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues.
 BURST = 64
@@ -128,7 +129,7 @@ class Virtqueue(QueueRegisters):
         bound = self._usable()
         if bound is None:
             return False
-        if self.waiters and (by_message if bound.by_message else bound.ring.has_available()):
+        if self.waiters and (by_message if bound.by_message else bound.ring.again or bound.ring.has_available()):
             self._wake()
         return True
 
@@ -137,11 +138,14 @@ class Virtqueue(QueueRegisters):
         areas = self.areas()
         for area in areas:
             self.memory.check(area.address, area.length, write=area.write)
-        ring = make_ring(self.size, self.memory, self.features)
-        ring.on_push = self._pushed
-        self._bound = BoundRing(f"queue {self.index}", ring, self.memory, areas)
+        self._bound = self._new_ring(areas)
         self.enabled = True
         self._wake()
+
+    def _new_ring(self, areas: list[Area]) -> BoundRing:
+        ring = make_ring(self.size, self.memory, self.features)
+        ring.on_push = self._pushed
+        return BoundRing(f"queue {self.index}", ring, self.memory, areas)
 
     def stop(self, reason: Stop) -> None:
         """Hand out no more chains until `start` with the same reason."""
@@ -164,14 +168,15 @@ class Virtqueue(QueueRegisters):
         bound = self._bound
         if bound is None:
             return 0
-        return len(bound.ring.in_flight) - len(self.burst) + bound.ring.unpublished + len(bound.unsent)
+        ring = bound.ring
+        return len(ring.in_flight) - len(self.burst) - len(ring.again) + bound.ring.unpublished + len(bound.unsent)
 
     def chains_in_hand(self) -> list[Chain]:
         """The chains that the device was given and has not completed."""
         bound = self._bound
         if bound is None:
             return []
-        waiting = {chain.head for chain in self.burst}
+        waiting = {*bound.ring.again, *(chain.head for chain in self.burst)}
         return [chain for chain in bound.ring.in_flight.values() if chain.ring and chain.head not in waiting]
 
     def memory_changed(self) -> None:
@@ -181,7 +186,7 @@ class Virtqueue(QueueRegisters):
             return
         bound.ring.memory_changed()
         # A ring that nobody has missed is bound to its new place when it is next looked at.
-        if bound.away or bound.fetching or bound.has_news or self.burst:
+        if bound.away or bound.fetching or bound.has_news or self.burst or bound.ring.again:
             self._wake()
 
     def reset(self) -> None:
@@ -194,6 +199,70 @@ class Virtqueue(QueueRegisters):
         self.burst.clear()
         self.pins.cancel()
 
+    # ---- going on with another device, or elsewhere --------------------------------------------------------------
+
+    def put_back(self, chain: Chain) -> None:
+        """See `Queue.put_back`."""
+        if chain.ring is None:
+            raise AuthorError(f"chain {chain.head:#x} was completed, and cannot be put back")
+        bound = self._bound
+        if bound is not None and chain.ring is bound.ring:
+            self._offer_again(bound, [chain, *self.burst])
+        # Else the queue was reset meanwhile, or has another device.
+
+    def offer_again(self) -> None:
+        """Whoever was given chains has not to do with them any more: those that were not completed are handed out anew.
+
+        Nothing may be using their buffers: see `at_work`.
+        """
+        if self._bound is not None:
+            self._offer_again(self._bound, None)
+
+    def _offer_again(self, bound: BoundRing, chains: list[Chain] | None) -> None:
+        bound.shadow.forget(bound.ring.offer_again(chains))
+        self.burst.clear()
+        self._wake()
+
+    def state(self) -> VirtqueueState:
+        """What has to be kept of the queue, beside guest memory. Changes nothing.
+
+        Buffers that the device has, or that it has completed but whose contents are still to be sent by messages, are
+        offered again after `restore`, so that what was done for them is done twice.
+        """
+        bound = self._bound
+        return VirtqueueState(
+            size=self.size,
+            desc=self.desc,
+            driver=self.driver,
+            device=self.device,
+            enabled=self.enabled,
+            features=self.features,
+            notified=self.notified,
+            ring=None if bound is None else bound.ring.state(bound.shadow.claims),
+            unsent=() if bound is None else tuple(bound.unsent),
+        )
+
+    def restore(self, state: VirtqueueState) -> None:
+        """Go on where another queue was: instead of all that a driver does until the queue is enabled.
+
+        Guest memory need not be mapped yet. Raises ValueError for a state that no queue of this size can have, and
+        GuestError for one that no driver can have made.
+        """
+        if self.enabled:
+            raise ValueError(f"queue {self.index} is in use already")
+        self.negotiate(state.features)
+        if not self.allows(state.size):
+            raise ValueError(f"queue {self.index} cannot have {state.size:#x} entries, but up to {self.max_size:#x}")
+        self.configure(size=state.size, desc=state.desc, driver=state.driver, device=state.device)
+        self.notified = state.notified
+        if state.ring is not None:
+            bound = self._new_ring(self.areas())
+            bound.ring.restore(state.ring)
+            bound.unsent.extend(state.unsent)
+            self._bound = bound
+        self.enabled = state.enabled
+        self._wake()
+
     # ---- looking at the ring: for `Queue` ------------------------------------------------------------------------
 
     def fill_nowait(self) -> bool:
@@ -203,7 +272,7 @@ class Virtqueue(QueueRegisters):
         if bound is None or self.stopped or bound.by_message:
             return False
         try:
-            chains = bound.ring.pop(BURST)
+            chains = self._retake(bound) if bound.ring.again else bound.ring.pop(BURST)
         except NeedsMessages:  # for a buffer
             return False
         self.burst.extend(chains)
@@ -235,12 +304,14 @@ class Virtqueue(QueueRegisters):
             ring = bound.ring
             try:
                 while True:
-                    chains = ring.pop(BURST)
+                    chains = self._retake(bound) if ring.again else ring.pop(BURST)
                     if chains:
                         self.polling.filled()
                         ring.suppress_notifications()
                         self.burst.extend(chains)
                         return True
+                    if ring.again:
+                        return False
                     if self.polling.always:
                         ring.suppress_notifications()
                         return False
@@ -251,10 +322,19 @@ class Virtqueue(QueueRegisters):
         await queue_messages.take(bound, self.burst, BURST, lambda: not self.stopped)
         return bool(self.burst)
 
+    @staticmethod
+    def _retake(bound: BoundRing) -> list[Chain]:
+        try:
+            return bound.ring.retake(BURST)
+        except Unmapped:  # the driver had its buffers in memory once: they wait until that is back
+            return []
+
     def _has_news(self) -> bool:
         """Whether there is nothing to wait for: something is available, or cannot be seen without more work."""
         bound = self._usable()
-        return bound is None or bool(self.stopped) or bound.by_message or bound.ring.has_available()
+        if bound is None or self.stopped or bound.by_message:
+            return True
+        return bound.ring.has_available() or bool(bound.ring.again)
 
     def _usable(self) -> BoundRing | None:
         """The ring if it may be touched now; bound again after a change of the memory map."""

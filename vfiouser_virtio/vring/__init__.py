@@ -7,15 +7,18 @@ from vfiouser_virtio.vring.ring import Ring
 from vfiouser_virtio.vring.set_up import Area, make_ring, ring_areas
 from vfiouser_virtio.vring.shadow import NoRoom, Shadow
 from vfiouser_virtio.vring.split import SplitRing
+from vfiouser_virtio.vring.state import BufferState, RingState
 
 __all__ = [
     "Area",
+    "BufferState",
     "Chain",
     "NoRoom",
     "PackedRing",
     "Readable",
     "Ring",
     "RingFeatures",
+    "RingState",
     "Shadow",
     "SplitRing",
     "Writable",

@@ -250,11 +250,35 @@ class Chain(Writable):
         self.writable = _writable([nowhere] * whole + [nowhere[:rest]] * bool(rest), self.length)
         self.segments = []
 
+    def disown(self) -> None:
+        """The buffer is offered again, as another chain: nothing is left of this one, and completing it is void."""
+        self.ring = DISOWNED
+        self.let_go()
+
     def let_go(self) -> None:
         """The queue was reset: `lose_buffers` as soon as somebody wants to have them."""
         self.stale = True
         self.writable = NOTHING_TO_WRITE  # a chain that refers to itself is left to the garbage collector
 
+
+class _Disowned:
+    """The ring of chains that are none any more."""
+
+    on_push: Callable[[], None] | None = None
+
+    @property
+    def completed(self) -> list[int]:
+        return []
+
+    @completed.setter
+    def completed(self, used: list[int]) -> None:
+        """Nobody is told."""
+
+    def revalidate(self, chain: Chain) -> None:
+        chain.lose_buffers()
+
+
+DISOWNED = _Disowned()
 
 _readable: Callable[[Chain], Readable] = Chain.__dict__["readable"].__get__
 """Also of a stale chain."""

@@ -16,6 +16,14 @@ class AvailableOrder:
         self._waiting: deque[int] = deque()
         self._early: dict[int, int] = {}
 
+    def completed(self) -> list[int]:
+        """What was released and is not shown, and what is early: head, bytes written, head, …"""
+        return self.ready + [number for pair in self._early.items() for number in pair]
+
+    def heads(self) -> list[int]:
+        """All that were taken and are not shown, in order."""
+        return [*self.ready[::2], *self._waiting]
+
     def take(self, heads: list[int]) -> None:
         """These have been taken from the ring, in this order."""
         self._waiting.extend(heads)

@@ -82,6 +82,23 @@ class PackedRing(Ring):
     def in_flight(self) -> dict[int, Chain]:
         return self._taken
 
+    @property
+    def _positions(self) -> tuple[int, int, int]:
+        return self.next_avail, self.next_used, self._signalled
+
+    @_positions.setter
+    def _positions(self, positions: tuple[int, int, int]) -> None:
+        self.next_avail, self.next_used, self._signalled = positions
+
+    def _slots(self, chain: Chain) -> int:
+        return chain.slots
+
+    def _put(self, chain: Chain) -> None:
+        self._taken[chain.head] = chain
+
+    def _taken_order(self) -> list[int]:
+        return list(self._taken)
+
     # ---- the available side --------------------------------------------------------------------------------------
 
     def pop(self, limit: int) -> list[Chain]:

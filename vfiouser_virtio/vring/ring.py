@@ -1,14 +1,15 @@
 """What split and packed rings share: chains in flight, completions, and what a change of the memory map means."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.memory import NeedsMessages
-from vfiouser_virtio.vring.chain import Chain, Moved
-from vfiouser_virtio.vring.descriptors import INDIRECT, NEXT, WRITE, Memory
+from vfiouser_virtio.vring.chain import DISOWNED, NOTHING_TO_WRITE, Chain, Moved, Readable
+from vfiouser_virtio.vring.descriptors import INDIRECT, NEXT, POP_BUDGET, WRITE, Memory, make_chain
 from vfiouser_virtio.vring.features import RingFeatures
 from vfiouser_virtio.vring.in_order import AvailableOrder
+from vfiouser_virtio.vring.state import BufferState, RingState
 
 _BUFFER_FLAGS = NEXT | WRITE | INDIRECT
 
@@ -35,6 +36,10 @@ class Ring(ABC):
         """Called after every `Chain.complete`, so that whoever owns the ring can decide when to publish."""
         self.completed: list[int] = []
         """Head, bytes written, head, …: for `Chain.complete` to add to. One flat list, for one ``pack`` of it all."""
+        self.again: list[int] = []
+        """Heads of buffers in flight that are to be offered again, before any other: see `retake`."""
+        self._restored: list[int] = []
+        """Heads of buffers that were in flight in the ring before this one, in order."""
         self._order = AvailableOrder() if features.in_order else None
         self._dead = False
         self._all_stale = False
@@ -178,6 +183,110 @@ class Ring(ABC):
     def interrupt_word(self) -> tuple[int, int, int]:
         """What `interrupt_due` looks at."""
 
+    # ---- going on with another device, or elsewhere ----------------------------------------------------------------
+
+    def offer_again(self, chains: Iterable[Chain] | None = None) -> list[int]:
+        """`retake` these chains of the ring, by default all that were not completed, before any other.
+
+        The old ones are of no use any more to whoever has them. Returns their heads.
+        """
+        if chains is None:
+            in_flight = self.in_flight
+            chains = [chain for head in self._taken_order() if (chain := in_flight[head]).ring is self]
+        heads = []
+        for chain in chains:
+            chain.disown()
+            heads.append(chain.head)
+        self.again[:0] = heads
+        return heads
+
+    def retake(self, limit: int) -> list[Chain]:
+        """Take up to ``limit`` of the buffers that are offered again. Raises as `pop`, and Unmapped.
+
+        Like `pop` it ends early when there has been much to look at.
+        """
+        chains: list[Chain] = []
+        in_flight, budget = self.in_flight, POP_BUDGET
+        self._all_stale = False
+        try:
+            for head in self.again[:limit]:
+                old = in_flight[head]
+                first = old.writable_from
+                descriptors = [
+                    (address, length, WRITE if index >= first else 0, 0)
+                    for index, (address, length) in enumerate(old.ranges)
+                ]
+                chain = make_chain(self.memory, head, descriptors)
+                chain.slots = self._slots(old)
+                chain.ring = self
+                self._put(chain)
+                chains.append(chain)
+                budget -= len(descriptors)
+                if budget < 0:
+                    break
+        except (NeedsMessages, Unmapped):
+            if not chains:
+                raise
+        finally:
+            del self.again[: len(chains)]
+        return chains
+
+    def state(self, again: Collection[int] = ()) -> RingState:
+        """What the ring remembers. Chains whose heads are in ``again`` count as not completed, even if they are."""
+        in_flight = self.in_flight
+        pairs = self.completed if self._order is None else self._order.completed() + self.completed
+        completed = zip(pairs[::2], pairs[1::2], strict=True)
+        available, used, signalled = self._positions
+        return RingState(
+            available=available,
+            used=used,
+            signalled=signalled,
+            buffers=tuple(self._saved(in_flight[head]) for head in self._taken_order()),
+            completed=tuple((head, written) for head, written in completed if head not in again),
+        )
+
+    def restore(self, state: RingState) -> None:
+        """Go on where another ring of the same size and features was. Raises ValueError for what is no ring's state."""
+        heads = [buffer.head for buffer in state.buffers]
+        completed = dict(state.completed)
+        if len(set(heads)) < len(heads) or not completed.keys() <= set(heads):
+            raise ValueError(f"chains {heads}, of which {list(completed)} are completed, are no state of a ring")
+        self._positions = state.available, state.used, state.signalled
+        for buffer in state.buffers:
+            self._put(_disowned(buffer))
+        if self._order is not None:
+            self._order.take(heads)
+        self.completed += [number for pair in state.completed for number in pair]
+        self.again = [head for head in heads if head not in completed]
+        self._restored = heads
+
+    def _saved(self, chain: Chain) -> BufferState:
+        ranges, first = chain.ranges, chain.writable_from
+        return BufferState(
+            head=chain.head, slots=self._slots(chain), readable=tuple(ranges[:first]), writable=tuple(ranges[first:])
+        )
+
+    @property
+    @abstractmethod
+    def _positions(self) -> tuple[int, int, int]:
+        """Available, used, signalled: see `RingState`."""
+
+    @_positions.setter
+    @abstractmethod
+    def _positions(self, positions: tuple[int, int, int]) -> None: ...
+
+    @abstractmethod
+    def _taken_order(self) -> list[int]:
+        """The heads of all chains in flight, in the order in which they were made available as far as that is known."""
+
+    @abstractmethod
+    def _slots(self, chain: Chain) -> int:
+        """Descriptors of the ring that it takes; 0 where nobody needs to know."""
+
+    @abstractmethod
+    def _put(self, chain: Chain) -> None:
+        """This is the chain in flight with its head."""
+
     # ---- chains --------------------------------------------------------------------------------------------------
 
     def revalidate(self, chain: Chain) -> None:
@@ -196,3 +305,20 @@ class Ring(ABC):
                 pass  # the chain has a copy of its own
         if not chain.lies_in(homes):
             raise Moved(f"chain {chain.head:#x}: its memory has moved since it was taken")
+
+
+def _disowned(buffer: BufferState) -> Chain:
+    """The place of a chain in flight, until it is taken again or shown as used."""
+    part = Readable()
+    part.segments, part.length, part.count = [], 0, len(buffer.readable)
+    chain = Chain()
+    chain.head = buffer.head
+    chain.readable = part
+    chain.writable = NOTHING_TO_WRITE
+    chain.segments, chain.length, chain.taken_last, chain.written = [], 0, 0, 0
+    chain.layout = [
+        number for address, length in buffer.readable + buffer.writable for number in (address, length, 0, 0)
+    ]
+    chain.slots = buffer.slots
+    chain.ring = DISOWNED
+    return chain

@@ -5,6 +5,8 @@ queue awaits `Shadow.fetch` and runs the same code again, now with a copy at han
 `Shadow.write_back`, before the used ring.
 """
 
+from collections.abc import Collection, Iterable
+
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import GuestMemory, HotRegion, NeedsMessages
 from vfiouser_virtio.vring.chain import Chain
@@ -58,6 +60,17 @@ class Shadow:
             self._bounced_bytes += length
             return [bounce]
 
+    @property
+    def claims(self) -> Collection[int]:
+        """The heads of the chains in flight that have copies here, which are not written back, or not all of them."""
+        return self._claimed
+
+    def forget(self, heads: Iterable[int]) -> None:
+        """These chains are taken anew: nothing is written back of what was done with them."""
+        for head in heads:
+            _, size = self._claimed.pop(head, ([], 0))
+            self._claimed_bytes -= size
+
     def begin(self) -> None:
         """Before a chain is looked for: nothing is known of what the driver has written since."""
         self._fetched.clear()
@@ -86,8 +99,7 @@ class Shadow:
 
     async def write_back(self, chain: Chain) -> None:
         """Deliver what a device took of the chain's bounces. Raises PeerError when the client refuses."""
-        bounces, size = self._claimed.pop(chain.head, ([], 0))
-        self._claimed_bytes -= size
+        bounces = list(self._claimed.get(chain.head, ([], 0))[0])
         touched = chain.touched()
         start = 0  # of each writable buffer, within the writable part
         for address, length in chain.ranges[chain.writable_from :]:
@@ -98,6 +110,7 @@ class Shadow:
                     if begin < end:
                         await self.memory.write(address + begin, bounce[begin:end])
             start += length
+        self.forget([chain.head])  # only now: what is not written back yet is not done
 
     def drop(self) -> None:
         """The queue was reset: nothing will be written back."""

@@ -74,6 +74,35 @@ class SplitRing(Ring):
     def in_flight(self) -> dict[int, Chain]:
         return {chain.head: chain for chain in self._taken if chain is not None}
 
+    @property
+    def _positions(self) -> tuple[int, int, int]:
+        return self.last_avail, self.used_idx, self._signalled_idx
+
+    @_positions.setter
+    def _positions(self, positions: tuple[int, int, int]) -> None:
+        self.last_avail, self.used_idx, self._signalled_idx = positions
+
+    def _slots(self, chain: Chain) -> int:  # noqa: ARG002 - the same for all
+        return 0
+
+    def _put(self, chain: Chain) -> None:
+        self._taken[chain.head] = chain
+
+    def _taken_order(self) -> list[int]:
+        if self._order is not None:
+            return self._order.heads()
+        # The available ring still tells of the last ``size`` of them: an entry is only overwritten by a later one.
+        heads = [head for head, chain in enumerate(self._taken) if chain is not None]
+        restored = {head: place for place, head in enumerate(self._restored)}
+        heads.sort(key=lambda head: restored.get(head, len(restored)))
+        if len(heads) < 2 or not self.parts:
+            return heads
+        entries = self._avail[2 : 2 + self.size].tolist()
+        ages = {}
+        for ago in range(self.size, 0, -1):
+            ages[entries[(self.last_avail - ago) & self._mask]] = ago
+        return sorted(heads, key=lambda head: -ages.get(head, self.size + 1))
+
     # ---- the available side --------------------------------------------------------------------------------------
 
     def pop(self, limit: int) -> list[Chain]:

@@ -1,5 +1,6 @@
 """The device's rings under random, legal drivers, checked against the model after each step."""
 
+import pickle
 import random
 from collections import deque
 from typing import Any
@@ -17,7 +18,9 @@ from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.vring import Chain, Ring, RingFeatures, make_ring, ring_areas
 
 # What is no work: see `DeviceMachine.meddle`.
-MEDDLING = st.sampled_from(["driver asks", "driver asks", "suppress", "request", "request", "look", "remap", "reset"])
+MEDDLING = st.sampled_from(
+    ["driver asks", "driver asks", "suppress", "request", "request", "look", "remap", "reset", "restore"]
+)
 MOSTLY = st.sampled_from([True, True, True, False])
 WISHES = st.one_of(st.sampled_from([EVERY, NONE]), st.integers(0, 8))
 SPLIT_SIZES = st.sampled_from([1, 2, 4, 8, 16])
@@ -76,6 +79,9 @@ class DeviceMachine(RuleBasedStateMachine):
         """Shown to the device, which has not taken them."""
         self.taken: list[tuple[Buffer, Chain]] = []
         """In the order in which they were made available."""
+        self.numbers: dict[int, int] = {}
+        """By key: how many were taken before it."""
+        self.popped = 0
         self.written: dict[int, int] = {}
         """By key: completed, and not published."""
         self.to_collect: list[tuple[Buffer, int]] = []
@@ -185,6 +191,8 @@ class DeviceMachine(RuleBasedStateMachine):
             assert chain.writable.length == chain.total == buffer.room
             assert chain.readable.length == sum(element.length for element in buffer.readable)
             self.taken.append((buffer, chain))
+            self.numbers[buffer.key] = self.popped
+            self.popped += 1
         self.ram.check()
 
     def complete(self, buffer: Buffer, chain: Chain, share: float, status: bool) -> None:
@@ -288,6 +296,8 @@ class DeviceMachine(RuleBasedStateMachine):
             self.look()
         elif what == "remap":
             self.remap(low=data.draw(st.booleans()), high=data.draw(st.booleans()))
+        elif what == "restore":
+            self.restore()
         elif self.dead:
             self.complete_late()
         else:
@@ -307,6 +317,38 @@ class DeviceMachine(RuleBasedStateMachine):
                     (low and e.address < middle) or (high and e.address + e.length > middle) for e in buffer.touched
                 ):
                     self.moved.add(chain)
+
+    def restore(self) -> None:
+        """Another ring goes on with the state of this one: it offers again what is not completed, and all goes on."""
+        state = pickle.loads(pickle.dumps(self.ring.state()))
+        before = self.in_flight
+        old, self.ring = self.ring, make_ring(self.driver.size, self.ram.memory, self.features)
+        assert old.state() == state, "to ask for the state has changed it"
+        self.ring.restore(state)
+        self.bind()
+        assert self.ring.state() == state
+        chains: list[Chain] = []
+        while self.ring.again:
+            chains += self.ring.retake(3)
+        expected = [buffer.key for buffer, _ in before]
+        if self.packed or self.features.in_order:
+            assert [chain.head for chain in chains] == expected
+        else:
+            # Of a split ring only the last ones are known in their order: as many as it has entries.
+            assert sorted(chain.head for chain in chains) == sorted(expected)
+            recent = [buffer.key for buffer, _ in before if self.numbers[buffer.key] >= self.popped - self.driver.size]
+            assert [chain.head for chain in chains][len(expected) - len(recent) :] == recent
+        again = {chain.head: chain for chain in chains}
+        for buffer, _ in before:
+            chain = again[buffer.key]
+            assert chain.ranges == [(element.address, element.length) for element in buffer.elements]
+            assert chain.writable_from == len(buffer.readable)
+        self.taken = [(buffer, again.get(buffer.key, chain)) for buffer, chain in self.taken]
+        self.moved -= {chain for _, chain in before}
+        # Whoever has them, of the device before: nothing comes of it.
+        for _, chain in before:
+            chain.disown()
+        self.dead += [chain for _, chain in before]
 
     def reset(self, data: Any) -> None:
         """Reset the queue and set it up again: late completions of its chains touch nothing."""
