@@ -166,10 +166,17 @@ async def test_a_guest_that_takes_nothing_loses_whole_frames(virtio_device: Inpu
 
 
 @in_process
+@pytest.mark.parametrize("kind", ["multitouch"])
 async def test_without_a_driver_events_are_lost(virtio_device: Input, virtio_guest: VirtioDevice) -> None:
+    driver: Driver = virtio_guest.driver_data
+    with pytest.raises(ValueError, match="is not 0 to 32767"):
+        await virtio_device.touch(0, -1, 0)
+    await virtio_device.touch(0, 1, 2)
+    assert (Ev.ABS, Abs.MT_TRACKING_ID, 1) in await driver.frame()
     await virtio_guest.reset()
-    await virtio_device.press("a")
-    assert virtio_device.dropped == 2
+    await virtio_device.touch(1, 1, 2)
+    await virtio_device.lift(0)  # no finger is on the screen that nobody sees
+    assert virtio_device.dropped == 7
 
 
 async def test_a_recording_is_sent(tmp_path: Path) -> None:

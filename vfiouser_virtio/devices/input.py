@@ -125,7 +125,7 @@ class Input(Device):
         self._frames: deque[tuple[Event, ...]] = deque()
         self._running = False
         self._changed = trio.lowlevel.ParkingLot()
-        self._touches: dict[int, int] = {}
+        self._touches: set[int] = set()
         self._next_touch = 0
 
     # ---- for programs: a keyboard ----------------------------------------------------------------------------------
@@ -188,20 +188,24 @@ class Input(Device):
         """Put a finger, 0 to 9, on a multitouch screen, or move it there. Places as `move_to`."""
         if not 0 <= finger < SLOTS:
             raise ValueError(f"finger {finger} is not 0 to {SLOTS - 1}")
-        first = not self._touches
+        new = finger not in self._touches
+        number = self._next_touch + 1 & 0xFFFF
         events: list[Event] = [(Ev.ABS, Abs.MT_SLOT, finger)]
-        if finger not in self._touches:
-            self._touches[finger] = self._next_touch = self._next_touch + 1 & 0xFFFF
-            events.append((Ev.ABS, Abs.MT_TRACKING_ID, self._touches[finger]))
+        events += [(Ev.ABS, Abs.MT_TRACKING_ID, number)] * new
         events += [(Ev.ABS, Abs.MT_POSITION_X, x), (Ev.ABS, Abs.MT_POSITION_Y, y)]
-        events += [(Ev.KEY, Btn.TOUCH, 1)] * first
-        if min(self._touches) == finger:  # what programs see that know of one finger only
+        events += [(Ev.KEY, Btn.TOUCH, 1)] * (not self._touches)
+        if min(self._touches, default=finger) >= finger:  # what programs see that know of one finger only
             events += [(Ev.ABS, Abs.X, x), (Ev.ABS, Abs.Y, y)]
+        self._check(events)
+        if new and self._running:
+            self._touches.add(finger)
+            self._next_touch = number
         await self.send(*events)
 
     async def lift(self, finger: int) -> None:
         """Take a finger off the screen; nothing if it is not on it."""
-        if self._touches.pop(finger, None) is not None:
+        if finger in self._touches:
+            self._touches.remove(finger)
             events = [(Ev.ABS, Abs.MT_SLOT, finger), (Ev.ABS, Abs.MT_TRACKING_ID, -1)]
             await self.send(*events, *[(Ev.KEY, Btn.TOUCH, 0)] * (not self._touches))
 
@@ -278,7 +282,7 @@ class Input(Device):
 
     def reset(self) -> None:
         self._running = False
-        self.dropped += sum(map(len, self._frames))
+        self.dropped += sum(len(frame) - 1 for frame in self._frames)
         self._frames.clear()
         self._touches.clear()
         self.leds = frozenset()
@@ -291,7 +295,9 @@ class Input(Device):
         while True:
             while not self._frames:
                 await self._changed.park()
-            for event in self._frames[0]:
+            frame = self._frames.popleft()
+            self._changed.unpark_all()
+            for event in frame:
                 chain = await anext(self.eventq)
                 while chain.writable.length < wire.EVENT.sizeof():
                     self.log.once(
@@ -301,8 +307,6 @@ class Input(Device):
                     chain = await anext(self.eventq)
                 chain.writable.write(wire.EVENT_CODEC.pack(*event))
                 chain.complete()
-            self._frames.popleft()
-            self._changed.unpark_all()
 
     async def _take_status(self) -> None:
         async for chain in self.statusq:
