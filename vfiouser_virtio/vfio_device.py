@@ -239,7 +239,10 @@ class VfioDevice(Protocol):
     def set_irqs(
         self, index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]
     ) -> None:
-        """DEVICE_SET_IRQS: ``data`` is the array of DATA_BOOL (else empty), ``fds`` the eventfds of DATA_EVENTFD."""
+        """DEVICE_SET_IRQS: ``data`` is the array of DATA_BOOL (else empty), ``fds`` the eventfds of DATA_EVENTFD.
+
+        The engine has checked it (`irq_set.check_irq_set`); ``fds`` are the device's from now on.
+        """
         ...
 
     def reset(self) -> Hold | None:

@@ -1,9 +1,20 @@
 """A function with one of everything, and real eventfds."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from support.pci import EventFds, Machine
+
+from vfiouser_virtio.eventfds import signal
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_signalling_needs() -> None:
+    """Opened for the first signal: else it would take a number that a test has just seen closed."""
+    fd = os.eventfd(0, os.EFD_CLOEXEC)
+    signal(fd)
+    os.close(fd)
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
 import os
 from collections.abc import Callable, Sequence
 
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.irq_set import check_irq_set
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import TYPE0_HEADER, Command
@@ -151,4 +154,16 @@ class Machine:
         count: int | None = None,
         data: bytes = b"",
     ) -> None:
-        self.function.set_irqs(index, flags, start, len(fds) if count is None else count, data, fds)
+        """As an engine does: the form is checked, then it is the function's, with its fds."""
+        set_irqs(self.function, index, flags, start, len(fds) if count is None else count, data, fds)
+
+
+def set_irqs(
+    function: PciFunction, index: int, flags: int, start: int, count: int, data: Buffer, fds: Sequence[int]
+) -> None:
+    try:
+        check_irq_set(function.irq_info(index).count, index, flags, start, count, data, fds)
+    except PeerError:
+        close_all(fds)
+        raise
+    function.set_irqs(index, IrqSetFlags(flags), start, count, data, fds)

@@ -257,7 +257,7 @@ class PciFunction:
     def set_irqs(
         self, index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]
     ) -> None:
-        """Every form of SET_IRQS; PeerError for a malformed one, with ``fds`` closed."""
+        """Every form of SET_IRQS; PeerError for one that PCI does not have, with ``fds`` closed."""
         set_irqs(self._irqs, index, flags, start, count, data, fds)
 
     def reset(self) -> Hold | None:
