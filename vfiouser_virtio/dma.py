@@ -60,6 +60,14 @@ class DmaRegion:
             )
         return self.view[start : start + size]
 
+    def read(self, address: int, count: int) -> bytes:
+        """A copy of what is there. Raises IndexError as `at`."""
+        return bytes(self.at(address, count))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Store bytes. Raises IndexError as `at`."""
+        self.at(address, len(data))[:] = data
+
     def alloc(self, size: int, align: int = 16) -> DmaBuffer:
         """``size`` zeroed bytes at a multiple of ``align``, a power of two. Raises MemoryError without room for it."""
         if size <= 0 or align <= 0 or align & (align - 1):

@@ -24,7 +24,8 @@ from vfiouser_virtio.devices.blk_requests import MAX_DISCARD_SEGMENTS, MAX_RANGE
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.protocols.virtio.blk import Feature
-from vfiouser_virtio.testing.driver import RAM_BASE, WRITE, DeviceBroken, Driver, Used, running
+from vfiouser_virtio.testing.driver import RAM_BASE, DeviceBroken, Driver, Used, running
+from vfiouser_virtio.testing.raw.ring import WRITE
 from vfiouser_virtio.virtio.options import Duration, Size
 
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES, SECURE_ERASE = 0, 1, 4, 8, 11, 13, 14

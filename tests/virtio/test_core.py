@@ -18,11 +18,12 @@ from vfiouser_virtio.testing.driver import (
     FEATURES_OK,
     NEEDS_RESET,
     RAM_BASE,
-    WRITE,
     DeviceBroken,
     Driver,
     running,
 )
+from vfiouser_virtio.testing.raw.ring import WRITE, lay_out
+from vfiouser_virtio.testing.raw.split import SplitRing, split_areas
 from vfiouser_virtio.virtio import Device, queue
 from vfiouser_virtio.vring import Chain
 
@@ -152,7 +153,7 @@ async def test_nothing_is_consumed_before_driver_ok() -> None:
         driver.core.write_driver_features(1, 1)
         driver.core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
         ring = driver.rings[0]
-        driver.core.queues[0].configure(desc=ring.desc, driver=ring.avail, device=ring.used)
+        driver.core.queues[0].configure(desc=ring.desc, driver=ring.driver, device=ring.device)
         driver.core.enable_queue(0)
         token = driver.add(0, [b"early"], [5])
         driver.core.notify_queue(0)
@@ -384,9 +385,8 @@ async def test_a_queue_reset_leaves_the_others_running() -> None:
         assert [queue.enabled for queue in driver.core.queues] == [False, True]
         assert device.ended == 0
         # QR3: at another size and place.
-        ring = driver.rings[0]
-        type(ring).__init__(ring, driver.ram, 4, RAM_BASE + 0x10_0000, event_idx=True)
-        driver.core.queues[0].configure(size=4, desc=ring.desc, driver=ring.avail, device=ring.used)
+        driver.rings[0] = ring = SplitRing(driver.ram, 4, lay_out(RAM_BASE + 0x10_0000, split_areas(4))[0])
+        driver.core.queues[0].configure(size=4, desc=ring.desc, driver=ring.driver, device=ring.device)
         driver.core.enable_queue(0)
         for _ in range(9):
             assert (await driver.request([b"two"], [3])).data == [b"two"]

@@ -84,7 +84,7 @@ async def test_a_queue_is_saved_at_any_point(event_idx: bool, in_order: bool, pr
             driver.probe()
             ring = driver.rings[0]
             for step in range(600):
-                if len(ring.free) >= 2 and rng.random() < 0.7:
+                if ring.free >= 2 and rng.random() < 0.7:
                     text = b"%06d" % step
                     requests[driver.add(0, [text], [6], indirect=rng.random() < 0.3)] = text
                     driver.kick(0)
@@ -96,17 +96,15 @@ async def test_a_queue_is_saved_at_any_point(event_idx: bool, in_order: bool, pr
                     scope.cancel()
                     scope = trio.CancelScope()
                     nursery.start_soon(serve, driver.core, scope)
-                driver._collect(ring)
-                for token in list(ring.done):
-                    used = ring.done.pop(token)
+                for token in [token for token in requests if driver.is_used(0, token)]:
+                    used = await driver.wait(0, token)
                     assert used.data == [requests.pop(token)[::-1]]
                     assert used.written == 6
                     answered += 1
             while requests:
                 await trio.lowlevel.checkpoint()
-                driver._collect(ring)
-                for token in list(ring.done):
-                    assert ring.done.pop(token).data == [requests.pop(token)[::-1]]
+                for token in [token for token in requests if driver.is_used(0, token)]:
+                    assert (await driver.wait(0, token)).data == [requests.pop(token)[::-1]]
                     answered += 1
             nursery.cancel_scope.cancel()
     assert answered > 200
@@ -130,7 +128,8 @@ async def test_memory_need_not_be_there_yet() -> None:
     other.restore(state)
     other.start(Stop.NOT_DRIVER_OK)
     assert not other.fill_nowait()
-    memory.map(RAM_BASE, 1 << 20, readable=True, writable=True, fd=os.dup(driver.ram._fd), offset=0)
+    assert driver.ram.region.fd is not None
+    memory.map(RAM_BASE, 1 << 20, readable=True, writable=True, fd=os.dup(driver.ram.region.fd), offset=0)
     other.memory_changed()
     assert other.fill_nowait()
     assert other.burst[0].readable.read() == b"abc"

@@ -13,13 +13,11 @@
 
 Each item of both lists becomes one descriptor; ``indirect=True`` puts them into an indirect table. `Driver.request` is
 add, kick and wait in one. For what a good driver never does there are `Driver.alloc` and `Driver.add_raw`. A device
-that gives up (NEEDS_RESET) ends every `Driver.wait` with `DeviceBroken`. The ring is written apart from the device's.
+that gives up (NEEDS_RESET) ends every `Driver.wait` with `DeviceBroken`. The ring is that of `testing.raw`.
 """
 
 import math
-import mmap
 import os
-import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -27,12 +25,14 @@ from typing import NamedTuple
 import trio
 
 from vfiouser_virtio.background import background
+from vfiouser_virtio.dma import DmaRegion, PrivateMemory, SharedMemory
 from vfiouser_virtio.holds import wait_hold
 from vfiouser_virtio.memory import GuestMemory
+from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE, Segment, lay_out
+from vfiouser_virtio.testing.raw.split import SplitRing, split_areas
 from vfiouser_virtio.vfio_device import Buffer, Hold
 from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Virtqueue
 
-NEXT, WRITE, INDIRECT = 1, 2, 4
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 1, 2, 4, 8, 64
 VERSION_1, INDIRECT_DESC, EVENT_IDX = 32, 28, 29
 # RING_PACKED, NOTIFICATION_DATA and NOTIF_CONFIG_DATA would take another driver.
@@ -63,17 +63,13 @@ class Ram:
         self.memory = memory
         self.messages = 0
         self._used = False
-        self._fd = -1 if private else os.memfd_create("guest-ram", os.MFD_ALLOW_SEALING)
-        if private:
-            self.bytes = memoryview(bytearray(RAM_SIZE))
-        else:
-            os.ftruncate(self._fd, RAM_SIZE)
-            self.bytes = memoryview(mmap.mmap(self._fd, RAM_SIZE))
+        self.region: DmaRegion = (PrivateMemory if private else SharedMemory)(RAM_SIZE, address=RAM_BASE)
+        self.read, self.write, self.close = self.region.read, self.region.write, self.region.close
         memory.attach(self)
         self.map()
 
     def map(self) -> None:
-        fd = None if self._fd < 0 else os.dup(self._fd)
+        fd = None if self.region.fd is None else os.dup(self.region.fd)
         self.memory.map(RAM_BASE, RAM_SIZE, readable=True, writable=True, fd=fd, offset=0)
 
     def unmap(self) -> Hold | None:
@@ -82,22 +78,8 @@ class Ram:
     def clear(self) -> None:
         """Zero all of it; new RAM is zero without that, and has no pages yet."""
         if self._used:
-            self.bytes[:] = bytes(RAM_SIZE)
+            self.write(RAM_BASE, bytes(RAM_SIZE))
         self._used = True
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-
-    def read(self, address: int, length: int) -> bytes:
-        start = address - RAM_BASE
-        assert 0 <= start <= start + length <= RAM_SIZE
-        return bytes(self.bytes[start : start + length])
-
-    def write(self, address: int, data: Buffer) -> None:
-        start = address - RAM_BASE
-        assert 0 <= start <= start + len(data) <= RAM_SIZE
-        self.bytes[start : start + len(data)] = data
 
     async def dma_read(self, address: int, count: int) -> bytes:
         self.messages += 1
@@ -109,48 +91,6 @@ class Ram:
         data = bytes(data)
         await trio.lowlevel.checkpoint()
         self.write(address, data)
-
-
-class Ring:
-    """The driver's side of one queue."""
-
-    def __init__(self, ram: Ram, size: int, base: int, *, event_idx: bool) -> None:
-        self.ram, self.size, self.event_idx = ram, size, event_idx
-        self.desc = base
-        self.avail = base + 16 * size
-        self.used = -(-(self.avail + 6 + 2 * size) // 4) * 4
-        self.end = self.used + 6 + 8 * size
-        self.free = list(range(size))
-        self.avail_idx = self.used_idx = self.kicked_idx = 0
-        self.pending: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}  # head: descriptors, writable buffers
-        self.done: dict[int, Used] = {}
-
-    def half(self, address: int) -> int:
-        return int(struct.unpack("<H", self.ram.read(address, 2))[0])
-
-    def expose(self, head: int) -> None:
-        self.ram.write(self.avail + 4 + 2 * (self.avail_idx % self.size), struct.pack("<H", head))
-        self.avail_idx = (self.avail_idx + 1) & 0xFFFF
-        self.ram.write(self.avail + 2, struct.pack("<H", self.avail_idx))
-
-    def device_wants_kick(self) -> bool:
-        old, self.kicked_idx = self.kicked_idx, self.avail_idx
-        if not self.event_idx:
-            return not self.half(self.used) & 1
-        event = self.half(self.used + 4 + 8 * self.size)
-        return (self.avail_idx - event - 1) & 0xFFFF < (self.avail_idx - old) & 0xFFFF
-
-    def collect(self) -> None:
-        """Take what the device has used, and ask for an interrupt at the next."""
-        while self.used_idx != self.half(self.used + 2):
-            at = self.used + 4 + 8 * (self.used_idx % self.size)
-            head, written = struct.unpack("<II", self.ram.read(at, 8))
-            self.used_idx = (self.used_idx + 1) & 0xFFFF
-            descriptors, buffers = self.pending.pop(head)
-            self.free += descriptors
-            self.done[head] = Used(written, [self.ram.read(*buffer) for buffer in buffers])
-            if self.event_idx:
-                self.ram.write(self.avail + 4 + 2 * self.size, struct.pack("<H", self.used_idx))
 
 
 class Driver:
@@ -172,7 +112,10 @@ class Driver:
         self.wanted = features
         self.queue_interrupts = [0] * len(device.queues)
         self.config_interrupts = 0
-        self.rings: list[Ring] = []
+        self.event_idx = False
+        self.rings: list[SplitRing] = []
+        self._buffers: dict[tuple[int, int], list[tuple[int, int]]] = {}  # queue and head: the writable ones
+        self._done: dict[tuple[int, int], Used] = {}
         self._interrupt = trio.lowlevel.ParkingLot()
         self._heap = self._heap_start = RAM_BASE
 
@@ -206,15 +149,17 @@ class Driver:
             core.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
         core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
         assert core.status & FEATURES_OK, f"the device refuses features {features:#x}"
-        self.rings = []
+        self.event_idx = bool(features >> EVENT_IDX & 1)
+        self.rings, self._buffers, self._done = [], {}, {}
         base = RAM_BASE
         self.ram.clear()
         for index, queue in enumerate(core.queues):
-            ring = Ring(self.ram, queue.size, base, event_idx=bool(features >> EVENT_IDX & 1))
-            queue.configure(desc=ring.desc, driver=ring.avail, device=ring.used)
+            addresses, end = lay_out(base, split_areas(queue.size))
+            ring = SplitRing(self.ram, queue.size, addresses, index)
+            queue.configure(desc=ring.desc, driver=ring.driver, device=ring.device)
             core.enable_queue(index)
             self.rings.append(ring)
-            base = -(-ring.end // 4096) * 4096
+            base = -(-end // 4096) * 4096
         self._heap = self._heap_start = base
         core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
 
@@ -243,47 +188,42 @@ class Driver:
         descriptors += [(self.alloc(size), size, WRITE) for size in in_]
         return self.add_raw(queue, descriptors, indirect=indirect)
 
-    def add_raw(self, queue: int, descriptors: Sequence[tuple[int, int, int]], *, indirect: bool = False) -> int:
+    def add_raw(self, queue: int, descriptors: Sequence[Segment], *, indirect: bool = False) -> int:
         """Make a chain of (address, length, flags) available; NEXT is set here."""
-        ring = self.rings[queue]
-        count = 1 if indirect else len(descriptors)
-        assert len(ring.free) >= count, "the ring is full"
-        taken, ring.free = ring.free[:count], ring.free[count:]
-        links = range(1, len(descriptors)) if indirect else taken[1:]
-        table = [
-            struct.pack("<QIHH", address, length, flags | (NEXT if position + 1 < len(descriptors) else 0), following)
-            for position, ((address, length, flags), following) in enumerate(zip(descriptors, [*links, 0], strict=True))
-        ]
+        ring, segments = self.rings[queue], descriptors
         if indirect:
-            address = self.alloc(b"".join(table))
-            table = [struct.pack("<QIHH", address, 16 * len(table), INDIRECT, 0)]
-        for index, descriptor in zip(taken, table, strict=True):
-            self.ram.write(ring.desc + 16 * index, descriptor)
-        writable = [(address, length) for address, length, flags in descriptors if flags & WRITE]
-        ring.pending[taken[0]] = taken, writable
-        ring.expose(taken[0])
-        return taken[0]
+            table = ring.table(descriptors)
+            segments = [(self.alloc(table), len(table), INDIRECT)]
+        token = ring.add(segments)
+        self._buffers[queue, token] = [(address, length) for address, length, flags in descriptors if flags & WRITE]
+        return token
 
     # ---- the device's turn -----------------------------------------------------------------------------------------
 
     def kick(self, queue: int, *, force: bool = False) -> None:
         """Notify the device of what was added, if it asks for that."""
-        if self.rings[queue].device_wants_kick() or force:
+        if self.rings[queue].wants_notification(event_idx=self.event_idx) or force:
             self.core.notify_queue(queue)
 
-    def _collect(self, ring: Ring) -> None:
-        ring.collect()
+    def _collect(self, queue: int) -> None:
+        """Take what the device has used, and ask for an interrupt at the next."""
+        ring = self.rings[queue]
+        while (used := ring.take_used()) is not None:
+            token, written = used
+            buffers = self._buffers.pop((queue, token))
+            self._done[queue, token] = Used(written, [self.ram.read(*buffer) for buffer in buffers])
+            if self.event_idx:
+                ring.set_event(ring.seen_idx)
         if not any(ring.pending for ring in self.rings):
             self._heap = self._heap_start
 
     async def wait(self, queue: int, token: int) -> Used:
         """What the device did with a chain; looks at the used ring only after an interrupt."""
-        ring = self.rings[queue]
         with trio.fail_after(PATIENCE):
             while True:
-                self._collect(ring)
-                if token in ring.done:
-                    return ring.done.pop(token)
+                self._collect(queue)
+                if (queue, token) in self._done:
+                    return self._done.pop((queue, token))
                 if self.status & NEEDS_RESET:
                     raise DeviceBroken("the device needs a reset")
                 await self._interrupt.park()
@@ -298,8 +238,8 @@ class Driver:
 
     def is_used(self, queue: int, token: int) -> bool:
         """Whether a chain has come back, without waiting."""
-        self._collect(self.rings[queue])
-        return token in self.rings[queue].done
+        self._collect(queue)
+        return (queue, token) in self._done
 
     async def wait_broken(self) -> None:
         """Returns when the device has set NEEDS_RESET, with its configuration interrupt."""
