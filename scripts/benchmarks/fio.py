@@ -38,9 +38,14 @@ class Result:
     per_second: float
 
 
+def fetch() -> Path:
+    """The folder with fio and all it needs, from the cache. Raises ConfigError when it cannot be fetched."""
+    return debian.fetch("fio", ["fio"], what="fio", megabytes=_MEGABYTES, finish=_link_private_libraries)
+
+
 def image_with_fio(image: GuestImage, folder: Path) -> GuestImage:
     """The guest with fio in it; the initramfs is put into `folder`. Raises ConfigError when fio cannot be fetched."""
-    root = debian.fetch("fio", ["fio"], what="fio", megabytes=_MEGABYTES, finish=_link_private_libraries)
+    root = fetch()
     program = programs.find_program(root, "fio")
     entries = [newc.file("usr/bin/fio", program.read_bytes(), 0o755)]
     for name, file in programs.libraries(root, program).items():

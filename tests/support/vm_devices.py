@@ -187,7 +187,7 @@ def slice_of(path: Path, offset: int, length: int) -> bytes:
 
 # ---- consoles ------------------------------------------------------------------------------------------------------
 
-_OPEN_PORT = r"""
+OPEN_PORT = r"""
 find_port() {
     for port in /sys/class/virtio-ports/*; do
         if [ "$(cat $port/name 2>/dev/null)" = "$1" ]; then echo /dev/${port##*/}; fi
@@ -215,7 +215,7 @@ async def talk(machine: Machine, stream: trio.SocketStream, port: str) -> None:
         nursery.start_soon(host)
         command = "\n".join(
             [
-                _OPEN_PORT % {"port": shlex.quote(port)},
+                OPEN_PORT % {"port": shlex.quote(port)},
                 f"echo guest to host on {port} >&3",
                 'read -r line <&3; echo "$line"',
                 'read -r line <&3; echo "$line"',
