@@ -1,7 +1,7 @@
 """PCI Local Bus 3.0 §6 (header, MSI-X), PCI PM 1.2 §3.2 and PCIe 4.0 §7.5.3: config space and capabilities.
 
 Register and bit names are those of linux/pci_regs.h without the prefix, which each docstring gives: the field
-``command`` of `TYPE0_HEADER` is ``PCI_COMMAND``, `Command.MASTER` is ``PCI_COMMAND_MASTER``.
+``command`` of `TYPE0_HEADER` is ``PCI_COMMAND``, `PciCommand.MASTER` is ``PCI_COMMAND_MASTER``.
 """
 
 from enum import IntEnum, IntFlag
@@ -46,7 +46,7 @@ TYPE0_HEADER = Struct(  # 64 bytes; PCI_<NAME>
 )
 
 
-class Command(IntFlag):
+class PciCommand(IntFlag):
     """Bits of ``command`` (PCI_COMMAND_*)."""
 
     IO = 0x001
@@ -62,7 +62,7 @@ class Command(IntFlag):
     INTX_DISABLE = 0x400
 
 
-class Status(IntFlag):
+class PciStatus(IntFlag):
     """Bits of ``status`` (PCI_STATUS_*); those from PARITY on, but for DEVSEL, are cleared by writing 1."""
 
     IMM_READY = 0x0001

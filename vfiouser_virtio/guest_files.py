@@ -27,7 +27,7 @@ from vfiouser_virtio import fds
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.libc import fallocate
-from vfiouser_virtio.vfio_device import Buffer, Client
+from vfiouser_virtio.vfio_device import Buffer, DmaClient
 from vfiouser_virtio.window import PAGE
 
 UnsealedMemory = Literal["auto", "map", "copy", "refuse"]
@@ -170,14 +170,14 @@ def _failed(done: str, offset: int, count: int, error: OSError) -> PeerError:
     return PeerError(what, error.errno or errno.EIO)
 
 
-def _danger(client: Client | None, facts: FileFacts, *, foreign: bool) -> str:
+def _danger(client: DmaClient | None, facts: FileFacts, *, foreign: bool) -> str:
     if facts.waits:
         return "stop all devices of this process, for its file system asks a server, which may hang"
     kill = "kill this process (SIGBUS), by making it shorter"
     return f"{kill}, and the client is of another user ({client.uid})" if client is not None and foreign else kill
 
 
-def _is_foreign(client: Client | None) -> bool:
+def _is_foreign(client: DmaClient | None) -> bool:
     return client is not None and client.uid not in (None, os.geteuid())
 
 
@@ -192,7 +192,7 @@ class GuestFiles:
         self._open: dict[tuple[int, int, bool], GuestFile] = {}
 
     def maps(
-        self, facts: FileFacts, client: Client | None, what: Callable[[], str], *, by_message: bool = True
+        self, facts: FileFacts, client: DmaClient | None, what: Callable[[], str], *, by_message: bool = True
     ) -> bool:
         """Whether the file is to be mapped. Raises PeerError EPERM where it is to be refused.
 
@@ -233,7 +233,7 @@ class GuestFiles:
         )
         return False
 
-    def trusts(self, client: Client | None) -> bool:
+    def trusts(self, client: DmaClient | None) -> bool:
         """Whether all of the client's memory may be mapped, whatever its file is."""
         return self.policy == "map" or (self.policy == "auto" and not _is_foreign(client))
 

@@ -26,7 +26,7 @@ from vfiouser_virtio.guest_files import GuestFiles, UnsealedMemory, examine, fil
 from vfiouser_virtio.memory_discard import Discarded, Discards
 from vfiouser_virtio.memory_pins import Pin, Ranges
 from vfiouser_virtio.regions import Region, Span
-from vfiouser_virtio.vfio_device import Buffer, Client, Hold
+from vfiouser_virtio.vfio_device import Buffer, DmaClient, Hold
 from vfiouser_virtio.window import PAGE
 
 __all__ = ["Discarded", "GuestMemory", "HotRegion", "NeedsMessages", "Pin", "Ranges", "UnsealedMemory"]
@@ -55,7 +55,7 @@ class GuestMemory:
     def __init__(self) -> None:
         self.generation = 0
         """Grows with every change of the map: what was resolved before must be resolved again."""
-        self.client: Client | None = None
+        self.client: DmaClient | None = None
         self.on_change: Callable[[], None] | None = None
         """Called after every change of the map, to wake queues whose rings had vanished."""
         self.hot = _NOWHERE
@@ -95,7 +95,7 @@ class GuestMemory:
 
     # ---- what the client does ------------------------------------------------------------------------------------
 
-    def attach(self, client: Client) -> None:
+    def attach(self, client: DmaClient) -> None:
         """A new client: its messages reach the memory that has no file descriptor.
 
         Raises PeerError where memory of the client before it is still mapped: the device could write to it.
@@ -314,7 +314,7 @@ class GuestMemory:
             self._copied = 0
             await self._checkpoint()
 
-    def _client_of(self, region: Region) -> Client:
+    def _client_of(self, region: Region) -> DmaClient:
         """The client, to be asked for the bytes of a region without a file descriptor."""
         if self.client is None:
             raise ClientGone("guest memory is gone with its client")

@@ -27,9 +27,9 @@ from vfiouser_virtio.protocols.vfio_user import (
 __all__ = [
     "MAX_DMA_MAPS",
     "Buffer",
-    "Client",
     "DeviceFlags",
     "DeviceInfo",
+    "DmaClient",
     "Hold",
     "HostedVfioDevice",
     "IoEventFd",
@@ -162,7 +162,7 @@ class Hold:
         return joined
 
 
-class Client(Protocol):
+class DmaClient(Protocol):
     """The way back to the client of a connection, for memory that came without a file descriptor."""
 
     @property
@@ -193,7 +193,7 @@ class VfioDevice(Protocol):
     File descriptors given to `dma_map` and `set_irqs` are the device's from the call on, whether it raises or not.
     """
 
-    def connected(self, client: Client) -> None:
+    def connected(self, client: DmaClient) -> None:
         """A client has negotiated its version; no other call comes before this."""
         ...
 

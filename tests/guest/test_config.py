@@ -2,7 +2,7 @@
 
 import pytest
 
-from vfiouser_virtio.guest import ByteConfig, Config, DeviceBroken, device_type
+from vfiouser_virtio.guest import ByteConfig, DeviceBroken, DriverConfig, device_type
 from vfiouser_virtio.guest.config import MAX_TRIES
 from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
@@ -10,8 +10,8 @@ from vfiouser_virtio.protocols.virtio.ids import DeviceId
 CAPACITY, SERIAL = 0x1122_3344_5566_7788, b"\x01\x02\x03"
 
 
-def disk(**changes: int) -> Config:
-    return Config(ByteConfig(bytes(blk.Config(capacity=CAPACITY, blk_size=4096, **changes).data)), blk.CONFIG)
+def disk(**changes: int) -> DriverConfig:
+    return DriverConfig(ByteConfig(bytes(blk.Config(capacity=CAPACITY, blk_size=4096, **changes).data)), blk.CONFIG)
 
 
 class Changing(ByteConfig):
@@ -64,7 +64,7 @@ async def test_unknown_fields() -> None:
     with pytest.raises(KeyError, match="volume"):
         await disk().set("volume", 1)
     with pytest.raises(KeyError, match="among none"):
-        await Config(ByteConfig(b""), None).get("capacity")
+        await DriverConfig(ByteConfig(b""), None).get("capacity")
 
 
 async def test_all_fields() -> None:
@@ -75,7 +75,7 @@ async def test_all_fields() -> None:
 
 async def test_a_change_between_two_fields_is_read_again() -> None:
     ops = Changing(bytes(8), times=3)
-    config = Config(ops, device_type(DeviceId.CONSOLE).config)
+    config = DriverConfig(ops, device_type(DeviceId.CONSOLE).config)
     values = await config.get_all("cols", "rows")
     assert values == {"cols": 0x0303, "rows": 0x0303}  # of one generation: the last change was the third
     assert len(ops.accesses) == 8
@@ -83,18 +83,18 @@ async def test_a_change_between_two_fields_is_read_again() -> None:
 
 async def test_a_field_of_one_access_needs_no_generation() -> None:
     ops = Changing(bytes(12), times=1)
-    assert await Config(ops, device_type(DeviceId.CONSOLE).config).get("rows") == 0
+    assert await DriverConfig(ops, device_type(DeviceId.CONSOLE).config).get("rows") == 0
     assert ops.accesses == [(2, 2)]
 
 
 async def test_a_generation_that_never_rests() -> None:
     ops = Changing(bytes(12), times=1 << 30)
     with pytest.raises(DeviceBroken, match="config_generation changed") as caught:
-        await Config(ops, device_type(DeviceId.CONSOLE).config).get_all("cols", "rows")
+        await DriverConfig(ops, device_type(DeviceId.CONSOLE).config).get_all("cols", "rows")
     assert caught.value.rule == "CC4"
     assert len(ops.accesses) == 2 * MAX_TRIES
 
 
 async def test_beyond_the_end_there_are_zeros() -> None:
-    config = Config(ByteConfig(bytes(8)), blk.CONFIG)
+    config = DriverConfig(ByteConfig(bytes(8)), blk.CONFIG)
     assert await config.get("num_queues") == 0

@@ -5,7 +5,7 @@ from support.pci import IDENTITY, Machine
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.pci import Bar, BarKind, PciFunction
-from vfiouser_virtio.protocols.pci import Command
+from vfiouser_virtio.protocols.pci import PciCommand
 
 
 def bar(size: int = 0x1000, kind: BarKind = BarKind.MEM32, *, prefetchable: bool = False) -> Bar:
@@ -16,7 +16,7 @@ def size_like_linux(machine: Machine, index: int) -> tuple[int, int]:
     """``(flags, size)`` by __pci_read_base's steps: decode off, all-ones, read, restore, decode on."""
     at = 0x10 + 4 * index
     command = machine.header("command")
-    machine.set_command(command & ~(Command.IO | Command.MEMORY))
+    machine.set_command(command & ~(PciCommand.IO | PciCommand.MEMORY))
     original = machine.config(at, 4)
     machine.set_config(at, 4, 0xFFFF_FFFF)
     size, flags = machine.config(at, 4), original & 0xF
@@ -89,7 +89,7 @@ def test_a_register_that_is_not_free_is_refused(index: int, kind: BarKind) -> No
 @pytest.mark.parametrize("index", [Machine.SCRATCH, Machine.MSIX, Machine.WIDE, Machine.PORTS])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 16])
 def test_any_width_and_alignment_is_answered_within_the_region(machine: Machine, index: int, count: int) -> None:
-    machine.set_command(Command.MEMORY | Command.IO)
+    machine.set_command(PciCommand.MEMORY | PciCommand.IO)
     size = machine.function.bars.size(index)
     for offset in (0, 1, 3, size - count):
         machine.write(index, offset, bytes(range(1, count + 1)))
@@ -102,7 +102,7 @@ def test_any_width_and_alignment_is_answered_within_the_region(machine: Machine,
 @pytest.mark.parametrize("decoded", [True, False])
 @pytest.mark.parametrize("index", [Machine.SCRATCH, Machine.MSIX, Machine.WIDE, Machine.PORTS])
 def test_an_access_that_leaves_the_region_is_the_clients_fault(machine: Machine, index: int, decoded: bool) -> None:
-    machine.set_command(Command.MEMORY | Command.IO)
+    machine.set_command(PciCommand.MEMORY | PciCommand.IO)
     if not decoded:
         machine.set_command(0)
     size = machine.function.bars.size(index)
@@ -144,22 +144,22 @@ def test_a_handler_that_returns_too_little_is_our_bug_and_not_the_clients() -> N
 
 
 def test_memory_decode_is_honoured(machine: Machine) -> None:
-    machine.set_command(Command.MEMORY)
+    machine.set_command(PciCommand.MEMORY)
     machine.write(machine.SCRATCH, 0, b"kept")
     machine.set_command(0)
     assert machine.read(machine.SCRATCH, 0, 4) == b"\xff" * 4
     assert machine.read(machine.MSIX, 0xC, 8) == b"\xff" * 8
     machine.write(machine.SCRATCH, 0, b"lost")
-    machine.set_command(Command.MEMORY)
+    machine.set_command(PciCommand.MEMORY)
     assert machine.read(machine.SCRATCH, 0, 4) == b"kept"
 
 
 def test_memory_and_ports_are_decoded_apart(machine: Machine) -> None:
-    machine.set_command(Command.IO)
+    machine.set_command(PciCommand.IO)
     machine.write(machine.PORTS, 0, b"port")
     assert machine.read(machine.PORTS, 0, 4) == b"port"
     assert machine.read(machine.WIDE, 0, 4) == b"\xff" * 4
-    machine.set_command(Command.MEMORY)
+    machine.set_command(PciCommand.MEMORY)
     assert machine.read(machine.PORTS, 0, 4) == b"\xff" * 4
     assert machine.read(machine.WIDE, 0, 4) == bytes(4)
 
@@ -172,7 +172,7 @@ def test_a_client_that_never_touches_the_decode_bits_reaches_its_bars(machine: M
 
 
 def test_the_devices_own_side_does_not_need_decoding(machine: Machine) -> None:
-    machine.set_command(Command.MEMORY)
+    machine.set_command(PciCommand.MEMORY)
     machine.set_command(0)
     machine.function.bars.write(machine.SCRATCH, 4, b"window")
     assert machine.function.bars.read(machine.SCRATCH, 4, 6) == b"window"

@@ -5,7 +5,7 @@ from support.pci import Machine
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.pci import ConfigSpace
-from vfiouser_virtio.protocols.pci import Status
+from vfiouser_virtio.protocols.pci import PciStatus
 
 
 @pytest.mark.parametrize("size", [0, 64, 255, 257, 4095])
@@ -47,13 +47,13 @@ def test_writing_ones_changes_exactly_the_writable_bits(
 
 def test_error_bits_of_status_are_cleared_by_ones_and_only_those_written() -> None:
     config = Machine().function.config
-    config.set_bits(7, (Status.DETECTED_PARITY | Status.REC_MASTER_ABORT) >> 8, on=True)
+    config.set_bits(7, (PciStatus.DETECTED_PARITY | PciStatus.REC_MASTER_ABORT) >> 8, on=True)
     config.write(6, bytes(2))
-    assert config.load(6, 2) == Status.DETECTED_PARITY | Status.REC_MASTER_ABORT | Status.CAP_LIST
-    config.write(6, Status.DETECTED_PARITY.to_bytes(2, "little"))
-    assert config.load(6, 2) == Status.REC_MASTER_ABORT | Status.CAP_LIST
+    assert config.load(6, 2) == PciStatus.DETECTED_PARITY | PciStatus.REC_MASTER_ABORT | PciStatus.CAP_LIST
+    config.write(6, PciStatus.DETECTED_PARITY.to_bytes(2, "little"))
+    assert config.load(6, 2) == PciStatus.REC_MASTER_ABORT | PciStatus.CAP_LIST
     config.write(4, b"\xff" * 4)
-    assert config.load(6, 2) == Status.CAP_LIST
+    assert config.load(6, 2) == PciStatus.CAP_LIST
 
 
 @pytest.mark.parametrize("size", [256, 4096])

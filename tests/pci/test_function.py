@@ -9,7 +9,7 @@ from support.pci import EVENTFD, IDENTITY, TRIGGER, Client, EventFds, Machine, e
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.pci import PciFunction
-from vfiouser_virtio.protocols.pci import Command, MsixFlags
+from vfiouser_virtio.protocols.pci import MsixFlags, PciCommand
 from vfiouser_virtio.vfio_device import DeviceFlags, Hold, IoEventFd, PciIrq, PciRegion, RegionFlags, VfioDevice
 
 FLR = 0x8000
@@ -53,10 +53,10 @@ def test_io_fds_are_what_the_owner_registered(machine: Machine) -> None:
 
 
 def test_the_owner_is_told_when_bus_mastering_changes_and_only_then(machine: Machine) -> None:
-    for command in (Command.MASTER, Command.MASTER | Command.MEMORY, Command.MEMORY, 0):
+    for command in (PciCommand.MASTER, PciCommand.MASTER | PciCommand.MEMORY, PciCommand.MEMORY, 0):
         machine.set_command(command)
     machine.set_config(5, 1, 0x04)  # INTX_DISABLE in a byte of its own
-    machine.set_config(4, 1, Command.MASTER)
+    machine.set_config(4, 1, PciCommand.MASTER)
     assert machine.calls == ["bus_master True", "bus_master False", "bus_master True"]
     assert machine.function.bus_master
 
@@ -92,7 +92,7 @@ def test_every_kind_of_reset_restores_power_on_values(machine: Machine, reset: o
     power_on = machine.read(7, 0, 256)
     for offset in set(range(256)) - {machine.exp_cap + 9, machine.pm_cap + 4}:  # FLR and the power state
         machine.write(7, offset, b"\xff")
-    machine.set_command(Command.MASTER | Command.MEMORY)
+    machine.set_command(PciCommand.MASTER | PciCommand.MEMORY)
     machine.set_msix(MsixFlags.ENABLE)
     machine.function.set_intx(True)
     assert machine.read(7, 0, 256) != power_on
@@ -147,12 +147,12 @@ def test_without_flr_its_bit_does_nothing() -> None:
 
 
 def test_d3hot_stops_everything_but_config_space(machine: Machine) -> None:
-    machine.set_command(Command.MASTER | Command.MEMORY)
+    machine.set_command(PciCommand.MASTER | PciCommand.MEMORY)
     machine.set_power(D3HOT)
     assert machine.config(machine.pm_cap + 4, 2) == D3HOT
     assert machine.calls == ["bus_master True", "bus_master False"]
     assert machine.read(machine.SCRATCH, 0, 4) == b"\xff" * 4
-    assert machine.header("command") == Command.MASTER | Command.MEMORY
+    assert machine.header("command") == PciCommand.MASTER | PciCommand.MEMORY
 
 
 def test_d3hot_stops_bars_even_for_a_client_that_never_touches_the_decode_bits(machine: Machine) -> None:
@@ -163,7 +163,7 @@ def test_d3hot_stops_bars_even_for_a_client_that_never_touches_the_decode_bits(m
 def test_no_soft_reset_keeps_all_state_through_d3hot() -> None:
     machine = Machine(no_soft_reset=True)
     assert machine.config(machine.pm_cap + 4, 2) == 0x0008
-    machine.set_command(Command.MASTER | Command.MEMORY)
+    machine.set_command(PciCommand.MASTER | PciCommand.MEMORY)
     machine.write(machine.SCRATCH, 0, b"kept")
     machine.set_power(D3HOT)
     machine.set_power(D0)
@@ -191,7 +191,7 @@ def test_a_client_that_leaves_takes_its_fds_and_memory_and_leaves_the_registers(
     ours, sent = eventfds.several(4)
     machine.irqs(EVENTFD | TRIGGER, sent[:3])
     machine.irqs(EVENTFD | TRIGGER, sent[3:], index=PciIrq.INTX)
-    machine.set_command(Command.MEMORY | Command.MASTER)
+    machine.set_command(PciCommand.MEMORY | PciCommand.MASTER)
     machine.set_msix(MsixFlags.ENABLE)
     machine.write(machine.SCRATCH, 0, b"kept")
     memfd = os.memfd_create("ram")
@@ -204,7 +204,7 @@ def test_a_client_that_leaves_takes_its_fds_and_memory_and_leaves_the_registers(
     machine.function.connected(Client())
     assert machine.calls[-2:] == ["disconnected", "connected"]
     assert machine.function.msix_enabled
-    assert machine.header("command") == Command.MEMORY | Command.MASTER
+    assert machine.header("command") == PciCommand.MEMORY | PciCommand.MASTER
     assert machine.read(machine.SCRATCH, 0, 4) == b"kept"
 
 
@@ -218,7 +218,7 @@ def test_the_next_client_waits_for_the_owner(machine: Machine) -> None:
 
 
 def test_the_next_client_starts_without_having_to_set_decode_bits(machine: Machine) -> None:
-    machine.set_command(Command.MEMORY)
+    machine.set_command(PciCommand.MEMORY)
     machine.set_command(0)
     assert machine.read(machine.SCRATCH, 0, 4) == b"\xff" * 4
     machine.function.disconnected()

@@ -4,14 +4,14 @@ import pytest
 from support.pci import BOOL, EVENTFD, IDENTITY, NONE, TRIGGER, EventFds, Machine, events, open_fds
 
 from vfiouser_virtio.pci import Msix, PciFunction
-from vfiouser_virtio.protocols.pci import MSIX_ENTRY, Command, MsixFlags
+from vfiouser_virtio.protocols.pci import MSIX_ENTRY, MsixFlags, PciCommand
 
 ENABLE, MASKALL = MsixFlags.ENABLE, MsixFlags.MASKALL
 PBA = 0x800
 
 
 def pending(machine: Machine) -> int:
-    machine.set_command(Command.MEMORY)
+    machine.set_command(PciCommand.MEMORY)
     return int.from_bytes(machine.read(machine.MSIX, PBA, 8), "little")
 
 
@@ -192,7 +192,7 @@ def test_the_table_reads_back_and_its_reserved_bits_do_not_exist(machine: Machin
 
 def test_pending_bits_and_gaps_are_read_only(machine: Machine) -> None:
     machine.function.raise_msix(1)
-    machine.set_command(Command.MEMORY)
+    machine.set_command(PciCommand.MEMORY)
     machine.write(machine.MSIX, 48, b"\xff" * (0x1000 - 48))
     machine.write(machine.MSIX, 0x7F8, bytes(24))
     assert machine.read(machine.MSIX, 48, 0x800 - 48) == bytes(0x800 - 48)

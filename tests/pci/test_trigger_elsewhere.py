@@ -4,7 +4,7 @@ import pytest
 from support.pci import IDENTITY, NONE, UNMASK, EventFds, Machine, events
 
 from vfiouser_virtio.pci import PciFunction
-from vfiouser_virtio.protocols.pci import Command, MsixFlags
+from vfiouser_virtio.protocols.pci import MsixFlags, PciCommand
 from vfiouser_virtio.vfio_device import HostedVfioDevice, PciIrq
 
 
@@ -91,7 +91,7 @@ def test_an_intx_that_was_disabled_unanswered_fires_again(machine: Machine, list
         machine.set_msix(MsixFlags.ENABLE)
         machine.set_msix(0)
     else:
-        machine.set_command(Command.INTX_DISABLE)
+        machine.set_command(PciCommand.INTX_DISABLE)
         machine.set_command(0)
     assert listener.take() == [0]
 

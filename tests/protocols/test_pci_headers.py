@@ -30,8 +30,8 @@ REGISTERS = {
 NOT_IN_LINUX = {("PCI", "reserved"), ("PCI_MSI", "reserved")}
 
 BITS: dict[str, type[enum.IntEnum] | type[enum.IntFlag]] = {
-    "PCI_COMMAND": pci.Command,
-    "PCI_STATUS": pci.Status,
+    "PCI_COMMAND": pci.PciCommand,
+    "PCI_STATUS": pci.PciStatus,
     "PCI_BASE_ADDRESS": pci.BaseAddress,
     "PCI_CAP_ID": pci.CapId,
     "PCI_EXT_CAP_ID": pci.ExtCapId,

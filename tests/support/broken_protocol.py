@@ -19,7 +19,7 @@ from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.vfio_device import DeviceInfo, IrqInfo, IrqInfoFlags, RegionInfo
 from vfiouser_virtio.vfio_user import Server
 from vfiouser_virtio.vfio_user.server import dispatch, session
-from vfiouser_virtio.vfio_user.server.dispatch import Answer
+from vfiouser_virtio.vfio_user.server.dispatch import Response
 from vfiouser_virtio.vfio_user.server.session import Session
 from vfiouser_virtio.vfio_user.wire import connection
 from vfiouser_virtio.vfio_user.wire.connection import Connection, reply
@@ -101,7 +101,7 @@ def reads_over_bad_json(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("vfio-user/version-twice")
 def negotiates_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(dispatch._HANDLERS, Command.VERSION, lambda *_: Answer(b"\0\0\0\0"))
+    patch.setitem(dispatch._HANDLERS, Command.VERSION, lambda *_: Response(b"\0\0\0\0"))
 
 
 # ---- messages ----------------------------------------------------------------------------------------------------
@@ -142,8 +142,8 @@ def answers_one_request_late(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("vfio-user/unknown-command")
 def knows_every_command(patch: pytest.MonkeyPatch) -> None:
-    def take(original: Any, function: Any, message: Any, negotiated: Any) -> Answer:
-        return Answer() if message.command > 18 else original(function, message, negotiated)
+    def take(original: Any, function: Any, message: Any, negotiated: Any) -> Response:
+        return Response() if message.command > 18 else original(function, message, negotiated)
 
     around(patch, session, "dispatch", take)
 
@@ -259,7 +259,7 @@ def has_a_thousand_irqs(patch: pytest.MonkeyPatch) -> None:
 
 
 def _change_answer(patch: pytest.MonkeyPatch, command: Command, change: Any) -> None:
-    def answer(original: Any, self: Session, message: Any, given: Answer) -> None:
+    def answer(original: Any, self: Session, message: Any, given: Response) -> None:
         if message.command == command:
             given = given._replace(payload=change(given.payload))
         original(self, message, given)
@@ -296,7 +296,7 @@ def confirms_writes_briefly(patch: pytest.MonkeyPatch) -> None:
 def makes_data_up(patch: pytest.MonkeyPatch) -> None:
     write = dispatch._HANDLERS[Command.REGION_WRITE]
 
-    def padded(function: Any, message: Any, negotiated: Any) -> Answer:
+    def padded(function: Any, message: Any, negotiated: Any) -> Response:
         count = REGION_ACCESS_CODEC.unpack_from(message.body)[2]
         message.body = bytes(message.body).ljust(REGION_ACCESS_CODEC.size + count, b"\0")
         return write(function, message, negotiated)
@@ -347,7 +347,7 @@ def needs_fds(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("vfio-user/set-irqs-refused")
 def takes_any_set_irqs(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(dispatch._HANDLERS, Command.DEVICE_SET_IRQS, lambda *_: Answer())
+    patch.setitem(dispatch._HANDLERS, Command.DEVICE_SET_IRQS, lambda *_: Response())
 
 
 @breaks("vfio-user/irq-trigger")
@@ -395,7 +395,7 @@ def never_looks_at_ioeventfds(patch: pytest.MonkeyPatch) -> None:
 def writes_once(patch: pytest.MonkeyPatch) -> None:
     write = dispatch._HANDLERS[Command.REGION_WRITE_MULTI]
 
-    def first(function: Any, message: Any, negotiated: Any) -> Answer:
+    def first(function: Any, message: Any, negotiated: Any) -> Response:
         count = bytes(message.body[:8])
         message.body = (1).to_bytes(8, "little") + bytes(message.body[8:])
         return write(function, message, negotiated)._replace(payload=count)

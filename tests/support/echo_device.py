@@ -8,9 +8,9 @@ from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.vfio_device import (
     Buffer,
-    Client,
     DeviceFlags,
     DeviceInfo,
+    DmaClient,
     Hold,
     IoEventFd,
     IrqInfo,
@@ -28,7 +28,7 @@ class EchoDevice:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.client: Client | None = None
+        self.client: DmaClient | None = None
         self.regions = {index: bytearray(size) for index, size in ((0, 0x4000), (4, 0x4000), (PciRegion.CONFIG, 256))}
         self.capabilities: dict[int, tuple[tuple[int, int, bytes], ...]] = {}
         self.region_fds: dict[int, tuple[int, ...]] = {}
@@ -46,7 +46,7 @@ class EchoDevice:
         """The methods called, in order."""
         return [call[0] for call in self.calls]
 
-    def connected(self, client: Client) -> None:
+    def connected(self, client: DmaClient) -> None:
         self.calls.append(("connected", client.name))
         self.client = client
 

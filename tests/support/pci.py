@@ -8,7 +8,7 @@ from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.irq_set import check_irq_set
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
 from vfiouser_virtio.protocols.codec import offsets
-from vfiouser_virtio.protocols.pci import TYPE0_HEADER, Command
+from vfiouser_virtio.protocols.pci import TYPE0_HEADER, PciCommand
 from vfiouser_virtio.vfio_device import Buffer, Hold, IrqSetFlags, PciIrq, PciRegion
 
 TRIGGER = IrqSetFlags.ACTION_TRIGGER
@@ -125,7 +125,7 @@ class Machine:
     def header(self, name: str) -> int:
         return self.config(*offsets(TYPE0_HEADER)[name])
 
-    def set_command(self, command: Command | int) -> None:
+    def set_command(self, command: PciCommand | int) -> None:
         self.set_config(*offsets(TYPE0_HEADER)["command"], command)
 
     def set_msix(self, flags: int) -> None:

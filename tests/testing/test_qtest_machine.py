@@ -13,7 +13,7 @@ from vfiouser_virtio import vm
 from vfiouser_virtio.background import background
 from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
-from vfiouser_virtio.protocols.pci import Command
+from vfiouser_virtio.protocols.pci import PciCommand
 from vfiouser_virtio.testing.qtest_machine import QtestMachine, qtest_machine
 from vfiouser_virtio.testing.qtest_port import QtestPort
 from vfiouser_virtio.testing.served import served
@@ -101,7 +101,7 @@ async def test_qemu_takes_the_error_interrupt_without_a_word(tmp_path: Path) -> 
 
 
 async def enable_msix(port: QtestPort, function: Plain) -> None:
-    await port.config_write(4, 2, Command.MEMORY | Command.MASTER)
+    await port.config_write(4, 2, PciCommand.MEMORY | PciCommand.MASTER)
     await port.config_write(function.msix_at + 2, 2, MSIX_CONTROL_ENABLE)
 
 

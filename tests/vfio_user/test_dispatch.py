@@ -13,16 +13,16 @@ from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols import vfio_user as vu
 from vfiouser_virtio.protocols.vfio_user import Command
 from vfiouser_virtio.vfio_device import Hold, IoEventFd, IrqSetFlags
-from vfiouser_virtio.vfio_user.server.dispatch import Answer, dispatch
+from vfiouser_virtio.vfio_user.server.dispatch import Response, dispatch
 from vfiouser_virtio.vfio_user.server.version import Negotiated
 from vfiouser_virtio.vfio_user.wire.connection import Message
 
-Send = Callable[..., Answer]
+Send = Callable[..., Response]
 
 
 @pytest.fixture
 def send(device: EchoDevice) -> Send:
-    def send(command: int, payload: bytes = b"", fds: tuple[int, ...] = (), **negotiated: object) -> Answer:
+    def send(command: int, payload: bytes = b"", fds: tuple[int, ...] = (), **negotiated: object) -> Response:
         agreed = Negotiated(max_msg_fds=int(str(negotiated.get("max_msg_fds", 16))),
                             write_multiple=bool(negotiated.get("write_multiple")))  # fmt: skip
         return dispatch(device, Message(1, command, 0, 0, memoryview(payload), list(fds)), agreed)
@@ -144,7 +144,7 @@ def dma_map(address: int = 0x1000, size: int = 0x2000, flags: int = 3, offset: i
 
 
 def test_dma_map_without_fd(send: Send, device: EchoDevice) -> None:
-    assert send(Command.DMA_MAP, dma_map(0xFFFC0000, 0x40000, 1)) == Answer()
+    assert send(Command.DMA_MAP, dma_map(0xFFFC0000, 0x40000, 1)) == Response()
     assert device.calls == [("dma_map", 0xFFFC0000, 0x40000, True, False, False, 0)]
 
 
@@ -198,7 +198,7 @@ def unmap(address: int, size: int, flags: int = 0, argsz: int = 24) -> bytes:
 
 def test_dma_unmap_echoes_its_struct(send: Send, device: EchoDevice) -> None:
     payload = unmap(0xFEF00000, 0xFFFFFFFF01100000)  # QEMU with a vIOMMU: up to the very end, never mapped
-    assert send(Command.DMA_UNMAP, payload) == Answer(payload)
+    assert send(Command.DMA_UNMAP, payload) == Response(payload)
     assert device.calls == [("dma_unmap", 0xFEF00000, 0xFFFFFFFF01100000)]
 
 
@@ -240,7 +240,7 @@ def test_dma_unmap_refused(send: Send, device: EchoDevice, payload: bytes, numbe
 @pytest.mark.parametrize("argsz", [16, 32, 0xFFFFFFFF])  # rust-vmm counts the header
 def test_device_get_info(send: Send, argsz: int) -> None:
     answer = send(Command.DEVICE_GET_INFO, struct.pack("<4I", argsz, 0, 0, 0))
-    assert answer == Answer(struct.pack("<4I", 16, 3, 9, 5))
+    assert answer == Response(struct.pack("<4I", 16, 3, 9, 5))
 
 
 def region_info(index: int, argsz: int = 32) -> bytes:
@@ -311,17 +311,17 @@ def test_region_io_fds(send: Send, device: EchoDevice) -> None:
 
 def test_region_io_fds_that_do_not_fit(send: Send, device: EchoDevice) -> None:
     device.io = [IoEventFd(0x3000 + 4 * number, 2, 50 + number) for number in range(8)]
-    assert send(6, io_fds(4, 16 + 8 * 40 - 1)) == Answer(struct.pack("<4I", 16 + 8 * 40, 0, 4, 0))
-    assert send(6, io_fds(0)) == Answer(struct.pack("<4I", 16, 0, 0, 0), [])
+    assert send(6, io_fds(4, 16 + 8 * 40 - 1)) == Response(struct.pack("<4I", 16 + 8 * 40, 0, 4, 0))
+    assert send(6, io_fds(0)) == Response(struct.pack("<4I", 16, 0, 0, 0), [])
     answer = send(6, io_fds(4), max_msg_fds=3)  # the other queues stay on messages
     assert answer.fds == [50, 51, 52]
     assert struct.unpack_from("<4I", answer.payload) == (16 + 3 * 40, 0, 4, 3)
-    assert send(6, io_fds(4), max_msg_fds=0) == Answer(struct.pack("<4I", 16, 0, 4, 0), [])
+    assert send(6, io_fds(4), max_msg_fds=0) == Response(struct.pack("<4I", 16, 0, 4, 0), [])
     refused(send, errno.EINVAL, 6, io_fds(4, flags=1))
 
 
 def test_irq_info(send: Send) -> None:
-    assert send(7, struct.pack("<4I", 16, 0, 2, 0)) == Answer(struct.pack("<4I", 16, 1, 2, 32))
+    assert send(7, struct.pack("<4I", 16, 0, 2, 0)) == Response(struct.pack("<4I", 16, 1, 2, 32))
     refused(send, errno.EINVAL, 7, struct.pack("<4I", 16, 0, 3, 0))
     refused(send, errno.EINVAL, 7, struct.pack("<4I", 16, 0, 0xFFFFFFFF, 0))
 
@@ -337,7 +337,7 @@ def set_irqs(flags: int, index: int, start: int, count: int, data: bytes = b"") 
 def test_set_irqs_in_every_form(
     send: Send, device: EchoDevice, action: int, eventfds: Callable[[int], tuple[int, ...]]
 ) -> None:
-    assert send(8, set_irqs(action | 1, 2, 3, 2)) == Answer()
+    assert send(8, set_irqs(action | 1, 2, 3, 2)) == Response()
     send(8, set_irqs(action | 2, 2, 3, 2, b"\1\0"))
     send(8, set_irqs(action | 4, 2, 3, 2))
     fds = eventfds(2)
@@ -411,8 +411,8 @@ def access(region: int, offset: int, count: int, data: bytes = b"") -> bytes:
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 256])
 def test_region_read_and_write(send: Send, device: EchoDevice, count: int) -> None:
     data = bytes(range(count % 256)) or bytes(count)
-    assert send(10, access(4, 0x123, count, data)) == Answer(access(4, 0x123, count))
-    assert send(9, access(4, 0x123, count)) == Answer(access(4, 0x123, count, data))
+    assert send(10, access(4, 0x123, count, data)) == Response(access(4, 0x123, count))
+    assert send(9, access(4, 0x123, count)) == Response(access(4, 0x123, count, data))
 
 
 def test_region_write_ignores_what_is_behind_the_data(send: Send, device: EchoDevice) -> None:
@@ -457,13 +457,13 @@ def multi(*writes: tuple[int, int, int, bytes], count: int | None = None) -> byt
 
 def test_region_write_multi(send: Send, device: EchoDevice) -> None:
     payload = multi((4, 0, 1, b"abc"), (4, 0x10, 8, b"abcdefgh"), (0, 0x20, 2, b"xy"))
-    assert send(15, payload, write_multiple=True) == Answer(struct.pack("<Q", 3))
+    assert send(15, payload, write_multiple=True) == Response(struct.pack("<Q", 3))
     assert device.calls == [
         ("region_write", 4, 0, b"a"),
         ("region_write", 4, 0x10, b"abcdefgh"),
         ("region_write", 0, 0x20, b"xy"),
     ]
-    assert send(15, multi(), write_multiple=True) == Answer(struct.pack("<Q", 0))
+    assert send(15, multi(), write_multiple=True) == Response(struct.pack("<Q", 0))
 
 
 def test_region_write_multi_does_the_rest_when_one_fails(send: Send, device: EchoDevice) -> None:
@@ -493,7 +493,7 @@ def test_region_write_multi_only_if_negotiated(send: Send, device: EchoDevice) -
 
 
 def test_reset(send: Send, device: EchoDevice) -> None:
-    assert send(13) == Answer()
+    assert send(13) == Response()
     device.hold = hold = Hold()
-    assert send(13, b"whatever") == Answer(hold=hold)
+    assert send(13, b"whatever") == Response(hold=hold)
     assert device.names() == ["reset", "reset"]

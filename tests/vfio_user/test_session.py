@@ -21,7 +21,7 @@ from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user import Listener, Server
 from vfiouser_virtio.vfio_user.server import dispatch as dispatch_module
 from vfiouser_virtio.vfio_user.server import linger, session
-from vfiouser_virtio.vfio_user.server.dispatch import WRITES_AT_ONCE, Answer
+from vfiouser_virtio.vfio_user.server.dispatch import WRITES_AT_ONCE, Response
 from vfiouser_virtio.vfio_user.server.version import Negotiated
 from vfiouser_virtio.vfio_user.wire.connection import MAX_MESSAGE_SIZE, Message
 
@@ -772,7 +772,7 @@ async def test_a_traced_session_takes_the_fast_path(
     """What is traced is what runs without a trace: `dispatch` sees no region access."""
     dispatched: list[int] = []
 
-    def dispatch(device: VfioDevice, message: Message, negotiated: Negotiated) -> Answer:
+    def dispatch(device: VfioDevice, message: Message, negotiated: Negotiated) -> Response:
         dispatched.append(message.command)
         return dispatch_module.dispatch(device, message, negotiated)
 

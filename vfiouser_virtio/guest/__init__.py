@@ -2,7 +2,7 @@
 
 from vfiouser_virtio.guest.binding import bound, bound_pci
 from vfiouser_virtio.guest.bus import VirtioBus
-from vfiouser_virtio.guest.config import ByteConfig, Config, ConfigOps, TransportConfig
+from vfiouser_virtio.guest.config import ByteConfig, ConfigOps, DriverConfig, TransportConfig
 from vfiouser_virtio.guest.device import RING_FEATURES, VirtioDevice
 from vfiouser_virtio.guest.driver import ANY, VirtioDriver, VirtioId, virtio_ids
 from vfiouser_virtio.guest.drivers import (
@@ -56,7 +56,6 @@ __all__ = [
     "ByteConfig",
     "Callback",
     "CapabilityInfo",
-    "Config",
     "ConfigOps",
     "Console",
     "ConsoleDriver",
@@ -67,6 +66,7 @@ __all__ = [
     "Disk",
     "DmaBuffer",
     "DmaMemory",
+    "DriverConfig",
     "Entropy",
     "EntropyDriver",
     "FeaturesRefused",

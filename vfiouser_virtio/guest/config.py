@@ -15,7 +15,7 @@ MAX_TRIES = 64
 
 
 class ConfigOps(Protocol):
-    """What `Config` stands on."""
+    """What `DriverConfig` stands on."""
 
     async def read(self, offset: int, size: int) -> bytes:
         """Bytes of the structure; one access where ``size`` is 1, 2 or 4."""
@@ -67,7 +67,7 @@ class TransportConfig:
         return await self._transport.read_generation()
 
 
-class Config:
+class DriverConfig:
     """The fields of one schema: integers of 1, 2, 4 and 8 bytes, bytes for the rest; nested ones as ``outer_inner``."""
 
     def __init__(self, ops: ConfigOps, schema: "Schema | None") -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from vfiouser_virtio.guest.config import Config, TransportConfig
+from vfiouser_virtio.guest.config import DriverConfig, TransportConfig
 from vfiouser_virtio.guest.errors import DeviceBroken, DeviceGone, FeaturesRefused
 from vfiouser_virtio.guest.ports import DmaMemory, Ids, Transport
 from vfiouser_virtio.guest.virtqueue import Virtqueue
@@ -59,7 +59,7 @@ class VirtioDevice:
         self.transport = transport
         self.feature_mask = feature_mask
         self.type = device_type(transport.ids.virtio_id)
-        self.config = Config(TransportConfig(transport, self._wait_running), self.type.config)
+        self.config = DriverConfig(TransportConfig(transport, self._wait_running), self.type.config)
         self.offered = 0
         """All feature bits that the device offers; known after `negotiate`."""
         self.features = 0

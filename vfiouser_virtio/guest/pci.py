@@ -20,9 +20,9 @@ from vfiouser_virtio.protocols.pci import (
     TYPE0_HEADER,
     BaseAddress,
     CapId,
-    Command,
     MsixFlags,
-    Status,
+    PciCommand,
+    PciStatus,
 )
 from vfiouser_virtio.protocols.virtio.ids import PCI_DEVICE_ID_BASE
 
@@ -127,7 +127,7 @@ async def enumerate_function(port: PciPort) -> PciFunctionInfo:
         raise DeviceBroken(f"{port.name}: header type {header_type:#04x} is no endpoint's (0)", "PI1")
     status = await field("status")
     bars = await _size_bars(port)
-    capabilities = await _walk_capabilities(port) if status & Status.CAP_LIST else ()
+    capabilities = await _walk_capabilities(port) if status & PciStatus.CAP_LIST else ()
     return PciFunctionInfo(
         vendor=vendor,
         device=device,
@@ -163,7 +163,7 @@ async def set_msix(port: PciPort, msix: MsixInfo, *, enable: bool, mask_all: boo
 async def _size_bars(port: PciPort) -> tuple[BarInfo, ...]:
     # While a BAR holds all ones, the function must not answer there.
     command = await port.config_read(*_HEADER["command"])
-    await port.config_write(*_HEADER["command"], command & ~(Command.IO | Command.MEMORY))
+    await port.config_write(*_HEADER["command"], command & ~(PciCommand.IO | PciCommand.MEMORY))
     try:
         bars: list[BarInfo] = []
         index = 0

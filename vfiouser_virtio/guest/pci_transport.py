@@ -22,7 +22,7 @@ from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.pci import PciFunctionInfo, enumerate_function, set_command, set_msix
 from vfiouser_virtio.guest.pci_structures import VirtioLayout, VirtioStructure, locate
 from vfiouser_virtio.guest.ports import DmaMemory, Ids, PciPort
-from vfiouser_virtio.protocols.pci import Command
+from vfiouser_virtio.protocols.pci import PciCommand
 from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, Isr
 
@@ -93,10 +93,10 @@ class PciTransport:
             raise ConfigError(f"{port.name}: no interrupt pin: use MSI-X or polling")
         if interrupts != "msix" and nursery is None:
             raise ConfigError(f"{port.name}: INTx and polling need a nursery for their task")
-        intx = Command.INTX_DISABLE
+        intx = PciCommand.INTX_DISABLE
         await set_command(
             port,
-            set=Command.MEMORY | Command.MASTER | (0 if interrupts == "intx" else intx),
+            set=PciCommand.MEMORY | PciCommand.MASTER | (0 if interrupts == "intx" else intx),
             clear=intx if interrupts == "intx" else 0,
         )
         transport = cls(port, info, layout, interrupts=interrupts, nursery=nursery, num_queues=0)
@@ -106,7 +106,7 @@ class PciTransport:
     async def close(self) -> None:
         """No interrupts any more, and no access to memory."""
         await self.disconnect_interrupts()
-        await set_command(self.port, clear=Command.MASTER)
+        await set_command(self.port, clear=PciCommand.MASTER)
 
     @property
     def name(self) -> str:

@@ -28,8 +28,8 @@ from vfiouser_virtio.protocols.pci import (
     ExpLnkCtl2,
     ExpLnkSta,
     MsixFlags,
+    PciStatus,
     PmCtrl,
-    Status,
 )
 
 _HEADER = offsets(TYPE0_HEADER)
@@ -79,7 +79,7 @@ class CapabilityChain:
         config.define(self._link, bytes([offset]))
         if offset == STD_HEADER_SIZEOF:
             status, size = _HEADER["status"]
-            config.define_bits(status, Status.CAP_LIST.to_bytes(size, "little"))
+            config.define_bits(status, PciStatus.CAP_LIST.to_bytes(size, "little"))
         self._link = offset + _NEXT
         self._free = offset + len(unlinked) + 3 & ~3
         return offset

@@ -18,7 +18,7 @@ from vfiouser_virtio.pci.config_space import ConfigSpace
 from vfiouser_virtio.pci.header import define_header
 from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.pci.intx import Intx
-from vfiouser_virtio.pci.irqs import Interrupts, set_irqs
+from vfiouser_virtio.pci.irqs import IrqIndex, set_irqs
 from vfiouser_virtio.pci.msix import Msix
 from vfiouser_virtio.pci.unraised_irq import UnraisedIrq
 from vfiouser_virtio.protocols.codec import offsets
@@ -28,18 +28,18 @@ from vfiouser_virtio.protocols.pci import (
     MSIX_CAP,
     PM_CAP,
     TYPE0_HEADER,
-    Command,
     ExpDevCtl,
     MsixFlags,
+    PciCommand,
+    PciStatus,
     PmCtrl,
     PowerState,
-    Status,
 )
 from vfiouser_virtio.vfio_device import (
     Buffer,
-    Client,
     DeviceFlags,
     DeviceInfo,
+    DmaClient,
     Hold,
     IoEventFd,
     IrqInfo,
@@ -54,7 +54,7 @@ from vfiouser_virtio.vfio_device import (
 
 _COMMAND, _COMMAND_SIZE = offsets(TYPE0_HEADER)["command"]
 _STATUS, _ = offsets(TYPE0_HEADER)["status"]
-_INTERRUPT = int(Status.INTERRUPT)  # a plain int: arithmetic with flags costs a microsecond, and INTx is hot
+_INTERRUPT = int(PciStatus.INTERRUPT)  # a plain int: arithmetic with flags costs a microsecond, and INTx is hot
 _PM_CTRL, _ = offsets(PM_CAP)["ctrl"]
 _MSIX_FLAGS, _MSIX_FLAGS_SIZE = offsets(MSIX_CAP)["flags"]
 _DEVCTL, _DEVCTL_SIZE = offsets(EXP_CAP)["devctl"]
@@ -111,7 +111,7 @@ class PciFunction:
         self.intx = Intx(interrupt_pin, self._resample_fd_changed)
         self.msix: Msix | None = None
         self._unraised: dict[int, UnraisedIrq] = {PciIrq.ERR: UnraisedIrq(), PciIrq.REQ: UnraisedIrq()}
-        self._irqs: dict[int, Interrupts] = {PciIrq.INTX: self.intx, **self._unraised}
+        self._irqs: dict[int, IrqIndex] = {PciIrq.INTX: self.intx, **self._unraised}
         self.msix_enabled = False
         self.bus_master = False
         self.io_event_fds: dict[int, list[IoEventFd]] = {}
@@ -178,7 +178,7 @@ class PciFunction:
 
     # The seam (vfiouser_virtio.vfio_device.VfioDevice)
 
-    def connected(self, client: Client) -> None:
+    def connected(self, client: DmaClient) -> None:
         """A client has come; its memory follows. Until it sets COMMAND.MEMORY or IO for once, BARs answer without.
 
         Raises PeerError where memory of the client before it is still mapped, see `GuestMemory.attach`.
@@ -305,7 +305,7 @@ class PciFunction:
 
     def _command_written(self, _offset: int = 0, _data: bytes = b"") -> None:
         command = self.config.load(_COMMAND, _COMMAND_SIZE)
-        memory, io = bool(command & Command.MEMORY), bool(command & Command.IO)
+        memory, io = bool(command & PciCommand.MEMORY), bool(command & PciCommand.IO)
         # Linux' vfio hands devices out with decoding on, so SPDK's driver writes 0x404 and goes on to the BARs. Only a
         # client that has enabled decoding itself is held to it; QEMU does so before the first access that it forwards.
         self._client_decodes |= memory or io
@@ -313,8 +313,8 @@ class PciFunction:
         self.bars.set_decode(
             memory=awake and (memory or not self._client_decodes), io=awake and (io or not self._client_decodes)
         )
-        self.intx.set_blocked(self.msix_enabled or bool(command & Command.INTX_DISABLE))
-        bus_master = awake and bool(command & Command.MASTER)
+        self.intx.set_blocked(self.msix_enabled or bool(command & PciCommand.INTX_DISABLE))
+        bus_master = awake and bool(command & PciCommand.MASTER)
         if bus_master != self.bus_master:
             self.bus_master = bus_master
             self.on_bus_master(bus_master)

@@ -5,21 +5,28 @@ from typing import Any
 from vfiouser_virtio.pci.config_space import ConfigSpace
 from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.protocols.codec import offsets
-from vfiouser_virtio.protocols.pci import STD_NUM_BARS, TYPE0_HEADER, Command, Status
+from vfiouser_virtio.protocols.pci import STD_NUM_BARS, TYPE0_HEADER, PciCommand, PciStatus
 
 _NOTHING: dict[str, Any] = {
     **dict.fromkeys(offsets(TYPE0_HEADER), 0),
     "base_address": [0] * STD_NUM_BARS,
     "reserved": [0] * 7,
 }
-_COMMAND = Command.IO | Command.MEMORY | Command.MASTER | Command.PARITY | Command.SERR | Command.INTX_DISABLE
+_COMMAND = (
+    PciCommand.IO
+    | PciCommand.MEMORY
+    | PciCommand.MASTER
+    | PciCommand.PARITY
+    | PciCommand.SERR
+    | PciCommand.INTX_DISABLE
+)
 _ERRORS = (
-    Status.PARITY
-    | Status.SIG_TARGET_ABORT
-    | Status.REC_TARGET_ABORT
-    | Status.REC_MASTER_ABORT
-    | Status.SIG_SYSTEM_ERROR
-    | Status.DETECTED_PARITY
+    PciStatus.PARITY
+    | PciStatus.SIG_TARGET_ABORT
+    | PciStatus.REC_TARGET_ABORT
+    | PciStatus.REC_MASTER_ABORT
+    | PciStatus.SIG_SYSTEM_ERROR
+    | PciStatus.DETECTED_PARITY
 )
 # The last three are scratch registers for firmware and the guest's kernel: the function does nothing with them.
 _WRITABLE = TYPE0_HEADER.build(

@@ -11,7 +11,7 @@ from vfiouser_virtio.pci.intx import Intx
 from vfiouser_virtio.vfio_device import Buffer, IrqSetFlags, PciIrq
 
 
-class Interrupts(Protocol):
+class IrqIndex(Protocol):
     """What `Msix` and `Intx` have in common: numbered interrupts, each with an eventfd or without."""
 
     count: int
@@ -23,7 +23,7 @@ class Interrupts(Protocol):
 
 
 def set_irqs(
-    irqs: Mapping[int, Interrupts],
+    irqs: Mapping[int, IrqIndex],
     index: int,
     flags: IrqSetFlags,
     start: int,

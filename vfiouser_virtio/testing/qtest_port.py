@@ -12,7 +12,7 @@ from vfiouser_virtio.protocols.pci import (
     STD_NUM_BARS,
     BaseAddress,
     CapId,
-    Command,
+    PciCommand,
 )
 from vfiouser_virtio.testing.doorbell import Doorbell, MsixMessage
 from vfiouser_virtio.testing.qtest import Qtest
@@ -94,7 +94,7 @@ class QtestPort:
                 if wide:
                     await self.config_write(_BAR0 + 4 * bar + 4, 4, address >> 32)
             bar += 2 if wide else 1
-        await self.config_write(_COMMAND, 2, await self.config_read(_COMMAND, 2) | Command.MEMORY)
+        await self.config_write(_COMMAND, 2, await self.config_read(_COMMAND, 2) | PciCommand.MEMORY)
 
     async def _size_bar(self, bar: int) -> tuple[int, bool]:
         """The size of a memory BAR, 0 if there is none, and whether it is 64 bits wide."""

@@ -12,7 +12,7 @@ from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.pci import CapabilityInfo, PciFunctionInfo, enumerate_function, set_command
 from vfiouser_virtio.guest.pci_structures import VirtioLayout, VirtioStructure, locate, virtio_structures
 from vfiouser_virtio.protocols.codec import offsets
-from vfiouser_virtio.protocols.pci import EXP_CAP, PM_CAP, CapId, Command, ExpDevCap, PmCtrl
+from vfiouser_virtio.protocols.pci import EXP_CAP, PM_CAP, CapId, ExpDevCap, PciCommand, PmCtrl
 from vfiouser_virtio.protocols.vfio_user import DeviceFlags, IrqInfoFlags, PciIrq, PciRegion, RegionFlags, RegionInfoCap
 from vfiouser_virtio.protocols.virtio.device_type import DeviceType
 from vfiouser_virtio.protocols.virtio.device_types import device_type
@@ -41,7 +41,7 @@ _EXP, _PM = offsets(EXP_CAP), offsets(PM_CAP)
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class SurveyedRegion:
     """One vfio region; ``capabilities`` are names of VFIO_REGION_INFO_CAP_*."""
 
     index: int
@@ -53,7 +53,7 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class Irq:
+class SurveyedIrq:
     """One vfio interrupt index."""
 
     index: int
@@ -64,7 +64,7 @@ class Irq:
 
 
 @dataclass(frozen=True, slots=True)
-class Capability:
+class SurveyedCapability:
     """One PCI capability; ``detail`` is what it says in words."""
 
     offset: int
@@ -74,7 +74,7 @@ class Capability:
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureBit:
+class SurveyedFeature:
     """A feature bit that the device offers; ``name`` is empty where nothing defines it."""
 
     bit: int
@@ -101,7 +101,7 @@ class VirtioInfo:
     status: int = 0
     """device_status as it was found."""
     generation: int = 0
-    features: list[FeatureBit] = field(default_factory=list)
+    features: list[SurveyedFeature] = field(default_factory=list)
     config: dict[str, int | str] = field(default_factory=dict)
     """Fields by name, bytes as hexadecimal; ``raw`` where the type's fields are not known."""
     unread: list[str] = field(default_factory=list)
@@ -118,13 +118,13 @@ class Survey:
     server: str
     version: Version | None
     flags: list[str]
-    regions: list[Region]
-    irqs: list[Irq]
+    regions: list[SurveyedRegion]
+    irqs: list[SurveyedIrq]
     config_space: bytes
     function: PciFunctionInfo | None = None
     names: dict[str, str] = field(default_factory=dict)
     """Of vendor, subsystem_vendor, device and class_code, where known."""
-    capabilities: list[Capability] = field(default_factory=list)
+    capabilities: list[SurveyedCapability] = field(default_factory=list)
     virtio: VirtioInfo | None = None
     problem: str = ""
 
@@ -171,25 +171,25 @@ async def survey(client: Client) -> Survey:
     return found
 
 
-async def _region(client: Client, index: int) -> Region:
+async def _region(client: Client, index: int) -> SurveyedRegion:
     name = _name(PciRegion, index, "region")
     try:
         info = await client.region_info(index)
     except RemoteError as error:
-        return Region(index, name, 0, [], [], problem=error.strerror or str(error))
+        return SurveyedRegion(index, name, 0, [], [], problem=error.strerror or str(error))
     capabilities = [
         _name(RegionInfoCap, number, "capability", hex(number)) for number, _version, _body in info.capabilities
     ]
-    return Region(index, name, info.size, _names(RegionFlags, info.flags), capabilities)
+    return SurveyedRegion(index, name, info.size, _names(RegionFlags, info.flags), capabilities)
 
 
-async def _irq(client: Client, index: int) -> Irq:
+async def _irq(client: Client, index: int) -> SurveyedIrq:
     name = _name(PciIrq, index, "irq")
     try:
         info = await client.irq_info(index)
     except RemoteError as error:
-        return Irq(index, name, 0, [], problem=error.strerror or str(error))
-    return Irq(index, name, info.count, _names(IrqInfoFlags, info.flags))
+        return SurveyedIrq(index, name, 0, [], problem=error.strerror or str(error))
+    return SurveyedIrq(index, name, info.count, _names(IrqInfoFlags, info.flags))
 
 
 async def _look_inside(client: Client, function: PciFunctionInfo, virtio: VirtioInfo, known: DeviceType) -> None:
@@ -198,7 +198,7 @@ async def _look_inside(client: Client, function: PciFunctionInfo, virtio: Virtio
     except DeviceBroken as error:
         virtio.problem = str(error)
         return
-    await set_command(client, set=Command.MEMORY)
+    await set_command(client, set=PciCommand.MEMORY)
     common = layout.common
 
     async def get(name: str) -> int:
@@ -251,9 +251,9 @@ async def _config(client: Client, layout: VirtioLayout, known: DeviceType) -> tu
     return fields, unread
 
 
-def _feature(bit: int, known: DeviceType) -> FeatureBit:
+def _feature(bit: int, known: DeviceType) -> SurveyedFeature:
     source: type[IntEnum] | None = known.features if is_device_type_bit(bit) else Feature
-    return FeatureBit(bit, source(bit).name if source is not None and bit in {*source} else "")
+    return SurveyedFeature(bit, source(bit).name if source is not None and bit in {*source} else "")
 
 
 def _ids(function: PciFunctionInfo) -> dict[str, str]:
@@ -267,7 +267,7 @@ def _ids(function: PciFunctionInfo) -> dict[str, str]:
     return {name: text for name, text in names.items() if text}
 
 
-def _capability(function: PciFunctionInfo, capability: CapabilityInfo) -> Capability:
+def _capability(function: PciFunctionInfo, capability: CapabilityInfo) -> SurveyedCapability:
     """A capability in words: the ones that a virtio function has."""
 
     def value(at: tuple[int, int]) -> int:
@@ -286,7 +286,7 @@ def _capability(function: PciFunctionInfo, capability: CapabilityInfo) -> Capabi
     elif number == CapId.VNDR:
         structure = next((each for each in virtio_structures(function) if each.cap_offset == capability.offset), None)
         detail = f"virtio {describe_structure(structure)}" if structure else f"{len(capability.data)} bytes"
-    return Capability(capability.offset, number, name, detail)
+    return SurveyedCapability(capability.offset, number, name, detail)
 
 
 def describe_structure(structure: VirtioStructure) -> str:

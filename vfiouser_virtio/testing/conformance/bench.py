@@ -13,16 +13,16 @@ import trio
 from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.pci import PciFunctionInfo, enumerate_function, set_command, set_msix
 from vfiouser_virtio.guest.pci_structures import VirtioLayout, locate, virtio_structures
-from vfiouser_virtio.protocols.pci import Command
+from vfiouser_virtio.protocols.pci import PciCommand
 from vfiouser_virtio.protocols.virtio.device_type import Exercise
 from vfiouser_virtio.protocols.virtio.device_types import device_type, known_type
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status, mask_of
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, VENDOR_ID, VENDOR_ID_2007, Isr
-from vfiouser_virtio.testing.conformance.interrupt_counts import Interrupts
+from vfiouser_virtio.testing.conformance.interrupt_counts import InterruptCounts
 from vfiouser_virtio.testing.conformance.packed_ring import PackedDriverRing
 from vfiouser_virtio.testing.conformance.placed import Placed, place_request
 from vfiouser_virtio.testing.conformance.split_ring import DriverRing
-from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable, RequestFailed, expect, fail
+from vfiouser_virtio.testing.conformance.verdicts import ExerciseFailed, Failed, NotApplicable, expect, fail
 from vfiouser_virtio.testing.conformance.wire import Wire
 from vfiouser_virtio.testing.readable_config import readable_config
 from vfiouser_virtio.vfio_user import Client, ClientOptions, PrivateMemory, RemoteError, SharedMemory
@@ -95,7 +95,7 @@ class Bench:
 
     async def enable_function(self) -> None:
         """Memory accesses and bus mastering on, MSI-X off: whoever was here before may have left it on."""
-        await set_command(self.client, set=Command.MEMORY | Command.MASTER, clear=Command.INTX_DISABLE)
+        await set_command(self.client, set=PciCommand.MEMORY | PciCommand.MASTER, clear=PciCommand.INTX_DISABLE)
         if self.info.msix is not None:
             await set_msix(self.client, self.info.msix, enable=False)
 
@@ -283,7 +283,7 @@ class Bench:
         """
         complaint = placed.complaint(used_len)
         if complaint:
-            raise RequestFailed(complaint) if plain and not self._request_works else Failed(complaint)
+            raise ExerciseFailed(complaint) if plain and not self._request_works else Failed(complaint)
         self._request_works = True
 
     def chain(self, ring: DriverRing, placed: Placed, first: int = 0) -> int:
@@ -320,18 +320,18 @@ class Bench:
 
     # ---- interrupts ----------------------------------------------------------------------------------------------
 
-    async def use_msix(self) -> Interrupts:
+    async def use_msix(self) -> InterruptCounts:
         """Connect the first vectors and enable MSI-X."""
         msix = self.info.msix
         assert msix is not None
-        interrupts = Interrupts([0] * min(msix.vectors, _VECTORS), self.wire.timeout)
+        interrupts = InterruptCounts([0] * min(msix.vectors, _VECTORS), self.wire.timeout)
         await self.client.connect_msix([interrupts.handler(vector) for vector in range(len(interrupts.counts))])
         await set_msix(self.client, msix, enable=True)
         return interrupts
 
-    async def use_intx(self) -> Interrupts:
+    async def use_intx(self) -> InterruptCounts:
         """Connect INTx; MSI-X is off."""
-        interrupts = Interrupts([0], self.wire.timeout)
+        interrupts = InterruptCounts([0], self.wire.timeout)
         await self.client.connect_intx(interrupts.handler(0))
         return interrupts
 

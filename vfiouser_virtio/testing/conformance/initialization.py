@@ -7,7 +7,7 @@ from vfiouser_virtio.protocols.virtio.features import Feature, Status, is_device
 from vfiouser_virtio.protocols.virtio.pci import CfgType, Isr
 from vfiouser_virtio.testing.conformance.bench import DRIVER_OK, TRANSITIONAL, Bench
 from vfiouser_virtio.testing.conformance.checks import ADVICE, CONFIG, EXERCISE, SHOULD, check, offers
-from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable, RequestFailed, expect, fail, note
+from vfiouser_virtio.testing.conformance.verdicts import ExerciseFailed, Failed, NotApplicable, expect, fail, note
 
 _NOT_SET = "descriptor 0xffff was made available, NEEDS_RESET is not set"
 _EXTENDED_CONFIG = 0x100
@@ -226,7 +226,7 @@ async def rq1(bench: Bench) -> None:
     """A harmless request is answered as the device type demands; what needs one is not run where that fails."""
     try:
         await bench.serve(await bench.start())
-    except RequestFailed as error:
+    except ExerciseFailed as error:
         fail(str(error))
 
 

@@ -9,7 +9,7 @@ from vfiouser_virtio.testing.conformance.verdicts import fail
 
 
 @dataclass(slots=True)
-class Interrupts:
+class InterruptCounts:
     """How often each vector (INTx: number 0) has fired."""
 
     counts: list[int]

@@ -1,8 +1,7 @@
 """ISR status (virtio 1.4, 4.1.4.5), MSI-X vectors and interrupts (4.1.5.1.2 to 4.1.5.4)."""
 
 from vfiouser_virtio.protocols.codec import offsets
-from vfiouser_virtio.protocols.pci import TYPE0_HEADER
-from vfiouser_virtio.protocols.pci import Status as PciStatus
+from vfiouser_virtio.protocols.pci import TYPE0_HEADER, PciStatus
 from vfiouser_virtio.protocols.vfio_user import PciIrq
 from vfiouser_virtio.protocols.virtio.features import Status
 from vfiouser_virtio.protocols.virtio.pci import NO_VECTOR, Isr

@@ -5,7 +5,7 @@ from itertools import pairwise
 from vfiouser_virtio.guest.pci import CapabilityInfo
 from vfiouser_virtio.guest.pci_structures import VirtioStructure, virtio_structures, window_read, window_write
 from vfiouser_virtio.protocols.codec import offsets
-from vfiouser_virtio.protocols.pci import MSIX_ENTRY_SIZE, STD_HEADER_SIZEOF, STD_NUM_BARS, CapId, Command
+from vfiouser_virtio.protocols.pci import MSIX_ENTRY_SIZE, STD_HEADER_SIZEOF, STD_NUM_BARS, CapId, PciCommand
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import CAP, CFG_CAP, COMMON_CFG_OFFSETS, NOTIFY_CAP, VENDOR_ID, CfgType
 from vfiouser_virtio.testing.conformance.bench import Bench
@@ -52,7 +52,7 @@ async def pi1(bench: Bench) -> None:
         size = 0 if bar is None else bar.size
         note(region.size == size, f"BAR{index} decodes {size:#x} bytes, but region {index} has {region.size:#x} (QEMU)")
     command = await client.config_read(_COMMAND, 2)
-    for value in (command & ~Command.MASTER, command | Command.MASTER):
+    for value in (command & ~PciCommand.MASTER, command | PciCommand.MASTER):
         await client.config_write(_COMMAND, 2, int(value))
         seen = await client.config_read(_COMMAND, 2)
         note(seen == value, f"command register: {int(value):#x} was written, {seen:#x} is read")

@@ -13,9 +13,9 @@ from vfiouser_virtio.testing.conformance.checks import ADVICE, Check
 from vfiouser_virtio.testing.conformance.verdicts import (
     FINDINGS,
     GOOD,
+    ExerciseFailed,
     Failed,
     NotApplicable,
-    RequestFailed,
     Result,
     Verdict,
 )
@@ -93,7 +93,7 @@ async def _judge(wire: Wire, check: Check) -> tuple[Verdict, str]:
         await check.run(wire)
     except NotApplicable as reason:
         return Verdict.NOT_APPLICABLE, str(reason)
-    except RequestFailed as error:
+    except ExerciseFailed as error:
         return Verdict.NOT_RUN, f"the plain request that it needs failed for its own sake (virtio14/RQ1): {error}"
     except RemoteError as error:
         return Verdict.FAIL, error.strerror or str(error)

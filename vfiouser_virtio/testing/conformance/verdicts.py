@@ -41,7 +41,7 @@ class NotApplicable(Exception):
     """The device does not have what the rule is about; the message is the reason."""
 
 
-class RequestFailed(Exception):
+class ExerciseFailed(Exception):
     """The plain request that the rule is to be seen by failed, which says nothing of the rule."""
 
 

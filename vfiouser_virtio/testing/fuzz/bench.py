@@ -17,7 +17,7 @@ import trio.testing
 from vfiouser_virtio.background import background
 from vfiouser_virtio.groups import leaves
 from vfiouser_virtio.testing.fuzz.case import Case, Step
-from vfiouser_virtio.testing.fuzz.client import Client
+from vfiouser_virtio.testing.fuzz.client import FuzzClient
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Finding, Found, Hung, LogWatch, Resources, of_exception
 from vfiouser_virtio.testing.fuzz.perform import Performer
 from vfiouser_virtio.testing.fuzz.ram import Ram
@@ -116,7 +116,7 @@ async def _visit(
 ) -> None:
     """One client from connect to close; without steps it is a good one, for which everything must work."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    client = Client(sock, ram, bounds)
+    client = FuzzClient(sock, ram, bounds)
     log.hung_up = False
     try:
         sock.connect(listening.getsockname())
@@ -135,7 +135,7 @@ async def _visit(
         client.close()
 
 
-async def _perform(performer: Performer, client: Client, case: Case, steps: list[Step] | None) -> None:
+async def _perform(performer: Performer, client: FuzzClient, case: Case, steps: list[Step] | None) -> None:
     if steps is None or case.hello:
         await performer.do_hello()
     for step in steps or ():
@@ -146,7 +146,7 @@ async def _perform(performer: Performer, client: Client, case: Case, steps: list
         await performer.driver.reset()
 
 
-async def _farewell(client: Client, log: LogWatch, *, good: bool) -> None:
+async def _farewell(client: FuzzClient, log: LogWatch, *, good: bool) -> None:
     if client.doomed:
         with trio.move_on_after(SERVER_PATIENCE):
             await client.closed.wait()

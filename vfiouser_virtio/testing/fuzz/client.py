@@ -1,6 +1,6 @@
 """A vfio-user client that can say anything and checks every answer: in order, of the right size, to what was asked.
 
-It serves the DMA requests of the server out of `Ram`, truthfully or as the case tells it to (`Client.answers`).
+It serves the DMA requests of the server out of `Ram`, truthfully or as the case tells it to (`FuzzClient.answers`).
 """
 
 import errno
@@ -40,7 +40,7 @@ _MAX_DMA_READ = 32 << 10  # more would make QEMU lose part of its reply
 
 
 @dataclass(slots=True)
-class Reply:
+class FuzzReply:
     """What the server answered: ``error`` is 0 or an errno."""
 
     error: int
@@ -56,7 +56,7 @@ class _Asked:
     limit: int
     """Bytes of the largest reply."""
     done: trio.Event = field(default_factory=trio.Event)
-    reply: Reply | None = None
+    reply: FuzzReply | None = None
 
 
 def hello(*, twin: bool = False, text: str | None = None) -> bytes:
@@ -68,7 +68,7 @@ def hello(*, twin: bool = False, text: str | None = None) -> bytes:
     return bytes(4) + (text or json.dumps({"capabilities": capabilities})).encode() + b"\0"
 
 
-class Client:
+class FuzzClient:
     """One connection. `run` reads it until it ends; everything else may be called meanwhile."""
 
     def __init__(self, sock: socket.socket, ram: Ram, bounds: Bounds) -> None:
@@ -105,7 +105,7 @@ class Client:
 
     async def call(
         self, command: int, payload: bytes = b"", fds: Sequence[int] = (), *, wait: bool = True
-    ) -> Reply | None:
+    ) -> FuzzReply | None:
         """A request as it should be; None where the server hung up, or ``wait`` is off."""
         self._last_id = self._last_id + 1 & 0xFFFF
         header = HEADER_CODEC.pack(self._last_id, command, HEADER_SIZE + len(payload), 0, 0)
@@ -165,7 +165,7 @@ class Client:
         self._asked.append(asked)
         return asked
 
-    async def result(self, asked: _Asked | None) -> Reply | None:
+    async def result(self, asked: _Asked | None) -> FuzzReply | None:
         """The reply to what was sent; None where none is due any more. Raises Found where it does not come."""
         if asked is None:
             return None
@@ -260,7 +260,7 @@ class Client:
             self._twin.setblocking(False)
             assert self._nursery is not None
             self._nursery.start_soon(self._receive, self._twin)
-        asked.reply = Reply(number, message[HEADER_SIZE:])
+        asked.reply = FuzzReply(number, message[HEADER_SIZE:])
         asked.done.set()
 
     # ---- memory without a file descriptor ------------------------------------------------------------------------

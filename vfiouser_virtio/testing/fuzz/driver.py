@@ -16,7 +16,7 @@ from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.protocols.virtio.ring import DescFlags
 from vfiouser_virtio.testing.fuzz.case import Memory
-from vfiouser_virtio.testing.fuzz.client import Client
+from vfiouser_virtio.testing.fuzz.client import FuzzClient
 from vfiouser_virtio.testing.fuzz.driver_rings import DriverRing, PackedRing, SplitRing
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import (
@@ -47,7 +47,7 @@ _FEATURE_WORDS = 4
 class Driver:
     """A driver on one connection. Every call comes back early where the server has hung up."""
 
-    def __init__(self, client: Client, ram: Ram, bounds: Bounds, memory: Memory) -> None:
+    def __init__(self, client: FuzzClient, ram: Ram, bounds: Bounds, memory: Memory) -> None:
         self.client = client
         self.ram = ram
         self.bounds = bounds

@@ -12,7 +12,7 @@ from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
 from vfiouser_virtio.testing.fuzz import fd_kinds
 from vfiouser_virtio.testing.fuzz.case import Case, Memory, Step
-from vfiouser_virtio.testing.fuzz.client import HEADER_SIZE, Client, hello
+from vfiouser_virtio.testing.fuzz.client import HEADER_SIZE, FuzzClient, hello
 from vfiouser_virtio.testing.fuzz.driver import BUFFER_PATIENCE, Driver
 from vfiouser_virtio.testing.fuzz.driver_rings import PackedRing, SplitRing
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
@@ -27,7 +27,7 @@ _DISTURBING = {Command.DMA_UNMAP, Command.DEVICE_RESET, Command.REGION_WRITE, Co
 class Performer:
     """One client's part of a case."""
 
-    def __init__(self, client: Client, ram: Ram, bounds: Bounds, case: Case, target: Target) -> None:
+    def __init__(self, client: FuzzClient, ram: Ram, bounds: Bounds, case: Case, target: Target) -> None:
         self.client = client
         self.ram = ram
         self.bounds = bounds

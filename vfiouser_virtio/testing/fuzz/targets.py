@@ -120,7 +120,7 @@ async def _blk_works(driver: Driver) -> None:
             raise Found("broken", f"blk: {kind.name} has status {data[-1]:#x}, or other data", "request")
 
 
-class Loopback:
+class _Echo:
     """A `backends.chardev.Chardev` that sends back what it gets, as far as it has room."""
 
     connected = True
@@ -178,6 +178,6 @@ TARGETS: dict[str, Target] = {
     # Types that cannot be made without options, or are to be asked more than their declaration says.
     "blk": Target(lambda: _with_small_queues(Blk(size=Size(DISK_SIZE), num_queues=2)), _blk_works, blk.TYPE),
     "blk-file": Target(_disk_in_a_file, _blk_works, blk.TYPE),
-    "console": _target(console.TYPE, lambda: Console(chardev=[Loopback(), Loopback()], name=["", "second"])),
+    "console": _target(console.TYPE, lambda: Console(chardev=[_Echo(), _Echo()], name=["", "second"])),
 }
 """By the name that a case has: every declared type, and variants."""

@@ -13,8 +13,8 @@ processes asleep for good, which the referee sees. Every buffer has a number and
 `sabotage` proves that this finds what it is there to find. ``scripts/stress --help`` has examples.
 """
 
-from vfiouser_virtio.testing.stress.game import Failure, Game, Result
+from vfiouser_virtio.testing.stress.game import Failure, Game, GameResult
 from vfiouser_virtio.testing.stress.referee import play
 from vfiouser_virtio.testing.stress.sabotage import SABOTAGE
 
-__all__ = ["SABOTAGE", "Failure", "Game", "Result", "play"]
+__all__ = ["SABOTAGE", "Failure", "Game", "GameResult", "play"]

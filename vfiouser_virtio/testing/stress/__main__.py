@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import replace
 
-from vfiouser_virtio.testing.stress.game import Failure, Game, Result
+from vfiouser_virtio.testing.stress.game import Failure, Game, GameResult
 from vfiouser_virtio.testing.stress.referee import play
 from vfiouser_virtio.testing.stress.sabotage import SABOTAGE
 
@@ -46,7 +46,7 @@ def _play_kind(packed: bool, options: argparse.Namespace) -> None:
     kind = "packed" if packed else "split"
     progress = _Progress(kind)
     begin = progress.begin
-    total = Result(0, 0.0, 0, 0)
+    total = GameResult(0, 0.0, 0, 0)
     interrupted = False
     while not interrupted:
         left = options.seconds - (time.perf_counter() - begin)
@@ -70,7 +70,7 @@ def _play_kind(packed: bool, options: argparse.Namespace) -> None:
         try:
             result = play(game, progress)
         except KeyboardInterrupt:
-            interrupted, result = True, Result(progress.done, 0.0, 0, 0)
+            interrupted, result = True, GameResult(progress.done, 0.0, 0, 0)
         total = replace(
             total,
             operations=total.operations + result.operations,

@@ -77,7 +77,7 @@ class Game:
 
 
 @dataclass(frozen=True)
-class Result:
+class GameResult:
     """What a game has seen."""
 
     operations: int

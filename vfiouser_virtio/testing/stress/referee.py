@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from vfiouser_virtio.parent_death import end_with_parent
 from vfiouser_virtio.testing.stress.device import work
 from vfiouser_virtio.testing.stress.driver import drive
-from vfiouser_virtio.testing.stress.game import Failure, Game, Result, Score, Table
+from vfiouser_virtio.testing.stress.game import Failure, Game, GameResult, Score, Table
 from vfiouser_virtio.testing.stress.sabotage import SABOTAGE
 
 # Both asleep, with no wake-up on its way, for so long (in seconds): between reading an eventfd and saying that it is
@@ -23,7 +23,7 @@ LONG_PATIENCE = 60.0
 _LOOK_EVERY = 0.02
 
 
-def play(game: Game, progress: Callable[[int], None] | None = None) -> Result:
+def play(game: Game, progress: Callable[[int], None] | None = None) -> GameResult:
     """Play a game to its end; ``progress`` hears how many buffers have come back, some times a second.
 
     Raises Failure with what both sides know, when a buffer or a wake-up is lost.
@@ -43,7 +43,7 @@ def play(game: Game, progress: Callable[[int], None] | None = None) -> Result:
         board = list(table.board[: len(Score)])
         table.close()
     seconds = time.perf_counter() - begin
-    return Result(board[Score.DONE], seconds, board[Score.DRIVER_SLEEPS], board[Score.DEVICE_SLEEPS])
+    return GameResult(board[Score.DONE], seconds, board[Score.DRIVER_SLEEPS], board[Score.DEVICE_SLEEPS])
 
 
 def _device_side(game: Game) -> Callable[[Table], None]:

@@ -59,7 +59,7 @@ _WRITE_MULTI_ENTRY = codec(WRITE_MULTI_ENTRY)
 _WRITE_MULTI_COUNT = codec(WRITE_MULTI_REPLY)
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """A reply: its payload, fds to send copies of, and what must end before it is sent.
 
     ``work`` is what is still to be done for the request, step by step; what it raises is the answer then.
@@ -71,10 +71,10 @@ class Answer(NamedTuple):
     work: Iterable[None] = ()
 
 
-Handler = Callable[[VfioDevice, Message, Negotiated], Answer]
+Handler = Callable[[VfioDevice, Message, Negotiated], Response]
 
 
-def dispatch(device: VfioDevice, message: Message, negotiated: Negotiated) -> Answer:
+def dispatch(device: VfioDevice, message: Message, negotiated: Negotiated) -> Response:
     """Carry out one request after VERSION.
 
     Raises PeerError with the errno for the client; anything else that the device raises passes through. The
@@ -123,7 +123,7 @@ def _check_range(message: Message, address: int, size: int) -> None:
         raise _refused(message, f"address {address:#x} size {size:#x} is not a range")
 
 
-def _dma_map(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
+def _dma_map(device: VfioDevice, message: Message, _: Negotiated) -> Response:
     argsz, flags, offset, address, size = _fields(_DMA_MAP, message)
     _check_argsz(message, argsz, _DMA_MAP.size)
     _check_range(message, address, size)
@@ -142,10 +142,10 @@ def _dma_map(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
         fd=fds[0] if fds else None,
         offset=offset,
     )
-    return Answer()
+    return Response()
 
 
-def _dma_unmap(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
+def _dma_unmap(device: VfioDevice, message: Message, _: Negotiated) -> Response:
     argsz, flags, address, size = _fields(_DMA_UNMAP, message)
     if flags & DmaUnmapFlags.GET_DIRTY_BITMAP:
         raise _refused(message, f"flags {flags:#x} asks for a dirty bitmap", errno.EOPNOTSUPP)
@@ -158,17 +158,17 @@ def _dma_unmap(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
             raise _refused(message, f"flags {flags:#x} (ALL) with address {address:#x} size {size:#x}")
         size = _ADDRESS_SPACE
     _check_range(message, address, size)
-    return Answer(echo, hold=device.dma_unmap(address, size))
+    return Response(echo, hold=device.dma_unmap(address, size))
 
 
-def _device_get_info(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
+def _device_get_info(device: VfioDevice, message: Message, _: Negotiated) -> Response:
     argsz, *_rest = _fields(_DEVICE_INFO, message)
     _check_argsz(message, argsz, _DEVICE_INFO.size)
     info = device.device_info()
-    return Answer(_DEVICE_INFO.pack(_DEVICE_INFO.size, info.flags, info.num_regions, info.num_irqs))
+    return Response(_DEVICE_INFO.pack(_DEVICE_INFO.size, info.flags, info.num_regions, info.num_irqs))
 
 
-def _device_get_region_info(device: VfioDevice, message: Message, negotiated: Negotiated) -> Answer:
+def _device_get_region_info(device: VfioDevice, message: Message, negotiated: Negotiated) -> Response:
     argsz, _flags, index, *_rest = _fields(_REGION_INFO, message)
     _check_argsz(message, argsz, _REGION_INFO.size)
     info = device.region_info(index)
@@ -185,7 +185,7 @@ def _device_get_region_info(device: VfioDevice, message: Message, negotiated: Ne
     )
     if needed <= argsz:
         payload += capabilities
-    return Answer(payload, info.fds[: negotiated.max_msg_fds])
+    return Response(payload, info.fds[: negotiated.max_msg_fds])
 
 
 def _region_capabilities(info: RegionInfo) -> bytes:
@@ -199,7 +199,7 @@ def _region_capabilities(info: RegionInfo) -> bytes:
     return chain
 
 
-def _device_get_region_io_fds(device: VfioDevice, message: Message, negotiated: Negotiated) -> Answer:
+def _device_get_region_io_fds(device: VfioDevice, message: Message, negotiated: Negotiated) -> Response:
     argsz, flags, index, _count = _fields(_REGION_IO_FDS, message)
     _check_argsz(message, argsz, _REGION_IO_FDS.size)
     if flags:
@@ -214,22 +214,22 @@ def _device_get_region_io_fds(device: VfioDevice, message: Message, negotiated: 
         sub_regions.append(sub_region)
     needed = _REGION_IO_FDS.size + len(sub_regions) * _IOEVENTFD.size
     if needed > argsz:
-        return Answer(_REGION_IO_FDS.pack(needed, 0, index, 0))
+        return Response(_REGION_IO_FDS.pack(needed, 0, index, 0))
     payload = _REGION_IO_FDS.pack(needed, 0, index, len(sub_regions)) + b"".join(
         _IOEVENTFD.pack(sub.offset, sub.size, fds.index(sub.fd), IoFdType.IOEVENTFD, sub.flags, sub.datamatch)
         for sub in sub_regions
     )
-    return Answer(payload, fds)
+    return Response(payload, fds)
 
 
-def _device_get_irq_info(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
+def _device_get_irq_info(device: VfioDevice, message: Message, _: Negotiated) -> Response:
     argsz, _flags, index, _count = _fields(_IRQ_INFO, message)
     _check_argsz(message, argsz, _IRQ_INFO.size)
     info = device.irq_info(index)
-    return Answer(_IRQ_INFO.pack(_IRQ_INFO.size, info.flags, index, info.count))
+    return Response(_IRQ_INFO.pack(_IRQ_INFO.size, info.flags, index, info.count))
 
 
-def _device_set_irqs(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
+def _device_set_irqs(device: VfioDevice, message: Message, _: Negotiated) -> Response:
     argsz, flags, index, start, count = _fields(_IRQ_SET, message)
     _check_argsz(message, argsz, _IRQ_SET.size)
     data = message.body[_IRQ_SET.size : _IRQ_SET.size + count] if flags & IrqSetFlags.DATA_BOOL else b""
@@ -237,7 +237,7 @@ def _device_set_irqs(device: VfioDevice, message: Message, _: Negotiated) -> Ans
     fds = message.fds if flags & IrqSetFlags.DATA_EVENTFD else []
     check_irq_set(device.irq_info(index).count, index, flags, start, count, data, fds)
     device.set_irqs(index, IrqSetFlags(flags), start, count, data, message.take_fds() if fds else [])
-    return Answer()
+    return Response()
 
 
 def _check_count(message: Message, offset: int, count: int) -> None:
@@ -245,25 +245,25 @@ def _check_count(message: Message, offset: int, count: int) -> None:
         raise _refused(message, f"offset {offset:#x} count {count:#x}; 1 to {MAX_DATA_XFER_SIZE:#x} bytes are allowed")
 
 
-def _region_read(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
+def _region_read(device: VfioDevice, message: Message, _: Negotiated) -> Response:
     offset, region, count = _fields(REGION_ACCESS_CODEC, message)
     _check_count(message, offset, count)
     data = device.region_read(region, offset, count)
     check_region_data(data, count)
-    return Answer(REGION_ACCESS_CODEC.pack(offset, region, count) + data)
+    return Response(REGION_ACCESS_CODEC.pack(offset, region, count) + data)
 
 
-def _region_write(device: VfioDevice, message: Message, _: Negotiated) -> Answer:
+def _region_write(device: VfioDevice, message: Message, _: Negotiated) -> Response:
     offset, region, count = _fields(REGION_ACCESS_CODEC, message)
     _check_count(message, offset, count)
     data = memoryview(message.body)[REGION_ACCESS_CODEC.size :][:count]
     if len(data) != count:
         raise _refused(message, f"{len(data):#x} bytes of data for count {count:#x}")
     device.region_write(region, offset, data)
-    return Answer(REGION_ACCESS_CODEC.pack(offset, region, count))
+    return Response(REGION_ACCESS_CODEC.pack(offset, region, count))
 
 
-def _region_write_multi(device: VfioDevice, message: Message, negotiated: Negotiated) -> Answer:
+def _region_write_multi(device: VfioDevice, message: Message, negotiated: Negotiated) -> Response:
     """All writes are carried out, as if each had come alone; the first one that fails decides the answer."""
     if not negotiated.write_multiple:
         raise _refused(message, "not negotiated", errno.EOPNOTSUPP)
@@ -274,8 +274,8 @@ def _region_write_multi(device: VfioDevice, message: Message, negotiated: Negoti
     # 43,000 of them fit into a message, and would hold up all devices for a second. The body is lost meanwhile.
     work = _write_multi(device, message, bytes(entries[: count * _WRITE_MULTI_ENTRY.size]))
     for _ in work:
-        return Answer(_WRITE_MULTI_COUNT.pack(count), work=work)
-    return Answer(_WRITE_MULTI_COUNT.pack(count))
+        return Response(_WRITE_MULTI_COUNT.pack(count), work=work)
+    return Response(_WRITE_MULTI_COUNT.pack(count))
 
 
 def _write_multi(device: VfioDevice, message: Message, entries: bytes) -> Iterator[None]:
@@ -297,12 +297,12 @@ def _write_multi(device: VfioDevice, message: Message, entries: bytes) -> Iterat
         raise refused
 
 
-def _device_reset(device: VfioDevice, _message: Message, _: Negotiated) -> Answer:
-    return Answer(hold=device.reset())
+def _device_reset(device: VfioDevice, _message: Message, _: Negotiated) -> Response:
+    return Response(hold=device.reset())
 
 
 def _never(number: int, why: str) -> Handler:
-    def refuse(_device: VfioDevice, message: Message, _: Negotiated) -> Answer:
+    def refuse(_device: VfioDevice, message: Message, _: Negotiated) -> Response:
         raise _refused(message, why, number)
 
     return refuse

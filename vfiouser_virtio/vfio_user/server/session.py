@@ -29,7 +29,7 @@ from vfiouser_virtio.turns import turns
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user.server.accesses import RegionAccesses
 from vfiouser_virtio.vfio_user.server.backlog import Backlog
-from vfiouser_virtio.vfio_user.server.dispatch import Answer, dispatch
+from vfiouser_virtio.vfio_user.server.dispatch import Response, dispatch
 from vfiouser_virtio.vfio_user.server.dma_proxy import DmaProxy
 from vfiouser_virtio.vfio_user.server.linger import Linger
 from vfiouser_virtio.vfio_user.server.version import Negotiated, negotiate
@@ -197,7 +197,7 @@ class Session:
 
     # Handling
 
-    def _handle(self, message: Message) -> Answer | None:
+    def _handle(self, message: Message) -> Response | None:
         """Carry out one request and answer it. Returns the answer instead where hold or work have not ended.
 
         Raises only fatal PeerErrors, after the client was told.
@@ -249,7 +249,7 @@ class Session:
             assert self._nursery is not None
             self._nursery.start_soon(self._guard, lambda: self._read_twin(channel))
 
-    async def _finish_holds(self, message: Message, answer: Answer | None) -> None:
+    async def _finish_holds(self, message: Message, answer: Response | None) -> None:
         """Wait for the hold of ``answer``, do its work, send it, and handle what has come behind it, in order."""
         slice_end, _ = turns().woken(0)
         while answer is not None:
@@ -269,7 +269,7 @@ class Session:
         self._held = False
         self._fast = True
 
-    async def _finish_work(self, message: Message, answer: Answer, slice_end: float) -> float:
+    async def _finish_work(self, message: Message, answer: Response, slice_end: float) -> float:
         """Do what is left to be done for a request, and answer it; returns when to wait in line again."""
         try:
             for _ in answer.work:
@@ -283,7 +283,7 @@ class Session:
 
     # Answering
 
-    def _answer(self, message: Message, answer: Answer) -> None:
+    def _answer(self, message: Message, answer: Response) -> None:
         if message.wants_reply:
             self._send(reply(message.id, message.command, answer.payload), answer.fds)
 
