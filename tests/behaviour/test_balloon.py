@@ -10,10 +10,11 @@ import trio.testing
 
 from vfiouser_virtio.devices.balloon import MAX_PFNS, Balloon, example
 from vfiouser_virtio.errors import ConfigError, DeviceError
-from vfiouser_virtio.guest import DmaBuffer, VirtioDevice
+from vfiouser_virtio.guest import DmaBuffer, VirtioDevice, bound
 from vfiouser_virtio.guest.drivers.balloon import Balloon as Driver
 from vfiouser_virtio.protocols.virtio.balloon import PAGE_SIZE, Command, Stat
 from vfiouser_virtio.testing.carriers import carry
+from vfiouser_virtio.transports import Loopback
 from vfiouser_virtio.virtio import Offer
 
 shared = pytest.mark.virtio_carriers("loopback", "socket", "qtest", "libvfio-user", "qtest-library")
@@ -149,7 +150,7 @@ async def test_a_reset_ends_a_round_of_hints(virtio_device: Balloon, virtio_gues
     async with trio.open_nursery() as nursery:
 
         async def ask() -> None:
-            with pytest.raises(DeviceError, match="reset the device"):
+            with pytest.raises(DeviceError, match="was reset"):
                 async with virtio_device.free_page_hints():
                     pass
 
@@ -225,3 +226,27 @@ async def test_behind_an_iommu_page_numbers_mean_nothing(
         assert not any(page.view)
     assert (virtio_device.handed_back, virtio_device.ignored) == (PAGE_SIZE, 0)
     assert "behind an IOMMU" in caplog.text
+
+
+async def test_another_object_goes_on_where_this_one_was() -> None:
+    first, second = example(), example()
+    async with Loopback(first) as transport, bound(transport) as guest:
+        driver: Driver = guest.driver_data
+        await driver.inflate(pages(guest, 2))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(driver.hint, [])
+            async with first.free_page_hints():
+                await transport.core.replace(second)
+        assert await driver.wait_command(Command.DONE) == Command.DONE
+        first.close()
+        assert second.actual == second.handed_back == 2 * PAGE_SIZE
+        with trio.fail_after(10):
+            assert (await second.statistics())["memtot"] == 16 << 20
+        async with trio.open_nursery() as nursery:
+
+            async def hint() -> None:
+                await driver.hint([], command=await driver.wait_command())
+
+            nursery.start_soon(hint)
+            async with second.free_page_hints():
+                assert await guest.config.get_int("free_page_hint_cmd_id") == 3  # none is used again

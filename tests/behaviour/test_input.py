@@ -6,9 +6,9 @@ import pytest
 import trio
 import trio.testing
 
-from vfiouser_virtio.devices.input import MAX_FRAMES, TABLET_MAX, Input
+from vfiouser_virtio.devices.input import MAX_FRAMES, TABLET_MAX, Input, Kind
 from vfiouser_virtio.errors import ConfigError, DeviceError
-from vfiouser_virtio.guest import VirtioDevice
+from vfiouser_virtio.guest import VirtioDevice, bound
 from vfiouser_virtio.guest.drivers.input import Input as Driver
 from vfiouser_virtio.protocols.virtio.input import (
     KEYS,
@@ -23,6 +23,7 @@ from vfiouser_virtio.protocols.virtio.input import (
     Snd,
     Syn,
 )
+from vfiouser_virtio.transports import Loopback
 
 in_process = pytest.mark.virtio_carriers("loopback")
 A, SHIFT = KEYS["a"], KEYS["leftshift"]
@@ -74,6 +75,7 @@ async def test_a_touch_screen_has_axes(virtio_guest: VirtioDevice) -> None:
 
 
 async def test_keys_and_lights(virtio_device: Input, virtio_guest: VirtioDevice) -> None:
+    await virtio_device.wait_running()
     driver: Driver = virtio_guest.driver_data
     await virtio_device.press("leftctrl", "c")
     pressed = [await driver.frame() for _ in range(4)]
@@ -98,6 +100,7 @@ async def test_keys_and_lights(virtio_device: Input, virtio_guest: VirtioDevice)
 @in_process
 @pytest.mark.parametrize("kind", ["mouse"])
 async def test_a_mouse(virtio_device: Input, virtio_guest: VirtioDevice) -> None:
+    await virtio_device.wait_running()
     driver: Driver = virtio_guest.driver_data
     await virtio_device.move(3, -4)
     await virtio_device.scroll(-1)
@@ -119,6 +122,7 @@ async def test_a_mouse(virtio_device: Input, virtio_guest: VirtioDevice) -> None
 @in_process
 @pytest.mark.parametrize("kind", ["tablet"])
 async def test_a_tablet(virtio_device: Input, virtio_guest: VirtioDevice) -> None:
+    await virtio_device.wait_running()
     await virtio_device.move_to(0, TABLET_MAX)
     assert await virtio_guest.driver_data.frame() == [(Ev.ABS, Abs.X, 0), (Ev.ABS, Abs.Y, TABLET_MAX)]
     with pytest.raises(ValueError, match=r"32768 is not 0 to 32767"):
@@ -128,6 +132,7 @@ async def test_a_tablet(virtio_device: Input, virtio_guest: VirtioDevice) -> Non
 @in_process
 @pytest.mark.parametrize("kind", ["multitouch"])
 async def test_two_fingers(virtio_device: Input, virtio_guest: VirtioDevice) -> None:
+    await virtio_device.wait_running()
     driver: Driver = virtio_guest.driver_data
     await virtio_device.touch(0, 1, 2)
     await virtio_device.touch(1, 30, 40)
@@ -148,6 +153,7 @@ async def test_two_fingers(virtio_device: Input, virtio_guest: VirtioDevice) -> 
 
 @in_process
 async def test_a_guest_that_takes_nothing_loses_whole_frames(virtio_device: Input, virtio_guest: VirtioDevice) -> None:
+    await virtio_device.wait_running()
     driver: Driver = virtio_guest.driver_data
     pair = ((Ev.KEY, A, 1), (Ev.KEY, A, 0))
     sent = 0
@@ -168,6 +174,7 @@ async def test_a_guest_that_takes_nothing_loses_whole_frames(virtio_device: Inpu
 @in_process
 @pytest.mark.parametrize("kind", ["multitouch"])
 async def test_without_a_driver_events_are_lost(virtio_device: Input, virtio_guest: VirtioDevice) -> None:
+    await virtio_device.wait_running()
     driver: Driver = virtio_guest.driver_data
     with pytest.raises(ValueError, match="is not 0 to 32767"):
         await virtio_device.touch(0, -1, 0)
@@ -215,3 +222,24 @@ def test_what_is_no_recording(tmp_path: Path) -> None:
         Input(replay=tmp_path / "none")
     with pytest.raises(ConfigError, match="128 bytes"):
         Input(name="x" * 129)
+
+
+@pytest.mark.parametrize("kind", ["multitouch"])
+async def test_another_object_goes_on_where_this_one_was(kind: Kind) -> None:
+    first, second = Input(kind=kind), Input(kind=kind)
+    async with Loopback(first) as transport, bound(transport) as guest:
+        driver: Driver = guest.driver_data
+        await first.wait_running()
+        await first.touch(0, 1, 2)
+        await driver.frame()
+        await driver.select(Select.ID_NAME)
+        await transport.core.replace(second)
+        assert await guest.config.get_int("size") == len("vfiouser-virtio multitouch")
+        await second.lift(0)
+        assert await driver.frame() == [
+            (Ev.ABS, Abs.MT_SLOT, 0),
+            (Ev.ABS, Abs.MT_TRACKING_ID, -1),
+            (Ev.KEY, Btn.TOUCH, 0),
+        ]
+        await first.touch(1, 1, 2)  # its time is over
+        assert first.dropped == 4

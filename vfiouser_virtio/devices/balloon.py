@@ -99,7 +99,8 @@ class Balloon(Device):
         self._changed = trio.lowlevel.ParkingLot()
         self._wanted = trio.Event()
         self._round: _Round | None = None
-        self._commands = 1
+        self.last_command = 1
+        """``free_page_hint_cmd_id`` of the last round of hints."""
 
     # ---- for programs ----------------------------------------------------------------------------------------------
 
@@ -152,13 +153,13 @@ class Balloon(Device):
         """
         if not self.negotiated(Feature.FREE_PAGE_HINT) or self._round is not None:
             raise DeviceError("balloon: no free page hints: not negotiated, or somebody has asked for them already")
-        self._commands = max(2, self._commands + 1 & 0xFFFF_FFFF)
-        now = self._round = _Round(self._commands)
+        self.last_command = max(2, self.last_command + 1 & 0xFFFF_FFFF)
+        now = self._round = _Round(self.last_command)
         self.config.update(free_page_hint_cmd_id=now.command)
         try:
             await now.ended.wait()
             if not now.complete:
-                raise DeviceError("balloon: the driver has reset the device while it gave free page hints")
+                raise DeviceError("balloon: the device was reset, or closed, while the driver gave free page hints")
             yield now.ranges
         finally:
             if self._round is now:
@@ -187,14 +188,29 @@ class Balloon(Device):
             self.log.debug("the guest has given %s pages of %s", value, self.config["num_pages"])
             self._changed.unpark_all()
 
+    def take_over(self, predecessor: Device) -> None:
+        super().take_over(predecessor)
+        if isinstance(predecessor, Balloon):
+            self._last, self.last_command = predecessor.last_statistics, predecessor.last_command
+            self.handed_back, self.ignored = predecessor.handed_back, predecessor.ignored
+            # No id may be used again (5.5.6.6.2), and what the guest keeps free for a round it may have back.
+            done = Command.DONE if predecessor.config["free_page_hint_cmd_id"] else Command.STOP
+            self.config.set(free_page_hint_cmd_id=done)
+
+    def close(self) -> None:
+        self._end_round()
+
     def reset(self) -> None:
         self.config.set(actual=0, poison_val=0, free_page_hint_cmd_id=0)
         self._last.clear()
         self._changed.unpark_all()
+        self._end_round()
+        self.log.forget()
+
+    def _end_round(self) -> None:
         if self._round is not None:
             self._round.ended.set()
             self._round = None
-        self.log.forget()
 
     # ---- inflate, deflate ------------------------------------------------------------------------------------------
 

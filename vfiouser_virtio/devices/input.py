@@ -123,16 +123,20 @@ class Input(Device):
             raise ConfigError(f"input: name and serial have up to {wire.MAX_DATA} bytes each")
         self._product = ("keyboard", "mouse", "tablet", "multitouch").index(kind) + 1
         self._frames: deque[tuple[Event, ...]] = deque()
-        self._running = False
+        self.running = False
+        """Whether a driver is there, and the device at work: otherwise what is sent goes nowhere."""
+        """Whether a driver is there: what is sent goes nowhere else."""
         self._changed = trio.lowlevel.ParkingLot()
-        self._touches: set[int] = set()
-        self._next_touch = 0
+        self.fingers: set[int] = set()
+        """Those that are on the screen."""
+        self.last_touch = 0
+        """MT_TRACKING_ID of the last finger that was put on it."""
 
     # ---- for programs: a keyboard ----------------------------------------------------------------------------------
 
     async def wait_running(self) -> None:
         """Wait until a driver is there: what is sent before goes nowhere."""
-        while not self._running:
+        while not self.running:
             await self._changed.park()
 
     async def press(self, *keys: str | int) -> None:
@@ -188,26 +192,28 @@ class Input(Device):
         """Put a finger, 0 to 9, on a multitouch screen, or move it there. Places as `move_to`."""
         if not 0 <= finger < SLOTS:
             raise ValueError(f"finger {finger} is not 0 to {SLOTS - 1}")
-        new = finger not in self._touches
-        number = self._next_touch + 1 & 0xFFFF
+        await self._room()
+        new = finger not in self.fingers
+        number = self.last_touch + 1 & 0xFFFF
         events: list[Event] = [(Ev.ABS, Abs.MT_SLOT, finger)]
         events += [(Ev.ABS, Abs.MT_TRACKING_ID, number)] * new
         events += [(Ev.ABS, Abs.MT_POSITION_X, x), (Ev.ABS, Abs.MT_POSITION_Y, y)]
-        events += [(Ev.KEY, Btn.TOUCH, 1)] * (not self._touches)
-        if min(self._touches, default=finger) >= finger:  # what programs see that know of one finger only
+        events += [(Ev.KEY, Btn.TOUCH, 1)] * (not self.fingers)
+        if min(self.fingers, default=finger) >= finger:  # what programs see that know of one finger only
             events += [(Ev.ABS, Abs.X, x), (Ev.ABS, Abs.Y, y)]
         self._check(events)
-        if new and self._running:
-            self._touches.add(finger)
-            self._next_touch = number
-        await self.send(*events)
+        if new and self.running:
+            self.fingers.add(finger)
+            self.last_touch = number
+        self._put(events)
 
     async def lift(self, finger: int) -> None:
         """Take a finger off the screen; nothing if it is not on it."""
-        if finger in self._touches:
-            self._touches.remove(finger)
+        await self._room()
+        if finger in self.fingers:
+            self.fingers.remove(finger)
             events = [(Ev.ABS, Abs.MT_SLOT, finger), (Ev.ABS, Abs.MT_TRACKING_ID, -1)]
-            await self.send(*events, *[(Ev.KEY, Btn.TOUCH, 0)] * (not self._touches))
+            self._put([*events, *[(Ev.KEY, Btn.TOUCH, 0)] * (not self.fingers)])
 
     # ---- for programs: anything ------------------------------------------------------------------------------------
 
@@ -218,9 +224,7 @@ class Input(Device):
         that is not in the range of its axis or does not fit into 32 bits, and for more than `MAX_FRAME` events.
         """
         self._check(events)
-        await trio.lowlevel.checkpoint()
-        while self._running and len(self._frames) >= MAX_FRAMES:
-            await self._changed.park()
+        await self._room()
         self._put(events)
 
     def send_nowait(self, *events: Event) -> bool:
@@ -231,8 +235,13 @@ class Input(Device):
             return False
         return self._put(events)
 
+    async def _room(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self.running and len(self._frames) >= MAX_FRAMES:
+            await self._changed.park()
+
     def _put(self, events: Sequence[Event]) -> bool:
-        if not self._running:
+        if not self.running:
             self.dropped += len(events)
             return False
         if events:
@@ -272,22 +281,37 @@ class Input(Device):
     # ---- life ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        self._running = True
+        self.running = True
         self._changed.unpark_all()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_frames)
-            nursery.start_soon(self._take_status)
-            if self._recording:
-                nursery.start_soon(self._replay)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_frames)
+                nursery.start_soon(self._take_status)
+                if self._recording:
+                    nursery.start_soon(self._replay)
+        finally:
+            self._stop()
 
-    def reset(self) -> None:
-        self._running = False
+    def take_over(self, predecessor: Device) -> None:
+        super().take_over(predecessor)
+        self._show()
+        if isinstance(predecessor, Input):
+            self.leds, self.running = predecessor.leds, predecessor.running
+            self.fingers, self.last_touch = set(predecessor.fingers), predecessor.last_touch
+
+    def _stop(self) -> None:
+        """Nothing is sent until the next run."""
+        self.running = False
         self.dropped += sum(len(frame) - 1 for frame in self._frames)
         self._frames.clear()
-        self._touches.clear()
-        self.leds = frozenset()
-        self.config.set(select=Select.UNSET, subsel=0, **self._answer(Select.UNSET, 0))
         self._changed.unpark_all()
+
+    def reset(self) -> None:
+        self._stop()
+        self.fingers.clear()
+        self.leds = frozenset()
+        self.config.set(select=Select.UNSET, subsel=0)
+        self._show()
         self.log.forget()
 
     async def _send_frames(self) -> None:
@@ -334,8 +358,12 @@ class Input(Device):
     # ---- configuration ---------------------------------------------------------------------------------------------
 
     def config_written(self, field: str, value: int | bytes) -> None:
+        assert field in self.driver_writes, (field, value)
+        self._show()
+
+    def _show(self) -> None:
         select, subsel = self.config["select"], self.config["subsel"]
-        assert isinstance(select, int), (field, value)
+        assert isinstance(select, int)
         assert isinstance(subsel, int)
         self.config.set(**self._answer(select, subsel))
 
