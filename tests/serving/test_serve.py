@@ -120,3 +120,19 @@ def test_the_names_for_authors() -> None:
         assert getattr(vfiouser_virtio, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = vfiouser_virtio.nothing  # type: ignore[attr-defined] # that is the point
+
+
+async def test_making_many_devices_leaves_other_tasks_their_turns() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        async with serve(*["rng"] * 20):
+            assert turns > 15
+        nursery.cancel_scope.cancel()

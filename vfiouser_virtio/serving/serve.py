@@ -148,7 +148,7 @@ async def serving_on(
     # First the sockets: what waits for one to appear can connect while a device is still being made.
     for listener in listeners:
         engine.open(listener)
-    functions = _create(wanted, ids)
+    functions = await _create(wanted, ids)
     endpoints = [
         endpoint_of(setup, listener, host_side(function))
         for setup, listener, function in zip(wanted, listeners, functions, strict=True)
@@ -183,11 +183,16 @@ async def _serve_sockets(served: Serving, listeners: Sequence[Socket], engine: E
     served.finished.set()
 
 
-def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
-    """Make all devices, or none: what has been opened is closed again when one cannot be made."""
+async def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
+    """Make all devices, or none: what has been opened is closed again when one cannot be made.
+
+    Yields after each: a hundred take longer than the watchdog gives one task.
+    """
     functions: list[VirtioPci] = []
     try:
-        functions.extend(setup.create(ids) for setup in wanted)
+        for setup in wanted:
+            functions.append(setup.create(ids))
+            await trio.lowlevel.checkpoint()
     except BaseException:
         for setup, function in zip(wanted, functions, strict=False):
             if setup.made is None:
