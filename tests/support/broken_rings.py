@@ -66,8 +66,8 @@ def keeps_the_old_addresses(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/MF1", logs="broke virtio.* too many descriptors")
 def takes_four_descriptors(patch: pytest.MonkeyPatch) -> None:
-    def descriptors(original: Any, self: SplitRing, head: int) -> Any:
-        found = original(self, head)
+    def descriptors(original: Any, self: SplitRing, head: int, memory: Any) -> Any:
+        found = original(self, head, memory)
         if len(found) > 4:
             raise GuestError("too many descriptors")
         return found
@@ -92,20 +92,20 @@ def writes_to_the_request(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/SI1", logs="broke virtio.* WRITE on a table")
 def minds_write_on_a_table(patch: pytest.MonkeyPatch) -> None:
-    def indirect(original: Any, self: SplitRing, head: int, descriptor: Any) -> Any:
+    def indirect(original: Any, self: SplitRing, head: int, descriptor: Any, memory: Any) -> Any:
         if descriptor[2] & DescFlags.WRITE:
             raise GuestError("WRITE on a table")
-        return original(self, head, descriptor)
+        return original(self, head, descriptor, memory)
 
     around(patch, SplitRing, "_indirect", indirect)
 
 
 @breaks("virtio14/SI2", logs="broke virtio.* a table behind other descriptors")
 def takes_tables_alone(patch: pytest.MonkeyPatch) -> None:
-    def indirect(original: Any, self: SplitRing, head: int, descriptor: Any) -> Any:
+    def indirect(original: Any, self: SplitRing, head: int, descriptor: Any, memory: Any) -> Any:
         if not DESC_CODEC.unpack_from(self.parts[0], DESC_CODEC.size * head)[2] & DescFlags.INDIRECT:
             raise GuestError("a table behind other descriptors")
-        return original(self, head, descriptor)
+        return original(self, head, descriptor, memory)
 
     around(patch, SplitRing, "_indirect", indirect)
 

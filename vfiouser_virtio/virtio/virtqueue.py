@@ -17,8 +17,8 @@ import trio
 from vfiouser_virtio.errors import AuthorError, GuestError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.turns import turns
-from vfiouser_virtio.virtio import queue_messages
-from vfiouser_virtio.virtio.bound_ring import BoundRing
+from vfiouser_virtio.virtio import remote
+from vfiouser_virtio.virtio.binding import BoundRing
 from vfiouser_virtio.virtio.offer import Poll
 from vfiouser_virtio.virtio.pins import Pins
 from vfiouser_virtio.virtio.polling import Polling
@@ -319,7 +319,7 @@ class Virtqueue(QueueRegisters):
                         return False
             except NeedsMessages:
                 pass  # for a buffer
-        await queue_messages.take(bound, self.burst, BURST, lambda: not self.stopped)
+        await remote.take(bound, self.burst, BURST, lambda: not self.stopped)
         return bool(self.burst)
 
     @staticmethod
@@ -416,7 +416,7 @@ class Virtqueue(QueueRegisters):
 
     async def _flush(self, bound: BoundRing) -> None:
         try:
-            await queue_messages.flush(bound, lambda: self._usable() is not None, self._interrupt)
+            await remote.flush(bound, lambda: self._usable() is not None, self._interrupt)
         except GuestError as error:
             self._failed(error)
         finally:

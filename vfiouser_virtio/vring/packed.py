@@ -101,8 +101,9 @@ class PackedRing(Ring):
 
     # ---- the available side --------------------------------------------------------------------------------------
 
-    def pop(self, limit: int) -> list[Chain]:
-        size, desc, flags_at, taken, memory = self.size, self._desc, self._flags, self._taken, self.memory
+    def pop(self, limit: int, memory: Memory | None = None) -> list[Chain]:
+        size, desc, flags_at, taken = self.size, self._desc, self._flags, self._taken
+        memory = memory or self.memory
         begin, end, view, _ = hot = memory.hot
         position = self.next_avail
         room = size - (position - self.next_used) % (2 * size)
@@ -145,7 +146,7 @@ class PackedRing(Ring):
                     if found is not None:
                         found.slots = 1
                     else:
-                        found = self._chain(slot, available, room - len(chains) - more)
+                        found = self._chain(slot, available, room - len(chains) - more, memory)
                         begin, end, view, _ = hot = memory.hot
                         budget -= len(found.layout) >> 2
                     if budget < 0:  # one look per chain that is no single buffer; to end the loop costs the others none
@@ -269,7 +270,7 @@ class PackedRing(Ring):
         index = off_wrap & (WRAP_COUNTER - 1)
         return index if off_wrap & WRAP_COUNTER else index + self.size
 
-    def _chain(self, slot: int, available: int, room: int) -> Chain:
+    def _chain(self, slot: int, available: int, room: int, memory: Memory) -> Chain:
         """The list of descriptors that begins at ``slot``; ``room`` descriptors are not in flight."""
         descriptors: list[Descriptor] = []
         limit = room if room < MAX_CHAIN else MAX_CHAIN  # noqa: FURB136 - min() takes three times as long
@@ -294,17 +295,17 @@ class PackedRing(Ring):
             raise GuestError(f"buffer {head:#x} was made available again while it is in flight")
         count = len(descriptors)
         if any(flags & INDIRECT for _, _, flags, _ in descriptors):
-            descriptors = self._indirect(head, descriptors)
-        chain = make_chain(self.memory, head, descriptors)
+            descriptors = self._indirect(head, descriptors, memory)
+        chain = make_chain(memory, head, descriptors)
         chain.slots = count
         return chain
 
-    def _indirect(self, head: int, descriptors: list[Descriptor]) -> list[Descriptor]:
+    def _indirect(self, head: int, descriptors: list[Descriptor], memory: Memory) -> list[Descriptor]:
         """The entries of an indirect table: all of them, and only their WRITE flag means anything (2.8.7)."""
         if not self.indirect:
             raise GuestError(f"chain {head:#x}: an indirect descriptor, but INDIRECT_DESC was not negotiated")
         if len(descriptors) > 1:
             raise GuestError(f"chain {head:#x}: an indirect descriptor in a list of {len(descriptors):#x}")
         [(address, length, _, _)] = descriptors
-        table = read_table(self.memory, head, address, length)
+        table = read_table(memory, head, address, length)
         return [(address, length, flags, 0) for address, length, _, flags in table]

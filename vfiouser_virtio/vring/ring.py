@@ -73,10 +73,11 @@ class Ring(ABC):
     # ---- the available side --------------------------------------------------------------------------------------
 
     @abstractmethod
-    def pop(self, limit: int) -> list[Chain]:
+    def pop(self, limit: int, memory: Memory | None = None) -> list[Chain]:
         """Take up to ``limit`` chains in the order in which they were made available.
 
-        Raises GuestError for a broken ring; NeedsMessages, with nothing taken, where memory must be fetched first.
+        Buffers and tables are looked up in ``memory``, by default the ring's own. Raises GuestError for a broken ring;
+        NeedsMessages, with nothing taken, where memory must be fetched first.
         """
 
     @abstractmethod
@@ -116,10 +117,6 @@ class Ring(ABC):
         """Ask for a notification of the next chain; True when one is there already, so that nobody must wait."""
 
     # ---- the used side -------------------------------------------------------------------------------------------
-
-    def push(self, chain: Chain, written: int) -> None:
-        """Give a chain back, as its `Chain.complete` does; it is shown to the driver with the next `publish`."""
-        chain.complete(written)
 
     def _ready(self) -> list[int]:
         """What may be shown, as in `completed`."""
@@ -200,8 +197,8 @@ class Ring(ABC):
         self.again[:0] = heads
         return heads
 
-    def retake(self, limit: int) -> list[Chain]:
-        """Take up to ``limit`` of the buffers that are offered again. Raises as `pop`, and Unmapped.
+    def retake(self, limit: int, memory: Memory | None = None) -> list[Chain]:
+        """As `pop`, of the buffers that are offered again. Raises Unmapped as well.
 
         Like `pop` it ends early when there has been much to look at.
         """
@@ -216,7 +213,7 @@ class Ring(ABC):
                     (address, length, WRITE if index >= first else 0, 0)
                     for index, (address, length) in enumerate(old.ranges)
                 ]
-                chain = make_chain(self.memory, head, descriptors)
+                chain = make_chain(memory or self.memory, head, descriptors)
                 chain.slots = self._slots(old)
                 chain.ring = self
                 self._put(chain)

@@ -1,11 +1,11 @@
 """Local copies of guest memory that can only be reached by messages, behind the same look-ups as mapped memory.
 
-The ring code is synchronous. Where it meets memory without a file descriptor the look-up raises NeedsMessages; the
-queue awaits `Shadow.fetch` and runs the same code again, now with a copy at hand. What a device wrote goes back with
-`Shadow.write_back`, before the used ring.
+Rings do not wait. Where one meets memory without a file descriptor the look-up raises NeedsMessages; whoever can wait
+for the bytes gives them to `Shadow.supply` and runs the same code again, now with a copy at hand. What a device wrote
+(`Shadow.written`) is delivered before the used ring.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import GuestMemory, HotRegion, NeedsMessages
@@ -16,13 +16,13 @@ MAX_COPIES = 64 << 20
 
 
 class NoRoom(Exception):
-    """There is no room for the copies of one more chain; it stays in the ring until some are written back."""
+    """There is no room for the copies of one more chain; it stays in the ring until some are delivered."""
 
 
 class Shadow:
     """`readable` and `writable` of one queue: views where memory is mapped, copies where it is not.
 
-    One chain is taken at a time: `begin`, then `SplitRing.pop(1)` and `fetch` until it succeeds, then `claim`.
+    One chain is taken at a time: `begin`, then `Ring.pop(1, shadow)` and `supply` until it succeeds, then `claim`.
     """
 
     def __init__(self, memory: GuestMemory) -> None:
@@ -50,7 +50,7 @@ class Shadow:
         return self.memory.readable(address, length) if copy is None else [copy]
 
     def writable(self, address: int, length: int) -> list[memoryview]:
-        """Views, or an empty buffer that `write_back` will deliver. Raises NoRoom; GuestError if there never is."""
+        """Views, or an empty buffer, see `written`. Raises NoRoom; GuestError if there never is room."""
         try:
             return self.memory.writable(address, length)
         except NeedsMessages:
@@ -62,11 +62,11 @@ class Shadow:
 
     @property
     def claims(self) -> Collection[int]:
-        """The heads of the chains in flight that have copies here, which are not written back, or not all of them."""
+        """The heads of the chains in flight that have copies here, which are not delivered, or not all of them."""
         return self._claimed
 
     def forget(self, heads: Iterable[int]) -> None:
-        """These chains are taken anew: nothing is written back of what was done with them."""
+        """These chains have been delivered, or are taken anew, and what was done with them does not count."""
         for head in heads:
             _, size = self._claimed.pop(head, ([], 0))
             self._claimed_bytes -= size
@@ -77,28 +77,30 @@ class Shadow:
         self._bounces.clear()
         self._fetched_bytes = self._bounced_bytes = 0
 
-    async def fetch(self, missing: NeedsMessages) -> None:
-        """Get what a look-up missed, and drop the bounces of that attempt.
+    def make_room(self, length: int) -> None:
+        """Before bytes that a look-up missed are fetched: drop the bounces of that look-up.
 
-        Raises PeerError when the client refuses; NoRoom and GuestError as `writable`.
+        Raises NoRoom and GuestError as `writable`.
         """
         self._bounces.clear()
         self._bounced_bytes = 0
-        self._check_room(missing.length)
-        data = await self.memory.read(missing.address, missing.length)
-        self._fetched[missing.address, missing.length] = memoryview(data)
-        self._fetched_bytes += missing.length
+        self._check_room(length)
+
+    def supply(self, address: int, data: bytes | bytearray) -> None:
+        """What a look-up missed: the next one finds it."""
+        self._fetched[address, len(data)] = memoryview(data)
+        self._fetched_bytes += len(data)
 
     def claim(self, head: int) -> None:
-        """The chain with this head was taken: its copies live until `write_back` or `drop`."""
+        """The chain with this head was taken: its copies live until `forget` or `drop`."""
         size = self._bounced_bytes + self._fetched_bytes
         self._claimed[head] = self._bounces, size
         self._claimed_bytes += size
         self._bounces = []
         self.begin()
 
-    async def write_back(self, chain: Chain) -> None:
-        """Deliver what a device took of the chain's bounces. Raises PeerError when the client refuses."""
+    def written(self, chain: Chain) -> Iterator[tuple[int, memoryview]]:
+        """DMA address and bytes of what a device took of the chain's bounces. `forget` it when all is delivered."""
         bounces = list(self._claimed.get(chain.head, ([], 0))[0])
         touched = chain.touched()
         start = 0  # of each writable buffer, within the writable part
@@ -108,9 +110,8 @@ class Shadow:
                 for begin, end in touched:
                     begin, end = max(begin - start, 0), min(end - start, length)
                     if begin < end:
-                        await self.memory.write(address + begin, bounce[begin:end])
+                        yield address + begin, bounce[begin:end]
             start += length
-        self.forget([chain.head])  # only now: what is not written back yet is not done
 
     def drop(self) -> None:
         """The queue was reset: nothing will be written back."""

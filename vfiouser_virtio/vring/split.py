@@ -105,7 +105,7 @@ class SplitRing(Ring):
 
     # ---- the available side --------------------------------------------------------------------------------------
 
-    def pop(self, limit: int) -> list[Chain]:
+    def pop(self, limit: int, memory: Memory | None = None) -> list[Chain]:
         avail, size, last = self._avail, self.size, self.last_avail
         available = (avail[1] - last) & 0xFFFF
         if not available:
@@ -126,7 +126,8 @@ class SplitRing(Ring):
         chains: list[Chain] = []
         budget = POP_BUDGET
         self._all_stale = False
-        taken, desc, memory = self._taken, self._desc, self.memory
+        taken, desc = self._taken, self._desc
+        memory = memory or self.memory
         begin, end, view, _ = hot = memory.hot
         try:
             for head in heads:
@@ -153,7 +154,7 @@ class SplitRing(Ring):
                             found = split_table(head, address, length, hot)
                             budget -= length >> 7
                     if found is None:
-                        found = make_chain(memory, head, descriptors := self._descriptors(head))
+                        found = make_chain(memory, head, descriptors := self._descriptors(head, memory))
                         begin, end, view, _ = hot = memory.hot
                         budget -= len(descriptors)
                     if budget < 0:  # one look per chain that is no single buffer; to end the loop costs the others none
@@ -259,7 +260,7 @@ class SplitRing(Ring):
             raise GuestError(f"the available ring names descriptor {head:#x} of {self.size:#x}")
         raise GuestError(f"descriptor {head:#x} was made available again while it is in flight")
 
-    def _descriptors(self, head: int) -> list[Descriptor]:
+    def _descriptors(self, head: int, memory: Memory) -> list[Descriptor]:
         """The chain's descriptors, an indirect table at its end included; lengths, links and flags are checked."""
         size, table = self.size, self._desc
         limit = size if size < MAX_CHAIN else MAX_CHAIN  # noqa: FURB136 - min() takes three times as long
@@ -269,7 +270,7 @@ class SplitRing(Ring):
             descriptor = _unpack_desc(table, _DESC_SIZE * index)
             _, _, flags, following = descriptor
             if flags & INDIRECT:
-                found += self._indirect(head, descriptor)
+                found += self._indirect(head, descriptor, memory)
                 if len(found) > MAX_CHAIN:
                     raise too_long(head)
                 return found
@@ -284,14 +285,14 @@ class SplitRing(Ring):
                 raise GuestError(f"chain {head:#x}: its {size:#x} descriptors form a loop")
             index = following
 
-    def _indirect(self, head: int, descriptor: Descriptor) -> list[Descriptor]:
+    def _indirect(self, head: int, descriptor: Descriptor, memory: Memory) -> list[Descriptor]:
         """The entries of an indirect table in the order of their links (2.7.5.3)."""
         address, length, flags, _ = descriptor
         if not self.indirect:
             raise GuestError(f"chain {head:#x}: an indirect descriptor, but INDIRECT_DESC was not negotiated")
         if flags & NEXT:
             raise GuestError(f"chain {head:#x}: an indirect descriptor with NEXT set (flags {flags:#x})")
-        table = read_table(self.memory, head, address, length)
+        table = read_table(memory, head, address, length)
         index, count = 0, len(table)
         found: list[Descriptor] = []
         while True:

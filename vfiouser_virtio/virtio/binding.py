@@ -3,7 +3,7 @@
 ::
 
     driver's addresses ──▶ BoundRing ──▶ views of guest memory ──────────────────────────────▶ Ring
-                                    └──▶ copies, which `queue_messages` keeps up to date ────▶ Ring
+                                    └──▶ copies, which `remote` keeps up to date ────────────▶ Ring
 
 It lives from the queue's enabling to its reset. QEMU remaps RAM under live rings (SeaBIOS: 25 times in a boot): the
 ring's state survives that, and it is bound to its new place when somebody next looks.

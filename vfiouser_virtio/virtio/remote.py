@@ -1,9 +1,9 @@
-"""Queues in memory without a file descriptor (QEMU without ``share=on``): ring and buffers by DMA_READ and DMA_WRITE.
+"""Rings and buffers in memory without a file descriptor (QEMU without ``share=on``), by DMA_READ and DMA_WRITE.
 
-The ring code is synchronous, and works on copies. `take` fetches the driver's side of the ring and the buffers of each
-chain; `flush` delivers what the device wrote, then the used entries, in the order that the ring says, then looks
-whether an interrupt is due. Whatever happens during an await is looked for afterwards: a reset (`BoundRing.alive`),
-another memory map, a client that has left.
+This is all that is asynchronous about rings, which work on copies. `take` fetches the driver's side of the ring and the
+buffers of each chain; `flush` delivers what the device wrote, then the used entries, in the order that the ring says,
+then looks whether an interrupt is due. Whatever happens during an await is looked for afterwards: a reset
+(`BoundRing.alive`), another memory map, a client that has left.
 """
 
 from collections import deque
@@ -13,7 +13,7 @@ from time import perf_counter
 from vfiouser_virtio.errors import ClientGone, GuestError, PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.turns import turns
-from vfiouser_virtio.virtio.bound_ring import BoundRing
+from vfiouser_virtio.virtio.binding import BoundRing
 from vfiouser_virtio.vring import Chain, NoRoom
 
 
@@ -40,9 +40,10 @@ async def take(bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Call
         slice_end, bound.round = turns().woken(bound.round)
         while same_ring() and (ring.again if retakes else ring.has_available()) and len(burst) < limit and wanted():
             try:
-                chain = _pop_one(bound)
+                [chain] = (ring.retake if retakes else ring.pop)(1, shadow)
             except NeedsMessages as missing:
-                await shadow.fetch(missing)
+                shadow.make_room(missing.length)
+                shadow.supply(missing.address, await memory.read(missing.address, missing.length))
                 continue
             shadow.claim(chain.head)
             burst.append(chain)
@@ -56,16 +57,6 @@ async def take(bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Call
             raise GuestError(f"{bound.name}: {error}") from error
     finally:
         bound.fetching = False
-
-
-def _pop_one(bound: BoundRing) -> Chain:
-    """The next chain, by way of the copies: only now, because chains that are looked at again need none."""
-    ring = bound.ring
-    ring.memory = bound.shadow
-    try:
-        return (ring.retake(1) if ring.again else ring.pop(1))[0]
-    finally:
-        ring.memory = bound.memory
 
 
 async def _fetch_ring(bound: BoundRing, same_ring: Callable[[], bool]) -> bool:
@@ -116,7 +107,9 @@ async def flush(bound: BoundRing, ready: Callable[[], bool], interrupt: Callable
             delivered = False
             chains = ring.unpublished_chains
             for chain in chains:
-                await shadow.write_back(chain)
+                for address, data in shadow.written(chain):
+                    await memory.write(address, data)
+                shadow.forget([chain.head])  # only now: what is not delivered yet is not done
             delivered = True
             if not bound.alive() or not ready():
                 return
