@@ -5,7 +5,7 @@ A type has one module beside this one, whose ``TYPE`` is its declaration; `devic
 ===================  ==============================================================================================
 field                read by
 ===================  ==============================================================================================
-config, features     the Python guest, ``probe``, ``conform``
+config, features     the Python guest, ``probe``, ``conform``; config_pages: ``probe``
 queues, more, first  the Python guest, ``probe``; the fuzzer
 requires             ``conform`` (feature bits that need another one)
 pci_class            `transports.identity`
@@ -69,6 +69,17 @@ class RequestShape:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigPage:
+    """What the configuration shows after a driver has written to it, as input devices have it (5.8.4)."""
+
+    name: str
+    select: Mapping[str, int]
+    """Fields to write, and their values."""
+    text: Callable[[Mapping[str, bytes]], str]
+    """All fields, as they are then, in words; empty where the device has no such page."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceType:
     """Queues 0, 1, … have the names of ``queues``; then come those of ``more``, over and over, numbered.
 
@@ -87,6 +98,8 @@ class DeviceType:
     _: KW_ONLY
     device_id: int = 0
     """Virtio device id; 0 in declarations of users, whose key in `device_types.DEVICE_TYPES` says it."""
+    config_pages: tuple[ConfigPage, ...] = ()
+    """Pages of the configuration, instead of which its fields say nothing."""
     requires: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     """Feature bit to bits of which one must be offered with it."""
     device_fills: tuple[str, ...] = ()

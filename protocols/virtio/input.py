@@ -3,13 +3,20 @@
 Event types and codes are those of linux/input-event-codes.h, `RECORDED_EVENT` is struct input_event of linux/input.h.
 """
 
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 
 from construct import Bytes, Int8ul, Int16ul, Int32sl, Int64sl, Struct
 
-from vfiouser_virtio.protocols.codec import codec
+from vfiouser_virtio.protocols.codec import codec, offsets
 from vfiouser_virtio.protocols.record import record
-from vfiouser_virtio.protocols.virtio.device_type import DeviceType, Exercise, RequestShape, no_complaint
+from vfiouser_virtio.protocols.virtio.device_type import (
+    ConfigPage,
+    DeviceType,
+    Exercise,
+    RequestShape,
+    no_complaint,
+)
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
 
 DEVICE_ID = DeviceId.INPUT
@@ -138,6 +145,8 @@ Config = record(CONFIG)
 ABSINFO = Struct("min" / Int32sl, "max" / Int32sl, "fuzz" / Int32sl, "flat" / Int32sl, "res" / Int32sl)
 DEVIDS = Struct("bustype" / Int16ul, "vendor" / Int16ul, "product" / Int16ul, "version" / Int16ul)
 
+_DEVIDS_CODEC = codec(DEVIDS)
+
 # struct virtio_input_event (5.8.6); evdev's values are signed.
 EVENT = Struct("type" / Int16ul, "code" / Int16ul, "value" / Int32sl)
 EVENT_CODEC = codec(EVENT)
@@ -146,12 +155,44 @@ EVENT_CODEC = codec(EVENT)
 RECORDED_EVENT = Struct("sec" / Int64sl, "usec" / Int64sl, "type" / Int16ul, "code" / Int16ul, "value" / Int32sl)
 RECORDED_EVENT_CODEC = codec(RECORDED_EVENT)
 
+
+def _page(name: str, text: Callable[[bytes], str], select: Select, subsel: int = 0) -> ConfigPage:
+    def show(fields: Mapping[str, bytes]) -> str:
+        data = fields["data"][: fields["size"][0]]
+        return text(data) if data else ""
+
+    return ConfigPage(name, {"select": select, "subsel": subsel}, show)
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+def _ids(data: bytes) -> str:
+    size = _DEVIDS_CODEC.size
+    values = _DEVIDS_CODEC.unpack(data[:size].ljust(size, b"\0"))
+    return " ".join(f"{name} {value:#06x}" for name, value in zip(offsets(DEVIDS), values, strict=True))
+
+
+def _bits(data: bytes) -> str:
+    """How many codes, and the first and the last: a keyboard has a hundred."""
+    bits = [bit for bit in range(8 * len(data)) if data[bit // 8] >> bit % 8 & 1]
+    return f"{len(bits)} codes, {bits[0]:#x} to {bits[-1]:#x}" if bits else ""
+
+
 TYPE = DeviceType(
     "input",
     CONFIG,
     queues=("eventq", "statusq"),
     device_id=DEVICE_ID,
     device_fills=("eventq",),
+    config_pages=(
+        _page("name", _text, Select.ID_NAME),
+        _page("serial", _text, Select.ID_SERIAL),
+        _page("ids", _ids, Select.ID_DEVIDS),
+        _page("properties", _bits, Select.PROP_BITS),
+        *(_page(f"EV_{kind.name}", _bits, Select.EV_BITS, kind) for kind in Ev),
+    ),
     pci_class=0x098000,
     linux_modules=("virtio_input", "evdev"),
     # A light that is off anyway.

@@ -80,6 +80,17 @@ async def test_other_types() -> None:
     assert found.names["vendor"] == "virtio, draft of 2007"
 
 
+async def test_a_configuration_of_pages() -> None:
+    async with serving("input") as wire:
+        found = await look(wire)
+    assert found.virtio is not None
+    shown = found.virtio.config
+    assert shown["name"] == "vfiouser-virtio keyboard"
+    assert shown["ids"] == "bustype 0x0006 vendor 0x1af4 product 0x0001 version 0x0001"
+    assert shown["EV_LED"] == "3 codes, 0x0 to 0x2"
+    assert not {"serial", "select", "data", "EV_ABS"} & shown.keys()
+
+
 async def test_it_leaves_no_trace() -> None:
     async with serving("blk") as wire:
         first, second = await look(wire), await look(wire)

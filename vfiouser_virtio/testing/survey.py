@@ -234,6 +234,8 @@ async def _config(client: Client, layout: VirtioLayout, known: DeviceType) -> tu
         if not data and size:
             return {}, [f"raw ({size} bytes)"]
         return {"raw": data.rstrip(b"\0").hex(" ")} if any(data) else {}, []
+    if known.config_pages:
+        return await _config_pages(client, device, known)
     fields: dict[str, int | str] = {}
     unread: list[str] = []
     for name, (at, size) in offsets(known.config).items():
@@ -249,6 +251,28 @@ async def _config(client: Client, layout: VirtioLayout, known: DeviceType) -> tu
             continue
         fields[name] = int.from_bytes(raw, "little") if size in (1, 2, 4, 8) else raw.hex(" ")
     return fields, unread
+
+
+async def _config_pages(
+    client: Client, device: VirtioStructure, known: DeviceType
+) -> tuple[dict[str, int | str], list[str]]:
+    """Likewise, of a type whose configuration shows what was selected in it."""
+    assert known.config is not None
+    places = offsets(known.config)
+    shown: dict[str, int | str] = {}
+    unread: list[str] = []
+    for page in known.config_pages:
+        try:
+            for name, value in page.select.items():
+                at, size = places[name]
+                await client.bar_write(device.bar, device.offset + at, size, value)
+            data = await client.region_read(device.bar, device.offset, known.config.sizeof())
+        except RemoteError:
+            unread.append(page.name)
+            continue
+        if text := page.text({name: data[at : at + size] for name, (at, size) in places.items()}):
+            shown[page.name] = text
+    return shown, unread
 
 
 def _feature(bit: int, known: DeviceType) -> SurveyedFeature:
