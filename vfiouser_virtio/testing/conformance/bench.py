@@ -5,7 +5,7 @@ bare register writes: nothing is corrected, nothing is checked but what the chec
 """
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import trio
@@ -19,11 +19,13 @@ from vfiouser_virtio.protocols.virtio.device_types import device_type, known_typ
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status, mask_of
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, VENDOR_ID, VENDOR_ID_2007, Isr
 from vfiouser_virtio.testing.conformance.interrupt_counts import InterruptCounts
-from vfiouser_virtio.testing.conformance.packed_ring import PackedDriverRing
 from vfiouser_virtio.testing.conformance.placed import Placed, place_request
-from vfiouser_virtio.testing.conformance.split_ring import DriverRing
 from vfiouser_virtio.testing.conformance.verdicts import ExerciseFailed, Failed, NotApplicable, expect, fail
 from vfiouser_virtio.testing.conformance.wire import Wire
+from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK, RegisterWrite, enable_queue, negotiate
+from vfiouser_virtio.testing.raw.packed import PackedRing, packed_areas
+from vfiouser_virtio.testing.raw.ring import RawRing
+from vfiouser_virtio.testing.raw.split import SplitRing, linked, split_areas
 from vfiouser_virtio.testing.readable_config import readable_config
 from vfiouser_virtio.vfio_user import Client, ClientOptions, PrivateMemory, RemoteError, SharedMemory
 
@@ -33,8 +35,8 @@ MEMORY_SIZE = 1 << 20
 RING_SIZE = 16
 """Entries of a ring where a check does not care."""
 
-DRIVER_OK = int(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK)
-FEATURES_OK = DRIVER_OK & ~int(Status.DRIVER_OK)
+UNWRITTEN = 0xEEEE_EEEE
+"""What used elements hold before the device writes them."""
 _POLL = 0.0005  # seconds between two looks at memory or at a register
 # More vectors than these are not needed by any check, and every one is an eventfd and a task.
 _VECTORS = 4
@@ -129,6 +131,11 @@ class Bench:
         else:
             await self.write(offset, size, value)
 
+    async def set_all(self, writes: Iterable[RegisterWrite]) -> None:
+        """`set` one after the other."""
+        for name, value in writes:
+            await self.set(name, value)
+
     async def isr(self) -> int:
         """ISR status; reading clears it."""
         isr = self.layout.isr
@@ -202,13 +209,6 @@ class Bench:
             offered |= await self.get("device_feature") << 32 * word
         return offered
 
-    async def write_accepted(self, features: int) -> None:
-        """Accept features: what `negotiate` does without the status."""
-        for word in range(_FEATURE_WORDS):
-            if word < 2 or features >> 32 * word or self.offered >> 32 * word:
-                await self.set("driver_feature_select", word)
-                await self.set("driver_feature", features >> 32 * word & 0xFFFF_FFFF)
-
     @property
     def minimum(self) -> int:
         """The features that no driver can do without here."""
@@ -216,10 +216,8 @@ class Bench:
 
     async def try_features(self, features: int) -> bool:
         """From a device that was reset to FEATURES_OK; whether that bit stays."""
-        await self.set("device_status", int(Status.ACKNOWLEDGE))
-        await self.set("device_status", int(Status.ACKNOWLEDGE | Status.DRIVER))
-        await self.write_accepted(features)
-        await self.set("device_status", FEATURES_OK)
+        words = -(-(features | self.offered).bit_length() // 32)
+        await self.set_all(negotiate(features, max(words, 2)))
         return bool(await self.get("device_status") & Status.FEATURES_OK)
 
     async def negotiate(self, *extra: Feature) -> None:
@@ -229,32 +227,38 @@ class Bench:
         if not await self.try_features(features):
             fail(f"FEATURES_OK does not stay for the features {features:#x} of the {self.offered:#x} offered")
 
-    async def new_ring(self, queue: int | None = None, *, vector: int = NO_VECTOR, size: int = RING_SIZE) -> DriverRing:
+    def split_ring(self, size: int) -> SplitRing:
+        """A split ring in new memory, with a mark in every used element."""
+        desc, driver, device = (self.memory.alloc(*area).address for area in split_areas(size))
+        ring = SplitRing(self.memory, size, (desc, driver, device))
+        ring.zero(UNWRITTEN)
+        return ring
+
+    def packed_ring(self, size: int) -> PackedRing:
+        """A packed ring in new memory."""
+        desc, driver, device = (self.memory.alloc(*area).address for area in packed_areas(size))
+        return PackedRing(self.memory, size, (desc, driver, device))
+
+    async def new_ring(self, queue: int | None = None, *, vector: int = NO_VECTOR, size: int = RING_SIZE) -> SplitRing:
         """Set up and enable a queue, by default the exercise's, with at most this size."""
         queue = self.queue if queue is None else queue
         await self.select(queue)
         largest = await self.get("queue_size")
         expect(largest > 0, f"queue {queue:#x} has queue_size 0, so it does not exist")
-        ring = DriverRing(self.memory, min(size, largest))
+        ring = self.split_ring(min(size, largest))
         await self.place(ring, queue, vector=vector)
         return ring
 
-    async def place(
-        self, ring: DriverRing | PackedDriverRing, queue: int | None = None, *, vector: int = NO_VECTOR
-    ) -> None:
+    async def place(self, ring: RawRing, queue: int | None = None, *, vector: int = NO_VECTOR) -> None:
         """Tell the device where a ring is, and enable it."""
-        await self.select(self.queue if queue is None else queue)
-        await self.set("queue_size", ring.size)
-        await self.set("queue_msix_vector", vector)
-        for name, address in zip(("queue_desc", "queue_driver", "queue_device"), ring.addresses, strict=True):
-            await self.set(name, address)
-        await self.set("queue_enable", 1)
+        queue = self.queue if queue is None else queue
+        await self.set_all(enable_queue(queue, ring.addresses, size=ring.size, vector=vector))
 
     async def driver_ok(self) -> None:
         """The last step."""
         await self.set("device_status", DRIVER_OK)
 
-    async def start(self, *extra: Feature, vector: int = NO_VECTOR, size: int = RING_SIZE) -> DriverRing:
+    async def start(self, *extra: Feature, vector: int = NO_VECTOR, size: int = RING_SIZE) -> SplitRing:
         """All steps with the minimum of features and these; returns the ring of the exercise's queue."""
         await self.negotiate(*extra)
         for queue in range(self.queue):  # the others are empty
@@ -286,13 +290,14 @@ class Bench:
             raise ExerciseFailed(complaint) if plain and not self._request_works else Failed(complaint)
         self._request_works = True
 
-    def chain(self, ring: DriverRing, placed: Placed, first: int = 0) -> int:
+    def chain(self, ring: SplitRing, placed: Placed, first: int = 0) -> int:
         """Describe a request with consecutive descriptors from ``first`` on; returns that, the head."""
-        for number, descriptor in enumerate(placed.chain(first), first):
-            ring.describe(number, descriptor)
+        places = range(first, first + len(placed.segments))
+        for place, descriptor in zip(places, linked(placed.segments, places), strict=True):
+            ring.describe(place, descriptor)
         return first
 
-    async def wait_used(self, ring: DriverRing, idx: int) -> None:
+    async def wait_used(self, ring: SplitRing, idx: int) -> None:
         """Wait until used.idx is ``idx``. Raises Failed."""
 
         async def there() -> bool:
@@ -301,7 +306,7 @@ class Bench:
         await self.until(there, f"used.idx is not {idx:#x}: the device has not used a buffer that is available")
 
     async def serve(
-        self, ring: DriverRing, placed: Placed | None = None, *, plain: bool = True
+        self, ring: SplitRing, placed: Placed | None = None, *, plain: bool = True
     ) -> tuple[Placed, int, int]:
         """One request from beginning to end: (request, used id, used length). Raises as `judge`, or Failed."""
         placed = placed or self.request()

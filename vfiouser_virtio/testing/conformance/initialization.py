@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from vfiouser_virtio.protocols.virtio.device_types import device_type, known_type
 from vfiouser_virtio.protocols.virtio.features import Feature, Status, is_device_type_bit
 from vfiouser_virtio.protocols.virtio.pci import CfgType, Isr
-from vfiouser_virtio.testing.conformance.bench import DRIVER_OK, TRANSITIONAL, Bench
+from vfiouser_virtio.testing.conformance.bench import TRANSITIONAL, Bench
 from vfiouser_virtio.testing.conformance.checks import ADVICE, CONFIG, EXERCISE, SHOULD, check, offers
 from vfiouser_virtio.testing.conformance.verdicts import ExerciseFailed, Failed, NotApplicable, expect, fail, note
+from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK
 
 _NOT_SET = "descriptor 0xffff was made available, NEEDS_RESET is not set"
 _EXTENDED_CONFIG = 0x100

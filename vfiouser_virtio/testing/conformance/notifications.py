@@ -4,22 +4,22 @@ from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.pci import Isr
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import EXERCISE, SHOULD, check, offers
-from vfiouser_virtio.testing.conformance.split_ring import DriverRing
 from vfiouser_virtio.testing.conformance.verdicts import expect
+from vfiouser_virtio.testing.raw.split import SplitRing
 
 _USED = "Used Buffer Notification Suppression"
 _AVAILABLE = "Available Buffer Notification Suppression"
 _NO_INTERRUPT = 1
 
 
-async def _notified(bench: Bench, ring: DriverRing) -> bool:
+async def _notified(bench: Bench, ring: SplitRing) -> bool:
     """Serve one request; whether a used buffer notification comes with it, by ISR status: MSI-X is off."""
     await bench.isr()
     await bench.serve(ring)
     return bool(await bench.wait_isr(Isr.QUEUE) & Isr.QUEUE)
 
 
-async def _silent(bench: Bench, ring: DriverRing) -> bool:
+async def _silent(bench: Bench, ring: SplitRing) -> bool:
     """The opposite, which only takes as long as a notification might."""
     await bench.isr()
     await bench.serve(ring)
@@ -37,7 +37,7 @@ async def un1(bench: Bench) -> None:
     """Without EVENT_IDX and with flags 0 every used buffer is notified, and used_event is ignored."""
     ring = await bench.start()
     for event in (0, 0x8000, 100):
-        ring.set_used_event(event)
+        ring.set_event(event)
         expect(await _notified(bench, ring), f"no notification with flags 0 (used_event {event:#x})")
 
 
@@ -66,7 +66,7 @@ async def un2(bench: Bench) -> None:
     ring = await bench.start(Feature.EVENT_IDX)
     ring.set_avail_flags(_NO_INTERRUPT)
     for _ in range(3):
-        ring.set_used_event(ring.used_idx)
+        ring.set_event(ring.used_idx)
         expect(await _notified(bench, ring), f"no notification of element {ring.used_idx - 1:#x}, which is used_event")
 
 
@@ -82,7 +82,7 @@ async def un2_silent(bench: Bench) -> None:
     ring = await bench.start(Feature.EVENT_IDX)
     await bench.serve(ring)  # the first of all may always be notified
     event = ring.used_idx + 3
-    ring.set_used_event(event)
+    ring.set_event(event)
     for _ in range(3):
         idx = ring.used_idx
         expect(await _silent(bench, ring), f"element {idx:#x} is notified although used_event is {event:#x}")

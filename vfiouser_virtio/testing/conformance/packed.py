@@ -4,19 +4,20 @@ from collections.abc import Sequence
 
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import Isr
-from vfiouser_virtio.protocols.virtio.ring import PACKED_DESC_ALIGN, DescFlags, RingEventFlags
+from vfiouser_virtio.protocols.virtio.ring import PACKED_DESC_ALIGN, RingEventFlags
 from vfiouser_virtio.testing.conformance.bench import RING_SIZE, Bench
 from vfiouser_virtio.testing.conformance.checks import ADVICE, EXERCISE, READS, SHOULD, check, offers
-from vfiouser_virtio.testing.conformance.packed_ring import DESC, PackedDriverRing
 from vfiouser_virtio.testing.conformance.placed import Placed
 from vfiouser_virtio.testing.conformance.verdicts import expect
+from vfiouser_virtio.testing.raw.packed import DESC, PackedRing, off_wrap
+from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE
 
 _PACKED = offers(Feature.RING_PACKED)
 _EVENTS = offers(Feature.RING_PACKED, Feature.EVENT_IDX)
 _NEEDS = (EXERCISE, _PACKED)
 
 
-async def _start(bench: Bench, *extra: Feature, size: int = RING_SIZE) -> PackedDriverRing:
+async def _start(bench: Bench, *extra: Feature, size: int = RING_SIZE) -> PackedRing:
     """A running device; the ring is that of the exercise's queue, and the queues below it have empty ones."""
     await bench.negotiate(Feature.RING_PACKED, *extra)
     rings = [await _enable(bench, queue, size) for queue in range(bench.queue + 1)]
@@ -24,29 +25,28 @@ async def _start(bench: Bench, *extra: Feature, size: int = RING_SIZE) -> Packed
     return rings[-1]
 
 
-async def _enable(bench: Bench, queue: int, size: int) -> PackedDriverRing:
+async def _enable(bench: Bench, queue: int, size: int) -> PackedRing:
     await bench.select(queue)
-    ring = PackedDriverRing(bench.memory, min(size, await bench.get("queue_size")))
+    ring = bench.packed_ring(min(size, await bench.get("queue_size")))
     await bench.place(ring, queue)
     return ring
 
 
-async def _used(bench: Bench, ring: PackedDriverRing, count: int) -> tuple[int, int]:
+async def _used(bench: Bench, ring: PackedRing, count: int) -> tuple[int, int]:
     found: list[tuple[int, int]] = []
 
     async def there() -> bool:
-        element = ring.take_used(count)
+        element = ring.used()
         if element is not None:
             found.append(element)
+            ring.skip_used(count)
         return element is not None
 
     await bench.until(there, "no used descriptor at the next slot of the ring")
     return found[0]
 
 
-async def _serve(
-    bench: Bench, ring: PackedDriverRing, placed: Placed, ids: Sequence[int] | None = None
-) -> tuple[int, int]:
+async def _serve(bench: Bench, ring: PackedRing, placed: Placed, ids: Sequence[int] | None = None) -> tuple[int, int]:
     """One request: (id, len) of the used descriptor."""
     count = len(placed.segments)
     ring.write(placed.segments, ids or [1] * count)
@@ -86,10 +86,10 @@ async def pk2(bench: Bench) -> None:
     count = len(placed.segments)
     for number in range(2 * ring.size // count + 2):
         slot = ring.next_slot
-        before = {at: ring.table(at, 1) for at in range(ring.size)}
+        before = {at: ring.descriptors(at, 1) for at in range(ring.size)}
         await _serve(bench, ring, placed)
         own = {(slot + at) % ring.size for at in range(count)}
-        changed = [at for at, data in before.items() if at not in own and ring.table(at, 1) != data]
+        changed = [at for at, data in before.items() if at not in own and ring.descriptors(at, 1) != data]
         expect(not changed, f"buffer {number} is in slots {sorted(own)}, but the descriptors {changed} have changed")
 
 
@@ -166,13 +166,10 @@ async def pk5_indirect(bench: Bench) -> None:
     await _serve(bench, ring, bench.request())
     for number in range(ring.size + 1):
         placed = bench.request(least=1 + number % 3)
-        entries = [
-            DESC.pack(address, length, 0x7FFF, DescFlags.WRITE if is_writable else 0)
-            for address, length, is_writable in placed.segments
-        ]
+        entries = [DESC.pack(address, length, 0x7FFF, flags) for address, length, flags in placed.segments]
         table = bench.memory.alloc(DESC.size * len(entries), PACKED_DESC_ALIGN)
         table.view[:] = b"".join(entries)
-        ring.write([(table.address, len(table.view), bool(number & 1))], [number], int(DescFlags.INDIRECT))
+        ring.write([(table.address, len(table.view), INDIRECT | (WRITE if number & 1 else 0))], [number])
         await bench.kick()
         seen, length = await _used(bench, ring, 1)
         bench.judge(placed, length)
@@ -192,14 +189,14 @@ async def pk5_size(bench: Bench) -> None:
         await _serve(bench, ring, bench.request())
 
 
-async def _notified(bench: Bench, ring: PackedDriverRing) -> bool:
+async def _notified(bench: Bench, ring: PackedRing) -> bool:
     """Serve one request; whether a used buffer notification comes with it, by ISR status: MSI-X is off."""
     await bench.isr()
     await _serve(bench, ring, bench.request())
     return bool(await bench.wait_isr(Isr.QUEUE) & Isr.QUEUE)
 
 
-async def _silent(bench: Bench, ring: PackedDriverRing) -> bool:
+async def _silent(bench: Bench, ring: PackedRing) -> bool:
     """The opposite, which only takes as long as a notification might."""
     await bench.isr()
     await _serve(bench, ring, bench.request())
@@ -217,7 +214,7 @@ async def pk5_enable(bench: Bench) -> None:
     """With RING_EVENT_FLAGS_ENABLE every used buffer is notified."""
     ring = await _start(bench)
     for slot in (0, 5, 0x7FFF):
-        ring.ask(RingEventFlags.ENABLE, slot)
+        ring.set_event(slot, RingEventFlags.ENABLE)
         expect(await _notified(bench, ring), f"no notification with flags 0 (off_wrap {slot:#x})")
 
 
@@ -231,7 +228,7 @@ async def pk5_enable(bench: Bench) -> None:
 async def pk5_disable(bench: Bench) -> None:
     """With RING_EVENT_FLAGS_DISABLE no used buffer is notified."""
     ring = await _start(bench)
-    ring.ask(RingEventFlags.DISABLE)
+    ring.set_event(0, RingEventFlags.DISABLE)
     expect(await _silent(bench, ring), "a notification although the driver's event flags are 1")
 
 
@@ -245,7 +242,7 @@ async def pk5_desc(bench: Bench) -> None:
     """With RING_EVENT_FLAGS_DESC using the descriptor at off_wrap is notified."""
     ring = await _start(bench, Feature.EVENT_IDX, size=4)
     for _ in range(2 * ring.size + 1):
-        ring.ask(RingEventFlags.DESC, *ring.next_used)
+        ring.set_event(off_wrap(*ring.next_used))
         seen = await _notified(bench, ring)
         expect(seen, f"no notification of the descriptor that off_wrap names, before slot {ring.next_used[0]}")
 
@@ -262,7 +259,7 @@ async def pk5_desc_silent(bench: Bench) -> None:
     ring = await _start(bench, Feature.EVENT_IDX)  # so large that it is not gone round
     past = ring.next_used
     await _serve(bench, ring, bench.request())  # the first of all may always be notified
-    ring.ask(RingEventFlags.DESC, *past)
+    ring.set_event(off_wrap(*past))
     for _ in range(3):
         slot, _wrap = ring.next_used
         expect(await _silent(bench, ring), f"slot {slot} is notified although off_wrap is {past[0]}, of this round")
@@ -305,7 +302,7 @@ async def rb2_packed(bench: Bench) -> None:
         expect(done <= seen < len(requests), f"buffers 0 to 3 were made available, {seen} is used after {done} others")
         batch = [len(placed.segments) for placed in requests[done : seen + 1]]
         # Of a batch only the last buffer is shown, in the place of the first: behind it nothing is used (2.8.8).
-        also = [ring.peek_used(sum(batch[:number])) for number in range(1, len(batch))]
+        also = [ring.used(sum(batch[:number])) for number in range(1, len(batch))]
         expect(not any(also), f"buffer {seen} stands for buffers {done} to {seen}, behind it are used {also}")
-        ring.take_used(sum(batch))
+        ring.skip_used(sum(batch))
         done = seen + 1

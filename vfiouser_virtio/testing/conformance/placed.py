@@ -4,35 +4,21 @@ from dataclasses import dataclass
 
 from vfiouser_virtio.guest.ports import DmaMemory
 from vfiouser_virtio.protocols.virtio.device_type import Exercise
-from vfiouser_virtio.protocols.virtio.ring import DescFlags
-from vfiouser_virtio.testing.conformance.split_ring import Descriptor
+from vfiouser_virtio.testing.raw.ring import WRITE, Segment
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A request in memory, and the descriptors that describe it, not linked yet: (address, length, writable)."""
+    """A request in memory, and the segments that it is cut into."""
 
     exercise: Exercise
-    segments: tuple[tuple[int, int, bool], ...]
+    segments: tuple[Segment, ...]
     readable: memoryview
     writable: memoryview
 
     def complaint(self, used_len: int) -> str:
         """What is wrong with the device's answer; empty if nothing is."""
         return self.exercise.complaint(bytes(self.writable), used_len)
-
-    def chain(self, first: int) -> list[Descriptor]:
-        """Descriptors of a split ring that are linked one to the next, beginning with number ``first``."""
-        last = len(self.segments) - 1
-        return [
-            (
-                address,
-                length,
-                (DescFlags.WRITE if is_writable else 0) | (DescFlags.NEXT if number < last else 0),
-                first + number + 1 if number < last else 0,
-            )
-            for number, (address, length, is_writable) in enumerate(self.segments)
-        ]
 
 
 def place_request(
@@ -51,11 +37,11 @@ def place_request(
 
 
 def _place(memory: DmaMemory, exercise: Exercise, pieces: int | None, canary: int) -> Placed:
-    segments: list[tuple[int, int, bool]] = []
+    segments: list[Segment] = []
     views: list[memoryview] = []
-    for data, last, is_writable in (
-        (exercise.readable, 0, False),
-        (bytes([canary]) * exercise.writable, exercise.last_writable, True),
+    for data, last, flags in (
+        (exercise.readable, 0, 0),
+        (bytes([canary]) * exercise.writable, exercise.last_writable, WRITE),
     ):
         if not data:
             views.append(memoryview(b""))
@@ -64,7 +50,7 @@ def _place(memory: DmaMemory, exercise: Exercise, pieces: int | None, canary: in
         buffer.view[:] = data
         views.append(buffer.view)
         cut = _cut(len(data), pieces) if pieces is not None else _as_linux(len(data), last)
-        segments += [(buffer.address + at, length, is_writable) for at, length in cut]
+        segments += [(buffer.address + at, length, flags) for at, length in cut]
     return Placed(exercise, tuple(segments), views[0], views[1])
 
 

@@ -2,10 +2,10 @@
 
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import Isr
-from vfiouser_virtio.testing.conformance.bench import Bench
+from vfiouser_virtio.testing.conformance.bench import UNWRITTEN, Bench
 from vfiouser_virtio.testing.conformance.checks import EXERCISE, check, offers
-from vfiouser_virtio.testing.conformance.split_ring import DriverRing
 from vfiouser_virtio.testing.conformance.verdicts import expect
+from vfiouser_virtio.testing.raw.split import SplitRing
 
 _NEEDS = (EXERCISE, offers(Feature.RING_RESET))
 
@@ -52,7 +52,8 @@ async def qr2(bench: Bench) -> None:
     for _ in range(3):
         await bench.serve(ring)
     await _reset_queue(bench)
-    ring.clear()
+    ring = SplitRing(ring.ram, ring.size, ring.addresses)
+    ring.zero(UNWRITTEN)
     await bench.place(ring)
     await bench.serve(ring)
     expect(ring.used_idx == 1, f"used.idx is {ring.used_idx:#x} after the first request of the new queue")
@@ -69,7 +70,7 @@ async def qr3(bench: Bench) -> None:
     old = await bench.start(Feature.RING_RESET, size=16)
     await bench.serve(old)
     await _reset_queue(bench)
-    new = DriverRing(bench.memory, max(4, old.size // 2))
+    new = bench.split_ring(max(4, old.size // 2))
     await bench.place(new)
     await bench.select(bench.queue)
     seen = await bench.get("queue_size")

@@ -1,14 +1,12 @@
 """Message framing (virtio 1.4, 2.7.4); descriptor table, indirect descriptors, used ring of split queues (2.7)."""
 
 from vfiouser_virtio.protocols.virtio.features import Feature
-from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags
-from vfiouser_virtio.testing.conformance.bench import Bench
+from vfiouser_virtio.testing.conformance.bench import UNWRITTEN, Bench
 from vfiouser_virtio.testing.conformance.checks import EXERCISE, READS, WRITES, check, offers
 from vfiouser_virtio.testing.conformance.placed import Placed
-from vfiouser_virtio.testing.conformance.split_ring import UNWRITTEN, DriverRing
 from vfiouser_virtio.testing.conformance.verdicts import expect
-
-_WRITE, _NEXT, _INDIRECT = int(DescFlags.WRITE), int(DescFlags.NEXT), int(DescFlags.INDIRECT)
+from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE
+from vfiouser_virtio.testing.raw.split import SplitRing, linked
 
 
 @check(
@@ -45,24 +43,18 @@ async def sd1(bench: Bench) -> None:
         expect(bytes(placed.readable) == readable, f"a device-readable buffer has changed during request {number}")
 
 
-def _indirect_tail(bench: Bench, ring: DriverRing, placed: Placed, *, direct: int, flags: int = 0) -> int:
+def _indirect_tail(bench: Bench, ring: SplitRing, placed: Placed, *, direct: int, flags: int = 0) -> int:
     """The first ``direct`` segments in the ring, the others in an indirect table at its end; returns the head."""
-    segments = placed.segments
-    table = bench.memory.alloc(DESC_CODEC.size * (len(segments) - direct))
-    for number, (address, length, is_writable) in enumerate(segments):
-        last = number == len(segments) - 1
-        entry_flags = (_WRITE if is_writable else 0) | (0 if last else _NEXT)
-        if number < direct:
-            ring.describe(number, (address, length, entry_flags | _NEXT, number + 1))
-        else:
-            place = number - direct
-            following = 0 if last else place + 1
-            DESC_CODEC.pack_into(table.view, DESC_CODEC.size * place, address, length, entry_flags, following)
-    ring.describe(direct, (table.address, len(table.view), _INDIRECT | flags, 0))
+    entries = ring.table(placed.segments[direct:])
+    table = bench.memory.alloc(len(entries))
+    table.view[:] = entries
+    segments = [*placed.segments[:direct], (table.address, len(entries), INDIRECT | flags)]
+    for place, descriptor in enumerate(linked(segments, range(direct + 1))):
+        ring.describe(place, descriptor)
     return 0
 
 
-async def _serve_indirect(bench: Bench, ring: DriverRing, placed: Placed, *, direct: int, flags: int = 0) -> None:
+async def _serve_indirect(bench: Bench, ring: SplitRing, placed: Placed, *, direct: int, flags: int = 0) -> None:
     before = ring.used_idx
     ring.offer(_indirect_tail(bench, ring, placed, direct=direct, flags=flags))
     await bench.kick()
@@ -82,7 +74,7 @@ async def si1(bench: Bench) -> None:
     """The WRITE flag of a descriptor that refers to an indirect table is ignored."""
     ring = await bench.start(Feature.INDIRECT_DESC)
     await bench.serve(ring)
-    for flags in (0, _WRITE):
+    for flags in (0, WRITE):
         await _serve_indirect(bench, ring, bench.request(least=2), direct=0, flags=flags)
 
 

@@ -20,6 +20,7 @@ from vfiouser_virtio.testing.conformance.verdicts import (
     Verdict,
 )
 from vfiouser_virtio.testing.conformance.wire import Wire
+from vfiouser_virtio.testing.raw.ring import RingFullError
 from vfiouser_virtio.vfio_user import ConnectError, RemoteError
 
 COMES_BACK = 5.0
@@ -91,7 +92,7 @@ def _first(findings: list[str]) -> list[str]:
 async def _judge(wire: Wire, check: Check) -> tuple[Verdict, str]:
     try:
         await check.run(wire)
-    except NotApplicable as reason:
+    except (NotApplicable, RingFullError) as reason:
         return Verdict.NOT_APPLICABLE, str(reason)
     except ExerciseFailed as error:
         return Verdict.NOT_RUN, f"the plain request that it needs failed for its own sake (virtio14/RQ1): {error}"

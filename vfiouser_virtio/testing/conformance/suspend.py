@@ -2,9 +2,10 @@
 
 from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.pci import Isr
-from vfiouser_virtio.testing.conformance.bench import DRIVER_OK, FEATURES_OK, Bench
+from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import EXERCISE, check, offers
 from vfiouser_virtio.testing.conformance.verdicts import expect
+from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK, FEATURES_OK
 
 _SECTION = "Device Suspend"
 _SUSPEND = int(Status.SUSPEND)
