@@ -23,7 +23,7 @@ from vfiouser_virtio.testing.driver import (
     running,
 )
 from vfiouser_virtio.testing.raw.ring import WRITE, lay_out
-from vfiouser_virtio.testing.raw.split import SplitRing, split_areas
+from vfiouser_virtio.testing.raw.split import RawSplitRing, split_areas
 from vfiouser_virtio.virtio import Device, queue
 from vfiouser_virtio.vring import Chain
 
@@ -385,7 +385,7 @@ async def test_a_queue_reset_leaves_the_others_running() -> None:
         assert [queue.enabled for queue in driver.core.queues] == [False, True]
         assert device.ended == 0
         # QR3: at another size and place.
-        driver.rings[0] = ring = SplitRing(driver.ram, 4, lay_out(RAM_BASE + 0x10_0000, split_areas(4))[0])
+        driver.rings[0] = ring = RawSplitRing(driver.ram, 4, lay_out(RAM_BASE + 0x10_0000, split_areas(4))[0])
         driver.core.queues[0].configure(size=4, desc=ring.desc, driver=ring.driver, device=ring.device)
         driver.core.enable_queue(0)
         for _ in range(9):

@@ -29,7 +29,7 @@ from vfiouser_virtio.dma import DmaRegion, PrivateMemory, SharedMemory
 from vfiouser_virtio.holds import wait_hold
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE, Segment, lay_out
-from vfiouser_virtio.testing.raw.split import SplitRing, split_areas
+from vfiouser_virtio.testing.raw.split import RawSplitRing, split_areas
 from vfiouser_virtio.vfio_device import Buffer, Hold
 from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Virtqueue
 
@@ -64,7 +64,6 @@ class Ram:
         self.messages = 0
         self._used = False
         self.region: DmaRegion = (PrivateMemory if private else SharedMemory)(RAM_SIZE, address=RAM_BASE)
-        self.read, self.write, self.close = self.region.read, self.region.write, self.region.close
         memory.attach(self)
         self.map()
 
@@ -80,6 +79,15 @@ class Ram:
         if self._used:
             self.write(RAM_BASE, bytes(RAM_SIZE))
         self._used = True
+
+    def read(self, address: int, count: int) -> bytes:
+        return self.region.read(address, count)
+
+    def write(self, address: int, data: Buffer) -> None:
+        self.region.write(address, data)
+
+    def close(self) -> None:
+        self.region.close()
 
     async def dma_read(self, address: int, count: int) -> bytes:
         self.messages += 1
@@ -113,7 +121,7 @@ class Driver:
         self.queue_interrupts = [0] * len(device.queues)
         self.config_interrupts = 0
         self.event_idx = False
-        self.rings: list[SplitRing] = []
+        self.rings: list[RawSplitRing] = []
         self._buffers: dict[tuple[int, int], list[tuple[int, int]]] = {}  # queue and head: the writable ones
         self._done: dict[tuple[int, int], Used] = {}
         self._interrupt = trio.lowlevel.ParkingLot()
@@ -155,7 +163,7 @@ class Driver:
         self.ram.clear()
         for index, queue in enumerate(core.queues):
             addresses, end = lay_out(base, split_areas(queue.size))
-            ring = SplitRing(self.ram, queue.size, addresses, index)
+            ring = RawSplitRing(self.ram, queue.size, addresses, index)
             queue.configure(desc=ring.desc, driver=ring.driver, device=ring.device)
             core.enable_queue(index)
             self.rings.append(ring)

@@ -23,9 +23,9 @@ from vfiouser_virtio.testing.conformance.placed import Placed, place_request
 from vfiouser_virtio.testing.conformance.verdicts import ExerciseFailed, Failed, NotApplicable, expect, fail
 from vfiouser_virtio.testing.conformance.wire import Wire
 from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK, RegisterWrite, enable_queue, negotiate
-from vfiouser_virtio.testing.raw.packed import PackedRing, packed_areas
+from vfiouser_virtio.testing.raw.packed import RawPackedRing, packed_areas
 from vfiouser_virtio.testing.raw.ring import RawRing
-from vfiouser_virtio.testing.raw.split import SplitRing, linked, split_areas
+from vfiouser_virtio.testing.raw.split import RawSplitRing, linked, split_areas
 from vfiouser_virtio.testing.readable_config import readable_config
 from vfiouser_virtio.vfio_user import Client, ClientOptions, PrivateMemory, RemoteError, SharedMemory
 
@@ -227,19 +227,21 @@ class Bench:
         if not await self.try_features(features):
             fail(f"FEATURES_OK does not stay for the features {features:#x} of the {self.offered:#x} offered")
 
-    def split_ring(self, size: int) -> SplitRing:
+    def split_ring(self, size: int) -> RawSplitRing:
         """A split ring in new memory, with a mark in every used element."""
         desc, driver, device = (self.memory.alloc(*area).address for area in split_areas(size))
-        ring = SplitRing(self.memory, size, (desc, driver, device))
+        ring = RawSplitRing(self.memory, size, (desc, driver, device))
         ring.zero(UNWRITTEN)
         return ring
 
-    def packed_ring(self, size: int) -> PackedRing:
+    def packed_ring(self, size: int) -> RawPackedRing:
         """A packed ring in new memory."""
         desc, driver, device = (self.memory.alloc(*area).address for area in packed_areas(size))
-        return PackedRing(self.memory, size, (desc, driver, device))
+        return RawPackedRing(self.memory, size, (desc, driver, device))
 
-    async def new_ring(self, queue: int | None = None, *, vector: int = NO_VECTOR, size: int = RING_SIZE) -> SplitRing:
+    async def new_ring(
+        self, queue: int | None = None, *, vector: int = NO_VECTOR, size: int = RING_SIZE
+    ) -> RawSplitRing:
         """Set up and enable a queue, by default the exercise's, with at most this size."""
         queue = self.queue if queue is None else queue
         await self.select(queue)
@@ -258,7 +260,7 @@ class Bench:
         """The last step."""
         await self.set("device_status", DRIVER_OK)
 
-    async def start(self, *extra: Feature, vector: int = NO_VECTOR, size: int = RING_SIZE) -> SplitRing:
+    async def start(self, *extra: Feature, vector: int = NO_VECTOR, size: int = RING_SIZE) -> RawSplitRing:
         """All steps with the minimum of features and these; returns the ring of the exercise's queue."""
         await self.negotiate(*extra)
         for queue in range(self.queue):  # the others are empty
@@ -290,14 +292,14 @@ class Bench:
             raise ExerciseFailed(complaint) if plain and not self._request_works else Failed(complaint)
         self._request_works = True
 
-    def chain(self, ring: SplitRing, placed: Placed, first: int = 0) -> int:
+    def chain(self, ring: RawSplitRing, placed: Placed, first: int = 0) -> int:
         """Describe a request with consecutive descriptors from ``first`` on; returns that, the head."""
         places = range(first, first + len(placed.segments))
         for place, descriptor in zip(places, linked(placed.segments, places), strict=True):
             ring.describe(place, descriptor)
         return first
 
-    async def wait_used(self, ring: SplitRing, idx: int) -> None:
+    async def wait_used(self, ring: RawSplitRing, idx: int) -> None:
         """Wait until used.idx is ``idx``. Raises Failed."""
 
         async def there() -> bool:
@@ -306,7 +308,7 @@ class Bench:
         await self.until(there, f"used.idx is not {idx:#x}: the device has not used a buffer that is available")
 
     async def serve(
-        self, ring: SplitRing, placed: Placed | None = None, *, plain: bool = True
+        self, ring: RawSplitRing, placed: Placed | None = None, *, plain: bool = True
     ) -> tuple[Placed, int, int]:
         """One request from beginning to end: (request, used id, used length). Raises as `judge`, or Failed."""
         placed = placed or self.request()

@@ -5,21 +5,21 @@ from vfiouser_virtio.protocols.virtio.pci import Isr
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import EXERCISE, SHOULD, check, offers
 from vfiouser_virtio.testing.conformance.verdicts import expect
-from vfiouser_virtio.testing.raw.split import SplitRing
+from vfiouser_virtio.testing.raw.split import RawSplitRing
 
 _USED = "Used Buffer Notification Suppression"
 _AVAILABLE = "Available Buffer Notification Suppression"
 _NO_INTERRUPT = 1
 
 
-async def _notified(bench: Bench, ring: SplitRing) -> bool:
+async def _notified(bench: Bench, ring: RawSplitRing) -> bool:
     """Serve one request; whether a used buffer notification comes with it, by ISR status: MSI-X is off."""
     await bench.isr()
     await bench.serve(ring)
     return bool(await bench.wait_isr(Isr.QUEUE) & Isr.QUEUE)
 
 
-async def _silent(bench: Bench, ring: SplitRing) -> bool:
+async def _silent(bench: Bench, ring: RawSplitRing) -> bool:
     """The opposite, which only takes as long as a notification might."""
     await bench.isr()
     await bench.serve(ring)

@@ -9,7 +9,7 @@ from vfiouser_virtio.testing.conformance.bench import RING_SIZE, Bench
 from vfiouser_virtio.testing.conformance.checks import ADVICE, EXERCISE, READS, SHOULD, check, offers
 from vfiouser_virtio.testing.conformance.placed import Placed
 from vfiouser_virtio.testing.conformance.verdicts import expect
-from vfiouser_virtio.testing.raw.packed import DESC, PackedRing, off_wrap
+from vfiouser_virtio.testing.raw.packed import DESC, RawPackedRing, off_wrap
 from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE
 
 _PACKED = offers(Feature.RING_PACKED)
@@ -17,7 +17,7 @@ _EVENTS = offers(Feature.RING_PACKED, Feature.EVENT_IDX)
 _NEEDS = (EXERCISE, _PACKED)
 
 
-async def _start(bench: Bench, *extra: Feature, size: int = RING_SIZE) -> PackedRing:
+async def _start(bench: Bench, *extra: Feature, size: int = RING_SIZE) -> RawPackedRing:
     """A running device; the ring is that of the exercise's queue, and the queues below it have empty ones."""
     await bench.negotiate(Feature.RING_PACKED, *extra)
     rings = [await _enable(bench, queue, size) for queue in range(bench.queue + 1)]
@@ -25,14 +25,14 @@ async def _start(bench: Bench, *extra: Feature, size: int = RING_SIZE) -> Packed
     return rings[-1]
 
 
-async def _enable(bench: Bench, queue: int, size: int) -> PackedRing:
+async def _enable(bench: Bench, queue: int, size: int) -> RawPackedRing:
     await bench.select(queue)
     ring = bench.packed_ring(min(size, await bench.get("queue_size")))
     await bench.place(ring, queue)
     return ring
 
 
-async def _used(bench: Bench, ring: PackedRing, count: int) -> tuple[int, int]:
+async def _used(bench: Bench, ring: RawPackedRing, count: int) -> tuple[int, int]:
     found: list[tuple[int, int]] = []
 
     async def there() -> bool:
@@ -46,7 +46,9 @@ async def _used(bench: Bench, ring: PackedRing, count: int) -> tuple[int, int]:
     return found[0]
 
 
-async def _serve(bench: Bench, ring: PackedRing, placed: Placed, ids: Sequence[int] | None = None) -> tuple[int, int]:
+async def _serve(
+    bench: Bench, ring: RawPackedRing, placed: Placed, ids: Sequence[int] | None = None
+) -> tuple[int, int]:
     """One request: (id, len) of the used descriptor."""
     count = len(placed.segments)
     ring.write(placed.segments, ids or [1] * count)
@@ -189,14 +191,14 @@ async def pk5_size(bench: Bench) -> None:
         await _serve(bench, ring, bench.request())
 
 
-async def _notified(bench: Bench, ring: PackedRing) -> bool:
+async def _notified(bench: Bench, ring: RawPackedRing) -> bool:
     """Serve one request; whether a used buffer notification comes with it, by ISR status: MSI-X is off."""
     await bench.isr()
     await _serve(bench, ring, bench.request())
     return bool(await bench.wait_isr(Isr.QUEUE) & Isr.QUEUE)
 
 
-async def _silent(bench: Bench, ring: PackedRing) -> bool:
+async def _silent(bench: Bench, ring: RawPackedRing) -> bool:
     """The opposite, which only takes as long as a notification might."""
     await bench.isr()
     await _serve(bench, ring, bench.request())

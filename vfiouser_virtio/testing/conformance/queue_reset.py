@@ -5,7 +5,7 @@ from vfiouser_virtio.protocols.virtio.pci import Isr
 from vfiouser_virtio.testing.conformance.bench import UNWRITTEN, Bench
 from vfiouser_virtio.testing.conformance.checks import EXERCISE, check, offers
 from vfiouser_virtio.testing.conformance.verdicts import expect
-from vfiouser_virtio.testing.raw.split import SplitRing
+from vfiouser_virtio.testing.raw.split import RawSplitRing
 
 _NEEDS = (EXERCISE, offers(Feature.RING_RESET))
 
@@ -52,7 +52,7 @@ async def qr2(bench: Bench) -> None:
     for _ in range(3):
         await bench.serve(ring)
     await _reset_queue(bench)
-    ring = SplitRing(ring.ram, ring.size, ring.addresses)
+    ring = RawSplitRing(ring.ram, ring.size, ring.addresses)
     ring.zero(UNWRITTEN)
     await bench.place(ring)
     await bench.serve(ring)

@@ -6,7 +6,7 @@ from vfiouser_virtio.testing.conformance.checks import EXERCISE, READS, WRITES, 
 from vfiouser_virtio.testing.conformance.placed import Placed
 from vfiouser_virtio.testing.conformance.verdicts import expect
 from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE
-from vfiouser_virtio.testing.raw.split import SplitRing, linked
+from vfiouser_virtio.testing.raw.split import RawSplitRing, linked
 
 
 @check(
@@ -43,7 +43,7 @@ async def sd1(bench: Bench) -> None:
         expect(bytes(placed.readable) == readable, f"a device-readable buffer has changed during request {number}")
 
 
-def _indirect_tail(bench: Bench, ring: SplitRing, placed: Placed, *, direct: int, flags: int = 0) -> int:
+def _indirect_tail(bench: Bench, ring: RawSplitRing, placed: Placed, *, direct: int, flags: int = 0) -> int:
     """The first ``direct`` segments in the ring, the others in an indirect table at its end; returns the head."""
     entries = ring.table(placed.segments[direct:])
     table = bench.memory.alloc(len(entries))
@@ -54,7 +54,7 @@ def _indirect_tail(bench: Bench, ring: SplitRing, placed: Placed, *, direct: int
     return 0
 
 
-async def _serve_indirect(bench: Bench, ring: SplitRing, placed: Placed, *, direct: int, flags: int = 0) -> None:
+async def _serve_indirect(bench: Bench, ring: RawSplitRing, placed: Placed, *, direct: int, flags: int = 0) -> None:
     before = ring.used_idx
     ring.offer(_indirect_tail(bench, ring, placed, direct=direct, flags=flags))
     await bench.kick()

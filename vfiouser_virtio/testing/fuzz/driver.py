@@ -1,10 +1,10 @@
 """What a well-behaved driver does, through nothing but messages: bring a device up, offer buffers, reset it.
 
-The offsets are those of `VirtioPci`; the ring is written apart from the device's side: no mistake is made twice.
+The offsets are those of `VirtioPci`; the rings are those of `testing.raw`.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import trio
 import trio.testing
@@ -14,20 +14,24 @@ from vfiouser_virtio.protocols.pci import TYPE0_HEADER, CapId
 from vfiouser_virtio.protocols.vfio_user import DMA_MAP, DMA_UNMAP, Command, DmaUnmapFlags, PciRegion
 from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
-from vfiouser_virtio.protocols.virtio.ring import DescFlags
 from vfiouser_virtio.testing.fuzz.case import Memory
 from vfiouser_virtio.testing.fuzz.client import FuzzClient
-from vfiouser_virtio.testing.fuzz.driver_rings import DriverRing, PackedRing, SplitRing
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import (
     HEAP,
     HEAP_END,
     MAX_RINGS,
     PIECES,
+    RING_STRIDE,
+    RINGS,
     TABLES,
     TABLES_END,
     Ram,
 )
+from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK, RegisterWrite, enable_queue, negotiate
+from vfiouser_virtio.testing.raw.packed import RawPackedRing
+from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE, RawRing, RingFullError, Segment
+from vfiouser_virtio.testing.raw.split import RawSplitRing
 from vfiouser_virtio.transports.pci import COMMON, NOTIFY, NOTIFY_MULTIPLIER, VIRTIO_BAR
 
 RESET_PATIENCE = 20.0
@@ -37,7 +41,6 @@ SUSPEND_PATIENCE = 20.0
 BUFFER_PATIENCE = 20.0
 """Seconds that a device may keep a buffer that it has no reason to keep; far more than it needs on a busy machine."""
 
-_READY = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
 _COMMAND_AT, _ = offsets(TYPE0_HEADER)["command"]
 _CAPABILITIES_AT, _ = offsets(TYPE0_HEADER)["capability_list"]
 _MEMORY_AND_MASTER = 0x6
@@ -52,11 +55,11 @@ class Driver:
         self.ram = ram
         self.bounds = bounds
         self.memory: Memory = memory
-        self.rings: list[DriverRing] = []
+        self.rings: list[RawRing] = []
         self.features = 0
         """What was accepted in the last `bring_up`."""
         self._pm_cap: int | None = None
-        self._offered: list[int] = []
+        self._offered = 0
         self._queue_sizes: list[int] = []
         self._heap = HEAP
         self._tables = TABLES
@@ -81,6 +84,10 @@ class Driver:
         """Write a field of the common configuration."""
         offset, size = COMMON_CFG_OFFSETS[name]
         self.write(VIRTIO_BAR, COMMON + offset, value.to_bytes(size, "little"))
+
+    def _set_all(self, writes: Iterable[RegisterWrite]) -> None:
+        for name, value in writes:
+            self.set_common(name, value)
 
     # ---- memory --------------------------------------------------------------------------------------------------
 
@@ -141,28 +148,18 @@ class Driver:
         self.bounds.check()
         self.bounds.forget()
         self._heap, self._tables = HEAP, TABLES
-        self.set_common("device_status", Status.ACKNOWLEDGE)
-        self.set_common("device_status", Status.ACKNOWLEDGE | Status.DRIVER)
-        features |= Feature.VERSION_1.mask
-        self.features = 0
         if not self._offered:
             await self._look_around()
-        for word, offered in enumerate(self._offered):
-            self.set_common("driver_feature_select", word)
-            self.set_common("driver_feature", offered & features >> 32 * word)
-            self.features |= (offered & features >> 32 * word) << 32 * word
-        self.set_common("device_status", _READY)
-        make = PackedRing if self.has(Feature.RING_PACKED) else SplitRing
+        self.features = self._offered & (features | Feature.VERSION_1.mask)
+        self._set_all(negotiate(self.features, _FEATURE_WORDS))
+        make = RawPackedRing if self.has(Feature.RING_PACKED) else RawSplitRing
         for index, largest in enumerate(self._queue_sizes):
-            self.set_common("queue_select", index)
-            ring = make(self.ram, index, min(size, largest))
+            desc = RINGS + RING_STRIDE * index
+            self.ram.write(desc, bytes(RING_STRIDE))
+            ring = make(self.ram, min(size, largest), (desc, desc + 0x800, desc + 0x1000), index)
             self.rings.append(ring)
-            self.set_common("queue_size", ring.size)
-            self.set_common("queue_desc", ring.desc)
-            self.set_common("queue_driver", ring.driver)
-            self.set_common("queue_device", ring.device)
-            self.set_common("queue_enable", 1)
-        self.set_common("device_status", _READY | Status.DRIVER_OK)
+            self._set_all(enable_queue(index, ring.addresses, size=ring.size))
+        self.set_common("device_status", DRIVER_OK)
         await self._sync()
 
     def has(self, feature: Feature) -> bool:
@@ -197,7 +194,7 @@ class Driver:
         """What the device offers, right after a reset: the same each time."""
         for word in range(_FEATURE_WORDS):
             self.set_common("device_feature_select", word)
-            self._offered.append(await self.common("device_feature"))
+            self._offered |= await self.common("device_feature") << 32 * word
         for index in range(min(await self.common("num_queues"), MAX_RINGS)):
             self.set_common("queue_select", index)
             self._queue_sizes.append(await self.common("queue_size"))
@@ -218,11 +215,11 @@ class Driver:
         if queue >= len(self.rings):
             return None
         ring = self.rings[queue]
-        ring.collect()
-        buffers = [(self.alloc(len(data)), len(data), 0) for data in readable]
+        self.collect(ring)
+        buffers: list[Segment] = [(self.alloc(len(data)), len(data), 0) for data in readable]
         for (address, _, _), data in zip(buffers, readable, strict=True):
             self.ram.write(address, data)
-        buffers += [(self.alloc(size), size, int(DescFlags.WRITE)) for size in writable]
+        buffers += [(self.alloc(size), size, WRITE) for size in writable]
         if not buffers:
             return None
         segments = buffers
@@ -232,12 +229,23 @@ class Driver:
                 self._tables = TABLES
             address, self._tables = self._tables, self._tables + len(table)
             self.ram.write(address, table)
-            segments = [(address, len(table), int(DescFlags.INDIRECT))]
-        name = ring.show(segments)
-        if name is None:
+            segments = [(address, len(table), INDIRECT)]
+        try:
+            name = ring.add(segments)
+        except RingFullError:
             return None
         self.bounds.note()
         return name, [address for address, _, flags in buffers if flags]
+
+    def collect(self, ring: RawRing) -> dict[int, int]:
+        """Used lengths, by name, of what the device has given back since the last look. Raises Found."""
+        used: dict[int, int] = {}
+        try:
+            while not ring.hostile and (element := ring.take_used()) is not None:
+                used[element[0]] = element[1]
+        except LookupError as error:
+            raise Found("reply", f"queue {ring.index}: {error}") from None
+        return used
 
     async def kick(self, queue: int) -> None:
         """The available buffer notification, whether the device asked for it or not."""
@@ -247,11 +255,11 @@ class Driver:
         self.write(VIRTIO_BAR, NOTIFY + NOTIFY_MULTIPLIER * queue, data)
         await self.client.flush()
 
-    async def wait_used(self, ring: DriverRing, head: int) -> int | None:
+    async def wait_used(self, ring: RawRing, head: int) -> int | None:
         """The used length of a chain; None if the device needs a reset or the server hung up. Raises Found: a hang."""
         with trio.move_on_after(BUFFER_PATIENCE):
             while True:
-                used = ring.collect()
+                used = self.collect(ring)
                 if head in used:
                     return used[head]
                 if self.client.closed.is_set() or await self.common("device_status") & Status.NEEDS_RESET:

@@ -14,10 +14,11 @@ from vfiouser_virtio.testing.fuzz import fd_kinds
 from vfiouser_virtio.testing.fuzz.case import Case, Memory, Step
 from vfiouser_virtio.testing.fuzz.client import HEADER_SIZE, FuzzClient, hello
 from vfiouser_virtio.testing.fuzz.driver import BUFFER_PATIENCE, Driver
-from vfiouser_virtio.testing.fuzz.driver_rings import PackedRing, SplitRing
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import PIECES, Ram
 from vfiouser_virtio.testing.fuzz.targets import Target
+from vfiouser_virtio.testing.raw.packed import RawPackedRing
+from vfiouser_virtio.testing.raw.split import RawSplitRing
 from vfiouser_virtio.transports.pci import DEVICE, VIRTIO_BAR
 
 # Commands after which buffers may stay with the device for good reasons: memory that is gone, a device that was reset.
@@ -182,7 +183,7 @@ class Performer:
         if self._disturbed or self._unmapped or self.client.lied or not self.client.in_step:
             return ""
         for ring in self.driver.rings:
-            ring.collect()
+            self.driver.collect(ring)
             if ring.pending and not ring.hostile and not self.target.keeps(ring.index, self.driver.features):
                 return f"queue {ring.index}: buffer {min(ring.pending):#x}"
         return ""
@@ -218,23 +219,23 @@ class Performer:
         """Make heads of a split ring available, and move the index ``jump`` further than that."""
         for ring in self.driver.rings[queue : queue + 1]:
             self._hostile(queue)
-            if isinstance(ring, SplitRing):
-                self.ram.write(ring.driver, struct.pack("<H", flags))
-                ring.expose(heads, jump)
+            if isinstance(ring, RawSplitRing):
+                ring.set_avail_flags(flags)
+                ring.offer(*heads, jump=jump)
                 self.bounds.note()
 
     async def do_packed(self, queue: int, entries: Sequence[Sequence[int]], raw: bool = False) -> None:
         """Descriptors of a packed ring, (address, length, id, flags) each, where its next ones belong."""
         for ring in self.driver.rings[queue : queue + 1]:
             self._hostile(queue)
-            if isinstance(ring, PackedRing):
+            if isinstance(ring, RawPackedRing):
                 ring.store([(address, length, name, flags) for address, length, name, flags in entries], raw=raw)
                 self.bounds.note()
 
     async def do_used_event(self, queue: int, value: int) -> None:
         """After what the driver wants an interrupt."""
         for ring in self.driver.rings[queue : queue + 1]:
-            ring.ask(value)
+            ring.set_event(value)
 
     async def do_suspend(self) -> None:
         """SUSPEND, and on again."""

@@ -2,7 +2,7 @@
 
 ::
 
-    ring           `RawRing`: what split and packed rings have in common; `Ram`, the guest memory that they lie in
+    ring           `RawRing`: what split and packed rings have in common; `RawRam`, the guest memory that they lie in
     split, packed  each structure of the ring by itself (hostile), and whole chains (well-behaved)
     bring_up       the register writes of a driver, from reset to DRIVER_OK, for any way to a register
     messages       vfio-user messages with any header

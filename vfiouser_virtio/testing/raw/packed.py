@@ -14,7 +14,7 @@ from vfiouser_virtio.protocols.virtio.ring import (
     RingEventFlags,
     packed_desc_size,
 )
-from vfiouser_virtio.testing.raw.ring import NEXT, Ram, RawRing, RingFullError, Segment
+from vfiouser_virtio.testing.raw.ring import NEXT, RawRam, RawRing, RingFullError, Segment
 
 DESC = PACKED_DESC_CODEC
 AVAIL, USED = int(DescFlags.AVAIL), int(DescFlags.USED)
@@ -32,10 +32,10 @@ def off_wrap(slot: int, wrap: bool) -> int:
     return slot | (WRAP_COUNTER if wrap else 0)
 
 
-class PackedRing(RawRing):
+class RawPackedRing(RawRing):
     """None of the descriptors is available, and both wrap counters are 1; the memory is expected to be zero."""
 
-    def __init__(self, ram: Ram, size: int, addresses: tuple[int, int, int], index: int = 0) -> None:
+    def __init__(self, ram: RawRam, size: int, addresses: tuple[int, int, int], index: int = 0) -> None:
         super().__init__(ram, size, addresses, index)
         self.next_slot, self._wrap = 0, True
         """Where the next descriptor goes."""

@@ -1,7 +1,7 @@
 """What the driver's sides of split and packed virtqueues have in common (virtio 1.4, 2.7 and 2.8).
 
-A well-behaved driver calls `RawRing.add` and `RawRing.take_used`. The methods of `SplitRing` and `PackedRing` that
-store single structures check nothing.
+A well-behaved driver calls `RawRing.add` and `RawRing.take_used`. The methods of `RawSplitRing` and `RawPackedRing`
+that store single structures check nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ Segment: TypeAlias = tuple[int, int, int]
 """address, length, flags (without NEXT)."""
 
 
-class Ram(Protocol):
+class RawRam(Protocol):
     """Guest memory, by guest address."""
 
     def read(self, address: int, count: int, /) -> bytes: ...
@@ -41,7 +41,7 @@ class RingFullError(Exception):
 class RawRing(ABC):
     """One queue of ``size`` entries between two resets, at ``addresses``: queue_desc, queue_driver, queue_device."""
 
-    def __init__(self, ram: Ram, size: int, addresses: tuple[int, int, int], index: int = 0) -> None:
+    def __init__(self, ram: RawRam, size: int, addresses: tuple[int, int, int], index: int = 0) -> None:
         self.ram = ram
         self.size = size
         self.addresses = addresses

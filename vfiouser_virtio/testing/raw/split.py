@@ -14,7 +14,7 @@ from vfiouser_virtio.protocols.virtio.ring import (
     desc_size,
     used_size,
 )
-from vfiouser_virtio.testing.raw.ring import NEXT, Ram, RawRing, RingFullError, Segment
+from vfiouser_virtio.testing.raw.ring import NEXT, RawRam, RawRing, RingFullError, Segment
 
 Descriptor: TypeAlias = tuple[int, int, int, int]
 """addr, len, flags, next."""
@@ -36,10 +36,10 @@ def linked(segments: Sequence[Segment], places: Sequence[int]) -> list[Descripto
     ]
 
 
-class SplitRing(RawRing):
+class RawSplitRing(RawRing):
     """Nothing is available; the memory is expected to be zero (`zero`)."""
 
-    def __init__(self, ram: Ram, size: int, addresses: tuple[int, int, int], index: int = 0) -> None:
+    def __init__(self, ram: RawRam, size: int, addresses: tuple[int, int, int], index: int = 0) -> None:
         super().__init__(ram, size, addresses, index)
         self.avail_idx = self.seen_idx = 0
         self._kicked_idx = 0
