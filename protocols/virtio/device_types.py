@@ -17,8 +17,18 @@ DECLARED: dict[int, str] = {
 }
 """Device id to name: of the module here, in `devices` and in `guest.drivers`. A test compares it with the folders."""
 
-DEVICE_TYPES: dict[int, DeviceType] = {}
-"""Declarations by device id: those that were looked up with `known_type`, and those that a program adds."""
+
+class _DeviceTypes(dict[int, DeviceType]):
+    def __missing__(self, device_id: int) -> DeviceType:
+        declared: DeviceType = import_module(f"{__package__}.{DECLARED[device_id]}").TYPE
+        return self.setdefault(device_id, declared)
+
+
+DEVICE_TYPES: dict[int, DeviceType] = _DeviceTypes()
+"""Declarations by device id: those of `DECLARED`, each imported when it is looked up, and those that a program adds.
+
+Only what is asked for is imported: what a server needs must not grow with the number of types.
+"""
 
 # Types without a device and a driver of ours: their PCI class, and Linux's modules for QEMU's own devices.
 _OTHERS: dict[int, DeviceType] = {
@@ -45,14 +55,11 @@ _OTHERS: dict[int, DeviceType] = {
 
 
 def known_type(device_id: int) -> DeviceType | None:
-    """The declaration of a type: a program's own, or the ``TYPE`` of its module here; None where there is neither.
-
-    Only that module is imported: what a server needs must not grow with the number of types.
-    """
-    known = DEVICE_TYPES.get(device_id)
-    if known is None and (name := DECLARED.get(device_id)) is not None:
-        known = DEVICE_TYPES[device_id] = import_module(f"{__package__}.{name}").TYPE
-    return known
+    """The declaration of a type; None where nobody has made one."""
+    try:
+        return DEVICE_TYPES[device_id]
+    except KeyError:
+        return None
 
 
 def device_type(device_id: int) -> DeviceType:

@@ -40,4 +40,8 @@ def test_types_that_nobody_described() -> None:
 
 
 def test_every_described_type_is_one() -> None:
+    assert DEVICE_TYPES[DeviceId.BALLOON].name == "balloon"  # whether it was looked up before or not
     assert set(DEVICE_TYPES) <= set(DeviceId)
+    with pytest.raises(KeyError):
+        DEVICE_TYPES[DeviceId.P9]
+    assert DeviceId.P9 not in DEVICE_TYPES
