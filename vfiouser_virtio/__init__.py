@@ -20,11 +20,9 @@ The names for authors of devices are here, each imported from its own module whe
 device needs no server, and ``vfiouser-virtio --help`` neither trio nor devices. docs/writing-a-device.md explains them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 __version__ = "0.2.0"
 
+TYPE_CHECKING = False  # typing's, which type checkers know by its name; importing that would be all of this import
 if TYPE_CHECKING:
     from vfiouser_virtio.cli.device_main import main as main
     from vfiouser_virtio.errors import AuthorError as AuthorError
@@ -54,6 +52,8 @@ else:
     __all__ = sorted(name for names in _HOMES.values() for name in names)
 
     def __getattr__(name: str) -> object:
+        from importlib import import_module
+
         for module, names in _HOMES.items():
             if name in names:
                 value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)

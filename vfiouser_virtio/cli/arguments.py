@@ -2,10 +2,16 @@
 
 import argparse
 import math
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vfiouser_virtio.cli.exit_status import EXPLAINED
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.serving.device_specs import DeviceSpec
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.serving.serve import Serving
 
 LOG_RATE = 10
 """Lines a second of each device, unless the user says another number."""
@@ -150,9 +156,19 @@ def log_rate(arguments: argparse.Namespace) -> float:
     return by_level if arguments.log_rate is None else float(arguments.log_rate)
 
 
-def serving_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What of `add_serving_arguments` is for `serve` and `processes`. Raises ConfigError."""
-    options = {name: getattr(arguments, name) for name in ("ids", "write_multiple", "engine", "libvfio_user")}
+def serving_of(
+    specs: Sequence[DeviceSpec],
+    arguments: argparse.Namespace,
+    abandoned: list[Callable[[], None]],
+    *,
+    not_for_children: Sequence[int] = (),
+    **options: Any,
+) -> AbstractContextManager[AbstractAsyncContextManager["Serving"]]:
+    """What serves the devices as `add_serving_arguments` says: entered before ``trio.run``, what it gives inside of it.
+
+    The rest is as with `serve` and `serve_in_processes`. Raises ConfigError.
+    """
+    options |= {name: getattr(arguments, name) for name in ("ids", "write_multiple", "engine", "libvfio_user")}
     if arguments.trace is not None:
         from vfiouser_virtio.serving.trace import TraceLog, wants_json
 
@@ -160,7 +176,13 @@ def serving_options(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError("--trace: libvfio-user does not show its messages; use --engine vfio-user")
         as_json = wants_json(arguments.trace, arguments.trace_format)
         options["open_trace"] = TraceLog(arguments.trace, as_json=as_json, limit=arguments.trace_limit).open
-    return options
+    if getattr(arguments, "processes", False):
+        from vfiouser_virtio.serving.processes import serve_in_processes
+
+        return serve_in_processes(*specs, **options, not_for_children=not_for_children)
+    from vfiouser_virtio.serving.serve import serve
+
+    return nullcontext(serve(*specs, **options, abandoned=abandoned))
 
 
 def _size(text: str) -> int:

@@ -66,7 +66,7 @@ def main(device_class: type[Device], argv: Sequence[str] | None = None) -> NoRet
 
 def _execute(device_class: type[Device], file: str, arguments: argparse.Namespace) -> int:
     spec = DeviceSpec(file, parse_options(arguments.options), device_class)
-    return serve_devices([spec], arguments, processes=False)
+    return serve_devices([spec], arguments)
 
 
 def _parser(device_class: type[Device], file: str) -> argparse.ArgumentParser:

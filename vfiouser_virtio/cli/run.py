@@ -5,7 +5,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from vfiouser_virtio.cli.arguments import (
     add_command,
     add_device_arguments,
     add_serving_arguments,
-    serving_options,
+    serving_of,
 )
 from vfiouser_virtio.cli.exit_status import OutputError, RunError, TimedOutError
 from vfiouser_virtio.errors import ConfigError
@@ -113,19 +113,11 @@ def execute(arguments: argparse.Namespace) -> int:
 
     import trio
 
-    from vfiouser_virtio.serving.processes import serve_in_processes
-    from vfiouser_virtio.serving.serve import serve
     from vfiouser_virtio.serving.signals import GIVE_UP_S, run_until_signal
     from vfiouser_virtio.vm.guest import KINDNESS_S
 
-    options = serving_options(arguments)
     abandoned: list[Callable[[], None]] = []
-    making: AbstractContextManager[AbstractAsyncContextManager[Serving]]
-    if arguments.processes:
-        making = serve_in_processes(*specs, **options)
-    else:
-        making = nullcontext(serve(*specs, **options, abandoned=abandoned))
-    with making as made:
+    with serving_of(specs, arguments, abandoned) as made:
         work = partial(_run, arguments, made, own_guest=own_guest)
         outcome = trio.run(partial(run_until_signal, work, abandoned, give_up_after=KINDNESS_S + GIVE_UP_S))
     return 128 + outcome if isinstance(outcome, signal.Signals) else outcome

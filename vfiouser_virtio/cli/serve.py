@@ -14,9 +14,9 @@ import gc
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vfiouser_virtio.cli.arguments import (
     SubParsers,
@@ -24,7 +24,7 @@ from vfiouser_virtio.cli.arguments import (
     add_device_arguments,
     add_serving_arguments,
     add_socket_arguments,
-    serving_options,
+    serving_of,
 )
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.serving.device_specs import DeviceSpec, all_specs
@@ -67,33 +67,27 @@ def add_parser(commands: SubParsers) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Serve; 0 when a signal, or with ``--once`` the last client's leaving, has ended it."""
-    return serve_devices(all_specs(arguments.config, arguments.device), arguments, processes=arguments.processes)
+    return serve_devices(all_specs(arguments.config, arguments.device), arguments)
 
 
-def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace, *, processes: bool) -> int:
+def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace) -> int:
     """Serve these devices, as the arguments of `add_socket_arguments` and `add_serving_arguments` say."""
     _check_ready_fd(arguments.ready_fd)
 
     gc.disable()  # what an import makes stays, so looking for garbage among it is 5 % of the start for nothing
     import trio
 
-    from vfiouser_virtio.serving.serve import serve
     from vfiouser_virtio.serving.signals import run_until_signal
 
-    options: dict[str, Any] = {
-        **serving_options(arguments),
-        "places": arguments.places or (),
-        "once": arguments.once,
-    }
-    ours_alone = () if arguments.ready_fd is None else (arguments.ready_fd,)
     abandoned: list[Callable[[], None]] = []
-    making: AbstractContextManager[AbstractAsyncContextManager[Serving]]
-    if processes:
-        from vfiouser_virtio.serving.processes import serve_in_processes
-
-        making = serve_in_processes(*specs, **options, not_for_children=ours_alone)
-    else:
-        making = nullcontext(serve(*specs, **options, abandoned=abandoned))
+    making = serving_of(
+        specs,
+        arguments,
+        abandoned,
+        places=arguments.places or (),
+        once=arguments.once,
+        not_for_children=() if arguments.ready_fd is None else (arguments.ready_fd,),
+    )
     gc.freeze()  # nor later, and what forked processes share with us stays shared
     gc.enable()
     with making as made:

@@ -5,12 +5,11 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from vfiouser_virtio.background import background
 from vfiouser_virtio.engines import Engine, VfioUserEngine
 from vfiouser_virtio.pci import Identity
+from vfiouser_virtio.serving.serve import serve
 from vfiouser_virtio.testing.conversation import Conversation
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.identity import Style
@@ -54,12 +53,10 @@ async def served(
     conversation = conversation or Conversation(device.name)
     function = (VirtioPci if accept_fds else _PciWithoutFds)(device, ids=ids, name=device.name, offer=offer)
     engine = engine or VfioUserEngine(trace=conversation.record)
-    with tempfile.TemporaryDirectory() as folder, engine.listen(path := f"{folder}/{device.name}.sock") as listener:
-        engine.open(listener)
-        async with background() as nursery:
-            nursery.start_soon(function.serve)
-            nursery.start_soon(partial(engine.serve, function, listener, name=device.name))
-            yield ServedDevice(Path(path), function, conversation)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{device.name}.sock")
+        async with serve(function, path=path, engine=engine):
+            yield ServedDevice(path, function, conversation)
 
 
 class _PciWithoutFds(VirtioPci):
