@@ -10,10 +10,10 @@ import pytest
 import trio
 from support.command import COMMAND, environment, run_command, serve_process
 from support.libvfio_user_found import find
-from support.raw_client import RawClient
 
 from vfiouser_virtio.libvfio_user.bindings import Library
 from vfiouser_virtio.protocols.vfio_user import Command
+from vfiouser_virtio.testing.raw.client import RawClient
 
 LIBRARY = ("--engine", "libvfio-user")
 

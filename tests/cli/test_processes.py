@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 from support.command import ServeProcess, run_command, serve_process
-from support.raw_client import RawClient
 
 from vfiouser_virtio.protocols.vfio_user import Command
+from vfiouser_virtio.testing.raw.client import RawClient
 
 # `reset` and the constructor run in the event loop of the device's process.
 DEVICES = """\

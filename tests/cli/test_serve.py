@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 from support.command import COMMAND, Process, environment, run_command, serve_process
-from support.raw_client import RawClient
 
 from vfiouser_virtio.protocols.vfio_user import Command
+from vfiouser_virtio.testing.raw.client import RawClient
 
 How = tuple[str, ...]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import trio
 from support.command import ServeProcess, environment, serve_process
-from support.raw_client import RawClient
 from support.stuck import DEVICE, is_gone
 
 from vfiouser_virtio.parent_death import ending_with_us
 from vfiouser_virtio.protocols.vfio_user import Command
+from vfiouser_virtio.testing.raw.client import RawClient
 
 
 def log_of(served: ServeProcess) -> str:

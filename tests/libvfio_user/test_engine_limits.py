@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import trio
 from support.hosted_echo import HostedEcho
-from support.raw_client import RawClient
 
 from vfiouser_virtio.libvfio_user import Library, LibraryListener, LibvfioUserServer, attach, hosted
 from vfiouser_virtio.libvfio_user import client as library_client
 from vfiouser_virtio.libvfio_user.bindings import MAX_DMA_REGIONS, Context, RegionFlag
 from vfiouser_virtio.protocols.vfio_user import IOEVENTFD, Command, PciIrq
+from vfiouser_virtio.testing.raw.client import RawClient
 from vfiouser_virtio.vfio_device import Hold, IoEventFd
 
 PAGE = 4096

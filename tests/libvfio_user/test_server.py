@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import trio
 from support.hosted_echo import HostedEcho
-from support.raw_client import RawClient
 
 from vfiouser_virtio import holds
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.libvfio_user import LibraryListener, LibvfioUserServer, attach, hosted
 from vfiouser_virtio.libvfio_user.bindings import HasFunctions
 from vfiouser_virtio.protocols.vfio_user import Command, IrqSetFlags, PciIrq
+from vfiouser_virtio.testing.raw.client import RawClient
 from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.vfio_user import ListenError, listen_path
 

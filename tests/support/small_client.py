@@ -5,9 +5,8 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from support.raw_client import RawClient
-
 from vfiouser_virtio.protocols.vfio_user import Command, MessageFlags
+from vfiouser_virtio.testing.raw.client import RawClient
 
 DEVICE_STATUS = 0x14
 

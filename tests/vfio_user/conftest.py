@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 from support.echo_device import EchoDevice
-from support.raw_client import RawClient
 
+from vfiouser_virtio.testing.raw.client import RawClient
 from vfiouser_virtio.vfio_user import Listener, Server, listen_path
 
 

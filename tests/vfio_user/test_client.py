@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 from support.echo_device import EchoDevice
-from support.raw_client import QEMU_CAPABILITIES
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import Command, Direction, IrqSetFlags, PciIrq, PciRegion, RegionFlags
+from vfiouser_virtio.testing.raw.client import QEMU_CAPABILITIES
 from vfiouser_virtio.vfio_device import Hold, IoEventFd
 from vfiouser_virtio.vfio_user import (
     QEMU_OPTIONS,

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from support.raw_client import RawClient, Reply
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, PciRegion
+from vfiouser_virtio.testing.raw.client import RawClient, RawMessage
 from vfiouser_virtio.vfio_user import QEMU_OPTIONS, TWIN_VERSION, Client, ClientOptions, PrivateMemory
 from vfiouser_virtio.vfio_user import connect as connect_to
 
@@ -31,7 +31,7 @@ class FakeServer(RawClient):
         error: int = 0,
         fds: tuple[int, ...] = (),
         size: int | None = None,
-    ) -> Reply:
+    ) -> RawMessage:
         """Wait for a request, and answer it."""
         request = await self.receive()
         size = 16 + len(payload) if size is None else size

@@ -6,9 +6,9 @@ import struct
 from dataclasses import replace
 
 import pytest
-from support.raw_client import QEMU_CAPABILITIES
 
 from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.testing.raw.client import QEMU_CAPABILITIES
 from vfiouser_virtio.vfio_user import QEMU_VERSION, SPDK_VERSION, TWIN_VERSION, VersionProposal
 from vfiouser_virtio.vfio_user.client.version import parse_version
 from vfiouser_virtio.vfio_user.server.version import negotiate

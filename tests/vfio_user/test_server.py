@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import trio
 from support.echo_device import EchoDevice
-from support.raw_client import RawClient
 
 from vfiouser_virtio import holds
+from vfiouser_virtio.testing.raw.client import RawClient
 from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.vfio_user import Listener, Server, from_fd
 

@@ -12,11 +12,11 @@ import pytest
 import trio
 import trio.testing
 from support.echo_device import EchoDevice
-from support.raw_client import QEMU_CAPABILITIES, RawClient, Reply
 
 from vfiouser_virtio import holds
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, Direction
+from vfiouser_virtio.testing.raw.client import QEMU_CAPABILITIES, RawClient, RawMessage
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user import Listener, Server
 from vfiouser_virtio.vfio_user.server import dispatch as dispatch_module
@@ -145,7 +145,7 @@ async def test_a_burst_with_and_without_fds_in_one_read(client: RawClient, devic
 async def test_spdk(qemu_listener: Listener, connect: Connect, device: EchoDevice) -> None:
     client = connect()
 
-    async def answer(command: int, payload: bytes = b"", fds: tuple[int, ...] = ()) -> Reply:
+    async def answer(command: int, payload: bytes = b"", fds: tuple[int, ...] = ()) -> RawMessage:
         await client.send(header(0, command, 16 + len(payload)) + payload, fds)  # every id is 0
         reply = await client.receive()
         assert (reply.id, reply.flags) == (0, 1)

@@ -4,9 +4,9 @@ import json
 import struct
 
 import pytest
-from support.raw_client import QEMU_CAPABILITIES
 
 from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.testing.raw.client import QEMU_CAPABILITIES
 from vfiouser_virtio.vfio_user.server.version import Negotiated, negotiate
 
 

@@ -5,9 +5,9 @@ It serves the DMA requests of the server out of `Ram`, truthfully or as the case
 
 import errno
 import json
+import math
 import os
 import socket
-from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from vfiouser_virtio.protocols.vfio_user import (
 )
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import SIZE, Ram
+from vfiouser_virtio.testing.raw.client import HEADER_SIZE, MAX_MESSAGE_SIZE, RawClient, RawMessage, raw_message
 
 PATIENCE = 6.0
 """Seconds that a reply may take: a held one takes up to two, and QEMU gives up after five."""
@@ -32,19 +33,9 @@ PATIENCE = 6.0
 ANSWERS = ("ok", "error", "short", "long", "empty", "wrong_id", "wrong_command", "twice", "lie", "late", "never")
 """How a DMA request can be answered."""
 
-HEADER_SIZE = HEADER_CODEC.size
-MAX_MESSAGE_SIZE = (1 << 20) + 4096
 _ACCESS_SIZE = HEADER_SIZE + REGION_ACCESS_CODEC.size
 _DMA_SIZE = DMA_ACCESS.sizeof()
 _MAX_DMA_READ = 32 << 10  # more would make QEMU lose part of its reply
-
-
-@dataclass(slots=True)
-class FuzzReply:
-    """What the server answered: ``error`` is 0 or an errno."""
-
-    error: int
-    body: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +47,7 @@ class _Asked:
     limit: int
     """Bytes of the largest reply."""
     done: trio.Event = field(default_factory=trio.Event)
-    reply: FuzzReply | None = None
+    reply: RawMessage | None = None
 
 
 def hello(*, twin: bool = False, text: str | None = None) -> bytes:
@@ -72,7 +63,6 @@ class FuzzClient:
     """One connection. `run` reads it until it ends; everything else may be called meanwhile."""
 
     def __init__(self, sock: socket.socket, ram: Ram, bounds: Bounds) -> None:
-        sock.setblocking(False)
         self.closed = trio.Event()
         """The server has hung up, or we have."""
         self.in_step = True
@@ -85,12 +75,12 @@ class FuzzClient:
         """How to answer the next DMA requests; then truthfully."""
         self.lied = False
         """A DMA request was not answered as it should be: the device may wait, or give up."""
-        self._socket = sock
-        self._twin: socket.socket | None = None
+        self._socket = RawClient(sock, timeout=math.inf)
+        self._twin: RawClient | None = None
         self._ram = ram
         self._bounds = bounds
         self._asked: deque[_Asked] = deque()
-        self._late: list[tuple[socket.socket, bytes]] = []
+        self._late: list[tuple[RawClient, bytes]] = []
         self._last_id = 0x100
         self._posted = b""
         self._sending = trio.Lock()
@@ -105,18 +95,16 @@ class FuzzClient:
 
     async def call(
         self, command: int, payload: bytes = b"", fds: Sequence[int] = (), *, wait: bool = True
-    ) -> FuzzReply | None:
+    ) -> RawMessage | None:
         """A request as it should be; None where the server hung up, or ``wait`` is off."""
         self._last_id = self._last_id + 1 & 0xFFFF
-        header = HEADER_CODEC.pack(self._last_id, command, HEADER_SIZE + len(payload), 0, 0)
-        asked = await self.send(header + payload, fds)
+        asked = await self.send(raw_message(command, payload, message_id=self._last_id), fds)
         return await self.result(asked) if wait else None
 
     def post(self, command: int, payload: bytes) -> None:
         """A request that wants no reply; it goes out together with the next `send` or `flush`."""
         if self.in_step:
-            size = HEADER_SIZE + len(payload)
-            self._posted += HEADER_CODEC.pack(0, command, size, MessageFlags.NO_REPLY, 0) + payload
+            self._posted += raw_message(command, payload, flags=MessageFlags.NO_REPLY)
 
     async def flush(self) -> None:
         """Send what was posted."""
@@ -132,12 +120,7 @@ class FuzzClient:
         asked = self._expect(data)
         async with self._sending:
             await self._send_posted()
-            start = 0
-            for end in [*sorted(cut for cut in set(cuts) if 0 < cut < len(data)), len(data)]:
-                await self._send(self._socket, data[start:end], fds if start == 0 else ())
-                start = end
-                if start < len(data):
-                    await trio.lowlevel.checkpoint()
+            await self._send(self._socket, data, fds, cuts)
         return asked
 
     def _expect(self, data: bytes) -> _Asked | None:
@@ -165,7 +148,7 @@ class FuzzClient:
         self._asked.append(asked)
         return asked
 
-    async def result(self, asked: _Asked | None) -> FuzzReply | None:
+    async def result(self, asked: _Asked | None) -> RawMessage | None:
         """The reply to what was sent; None where none is due any more. Raises Found where it does not come."""
         if asked is None:
             return None
@@ -174,24 +157,17 @@ class FuzzClient:
             return asked.reply
         raise Found("hang", f"no reply to {_name(asked.command)} within {PATIENCE} s", _name(asked.command))
 
-    async def _send(self, sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
-        while data and not self.closed.is_set():
-            try:
-                if fds:
-                    sent = sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
-                else:
-                    sent = sock.send(data)
-            except BlockingIOError:
-                with trio.move_on_after(PATIENCE) as scope:
-                    await trio.lowlevel.wait_writable(sock)
-                if scope.cancelled_caught:
-                    raise Found("hang", f"the server has not read its socket for {PATIENCE} s", "socket") from None
-            except OSError as error:
-                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
-                    raise
-                return
-            else:
-                data, fds = data[sent:], ()
+    async def _send(self, sock: RawClient, data: bytes, fds: Sequence[int] = (), cuts: Sequence[int] = ()) -> None:
+        if self.closed.is_set():
+            return
+        try:
+            with trio.fail_after(PATIENCE):
+                await sock.send(data, fds, cuts)
+        except trio.TooSlowError:
+            raise Found("hang", f"the server has not read its socket for {PATIENCE} s", "socket") from None
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                raise
 
     # ---- receiving -----------------------------------------------------------------------------------------------
 
@@ -205,44 +181,28 @@ class FuzzClient:
             asked.done.set()
         self._asked.clear()
 
-    async def _receive(self, sock: socket.socket) -> None:
-        buffer = b""
+    async def _receive(self, sock: RawClient) -> None:
         while True:
             try:
-                data, ancillary, _, _ = sock.recvmsg(1 << 16, socket.CMSG_SPACE(64 * 4), socket.MSG_CMSG_CLOEXEC)
-            except BlockingIOError:
-                try:
-                    await trio.lowlevel.wait_readable(sock)
-                except trio.ClosedResourceError:
-                    return
-                continue
-            except OSError:
+                message = await sock.receive()
+            except (EOFError, OSError, trio.ClosedResourceError):
                 return
-            if not data:
-                return
-            fds = array("i")
-            for _, _, raw in ancillary:
-                fds.frombytes(raw)
-            buffer += data
-            while len(buffer) >= HEADER_SIZE:
-                size = HEADER_CODEC.unpack_from(buffer)[2]
-                if not HEADER_SIZE <= size <= MAX_MESSAGE_SIZE:
-                    raise Found("reply", f"the server sent a message of {size:#x} bytes")
-                if len(buffer) < size:
-                    break
-                await self._message(sock, buffer[:size], fds)
-                buffer = buffer[size:]
-            close_all(fds)
+            except ValueError as error:
+                raise Found("reply", str(error)) from None
+            try:
+                await self._message(sock, message)
+            finally:
+                close_all(message.fds)
 
-    async def _message(self, sock: socket.socket, message: bytes, fds: "array[int]") -> None:
-        message_id, command, _, flags, number = HEADER_CODEC.unpack_from(message)
+    async def _message(self, sock: RawClient, message: RawMessage) -> None:
+        message_id, command, flags, number = message.id, message.command, message.flags, message.error
         if flags & MESSAGE_TYPE_MASK == 0:
-            await self._dma(sock, message_id, command, message[HEADER_SIZE:])
+            await self._dma(sock, message_id, command, message.body)
             return
         what = f"reply {message_id:#x} to {_name(command)}, flags {flags:#x}, error {number}"
         if flags & ~(MessageFlags.REPLY | MessageFlags.ERROR) or not flags & MessageFlags.REPLY:
             raise Found("reply", f"{what}: no such flags", "flags")
-        if bool(flags & MessageFlags.ERROR) != bool(number) or (number and len(message) > HEADER_SIZE):
+        if bool(flags & MessageFlags.ERROR) != bool(number) or (number and message.body):
             raise Found("reply", f"{what}: an error that is none, or has a body", "error")
         if not self._asked:
             if self.in_step:
@@ -251,21 +211,20 @@ class FuzzClient:
         asked = self._asked.popleft()
         if (asked.id, asked.command) != (message_id, command):
             raise Found("reply", f"{what}, but {_name(asked.command)} {asked.id:#x} comes first", "order")
-        if not number and asked.count is not None and len(message) != asked.limit:
-            raise Found("reply", f"{what}: {len(message):#x} bytes, {asked.limit:#x} expected", "size")
-        if len(message) > asked.limit:
-            raise Found("reply", f"{what}: {len(message):#x} bytes, {asked.limit:#x} are allowed", "size")
-        if command == Command.VERSION and fds and self._twin is None:
-            self._twin = socket.socket(fileno=os.dup(fds[0]))
-            self._twin.setblocking(False)
+        if not number and asked.count is not None and message.size != asked.limit:
+            raise Found("reply", f"{what}: {message.size:#x} bytes, {asked.limit:#x} expected", "size")
+        if message.size > asked.limit:
+            raise Found("reply", f"{what}: {message.size:#x} bytes, {asked.limit:#x} are allowed", "size")
+        if command == Command.VERSION and message.fds and self._twin is None:
+            self._twin = RawClient(socket.socket(fileno=os.dup(message.fds[0])), timeout=math.inf)
             assert self._nursery is not None
             self._nursery.start_soon(self._receive, self._twin)
-        asked.reply = FuzzReply(number, message[HEADER_SIZE:])
+        asked.reply = message
         asked.done.set()
 
     # ---- memory without a file descriptor ------------------------------------------------------------------------
 
-    async def _dma(self, sock: socket.socket, message_id: int, command: int, body: bytes) -> None:
+    async def _dma(self, sock: RawClient, message_id: int, command: int, body: bytes) -> None:
         if command not in (Command.DMA_READ, Command.DMA_WRITE) or len(body) < _DMA_SIZE:
             raise Found("reply", f"the server asks for {_name(command)} with {len(body):#x} bytes", "request")
         address, count = int.from_bytes(body[:8], "little"), int.from_bytes(body[8:16], "little")
@@ -288,18 +247,18 @@ class FuzzClient:
             answer = bytes(byte ^ 0x5A if at % 3 == 1 else byte for at, byte in enumerate(answer))
         await self._answer(sock, how, message_id, command, body[:_DMA_SIZE] + answer)
 
-    async def _answer(self, sock: socket.socket, how: str, message_id: int, command: int, payload: bytes) -> None:
+    async def _answer(self, sock: RawClient, how: str, message_id: int, command: int, payload: bytes) -> None:
         if how == "never":
             return
         if how == "error":
             flags = MessageFlags.REPLY | MessageFlags.ERROR
-            reply = HEADER_CODEC.pack(message_id, command, HEADER_SIZE, flags, errno.EFAULT)
+            reply = raw_message(command, message_id=message_id, flags=flags, error=errno.EFAULT)
         else:
             message_id ^= 0x8000 if how == "wrong_id" else 0
             command = Command.DEVICE_RESET if how == "wrong_command" else command
             changed = {"short": payload[:-1], "long": payload + bytes(7), "empty": b""}
             payload = changed.get(how, payload)
-            reply = HEADER_CODEC.pack(message_id, command, HEADER_SIZE + len(payload), MessageFlags.REPLY, 0) + payload
+            reply = raw_message(command, payload, message_id=message_id, flags=MessageFlags.REPLY)
         if how == "late":
             self._late.append((sock, reply))
             return
@@ -318,8 +277,8 @@ class FuzzClient:
         """Hang up."""
         self.ours = True
         for sock in (self._socket, self._twin):
-            if sock is not None and sock.fileno() >= 0:
-                trio.lowlevel.notify_closing(sock)
+            if sock is not None and sock.socket.fileno() >= 0:
+                trio.lowlevel.notify_closing(sock.socket)
                 sock.close()
 
 

@@ -21,9 +21,10 @@ from vfiouser_virtio.protocols.vfio_user import (
 )
 from vfiouser_virtio.testing.fuzz import fd_kinds
 from vfiouser_virtio.testing.fuzz.case import Case, Step
-from vfiouser_virtio.testing.fuzz.client import ANSWERS, MAX_MESSAGE_SIZE, hello
+from vfiouser_virtio.testing.fuzz.client import ANSWERS, hello
 from vfiouser_virtio.testing.fuzz.ram import PIECES
 from vfiouser_virtio.testing.fuzz.values import mutated, number, pick, remapped
+from vfiouser_virtio.testing.raw.client import MAX_MESSAGE_SIZE
 
 Made = tuple[bytes, list[str]]
 """A payload, and the kinds of fds that come with it."""

@@ -7,16 +7,17 @@ import trio
 import trio.testing
 
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, MessageFlags
+from vfiouser_virtio.protocols.vfio_user import Command, MessageFlags
 from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
 from vfiouser_virtio.testing.fuzz import fd_kinds
 from vfiouser_virtio.testing.fuzz.case import Case, Memory, Step
-from vfiouser_virtio.testing.fuzz.client import HEADER_SIZE, FuzzClient, hello
+from vfiouser_virtio.testing.fuzz.client import FuzzClient, hello
 from vfiouser_virtio.testing.fuzz.driver import BUFFER_PATIENCE, Driver
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import PIECES, Ram
 from vfiouser_virtio.testing.fuzz.targets import Target
+from vfiouser_virtio.testing.raw.client import raw_message
 from vfiouser_virtio.testing.raw.packed import RawPackedRing
 from vfiouser_virtio.testing.raw.split import RawSplitRing
 from vfiouser_virtio.transports.pci import DEVICE, VIRTIO_BAR
@@ -69,11 +70,11 @@ class Performer:
     ) -> None:
         """One message of any kind; ``size`` if it is to lie, ``cuts`` where it is cut into pieces."""
         payload = bytes.fromhex(body)
-        size = HEADER_SIZE + len(payload) if size is None else size
         self._disturbed |= command in _DISTURBING
         sent = [fd_kinds.make(kind, self.ram.fd) for kind in fds]
         try:
-            asked = await self.client.send(HEADER_CODEC.pack(id, command, size, flags, error) + payload, sent, cuts)
+            message = raw_message(command, payload, message_id=id, flags=flags, error=error, size=size)
+            asked = await self.client.send(message, sent, cuts)
         finally:
             close_all(sent)
         if wait and not flags & MessageFlags.NO_REPLY:
