@@ -28,7 +28,7 @@ MAX_STATS = 64
 MAX_HINTS = 64 << 10
 """Ranges that are kept of one round of hinting; Linux's have 4 MiB each."""
 # Page numbers that are sorted in one go, which takes some 50 µs.
-_AT_ONCE = 256
+_AT_ONCE = 64
 _TAGS = {int(tag): tag.name.lower() for tag in Stat}
 
 Range = tuple[int, int]

@@ -6,9 +6,9 @@ import trio
 
 from vfiouser_virtio.memory import Discarded, GuestMemory, Ranges
 
-SLICE = 4 << 20
-"""Bytes that are handed back in one turn, some 0.5 ms: a guest may give all of its RAM in one request."""
-CALLS = 32
+SLICE = 2 << 20
+"""Bytes that are handed back in one turn, some 0.8 ms: a guest may give all of its RAM in one request."""
+CALLS = 16
 """Ranges likewise: a guest may give single pages, in any order."""
 
 
