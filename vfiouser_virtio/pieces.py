@@ -74,6 +74,8 @@ class Pieces(Sequence[memoryview]):
 
 def total(segments: Sequence[memoryview]) -> int:
     """Their length together, in bytes."""
+    if len(segments) == 1:  # as mostly: a third of the time
+        return len(segments[0])
     return segments.length if type(segments) is Pieces else sum(map(len, segments))
 
 

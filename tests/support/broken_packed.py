@@ -44,26 +44,26 @@ def writes_to_the_packed_request(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("virtio14/PK4", device="blk", packed=True, logs="broke virtio.* a readable descriptor .* follows writable")
 def takes_lists_from_behind(patch: pytest.MonkeyPatch) -> None:
-    def make(original: Any, memory: Any, head: int, descriptors: list[Any]) -> Any:
-        return original(memory, head, descriptors[::-1])
+    def make(original: Any, ring: Any, memory: Any, head: int, descriptors: list[Any], slots: int) -> Any:
+        return original(ring, memory, head, descriptors[::-1], slots)
 
     around(patch, packed, "make_chain", make)
 
 
 @breaks("virtio14/MF1-packed", device="blk", packed=True, logs="broke virtio.* too many descriptors")
 def takes_four_descriptors(patch: pytest.MonkeyPatch) -> None:
-    def make(original: Any, memory: Any, head: int, descriptors: list[Any]) -> Any:
+    def make(original: Any, ring: Any, memory: Any, head: int, descriptors: list[Any], slots: int) -> Any:
         if len(descriptors) > 4:
             raise GuestError("too many descriptors")
-        return original(memory, head, descriptors)
+        return original(ring, memory, head, descriptors, slots)
 
     around(patch, packed, "make_chain", make)
 
 
 @breaks("virtio14/PK5", device="blk", packed=True)
 def takes_the_first_id(patch: pytest.MonkeyPatch) -> None:
-    def make(original: Any, memory: Any, _head: int, descriptors: list[Any]) -> Any:
-        return original(memory, descriptors[0][3], descriptors)
+    def make(original: Any, ring: Any, memory: Any, _head: int, descriptors: list[Any], slots: int) -> Any:
+        return original(ring, memory, descriptors[0][3], descriptors, slots)
 
     around(patch, packed, "make_chain", make)
 

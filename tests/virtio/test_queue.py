@@ -73,7 +73,7 @@ async def test_what_makes_virtqueues_can_be_chosen() -> None:
 
 def test_an_author_sees_nothing_but_a_small_queue() -> None:
     public = {name for name in dir(Queue) if not name.startswith("_")}
-    for_authors = {"hold", "index", "max_size", "next", "next_nowait", "pinned", "put_back", "size"}
+    for_authors = {"bursts", "hold", "index", "max_size", "next", "next_nowait", "pinned", "put_back", "size"}
     assert public == for_authors | {"attach", "resize"}
 
 
@@ -132,3 +132,84 @@ async def test_what_was_completed_cannot_be_put_back() -> None:
         driver.add(0, [b"x"])
         driver.kick(0)
         await driver.wait_broken()
+
+
+class Upper(Device):
+    """Answers in upper case, burst by burst, and counts what it gets in each."""
+
+    device_id = 63
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requestq = self.add_queue(64)
+        self.bursts: list[int] = []
+        self.pause: trio.Event | None = None
+        """After each chain; a checkpoint in any case."""
+
+    async def run(self) -> None:
+        async for burst in self.requestq.bursts():
+            self.bursts.append(0)
+            for chain in burst:
+                chain.writable.write(chain.readable.read().upper())
+                chain.complete()
+                self.bursts[-1] += 1
+                self.spend()
+                if self.pause is not None:
+                    await self.pause.wait()
+
+    def spend(self) -> None:
+        """Called for each chain."""
+
+
+@pytest.fixture
+def no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, no slice of time ends within the test."""
+    monkeypatch.setattr("vfiouser_virtio.turns.SLICE", 60.0)
+    monkeypatch.setattr("vfiouser_virtio.turns.SHARE", 60.0)
+
+
+@pytest.mark.usefixtures("no_slices")
+async def test_a_burst_is_taken_and_shown_at_once() -> None:
+    async with running(Upper()) as driver:
+        assert isinstance(driver.device, Upper)
+        tokens = [driver.add(0, [b"abc%02d" % number], [8]) for number in range(20)]
+        driver.kick(0)
+        answers = [await driver.wait(0, token) for token in tokens]
+        assert [b"".join(answer.data)[:5] for answer in answers] == [b"ABC%02d" % number for number in range(20)]
+        assert driver.device.bursts == [20]
+        assert driver.queue_interrupts == [1]
+
+
+@pytest.mark.usefixtures("no_slices")
+async def test_what_was_completed_is_shown_when_the_device_awaits_within_a_burst() -> None:
+    async with running(Upper()) as driver:
+        assert isinstance(driver.device, Upper)
+        driver.device.pause = trio.Event()
+        tokens = [driver.add(0, [b"x"], [1]) for _ in range(3)]
+        driver.kick(0)
+        assert b"".join((await driver.wait(0, tokens[0])).data) == b"X"
+        assert driver.device.bursts == [1]
+        driver.device.pause.set()
+        for token in tokens[1:]:
+            await driver.wait(0, token)
+        assert driver.device.bursts == [3]
+
+
+async def test_a_burst_that_is_too_much_for_a_slice_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have their turn then, and the rest comes with the next burst."""
+    now = 1000.0
+    for module in ("turns", "virtio.virtqueue"):
+        monkeypatch.setattr(f"vfiouser_virtio.{module}.perf_counter", lambda: now)
+
+    class Slow(Upper):
+        def spend(self) -> None:
+            nonlocal now
+            now += 10.0
+
+    async with running(Slow()) as driver:
+        assert isinstance(driver.device, Slow)
+        tokens = [driver.add(0, [b"x"], [1]) for _ in range(5)]
+        driver.kick(0)
+        for token in tokens:
+            await driver.wait(0, token)
+        assert driver.device.bursts == [1] * 5

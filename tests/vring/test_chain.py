@@ -25,20 +25,15 @@ def pieces(*lengths: int) -> tuple[bytearray, list[memoryview]]:
 
 
 def readable(*lengths: int) -> Readable:
-    part = Readable()
-    _, part.segments = pieces(*lengths)
-    part.length, part.count = sum(lengths), len(lengths)
-    return part
+    _, views = pieces(*lengths)
+    return Readable(views, sum(lengths), len(lengths))
 
 
 def writable(*lengths: int) -> tuple[bytearray, Chain]:
-    chain = Chain()
-    whole, chain.segments = pieces(*lengths)
-    chain.length = sum(lengths)
-    chain.taken_last = chain.written = 0
-    chain.layout = [number for length in lengths for number in (0, length, 0, 0)]
-    chain.readable, chain.writable, chain.ring = readable(), chain, None
-    return whole, chain
+    whole, views = pieces(*lengths)
+    layout = [number for length in lengths for number in (0, length, 0, 0)]
+    ring = make_ring(8, GuestMemory(), RingFeatures())
+    return whole, Chain(ring, 0, layout, 0, sum(lengths), None, segments=([], views))
 
 
 CUTS = [(10,), (1,) * 10, (4, 6), (6, 4), (3, 3, 4), (9, 1), (1, 9)]
@@ -70,7 +65,7 @@ def test_writing(cut: tuple[int, ...], last: int, first: int) -> None:
         return
     part.write(b"x" * first)
     assert bytes(whole) == b"x" * first + bytes(range(first, 10))
-    assert (part.length, part.written, chain.total) == (10 - first - last, first, 10)
+    assert (part.length, part.written, chain.room) == (10 - first - last, first, 10)
     touched = chain.touched()
     assert {place for begin, end in touched for place in range(begin, end)} == {
         *range(first),
@@ -124,7 +119,7 @@ def test_counts_below_zero_are_no_counts() -> None:
     with pytest.raises(GuestError):
         readable(4).take(-1)
     with pytest.raises(GuestError):
-        writable(4)[1].take_last(-1)
+        writable(4)[1].writable.take_last(-1)
 
 
 @pytest.mark.parametrize("kind", ["split", "packed"])
@@ -141,8 +136,8 @@ def test_chains_of_all_shapes_are_alike(kind: str, shape: str, cut: list[int]) -
         assert [len(view) for view in views] == cut
         assert [view.readonly for view in views] == [True] * (len(cut) // 2) + [False] * (len(cut) - len(cut) // 2)
         assert chain.readable.length == sum(cut[:-2])
-        assert chain.writable.length == chain.total == sum(cut[-2:])
-        assert (chain.written, chain.taken_last, chain.stale, chain.ring) == (0, 0, False, ring)
+        assert chain.writable.length == chain.room == sum(cut[-2:])
+        assert (chain.writable.written, chain.writable.taken_last, chain.stale, chain.ring) == (0, 0, False, ring)
         views[-1][0] = number + 1
         [last] = ring.memory.readable(*chain.ranges[-1])
         assert last[0] == number + 1

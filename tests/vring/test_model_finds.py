@@ -151,7 +151,7 @@ def forgets_the_status_of_a_block_request(patch: Patch) -> None:
         def table_of_three(*arguments: Any, original: Any = original) -> Chain | None:
             chain: Chain | None = original(*arguments)
             if chain is not None:
-                chain.length -= len(chain.segments.pop())
+                chain.writable.take_last(chain.layout[-3])
             return chain
 
         patch.setattr(module, "table_of_three", table_of_three)

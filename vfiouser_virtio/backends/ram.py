@@ -33,6 +33,7 @@ class RamBackend:
         except (OSError, OverflowError) as error:
             raise DeviceError(f"no room for a RAM disk of {size} bytes: {error}") from error
         self._memory[: len(content)] = content
+        self._view = memoryview(self._memory)
 
     @property
     def size(self) -> int:
@@ -42,11 +43,11 @@ class RamBackend:
     def read_nowait(self, offset: int, segments: Segments) -> bool:
         if total(segments) > AT_ONCE:
             return False
-        # Not kept: an exported view would forbid `resize`.
-        with memoryview(self._memory) as memory:
-            for segment in segments:
-                segment[:] = memory[offset : offset + len(segment)]
-                offset += len(segment)
+        view = self._view
+        for segment in segments:
+            end = offset + len(segment)
+            segment[:] = view[offset:end]
+            offset = end
         return True
 
     async def read(self, offset: int, segments: Segments) -> None:
@@ -58,9 +59,11 @@ class RamBackend:
     def write_nowait(self, offset: int, segments: Segments) -> bool:
         if total(segments) > AT_ONCE:
             return False
+        view = self._view
         for segment in segments:
-            self._memory[offset : offset + len(segment)] = segment
-            offset += len(segment)
+            end = offset + len(segment)
+            view[offset:end] = segment
+            offset = end
         return True
 
     async def write(self, offset: int, segments: Segments) -> None:
@@ -112,9 +115,14 @@ class RamBackend:
         # What is cut away and comes back later must read as zeros: the kernel keeps the rest of the last page.
         if size < self.size:
             await self.write_zeroes(size, self.size - size, True)
-        self._memory.resize(size)
+        self._view.release()  # an exported view forbids it
+        try:
+            self._memory.resize(size)
+        finally:
+            self._view = memoryview(self._memory)
 
     def close(self) -> None:
+        self._view.release()
         self._memory.close()
 
 

@@ -2,8 +2,8 @@
 
 ::
 
-    chain ─▶ parse ─▶ Request ─▶ Planner ─▶ Plan ─▶ at once (page cache, RAM) ──────────▶ status byte, used ring
-                                                └─▶ a task each: the backend's threads ─▶
+    burst ─▶ chain ─▶ read or write at once (page cache, RAM) ─────────────────▶ status byte, used ring: one interrupt
+                  └─▶ Request ─▶ Plan ─▶ io_uring, or a task each: threads ─▶
 
 Reads and writes go straight between the backend and the guest's own buffers. Requests may end in any order, as the
 specification lets them; a flush covers the writes that had been completed before it.
@@ -28,10 +28,9 @@ from vfiouser_virtio.devices.blk_requests import (
     Planner,
     Refused,
     Request,
-    parse,
 )
 from vfiouser_virtio.protocols.virtio import blk
-from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, Feature, Status
+from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, Feature, RequestType, Status
 from vfiouser_virtio.protocols.virtio.features import mask_of
 from vfiouser_virtio.virtio import Device, DeviceError, Pinned, Queue, register
 from vfiouser_virtio.virtio.options import Duration, Size
@@ -42,6 +41,9 @@ QUEUE_SIZE = 256
 MAX_SEG_MAX = 1022
 # Seconds between two looks at the size of a file that changes, while a driver is there: to grow it is a live resize.
 WATCH_PERIOD = 1.0
+
+# Plain ints: for each request, to look up a member of an enumeration takes longer than to compare with it.
+_IN, _OUT, _OK = RequestType.IN.value, RequestType.OUT.value, Status.OK.value
 
 
 @register
@@ -227,26 +229,52 @@ class Blk(Device):
             await self.backend.wait_size_changed()
 
     async def _serve(self, queue: Queue, nursery: trio.Nursery) -> None:
-        async for chain in queue:
-            request = parse(chain)
-            try:
-                plan = self._planner.plan(request)
-                if self._at_once(plan):
-                    request.finish(Status.OK, plan.fills)
-                elif not self._start(queue, request, plan):
-                    # No more tasks than the queue has entries: the ring lets no head be in flight twice.
-                    nursery.start_soon(self._perform, queue, queue.pinned(chain), request, plan)
-            except Refused as refused:
-                request.finish(refused.status)
-            except OSError as error:
-                self._complain(request.name, request.sector * SECTOR_SIZE, error, queue)
-                request.finish(Status.IOERR)
+        """Take, parse, perform, complete; what a burst has completed is shown to the driver at once."""
+        planner, backend = self._planner, self.backend
+        readonly, read, write = backend.readonly, backend.read_nowait, backend.write_nowait
+        async for burst in queue.bursts():
+            for chain in burst:
+                (kind, _, sector), data, length, buffers, room, status = chain.take_request(blk.REQUEST_HEADER_CODEC)
+                outcome, fills = _OK, 0
+                try:
+                    # Most requests are one of these two, and done at once: no object is made for them.
+                    if kind == _IN:
+                        done, fills = read(planner.offset(sector, room), buffers), room
+                    elif kind == _OUT and not readonly:
+                        done = write(planner.offset(sector, length), data)
+                        if done and self._write_through:  # what cannot be made stable at once is simply done again
+                            done = backend.flush_nowait()
+                    else:
+                        done = False
+                    if not done:
+                        request = Request(chain, kind, sector, data, length, buffers, room, status)
+                        self._perform(queue, nursery, request)
+                        continue
+                except Refused as refused:
+                    outcome, fills = refused.status, 0
+                except OSError as error:
+                    self._complain(RequestType(kind).name, sector * SECTOR_SIZE, error, queue)
+                    outcome, fills = Status.IOERR, 0
+                status[0] = outcome
+                # As `Request.finish`.
+                chain.complete(fills + 1 if fills == room else fills)
 
-    def _at_once(self, plan: Plan) -> bool:
+    def _perform(self, queue: Queue, nursery: trio.Nursery, request: Request) -> None:
+        """Any request: at once where that can be, else by the backend, which will tell its end, or by a task of ours.
+
+        Raises Refused and OSError for what has failed at once.
+        """
+        plan = self._planner.plan(request)
         # A write that was done, but cannot be made stable at once, is simply done again.
-        return plan.nowait(*plan.arguments) and not (
-            plan.writes and self._write_through and not self.backend.flush_nowait()
-        )
+        if (
+            plan.nowait is not None
+            and plan.nowait(*plan.arguments)
+            and not (plan.writes and self._write_through and not self.backend.flush_nowait())
+        ):
+            request.finish(Status.OK, plan.fills)
+        elif not self._start(queue, request, plan):
+            # No more tasks than the queue has entries: the ring lets no head be in flight twice.
+            nursery.start_soon(self._wait, queue, queue.pinned(request.chain), request, plan)
 
     def _start(self, queue: Queue, request: Request, plan: Plan) -> bool:
         """Leave the request to the backend, which will tell its end; False where that needs a task of ours."""
@@ -275,7 +303,7 @@ class Blk(Device):
             return False
         return True
 
-    async def _perform(self, queue: Queue, pinned: Pinned, request: Request, plan: Plan) -> None:
+    async def _wait(self, queue: Queue, pinned: Pinned, request: Request, plan: Plan) -> None:
         with pinned:
             status, fills = Status.IOERR, 0
             try:

@@ -11,7 +11,7 @@ from vfiouser_virtio.virtio.queue import Queue
 from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.virtio.virtqueue_state import VirtqueueState
-from vfiouser_virtio.vring.chain import Chain
+from vfiouser_virtio.vring.chain import Chain, copy_into
 
 __all__ = [
     "Bus",
@@ -30,6 +30,7 @@ __all__ = [
     "Virtqueue",
     "VirtqueueState",
     "bus",
+    "copy_into",
     "queue",
     "register",
 ]

@@ -20,13 +20,14 @@ from typing import Any
 import trio
 
 from vfiouser_virtio.virtio.author_line import shown
-from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.virtio.queue import Bursts, Queue
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.vring import Chain
 
 # Seconds.
 _FIRST, _MOST = 1.0, 60.0
 _GET_ANEXT = opcode.opmap["GET_ANEXT"]
+_ANEXT = {Queue.__anext__.__code__, Bursts.__anext__.__code__}
 # So many code units before the one at which a coroutine waits there is GET_ANEXT, if it waits in an ``async for``.
 _NEAR = 5
 
@@ -77,13 +78,11 @@ def _references(chains: list[Chain], position: int) -> int:
 
 
 def _references_of_nobody() -> int:
-    """What `_references` is for a chain that only its ring, itself and the list refer to."""
-    chain = Chain()
-    chain.writable = chain
-    ring, chains = {0: chain}, [chain]
-    del chain
+    """What `_references` is for a chain that only its ring and the list refer to."""
+    chains = [Chain(None, 0, (), 0, 0, None)]
+    ring = {0: chains[0]}
     count = _references(chains, 0)
-    ring[0].writable = None  # type: ignore[assignment]  # no garbage of ours
+    ring.clear()
     return count
 
 
@@ -94,7 +93,7 @@ def _loop(coroutine: Any) -> FrameType | None:
     """The frame of a task that waits in ``async for chain in queue``, and then forgets the chain it has."""
     while isinstance(coroutine, CoroutineType):
         below = coroutine.cr_await
-        if isinstance(below, CoroutineType) and below.cr_code is Queue.__anext__.__code__:
+        if isinstance(below, CoroutineType) and below.cr_code in _ANEXT:
             frame = coroutine.cr_frame
             assert frame is not None  # it is not running, and has not ended
             code, last = frame.f_code.co_code, frame.f_lasti

@@ -10,7 +10,8 @@ is a reason to stand still (`Stop`), or RAM is being remapped under the ring, no
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from time import perf_counter
 
 import trio
 
@@ -278,7 +279,28 @@ class Virtqueue(QueueRegisters):
         self.burst.extend(chains)
         return bool(chains)
 
-    async def wait_burst(self) -> None:
+    async def wait_chain(self) -> None:
+        """Return when the first chain of the burst may be handed out."""
+        burst = self.burst
+        while True:
+            if not burst:
+                await self._wait_burst()
+            elif perf_counter() >= self.slice_end:
+                await self._wait_turn()
+            elif self.stopped or burst[0].is_away():
+                await self.park()  # until there is a reason to look again
+            else:
+                return
+
+    def hand_out(self) -> Iterator[Chain]:
+        """The chains of the burst, as long as they may be handed out without waiting."""
+        burst = self.burst
+        while burst and not self.stopped and not burst[0].is_away():
+            yield burst.popleft()
+            if perf_counter() >= self.slice_end:
+                return
+
+    async def _wait_burst(self) -> None:
         """Look, and park until the next wake-up while there is nothing."""
         while not self.burst:
             seen = self._wakes
@@ -286,7 +308,7 @@ class Virtqueue(QueueRegisters):
                 await self.park()
                 self.slice_end, self._round = turns().woken(self._round)
 
-    async def wait_turn(self) -> None:
+    async def _wait_turn(self) -> None:
         """The slice of time is over: let others have theirs."""
         self._publish()
         self.slice_end = await turns().wait()

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import HotRegion
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags
-from vfiouser_virtio.vring.chain import Chain, Readable
+from vfiouser_virtio.vring.chain import Chain, Ring
 
 NEXT, WRITE, INDIRECT = int(DescFlags.NEXT), int(DescFlags.WRITE), int(DescFlags.INDIRECT)
 MAX_CHAIN = 1024
@@ -43,59 +43,42 @@ class Memory(Protocol):
     def writable(self, address: int, length: int) -> list[memoryview]: ...
 
 
-def make_chain(memory: Memory, head: int, descriptors: list[Descriptor]) -> Chain:
+def make_chain(ring: Ring | None, memory: Memory, head: int, descriptors: list[Descriptor], slots: int = 1) -> Chain:
     """A chain of these descriptors, links and indirect tables resolved; what remains is checked here.
 
-    Its `ring` and `slots` are for the caller to set. Raises GuestError for readable descriptors behind writable ones,
-    more than 2^32 bytes or `MAX_PIECES`, and ranges that are not guest memory; NeedsMessages as the look-ups do.
+    Raises GuestError for readable descriptors behind writable ones, more than 2^32 bytes or `MAX_PIECES`, and ranges
+    that are not guest memory; NeedsMessages as the look-ups do.
     """
-    begin, end, view, readonly_view = memory.hot
-    readable: list[memoryview] = []
-    writable: list[memoryview] = []
+    begin, end, _, _ = memory.hot
     layout: list[int] = []
-    writable_from = readable_length = writable_length = 0
+    writable_from = length = room = 0
+    in_region = True
     for index, descriptor in enumerate(descriptors):
-        address, length, flags, _ = descriptor
+        address, size, flags, _ = descriptor
         layout += descriptor
-        stop = address + length
+        length += size
         if flags & WRITE:
-            writable_length += length
-            if begin <= address and stop <= end and length:
-                writable.append(view[address:stop])
-            elif length:
-                _check_length(head, readable_length + writable_length)
-                writable += memory.writable(address, length)
-                _check_pieces(head, len(readable) + len(writable))
+            room += size
+        elif index > writable_from:
+            raise GuestError(f"chain {head:#x}: a readable descriptor ({address:#x}) follows writable ones")
         else:
-            if index > writable_from:
-                raise GuestError(f"chain {head:#x}: a readable descriptor ({address:#x}) follows writable ones")
             writable_from += 1
-            readable_length += length
-            if begin <= address and stop <= end and length:
-                readable.append(readonly_view[address:stop])
-            elif length:
-                _check_length(head, readable_length + writable_length)
-                readable += memory.readable(address, length)
-                _check_pieces(head, len(readable) + len(writable))
-    if readable_length + writable_length > MAX_CHAIN_BYTES:
-        _check_length(head, readable_length + writable_length)
-    part = Readable()
-    part.segments, part.length, part.count = readable, readable_length, writable_from
-    chain = Chain()
-    chain.head = head
-    chain.readable = part
-    chain.writable = chain
-    chain.segments = writable
-    chain.length = writable_length
-    chain.taken_last = chain.written = 0
-    chain.layout = layout
-    return chain
-
-
-def _check_length(head: int, length: int) -> None:
-    """Before each look-up that may make more than one view."""
+        if not (begin <= address and address + size <= end and size):
+            in_region = False
     if length > MAX_CHAIN_BYTES:
         raise GuestError(f"chain {head:#x} is {length:#x} bytes long or longer, more than 2^32")
+    if in_region:
+        return Chain(ring, head, layout, writable_from, room, memory.hot, slots)
+    readable: list[memoryview] = []
+    writable: list[memoryview] = []
+    for address, size, flags, _ in descriptors:
+        if size:
+            if flags & WRITE:
+                writable += memory.writable(address, size)
+            else:
+                readable += memory.readable(address, size)
+            _check_pieces(head, len(readable) + len(writable))
+    return Chain(ring, head, layout, writable_from, room, None, slots, (readable, writable))
 
 
 def _check_pieces(head: int, pieces: int) -> None:

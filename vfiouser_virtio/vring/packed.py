@@ -24,7 +24,7 @@ from vfiouser_virtio.protocols.virtio.ring import (
     DescFlags,
     RingEventFlags,
 )
-from vfiouser_virtio.vring.chain import NOTHING_TO_READ, Chain
+from vfiouser_virtio.vring.chain import Chain
 from vfiouser_virtio.vring.descriptors import (
     INDIRECT,
     MAX_CHAIN,
@@ -104,7 +104,7 @@ class PackedRing(Ring):
     def pop(self, limit: int, memory: Memory | None = None) -> list[Chain]:
         size, desc, flags_at, taken = self.size, self._desc, self._flags, self._taken
         memory = memory or self.memory
-        begin, end, view, _ = hot = memory.hot
+        begin, end, _, _ = hot = memory.hot
         position = self.next_avail
         room = size - (position - self.next_used) % (2 * size)
         slot, available = (position, _AVAIL) if position < size else (position - size, _USED)
@@ -125,36 +125,25 @@ class PackedRing(Ring):
                 stop = address + length
                 if flags == writable and begin <= address and stop <= end and length and head not in taken:
                     # What `make_chain` does, for the most common and most hurried case: one writable buffer.
-                    chain = Chain()
-                    chain.head = head
-                    chain.readable = NOTHING_TO_READ
-                    chain.writable = chain
-                    chain.segments = [view[address:stop]]
-                    chain.length = length
-                    chain.taken_last = chain.written = 0
-                    chain.layout = layout
-                    chain.slots = 1
+                    chain = Chain(self, head, layout, 0, length, hot)
                     slot += 1
                 else:
                     found = None
                     if flags == available | INDIRECT and self.indirect and head not in taken:
                         if length == THREE and begin <= address and stop <= end:
-                            found = table_of_three(head, address, hot, False)
+                            found = table_of_three(self, head, address, hot, False)
                         else:
-                            found = packed_table(head, address, length, hot)
+                            found = packed_table(self, head, address, length, hot)
                             budget -= length >> 7
-                    if found is not None:
-                        found.slots = 1
-                    else:
+                    if found is None:
                         found = self._chain(slot, available, room - len(chains) - more, memory)
-                        begin, end, view, _ = hot = memory.hot
+                        begin, end, _, _ = hot = memory.hot
                         budget -= len(found.layout) >> 2
                     if budget < 0:  # one look per chain that is no single buffer; to end the loop costs the others none
                         turns.clear()
                     chain = found
                     slot += chain.slots
                     more += chain.slots - 1
-                chain.ring = self
                 taken[chain.head] = chain
                 chains.append(chain)
                 if slot >= size:
@@ -296,9 +285,7 @@ class PackedRing(Ring):
         count = len(descriptors)
         if any(flags & INDIRECT for _, _, flags, _ in descriptors):
             descriptors = self._indirect(head, descriptors, memory)
-        chain = make_chain(memory, head, descriptors)
-        chain.slots = count
-        return chain
+        return make_chain(self, memory, head, descriptors, count)
 
     def _indirect(self, head: int, descriptors: list[Descriptor], memory: Memory) -> list[Descriptor]:
         """The entries of an indirect table: all of them, and only their WRITE flag means anything (2.8.7)."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.memory import NeedsMessages
-from vfiouser_virtio.vring.chain import DISOWNED, NOTHING_TO_WRITE, Chain, Moved, Readable
+from vfiouser_virtio.vring.chain import DISOWNED, Chain, Moved
 from vfiouser_virtio.vring.descriptors import INDIRECT, NEXT, POP_BUDGET, WRITE, Memory, make_chain
 from vfiouser_virtio.vring.features import RingFeatures
 from vfiouser_virtio.vring.in_order import AvailableOrder
@@ -55,7 +55,7 @@ class Ring(ABC):
         self._dead = True
         self.on_push = None
         for chain in self.in_flight.values():
-            chain.let_go()
+            chain.stale = True
 
     @property
     @abstractmethod
@@ -213,9 +213,7 @@ class Ring(ABC):
                     (address, length, WRITE if index >= first else 0, 0)
                     for index, (address, length) in enumerate(old.ranges)
                 ]
-                chain = make_chain(memory or self.memory, head, descriptors)
-                chain.slots = self._slots(old)
-                chain.ring = self
+                chain = make_chain(self, memory or self.memory, head, descriptors, self._slots(old))
                 self._put(chain)
                 chains.append(chain)
                 budget -= len(descriptors)
@@ -306,16 +304,7 @@ class Ring(ABC):
 
 def _disowned(buffer: BufferState) -> Chain:
     """The place of a chain in flight, until it is taken again or shown as used."""
-    part = Readable()
-    part.segments, part.length, part.count = [], 0, len(buffer.readable)
-    chain = Chain()
-    chain.head = buffer.head
-    chain.readable = part
-    chain.writable = NOTHING_TO_WRITE
-    chain.segments, chain.length, chain.taken_last, chain.written = [], 0, 0, 0
-    chain.layout = [
-        number for address, length in buffer.readable + buffer.writable for number in (address, length, 0, 0)
-    ]
-    chain.slots = buffer.slots
-    chain.ring = DISOWNED
-    return chain
+    ranges = buffer.readable + buffer.writable
+    layout = [number for address, length in ranges for number in (address, length, 0, 0)]
+    room = sum(length for _, length in buffer.writable)
+    return Chain(DISOWNED, buffer.head, layout, len(buffer.readable), room, None, buffer.slots)

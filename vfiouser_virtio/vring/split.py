@@ -15,7 +15,7 @@ from vfiouser_virtio.barrier import TSO, full_barrier
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import NeedsMessages
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, MAX_QUEUE_SIZE, USED_ELEM_CODEC, AvailFlags, UsedFlags
-from vfiouser_virtio.vring.chain import NOTHING_TO_READ, Chain
+from vfiouser_virtio.vring.chain import Chain
 from vfiouser_virtio.vring.descriptors import (
     INDIRECT,
     MAX_CHAIN,
@@ -128,7 +128,7 @@ class SplitRing(Ring):
         self._all_stale = False
         taken, desc = self._taken, self._desc
         memory = memory or self.memory
-        begin, end, view, _ = hot = memory.hot
+        begin, end, _, _ = hot = memory.hot
         try:
             for head in heads:
                 if head >= size or taken[head] is not None:
@@ -137,30 +137,22 @@ class SplitRing(Ring):
                 stop = address + length
                 if flags == WRITE and begin <= address and stop <= end and length:
                     # What `make_chain` does, for the most common and most hurried case: one writable buffer.
-                    chain = Chain()
-                    chain.head = head
-                    chain.readable = NOTHING_TO_READ
-                    chain.writable = chain
-                    chain.segments = [view[address:stop]]
-                    chain.length = length
-                    chain.taken_last = chain.written = 0
-                    chain.layout = layout
+                    chain = Chain(self, head, layout, 0, length, hot)
                 else:
                     found = None
                     if flags == INDIRECT and self.indirect:
                         if length == THREE and begin <= address and stop <= end:
-                            found = table_of_three(head, address, hot, True)
+                            found = table_of_three(self, head, address, hot, True)
                         else:
-                            found = split_table(head, address, length, hot)
+                            found = split_table(self, head, address, length, hot)
                             budget -= length >> 7
                     if found is None:
-                        found = make_chain(memory, head, descriptors := self._descriptors(head, memory))
-                        begin, end, view, _ = hot = memory.hot
+                        found = make_chain(self, memory, head, descriptors := self._descriptors(head, memory))
+                        begin, end, _, _ = hot = memory.hot
                         budget -= len(descriptors)
                     if budget < 0:  # one look per chain that is no single buffer; to end the loop costs the others none
                         del heads[len(chains) + 1 :]
                     chain = found
-                chain.ring = self
                 taken[head] = chain
                 chains.append(chain)
         except NeedsMessages:

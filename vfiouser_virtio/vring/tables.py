@@ -12,17 +12,13 @@ from operator import add
 from struct import Struct
 
 from vfiouser_virtio.memory import HotRegion
-from vfiouser_virtio.pieces import Pieces
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
-from vfiouser_virtio.vring.chain import Chain, Readable
+from vfiouser_virtio.vring.chain import Chain, Ring
 from vfiouser_virtio.vring.descriptors import MAX_CHAIN, MAX_CHAIN_BYTES, NEXT, WRITE
 
 _NEXT_WRITE = NEXT | WRITE
 _ENTRY = DESC_CODEC.size
 
-
-# From so many on, views are made only if somebody wants them: a disk does not.
-_MANY = 8
 _LINKS = tuple(range(1, MAX_CHAIN))
 
 THREE = 3 * _ENTRY
@@ -36,7 +32,7 @@ def _table(length: int) -> Struct | None:
     return Struct("<" + DESC_CODEC.format.removeprefix("<") * count) if 0 < count <= MAX_CHAIN and not rest else None
 
 
-def split_table(head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
+def split_table(ring: Ring, head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
     """A chain of an indirect table of a split ring: address, length, flags, next."""
     begin, end, view, _ = hot
     if not (begin <= address and address + length <= end):
@@ -56,10 +52,10 @@ def split_table(head: int, address: int, length: int, hot: HotRegion) -> Chain |
         readable += 1
     elif flags[last] != WRITE:
         return None
-    return _many(head, layout, hot, readable)
+    return _many(ring, head, layout, hot, readable)
 
 
-def packed_table(head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
+def packed_table(ring: Ring, head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
     """A chain of an indirect table of a packed ring: address, length, and what is ignored but for the WRITE flag."""
     begin, end, view, _ = hot
     if not (begin <= address and address + length <= end):
@@ -72,15 +68,15 @@ def packed_table(head: int, address: int, length: int, hot: HotRegion) -> Chain 
     readable = flags.count(0)
     if flags != (0,) * readable + (WRITE,) * (len(flags) - readable):
         return None
-    return _many(head, layout, hot, readable)
+    return _many(ring, head, layout, hot, readable)
 
 
-def table_of_three(head: int, address: int, hot: HotRegion, linked: bool) -> Chain | None:
+def table_of_three(ring: Ring, head: int, address: int, hot: HotRegion, linked: bool) -> Chain | None:
     """`split_table` (``linked``) or `packed_table` for a table of `THREE` bytes that is known to be in ``hot``.
 
     What a block request is mostly: header, buffer, status. Taken apart by hand, it costs half of what it does there.
     """
-    begin, end, view, readonly_view = hot
+    begin, end, view, _ = hot
     layout = _unpack_three(view, address)
     at_0, size_0, flags_0, next_0, at_1, size_1, flags_1, next_1, at_2, size_2, flags_2, flags_last = layout
     if linked:
@@ -97,33 +93,14 @@ def table_of_three(head: int, address: int, hot: HotRegion, linked: bool) -> Cha
         and (size_0 and size_1 and size_2 and size_0 + size_1 + size_2 <= MAX_CHAIN_BYTES)
     ):
         return None
-    part = Readable()
-    chain = Chain()
     if second == WRITE:
-        part.segments = [readonly_view[at_0:end_0]]
-        part.length = size_0
-        part.count = 1
-        chain.segments = [view[at_1:end_1], view[at_2:end_2]]
-        chain.length = size_1 + size_2
-    elif not second:
-        part.segments = [readonly_view[at_0:end_0], readonly_view[at_1:end_1]]
-        part.length = size_0 + size_1
-        part.count = 2
-        chain.segments = [view[at_2:end_2]]
-        chain.length = size_2
-    else:
-        return None
-    chain.head = head
-    chain.readable = part
-    chain.writable = chain
-    chain.taken_last = chain.written = 0
-    chain.layout = layout
-    return chain
+        return Chain(ring, head, layout, 1, size_1 + size_2, hot)
+    return None if second else Chain(ring, head, layout, 2, size_2, hot)
 
 
-def _many(head: int, layout: Sequence[int], hot: HotRegion, readable: int) -> Chain | None:
+def _many(ring: Ring, head: int, layout: Sequence[int], hot: HotRegion, readable: int) -> Chain | None:
     """The first ``readable`` buffers are to be read, the others to be written."""
-    begin, end, view, readonly_view = hot
+    begin, end, _, _ = hot
     starts, sizes = list(layout[::4]), list(layout[1::4])
     if min(starts) < begin or not min(sizes):
         return None
@@ -133,21 +110,4 @@ def _many(head: int, layout: Sequence[int], hot: HotRegion, readable: int) -> Ch
     length = sum(sizes)
     if length > MAX_CHAIN_BYTES:
         return None
-    part = Readable()
-    part.segments = _cut(readonly_view, starts[:readable], sizes[:readable])
-    part.length = sum(sizes[:readable])
-    part.count = readable
-    chain = Chain()
-    chain.segments = _cut(view, starts[readable:], sizes[readable:])
-    chain.length = length - part.length
-    chain.head = head
-    chain.readable = part
-    chain.writable = chain
-    chain.taken_last = chain.written = 0
-    chain.layout = layout
-    return chain
-
-
-def _cut(view: memoryview, starts: list[int], sizes: list[int]) -> list[memoryview] | Pieces:
-    pieces = Pieces(view, starts, sizes)
-    return pieces if len(sizes) >= _MANY else list(pieces)
+    return Chain(ring, head, layout, readable, sum(sizes[readable:]), hot)

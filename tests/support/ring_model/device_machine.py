@@ -188,7 +188,7 @@ class DeviceMachine(RuleBasedStateMachine):
             assert chain.head == buffer.key
             assert chain.ranges == [(element.address, element.length) for element in buffer.elements]
             assert chain.writable_from == len(buffer.readable)
-            assert chain.writable.length == chain.total == buffer.room
+            assert chain.writable.length == chain.room == buffer.room
             assert chain.readable.length == sum(element.length for element in buffer.readable)
             self.taken.append((buffer, chain))
             self.numbers[buffer.key] = self.popped

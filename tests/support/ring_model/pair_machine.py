@@ -255,7 +255,7 @@ class PairMachine(RuleBasedStateMachine):
 
     def _complete(self) -> None:
         number, chain = self.in_flight.pop(self.rng.randrange(len(self.in_flight)))
-        content = self.rng.randbytes(self.rng.choice([0, chain.total]))
+        content = self.rng.randbytes(self.rng.choice([0, chain.room]))
         chain.writable.write(content)
         self.written[number] = content
         chain.complete()
