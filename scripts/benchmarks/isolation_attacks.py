@@ -1,23 +1,18 @@
 """What a hostile client or guest does to the device that it was given: each attack goes on until it is killed."""
 
 import contextlib
-import mmap
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.client import NOTIFY, RAM_SIZE, Client
+from benchmarks.client import NOTIFY, RAM_SIZE, Client, posted_write
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
-    DMA_MAP,
     DMA_UNMAP,
-    HEADER_CODEC,
-    REGION_ACCESS_CODEC,
     WRITE_MULTI_ENTRY,
     WRITE_MULTI_REPLY,
     Command,
-    MessageFlags,
     PciRegion,
 )
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
@@ -30,7 +25,7 @@ _PAGE = 4096
 _DESC, _DRIVER, _DEVICE, _TABLE, _DATA = 0, 0x10_0000, 0x20_0000, 0x30_0000, 0x80_0000
 _NEAR, _FAR = 1 << 32, 1 << 40
 _INDIRECT_DESC = 1 << 28
-_PACKED = 1 << 2  # of the features from bit 32 on, of which VERSION_1 is the first
+_PACKED = 1 << 34
 _NEEDS_RESET = 64
 _BURST = 64
 _MOST_WRITES = 43_000  # 1 MiB
@@ -57,7 +52,7 @@ class _Attacker(Client):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self.view = memoryview(mmap.mmap(self.ram, RAM_SIZE))
+        self.view = self.ram.view
 
     def put(self, address: int, fmt: str, *values: int) -> None:
         struct.pack_into("<" + fmt, self.view, address, *values)
@@ -65,9 +60,7 @@ class _Attacker(Client):
     def map_pages(self, base: int, count: int) -> None:
         """Single pages, of files' places that are no neighbours."""
         for page in range(count):
-            offset = page * 7919 % (RAM_SIZE // _PAGE) * _PAGE
-            fields = {"argsz": DMA_MAP.sizeof(), "flags": 3, "offset": offset, "size": _PAGE}
-            self.call(Command.DMA_MAP, DMA_MAP.build(fields | {"address": base + page * _PAGE}), [self.ram])
+            self.map(base + page * _PAGE, page * 7919 % (RAM_SIZE // _PAGE) * _PAGE, _PAGE)
 
     def unmap(self, base: int, size: int) -> None:
         fields = {"argsz": DMA_UNMAP.sizeof(), "flags": 0, "address": base, "size": size}
@@ -76,12 +69,7 @@ class _Attacker(Client):
     def bring_up(self, *, packed: bool = False) -> None:
         """From a reset to DRIVER_OK, with the first queue as large as it can be."""
         self.view[_DESC:_TABLE] = bytes(_TABLE - _DESC)
-        for status in (0, 1, 3):
-            self.set("device_status", status)
-        for select, accepted in enumerate((_INDIRECT_DESC, 1 | _PACKED * packed)):
-            self.set("driver_feature_select", select)
-            self.set("driver_feature", accepted)
-        self.set("device_status", 11)
+        self.negotiate(_INDIRECT_DESC | (_PACKED if packed else 0))
         self.enable_queue(0, None, _DESC, _DRIVER, _DEVICE)
         self.set("device_status", 15)
 
@@ -92,11 +80,10 @@ class _Attacker(Client):
 def _notify_flood(path: str, ready: Ready) -> None:
     with _Attacker(path) as client:
         client.bring_up()
-        body = REGION_ACCESS_CODEC.pack(NOTIFY, _BAR, 2) + bytes(2)
-        header = HEADER_CODEC.pack(1, Command.REGION_WRITE, HEADER_CODEC.size + len(body), MessageFlags.NO_REPLY, 0)
+        notifications = posted_write(_BAR, NOTIFY, bytes(2)) * 1000
         ready()
         while True:
-            client.socket.sendall((header + body) * 1000)
+            client.socket.sendall(notifications)
 
 
 def _writes_in_one_message(path: str, ready: Ready) -> None:

@@ -1,13 +1,12 @@
 """Does a busy device slow its neighbour? In one process with it, and with `serve --processes`."""
 
-import mmap
 import multiprocessing
 import multiprocessing.synchronize
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks.client import RAM_SIZE, Client
+from benchmarks.client import Client
 from benchmarks.measure import Benchmark, Options, Row, at_most, turn
 from benchmarks.ring_client import ReadQueue
 from benchmarks.server import server
@@ -66,9 +65,9 @@ def _keeping_busy(path: str) -> Iterator[None]:
 
 def _keep_busy(path: str, at_work: multiprocessing.synchronize.Event) -> None:
     """Reads of 256 KiB, several at a time: they cost the server a CPU, and us little."""
-    with Client(path) as client, mmap.mmap(client.ram, RAM_SIZE) as ram:
+    with Client(path) as client:
         client.negotiate()
-        queue = ReadQueue(client, 0, ram, depth=16, size=256 << 10, segments=1)
+        queue = ReadQueue(client, 0, depth=16, size=256 << 10, segments=1)
         client.set("device_status", 15)
         at_work.set()
         while True:

@@ -1,12 +1,12 @@
 """A driver for many queues that makes block reads as fast as it can: it is the server that is to be seen."""
 
-import mmap
 import struct
 
 from benchmarks.client import NOTIFY, RAM_SIZE, Client
 from vfiouser_virtio.barrier import full_barrier
 from vfiouser_virtio.protocols.vfio_user import PciRegion
-from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags
+from vfiouser_virtio.testing.raw.ring import WRITE, Segment
+from vfiouser_virtio.testing.raw.split import RawSplitRing, linked
 
 # Of each queue, in guest memory, from 0 on: its rings, and the headers and status bytes of its requests.
 QUEUE_SPACE = 0x4000
@@ -18,38 +18,34 @@ _ENTRIES = 128
 class ReadQueue:
     """One queue with ``depth`` reads of ``size`` bytes, each in ``segments`` pieces, that are made over and over."""
 
-    def __init__(self, client: Client, index: int, ram: mmap.mmap, *, depth: int, size: int, segments: int) -> None:
+    def __init__(self, client: Client, index: int, *, depth: int, size: int, segments: int) -> None:
         assert depth * (segments + 2) <= _ENTRIES, "the requests do not fit into the queue"
         self._client = client
         self._index = index
         self._depth = depth
         self._base = index * QUEUE_SPACE
-        view = memoryview(ram).cast("H")
+        view = client.ram.view.cast("H")
+        ring = RawSplitRing(client.ram, _ENTRIES, (self._base, self._base + _AVAIL, self._base + _USED), index)
         self._avail = view[(self._base + _AVAIL) // 2 :]
         self._used = view[(self._base + _USED) // 2 :]
         self._next = 0
         self._heads = [number * (segments + 2) for number in range(depth)]
         for number in range(depth):
-            self._build(ram, number, size // segments, segments)
-        client.enable_queue(index, _ENTRIES, self._base, self._base + _AVAIL, self._base + _USED)
+            self._build(ring, number, size // segments, segments)
+        client.enable_queue(index, _ENTRIES, *ring.addresses)
 
-    def _build(self, ram: mmap.mmap, number: int, piece: int, segments: int) -> None:
+    def _build(self, ring: RawSplitRing, number: int, piece: int, segments: int) -> None:
         """The request ``number``: its header, data and status, in descriptors side by side."""
         header = self._base + _HEADERS + 32 * number
-        struct.pack_into("<IIQ", ram, header, 0, 0, 8 * number)
+        ring.ram.write(header, struct.pack("<IIQ", 0, 0, 8 * number))
         room = (RAM_SIZE - _DATA) // piece
         # A step that has no factor in common with their number: data lies all over memory.
         places = (_DATA + (number * segments + segment) * 61 % room * piece for segment in range(segments))
-        buffers = [(header, 16, 0), *((place, piece, DescFlags.WRITE) for place in places)]
-        buffers.append((header + 16, 1, DescFlags.WRITE))
-        first = self._heads[number]
-        for at, (address, length, flags) in enumerate(buffers, start=first):
-            last = at == first + len(buffers) - 1
-            descriptor = DESC_CODEC.pack(
-                address, length, flags if last else flags | DescFlags.NEXT, 0 if last else at + 1
-            )
-            start = self._base + DESC_CODEC.size * at
-            ram[start : start + len(descriptor)] = descriptor
+        buffers: list[Segment] = [(header, 16, 0), *((place, piece, WRITE) for place in places)]
+        buffers.append((header + 16, 1, WRITE))
+        indices = range(self._heads[number], self._heads[number] + len(buffers))
+        for index, descriptor in zip(indices, linked(buffers, indices), strict=True):
+            ring.describe(index, descriptor)
 
     def submit(self) -> None:
         """Make all requests available, and kick where the device asks for it."""

@@ -7,7 +7,6 @@ in C; it says how much of a figure is the language.
 
 import logging
 import os
-import struct
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -18,18 +17,19 @@ from typing import NamedTuple
 
 from benchmarks.compiler import compile_c
 from benchmarks.measure import Benchmark, Options, Row, Target, at_least, in_turn
+from vfiouser_virtio.dma import SharedMemory
 from vfiouser_virtio.memory import GuestMemory
-from vfiouser_virtio.protocols.virtio.ring import DescFlags
+from vfiouser_virtio.testing.raw.packed import RawPackedRing
+from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE, RawRing, Segment
+from vfiouser_virtio.testing.raw.split import RawSplitRing, linked
 from vfiouser_virtio.vring import Ring, RingFeatures, make_ring, ring_areas
 
 _RAM, _RAM_SIZE = 0x10_0000, 0x40_0000
 _DESC, _DRIVER, _DEVICE = _RAM, _RAM + 0x1_0000, _RAM + 0x2_0000
 _TABLES, _DATA = _RAM + 0x8_0000, _RAM + 0x10_0000
-_NEXT, _WRITE, _INDIRECT = int(DescFlags.NEXT), int(DescFlags.WRITE), int(DescFlags.INDIRECT)
-_AVAIL, _USED = int(DescFlags.AVAIL), int(DescFlags.USED)
 # One buffer to be filled; and what a disk gets for a read: a header, a buffer, a status. (offset, length, flags)
-_ONE = ((0, 4096, _WRITE),)
-_THREE = ((0, 16, 0), (16, 2048, _WRITE), (4000, 1, _WRITE))
+_ONE = ((0, 4096, WRITE),)
+_THREE = ((0, 16, 0), (16, 2048, WRITE), (4000, 1, WRITE))
 
 SHAPES = {"1 descriptor": "1", "3 descriptors": "3", "indirect, 3 entries": "indirect"}
 BURSTS = (1, 16, 128)
@@ -56,10 +56,9 @@ def load(kind: str, shape: str, *, event_idx: bool, in_order: bool = False) -> L
     packed = kind == "packed"
     features = RingFeatures(packed=packed, indirect=True, event_idx=event_idx, in_order=in_order)
     memory = GuestMemory()
-    fd = os.memfd_create("ram", os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, _RAM_SIZE)
-    memory.map(_RAM, _RAM_SIZE, readable=True, writable=True, fd=fd, offset=0)
-    [ram] = memory.writable(_RAM, _RAM_SIZE)
+    ram = SharedMemory(_RAM_SIZE, address=_RAM)
+    assert ram.fd is not None
+    memory.map(_RAM, _RAM_SIZE, readable=True, writable=True, fd=os.dup(ram.fd), offset=0)
     return (_packed if packed else _split)(memory, ram, shape, features)
 
 
@@ -70,24 +69,25 @@ def _bound(memory: GuestMemory, size: int, features: RingFeatures) -> Ring:
     return ring
 
 
-def _pieces(shape: str, chain: int) -> list[tuple[int, int, int]]:
-    """(address, length, flags) of a chain's buffers."""
+def _segments(driver: RawRing, shape: str, chain: int) -> list[Segment]:
+    """What stands in the ring for a chain: its buffers, or the table with them, which is stored here."""
     base = _DATA + 4096 * chain
-    return [(base + offset, length, flags) for offset, length, flags in (_ONE if shape == "1" else _THREE)]
+    segments = [(base + offset, length, flags) for offset, length, flags in (_ONE if shape == "1" else _THREE)]
+    if shape != "indirect":
+        return segments
+    table = driver.table(segments)
+    driver.ram.write(_TABLES + 64 * chain, table)
+    return [(_TABLES + 64 * chain, len(table), INDIRECT)]
 
 
-def _split(memory: GuestMemory, ram: memoryview, shape: str, features: RingFeatures) -> Load:
+def _split(memory: GuestMemory, ram: SharedMemory, shape: str, features: RingFeatures) -> Load:
     each, size, chains = (3, 512, 128) if shape == "3" else (1, 256, 256)
     ring = _bound(memory, size, features)
+    driver = RawSplitRing(ram, size, (_DESC, _DRIVER, _DEVICE))
     for chain in range(chains):
-        pieces = _pieces(shape, chain)
-        last = len(pieces) - 1
-        table, first = (_TABLES + 64 * chain, 0) if shape == "indirect" else (_DESC, each * chain)
-        for number, (address, length, flags) in enumerate(pieces):
-            link = (flags | _NEXT, first + number + 1) if number < last else (flags, 0)
-            struct.pack_into("<QIHH", ram, table - _RAM + 16 * (first + number), address, length, *link)
-        if shape == "indirect":
-            struct.pack_into("<QIHH", ram, _DESC - _RAM + 16 * chain, table, 48, _INDIRECT, 0)
+        places = range(each * chain, each * chain + each)
+        for place, descriptor in zip(places, linked(_segments(driver, shape, chain), places), strict=True):
+            driver.describe(place, descriptor)
     avail = memory.writable(_DRIVER, 4 + 2 * size)[0].cast("H")
     for slot in range(size):
         avail[2 + slot] = each * (slot % chains)
@@ -98,10 +98,17 @@ def _split(memory: GuestMemory, ram: memoryview, shape: str, features: RingFeatu
     return Load(ring, offer)
 
 
-def _packed(memory: GuestMemory, ram: memoryview, shape: str, features: RingFeatures) -> Load:
+def _packed(memory: GuestMemory, ram: SharedMemory, shape: str, features: RingFeatures) -> Load:
     each, size = (3, 384) if shape == "3" else (1, 256)
     ring = _bound(memory, size, features)
-    lap = {wrap: b"".join(_packed_chain(ram, shape, chain, wrap) for chain in range(size // each)) for wrap in (0, 1)}
+    driver = RawPackedRing(ram, size, (_DESC, _DRIVER, _DEVICE))
+    lap: dict[int, bytes] = {}
+    for wrap in (1, 0):
+        for chain in range(size // each):
+            driver.write(_segments(driver, shape, chain), [chain] * each)
+        lap[wrap] = driver.descriptors(0, size)
+        driver.skip_used(size)
+    ram.write(_DESC, bytes(len(lap[0])))
     desc = memory.writable(_DESC, 16 * size)[0]
     at, wrap = 0, 1
 
@@ -117,22 +124,6 @@ def _packed(memory: GuestMemory, ram: memoryview, shape: str, features: RingFeat
                 at, wrap = 0, 1 - wrap
 
     return Load(ring, offer)
-
-
-def _packed_chain(ram: memoryview, shape: str, chain: int, wrap: int) -> bytes:
-    marks = _AVAIL if wrap else _USED
-    pieces = _pieces(shape, chain)
-    if shape != "indirect":
-        last = len(pieces) - 1
-        links = [flags | marks | _NEXT * (number < last) for number, (_, _, flags) in enumerate(pieces)]
-        return b"".join(
-            struct.pack("<QIHH", address, length, chain, flags)
-            for (address, length, _), flags in zip(pieces, links, strict=True)
-        )
-    table = _TABLES + 64 * chain
-    for number, (address, length, flags) in enumerate(pieces):
-        struct.pack_into("<QIHH", ram, table - _RAM + 16 * number, address, length, 0, flags)
-    return struct.pack("<QIHH", table, 48, chain, _INDIRECT | marks)
 
 
 def serve(ring: Ring, offer: Callable[[int], None], shape: str, burst: int, bursts: int) -> None:

@@ -4,12 +4,11 @@ The cost is the server's own CPU time, as the wake-ups between two processes say
 poll here: what it spends while it waits is no cost of a request.
 """
 
-import mmap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.client import RAM_SIZE, Client
+from benchmarks.client import Client
 from benchmarks.measure import Benchmark, Options, Row, turn
 from benchmarks.ring_client import ReadQueue
 from benchmarks.server import server
@@ -62,19 +61,17 @@ def _cost(case: _Case, seconds: float) -> float:
     """CPU time per request, in µs."""
     device = f"blk,size=16M,poll=off,num-queues={case.queues}"
     with server([device]) as running, Client(running.paths[0], regions=case.regions) as client:
-        with mmap.mmap(client.ram, RAM_SIZE) as ram:
-            client.negotiate(_BLK_F_MQ if case.queues > 1 else 0)
-            queues = [
-                ReadQueue(client, index, ram, depth=case.depth, size=case.size, segments=case.segments)
-                for index in range(case.queues)
-            ]
-            client.set("device_status", 15)
-            busy = queues[: case.busy]
-            _work(busy, 0.1 * seconds)
-            before = running.usage.cpu_s
-            requests = _work(busy, seconds) * case.depth
-            used = running.usage.cpu_s - before
-            del queues, busy  # they have views of it
+        client.negotiate(_BLK_F_MQ if case.queues > 1 else 0)
+        queues = [
+            ReadQueue(client, index, depth=case.depth, size=case.size, segments=case.segments)
+            for index in range(case.queues)
+        ]
+        client.set("device_status", 15)
+        busy = queues[: case.busy]
+        _work(busy, 0.1 * seconds)
+        before = running.usage.cpu_s
+        requests = _work(busy, seconds) * case.depth
+        used = running.usage.cpu_s - before
         return used * 1e6 / requests
 
 

@@ -19,11 +19,13 @@ from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci.msix import Msix
 from vfiouser_virtio.protocols.vfio_user import PciRegion
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
-from vfiouser_virtio.protocols.virtio.ring import DescFlags
+from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
+from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK, enable_queue, negotiate
+from vfiouser_virtio.testing.raw.ring import WRITE
+from vfiouser_virtio.testing.raw.split import linked
 from vfiouser_virtio.transports.pci import NOTIFY, VirtioPci
 from vfiouser_virtio.virtio import Device, Offer
 
-_NEXT, _WRITE = int(DescFlags.NEXT), int(DescFlags.WRITE)
 # A figure is the best of some slices, each of a few ms: other programs make code slower, never faster.
 _SLICES, _SLICE_REQUESTS = 80, 100
 # What QEMU maps of a q35 machine with 3 GiB, in bytes: below and above the VGA hole, BIOS, RAM above 4 GiB.
@@ -74,15 +76,8 @@ class _Driver:
 
     def start(self) -> None:
         self.function.region_write(PciRegion.CONFIG, 4, b"\x06\x04")
-        for status in (0, 1, 3):
-            self._set("device_status", status)
-        self._set("driver_feature_select", 1)
-        self._set("driver_feature", 1)
-        self._set("device_status", 11)
-        for name, address in (("queue_desc", DESC), ("queue_driver", AVAIL), ("queue_device", USED)):
-            self._set(name, address)
-        self._set("queue_enable", 1)
-        self._set("device_status", 15)
+        for name, value in (*negotiate(1 << 32), *enable_queue(0, (DESC, AVAIL, USED)), ("device_status", DRIVER_OK)):
+            self._set(name, value)
 
     def _set(self, name: str, value: int) -> None:
         offset, size = COMMON_CFG_OFFSETS[name]
@@ -101,7 +96,7 @@ class _Driver:
 
 def _one_buffer(ram: memoryview) -> int:
     for number in range(256):
-        struct.pack_into("<QIHH", ram, DESC + 16 * number, DATA + 4096 * number, 4096, _WRITE, 0)
+        DESC_CODEC.pack_into(ram, DESC + DESC_CODEC.size * number, DATA + 4096 * number, 4096, WRITE, 0)
     return 1
 
 
@@ -109,9 +104,10 @@ def _block_reads(ram: memoryview) -> int:
     for number in range(64):
         header, first = DATA + 0x2000 * number, 3 * number
         struct.pack_into("<IIQ", ram, header, 0, 0, 8 * number)
-        struct.pack_into("<QIHH", ram, DESC + 16 * first, header, 16, _NEXT, first + 1)
-        struct.pack_into("<QIHH", ram, DESC + 16 * first + 16, header + 0x1000, 4096, _NEXT | _WRITE, first + 2)
-        struct.pack_into("<QIHH", ram, DESC + 16 * first + 32, header + 16, 1, _WRITE, 0)
+        segments = (header, 16, 0), (header + 0x1000, 4096, WRITE), (header + 16, 1, WRITE)
+        places = range(first, first + 3)
+        for place, descriptor in zip(places, linked(segments, places), strict=True):
+            DESC_CODEC.pack_into(ram, DESC + DESC_CODEC.size * place, *descriptor)
     return 3
 
 
