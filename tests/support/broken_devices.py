@@ -5,18 +5,17 @@ import importlib
 from typing import Any
 
 import pytest
-from support.broken import after, around, breaks
+from support.broken import around, breaks
 from support.faithful import add_structure, answer_register, offer
 
-from vfiouser_virtio.pci import Bar, BarKind, PciFunction, vendor_capability
+from vfiouser_virtio.pci import Bar, BarKind, vendor_capability
 from vfiouser_virtio.pci.msix import Msix
 from vfiouser_virtio.protocols.virtio.features import Feature, Status
 from vfiouser_virtio.protocols.virtio.pci import NO_VECTOR, CfgType
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.common_cfg import CommonCfg
-from vfiouser_virtio.vfio_device import RegionInfo
+from vfiouser_virtio.vfio_device import Hold, RegionInfo
 from vfiouser_virtio.virtio import Device, DeviceCore, Stop, Virtqueue
-from vfiouser_virtio.virtio.suspend import Suspension
 
 # By name: some of these packages export a function of the module's name.
 identity_module: Any = importlib.import_module("vfiouser_virtio.transports.identity")
@@ -26,12 +25,10 @@ pci_module: Any = importlib.import_module("vfiouser_virtio.transports.pci")
 
 
 @breaks("virtio14/PI1")
-def reports_another_bar_size(patch: pytest.MonkeyPatch) -> None:
-    def info(original: Any, self: PciFunction, index: int) -> RegionInfo:
-        found: RegionInfo = original(self, index)
+class ReportsAnotherBarSize(VirtioPci):
+    def region_info(self, index: int) -> RegionInfo:
+        found = super().region_info(index)
         return dataclasses.replace(found, size=2 * found.size) if index == 1 else found
-
-    around(patch, PciFunction, "region_info", info)
 
 
 @breaks("virtio14/PI1-msix")
@@ -71,8 +68,10 @@ def _change_capability(patch: pytest.MonkeyPatch, kind: CfgType, change: Any) ->
 
 
 @breaks("virtio14/PC1")
-def counts_the_capability_short(patch: pytest.MonkeyPatch) -> None:
-    after(patch, VirtioPci, "_add_capabilities", lambda self, *_: self.config.store(self._cfg_cap + 2, b"\x10"))
+class CountsTheCapabilityShort(VirtioPci):
+    def _add_capabilities(self, vectors: int) -> None:
+        super()._add_capabilities(vectors)
+        self.config.store(self._cfg_cap + 2, b"\x10")
 
 
 @breaks("virtio14/CC1")
@@ -101,70 +100,67 @@ def shares_memory_beyond_the_bar(patch: pytest.MonkeyPatch) -> None:
 
 
 @breaks("virtio14/VD1")
-def claims_to_be_the_vendor(patch: pytest.MonkeyPatch) -> None:
-    body = bytes([CfgType.VENDOR, 0xF4, 0x1A, 0, 0])
-    after(patch, VirtioPci, "_add_capabilities", lambda self, *_: self.add_capability(vendor_capability(body)))
+class ClaimsToBeTheVendor(VirtioPci):
+    def _add_capabilities(self, vectors: int) -> None:
+        super()._add_capabilities(vectors)
+        self.add_capability(vendor_capability(bytes([CfgType.VENDOR, 0xF4, 0x1A, 0, 0])))
 
 
 @breaks("virtio14/PA1")
-def has_a_blind_window(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(VirtioPci, "_window", lambda _self: None)
+class HasABlindWindow(VirtioPci):
+    def _window(self) -> None:
+        return None
 
 
 @breaks("virtio14/DC1", device="blk")
-def hides_its_configuration(patch: pytest.MonkeyPatch) -> None:
-    def add(original: Any, self: VirtioPci, capability: Any) -> int:
-        return 0 if capability.data[3] == CfgType.DEVICE else original(self, capability)
-
-    around(patch, VirtioPci, "add_capability", add)
+class HidesItsConfiguration(VirtioPci):
+    def add_capability(self, capability: Any) -> int:
+        return 0 if capability.data[3] == CfgType.DEVICE else super().add_capability(capability)
 
 
 # ---- registers ---------------------------------------------------------------------------------------------------
 
 
 @breaks("virtio14/CC2")
-def looks_at_one_bit_of_select(patch: pytest.MonkeyPatch) -> None:
-    around(patch, DeviceCore, "read_device_features", lambda original, self, select: original(self, select & 1))
+class LooksAtOneBitOfSelect(DeviceCore):
+    def read_device_features(self, select: int) -> int:
+        return super().read_device_features(select & 1)
 
 
 @breaks("virtio14/CC3")
-def forgets_driver_features(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(DeviceCore, "read_driver_features", lambda _self, _select: 0)
+class ForgetsDriverFeatures(DeviceCore):
+    def read_driver_features(self, select: int) -> int:
+        return 0
 
 
 @breaks("virtio14/CC4", device="blk")
-def changes_silently(patch: pytest.MonkeyPatch) -> None:
-    reads: list[int] = []
+class ChangesSilently(DeviceCore):
+    reads = 0
 
-    def read(original: Any, self: DeviceCore, offset: int, count: int) -> bytes:
-        reads.append(offset)
-        data: bytes = original(self, offset, count)
-        return bytes([len(reads) & 0xFF]) + data[1:]
-
-    around(patch, DeviceCore, "read_config", read)
+    def read_config(self, offset: int, count: int) -> bytes:
+        self.reads += 1
+        return bytes([self.reads & 0xFF]) + super().read_config(offset, count)[1:]
 
 
 @breaks("virtio14/CC5")
-def is_never_reset(patch: pytest.MonkeyPatch) -> None:
-    def write(original: Any, self: DeviceCore, value: int) -> Any:
-        return original(self, value) if value else None
-
-    around(patch, DeviceCore, "write_status", write)
+class IsNeverReset(DeviceCore):
+    def write_status(self, value: int) -> Hold | None:
+        return super().write_status(value) if value else None
 
 
 @breaks("virtio14/CC6")
-def keeps_queues_enabled(patch: pytest.MonkeyPatch) -> None:
-    def reset(original: Any, self: Virtqueue) -> None:
+class KeepsQueuesEnabled(Virtqueue):
+    def clear(self) -> None:
         enabled = self.enabled
-        original(self)
+        super().clear()
         self.enabled = enabled
-
-    around(patch, Virtqueue, "reset", reset)
 
 
 @breaks("virtio14/CC7")
-def resets_queues_for_ever(patch: pytest.MonkeyPatch) -> None:
-    after(patch, CommonCfg, "_set_queue_reset", lambda self, _value: self._queues_resetting.add(self._queue_select))
+class ResetsQueuesForEver(DeviceCore):
+    def reset_queue(self, index: int) -> Hold:
+        super().reset_queue(index)
+        return Hold()
 
 
 @breaks("virtio14/CC8")
@@ -173,18 +169,17 @@ def has_queues_of_three(patch: pytest.MonkeyPatch) -> None:
 
 
 @breaks("virtio14/CC8-reset")
-def keeps_the_queue_size(patch: pytest.MonkeyPatch) -> None:
-    def reset(original: Any, self: Virtqueue) -> None:
+class KeepsTheQueueSize(Virtqueue):
+    def reset(self) -> None:
         size = self.size
-        original(self)
-        self.size = size
-
-    around(patch, Virtqueue, "reset", reset)
+        super().reset()
+        self.configure(size=size)
 
 
 @breaks("virtio14/CC8-split")
-def takes_any_queue_size(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Virtqueue, "allows", lambda _self, _size: True)
+class TakesAnyQueueSize(Virtqueue):
+    def allows(self, size: int) -> bool:
+        return True
 
 
 @breaks("virtio14/CC9")
@@ -196,23 +191,25 @@ def has_admin_queue_0(patch: pytest.MonkeyPatch) -> None:
 
 
 @breaks("virtio14/ST1")
-def starts_early(patch: pytest.MonkeyPatch) -> None:
-    def written(self: DeviceCore, value: int) -> None:
+class StartsEarly(DeviceCore):
+    def write_status(self, value: int) -> Hold | None:
+        hold = super().write_status(value)
         if value & Status.FEATURES_OK:
             self._task.start()
             self.start(Stop.NOT_DRIVER_OK)
-
-    after(patch, DeviceCore, "write_status", written)
+        return hold
 
 
 @breaks("virtio14/ST2", logs="broke virtio.* names descriptor 0xffff of 0x10")
-def suffers_in_silence(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(VirtioPci, "config_interrupt", lambda _self: None)
+class SuffersInSilence(VirtioPci):
+    def config_interrupt(self) -> None:
+        pass
 
 
 @breaks("virtio14/ST2-sets")
-def takes_errors_lightly(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(DeviceCore, "needs_reset", lambda _self, _error: None)
+class TakesErrorsLightly(DeviceCore):
+    def needs_reset(self, error: Exception) -> None:
+        pass
 
 
 @breaks("virtio14/FB1")
@@ -221,12 +218,10 @@ def offers_bit_44(patch: pytest.MonkeyPatch) -> None:
 
 
 @breaks("virtio14/FB2")
-def accepts_what_it_has_not_offered(patch: pytest.MonkeyPatch) -> None:
-    def accept(original: Any, self: DeviceCore) -> bool:
+class AcceptsWhatItHasNotOffered(DeviceCore):
+    def _accept_features(self) -> bool:
         self.driver_features &= self.device_features
-        return bool(original(self))
-
-    around(patch, DeviceCore, "_accept_features", accept)
+        return super()._accept_features()
 
 
 @breaks("virtio14/FB3")
@@ -246,12 +241,10 @@ def is_a_legacy_device(patch: pytest.MonkeyPatch) -> None:
 
 
 @breaks("virtio14/RB1-accept")
-def serves_drivers_of_old(patch: pytest.MonkeyPatch) -> None:
-    def accept(original: Any, self: DeviceCore) -> bool:
+class ServesDriversOfOld(DeviceCore):
+    def _accept_features(self) -> bool:
         self.driver_features |= Feature.VERSION_1.mask
-        return bool(original(self))
-
-    around(patch, DeviceCore, "_accept_features", accept)
+        return super()._accept_features()
 
 
 @breaks("virtio14/RB3")
@@ -260,49 +253,44 @@ def offers_sr_iov(patch: pytest.MonkeyPatch) -> None:
 
 
 @breaks("virtio14/RS1")
-def is_too_busy_for_a_reset(patch: pytest.MonkeyPatch) -> None:
-    def write(original: Any, self: DeviceCore, value: int) -> Any:
-        return original(self, value) if value or not self._status & Status.DRIVER_OK else None
-
-    around(patch, DeviceCore, "write_status", write)
+class IsTooBusyForAReset(DeviceCore):
+    def write_status(self, value: int) -> Hold | None:
+        return super().write_status(value) if value or not self.status & Status.DRIVER_OK else None
 
 
 @breaks("virtio14/RS2")
-def goes_on_after_a_reset(patch: pytest.MonkeyPatch) -> None:
-    def reset(_original: Any, self: DeviceCore) -> None:
+class GoesOnAfterAReset(DeviceCore):
+    def reset(self) -> None:
         self._status = self.driver_features = 0
-
-    around(patch, DeviceCore, "reset", reset)
 
 
 @breaks("virtio14/CF1", device="blk")
-def shows_its_configuration_late(patch: pytest.MonkeyPatch) -> None:
-    def read(original: Any, self: DeviceCore, offset: int, count: int) -> bytes:
-        return bytes(original(self, offset, count)) if self._status & Status.FEATURES_OK else bytes(count)
-
-    around(patch, DeviceCore, "read_config", read)
+class ShowsItsConfigurationLate(DeviceCore):
+    def read_config(self, offset: int, count: int) -> bytes:
+        return super().read_config(offset, count) if self.status & Status.FEATURES_OK else bytes(count)
 
 
 # ---- interrupts --------------------------------------------------------------------------------------------------
 
 
 @breaks("virtio14/IS1")
-def keeps_isr(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(VirtioPci, "_read_isr", lambda self: bytes([self._isr]))
+class KeepsIsr(VirtioPci):
+    def _read_isr(self) -> bytes:
+        return bytes([self._isr])
 
 
 @breaks("virtio14/IS2", logs="broke virtio.* names descriptor 0xffff of 0x10")
-def forgets_isr_with_msix(patch: pytest.MonkeyPatch) -> None:
-    def forget(self: VirtioPci) -> None:
+class ForgetsIsrWithMsix(VirtioPci):
+    def config_interrupt(self) -> None:
+        super().config_interrupt()
         if self.msix_enabled:
             self._isr = 0
 
-    after(patch, VirtioPci, "config_interrupt", forget)
-
 
 @breaks("virtio14/IS3")
-def forgets_interrupt_status(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PciFunction, "set_intx", lambda self, level: self.intx.set_level(level))
+class ForgetsInterruptStatus(VirtioPci):
+    def set_intx(self, level: bool) -> None:
+        self.intx.set_level(level)
 
 
 @breaks("virtio14/MX1")
@@ -322,30 +310,33 @@ def has_any_vector(patch: pytest.MonkeyPatch) -> None:
 
 
 @breaks("virtio14/MX3")
-def fires_vector_0_instead(patch: pytest.MonkeyPatch) -> None:
-    def interrupt(self: VirtioPci, index: int) -> None:
+class FiresVector0Instead(VirtioPci):
+    def queue_interrupt(self, index: int) -> None:
         vector = self._common.queue_vectors[index]
         self.raise_msix(0 if vector == NO_VECTOR else vector)
-
-    patch.setattr(VirtioPci, "queue_interrupt", interrupt)
 
 
 # ---- suspend -----------------------------------------------------------------------------------------------------
 
 
 @breaks("virtio14/SU1", suspend=True)
-def keeps_suspend_as_it_comes(patch: pytest.MonkeyPatch) -> None:
-    def keep(self: DeviceCore, value: int) -> None:
+class KeepsSuspendAsItComes(DeviceCore):
+    def write_status(self, value: int) -> Hold | None:
+        hold = super().write_status(value)
         self._status |= value & Status.SUSPEND
-
-    after(patch, DeviceCore, "write_status", keep)
+        return hold
 
 
 @breaks("virtio14/SU2", suspend=True)
-def works_in_its_sleep(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Suspension, "begin", lambda self: self._suspended())
+class WorksInItsSleep(DeviceCore):
+    def write_status(self, value: int) -> Hold | None:
+        if value & Status.SUSPEND and self.running and not self.status & Status.SUSPEND:
+            self._suspended()
+            return None
+        return super().write_status(value)
 
 
 @breaks("virtio14/SU3", suspend=True)
-def does_not_wake_up(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(DeviceCore, "_resume", lambda _self: None)
+class DoesNotWakeUp(DeviceCore):
+    def _resume(self) -> None:
+        pass

@@ -15,39 +15,25 @@ RESERVED = 3 << 16
 
 
 @breaks("virtio14/PK1", packed=True)
-def leaves_gaps(patch: pytest.MonkeyPatch) -> None:
-    def store(original: Any, self: PackedRing, used: list[int]) -> None:
+class LeavesGaps(PackedRing):
+    def _store(self, used: list[int]) -> None:
         self.next_used = (self.next_used + 1) % (2 * self.size)
-        original(self, used)
+        super()._store(used)
         self.next_used = (self.next_used - 1) % (2 * self.size)
-
-    around(patch, PackedRing, "_store", store)
 
 
 @breaks("virtio14/PK2", device="blk", packed=True)
-def uses_every_descriptor_of_the_ring(patch: pytest.MonkeyPatch) -> None:
-    def store(original: Any, self: PackedRing, used: list[int]) -> Any:
+class UsesEveryDescriptorOfTheRing(PackedRing):
+    def _store(self, used: list[int]) -> None:
         self.parts[0][16 * ((self.next_used + 5) % self.size)] ^= 1
-        return original(self, used)
-
-    around(patch, PackedRing, "_store", store)
+        super()._store(used)
 
 
 @breaks("virtio14/PK3", device="blk", packed=True)
-def writes_to_the_packed_request(patch: pytest.MonkeyPatch) -> None:
-    def store(original: Any, self: PackedRing, used: list[int]) -> Any:
+class WritesToThePackedRequest(PackedRing):
+    def _store(self, used: list[int]) -> None:
         write_to_requests(self, used)
-        return original(self, used)
-
-    around(patch, PackedRing, "_store", store)
-
-
-@breaks("virtio14/PK4", device="blk", packed=True, logs="broke virtio.* a readable descriptor .* follows writable")
-def takes_lists_from_behind(patch: pytest.MonkeyPatch) -> None:
-    def make(original: Any, ring: Any, memory: Any, head: int, descriptors: list[Any], slots: int) -> Any:
-        return original(ring, memory, head, descriptors[::-1], slots)
-
-    around(patch, packed, "make_chain", make)
+        super()._store(used)
 
 
 @breaks("virtio14/MF1-packed", device="blk", packed=True, logs="broke virtio.* too many descriptors")
@@ -56,6 +42,14 @@ def takes_four_descriptors(patch: pytest.MonkeyPatch) -> None:
         if len(descriptors) > 4:
             raise GuestError("too many descriptors")
         return original(ring, memory, head, descriptors, slots)
+
+    around(patch, packed, "make_chain", make)
+
+
+@breaks("virtio14/PK4", device="blk", packed=True, logs="broke virtio.* a readable descriptor .* follows writable")
+def takes_lists_from_behind(patch: pytest.MonkeyPatch) -> None:
+    def make(original: Any, ring: Any, memory: Any, head: int, descriptors: list[Any], slots: int) -> Any:
+        return original(ring, memory, head, descriptors[::-1], slots)
 
     around(patch, packed, "make_chain", make)
 
@@ -80,42 +74,44 @@ def minds_ids_in_a_table(patch: pytest.MonkeyPatch) -> None:
 
 
 @breaks("virtio14/PK5-size", packed=True, logs="wrote queue_size 0x7: no size up to 0x40")
-def wants_powers_of_two(patch: pytest.MonkeyPatch) -> None:
-    around(patch, Virtqueue, "allows", lambda original, self, size: original(self, size) and not size & (size - 1))
+class WantsPowersOfTwo(Virtqueue):
+    def allows(self, size: int) -> bool:
+        return super().allows(size) and not size & (size - 1)
 
 
 # ---- event suppression -------------------------------------------------------------------------------------------
 
 
 @breaks("virtio14/PK5-enable", packed=True)
-def never_interrupts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PackedRing, "interrupt_due", lambda _self: False)
+class NeverInterrupts(PackedRing):
+    def interrupt_due(self) -> bool:
+        return False
 
 
 @breaks("virtio14/PK5-disable", "virtio14/PK5-desc-silent", packed=True)
-def always_interrupts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PackedRing, "interrupt_due", lambda _self: True)
+class AlwaysInterrupts(PackedRing):
+    def interrupt_due(self) -> bool:
+        return True
 
 
 @breaks("virtio14/PK5-desc", packed=True)
-def forgets_the_other_round(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PackedRing, "_position", lambda _self, off_wrap: off_wrap & 0x7FFF)
+class ForgetsTheOtherRound(PackedRing):
+    def _position(self, off_wrap: int) -> int:
+        return off_wrap & 0x7FFF
 
 
 @breaks("virtio14/PK5-device", packed=True)
-def asks_with_reserved_flags(patch: pytest.MonkeyPatch) -> None:
-    def request(original: Any, self: PackedRing) -> bool:
-        there = bool(original(self))
-        self._device_event[0] |= RESERVED
+class AsksWithReservedFlags(PackedRing):
+    def request_notification(self) -> bool:
+        there = super().request_notification()
+        self.parts[2].cast("I")[0] |= RESERVED
         return there
 
-    def suppress(self: PackedRing) -> None:
-        self._device_event[0] = RingEventFlags.DISABLE << 16 | RESERVED
-
-    around(patch, PackedRing, "request_notification", request)
-    patch.setattr(PackedRing, "suppress_notifications", suppress)
+    def suppress_notifications(self) -> None:
+        self.parts[2].cast("I")[0] = RingEventFlags.DISABLE << 16 | RESERVED
 
 
 @breaks("virtio14/RB2-packed", packed=True, in_order=True)
-def uses_packed_buffers_backwards(patch: pytest.MonkeyPatch) -> None:
-    around(patch, PackedRing, "_store", lambda original, self, used: original(self, backwards(used)))
+class UsesPackedBuffersBackwards(PackedRing):
+    def _store(self, used: list[int]) -> None:
+        super()._store(backwards(used))

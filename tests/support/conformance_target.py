@@ -18,10 +18,15 @@ DEVICES: dict[str, Callable[[], Device]] = {name: partial(devices.example, name)
 
 @asynccontextmanager
 async def serving(
-    name: str, *, ids: Style = "default", offer: Offer | None = None, timeout: float = 5.0
+    name: str,
+    *,
+    ids: Style = "default",
+    offer: Offer | None = None,
+    timeout: float = 5.0,
+    make: Callable[..., VirtioPci] = VirtioPci,
 ) -> AsyncIterator[Wire]:
-    """Serve one device until the end of the block."""
-    async with serving_functions(VirtioPci(DEVICES[name](), ids=ids, offer=offer)) as served:
+    """Serve one device until the end of the block; ``make`` is `VirtioPci`, or makes such a function."""
+    async with serving_functions(make(DEVICES[name](), ids=ids, offer=offer)) as served:
         socket = served[0]["socket"]
         assert isinstance(socket, dict)
         yield Wire(socket["path"], timeout=timeout)

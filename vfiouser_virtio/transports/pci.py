@@ -64,7 +64,7 @@ class VirtioPci(PciFunction):
     ``ids`` is an identity style or an `Identity` of your own. ``vectors`` is the number of MSI-X vectors: by default
     one per queue and one for configuration changes; 0 leaves only INTx. ``name`` is for log lines. ``offer`` is what a
     driver may choose from, beside the features of the device's type. ``unsealed_memory`` says what becomes of memory
-    whose file could become shorter.
+    whose file could become shorter. ``core`` makes the device's core, as `DeviceCore` does.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class VirtioPci(PciFunction):
         name: str = "",
         offer: Offer | None = None,
         unsealed_memory: UnsealedMemory = "auto",
+        core: Callable[..., DeviceCore] = DeviceCore,
     ) -> None:
         shown = ids if isinstance(ids, Identity) else identity(device.device_id, ids)
         super().__init__(shown, config_size=_CONFIG_SIZE)
@@ -86,7 +87,7 @@ class VirtioPci(PciFunction):
             unsealed=unsealed_memory,
         )
         self._log = DeviceLog(logger, name or device.name)
-        self.core = DeviceCore(device, self.memory, self, name=name, offer=offer)
+        self.core = core(device, self.memory, self, name=name, offer=offer)
         self.core.stop(Stop.NO_BUS_MASTER)
         vectors = min(len(device.queues) + 1, 2048) if vectors is None else vectors
         self._isr = 0

@@ -12,6 +12,7 @@ is a reason to stand still (`Stop`), or RAM is being remapped under the ring, no
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from time import perf_counter
+from typing import ClassVar
 
 import trio
 
@@ -26,7 +27,7 @@ from vfiouser_virtio.virtio.polling import Polling
 from vfiouser_virtio.virtio.queue_registers import QueueRegisters
 from vfiouser_virtio.virtio.stop import UNTOUCHABLE, Stop
 from vfiouser_virtio.virtio.virtqueue_state import VirtqueueState
-from vfiouser_virtio.vring import Area, Chain, make_ring
+from vfiouser_virtio.vring import Area, Chain, PackedRing, SplitRing
 
 # Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues.
 BURST = 64
@@ -46,6 +47,10 @@ class Virtqueue(QueueRegisters):
     ``interrupt`` sends a used buffer notification, ``failed`` is told of what the driver or the device has done wrong,
     ``warn`` of what a user should know: one line.
     """
+
+    split_ring: ClassVar[type[SplitRing]] = SplitRing
+    packed_ring: ClassVar[type[PackedRing]] = PackedRing
+    """What is behind it, as negotiated."""
 
     def __init__(
         self,
@@ -144,7 +149,8 @@ class Virtqueue(QueueRegisters):
         self._wake()
 
     def _new_ring(self, areas: list[Area]) -> BoundRing:
-        ring = make_ring(self.size, self.memory, self.features)
+        ring_class = self.packed_ring if self.features.packed else self.split_ring
+        ring = ring_class(self.size, self.memory, self.features)
         ring.on_push = self._pushed
         return BoundRing(f"queue {self.index}", ring, self.memory, areas)
 
