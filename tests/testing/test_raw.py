@@ -80,14 +80,21 @@ def test_a_bring_up() -> None:
 
 
 async def test_messages_in_pieces() -> None:
-    ours, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # shows what was one piece
     with theirs:
         client = RawClient(ours)
         await client.send(b"abcdef", [0], cuts=[2, 9, 4, 0])
-        pieces = [socket.recv_fds(theirs, 2, 1) for _ in range(3)]
+        pieces = [socket.recv_fds(theirs, 9, 1) for _ in range(3)]
         assert [data for data, *_ in pieces] == [b"ab", b"cd", b"ef"]
         assert [len(fds) for _, fds, *_ in pieces] == [1, 0, 0]
         os.close(pieces[0][1][0])
+        client.close()
+
+
+async def test_replies() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        client = RawClient(ours)
         theirs.sendall(raw_message(9, b"xyz", message_id=5, flags=1))
         reply = await client.receive()
         assert (reply.id, reply.command, reply.flags, reply.error, reply.body) == (5, 9, 1, 0, b"xyz")
