@@ -82,6 +82,7 @@ def test_a_bring_up() -> None:
 async def test_messages_in_pieces() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # shows what was one piece
     with theirs:
+        theirs.settimeout(10)
         client = RawClient(ours)
         await client.send(b"abcdef", [0], cuts=[2, 9, 4, 0])
         pieces = [socket.recv_fds(theirs, 9, 1) for _ in range(3)]
