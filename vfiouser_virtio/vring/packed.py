@@ -15,7 +15,7 @@ one of ``2 * size``: the index of a descriptor, plus ``size`` while the wrap cou
 
 from vfiouser_virtio.barrier import TSO, full_barrier
 from vfiouser_virtio.errors import GuestError
-from vfiouser_virtio.memory import NeedsMessages
+from vfiouser_virtio.memory import HotRegion, NeedsMessages
 from vfiouser_virtio.protocols.virtio.ring import (
     MAX_QUEUE_SIZE,
     PACKED_DESC_CODEC,
@@ -39,7 +39,7 @@ from vfiouser_virtio.vring.descriptors import (
 )
 from vfiouser_virtio.vring.features import RingFeatures
 from vfiouser_virtio.vring.ring import Ring
-from vfiouser_virtio.vring.tables import THREE, packed_table, table_of_three
+from vfiouser_virtio.vring.tables import THREE, of_three, packed_table, table_of_three, unpack_three
 
 _unpack_desc = PACKED_DESC_CODEC.unpack_from
 _DESC_SIZE = PACKED_DESC_CODEC.size
@@ -135,6 +135,8 @@ class PackedRing(Ring):
                         else:
                             found = packed_table(self, head, address, length, hot)
                             budget -= length >> 7
+                    elif flags == available | NEXT and slot + 3 <= size and len(chains) + more + 3 <= room:
+                        found = self._three(slot, available, hot)
                     if found is None:
                         found = self._chain(slot, available, room - len(chains) - more, memory)
                         begin, end, _, _ = hot = memory.hot
@@ -258,6 +260,19 @@ class PackedRing(Ring):
     def _position(self, off_wrap: int) -> int:
         index = off_wrap & (WRAP_COUNTER - 1)
         return index if off_wrap & WRAP_COUNTER else index + self.size
+
+    def _three(self, slot: int, available: int, hot: HotRegion) -> Chain | None:
+        """What `_chain` does for a header, a buffer and a status byte that follow each other; None for anything else.
+
+        The first descriptor is copied anew: what has been seen of it is not relied upon.
+        """
+        layout = unpack_three(self._desc, slot << 4)
+        _, _, _, flags_0, _, _, _, flags_1, _, _, head, flags_2 = layout
+        if flags_0 != available | NEXT or flags_2 != available | WRITE or head in self._taken:
+            return None
+        if flags_1 == available | NEXT | WRITE:
+            return of_three(self, head, layout, WRITE, hot, 3)
+        return of_three(self, head, layout, 0, hot, 3) if flags_1 == available | NEXT else None
 
     def _chain(self, slot: int, available: int, room: int, memory: Memory) -> Chain:
         """The list of descriptors that begins at ``slot``; ``room`` descriptors are not in flight."""

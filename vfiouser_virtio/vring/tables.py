@@ -22,7 +22,7 @@ _ENTRY = DESC_CODEC.size
 _LINKS = tuple(range(1, MAX_CHAIN))
 
 THREE = 3 * _ENTRY
-_unpack_three = Struct("<" + 3 * DESC_CODEC.format.removeprefix("<")).unpack_from
+unpack_three = Struct("<" + 3 * DESC_CODEC.format.removeprefix("<")).unpack_from
 
 
 @lru_cache(MAX_CHAIN)
@@ -76,9 +76,8 @@ def table_of_three(ring: Ring, head: int, address: int, hot: HotRegion, linked: 
 
     What a block request is mostly: header, buffer, status. Taken apart by hand, it costs half of what it does there.
     """
-    begin, end, view, _ = hot
-    layout = _unpack_three(view, address)
-    at_0, size_0, flags_0, next_0, at_1, size_1, flags_1, next_1, at_2, size_2, flags_2, flags_last = layout
+    layout = unpack_three(hot[2], address)
+    _, _, flags_0, next_0, _, _, flags_1, next_1, _, _, flags_2, flags_last = layout
     if linked:
         if flags_0 != NEXT or next_0 != 1 or next_1 != 2 or flags_2 != WRITE:
             return None
@@ -87,15 +86,24 @@ def table_of_three(ring: Ring, head: int, address: int, hot: HotRegion, linked: 
         if next_0 or flags_last != WRITE:
             return None
         second = next_1
-    end_0, end_1, end_2 = at_0 + size_0, at_1 + size_1, at_2 + size_2
+    return of_three(ring, head, layout, second, hot)
+
+
+def of_three(
+    ring: Ring, head: int, layout: tuple[int, ...], second: int, hot: HotRegion, slots: int = 1
+) -> Chain | None:
+    """A buffer to be read, one whose flags are ``second`` but for NEXT, and one to be written."""
+    begin, end, _, _ = hot
+    at_0, size_0, _, _, at_1, size_1, _, _, at_2, size_2, _, _ = layout
     if not (
-        (begin <= at_0 and end_0 <= end and begin <= at_1 and end_1 <= end and begin <= at_2 and end_2 <= end)
+        (begin <= at_0 and at_0 + size_0 <= end and begin <= at_1 and at_1 + size_1 <= end)
+        and (begin <= at_2 and at_2 + size_2 <= end)
         and (size_0 and size_1 and size_2 and size_0 + size_1 + size_2 <= MAX_CHAIN_BYTES)
     ):
         return None
     if second == WRITE:
-        return Chain(ring, head, layout, 1, size_1 + size_2, hot)
-    return None if second else Chain(ring, head, layout, 2, size_2, hot)
+        return Chain(ring, head, layout, 1, size_1 + size_2, hot, slots)
+    return None if second else Chain(ring, head, layout, 2, size_2, hot, slots)
 
 
 def _many(ring: Ring, head: int, layout: Sequence[int], hot: HotRegion, readable: int) -> Chain | None:
