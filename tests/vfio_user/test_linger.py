@@ -10,8 +10,9 @@ import pytest
 import trio
 import trio.testing
 
+from vfiouser_virtio.trio_epoll import epoll_watching
 from vfiouser_virtio.vfio_user.server import linger
-from vfiouser_virtio.vfio_user.server.linger import Linger, epoll_watching
+from vfiouser_virtio.vfio_user.server.linger import Linger
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ async def test_where_the_epoll_instance_is_not_to_be_found_there_is_only_trio(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = pair
-    monkeypatch.setattr(linger, "epoll_watching", lambda _fd: None)
+    monkeypatch.setattr(linger, "trio_epoll", lambda _fd: None)
     waits = await fast_client(ours, theirs)
     theirs.send(b"y")
     assert not waits.wait_nearby()

@@ -142,6 +142,86 @@ async def test_polling_rests_when_others_need_the_cpu(clock: Clock, monkeypatch:
     assert clock.gap(subject, 0)
 
 
+@pytest.mark.usefixtures("clock")  # which stands still
+async def test_a_look_is_no_round_of_trio() -> None:
+    looks, rounds = iter(range(1000)), 0
+
+    class Rounds(trio.abc.Instrument):
+        def before_io_wait(self, timeout: float) -> None:
+            nonlocal rounds
+            rounds += 1
+
+    subject = Polling("on")
+    assert subject.promising()
+    await subject.spin(lambda: True)  # it looks for trio's epoll once
+    trio.lowlevel.add_instrument(Rounds())
+    assert not await subject.spin(lambda: next(looks) == 999)
+    assert rounds == 0
+
+
+@pytest.mark.usefixtures("clock")
+async def test_input_for_another_task_is_no_later_for_the_looks() -> None:
+    subject = Polling("on")
+    assert subject.promising()
+    ours, theirs = trio.socket.socketpair()
+    with ours, theirs:
+        received = b""
+
+        async def receive() -> None:
+            nonlocal received
+            received = await ours.recv(1)
+
+        looks = 0
+
+        def news() -> bool:
+            nonlocal looks
+            looks += 1
+            if looks == 100:
+                os.write(theirs.fileno(), b"x")
+            return bool(received)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await subject.spin(news)
+    assert 100 < looks < 110
+
+
+@pytest.mark.usefixtures("clock")
+async def test_what_a_device_at_work_has_started_runs_before_the_looks() -> None:
+    subject = Polling("on")
+    assert subject.promising()
+    started = trio.Event()
+
+    async def work() -> None:
+        await trio.lowlevel.checkpoint()
+        started.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        assert await subject.spin(started.is_set, at_work=True) or started.is_set()
+
+
+@pytest.mark.usefixtures("clock")
+async def test_queues_that_are_looked_at_take_turns() -> None:
+    looks = [0, 0]
+
+    async def look(number: int) -> None:
+        subject = Polling("on")
+        assert subject.promising()
+
+        def news() -> bool:
+            looks[number] += 1
+            return min(looks) > 50
+
+        await subject.spin(news)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look, 0)
+        nursery.start_soon(look, 1)
+    assert abs(looks[0] - looks[1]) <= 2
+
+
 # ---- adaptive --------------------------------------------------------------------------------------------------------
 
 

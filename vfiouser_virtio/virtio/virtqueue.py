@@ -323,8 +323,9 @@ class Virtqueue(QueueRegisters):
         """Fill the burst from the ring; False when the driver must be waited for, and has been asked to notify."""
         self._publish()
         if not self._has_news() and self.polling.promising():
-            await self.polling.spin(self._has_news)
-            self.slice_end, self._round = turns().woken(self._round)
+            at_work = self._bound is not None and self._bound.ring.any_taken
+            if await self.polling.spin(self._has_news, at_work=at_work):
+                self.slice_end, self._round = turns().woken(self._round)
         bound = self._usable()
         if bound is None or self.stopped:
             return False

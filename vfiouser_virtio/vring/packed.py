@@ -83,6 +83,10 @@ class PackedRing(Ring):
         return self._taken
 
     @property
+    def any_taken(self) -> bool:
+        return bool(self._taken)
+
+    @property
     def _positions(self) -> tuple[int, int, int]:
         return self.next_avail, self.next_used, self._signalled
 

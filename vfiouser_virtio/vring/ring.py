@@ -62,6 +62,11 @@ class Ring(ABC):
     def in_flight(self) -> dict[int, Chain]:
         """Chains that were taken and that the driver has not been shown as used, by head."""
 
+    @property
+    @abstractmethod
+    def any_taken(self) -> bool:
+        """Whether there are any `in_flight`; quickly."""
+
     def memory_changed(self) -> None:
         """The memory map is another one: chains in flight look again before they touch their buffers."""
         # Behind a vIOMMU the map changes 512 times for one request of 1 MiB, and mostly nobody has looked in between.

@@ -75,6 +75,10 @@ class SplitRing(Ring):
         return {chain.head: chain for chain in self._taken if chain is not None}
 
     @property
+    def any_taken(self) -> bool:
+        return self.last_avail != self.used_idx
+
+    @property
     def _positions(self) -> tuple[int, int, int]:
         return self.last_avail, self.used_idx, self._signalled_idx
 

@@ -6,15 +6,15 @@ an access takes; one poll() takes 1 µs. So a session whose client asks that fas
 a moment, and watches with it all that trio would wait for: trio's own epoll instance is a file descriptor, too.
 """
 
-import contextlib
 import math
 import os
 import select
 import socket
-from pathlib import Path
 from time import perf_counter
 
 import trio
+
+from vfiouser_virtio.trio_epoll import trio_epoll
 
 LINGER_MS = 1
 """Milliseconds that we wait at most, and within which a client must have asked for us to wait the next time.
@@ -29,8 +29,6 @@ SPIN = 50e-6
 To be woken on another processor takes 20 µs, twice what a spinning server needs for all of an access. It gives way to
 whoever wants the processor, the client for one; on a busy machine clients are not as fast, so it ends by itself.
 """
-
-_epoll_fd: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar("vfiouser_virtio epoll")
 
 
 class Linger:
@@ -77,28 +75,10 @@ class Linger:
         self._gap = perf_counter() - begin
 
     def _poll_with_trio(self) -> "select.poll | None":  # at run time poll is a function
-        try:
-            epoll_fd = _epoll_fd.get()
-        except LookupError:
-            epoll_fd = epoll_watching(self._fd)
-            _epoll_fd.set(epoll_fd)
+        epoll_fd = trio_epoll(self._fd)
         if epoll_fd is None:
             return None
         both = select.poll()
         both.register(self._fd, select.POLLIN)
         both.register(epoll_fd, select.POLLIN)
         return both
-
-
-def epoll_watching(fd: int) -> int | None:
-    """The epoll instance of this process that watches ``fd``; None when there is none, or no telling.
-
-    trio keeps its own to itself, but Linux shows what each watches (proc_pid_fdinfo(5), ``tfd:``).
-    """
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
-        with contextlib.suppress(OSError):  # closed meanwhile, as that of listdir() is
-            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventpoll]":
-                for line in Path(f"/proc/self/fdinfo/{name}").read_text().splitlines():
-                    if line.startswith("tfd:") and int(line.split()[1]) == fd:
-                        return int(name)
-    return None

@@ -1,0 +1,69 @@
+"""The epoll instance of trio: to look whether there is input for any task, without a round of trio.
+
+One look costs 0.4 µs, a round of trio 4 to 8. trio keeps the descriptor to itself, so it is looked for.
+"""
+
+import contextlib
+import os
+import select
+from pathlib import Path
+
+import trio
+
+_epoll_fd: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar("vfiouser_virtio epoll")
+
+
+def trio_epoll(fd: int) -> int | None:
+    """That of the current run, which watches ``fd`` now; None when there is none, or no telling."""
+    try:
+        return _epoll_fd.get()
+    except LookupError:
+        found = epoll_watching(fd)
+        _epoll_fd.set(found)
+        return found
+
+
+async def input_of_others() -> "select.poll | None":  # at run time poll is a function
+    """A poll object that is ready when trio has input for some task; None where that cannot be told."""
+    try:
+        found = _epoll_fd.get()
+    except LookupError:
+        found = await _find()
+        _epoll_fd.set(found)
+    if found is None:
+        return None
+    look = select.poll()
+    look.register(found, select.POLLIN)
+    return look
+
+
+async def _find() -> int | None:
+    """Let trio watch a descriptor of ours for a moment."""
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    found = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.wait_readable, fd)
+            for _ in range(3):  # until that task has begun
+                await trio.lowlevel.checkpoint()
+                found = epoll_watching(fd)
+                if found is not None:
+                    break
+            nursery.cancel_scope.cancel()
+    finally:
+        os.close(fd)
+    return found
+
+
+def epoll_watching(fd: int) -> int | None:
+    """The epoll instance of this process that watches ``fd``; None when there is none, or no telling.
+
+    trio keeps its own to itself, but Linux shows what each watches (proc_pid_fdinfo(5), ``tfd:``).
+    """
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+        with contextlib.suppress(OSError):  # closed meanwhile, as that of listdir() is
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventpoll]":
+                for line in Path(f"/proc/self/fdinfo/{name}").read_text().splitlines():
+                    if line.startswith("tfd:") and int(line.split()[1]) == fd:
+                        return int(name)
+    return None
