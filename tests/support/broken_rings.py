@@ -14,6 +14,7 @@ from vfiouser_virtio.virtio import DeviceCore, Virtqueue
 from vfiouser_virtio.virtio.binding import BoundRing
 from vfiouser_virtio.vring import Area, Ring, RingState, SplitRing
 from vfiouser_virtio.vring.chain import Writable
+from vfiouser_virtio.vring.descriptors import Descriptor, Memory
 
 # ---- queue reset -------------------------------------------------------------------------------------------------
 
@@ -58,8 +59,8 @@ class KeepsTheOldAddresses(Virtqueue):
 
 @breaks("virtio14/MF1", logs="broke virtio.* too many descriptors")
 class TakesFourDescriptors(SplitRing):
-    def _descriptors(self, *arguments: Any) -> Any:
-        found = super()._descriptors(*arguments)
+    def _descriptors(self, head: int, memory: Memory) -> list[Descriptor]:
+        found = super()._descriptors(head, memory)
         if len(found) > 4:
             raise GuestError("too many descriptors")
         return found
@@ -80,18 +81,18 @@ class WritesToTheRequest(SplitRing):
 
 @breaks("virtio14/SI1", logs="broke virtio.* WRITE on a table")
 class MindsWriteOnATable(SplitRing):
-    def _indirect(self, head: int, descriptor: Any, *rest: Any) -> Any:
+    def _indirect(self, head: int, descriptor: Descriptor, memory: Memory) -> list[Descriptor]:
         if descriptor[2] & DescFlags.WRITE:
             raise GuestError("WRITE on a table")
-        return super()._indirect(head, descriptor, *rest)
+        return super()._indirect(head, descriptor, memory)
 
 
 @breaks("virtio14/SI2", logs="broke virtio.* a table behind other descriptors")
 class TakesTablesAlone(SplitRing):
-    def _indirect(self, head: int, descriptor: Any, *rest: Any) -> Any:
+    def _indirect(self, head: int, descriptor: Descriptor, memory: Memory) -> list[Descriptor]:
         if not DESC_CODEC.unpack_from(self.parts[0], DESC_CODEC.size * head)[2] & DescFlags.INDIRECT:
             raise GuestError("a table behind other descriptors")
-        return super()._indirect(head, descriptor, *rest)
+        return super()._indirect(head, descriptor, memory)
 
 
 @breaks("virtio14/RQ1")
