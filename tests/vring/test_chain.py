@@ -10,6 +10,7 @@ from vfiouser_virtio.errors import AuthorError, GuestError
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.ring import DescFlags
 from vfiouser_virtio.vring import Chain, Readable, RingFeatures, Writable, make_ring, ring_areas
+from vfiouser_virtio.vring.chain import DISOWNED
 
 NEXT, WRITE, INDIRECT, AVAIL, _ = (int(flag) for flag in DescFlags)
 
@@ -169,3 +170,14 @@ def test_no_chain_is_longer_than_4_gib(packed: bool, direct: bool, sizes: tuple[
         ram[0x1000 + 2] = 1
     with pytest.raises(GuestError, match=r"more than 2\^32"):
         ring.pop(1)
+
+
+def test_a_chain_that_was_disowned_leaves_nothing_behind() -> None:
+    """Another chain has taken its place: completing it is void, and is not remembered either."""
+    for _ in range(3):
+        _, chain = writable(4)
+        chain.disown()
+        assert chain.ring is DISOWNED
+        chain.writable.write(b"late")
+        chain.complete()
+    assert DISOWNED.completed == []

@@ -361,17 +361,11 @@ class Chain:
 
 
 class _Disowned:
-    """The ring of chains that are none any more."""
+    """The ring of chains that are none any more: it forgets at once which of them were completed."""
 
-    on_push: Callable[[], None] | None = None
-
-    @property
-    def completed(self) -> list[int]:
-        return []
-
-    @completed.setter
-    def completed(self, used: list[int]) -> None:
-        """Nobody is told."""
+    def __init__(self) -> None:
+        self.completed: list[int] = []
+        self.on_push: Callable[[], None] | None = self.completed.clear
 
     def revalidate(self, chain: Chain) -> None:
         chain.lose_buffers()
