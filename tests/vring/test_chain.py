@@ -181,3 +181,47 @@ def test_a_chain_that_was_disowned_leaves_nothing_behind() -> None:
         chain.writable.write(b"late")
         chain.complete()
     assert DISOWNED.completed == []
+
+
+@pytest.mark.parametrize("kind", ["split", "packed"])
+@pytest.mark.parametrize("shape", ["3", "indirect"])
+@pytest.mark.parametrize("looked_at", [False, True])
+@pytest.mark.parametrize(("header", "data"), [("<IIQ", []), ("<12s", [4])])
+def test_a_request_is_taken_apart_however_it_is_cut(
+    kind: str, shape: str, looked_at: bool, header: str, data: list[int]
+) -> None:
+    """The usual cut goes another way than others, and than a chain whose parts somebody has looked at."""
+    ring, offer = load(kind, shape, event_idx=False)
+    offer(3)
+    for chain in ring.pop(3):
+        (first, size), (second, room), (last, _) = chain.ranges
+        [written] = ring.memory.writable(first, size)
+        written[:] = bytes(range(16))
+        if looked_at:
+            assert (chain.readable.length, chain.writable.length) == (16, 2049)
+        codec = struct.Struct(header)
+        fields, readable_, length, writable_, free, status = chain.take_request(codec)
+        assert fields == codec.unpack_from(bytes(range(16)))
+        assert ([len(view) for view in readable_], length) == (data, sum(data))
+        assert b"".join(readable_) == bytes(range(16))[codec.size :]
+        assert ([len(view) for view in writable_], free, len(status)) == ([room], room, 1)
+        writable_[0][0], status[0] = 7, 9
+        assert [ring.memory.readable(at, 1)[0][0] for at in (second, last)] == [7, 9]
+        assert all(view.readonly for view in readable_)
+        chain.complete(room + 1)
+        with pytest.raises(AuthorError):
+            chain.take_request(codec)
+
+
+def test_a_request_without_a_header_or_a_status_is_refused() -> None:
+    for kind in ("split", "packed"):
+        ring, offer = load(kind, "3", event_idx=False)
+        offer(1)
+        [chain] = ring.pop(1)
+        with pytest.raises(GuestError, match="a request needs 0x20 more readable bytes, its buffer has 0x10"):
+            chain.take_request(struct.Struct("<32s"))
+        ring, offer = load(kind, "1", event_idx=False)
+        offer(1)
+        [chain] = ring.pop(1)
+        with pytest.raises(GuestError, match="a request needs 0x10 more readable bytes"):
+            chain.take_request(struct.Struct("<IIQ"))

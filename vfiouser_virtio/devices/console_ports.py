@@ -72,12 +72,13 @@ class Port:
         A Linux guest waits for that with a spinlock held if the port is a console. QEMU therefore drops what a slow
         consumer does not take; here nothing is lost, and a consumer that stops reading stops the guest.
         """
-        async for chain in self.transmitq:
-            while left := chain.readable.length:
-                await self.chardev.send(chain.readable.read(min(left, MAX_COPY)))
-                if left > MAX_COPY:  # a chardev need not wait for anything, and 65,000 of these may follow
-                    await trio.lowlevel.checkpoint()
-            chain.complete()
+        async for burst in self.transmitq.bursts():
+            for chain in burst:
+                while left := chain.readable.length:
+                    await self.chardev.send(chain.readable.read(min(left, MAX_COPY)))
+                    if left > MAX_COPY:  # a chardev need not wait for anything, and 65,000 of these may follow
+                        await trio.lowlevel.checkpoint()
+                chain.complete()
 
     async def receive(self) -> None:
         """Host to guest. One piece of input is held here until the guest is open and has a buffer; more is not read."""

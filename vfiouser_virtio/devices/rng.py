@@ -49,12 +49,13 @@ class Rng(Device):
             raise DeviceError(f"rng: cannot open source {source}: {error.strerror}") from None
 
     async def run(self) -> None:
-        async for chain in self.requestq:
-            if wanted := min(chain.writable.length, MAX_BYTES_PER_CHAIN):
-                await self._wait_turn(wanted)
-                data = await self._random(wanted)
-                chain.writable.write(data)
-            chain.complete()
+        async for burst in self.requestq.bursts():
+            for chain in burst:
+                if wanted := min(chain.writable.length, MAX_BYTES_PER_CHAIN):
+                    await self._wait_turn(wanted)
+                    data = await self._random(wanted)
+                    chain.writable.write(data)
+                chain.complete()
 
     async def _wait_turn(self, count: int) -> None:
         """Keep to the limit by waiting; what one request takes too much, the next periods lack.

@@ -234,7 +234,8 @@ class Chain:
 
         ``header`` is the codec of what the readable part begins with; the status is the last byte of the writable one.
         How the driver has cut them does not show; with a buffer for each, as is usual, this takes a third of the time
-        of `readable` and `writable`, which are of no use afterwards. Raises GuestError when one of them is too short.
+        of `readable` and `writable`, which are of no use afterwards. Raises GuestError when one of them is too short,
+        AuthorError when the chain was completed.
         """
         layout, count, region = self.layout, self.writable_from, self._region
         size = header.size
@@ -266,6 +267,8 @@ class Chain:
 
     def _take_request(self, header: Struct) -> Request:
         """For any chain."""
+        if self.ring is None:
+            raise AuthorError(f"take_request() of chain {self.head:#x} after it was completed")
         readable = self.readable
         fields = header.unpack(readable.read(header.size))
         writable = self.writable
