@@ -213,3 +213,29 @@ async def test_a_burst_that_is_too_much_for_a_slice_ends_early(monkeypatch: pyte
         for token in tokens:
             await driver.wait(0, token)
         assert driver.device.bursts == [1] * 5
+
+
+@pytest.mark.usefixtures("no_slices")
+async def test_a_burst_without_awaits_is_shown_without_another_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the device gives up in its midst, and where what comes later is completed by itself."""
+
+    class AtOnce(Upper):
+        async def run(self) -> None:
+            async for burst in self.requestq.bursts(at_once=True):
+                self.bursts.append(0)
+                for chain in burst:
+                    chain.complete(0)
+                    self.bursts[-1] += 1
+                    if self.bursts[-1] == 3:
+                        break
+                del burst
+
+    async with running(AtOnce()) as driver:
+        assert isinstance(driver.device, AtOnce)
+        token = trio.lowlevel.current_trio_token()
+        monkeypatch.setattr(type(token), "run_sync_soon", lambda *_: pytest.fail("another round"))
+        tokens = [driver.add(0, [b"x"], [1]) for _ in range(5)]
+        driver.kick(0)
+        for each in tokens:
+            await driver.wait(0, each)
+        assert driver.device.bursts == [3, 2]

@@ -232,7 +232,7 @@ class Blk(Device):
         """Take, parse, perform, complete; what a burst has completed is shown to the driver at once."""
         planner, backend = self._planner, self.backend
         readonly, read, write = backend.readonly, backend.read_nowait, backend.write_nowait
-        async for burst in queue.bursts():
+        async for burst in queue.bursts(at_once=True):
             for chain in burst:
                 (kind, _, sector), data, length, buffers, room, status = chain.take_request(blk.REQUEST_HEADER_CODEC)
                 outcome, fills = _OK, 0

@@ -298,13 +298,22 @@ class Virtqueue(QueueRegisters):
             else:
                 return
 
-    def hand_out(self) -> Iterator[Chain]:
-        """The chains of the burst, as long as they may be handed out without waiting."""
+    def hand_out(self, at_once: bool) -> Iterator[Chain]:
+        """The chains of the burst, as long as they may be handed out without waiting.
+
+        ``at_once``: the device does not await until it has asked for the next, or has given up the iterator.
+        """
         burst = self.burst
-        while burst and not self.stopped and not burst[0].is_away():
-            yield burst.popleft()
-            if perf_counter() >= self.slice_end:
-                return
+        scheduled, self._publish_scheduled = self._publish_scheduled, self._publish_scheduled or at_once
+        try:
+            while burst and not self.stopped and not burst[0].is_away():
+                yield burst.popleft()
+                if perf_counter() >= self.slice_end:
+                    return
+        finally:
+            if at_once:
+                self._publish_scheduled = scheduled
+                self._publish()
 
     async def _wait_burst(self) -> None:
         """Look, and park until the next wake-up while there is nothing."""
