@@ -104,7 +104,7 @@ def test_the_terminal_is_restored_after_ctrl_c() -> None:
 
 def test_pipes() -> None:
     process = start(subprocess.PIPE, subprocess.PIPE)
-    output, _ = process.communicate(b"hello q", timeout=10)
+    output, _ = process.communicate(b"hello q", timeout=60)
     assert output == b"one only\nsize None\nHELLO Q"
     assert process.returncode == 0
 

@@ -129,6 +129,9 @@ async def test_qemu_killed_in_the_middle_of_io_20_times(
             boot_disk.write_bytes(boot_sector() + boot_disk.read_bytes()[512:])  # Linux has overwritten it
             if turn == 4:
                 before = census()  # the first Linux may have started what is kept, such as the disk's threads
-        assert census() == before
+        after = census()
+        # What looks for drivers that never notify may have been on its way when the first Linux was killed.
+        assert after.pop("tasks") <= before.pop("tasks")
+        assert after == before
         async with vm.boot_guest(qemu, guest_image, devices=served.qemu_devices) as guest:
             await guest.run("dd if=/dev/vda of=/dev/null bs=64k iflag=direct && head -c 16 /dev/hwrng", check=True)

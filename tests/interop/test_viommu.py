@@ -171,7 +171,7 @@ async def test_thousands_of_pages_at_once(
         with changes(memory) as counts:
             for turn, command in turns.items():
                 backend.gather = jobs
-                await machine.run(f"for job in $(seq 0 {jobs - 1}); do {command} 2>/dev/null & done; wait", timeout=120)
+                await machine.run(f"for job in $(seq 0 {jobs - 1}); do {command} 2>/dev/null & done; wait", timeout=300)
                 assert backend.gather == 0, f"they were not {turn} at the same time"
         assert max(counts) >= jobs * pages
         assert len(memory.regions) == idle

@@ -38,7 +38,7 @@ class Machine:
     devices: Mapping[str, Device]
     functions: Mapping[str, VirtioPci] = field(default_factory=dict)
 
-    async def run(self, command: str, *, timeout: float = 60) -> str:
+    async def run(self, command: str, *, timeout: float = 240) -> str:
         """What a command in the guest prints, without white space at the end; it must succeed."""
         return (await self.guest.run(f"set -e\n{command}", timeout=timeout, check=True)).output.rstrip()
 

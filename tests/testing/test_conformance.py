@@ -318,7 +318,7 @@ async def test_a_refused_register_is_named_and_one_that_is_not_offered_is_left_a
     assert without.verdict is Verdict.PASS, without
 
 
-FRAMING = {"virtio14/MF1", "virtio14/PK4"}
+FRAMING = {"virtio14/MF1", "virtio14/MF1-packed"}
 
 
 async def test_requests_are_cut_as_linux_does_but_in_the_checks_of_framing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import trio
+
 from vfiouser_virtio.background import background
 from vfiouser_virtio.testing.doorbell import BAR, Doorbell
-from vfiouser_virtio.testing.qtest import Qtest
+from vfiouser_virtio.testing.qtest import Qtest, QtestClosed
 from vfiouser_virtio.testing.qtest_port import ECAM_BASE, BarAddresses, InterruptLines, QtestPort
 from vfiouser_virtio.vfio_user import Server, SharedMemory, listen_path
 from vfiouser_virtio.vm import Qemu, VmError
@@ -93,6 +95,8 @@ async def qtest_machine(qemu: Qemu, sockets: Mapping[str, str | os.PathLike[str]
                 nursery.start_soon(machine.run)
                 await _power_on(machine, doorbell, lines)
                 yield machine
+            except QtestClosed:
+                await trio.sleep_forever()  # until machine.run() says why: with QEMU's own words
             finally:
                 process.kill()
                 process.wait()
