@@ -40,7 +40,7 @@ class Counter(Device):
 async def test_busy_queues_of_all_devices_wait_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight queues whose time is always up: a neighbour waits for one chain in a round, not for eight."""
     clock = itertools.count(0.0, 0.6 * turns.SLICE)  # whoever looks at the clock twice has had its time
-    for name in ("virtio.queue", "turns"):
+    for name in ("virtio.virtqueue", "turns"):
         monkeypatch.setattr(sys.modules[f"vfiouser_virtio.{name}"], "perf_counter", lambda: next(clock))
     device = Counter()
     rounds: list[int] = []
