@@ -33,9 +33,9 @@ __all__ = ["Discarded", "GuestMemory", "HotRegion", "NeedsMessages", "Pin", "Ran
 
 logger = logging.getLogger(__name__)
 
-HotRegion = tuple[int, int, memoryview, memoryview]
-"""Begin and end of a range, and writable and read-only views in which byte 0 is DMA address 0."""
-_NOWHERE: HotRegion = (1, 0, memoryview(b""), memoryview(b""))
+HotRegion = tuple[int, int, memoryview, memoryview, int]
+"""Begin and end of a range; writable and read-only views, and the DMA address that is their byte 0."""
+_NOWHERE: HotRegion = (1, 0, memoryview(b""), memoryview(b""), 0)
 _COPY_SLICE = 1 << 20  # bytes, some 0.3 ms
 _NOTHING = Span(0, 0, False, False, None, 0)
 
@@ -291,8 +291,8 @@ class GuestMemory:
     def _cross(self, address: int, length: int, *, write: bool) -> list[memoryview]:
         spans = self._map.check(address, length, write=write)
         self._last = last = spans[-1]
-        if last.readable and last.writable and last.window is self._mappings.places.window and last.window:
-            self.hot = last.address, last.end, last.window.view, last.window.readonly_view
+        if last.readable and last.writable and last.window:
+            self.hot = last.address, last.end, last.window.view, last.window.readonly_view, last.origin
         window, origin = spans[0].window, spans[0].origin
         if window and all(span.window is window for span in spans):
             # Neighbours in one window are one slice: a ring may lie across them.

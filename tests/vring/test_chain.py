@@ -225,3 +225,32 @@ def test_a_request_without_a_header_or_a_status_is_refused() -> None:
         [chain] = ring.pop(1)
         with pytest.raises(GuestError, match="a request needs 0x10 more readable bytes"):
             chain.take_request(struct.Struct("<IIQ"))
+
+
+@pytest.mark.parametrize("base", [0, 0x2000_0000_0000], ids=["in-the-window", "where-DPDK-has-its-memory"])
+@pytest.mark.parametrize("direct", [False, True])
+def test_buffers_at_any_address_are_taken_the_fast_way(base: int, direct: bool) -> None:
+    memory = GuestMemory()
+    fd = os.memfd_create("ram", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 1 << 20)
+    memory.map(base, 1 << 20, readable=True, writable=True, fd=fd, offset=0)
+    ring = make_ring(8, memory, RingFeatures(indirect=True))
+    areas = ring_areas(8, RingFeatures(indirect=True), base, base + 0x1000, base + 0x2000)
+    ring.bind(*(memory.writable(area.address, area.length)[0] for area in areas))
+    assert memory.hot[:2] == (base, base + (1 << 20))
+    [ram] = memory.writable(base, 1 << 20)
+    ram[0x5000:0x5010] = bytes(range(16))
+    table = 0 if direct else 0x3000
+    for at, (address, length, flags) in enumerate(
+        [(0x5000, 16, NEXT), (0x6000, 512, NEXT | WRITE), (0x7000, 1, WRITE)]
+    ):
+        struct.pack_into("<QIHH", ram, table + 16 * at, base + address, length, flags, (at + 1) % 3)
+    if not direct:
+        struct.pack_into("<QIHH", ram, 0, base + table, 48, INDIRECT, 0)
+    struct.pack_into("<HHH", ram, 0x1000, 0, 1, 0)
+    [chain] = ring.pop(1)
+    fields, _, _, room, free, status = chain.take_request(struct.Struct("<16s"))
+    assert (fields, free) == ((bytes(range(16)),), 512)
+    room[0][0], status[0] = 1, 2
+    assert (ram[0x6000], ram[0x7000]) == (1, 2)
+    memory.clear()

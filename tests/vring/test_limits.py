@@ -123,7 +123,7 @@ def test_chains_of_one_descriptor_are_taken_64_at_once(packed: bool) -> None:
 class ManyPieces:
     """Memory in which every buffer lies in ``pieces`` of it; counts the look-ups."""
 
-    hot: HotRegion = (1, 0, memoryview(b""), memoryview(b""))
+    hot: HotRegion = (1, 0, memoryview(b""), memoryview(b""), 0)
 
     def __init__(self, pieces: int) -> None:
         self.pieces = pieces

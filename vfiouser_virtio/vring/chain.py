@@ -29,7 +29,7 @@ _NOWHERE = 1 << 16
 _THREE = 12
 # From so many buffers on, views are made only if somebody wants them: a disk does not.
 _MANY = 8
-_NO_REGION: HotRegion = (0, 0, memoryview(b""), memoryview(b""))
+_NO_REGION: HotRegion = (0, 0, memoryview(b""), memoryview(b""), 0)
 
 
 class Ring(Protocol):
@@ -245,16 +245,16 @@ class Chain:
             or self.ring is None
         ):
             return self._take_request(header)
-        _, _, view, readonly_view = region
-        fields = header.unpack_from(view, layout[0])
-        end = layout[-4]
+        _, _, view, readonly_view, origin = region
+        fields = header.unpack_from(view, layout[0] - origin)
+        end = layout[-4] - origin
         last = view[end : end + 1]
         if len(layout) == _THREE:
-            start, length = layout[4], layout[5]
+            start, length = layout[4] - origin, layout[5]
             if count == 1:
                 return fields, (), 0, (view[start : start + length],), length, last
             return fields, (readonly_view[start : start + length],), length, (), 0, last
-        starts, sizes = list(layout[::4]), list(layout[1::4])
+        starts, sizes = [start - origin for start in layout[::4]], list(layout[1::4])
         room = self.room - 1
         return (
             fields,
@@ -345,16 +345,17 @@ class Chain:
         self.stale = True
 
     def _make_readable(self) -> Readable:
-        _, _, _, view = self._region or _NO_REGION
+        _, _, _, view, origin = self._region or _NO_REGION
         layout, count = self.layout, 4 * self.writable_from
-        starts, sizes = list(layout[0:count:4]), list(layout[1:count:4])
+        starts, sizes = [start - origin for start in layout[0:count:4]], list(layout[1:count:4])
         part = self._readable = Readable(_cut(view, starts, sizes), sum(sizes), self.writable_from)
         return part
 
     def _make_writable(self) -> Writable:
-        _, _, view, _ = self._region or _NO_REGION
+        _, _, view, _, origin = self._region or _NO_REGION
         layout, count = self.layout, 4 * self.writable_from
-        part = self._writable = Writable(_cut(view, list(layout[count::4]), list(layout[count + 1 :: 4])), self.room)
+        starts, sizes = [start - origin for start in layout[count::4]], list(layout[count + 1 :: 4])
+        part = self._writable = Writable(_cut(view, starts, sizes), self.room)
         return part
 
     def _look_again(self) -> None:

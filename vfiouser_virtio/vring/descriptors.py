@@ -49,7 +49,7 @@ def make_chain(ring: Ring | None, memory: Memory, head: int, descriptors: list[D
     Raises GuestError for readable descriptors behind writable ones, more than 2^32 bytes or `MAX_PIECES`, and ranges
     that are not guest memory; NeedsMessages as the look-ups do.
     """
-    begin, end, _, _ = memory.hot
+    begin, end, _, _, _ = memory.hot
     layout: list[int] = []
     writable_from = length = room = 0
     in_region = True

@@ -108,7 +108,7 @@ class PackedRing(Ring):
     def pop(self, limit: int, memory: Memory | None = None) -> list[Chain]:
         size, desc, flags_at, taken = self.size, self._desc, self._flags, self._taken
         memory = memory or self.memory
-        begin, end, _, _ = hot = memory.hot
+        begin, end, _, _, _ = hot = memory.hot
         position = self.next_avail
         room = size - (position - self.next_used) % (2 * size)
         slot, available = (position, _AVAIL) if position < size else (position - size, _USED)
@@ -143,7 +143,7 @@ class PackedRing(Ring):
                         found = self._three(slot, available, hot)
                     if found is None:
                         found = self._chain(slot, available, room - len(chains) - more, memory)
-                        begin, end, _, _ = hot = memory.hot
+                        begin, end, _, _, _ = hot = memory.hot
                         budget -= len(found.layout) >> 2
                     if budget < 0:  # one look per chain that is no single buffer; to end the loop costs the others none
                         turns.clear()

@@ -132,7 +132,7 @@ class SplitRing(Ring):
         self._all_stale = False
         taken, desc = self._taken, self._desc
         memory = memory or self.memory
-        begin, end, _, _ = hot = memory.hot
+        begin, end, _, _, _ = hot = memory.hot
         try:
             for head in heads:
                 if head >= size or taken[head] is not None:
@@ -154,7 +154,7 @@ class SplitRing(Ring):
                         found = self._three(head, layout, hot)
                     if found is None:
                         found = make_chain(self, memory, head, descriptors := self._descriptors(head, memory))
-                        begin, end, _, _ = hot = memory.hot
+                        begin, end, _, _, _ = hot = memory.hot
                         budget -= len(descriptors)
                     if budget < 0:  # one look per chain that is no single buffer; to end the loop costs the others none
                         del heads[len(chains) + 1 :]

@@ -34,13 +34,13 @@ def _table(length: int) -> Struct | None:
 
 def split_table(ring: Ring, head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
     """A chain of an indirect table of a split ring: address, length, flags, next."""
-    begin, end, view, _ = hot
+    begin, end, view, _, origin = hot
     if not (begin <= address and address + length <= end):
         return None
     table = _table(length)
     if table is None:
         return None
-    layout = table.unpack_from(view, address)
+    layout = table.unpack_from(view, address - origin)
     flags = layout[2::4]
     last = len(flags) - 1
     if layout[3:-1:4] != _LINKS[:last]:
@@ -57,13 +57,13 @@ def split_table(ring: Ring, head: int, address: int, length: int, hot: HotRegion
 
 def packed_table(ring: Ring, head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
     """A chain of an indirect table of a packed ring: address, length, and what is ignored but for the WRITE flag."""
-    begin, end, view, _ = hot
+    begin, end, view, _, origin = hot
     if not (begin <= address and address + length <= end):
         return None
     table = _table(length)
     if table is None:
         return None
-    layout = table.unpack_from(view, address)
+    layout = table.unpack_from(view, address - origin)
     flags = layout[3::4]
     readable = flags.count(0)
     if flags != (0,) * readable + (WRITE,) * (len(flags) - readable):
@@ -76,7 +76,7 @@ def table_of_three(ring: Ring, head: int, address: int, hot: HotRegion, linked: 
 
     What a block request is mostly: header, buffer, status. Taken apart by hand, it costs half of what it does there.
     """
-    layout = unpack_three(hot[2], address)
+    layout = unpack_three(hot[2], address - hot[4])
     _, _, flags_0, next_0, _, _, flags_1, next_1, _, _, flags_2, flags_last = layout
     if linked:
         if flags_0 != NEXT or next_0 != 1 or next_1 != 2 or flags_2 != WRITE:
@@ -93,7 +93,7 @@ def of_three(
     ring: Ring, head: int, layout: tuple[int, ...], second: int, hot: HotRegion, slots: int = 1
 ) -> Chain | None:
     """A buffer to be read, one whose flags are ``second`` but for NEXT, and one to be written."""
-    begin, end, _, _ = hot
+    begin, end, _, _, _ = hot
     at_0, size_0, _, _, at_1, size_1, _, _, at_2, size_2, _, _ = layout
     if not (
         (begin <= at_0 and at_0 + size_0 <= end and begin <= at_1 and at_1 + size_1 <= end)
@@ -108,7 +108,7 @@ def of_three(
 
 def _many(ring: Ring, head: int, layout: Sequence[int], hot: HotRegion, readable: int) -> Chain | None:
     """The first ``readable`` buffers are to be read, the others to be written."""
-    begin, end, _, _ = hot
+    begin, end, _, _, _ = hot
     starts, sizes = list(layout[::4]), list(layout[1::4])
     if min(starts) < begin or not min(sizes):
         return None
