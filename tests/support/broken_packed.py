@@ -46,12 +46,18 @@ def takes_four_descriptors(patch: pytest.MonkeyPatch) -> None:
     around(patch, packed, "make_chain", make)
 
 
+def without_fast_path(patch: pytest.MonkeyPatch) -> None:
+    """Lists of three descriptors are looked at one by one, as all others."""
+    patch.setattr(PackedRing, "_three", lambda *_: None)
+
+
 @breaks("virtio14/PK4", device="blk", packed=True, logs="broke virtio.* a readable descriptor .* follows writable")
 def takes_lists_from_behind(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any, ring: Any, memory: Any, head: int, descriptors: list[Any], slots: int) -> Any:
         return original(ring, memory, head, descriptors[::-1], slots)
 
     around(patch, packed, "make_chain", make)
+    without_fast_path(patch)
 
 
 @breaks("virtio14/PK5", device="blk", packed=True)
@@ -60,6 +66,7 @@ def takes_the_first_id(patch: pytest.MonkeyPatch) -> None:
         return original(ring, memory, descriptors[0][3], descriptors, slots)
 
     around(patch, packed, "make_chain", make)
+    without_fast_path(patch)
 
 
 @breaks("virtio14/PK5-indirect", packed=True, logs="broke virtio.* an id in a table")

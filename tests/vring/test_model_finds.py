@@ -89,7 +89,7 @@ def writes_used_elements_in_another_order(patch: Patch) -> None:
 
 
 def says_more_than_was_written(patch: Patch) -> None:
-    wrap(patch, Chain, "complete", lambda original, self, written=None: original(self, self.total))
+    wrap(patch, Chain, "complete", lambda original, self, written=None: original(self, self.room))
 
 
 def takes_the_last_chain_first(patch: Patch) -> None:
