@@ -172,10 +172,6 @@ def restores_nothing_as_completed(patch: Patch) -> None:
     restored(patch, completed=lambda state: ())
 
 
-def restores_completed_the_other_way_round(patch: Patch) -> None:
-    restored(patch, completed=lambda state: state.completed[::-1])
-
-
 def takes_again_from_the_ring_after_a_restore(patch: Patch) -> None:
     restored(patch, available=lambda state: state.used)
 
@@ -197,7 +193,6 @@ FOUND = [
     (forgets_the_status_of_a_block_request, SplitMachine, PackedMachine),
     (takes_chains_that_are_in_flight, HostilePacked),
     (restores_nothing_as_completed, SplitMachine, PackedMachine),
-    (restores_completed_the_other_way_round, SplitMachine),
     (takes_again_from_the_ring_after_a_restore, SplitMachine, PackedMachine),
 ]
 

@@ -10,6 +10,8 @@ import mmap
 import os
 
 from vfiouser_virtio.memory import GuestMemory
+from vfiouser_virtio.places import MAX_WINDOWS, WINDOW_BITS
+from vfiouser_virtio.window import PAGE
 
 HALF = 0x4000
 SIZE = 2 * HALF
@@ -27,6 +29,11 @@ class Ram:
         os.ftruncate(self._fd, SIZE)
         self._pages = mmap.mmap(self._fd, SIZE)
         self.expected = bytearray(SIZE)
+        if base == FAR:
+            # Other regions have all the windows there are: those of the RAM get mappings of their own.
+            for block in range(MAX_WINDOWS):
+                elsewhere = 8 + block << WINDOW_BITS
+                self.memory.map(elsewhere, PAGE, readable=True, writable=True, fd=os.dup(self._fd), offset=0)
         self.map_all()
 
     def close(self) -> None:
