@@ -160,4 +160,4 @@ def test_what_is_no_class() -> None:
         device_id = 4
 
     with pytest.raises(AuthorError, match=r"expected a subclass of vfiouser_virtio\.Device, and no object of it"):
-        main(Half())  # type: ignore[arg-type] # that is the point
+        main(Half())  # type: ignore[arg-type]  # an object where main() wants a class: that is the point
