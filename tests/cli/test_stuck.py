@@ -1,5 +1,6 @@
 """A device that never yields: it is said where it is, and ``serve`` ends all the same."""
 
+import ctypes
 import os
 import select
 import signal
@@ -49,8 +50,10 @@ async def stuck(
             await client.send(client.request(Command.DEVICE_RESET))
             if sign:
                 await wait_for(sign, served)
-            yield served
-            client.close()
+            try:
+                yield served
+            finally:
+                client.close()
         assert os.listdir(short) == [] or served.process.returncode == -signal.SIGKILL
 
 
@@ -73,12 +76,32 @@ async def test_it_is_said_where_and_a_signal_ends_it(
         assert f", in {how}\n" in said
         assert "trio" not in said  # only the author's lines
         served.process.send_signal(number)
-        assert await served.wait() == (1 if options else 128 + number)
+        assert await served.wait() == (1 if options else 128 + number), log_of(served)
         said = log_of(served)
         # The processes get SIGTERM, whatever their parent has got.
         assert f"{signal.SIGTERM.name if options else number.name}: {end}, which did not yield at " in said
         assert f" in {how}\n" in said
         assert "Traceback" not in said
+
+
+def tell_another_thread(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a thread that takes it, and is not the one in which Python's handlers run."""
+    for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+        status = Path(f"/proc/{pid}/task/{thread}/status").read_text()
+        blocked = int(status.partition("SigBlk:\t")[2].split()[0], 16)
+        if thread != pid and not blocked & 1 << number - 1:
+            libc = ctypes.CDLL(None, use_errno=True)
+            assert libc.tgkill(pid, thread, int(number)) == 0, os.strerror(ctypes.get_errno())
+            return
+    raise AssertionError("all others block it")
+
+
+async def test_the_kernel_gives_the_signal_to_another_thread(tmp_path: Path) -> None:
+    """So the call in which the device is goes on, and Python's handler does not run until that is interrupted."""
+    async with stuck(tmp_path, "sleeps") as served:
+        tell_another_thread(served.process.pid, signal.SIGINT)
+        assert await served.wait() == 128 + signal.SIGINT, log_of(served)
+        assert "SIGINT: interrupted mine0, which did not yield at " in log_of(served)
 
 
 async def test_c_code_that_looks_for_signals_is_interrupted(tmp_path: Path) -> None:

@@ -67,11 +67,12 @@ class _Ending:
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """Python's handler of the signals."""
+        signal.setitimer(signal.ITIMER_REAL, _TURN_EVERY_S, _TURN_EVERY_S)
+        self._token.run_sync_soon(self._received, signal.Signals(number))
+        # Perhaps the first that this thread notices of a signal: the kernel gives it to any thread of the process.
         if self._raise:
             self._raise = False
             raise _Interruption
-        signal.setitimer(signal.ITIMER_REAL, _TURN_EVERY_S, _TURN_EVERY_S)
-        self._token.run_sync_soon(self._received, signal.Signals(number))
 
     # ---- in the watchdog's thread --------------------------------------------------------------------------------
 
