@@ -172,9 +172,16 @@ class TestWithoutAsynchronousIo:
     """A container whose seccomp filter refuses io_setup(2), or fs.aio-max-nr used up."""
 
     @pytest.fixture(autouse=True)
-    def refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(eventfds, "_SUBMIT", 0x7FFF)
         monkeypatch.setattr(eventfds, "_SETUP", 0x7FFF)
+        yield
+        # A thread ends only after its event has been seen.
+        for _ in range(1500):
+            if not eventfds._writing:
+                break
+            threading.Event().wait(0.01)
+        assert not eventfds._writing
 
     def test_events_arrive(self, fd: int) -> None:
         signal(fd)
@@ -199,8 +206,3 @@ class TestWithoutAsynchronousIo:
         assert select.select([other], [], [], 15)[0]
         assert counted(other) == 1
         os.close(other)
-        for _ in range(1500):
-            if not eventfds._writing:
-                break
-            threading.Event().wait(0.01)
-        assert not eventfds._writing
