@@ -2,20 +2,25 @@
 
 import ctypes
 import errno
+import gc
 import mmap
 import os
 from collections.abc import Callable
 
 import pytest
+import trio
+import trio.testing
 from support import mapping_limit_child as child
 
 from vfiouser_virtio import window
+from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.errors import PeerError, Unmapped
-from vfiouser_virtio.mapping_limit import MappingBudget, Reserve
+from vfiouser_virtio.mapping_limit import PROCESS, MappingBudget, Reserve
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci import Identity, PciFunction
 from vfiouser_virtio.places import WINDOW_SIZE
 from vfiouser_virtio.removal import STEP
+from vfiouser_virtio.transports.pci import VirtioPci
 
 pytestmark = pytest.mark.once
 
@@ -73,6 +78,34 @@ def test_what_is_guaranteed_stays_free() -> None:
     assert shares[1].take(10)
     del shares[0]
     assert shares[0].take(400)
+
+
+def test_nothing_is_kept_free_for_who_has_left() -> None:
+    budget = MappingBudget(800)
+    first, second, third = (budget.join() for _ in range(3))
+    assert second.take(100)
+    second.leave()  # its client is still there
+    third.leave()
+    third.leave()
+    assert len(budget) == 2
+    assert first.limit == 600
+    second.give_back(100)
+    assert first.limit == 800
+    assert third.take(1)  # served again
+    assert first.limit == 600
+
+
+async def test_a_device_leaves_when_its_serving_ends() -> None:
+    gc.collect()  # devices of other tests, as far as nobody has them
+    before = len(PROCESS)
+    function = VirtioPci(Rng())
+    assert len(PROCESS) == before + 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(function.serve)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(PROCESS) == before + 1
+        nursery.cancel_scope.cancel()
+    assert len(PROCESS) == before
 
 
 def test_a_reserve_is_given_up_bit_by_bit() -> None:

@@ -107,6 +107,10 @@ class DmaMappings:
         lost, self._lost = self._lost, []
         return self._begin(Removal(self.places, removed + lost if lost else removed, whole=True))
 
+    def retire(self) -> None:
+        """See `memory.GuestMemory.retire`."""
+        self.places.retire()
+
     def _begin(self, removal: Removal) -> Hold | None:
         """Unmap regions that are forgotten already, as soon as nobody uses them; the hold ends after that."""
         regions = removal.regions

@@ -34,10 +34,14 @@ class MappingShare:
 
     def __init__(self, budget: "MappingBudget") -> None:
         self._budget = budget
+        self._served = True
         self.used = 0
 
     def take(self, count: int) -> bool:
         """Count that many more mappings; False, and none, where they would leave others less than is theirs."""
+        if not self._served:
+            self._served = True
+            self._budget.add(self)
         used = self.used + count
         if used > self._budget.guaranteed and used > self._budget.limit_of(self):
             return False
@@ -47,6 +51,13 @@ class MappingShare:
     def give_back(self, count: int) -> None:
         """That many are gone."""
         self.used -= count
+        if not self._served and not self.used:
+            self._budget.remove(self)
+
+    def leave(self) -> None:
+        """The device is served no more: nothing is kept free for it once its mappings are gone, until it maps again."""
+        self._served = False
+        self.give_back(0)
 
     @property
     def limit(self) -> int:
@@ -67,11 +78,20 @@ class MappingBudget:
         self._shares: WeakSet[MappingShare] = WeakSet()
 
     def join(self) -> MappingShare:
-        """The share of one more device, which leaves the budget when it is garbage."""
+        """The share of one more device, until it has left, or is garbage."""
         share = MappingShare(self)
+        self.add(share)
+        return share
+
+    def add(self, share: MappingShare) -> None:
+        """Keep free what is guaranteed to the share."""
         self._shares.add(share)
         self._divide()
-        return share
+
+    def remove(self, share: MappingShare) -> None:
+        """Keep nothing free for the share, which has none."""
+        self._shares.discard(share)
+        self._divide()
 
     def limit_of(self, share: MappingShare) -> int:
         """How many mappings the share may have, so that each of the others can still get what is guaranteed."""

@@ -195,6 +195,10 @@ class GuestMemory:
         self._announce()
         return hold
 
+    def retire(self) -> None:
+        """The device is served no more. What is mapped stays so until it is unmapped; nothing is kept free for it."""
+        self._mappings.retire()
+
     # ---- what a device does --------------------------------------------------------------------------------------
 
     def readable(self, address: int, length: int) -> list[memoryview]:

@@ -113,6 +113,10 @@ class Places:
         self.window = None
         self._windows.clear()
 
+    def retire(self) -> None:
+        """The device is served no more: what the process may map is for the others."""
+        self._share.leave()
+
     def _lay(self, region: Region, lay: Callable[[Window, int, int, int], None], position: int, page_size: int) -> None:
         """Put the region where it belongs, or apart. ``position`` is where it begins in what has these pages.
 

@@ -347,6 +347,7 @@ class VirtioPci(PciFunction):
             self._resample_fd = None
             close_all(entry.fd for entry in self._io_event_fds)
             self._io_event_fds = []
+            self.memory.retire()
             close_device(self.device, self.core.name)
 
 
