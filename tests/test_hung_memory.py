@@ -73,13 +73,13 @@ async def test_what_is_closed_unseen_hangs_nobody(files: FuseFiles, hung: int) -
     with never_waits():
         fds.close_all([os.dup(hung), os.dup(hung)])
         await files.wait_hanging(Op.FLUSH)
-        assert fds.left_open() == 2
+        assert fds.CLOSER.waiting == 2
         memory = GuestMemory()
         with pytest.raises(PeerError, match="no such range"):
             memory.map(0, 0, readable=True, writable=True, fd=os.dup(hung), offset=0)
     files.release()
     with trio.fail_after(PATIENCE):
-        while fds.left_open():
+        while fds.CLOSER.waiting:
             await trio.sleep(0.01)
 
 
@@ -92,11 +92,11 @@ def test_who_may_wait(tmp_path: Path, files: FuseFiles, hung: int) -> None:
         assert fds.may_wait(hung)
     fds.close_all(kinds)
     assert not fds.may_wait(here)  # it is closed
-    assert fds.left_open() == 0
+    assert fds.CLOSER.waiting == 0
 
 
 def test_a_client_cannot_have_us_hold_all_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "left_open", lambda: fds.MOST_LEFT_OPEN)
+    monkeypatch.setattr(fds.CLOSER, "waiting", fds.MOST_LEFT_OPEN)
     message = Message(1, Command.DEVICE_RESET, 0, 0, memoryview(b""), [os.open("/dev/null", os.O_RDONLY)])
     device: Any = None  # it does not come so far
     with pytest.raises(PeerError, match="256 files of clients cannot be closed") as caught:

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
+from vfiouser_virtio.dma_mappings import WINDOW_SIZE
 from vfiouser_virtio.errors import PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
-from vfiouser_virtio.places import WINDOW_SIZE
 
 PAGE = mmap.PAGESIZE
 

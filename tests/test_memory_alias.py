@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from support.huge_pages import HUGE_PAGE, huge_pages
 
+from vfiouser_virtio.dma_mappings import WINDOW_SIZE
 from vfiouser_virtio.errors import PeerError, Unmapped
 from vfiouser_virtio.guest_files import UnsealedMemory
 from vfiouser_virtio.memory import GuestMemory
-from vfiouser_virtio.places import WINDOW_SIZE
 
 PAGE = mmap.PAGESIZE
 

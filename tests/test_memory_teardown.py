@@ -12,14 +12,13 @@ import trio
 import trio.testing
 from support import mapping_limit_child as child
 
-from vfiouser_virtio import window
+from vfiouser_virtio import address_space
+from vfiouser_virtio.address_space import PROCESS, MappingBudget, Reserve
 from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio.dma_mappings import STEP, WINDOW_SIZE
 from vfiouser_virtio.errors import PeerError, Unmapped
-from vfiouser_virtio.mapping_limit import PROCESS, MappingBudget, Reserve
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci import Identity, PciFunction
-from vfiouser_virtio.places import WINDOW_SIZE
-from vfiouser_virtio.removal import STEP
 from vfiouser_virtio.transports.pci import VirtioPci
 
 pytestmark = pytest.mark.once
@@ -184,16 +183,16 @@ def test_a_client_that_leaves_while_its_memory_is_in_use() -> None:
 @pytest.fixture
 def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], None]:
     """Lets mmap(2) over what is mapped already fail, where a function of the size says so."""
-    original: Callable[..., int | None] = window._mmap
+    original: Callable[..., int | None] = address_space._mmap
 
     def install(refused: Callable[[int], bool]) -> None:
         def mmap_(address: int, size: int, protection: int, flags: int, fd: int, offset: int) -> int | None:
             if fd == -1 and refused(size):
                 ctypes.set_errno(errno.ENOMEM)
-                return window._MAP_FAILED
+                return address_space._MAP_FAILED
             return original(address, size, protection, flags, fd, offset)
 
-        monkeypatch.setattr(window, "_mmap", mmap_)
+        monkeypatch.setattr(address_space, "_mmap", mmap_)
 
     return install
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vfiouser_virtio.address_space import Window
+from vfiouser_virtio.dma_mappings import WINDOW_SIZE
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
-from vfiouser_virtio.places import WINDOW_SIZE
 from vfiouser_virtio.regions import MAX_SPANS, Region, RegionMap
-from vfiouser_virtio.window import Window
 
 PAGE = mmap.PAGESIZE
 SLOTS = 12

@@ -40,15 +40,10 @@ def close_all(fds: Iterable[int]) -> None:
     """Close every descriptor without ever waiting; one that is closed already is not an error."""
     for fd in fds:
         if may_wait(fd):
-            _CLOSER.close(fd)
+            CLOSER.close(fd)
         else:
             with contextlib.suppress(OSError):
                 os.close(fd)
-
-
-def left_open() -> int:
-    """How many files wait to be closed for their file system."""
-    return _CLOSER.waiting
 
 
 def may_wait(fd: int) -> bool:
@@ -75,11 +70,12 @@ def may_wait(fd: int) -> bool:
     return True  # of a mount that we do not see: the client's own
 
 
-class _Closer:
+class Closer:
     """Daemon threads that close files, each as long as its file system takes."""
 
     def __init__(self) -> None:
         self.waiting = 0
+        """How many files wait to be closed for their file system."""
         self._fds: SimpleQueue[int] = SimpleQueue()
         self._threads = 0
         self._lock = threading.Lock()
@@ -102,7 +98,7 @@ class _Closer:
                 self.waiting -= 1
 
 
-_CLOSER = _Closer()
+CLOSER = Closer()
 
 
 def huge_page_size(fd: int) -> int | None:
@@ -123,17 +119,3 @@ def file_system(fd: int) -> tuple[int, int]:
     """``f_type`` and ``f_bsize`` of statfs(2), with which its structure begins. Python's fstatvfs() has no f_type."""
     status = (ctypes.c_long * 64)()
     return (0, 0) if _fstatfs(fd, status) else (status[0], status[1])
-
-
-def protect_from_shrinking(fd: int) -> bool:
-    """Whether the file behind ``fd`` can never shrink under a mapping of it, sealing it ourselves if we may.
-
-    A file that is truncated under a mapping kills the process with SIGBUS. QEMU's own memfds carry F_SEAL_SHRINK.
-    """
-    try:
-        if fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK:
-            return True
-        fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK)
-    except OSError:
-        return False
-    return True

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vfiouser_virtio import fds
+from vfiouser_virtio.address_space import PAGE
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.libc import fallocate
 from vfiouser_virtio.vfio_device import Buffer, DmaClient
-from vfiouser_virtio.window import PAGE
 
 UnsealedMemory = Literal["auto", "map", "copy", "refuse"]
 """What to do with memory whose file can become shorter; ``auto``: map it for a client of our own user, copy it for
@@ -64,7 +64,7 @@ def examine(fd: int, offset: int, size: int, what: Callable[[], str], *, trusted
     ``what`` is being done, for messages. A file whose file system may hang is asked only if it is ``trusted``.
     Behind a vIOMMU this is done for each page of each request.
     """
-    sealed = fds.protect_from_shrinking(fd)
+    sealed = _protect_from_shrinking(fd)
     if not sealed and not trusted and fds.may_wait(fd):
         return _WAITS
     status = os.fstat(fd)
@@ -79,6 +79,20 @@ def examine(fd: int, offset: int, size: int, what: Callable[[], str], *, trusted
         return _SAFE
     huge = fds.huge_page_size(fd)
     return FileFacts(huge or PAGE, sealed and huge is None, fds.is_tmpfs(fd))
+
+
+def _protect_from_shrinking(fd: int) -> bool:
+    """Whether the file behind ``fd`` can never shrink under a mapping of it, sealing it ourselves if we may.
+
+    A file that is truncated under a mapping kills the process with SIGBUS. QEMU's own memfds carry F_SEAL_SHRINK.
+    """
+    try:
+        if fcntl.fcntl(fd, fds.F_GET_SEALS) & fds.F_SEAL_SHRINK:
+            return True
+        fcntl.fcntl(fd, fds.F_ADD_SEALS, fds.F_SEAL_SHRINK)
+    except OSError:
+        return False
+    return True
 
 
 def file_behind(address: int, *, writable: bool) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 
+from vfiouser_virtio.address_space import PAGE
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.dma_mappings import DmaMappings, Later
 from vfiouser_virtio.errors import ClientGone, PeerError
@@ -27,7 +28,6 @@ from vfiouser_virtio.memory_discard import Discarded, Discards
 from vfiouser_virtio.memory_pins import Pin, Ranges
 from vfiouser_virtio.regions import Region, Span
 from vfiouser_virtio.vfio_device import Buffer, DmaClient, Hold
-from vfiouser_virtio.window import PAGE
 
 __all__ = ["Discarded", "GuestMemory", "HotRegion", "NeedsMessages", "Pin", "Ranges", "UnsealedMemory"]
 

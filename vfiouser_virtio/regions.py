@@ -12,9 +12,9 @@ walk those would take milliseconds for each.
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
+from vfiouser_virtio.address_space import PAGE, Window
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.guest_files import GuestFile
-from vfiouser_virtio.window import PAGE, Window
 
 MAX_SPANS = 512
 """Spans that one range may cross. Rights that alternate from page to page keep 28,000 of them apart: to walk all of

@@ -45,7 +45,7 @@ __all__ = [
 
 MAX_DMA_MAPS = 28000
 """DMA mappings of one client. Each may take two of the process's memory mappings, of which Linux allows 65530
-(vm.max_map_count) and `mapping_limit` gives 7/8 to devices: as many as one device alone can have."""
+(vm.max_map_count) and `address_space` gives 7/8 to devices: as many as one device alone can have."""
 
 Buffer = bytes | bytearray | memoryview
 

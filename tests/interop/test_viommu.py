@@ -152,7 +152,7 @@ async def test_thousands_of_pages_at_once(
     qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Requests of 254 pages, all under way before the first is done."""
-    # Two mappings of this process for each page: less than the half that is for whoever comes first (`mapping_limit`).
+    # Two mappings of this process for each page: less than the half that is for whoever comes first (`address_space`).
     jobs, pages = 48, 254
     size = jobs * pages * PAGE
     image = tmp_path / "image"

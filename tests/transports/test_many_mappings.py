@@ -6,10 +6,9 @@ import pytest
 import trio
 
 from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio.dma_mappings import STEP, Places
 from vfiouser_virtio.guest import Entropy, EntropyDriver, bound_pci
-from vfiouser_virtio.places import Places
 from vfiouser_virtio.protocols.vfio_user import PciRegion
-from vfiouser_virtio.removal import STEP
 from vfiouser_virtio.testing.served import served
 from vfiouser_virtio.vfio_user import SharedMemory, connect
 

@@ -9,9 +9,9 @@
 import mmap
 import os
 
+from vfiouser_virtio.address_space import PAGE
+from vfiouser_virtio.dma_mappings import MAX_WINDOWS, WINDOW_BITS
 from vfiouser_virtio.memory import GuestMemory
-from vfiouser_virtio.places import MAX_WINDOWS, WINDOW_BITS
-from vfiouser_virtio.window import PAGE
 
 HALF = 0x4000
 SIZE = 2 * HALF

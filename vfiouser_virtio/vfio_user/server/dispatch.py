@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.fds import MOST_LEFT_OPEN, close_all, left_open
+from vfiouser_virtio.fds import CLOSER, MOST_LEFT_OPEN, close_all
 from vfiouser_virtio.irq_set import check_irq_set
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
@@ -88,12 +88,15 @@ def dispatch(device: VfioDevice, message: Message, negotiated: Negotiated) -> Re
         handler = _HANDLERS.get(message.command)
         if handler is None:
             raise _refused(message, "unknown", errno.ENOSYS)
-        if message.fds and left_open() >= MOST_LEFT_OPEN:  # by a client that mounts a FUSE of its own, and lets it hang
-            what = f"{name_of(message.command)}: {left_open()} files of clients cannot be closed: their servers hang"
+        if (
+            message.fds and CLOSER.waiting >= MOST_LEFT_OPEN
+        ):  # by a client that mounts a FUSE of its own, and lets it hang
+            what = f"{name_of(message.command)}: {CLOSER.waiting} files of clients cannot be closed: their servers hang"
             raise PeerError(what, errno.EMFILE, fatal=True)
         return handler(device, message, negotiated)
     finally:
-        close_all(message.take_fds())
+        if message.fds:  # those that the device has not taken
+            close_all(message.take_fds())
 
 
 def check_region_data(data: Buffer, count: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import trio
 
 from vfiouser_virtio.device_log import DeviceLog
-from vfiouser_virtio.fds import MOST_LEFT_OPEN, left_open
+from vfiouser_virtio.fds import CLOSER, MOST_LEFT_OPEN
 from vfiouser_virtio.holds import HOLD_PATIENCE, wait_hold
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user.server.listening import Listener
@@ -72,7 +72,7 @@ class Server:
 
     async def _serve_client(self, client: socket.socket, device_log: DeviceLog, listening: Listener | None) -> None:
         name, pid = device_log.device, peer_pid(client)
-        if self._broken or left_open() >= MOST_LEFT_OPEN:
+        if self._broken or CLOSER.waiting >= MOST_LEFT_OPEN:
             client.close()
             why = (
                 "the device failed when the client before it left, and may have its memory"
