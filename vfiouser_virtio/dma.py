@@ -11,22 +11,12 @@ import mmap
 import os
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from vfiouser_virtio.fds import F_ADD_SEALS, F_SEAL_SHRINK
 
 DEFAULT_ADDRESS = 0x1_0000_0000
 """Where memory lies if nobody says: beyond 32 bits, so that a device that cuts addresses off is found out."""
-
-
-class Allocated(Protocol):
-    """What `DmaRegion.free` wants to know of a buffer."""
-
-    @property
-    def address(self) -> int: ...
-
-    @property
-    def view(self) -> memoryview: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +72,7 @@ class DmaRegion:
                 return DmaBuffer(self.address + start, view)
         raise MemoryError(f"no {size:#x} free bytes in one piece in DMA memory of {self.size:#x}")
 
-    def free(self, buffer: Allocated) -> None:
+    def free(self, buffer: DmaBuffer) -> None:
         """Give it back. Raises ValueError for what is not, or no longer, allocated."""
         start, size = buffer.address - self.address, len(buffer.view)
         if start < 0 or start + size > self.size or any(o < start + size and start < o + s for o, s in self._free):

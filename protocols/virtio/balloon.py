@@ -15,7 +15,7 @@ PAGE_SIZE = 4096
 """The unit of `num_pages`, `actual` and page numbers: "historical, and independent of the guest page size" (5.5.6)."""
 
 
-class Feature(FeatureBit):
+class BalloonFeature(FeatureBit):
     """Feature bits, by number (5.5.3): ``VIRTIO_BALLOON_F_*``; Linux's header calls the last one REPORTING."""
 
     MUST_TELL_HOST = 0
@@ -26,7 +26,7 @@ class Feature(FeatureBit):
     PAGE_REPORTING = 5
 
 
-class Command(IntEnum):
+class CommandId(IntEnum):
     """Reserved values of ``free_page_hint_cmd_id`` (5.5.6.6): ``VIRTIO_BALLOON_CMD_ID_*``."""
 
     STOP = 0
@@ -71,15 +71,15 @@ _PFNS = (*range(512), 0xFFFF_FFFF)
 TYPE = DeviceType(
     "balloon",
     CONFIG,
-    Feature,
+    BalloonFeature,
     queues=("inflateq", "deflateq", "statsq", "free_page_vq", "reporting_vq"),
     device_id=DEVICE_ID,
     device_fills=("statsq",),
     takes_pages=True,
     queue_features={
-        "statsq": Feature.STATS_VQ,
-        "free_page_vq": Feature.FREE_PAGE_HINT,
-        "reporting_vq": Feature.PAGE_REPORTING,
+        "statsq": BalloonFeature.STATS_VQ,
+        "free_page_vq": BalloonFeature.FREE_PAGE_HINT,
+        "reporting_vq": BalloonFeature.PAGE_REPORTING,
     },
     linux_modules=("virtio_balloon",),
     # A page that nobody has given: to deflate it changes nothing.
@@ -91,7 +91,7 @@ TYPE = DeviceType(
         RequestShape(
             queues=(2,), entry=STAT, usual={"tag": (*Stat, 99)}, counts=(0, 1, 10, 16, 500), payload=(0, 0, 1, 9)
         ),
-        RequestShape(queues=(3,), header=Struct("id" / Int32ul), usual={"id": (*Command, 2, 3)}, payload=(0, 0, 4)),
+        RequestShape(queues=(3,), header=Struct("id" / Int32ul), usual={"id": (*CommandId, 2, 3)}, payload=(0, 0, 4)),
         RequestShape(queues=(3, 4), payload=(0, 0, 0, 4), writable=(0, 1, 4096, 8192, 65536)),
     ),
 )

@@ -19,7 +19,7 @@ SECTOR_SIZE = 512
 ID_BYTES = 20
 
 
-class Feature(FeatureBit):
+class BlkFeature(FeatureBit):
     """Feature bits, by number (5.2.3): ``VIRTIO_BLK_F_*``."""
 
     SIZE_MAX = 1
@@ -58,7 +58,7 @@ class RequestType(IntEnum):
     ZONE_RESET_ALL = 26
 
 
-class Status(IntEnum):
+class BlkStatus(IntEnum):
     """The last byte of a request's writable part (5.2.6): ``VIRTIO_BLK_S_*``."""
 
     OK = 0
@@ -129,7 +129,7 @@ SEGMENT_CODEC = codec(SEGMENT)
 
 def _complaint(data: bytes, _used: int) -> str:
     status = data[-1]
-    return "" if status == Status.OK else f"reading sector 0 ended with status {status:#x}"
+    return "" if status == BlkStatus.OK else f"reading sector 0 ended with status {status:#x}"
 
 
 # For requests that are made up: sectors of a disk of 1 MiB, transfers and what is nearly one.
@@ -145,10 +145,10 @@ def _shape(weight: int, types: Sequence[int], **more: Any) -> RequestShape:
 TYPE = DeviceType(
     "blk",
     CONFIG,
-    Feature,
+    BlkFeature,
     more=("requestq",),
     device_id=DEVICE_ID,
-    requires={Feature.CONFIG_WCE: (Feature.FLUSH,)},  # 5.2.3.1
+    requires={BlkFeature.CONFIG_WCE: (BlkFeature.FLUSH,)},  # 5.2.3.1
     pci_class=0x018000,
     qemu_pci_class=0x010000,
     linux_modules=("virtio_blk",),

@@ -12,7 +12,7 @@ from vfiouser_virtio.protocols.virtio.ids import DeviceId
 DEVICE_ID = DeviceId.CONSOLE
 
 
-class Feature(FeatureBit):
+class ConsoleFeature(FeatureBit):
     """Feature bits of the device type, by number (5.3.3)."""
 
     SIZE = 0
@@ -44,12 +44,14 @@ RESIZE = Struct("cols" / Int16ul, "rows" / Int16ul)
 TYPE = DeviceType(
     "console",
     CONFIG,
-    Feature,
+    ConsoleFeature,
     queues=("receiveq0", "transmitq0", "control_receiveq", "control_transmitq"),
     more=("receiveq", "transmitq"),
     device_id=DEVICE_ID,
     device_fills=("receiveq0", "control_receiveq", "receiveq"),
-    queue_features=dict.fromkeys(("control_receiveq", "control_transmitq", "receiveq", "transmitq"), Feature.MULTIPORT),
+    queue_features=dict.fromkeys(
+        ("control_receiveq", "control_transmitq", "receiveq", "transmitq"), ConsoleFeature.MULTIPORT
+    ),
     pci_class=0x078000,
     linux_modules=("virtio_console",),
     exercise=Exercise("console", 1, b"virtio conformance\r\n", 0, no_complaint),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from enum import IntEnum, IntFlag
 
 
-class Status(IntFlag):
+class DeviceStatus(IntFlag):
     """``device_status`` (2.1)."""
 
     ACKNOWLEDGE = 1

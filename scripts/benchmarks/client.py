@@ -28,7 +28,7 @@ _CAPABILITIES = b'{"capabilities": {"max_msg_fds": 8, "write_multiple": true}}\0
 _BAR = PciRegion.BAR4
 
 
-class Client:
+class BlockingClient:
     """Connects, maps RAM in one or more regions, and does what it is told, one message at a time. A context manager."""
 
     def __init__(self, path: str, *, regions: int = 1) -> None:

@@ -13,7 +13,7 @@ import trio
 
 from benchmarks import fio
 from benchmarks.compiler import compile_c
-from benchmarks.fio import Load
+from benchmarks.fio import FioLoad
 from benchmarks.guest_disks import OURS, GuestDevice, in_slots, make_image
 from benchmarks.guest_io import find_disks, measure_disks
 from benchmarks.measure import Benchmark, Options, Row
@@ -30,7 +30,7 @@ THEIRS = "libvfio-user-engine"
 Engines = dict[str, tuple[str, ...]]
 """Options of `serve`, by contender."""
 
-LOADS = (Load("read", 128, 1), Load("randread", 4, 1), Load("randread", 4, 32), Load("randwrite", 4, 1))
+LOADS = (FioLoad("read", 128, 1), FioLoad("randread", 4, 1), FioLoad("randread", 4, 32), FioLoad("randwrite", 4, 1))
 
 
 def run(options: Options) -> list[Row]:

@@ -16,7 +16,7 @@ PREFIX = "fio --output-format=terse --terse-version=3 --thread --gtod_reduce=1 -
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class FioLoad:
     """One kind of load: `rw` is fio's word for it."""
 
     rw: Literal["read", "write", "randread", "randwrite"]
@@ -31,7 +31,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class FioResult:
     """What one job has done."""
 
     requests: int
@@ -63,7 +63,7 @@ def _link_private_libraries(root: Path) -> None:
         (library.parent.parent / library.name).symlink_to(f"ceph/{library.name}")
 
 
-def command(load: Load, disks: Mapping[str, str], order: Sequence[str], seconds: float) -> str:
+def command(load: FioLoad, disks: Mapping[str, str], order: Sequence[str], seconds: float) -> str:
     """A shell command that puts the load on one disk after another; `disks` are names and device files."""
     words = [*PREFIX.split(), "--ioengine=libaio", "--direct=1", "--norandommap", f"--runtime={round(seconds * 1e3)}ms"]
     words += [f"--rw={load.rw}", f"--bs={load.block_kib}k", f"--iodepth={load.depth}"]
@@ -72,7 +72,7 @@ def command(load: Load, disks: Mapping[str, str], order: Sequence[str], seconds:
     return shlex.join(words)
 
 
-def results(load: Load, output: str) -> dict[str, Result]:
+def results(load: FioLoad, output: str) -> dict[str, FioResult]:
     """By name of the disk. Raises VmError where fio failed."""
     found = {}
     for line in output.splitlines():
@@ -85,7 +85,7 @@ def results(load: Load, output: str) -> dict[str, Result]:
         reads, writes = (fields[start : start + 4] for start in (5, 46))
         # KiB in all, KiB/s, requests/s, ms.
         kib, _, per_second, _ = writes if float(writes[3]) else reads
-        found[fields[2]] = Result(int(kib) // load.block_kib, float(per_second))
+        found[fields[2]] = FioResult(int(kib) // load.block_kib, float(per_second))
     if not found:
         raise VmError(f"fio gave no result:\n{output}")
     return found

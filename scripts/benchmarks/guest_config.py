@@ -47,4 +47,4 @@ async def _read(guest: vm.Guest, slot: str, seconds: float) -> float:
     words = "--ioengine=psync --rw=read --bs=4 --size=12 --readonly --allow_file_create=0 --invalidate=0"
     command = f"{fio.PREFIX} --runtime={round(seconds * 1e3)}ms {words} --name=config"
     output = (await guest.run(f"{command} --filename=/sys/bus/pci/devices/0000\\\\:00\\\\:{slot}.0/config")).output
-    return 1e6 / fio.results(fio.Load("read", 4, 1), output)["config"].per_second
+    return 1e6 / fio.results(fio.FioLoad("read", 4, 1), output)["config"].per_second

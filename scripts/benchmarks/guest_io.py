@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from benchmarks import fio
-from benchmarks.fio import Load
+from benchmarks.fio import FioLoad
 from benchmarks.guest_console import CONSOLE_OUTPUT, console_output, guest_consoles
 from benchmarks.guest_disks import BUILT_IN, OURS, VHOST_USER, GuestDevice, guest_disks, in_slots
 from benchmarks.measure import Benchmark, Options, Row, Target, at_least, at_most, turn
@@ -23,22 +23,22 @@ from vfiouser_virtio import vm
 from vfiouser_virtio.vm.debian import cache_dir
 
 # What is asked for beside QEMU's own device; beside the storage daemon, it is no less anywhere.
-LOADS: dict[Load, Target] = {
-    Load("read", 128, 1): at_least(0.95),
-    Load("read", 128, 8): at_least(0.95),
-    Load("read", 1024, 1): at_least(0.95),
-    Load("randread", 4, 1): at_least(0.95),
-    Load("randread", 4, 32): at_least(1.0),
-    Load("write", 128, 1): at_least(0.9),
-    Load("write", 1024, 1): at_least(0.9),
-    Load("randwrite", 4, 1): at_least(0.9),
-    Load("randwrite", 4, 32): at_least(0.9),
+LOADS: dict[FioLoad, Target] = {
+    FioLoad("read", 128, 1): at_least(0.95),
+    FioLoad("read", 128, 8): at_least(0.95),
+    FioLoad("read", 1024, 1): at_least(0.95),
+    FioLoad("randread", 4, 1): at_least(0.95),
+    FioLoad("randread", 4, 32): at_least(1.0),
+    FioLoad("write", 128, 1): at_least(0.9),
+    FioLoad("write", 1024, 1): at_least(0.9),
+    FioLoad("randwrite", 4, 1): at_least(0.9),
+    FioLoad("randwrite", 4, 32): at_least(0.9),
 }
 
 # fio, its libraries and its buffers.
 _MEMORY = "1G"
 
-Figures = dict[Load, dict[str, list[float]]]
+Figures = dict[FioLoad, dict[str, list[float]]]
 
 
 def run(options: Options) -> list[Row]:
@@ -92,7 +92,7 @@ async def measure_disks(
     options: Options,
     disks: Sequence[GuestDevice],
     paths: Mapping[str, str],
-    loads: Iterable[Load],
+    loads: Iterable[FioLoad],
 ) -> list[Row]:
     """Speed under each load that is wanted, and the CPU time that the servers use for a request."""
     loads = [load for load in loads if _wanted(options, load.name)]
@@ -100,7 +100,7 @@ async def measure_disks(
     cpu: Figures = {load: defaultdict(list) for load in loads}
     seconds = 0.2 if options.quick else 0.5
     # A disk's first requests are not like the others.
-    await guest.run(fio.command(Load("read", 1024, 1), paths, list(paths), 0.1), check=True)
+    await guest.run(fio.command(FioLoad("read", 1024, 1), paths, list(paths), 0.1), check=True)
     for number in range(options.rounds):
         for load in loads:
             options.progress(f"{load.name}, round {number + 1}")
@@ -121,7 +121,7 @@ def _wanted(options: Options, metric: str) -> bool:
     return re.search(options.only, metric) is not None
 
 
-def _figure(load: Load, per_second: float) -> float:
+def _figure(load: FioLoad, per_second: float) -> float:
     """Small requests are counted, those of large ones are weighed: thousand or 10^6 bytes per second."""
     return per_second / 1e3 if load.block_kib < 64 else per_second * load.block_kib * 1024 / 1e6
 

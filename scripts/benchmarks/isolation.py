@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.client import Client
+from benchmarks.client import BlockingClient
 from benchmarks.isolation_attacks import ATTACKS
 from benchmarks.measure import Benchmark, Options, Row, at_most
 from benchmarks.server import server
@@ -59,7 +59,7 @@ def _rows(options: Options, name: str, disk: Path) -> list[Row]:
         options.progress(f"{name}, round {number + 1}")
         with (
             server([attack.device.format(disk=disk), "rng"], *attack.options, stderr=subprocess.DEVNULL) as running,
-            Client(running.paths[1]) as client,
+            BlockingClient(running.paths[1]) as client,
         ):
             client.start()
             idle.append(_round_trips(client, running.process.pid, seconds / 2))
@@ -123,7 +123,7 @@ def _anonymous_mb(pid: int) -> float:
     return int(found[1]) * 1024 / 1e6
 
 
-def _round_trips(client: Client, pid: int, seconds: float) -> _Seen:
+def _round_trips(client: BlockingClient, pid: int, seconds: float) -> _Seen:
     took: list[float] = []
     served: list[float] = []
     end = time.perf_counter() + seconds

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.client import NOTIFY, RAM_SIZE, Client, posted_write
+from benchmarks.client import NOTIFY, RAM_SIZE, BlockingClient, posted_write
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
     DMA_UNMAP,
@@ -47,7 +47,7 @@ class Attack:
     """The disk's file is dropped from the page cache all the time."""
 
 
-class _Attacker(Client):
+class _Attacker(BlockingClient):
     """A client with one queue, laid out by hand."""
 
     def __init__(self, path: str) -> None:

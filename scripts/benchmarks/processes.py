@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks.client import Client
+from benchmarks.client import BlockingClient
 from benchmarks.measure import Benchmark, Options, Row, at_most, turn
 from benchmarks.ring_client import ReadQueue
 from benchmarks.server import server
@@ -41,7 +41,7 @@ def _row(metric: str, figures: dict[str, list[float]]) -> Row:
 
 def _neighbour(how: list[str], busy: bool, seconds: float) -> tuple[float, float]:
     """Median and 99th percentile of round trips, in µs."""
-    with server(_DEVICES, *how) as running, Client(running.paths[1]) as client:
+    with server(_DEVICES, *how) as running, BlockingClient(running.paths[1]) as client:
         client.start()
         if not busy:
             return _round_trips(client, seconds)
@@ -65,7 +65,7 @@ def _keeping_busy(path: str) -> Iterator[None]:
 
 def _keep_busy(path: str, at_work: multiprocessing.synchronize.Event) -> None:
     """Reads of 256 KiB, several at a time: they cost the server a CPU, and us little."""
-    with Client(path) as client:
+    with BlockingClient(path) as client:
         client.negotiate()
         queue = ReadQueue(client, 0, depth=16, size=256 << 10, segments=1)
         client.set("device_status", 15)
@@ -76,7 +76,7 @@ def _keep_busy(path: str, at_work: multiprocessing.synchronize.Event) -> None:
                 time.sleep(50e-6)
 
 
-def _round_trips(client: Client, seconds: float) -> tuple[float, float]:
+def _round_trips(client: BlockingClient, seconds: float) -> tuple[float, float]:
     took = []
     end = time.perf_counter() + seconds
     while (begin := time.perf_counter()) < end:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from benchmarks.client import Client
+from benchmarks.client import BlockingClient
 
 
 class Register(NamedTuple):
@@ -37,7 +37,7 @@ def connect(program: Path | None, path: str, register: Register, stack: ExitStac
     """A client for as long as the stack lasts; ``program`` is registers.c compiled."""
     if program is not None:
         return _InC(program, path, register, stack)
-    return _InPython(stack.enter_context(Client(path)), register)
+    return _InPython(stack.enter_context(BlockingClient(path)), register)
 
 
 class _InC:
@@ -63,7 +63,7 @@ class _InC:
 
 
 class _InPython:
-    def __init__(self, client: Client, register: Register) -> None:
+    def __init__(self, client: BlockingClient, register: Register) -> None:
         self.pid = os.getpid()
         self._client = client
         self._register = register

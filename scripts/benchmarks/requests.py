@@ -50,7 +50,7 @@ class Figure(NamedTuple):
     """The device's CPU time for a request."""
 
 
-class Driver:
+class PollingDriver:
     """requests.c with a device: behind a socket, or its own loop."""
 
     def __init__(self, command: Sequence[str], cpus: Collection[int], stack: ExitStack) -> None:
@@ -77,7 +77,7 @@ class Driver:
         return line
 
 
-class Disk(NamedTuple):
+class BenchDisk(NamedTuple):
     """One kind of disk: what the server and the loop are told, and what is done before each measurement."""
 
     name: str
@@ -102,8 +102,8 @@ def run(options: Options) -> list[Row]:
     return rows
 
 
-def _disks(options: Options, folder: Path) -> list[Disk]:
-    ram = Disk(RAM_DISK, f"blk,size={_RAM_DISK_SIZE}", _RAM_DISK_SIZE, (), lambda: None)
+def _disks(options: Options, folder: Path) -> list[BenchDisk]:
+    ram = BenchDisk(RAM_DISK, f"blk,size={_RAM_DISK_SIZE}", _RAM_DISK_SIZE, (), lambda: None)
     image = folder / "disk"
 
     def read() -> None:
@@ -114,7 +114,8 @@ def _disks(options: Options, folder: Path) -> list[Disk]:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     files = [
-        Disk(name, f"blk,path={image}", SIZE, (str(image),), act) for name, act in ((CACHED, read), (UNCACHED, forget))
+        BenchDisk(name, f"blk,path={image}", SIZE, (str(image),), act)
+        for name, act in ((CACHED, read), (UNCACHED, forget))
     ]
     disks = [disk for disk in (ram, *files) if _loads(options, disk)]
     if disks not in ([], [ram]):
@@ -122,7 +123,7 @@ def _disks(options: Options, folder: Path) -> list[Disk]:
     return disks
 
 
-def _loads(options: Options, disk: Disk) -> list[tuple[str, int]]:
+def _loads(options: Options, disk: BenchDisk) -> list[tuple[str, int]]:
     """(size, depth) of those that are wanted."""
     depths = (1, 32) if options.quick else DEPTHS
     loads = [(size, depth) for size in SIZES for depth in depths]
@@ -133,14 +134,14 @@ def _metric(disk: str, size: str, depth: int) -> str:
     return f"{disk}, {size} QD{depth}"
 
 
-def _measure(options: Options, program: Path, disk: Disk) -> list[Row]:
+def _measure(options: Options, program: Path, disk: BenchDisk) -> list[Row]:
     cpus = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
         running = stack.enter_context(server([f"{disk.device},poll=on,queue-size={_QUEUE_SIZE}"]))
         os.sched_setaffinity(running.process.pid, {cpus[-1]})
         command = [str(program), "client", running.paths[0], str(disk.size)]
-        ours = Driver(command, {cpus[0]}, stack)
-        loop = Driver([str(program), "loop", str(disk.size), *disk.loop], {cpus[0], cpus[-1]}, stack)
+        ours = PollingDriver(command, {cpus[0]}, stack)
+        loop = PollingDriver([str(program), "loop", str(disk.size), *disk.loop], {cpus[0], cpus[-1]}, stack)
         return [
             row
             for size, depth in _loads(options, disk)
@@ -149,7 +150,7 @@ def _measure(options: Options, program: Path, disk: Disk) -> list[Row]:
 
 
 def _load_rows(
-    options: Options, disk: Disk, size: str, depth: int, ours: Driver, usage: Usage, loop: Driver
+    options: Options, disk: BenchDisk, size: str, depth: int, ours: PollingDriver, usage: Usage, loop: PollingDriver
 ) -> list[Row]:
     metric = _metric(disk.name, size, depth)
     options.progress(metric)

@@ -2,7 +2,7 @@
 
 import struct
 
-from benchmarks.client import NOTIFY, RAM_SIZE, Client
+from benchmarks.client import NOTIFY, RAM_SIZE, BlockingClient
 from vfiouser_virtio.barrier import full_barrier
 from vfiouser_virtio.protocols.vfio_user import PciRegion
 from vfiouser_virtio.testing.raw.ring import WRITE, Segment
@@ -18,7 +18,7 @@ _ENTRIES = 128
 class ReadQueue:
     """One queue with ``depth`` reads of ``size`` bytes, each in ``segments`` pieces, that are made over and over."""
 
-    def __init__(self, client: Client, index: int, *, depth: int, size: int, segments: int) -> None:
+    def __init__(self, client: BlockingClient, index: int, *, depth: int, size: int, segments: int) -> None:
         assert depth * (segments + 2) <= _ENTRIES, "the requests do not fit into the queue"
         self._client = client
         self._index = index

@@ -43,7 +43,7 @@ TARGETS: dict[tuple[str, str, int], Target] = {
 _SLICES, _SLICE_CHAINS = 20, 3000
 
 
-class Load(NamedTuple):
+class RingLoad(NamedTuple):
     """A device's ring, and the driver that feeds it."""
 
     ring: Ring
@@ -51,7 +51,7 @@ class Load(NamedTuple):
     """Makes so many chains available."""
 
 
-def load(kind: str, shape: str, *, event_idx: bool, in_order: bool = False) -> Load:
+def load(kind: str, shape: str, *, event_idx: bool, in_order: bool = False) -> RingLoad:
     """A split or packed ring with all its buffers laid out, of a shape out of `SHAPES`."""
     packed = kind == "packed"
     features = RingFeatures(packed=packed, indirect=True, event_idx=event_idx, in_order=in_order)
@@ -80,7 +80,7 @@ def _segments(driver: RawRing, shape: str, chain: int) -> list[Segment]:
     return [(_TABLES + 64 * chain, len(table), INDIRECT)]
 
 
-def _split(memory: GuestMemory, ram: SharedMemory, shape: str, features: RingFeatures) -> Load:
+def _split(memory: GuestMemory, ram: SharedMemory, shape: str, features: RingFeatures) -> RingLoad:
     each, size, chains = (3, 512, 128) if shape == "3" else (1, 256, 256)
     ring = _bound(memory, size, features)
     driver = RawSplitRing(ram, size, (_DESC, _DRIVER, _DEVICE))
@@ -95,10 +95,10 @@ def _split(memory: GuestMemory, ram: SharedMemory, shape: str, features: RingFea
     def offer(count: int) -> None:
         avail[1] = (avail[1] + count) & 0xFFFF
 
-    return Load(ring, offer)
+    return RingLoad(ring, offer)
 
 
-def _packed(memory: GuestMemory, ram: SharedMemory, shape: str, features: RingFeatures) -> Load:
+def _packed(memory: GuestMemory, ram: SharedMemory, shape: str, features: RingFeatures) -> RingLoad:
     each, size = (3, 384) if shape == "3" else (1, 256)
     ring = _bound(memory, size, features)
     driver = RawPackedRing(ram, size, (_DESC, _DRIVER, _DEVICE))
@@ -123,7 +123,7 @@ def _packed(memory: GuestMemory, ram: SharedMemory, shape: str, features: RingFe
             if at == 16 * size:
                 at, wrap = 0, 1 - wrap
 
-    return Load(ring, offer)
+    return RingLoad(ring, offer)
 
 
 def serve(ring: Ring, offer: Callable[[int], None], shape: str, burst: int, bursts: int) -> None:
@@ -143,14 +143,14 @@ def serve(ring: Ring, offer: Callable[[int], None], shape: str, burst: int, burs
         ring.request_notification()
 
 
-def _measure(of: Load, shape: str, burst: int, slices: int) -> float:
+def _measure(of: RingLoad, shape: str, burst: int, slices: int) -> float:
     """Million chains per second of process CPU time."""
     bursts = max(1, _SLICE_CHAINS // burst)
     best = min(_timed(of, shape, burst, bursts) for _ in range(slices))
     return 1e3 * bursts * burst / best
 
 
-def _timed(of: Load, shape: str, burst: int, bursts: int) -> int:
+def _timed(of: RingLoad, shape: str, burst: int, bursts: int) -> int:
     start = process_time_ns()
     serve(of.ring, of.offer, shape, burst, bursts)
     return process_time_ns() - start

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.client import Client
+from benchmarks.client import BlockingClient
 from benchmarks.measure import Benchmark, Options, Row, turn
 from benchmarks.ring_client import ReadQueue
 from benchmarks.server import server
@@ -60,7 +60,7 @@ def _series(options: Options, series: Mapping[str, _Case]) -> Iterator[Row]:
 def _cost(case: _Case, seconds: float) -> float:
     """CPU time per request, in µs."""
     device = f"blk,size=16M,poll=off,num-queues={case.queues}"
-    with server([device]) as running, Client(running.paths[0], regions=case.regions) as client:
+    with server([device]) as running, BlockingClient(running.paths[0], regions=case.regions) as client:
         client.negotiate(_BLK_F_MQ if case.queues > 1 else 0)
         queues = [
             ReadQueue(client, index, depth=case.depth, size=case.size, segments=case.segments)

@@ -21,7 +21,7 @@ def environment() -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ServerProcess:
     """`vfiouser-virtio serve`, ready."""
 
     process: subprocess.Popen[str]
@@ -37,7 +37,7 @@ class Server:
 
 
 @contextmanager
-def server(devices: Sequence[str], *options: str, stderr: int | None = None) -> Iterator[Server]:
+def server(devices: Sequence[str], *options: str, stderr: int | None = None) -> Iterator[ServerProcess]:
     """Serve devices for as long as the block runs; ``stderr`` as for Popen."""
     words = [word for device in devices for word in ("--device", device)]
     begin = time.perf_counter()
@@ -53,7 +53,7 @@ def server(devices: Sequence[str], *options: str, stderr: int | None = None) -> 
                     break
             else:
                 raise RuntimeError(f"the server ended with status {process.wait()}")
-            yield Server(process, paths, time.perf_counter() - begin)
+            yield ServerProcess(process, paths, time.perf_counter() - begin)
         finally:
             process.terminate()
 

@@ -2,7 +2,7 @@
 
 import time
 
-from benchmarks.client import Client
+from benchmarks.client import BlockingClient
 from benchmarks.measure import Benchmark, Options, Row, at_most
 from benchmarks.server import served
 
@@ -16,7 +16,7 @@ def run(options: Options) -> list[Row]:
     pending: list[tuple[float, float]] = []
     for number in range(1 if options.quick else min(options.rounds, 3)):
         options.progress(f"round {number + 1}")
-        with served("blk,size=16M,delay=2s") as (path,), Client(path) as client:
+        with served("blk,size=16M,delay=2s") as (path,), BlockingClient(path) as client:
             client.start()
             idle.append(_round_trips(client, seconds=0.5))
             client.read_sectors(PENDING)
@@ -35,7 +35,7 @@ def run(options: Options) -> list[Row]:
     ]
 
 
-def _round_trips(client: Client, seconds: float) -> tuple[float, float]:
+def _round_trips(client: BlockingClient, seconds: float) -> tuple[float, float]:
     """The median and the 99th percentile, in ms."""
     took = []
     end = time.perf_counter() + seconds

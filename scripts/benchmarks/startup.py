@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
-from benchmarks.client import Client
+from benchmarks.client import BlockingClient
 from benchmarks.measure import Benchmark, Options, Row, at_most, in_turn
-from benchmarks.server import Server, environment, server
+from benchmarks.server import ServerProcess, environment, server
 
 _DEVICE = "blk,size=1M"
 
@@ -84,7 +84,7 @@ def _idle(options: Options) -> list[Row]:
         options.progress(f"{count} idle devices")
         with server([_DEVICE] * count) as running, ExitStack() as stack:
             for path in running.paths:
-                stack.enter_context(Client(path)).start()
+                stack.enter_context(BlockingClient(path)).start()
             cpu, switches = _while_idle(running, 0.2 if options.quick else 3.0)
         devices = f"{count} idle device{'s' if count > 1 else ''}"
         rows += [
@@ -95,7 +95,7 @@ def _idle(options: Options) -> list[Row]:
     return rows
 
 
-def _while_idle(running: Server, seconds: float) -> tuple[float, float]:
+def _while_idle(running: ServerProcess, seconds: float) -> tuple[float, float]:
     """CPU time in ms per second, and wake-ups per second."""
     time.sleep(1.5)  # what the clients asked for is over, and the last look at what could have followed
     cpu, switches = running.usage.cpu_s, running.usage.switches

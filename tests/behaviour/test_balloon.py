@@ -11,8 +11,8 @@ import trio.testing
 from vfiouser_virtio.devices.balloon import MAX_PFNS, Balloon, example
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.guest import DmaBuffer, VirtioDevice, bound
-from vfiouser_virtio.guest.drivers.balloon import Balloon as Driver
-from vfiouser_virtio.protocols.virtio.balloon import PAGE_SIZE, Command, Stat
+from vfiouser_virtio.guest.drivers.balloon import BalloonPages as Driver
+from vfiouser_virtio.protocols.virtio.balloon import PAGE_SIZE, CommandId, Stat
 from vfiouser_virtio.testing.carriers import carry
 from vfiouser_virtio.transports import Loopback
 from vfiouser_virtio.virtio import Offer
@@ -143,7 +143,7 @@ async def test_hints_are_collected_and_released(virtio_device: Balloon, virtio_g
             with pytest.raises(DeviceError, match="asked for them already"):
                 async with virtio_device.free_page_hints():
                     pass
-    assert await driver.wait_command(Command.DONE) == Command.DONE
+    assert await driver.wait_command(CommandId.DONE) == CommandId.DONE
 
 
 async def test_a_reset_ends_a_round_of_hints(virtio_device: Balloon, virtio_guest: VirtioDevice) -> None:
@@ -237,7 +237,7 @@ async def test_another_object_goes_on_where_this_one_was() -> None:
             nursery.start_soon(driver.hint, [])
             async with first.free_page_hints():
                 await transport.core.replace(second)
-        assert await driver.wait_command(Command.DONE) == Command.DONE
+        assert await driver.wait_command(CommandId.DONE) == CommandId.DONE
         first.close()
         assert second.actual == second.handed_back == 2 * PAGE_SIZE
         with trio.fail_after(10):

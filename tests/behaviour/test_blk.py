@@ -11,7 +11,7 @@ from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.guest import VirtioDevice
 from vfiouser_virtio.guest.drivers import Disk, RequestFailed
 from vfiouser_virtio.guest.pci_transport import PciTransport
-from vfiouser_virtio.protocols.virtio.blk import RequestType, Status
+from vfiouser_virtio.protocols.virtio.blk import BlkStatus, RequestType
 from vfiouser_virtio.protocols.virtio.features import Feature
 
 SECTOR = 512
@@ -87,11 +87,11 @@ async def test_zeros(disk: Disk, image: Path) -> None:
 async def test_what_cannot_be_done_is_refused_and_harms_nothing(disk: Disk) -> None:
     with pytest.raises(RequestFailed) as caught:
         await disk.read(SECTORS - 1, 2)
-    assert caught.value.status == Status.IOERR
+    assert caught.value.status == BlkStatus.IOERR
     with pytest.raises(RequestFailed):
         await disk.write(SECTORS, bytes(SECTOR))
-    assert (await disk.request(77)).status == Status.UNSUPP
-    assert (await disk.request(RequestType.IN, 0, in_len=SECTOR - 1)).status == Status.IOERR
+    assert (await disk.request(77)).status == BlkStatus.UNSUPP
+    assert (await disk.request(RequestType.IN, 0, in_len=SECTOR - 1)).status == BlkStatus.IOERR
     assert await disk.read(SECTORS - 1, 1) == CONTENT[-SECTOR:]
 
 
@@ -102,7 +102,7 @@ class TestReadOnly:
 
     async def test_it_says_so_and_stays_as_it_is(self, disk: Disk) -> None:
         assert disk.readonly
-        assert (await disk.request(RequestType.OUT, 0, bytes(SECTOR))).status == Status.IOERR
+        assert (await disk.request(RequestType.OUT, 0, bytes(SECTOR))).status == BlkStatus.IOERR
         assert await disk.read(0, 1) == CONTENT[:SECTOR]
 
 

@@ -15,12 +15,12 @@ class TestOnePort:
         return HostedConsole("")
 
     async def test_bytes_both_ways(self, virtio_guest: VirtioDevice, virtio_device: HostedConsole) -> None:
-        console: drivers.Console = virtio_guest.driver_data
+        console: drivers.ConsolePorts = virtio_guest.driver_data
         assert list(console.ports) == [0]
         await talk(console.ports[0], virtio_device.streams[0])
 
     async def test_size_and_resize(self, virtio_guest: VirtioDevice, virtio_device: HostedConsole) -> None:
-        console: drivers.Console = virtio_guest.driver_data
+        console: drivers.ConsolePorts = virtio_guest.driver_data
         assert await console.size() == (100, 30)
         told = trio.Event()
         virtio_guest.on_config = told.set
@@ -41,7 +41,7 @@ class TestTwoPorts:
         return HostedConsole("", "org.example")
 
     async def test_bytes_both_ways(self, virtio_guest: VirtioDevice, virtio_device: HostedConsole) -> None:
-        console: drivers.Console = virtio_guest.driver_data
+        console: drivers.ConsolePorts = virtio_guest.driver_data
         for number, (name, is_console) in enumerate([("", True), ("org.example", False)]):
             port = await console.wait_port(number)
             await port.open()

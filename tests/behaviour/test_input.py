@@ -9,7 +9,7 @@ import trio.testing
 from vfiouser_virtio.devices.input import MAX_FRAMES, TABLET_MAX, Input, Kind
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.guest import VirtioDevice, bound
-from vfiouser_virtio.guest.drivers.input import Input as Driver
+from vfiouser_virtio.guest.drivers.input import InputEvents as Driver
 from vfiouser_virtio.protocols.virtio.input import (
     KEYS,
     RECORDED_EVENT_CODEC,

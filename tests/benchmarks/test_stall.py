@@ -1,11 +1,11 @@
 """The slow disk of `scripts/bench stall`, without the clock: accesses are answered while every request is pending."""
 
-from benchmarks.client import Client
+from benchmarks.client import BlockingClient
 from benchmarks.server import served
 
 
 def test_registers_answer_while_a_slow_disk_has_requests_pending() -> None:
-    with served("blk,size=16M,delay=2s") as (path,), Client(path) as client:
+    with served("blk,size=16M,delay=2s") as (path,), BlockingClient(path) as client:
         client.start()
         client.read_sectors(80)
         for _ in range(200):

@@ -23,8 +23,8 @@ from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.blk_requests import MAX_DISCARD_SEGMENTS, MAX_RANGE_SECTORS
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.protocols.virtio import blk
-from vfiouser_virtio.protocols.virtio.blk import Feature
-from vfiouser_virtio.testing.driver import RAM_BASE, DeviceBroken, Driver, Used, running
+from vfiouser_virtio.protocols.virtio.blk import BlkFeature
+from vfiouser_virtio.testing.driver import RAM_BASE, DeviceNeedsReset, Driver, Used, running
 from vfiouser_virtio.testing.raw.ring import WRITE
 from vfiouser_virtio.virtio.options import Duration, Size
 
@@ -264,7 +264,7 @@ async def test_no_data_is_a_request_too(image: Path) -> None:
 )
 async def test_broken_requests_need_a_reset(private: bool, out: list[bytes], in_: list[int]) -> None:
     async with running(Blk(size=Size(SIZE)), private=private) as driver:
-        with pytest.raises(DeviceBroken):
+        with pytest.raises(DeviceNeedsReset):
             await driver.request(out, in_)
         assert driver.config_interrupts == 1
         await driver.reset()
@@ -277,8 +277,8 @@ async def test_read_only(image: Path, private: bool) -> None:
     before = image.read_bytes()
     image.chmod(0o444)
     async with running(Blk(path=image, readonly=True), private=private) as driver:
-        assert driver.offered & Feature.RO.mask
-        assert not driver.offered & (Feature.DISCARD.mask | Feature.WRITE_ZEROES.mask)
+        assert driver.offered & BlkFeature.RO.mask
+        assert not driver.offered & (BlkFeature.DISCARD.mask | BlkFeature.WRITE_ZEROES.mask)
         used = await driver.request([header(OUT), bytes(512)], [1])
         assert (status(used), used.written) == (IOERR, 1)
         assert status(await driver.request([header(DISCARD), segment(0, 8)], [1])) == UNSUPP
@@ -296,11 +296,11 @@ WCE_OFFSET = 32
 @pytest.mark.parametrize(
     ("features", "writeback", "stable"),
     [
-        (Feature.FLUSH.mask | Feature.CONFIG_WCE.mask, True, False),
-        (Feature.FLUSH.mask | Feature.CONFIG_WCE.mask, False, True),
-        (Feature.FLUSH.mask, True, False),
-        (Feature.FLUSH.mask, False, True),
-        (Feature.CONFIG_WCE.mask, True, True),
+        (BlkFeature.FLUSH.mask | BlkFeature.CONFIG_WCE.mask, True, False),
+        (BlkFeature.FLUSH.mask | BlkFeature.CONFIG_WCE.mask, False, True),
+        (BlkFeature.FLUSH.mask, True, False),
+        (BlkFeature.FLUSH.mask, False, True),
+        (BlkFeature.CONFIG_WCE.mask, True, True),
         (0, True, True),
     ],
 )
@@ -333,7 +333,7 @@ async def test_the_driver_switches_the_cache() -> None:
 
 
 async def test_nothing_else_in_the_configuration_can_be_written() -> None:
-    async with running(Blk(size=Size(SIZE)), features=Feature.FLUSH.mask) as driver:
+    async with running(Blk(size=Size(SIZE)), features=BlkFeature.FLUSH.mask) as driver:
         before = driver.core.read_config(0, 96)
         driver.core.write_config(0, b"\xff" * 96)
         driver.core.write_config(WCE_OFFSET, b"\0")  # not negotiated
@@ -616,7 +616,7 @@ async def test_a_buffer_that_is_not_memory() -> None:
         place = driver.alloc(header(IN))
         token = driver.add_raw(0, [(place, 16, 0), (RAM_BASE - 4096, 512, WRITE), (driver.alloc(1), 1, WRITE)])
         driver.kick(0)
-        with pytest.raises(DeviceBroken):
+        with pytest.raises(DeviceNeedsReset):
             await driver.wait(0, token)
 
 
@@ -690,10 +690,10 @@ def test_configuration() -> None:
     assert [config[name] for name in ("seg_max", "size_max", "wce")] == [254, 8192, 1]
     assert [config[name] for name in ("unused", "unused1", "zoned_unused2")] == [0, bytes(3), bytes(3)]
     assert [queue.max_size for queue in device.queues] == [256] * 3
-    assert device.features & Feature.MQ.mask
-    assert device.features & Feature.SIZE_MAX.mask
-    assert device.features & Feature.FLUSH.mask
-    assert device.features & Feature.CONFIG_WCE.mask
+    assert device.features & BlkFeature.MQ.mask
+    assert device.features & BlkFeature.SIZE_MAX.mask
+    assert device.features & BlkFeature.FLUSH.mask
+    assert device.features & BlkFeature.CONFIG_WCE.mask
     assert device.config.size == 96
     assert device.driver_writes <= blk.Config().offsets.keys()
     device.close()
@@ -711,8 +711,8 @@ def test_the_queue_size_limits_a_request(size: int, seg_max: int) -> None:
 
 def test_without_discard(image: Path) -> None:
     device = Blk(path=image, discard=False)
-    assert not device.features & Feature.DISCARD.mask
-    assert device.features & Feature.WRITE_ZEROES.mask
+    assert not device.features & BlkFeature.DISCARD.mask
+    assert device.features & BlkFeature.WRITE_ZEROES.mask
     assert device.config["write_zeroes_may_unmap"] == 0
     device.close()
 

@@ -11,7 +11,7 @@ from support.command import environment, run_command
 
 from vfiouser_virtio import serve, vm
 from vfiouser_virtio.guest.drivers.blk import RequestFailed
-from vfiouser_virtio.protocols.virtio.blk import Status
+from vfiouser_virtio.protocols.virtio.blk import BlkStatus
 from vfiouser_virtio.serving.device_files import load_device_class
 from vfiouser_virtio.testing.carriers import carry
 from vfiouser_virtio.virtio import Device
@@ -49,7 +49,7 @@ async def test_a_failing_disk_fails_where_it_is_said_to() -> None:
         for sector in (8, 9):
             with pytest.raises(RequestFailed) as failed:
                 await disk.read(sector, 1)
-            assert failed.value.status == Status.IOERR
+            assert failed.value.status == BlkStatus.IOERR
 
 
 @pytest.mark.parametrize("name", ["dice", "failing_disk", "thermometer"])

@@ -11,7 +11,7 @@ from vfiouser_virtio.testing.fuzz import (
     TARGETS,
     Case,
     Finding,
-    Target,
+    FuzzTarget,
     bench,
     fuzz,
     generate,
@@ -124,7 +124,7 @@ def test_the_oracle_sees(
 ) -> None:
     monkeypatch.setattr(bench, "SERVER_PATIENCE", 0.5)  # what is leaked for good need not be waited for
     monkeypatch.setattr(perform, "BUFFER_PATIENCE", 0.5)
-    found = run_case(_case(memory, packed=packed), Target(device, _works))
+    found = run_case(_case(memory, packed=packed), FuzzTarget(device, _works))
     assert found is not None
     assert found.kind == kind, found
 
@@ -135,7 +135,7 @@ def test_a_good_device_passes_the_same_case(packed: bool) -> None:
 
 
 def test_a_finding_is_minimized() -> None:
-    target = Target(Raises, _works)
+    target = FuzzTarget(Raises, _works)
     finding = run_case(_case(), target)
     assert isinstance(finding, Finding)
     small = minimize(_case(), finding, target)
@@ -154,7 +154,7 @@ def test_the_generated_cases_find_a_broken_device() -> None:
     async def works(driver: Any) -> None:
         await driver.request(0, [b"good"], [4])
 
-    [(case, finding)] = fuzz(SEED, cases=20, kinds=["requests"], targets=["echo"], target=Target(Breaks, works))
+    [(case, finding)] = fuzz(SEED, cases=20, kinds=["requests"], targets=["echo"], target=FuzzTarget(Breaks, works))
     assert finding.kind == "bug"
     assert "RuntimeError" in finding.what
     assert case.origin.startswith(f"requests:{SEED}:")

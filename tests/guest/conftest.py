@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.guest import Hand, PackedHand, SplitHand
 
-from vfiouser_virtio.guest import PackedVirtqueue, SplitVirtqueue, Virtqueue
+from vfiouser_virtio.guest import DriverVirtqueue, PackedVirtqueue, SplitVirtqueue
 from vfiouser_virtio.vfio_user import PrivateMemory
 
 KINDS = {"split": (SplitVirtqueue, SplitHand), "packed": (PackedVirtqueue, PackedHand)}
@@ -31,7 +31,7 @@ class Maker:
         self.memory, self.kind = memory, kind
         self.notified: list[int] = []
 
-    def __call__(self, size: int = 8, callback: Any = None, **features: Any) -> tuple[Virtqueue, Hand]:
+    def __call__(self, size: int = 8, callback: Any = None, **features: Any) -> tuple[DriverVirtqueue, Hand]:
         queue, hand = KINDS[self.kind]
         vq = queue(self.memory, 0, size, lambda: self.notified.append(1), callback, **features)
         return vq, hand(vq, self.memory)

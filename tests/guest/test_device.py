@@ -9,7 +9,7 @@ import trio.testing
 from support.guest import wait_forever
 
 from vfiouser_virtio.errors import GuestError
-from vfiouser_virtio.guest import DeviceBroken, DeviceGone, VirtioDevice, Virtqueue, free_vq, new_vq, virtqueues
+from vfiouser_virtio.guest import DeviceBroken, DeviceGone, DriverVirtqueue, VirtioDevice, free_vq, new_vq, virtqueues
 from vfiouser_virtio.guest import device as device_module
 from vfiouser_virtio.protocols.virtio import console
 from vfiouser_virtio.transports import Loopback
@@ -56,7 +56,7 @@ class Waiter:
         self.lot = trio.lowlevel.ParkingLot()
         self.used: list[tuple[object, int]] = []
 
-    def __call__(self, vq: Virtqueue) -> bool:
+    def __call__(self, vq: DriverVirtqueue) -> bool:
         while used := vq.get_buf():
             self.used.append(used)
         self.lot.unpark_all()

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import pytest
 from support.guest import PackedHand
 
-from vfiouser_virtio.guest import DeviceBroken, PackedVirtqueue, Virtqueue
+from vfiouser_virtio.guest import DeviceBroken, DriverVirtqueue, PackedVirtqueue
 
 ENABLE, DISABLE, DESC, RESERVED = range(4)
 
@@ -23,13 +23,13 @@ def kind() -> str:
     return "packed"
 
 
-def in_flight(vq: Virtqueue, count: int) -> None:
+def in_flight(vq: DriverVirtqueue, count: int) -> None:
     for token in range(count):
         vq.add_buf([(0x1000, 8)], 0, 1, token)
     vq.kick()
 
 
-def serve(vq: Virtqueue, hand: PackedHand, count: int) -> None:
+def serve(vq: DriverVirtqueue, hand: PackedHand, count: int) -> None:
     """So many descriptors further on, with nothing in flight."""
     for _ in range(count):
         in_flight(vq, 1)

@@ -16,13 +16,13 @@ from vfiouser_virtio.errors import ConfigError, GuestError
 from vfiouser_virtio.guest import (
     BlkDriver,
     DeviceBroken,
+    DriverVirtqueue,
     Interrupts,
     PciPort,
     PciTransport,
     VirtioBus,
     VirtioDevice,
     VirtioPciDriver,
-    Virtqueue,
     bound_pci,
     free_vq,
     new_vq,
@@ -72,7 +72,7 @@ async def echo(device: VirtioDevice, index: int) -> None:
     lot = trio.lowlevel.ParkingLot()
     used: list[tuple[object, int]] = []
 
-    def callback(vq: Virtqueue) -> bool:
+    def callback(vq: DriverVirtqueue) -> bool:
         while got := vq.get_buf():
             used.append(got)
         lot.unpark_all()

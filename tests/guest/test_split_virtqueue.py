@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import pytest
 from support.guest import SplitHand
 
-from vfiouser_virtio.guest import DeviceBroken, SplitVirtqueue, Virtqueue
+from vfiouser_virtio.guest import DeviceBroken, DriverVirtqueue, SplitVirtqueue
 
 
 class Make(Protocol):
@@ -21,7 +21,7 @@ def kind() -> str:
     return "split"
 
 
-def in_flight(vq: Virtqueue, count: int) -> None:
+def in_flight(vq: DriverVirtqueue, count: int) -> None:
     for token in range(count):
         vq.add_buf([(0x1000, 8)], 0, 1, token)
     vq.kick()

@@ -11,12 +11,12 @@ from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.console import Console
 from vfiouser_virtio.guest import DeviceBroken, DeviceGone, Disk, VirtioDevice, bound
 from vfiouser_virtio.guest import device as device_module
-from vfiouser_virtio.protocols.virtio.features import Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus
 from vfiouser_virtio.transports import Loopback
 from vfiouser_virtio.virtio import Device, Offer
 
-SUSPENDED = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.SUSPEND
-RUNNING = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK
+SUSPENDED = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK | DeviceStatus.SUSPEND
+RUNNING = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK
 
 
 @asynccontextmanager
@@ -130,7 +130,7 @@ async def test_a_device_that_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> 
         write_status = transport.write_status
 
         async def deaf(value: int) -> None:
-            if not value & Status.DRIVER_OK:
+            if not value & DeviceStatus.DRIVER_OK:
                 await write_status(value)
 
         monkeypatch.setattr(transport, "write_status", deaf)

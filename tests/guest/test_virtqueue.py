@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import pytest
 from support.guest import Hand
 
-from vfiouser_virtio.guest import DeviceBroken, QueueFull, Virtqueue
+from vfiouser_virtio.guest import DeviceBroken, DriverVirtqueue, QueueFull
 from vfiouser_virtio.vfio_user import PrivateMemory
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
@@ -17,10 +17,10 @@ class Make(Protocol):
 
     notified: list[int]
 
-    def __call__(self, size: int = 8, callback: Any = None, **features: Any) -> tuple[Virtqueue, Hand]: ...
+    def __call__(self, size: int = 8, callback: Any = None, **features: Any) -> tuple[DriverVirtqueue, Hand]: ...
 
 
-def keep_on(vq: Virtqueue) -> bool:
+def keep_on(vq: DriverVirtqueue) -> bool:
     return True
 
 
@@ -239,7 +239,7 @@ def test_long_life(make: Make, kind: str, event_idx: bool, indirect: bool, in_or
         assert vq.num_in_flight == len(rooms) + len(expected)
 
 
-def a_buffer(vq: Virtqueue, hand: Hand, token: object = "token") -> int:
+def a_buffer(vq: DriverVirtqueue, hand: Hand, token: object = "token") -> int:
     """One with room for eight bytes, which the device takes."""
     vq.add_buf([(0x1000, 8)], 0, 1, token)
     vq.kick()
@@ -329,7 +329,7 @@ def test_in_order_one_by_one(make: Make) -> None:
 both = pytest.mark.parametrize("event_idx", [False, True])
 
 
-def in_flight(vq: Virtqueue, count: int) -> None:
+def in_flight(vq: DriverVirtqueue, count: int) -> None:
     for token in range(count):
         vq.add_buf([(0x1000, 8)], 0, 1, token)
     vq.kick()
@@ -339,7 +339,7 @@ def in_flight(vq: Virtqueue, count: int) -> None:
 def test_a_callback_that_returns_true_stays_on(make: Make, event_idx: bool) -> None:
     seen = []
 
-    def callback(vq: Virtqueue) -> bool:
+    def callback(vq: DriverVirtqueue) -> bool:
         while used := vq.get_buf():
             seen.append(used[0])
         return True
@@ -359,7 +359,7 @@ def test_a_callback_that_returns_true_stays_on(make: Make, event_idx: bool) -> N
 def test_a_callback_that_returns_false_stays_off_until_restart(make: Make, event_idx: bool) -> None:
     calls = []
 
-    def callback(vq: Virtqueue) -> bool:
+    def callback(vq: DriverVirtqueue) -> bool:
         calls.append(vq.get_buf())
         return False
 
@@ -423,7 +423,7 @@ def test_used_while_the_callback_runs(make: Make, event_idx: bool) -> None:
     seen: list[int] = []
     asked: list[bool] = []
 
-    def callback(vq: Virtqueue) -> bool:
+    def callback(vq: DriverVirtqueue) -> bool:
         used = vq.get_buf()  # only one, although there will be more
         assert used is not None
         seen.append(used[0])
@@ -447,7 +447,7 @@ def test_used_while_the_interrupt_is_asked_for(make: Make, event_idx: bool, monk
     """The race of every look: a buffer is used before the device can see that it should interrupt for it."""
     seen: list[int] = []
 
-    def callback(vq: Virtqueue) -> bool:
+    def callback(vq: DriverVirtqueue) -> bool:
         while used := vq.get_buf():
             seen.append(used[0])
         return True
@@ -471,7 +471,7 @@ def test_used_while_the_interrupt_is_asked_for(make: Make, event_idx: bool, monk
 def test_a_callback_that_leaves_everything_is_called_for_the_next(make: Make) -> None:
     calls: list[int] = []
 
-    def call(_vq: Virtqueue) -> bool:
+    def call(_vq: DriverVirtqueue) -> bool:
         calls.append(1)
         return True
 
@@ -510,7 +510,7 @@ def test_without_a_callback_there_are_no_interrupts(make: Make, event_idx: bool)
 def test_an_interrupt_without_used_buffers_is_nobodys(make: Make, event_idx: bool) -> None:
     calls: list[int] = []
 
-    def call(_vq: Virtqueue) -> bool:
+    def call(_vq: DriverVirtqueue) -> bool:
         calls.append(1)
         return True
 
@@ -523,7 +523,7 @@ def test_an_interrupt_without_used_buffers_is_nobodys(make: Make, event_idx: boo
 def test_what_was_used_before_the_device_broke_comes_back(make: Make) -> None:
     got: list[object] = []
 
-    def callback(vq: Virtqueue) -> bool:
+    def callback(vq: DriverVirtqueue) -> bool:
         while used := vq.get_buf():
             got.append(used[0])
         return True

@@ -8,7 +8,15 @@ import pytest
 import trio
 import trio.testing
 
-from vfiouser_virtio.guest import RequestQueue, VirtioDevice, Virtqueue, free_vq, make_virtqueue, new_vq, resize_vq
+from vfiouser_virtio.guest import (
+    DriverVirtqueue,
+    RequestQueue,
+    VirtioDevice,
+    free_vq,
+    make_virtqueue,
+    new_vq,
+    resize_vq,
+)
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.transports import Loopback
 from vfiouser_virtio.vfio_user import PrivateMemory
@@ -50,11 +58,11 @@ async def started(**offer: Any) -> AsyncIterator[tuple[VirtioDevice, Slow]]:
                 await free_vq(vq)
 
 
-def ignore(vq: Virtqueue) -> bool:
+def ignore(vq: DriverVirtqueue) -> bool:
     return True
 
 
-def send(device: VirtioDevice, vq: Virtqueue, data: bytes) -> None:
+def send(device: VirtioDevice, vq: DriverVirtqueue, data: bytes) -> None:
     buffer = device.memory.alloc(2 * len(data))
     buffer.view[: len(data)] = data
     pieces = [(buffer.address, len(data)), (buffer.address + len(data), len(data))]
@@ -81,7 +89,7 @@ async def test_another_size() -> None:
     async with started() as (device, slow):
         used: list[tuple[object, int]] = []
 
-        def callback(vq: Virtqueue) -> bool:
+        def callback(vq: DriverVirtqueue) -> bool:
             while got := vq.get_buf():
                 used.append(got)
             return True
@@ -107,7 +115,7 @@ async def test_what_was_used_before_the_reset_is_not_asked_for_again() -> None:
     async with started() as (device, slow):
         seen: list[object] = []
 
-        def callback(vq: Virtqueue) -> bool:
+        def callback(vq: DriverVirtqueue) -> bool:
             while got := vq.get_buf():
                 seen.append(got[0])
             return True

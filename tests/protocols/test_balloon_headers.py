@@ -19,9 +19,9 @@ def test_layouts_are_linux_s() -> None:
 
 def test_numbers_are_linux_s() -> None:
     known = defines(HEADER)
-    for feature in balloon.Feature:
+    for feature in balloon.BalloonFeature:
         assert known[f"VIRTIO_BALLOON_F_{NAMES.get(feature.name, feature.name)}"] == feature
-    for command in balloon.Command:
+    for command in balloon.CommandId:
         assert known[f"VIRTIO_BALLOON_CMD_ID_{command.name}"] == command
     assert 1 << known["VIRTIO_BALLOON_PFN_SHIFT"] == balloon.PAGE_SIZE
     # Headers of before Linux 6.12 have ten.

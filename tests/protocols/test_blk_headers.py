@@ -38,7 +38,7 @@ def test_config_is_as_long_as_in_the_specification() -> None:
 def test_features() -> None:
     prefix = "VIRTIO_BLK_F_"
     theirs = {name.removeprefix(prefix): bit for name, bit in defines(HEADER).items() if name.startswith(prefix)}
-    ours = {feature.name: int(feature) for feature in blk.Feature}
+    ours = {feature.name: int(feature) for feature in blk.BlkFeature}
     assert {name: bit for name, bit in theirs.items() if name not in LEGACY}.items() <= ours.items()
 
 
@@ -47,7 +47,7 @@ def test_request_types_and_status() -> None:
     for kind in blk.RequestType:
         name = f"VIRTIO_BLK_T_{kind.name}"
         assert known.get(name, int(kind)) == kind
-    for status in blk.Status:
+    for status in blk.BlkStatus:
         assert known.get(f"VIRTIO_BLK_S_{status.name}", int(status)) == status
     assert {"VIRTIO_BLK_T_IN", "VIRTIO_BLK_T_DISCARD", "VIRTIO_BLK_S_UNSUPP"} <= known.keys()
     assert known["VIRTIO_BLK_ID_BYTES"] == blk.ID_BYTES

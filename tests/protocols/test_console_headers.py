@@ -15,7 +15,7 @@ def test_layouts_are_linux_s() -> None:
 
 def test_numbers_are_linux_s() -> None:
     known = defines(HEADER)
-    for feature in console.Feature:
+    for feature in console.ConsoleFeature:
         assert known[f"VIRTIO_CONSOLE_F_{feature.name}"] == feature
     for event in console.Event:
         assert known[f"VIRTIO_CONSOLE_{event.name}"] == event

@@ -5,7 +5,7 @@ from support.uapi import defines, struct_layout, struct_size
 
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.virtio import ids, pci, ring
-from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 
 CONFIG, IDS, PCI, RING = "linux/virtio_config.h", "linux/virtio_ids.h", "linux/virtio_pci.h", "linux/virtio_ring.h"
 
@@ -35,8 +35,8 @@ def test_feature_bits(feature: Feature) -> None:
 
 def test_status_bits() -> None:
     linux = defines(CONFIG)
-    for status in Status:
-        if status is not Status.SUSPEND:  # newer than the headers
+    for status in DeviceStatus:
+        if status is not DeviceStatus.SUSPEND:  # newer than the headers
             assert linux[f"VIRTIO_CONFIG_S_{status.name}"] == status
 
 

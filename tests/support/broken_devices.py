@@ -10,7 +10,7 @@ from support.faithful import add_structure, answer_register, offer
 
 from vfiouser_virtio.pci import Bar, BarKind, vendor_capability
 from vfiouser_virtio.pci.msix import Msix
-from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.pci import NO_VECTOR, CfgType
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.common_cfg import CommonCfg
@@ -194,7 +194,7 @@ def has_admin_queue_0(patch: pytest.MonkeyPatch) -> None:
 class StartsEarly(DeviceCore):
     def write_status(self, value: int) -> Hold | None:
         hold = super().write_status(value)
-        if value & Status.FEATURES_OK:
+        if value & DeviceStatus.FEATURES_OK:
             self._task.start()
             self.start(Stop.NOT_DRIVER_OK)
         return hold
@@ -255,7 +255,7 @@ def offers_sr_iov(patch: pytest.MonkeyPatch) -> None:
 @breaks("virtio14/RS1")
 class IsTooBusyForAReset(DeviceCore):
     def write_status(self, value: int) -> Hold | None:
-        return super().write_status(value) if value or not self.status & Status.DRIVER_OK else None
+        return super().write_status(value) if value or not self.status & DeviceStatus.DRIVER_OK else None
 
 
 @breaks("virtio14/RS2")
@@ -267,7 +267,7 @@ class GoesOnAfterAReset(DeviceCore):
 @breaks("virtio14/CF1", device="blk")
 class ShowsItsConfigurationLate(DeviceCore):
     def read_config(self, offset: int, count: int) -> bytes:
-        return super().read_config(offset, count) if self.status & Status.FEATURES_OK else bytes(count)
+        return super().read_config(offset, count) if self.status & DeviceStatus.FEATURES_OK else bytes(count)
 
 
 # ---- interrupts --------------------------------------------------------------------------------------------------
@@ -323,14 +323,14 @@ class FiresVector0Instead(VirtioPci):
 class KeepsSuspendAsItComes(DeviceCore):
     def write_status(self, value: int) -> Hold | None:
         hold = super().write_status(value)
-        self._status |= value & Status.SUSPEND
+        self._status |= value & DeviceStatus.SUSPEND
         return hold
 
 
 @breaks("virtio14/SU2", suspend=True)
 class WorksInItsSleep(DeviceCore):
     def write_status(self, value: int) -> Hold | None:
-        if value & Status.SUSPEND and self.running and not self.status & Status.SUSPEND:
+        if value & DeviceStatus.SUSPEND and self.running and not self.status & DeviceStatus.SUSPEND:
             self._suspended()
             return None
         return super().write_status(value)

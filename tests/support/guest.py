@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from vfiouser_virtio.guest import VirtioDevice, Virtqueue
+from vfiouser_virtio.guest import DriverVirtqueue, VirtioDevice
 from vfiouser_virtio.vfio_user import PrivateMemory
 
 
@@ -22,7 +22,7 @@ Descriptor = tuple[int, int, int, int]  # addr, len, flags, and next or id
 class Hand(ABC):
     """Does to a virtqueue's memory what a device would, and what none should; a kind of ring each."""
 
-    def __init__(self, vq: Virtqueue, memory: PrivateMemory) -> None:
+    def __init__(self, vq: DriverVirtqueue, memory: PrivateMemory) -> None:
         self.vq, self.memory = vq, memory
         self.taken: list[int] = []
         """Buffers that were taken and are not used yet, as the device calls them."""
@@ -72,7 +72,7 @@ class Hand(ABC):
 class SplitHand(Hand):
     """The device's hand on a split ring."""
 
-    def __init__(self, vq: Virtqueue, memory: PrivateMemory) -> None:
+    def __init__(self, vq: DriverVirtqueue, memory: PrivateMemory) -> None:
         super().__init__(vq, memory)
         self.avail_seen = 0
 
@@ -149,7 +149,7 @@ class PackedHand(Hand):
 
     AVAIL, USED = 1 << 7, 1 << 15
 
-    def __init__(self, vq: Virtqueue, memory: PrivateMemory) -> None:
+    def __init__(self, vq: DriverVirtqueue, memory: PrivateMemory) -> None:
         super().__init__(vq, memory)
         self.next, self.wrap = 0, 1
         self.used, self.used_wrap = 0, 1

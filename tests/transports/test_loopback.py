@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from support.guest import wait_forever
 
-from vfiouser_virtio.guest import DeviceBroken, Transport, VirtioDevice, Virtqueue, new_vq
+from vfiouser_virtio.guest import DeviceBroken, DriverVirtqueue, Transport, VirtioDevice, new_vq
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.protocols.virtio import console
 from vfiouser_virtio.transports import Loopback
@@ -115,7 +115,7 @@ async def test_requests_in_both_kinds_of_memory(private: bool) -> None:
         used: list[tuple[int, int]] = []
         lot = trio.lowlevel.ParkingLot()
 
-        def callback(vq: Virtqueue) -> bool:
+        def callback(vq: DriverVirtqueue) -> bool:
             while got := vq.get_buf():
                 used.append(got)
             lot.unpark_all()

@@ -6,7 +6,7 @@ import trio.testing
 from support.bare_device import bare_device
 
 from vfiouser_virtio.devices.rng import Rng
-from vfiouser_virtio.guest import VirtioDevice, Virtqueue, new_vq
+from vfiouser_virtio.guest import DriverVirtqueue, VirtioDevice, new_vq
 from vfiouser_virtio.guest.pci_transport import PciTransport
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.testing.carriers import Carrier
@@ -25,12 +25,12 @@ class Two(Device):
     otherq = queue(max_size=16)
 
 
-async def answered(vq: Virtqueue) -> None:
+async def answered(vq: DriverVirtqueue) -> None:
     while vq.get_buf() is None:
         await trio.sleep(0.001)
 
 
-async def offer_one(device: VirtioDevice, vq: Virtqueue) -> None:
+async def offer_one(device: VirtioDevice, vq: DriverVirtqueue) -> None:
     """A buffer that the device can take; nobody has told it yet."""
     buffer = device.memory.alloc(64)
     vq.add_buf([(buffer.address, 64)], 0, 1, None)
@@ -38,7 +38,7 @@ async def offer_one(device: VirtioDevice, vq: Virtqueue) -> None:
     vq.kick()
 
 
-async def tell(device: VirtioDevice, vq: Virtqueue, size: int, value: int) -> None:
+async def tell(device: VirtioDevice, vq: DriverVirtqueue, size: int, value: int) -> None:
     transport = device.transport
     assert isinstance(transport, PciTransport)
     notify = transport.layout.notify

@@ -13,7 +13,7 @@ from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.guest import RequestQueue
 from vfiouser_virtio.protocols.virtio import blk
-from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.testing.carriers import Carrier
 from vfiouser_virtio.virtio import Chain, Device, Offer, Queue, queue
 from vfiouser_virtio.virtio.options import Duration, Size
@@ -180,7 +180,7 @@ async def test_a_disk_lives_on_when_a_queue_is_reset_under_its_requests(carrier:
                 nursery.start_soon(each.request, [header], [512, 1])
             await trio.sleep(0.01)
             await queues[0].resize(16)
-        assert not await found.read_status() & Status.NEEDS_RESET
+        assert not await found.read_status() & DeviceStatus.NEEDS_RESET
         answer = await queues[0].request([header], [512, 1])
         assert answer.data[1] == b"\0"
 
@@ -197,7 +197,7 @@ async def test_a_device_that_holds_a_buffer_lives_on_when_its_queue_is_reset(car
             nursery.start_soon(requests.request, [], [8])
             await trio.sleep(0.01)
             await requests.resize(16)
-        assert not await found.read_status() & Status.NEEDS_RESET
+        assert not await found.read_status() & DeviceStatus.NEEDS_RESET
 
 
 # ---- more than there is room for -----------------------------------------------------------------------------------

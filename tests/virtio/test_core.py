@@ -18,7 +18,7 @@ from vfiouser_virtio.testing.driver import (
     FEATURES_OK,
     NEEDS_RESET,
     RAM_BASE,
-    DeviceBroken,
+    DeviceNeedsReset,
     Driver,
     running,
 )
@@ -373,7 +373,7 @@ async def test_unmap_waits_then_fails_the_request() -> None:
         assert hold.done
         assert device.revoked == [True]
         assert driver.status & NEEDS_RESET  # it then wrote to memory that is gone, which this device does not expect
-        with pytest.raises(DeviceBroken):
+        with pytest.raises(DeviceNeedsReset):
             await driver.wait(0, token)
 
 

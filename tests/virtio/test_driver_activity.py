@@ -6,7 +6,7 @@ import re
 import pytest
 
 from vfiouser_virtio.devices.blk import Blk
-from vfiouser_virtio.protocols.virtio.blk import Feature as BlkFeature
+from vfiouser_virtio.protocols.virtio.blk import BlkFeature
 from vfiouser_virtio.testing.carriers import carry
 from vfiouser_virtio.virtio.driver_activity import feature_names, status_names
 

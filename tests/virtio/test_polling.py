@@ -11,7 +11,7 @@ from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.guest.drivers import Disk
 from vfiouser_virtio.guest.pci_transport import PciTransport
-from vfiouser_virtio.protocols.virtio.features import Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus
 from vfiouser_virtio.testing.carriers import Carrier, Interrupts, carry
 from vfiouser_virtio.testing.driver import Driver, running
 from vfiouser_virtio.transports import Loopback
@@ -262,11 +262,11 @@ async def test_what_is_polled_can_be_reset_and_suspended(monkeypatch: pytest.Mon
         await trio.sleep(0.01)
         driver.ram.map()
         await until_it_polls()
-        driver.core.write_status(driver.status & ~Status.DRIVER_OK | Status.SUSPEND)
+        driver.core.write_status(driver.status & ~DeviceStatus.DRIVER_OK | DeviceStatus.SUSPEND)
         with trio.fail_after(60):
-            while driver.status & Status.DRIVER_OK:
+            while driver.status & DeviceStatus.DRIVER_OK:
                 await trio.sleep(0.001)
-        driver.core.write_status(driver.status | Status.DRIVER_OK)
+        driver.core.write_status(driver.status | DeviceStatus.DRIVER_OK)
         await until_it_polls()
         with trio.fail_after(60):
             await driver.reset()

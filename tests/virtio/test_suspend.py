@@ -10,13 +10,13 @@ from construct import Byte, Int32ul, Struct
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.protocols.record import record
 from vfiouser_virtio.protocols.virtio import blk
-from vfiouser_virtio.protocols.virtio.features import Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus
 from vfiouser_virtio.testing.driver import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, Driver, running
 from vfiouser_virtio.virtio import Chain, Device, Offer, queue, suspend
 from vfiouser_virtio.virtio.options import Duration, Size
 
 both_memories = pytest.mark.parametrize("private", [False, True], ids=["mapped", "by-message"])
-SUSPEND = int(Status.SUSPEND)
+SUSPEND = int(DeviceStatus.SUSPEND)
 RUNNING = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK
 SUSPENDED = RUNNING & ~DRIVER_OK | SUSPEND
 OFFER = Offer(suspend=True)

@@ -12,7 +12,7 @@ from support.ring_model.pair_machine import PackedPair, SplitPair
 from support.ring_model.profile import finding
 
 from vfiouser_virtio.errors import GuestError
-from vfiouser_virtio.guest import SplitVirtqueue, Virtqueue
+from vfiouser_virtio.guest import DriverVirtqueue, SplitVirtqueue
 from vfiouser_virtio.vring import Chain, PackedRing, Ring, RingState, SplitRing, packed, split
 
 pytestmark = pytest.mark.slow
@@ -35,12 +35,12 @@ def sleeps_without_looking_again(patch: Patch) -> None:
 
 
 def driver_sleeps_without_looking_again(patch: Patch) -> None:
-    def restart(self: Virtqueue) -> bool:
+    def restart(self: DriverVirtqueue) -> bool:
         self._callbacks = True
         self._enable_interrupts()
         return True
 
-    patch.setattr(Virtqueue, "restart", restart)
+    patch.setattr(DriverVirtqueue, "restart", restart)
 
 
 def interrupts_each_time(patch: Patch) -> None:

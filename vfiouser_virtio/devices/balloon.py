@@ -16,7 +16,7 @@ from typing import Annotated
 import trio
 
 from vfiouser_virtio.protocols.virtio import balloon as wire
-from vfiouser_virtio.protocols.virtio.balloon import PAGE_SIZE, Command, Feature, Stat
+from vfiouser_virtio.protocols.virtio.balloon import PAGE_SIZE, BalloonFeature, CommandId, Stat
 from vfiouser_virtio.protocols.virtio.features import Feature as Reserved
 from vfiouser_virtio.virtio import Chain, ConfigError, Device, DeviceError, Queue, queue, register
 from vfiouser_virtio.virtio.options import Duration, Size
@@ -54,7 +54,7 @@ class Balloon(Device):
     """
 
     device_id = wire.DEVICE_ID
-    feature_bits = Feature
+    feature_bits = BalloonFeature
     driver_writes = frozenset({"actual", "poison_val"})
     inflateq = queue()
     deflateq = queue()
@@ -78,12 +78,12 @@ class Balloon(Device):
         ] = None,
     ) -> None:
         wanted = {
-            Feature.DEFLATE_ON_OOM: deflate_on_oom,
-            Feature.FREE_PAGE_HINT: free_page_hint,
-            Feature.PAGE_POISON: free_page_reporting or free_page_hint,
-            Feature.PAGE_REPORTING: free_page_reporting,
+            BalloonFeature.DEFLATE_ON_OOM: deflate_on_oom,
+            BalloonFeature.FREE_PAGE_HINT: free_page_hint,
+            BalloonFeature.PAGE_POISON: free_page_reporting or free_page_hint,
+            BalloonFeature.PAGE_REPORTING: free_page_reporting,
         }
-        features = Feature.MUST_TELL_HOST.mask | Feature.STATS_VQ.mask
+        features = BalloonFeature.MUST_TELL_HOST.mask | BalloonFeature.STATS_VQ.mask
         for feature, offered in wanted.items():
             features |= feature.mask if offered else 0
         super().__init__(config=wire.Config(num_pages=_pages(target)), features=features)
@@ -151,7 +151,7 @@ class Balloon(Device):
         here. Raises DeviceError when the driver has not negotiated FREE_PAGE_HINT, when it resets the device meanwhile,
         and for a second block at the same time.
         """
-        if not self.negotiated(Feature.FREE_PAGE_HINT) or self._round is not None:
+        if not self.negotiated(BalloonFeature.FREE_PAGE_HINT) or self._round is not None:
             raise DeviceError("balloon: no free page hints: not negotiated, or somebody has asked for them already")
         self.last_command = max(2, self.last_command + 1 & 0xFFFF_FFFF)
         now = self._round = _Round(self.last_command)
@@ -164,7 +164,7 @@ class Balloon(Device):
         finally:
             if self._round is now:
                 self._round = None
-                self.config.update(free_page_hint_cmd_id=Command.DONE)
+                self.config.update(free_page_hint_cmd_id=CommandId.DONE)
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -172,12 +172,12 @@ class Balloon(Device):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._inflate)
             nursery.start_soon(self._deflate)
-            if self.negotiated(Feature.STATS_VQ):
+            if self.negotiated(BalloonFeature.STATS_VQ):
                 nursery.start_soon(self._collect_statistics)
-            hints = self.negotiated(Feature.FREE_PAGE_HINT)
+            hints = self.negotiated(BalloonFeature.FREE_PAGE_HINT)
             if hints and self.free_page_vq is not None:
                 nursery.start_soon(self._take_hints, self.free_page_vq)
-            if self.negotiated(Feature.PAGE_REPORTING):
+            if self.negotiated(BalloonFeature.PAGE_REPORTING):
                 # Linux before 6.11 gives numbers only to queues that it uses: without hints it reports to queue 3.
                 for each in (self.reporting_vq, None if hints else self.free_page_vq):
                     if each is not None:
@@ -194,7 +194,7 @@ class Balloon(Device):
             self._last, self.last_command = predecessor.last_statistics, predecessor.last_command
             self.handed_back, self.ignored = predecessor.handed_back, predecessor.ignored
             # No id may be used again (5.5.6.6.2), and what the guest keeps free for a round it may have back.
-            done = Command.DONE if predecessor.config["free_page_hint_cmd_id"] else Command.STOP
+            done = CommandId.DONE if predecessor.config["free_page_hint_cmd_id"] else CommandId.STOP
             self.config.set(free_page_hint_cmd_id=done)
 
     def close(self) -> None:
@@ -217,7 +217,7 @@ class Balloon(Device):
     async def _inflate(self) -> None:
         # A page may be taken until the device knows that the guest has it back: without MUST_TELL_HOST that is when the
         # request is acknowledged, too early for the parts of a huge page that come in several requests.
-        gather = self.negotiated(Feature.MUST_TELL_HOST)
+        gather = self.negotiated(BalloonFeature.MUST_TELL_HOST)
         translated = self.negotiated(Reserved.ACCESS_PLATFORM)
         async for chain in self.inflateq:
             if translated:
@@ -256,7 +256,7 @@ class Balloon(Device):
     async def _take_reports(self, reports: Queue) -> None:
         async for chain in reports:
             # Pages with a poison value must keep it (5.5.6.8), and a hole reads zeros.
-            keeps = self.negotiated(Feature.PAGE_POISON) and self._config("poison_val") != 0
+            keeps = self.negotiated(BalloonFeature.PAGE_POISON) and self._config("poison_val") != 0
             if chain.readable.length:
                 self.log.once("report", "ignored: a report of free pages that the device is to read")
             elif not keeps:
@@ -270,7 +270,7 @@ class Balloon(Device):
                 command = int.from_bytes(chain.readable.read(min(chain.readable.length, 4)), "little")
                 if now is not None and command == now.command:
                     now.started = True
-                elif now is not None and now.started and command == Command.STOP:
+                elif now is not None and now.started and command == CommandId.STOP:
                     now.complete = True
                     now.ended.set()
             elif now is not None and now.started and not now.ended.is_set():

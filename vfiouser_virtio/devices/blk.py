@@ -30,7 +30,7 @@ from vfiouser_virtio.devices.blk_requests import (
     Request,
 )
 from vfiouser_virtio.protocols.virtio import blk
-from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, Feature, RequestType, Status
+from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, BlkFeature, BlkStatus, RequestType
 from vfiouser_virtio.protocols.virtio.features import mask_of
 from vfiouser_virtio.virtio import Device, DeviceError, Pinned, Queue, register
 from vfiouser_virtio.virtio.options import Duration, Size
@@ -43,7 +43,7 @@ MAX_SEG_MAX = 1022
 WATCH_PERIOD = 1.0
 
 # Plain ints: for each request, to look up a member of an enumeration takes longer than to compare with it.
-_IN, _OUT, _OK = RequestType.IN.value, RequestType.OUT.value, Status.OK.value
+_IN, _OUT, _OK = RequestType.IN.value, RequestType.OUT.value, BlkStatus.OK.value
 
 
 @register
@@ -51,7 +51,7 @@ class Blk(Device):
     """A disk. ``Annotated`` parameters are the user's options; ``backend`` is for programs; `close` closes it."""
 
     device_id = blk.DEVICE_ID
-    feature_bits = Feature
+    feature_bits = BlkFeature
     driver_writes = frozenset({"wce"})
 
     def __init__(
@@ -118,12 +118,18 @@ class Blk(Device):
         except DeviceError:
             backend.close()
             raise
-        offered = {Feature.SEG_MAX, Feature.BLK_SIZE, Feature.FLUSH, Feature.TOPOLOGY, Feature.CONFIG_WCE}
-        offered.add(Feature.RO if backend.readonly else Feature.WRITE_ZEROES)
+        offered = {
+            BlkFeature.SEG_MAX,
+            BlkFeature.BLK_SIZE,
+            BlkFeature.FLUSH,
+            BlkFeature.TOPOLOGY,
+            BlkFeature.CONFIG_WCE,
+        }
+        offered.add(BlkFeature.RO if backend.readonly else BlkFeature.WRITE_ZEROES)
         for feature, wanted in (
-            (Feature.MQ, num_queues > 1),
-            (Feature.SIZE_MAX, size_max is not None),
-            (Feature.DISCARD, unmaps),
+            (BlkFeature.MQ, num_queues > 1),
+            (BlkFeature.SIZE_MAX, size_max is not None),
+            (BlkFeature.DISCARD, unmaps),
         ):
             if wanted:
                 offered.add(feature)
@@ -185,7 +191,7 @@ class Blk(Device):
 
     def features_ok(self) -> bool:
         """Settle the write cache (5.2.5.2): with CONFIG_WCE but without FLUSH, ``wce`` starts as 0."""
-        if self.negotiated(Feature.CONFIG_WCE) and not self.negotiated(Feature.FLUSH):
+        if self.negotiated(BlkFeature.CONFIG_WCE) and not self.negotiated(BlkFeature.FLUSH):
             self.config.set(wce=0)
         self._settle_cache()
         return True
@@ -193,12 +199,12 @@ class Blk(Device):
     def config_written(self, field: str, value: int | bytes) -> None:
         """The driver switches the write cache. Writes that had been completed stay as volatile as they were."""
         assert field == "wce"
-        self.config.set(wce=int(bool(value) if self.negotiated(Feature.CONFIG_WCE) else self._writeback))
+        self.config.set(wce=int(bool(value) if self.negotiated(BlkFeature.CONFIG_WCE) else self._writeback))
         self._settle_cache()
 
     def _settle_cache(self) -> None:
         # A driver that knows neither of the two takes every completed write for stable (5.2.6.2).
-        can_be_volatile = self.negotiated(Feature.FLUSH) or self.negotiated(Feature.CONFIG_WCE)
+        can_be_volatile = self.negotiated(BlkFeature.FLUSH) or self.negotiated(BlkFeature.CONFIG_WCE)
         self._write_through = not (can_be_volatile and self.config["wce"])
 
     def take_over(self, predecessor: Device) -> None:
@@ -254,7 +260,7 @@ class Blk(Device):
                     outcome, fills = refused.status, 0
                 except OSError as error:
                     self._complain(RequestType(kind).name, sector * SECTOR_SIZE, error, queue)
-                    outcome, fills = Status.IOERR, 0
+                    outcome, fills = BlkStatus.IOERR, 0
                 status[0] = outcome
                 # As `Request.finish`.
                 chain.complete(fills + 1 if fills == room else fills)
@@ -271,7 +277,7 @@ class Blk(Device):
             and plan.nowait(*plan.arguments)
             and not (plan.writes and self._write_through and not self.backend.flush_nowait())
         ):
-            request.finish(Status.OK, plan.fills)
+            request.finish(BlkStatus.OK, plan.fills)
         elif not self._start(queue, request, plan):
             # No more tasks than the queue has entries: the ring lets no head be in flight twice.
             nursery.start_soon(self._wait, queue, queue.pinned(request.chain), request, plan)
@@ -289,10 +295,10 @@ class Blk(Device):
         def ended(error: OSError | None) -> None:
             try:
                 if error is None:
-                    request.finish(Status.OK, plan.fills)
+                    request.finish(BlkStatus.OK, plan.fills)
                 else:
                     self._complain(request.name, request.sector * SECTOR_SIZE, error, queue)
-                    request.finish(Status.IOERR)
+                    request.finish(BlkStatus.IOERR)
             finally:
                 release()
 
@@ -305,12 +311,12 @@ class Blk(Device):
 
     async def _wait(self, queue: Queue, pinned: Pinned, request: Request, plan: Plan) -> None:
         with pinned:
-            status, fills = Status.IOERR, 0
+            status, fills = BlkStatus.IOERR, 0
             try:
                 await plan.patiently(*plan.arguments)
                 if plan.writes and self._write_through:
                     await self.backend.flush()
-                status, fills = Status.OK, plan.fills
+                status, fills = BlkStatus.OK, plan.fills
             except OSError as error:
                 self._complain(request.name, request.sector * SECTOR_SIZE, error, queue)
             finally:

@@ -8,7 +8,7 @@ import trio
 
 from vfiouser_virtio.backends.block import BlockBackend, Cancel, Range, Segments, StartingBackend
 from vfiouser_virtio.protocols.virtio import blk
-from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, RequestType, SegmentFlags, Status
+from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, BlkStatus, RequestType, SegmentFlags
 from vfiouser_virtio.virtio import Chain, copy_into
 
 # One segment of a discard or of a write of zeros. Where the host has to write the zeros, this takes about a second.
@@ -43,7 +43,7 @@ class Request:
         """For messages."""
         return RequestType(self.kind).name
 
-    def finish(self, status: Status, fills: int = 0) -> None:
+    def finish(self, status: BlkStatus, fills: int = 0) -> None:
         """Give the request back; the first ``fills`` bytes of the writable part hold data."""
         self.status[0] = status
         # The used length counts from the start (2.7.8.2): the status only when there is no gap in front of it.
@@ -69,7 +69,7 @@ class Plan:
 class Refused(Exception):
     """The request ends with this status, and nothing has been touched."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: BlkStatus) -> None:
         super().__init__(status)
         self.status = status
 
@@ -107,13 +107,13 @@ class Planner:
         """What to do. Raises Refused for what must not be done (5.2.6.2), GuestError for what is not even a request."""
         make = self._plans.get(request.kind)
         if make is None:
-            raise Refused(Status.UNSUPP)
+            raise Refused(BlkStatus.UNSUPP)
         return make(request)
 
     def offset(self, sector: int, length: int) -> int:
         """The offset of a sector. Raises Refused unless ``length`` bytes from there are whole sectors of the disk."""
         if length % SECTOR_SIZE or sector + length // SECTOR_SIZE > self.sectors:
-            raise Refused(Status.IOERR)
+            raise Refused(BlkStatus.IOERR)
         return sector * SECTOR_SIZE
 
     def _read(self, request: Request) -> Plan:
@@ -122,7 +122,7 @@ class Planner:
 
     def _write(self, request: Request) -> Plan:
         if self.backend.readonly:
-            raise Refused(Status.IOERR)
+            raise Refused(BlkStatus.IOERR)
         arguments = self.offset(request.sector, request.length), request.data
         return Plan(self.backend.write, arguments, writes=True, start=self._start_write)
 
@@ -147,17 +147,17 @@ class Planner:
         """The segments of a discard or of a write of zeros, all checked before any is used, and their flags."""
         count, rest = divmod(request.length, blk.SEGMENT_CODEC.size)
         if rest or not 0 < count <= limit:
-            raise Refused(Status.IOERR)
+            raise Refused(BlkStatus.IOERR)
         segments = list(blk.SEGMENT_CODEC.iter_unpack(b"".join(request.data)))
         all_flags = 0
         for _, _, flags in segments:
             all_flags |= flags
         if all_flags & ~known_flags:
-            raise Refused(Status.UNSUPP)
+            raise Refused(BlkStatus.UNSUPP)
         ranges: list[Range] = []
         for sector, sectors, _ in segments:
             if sectors > MAX_RANGE_SECTORS:
-                raise Refused(Status.IOERR)
+                raise Refused(BlkStatus.IOERR)
             length = sectors * SECTOR_SIZE
             ranges.append((self.offset(sector, length), length))
         return ranges, all_flags

@@ -19,7 +19,7 @@ from vfiouser_virtio.backends.chardev_spec import SPECS, open_chardev
 from vfiouser_virtio.backends.log_file import LIMIT
 from vfiouser_virtio.devices.console_ports import Port
 from vfiouser_virtio.protocols.virtio import console as wire
-from vfiouser_virtio.protocols.virtio.console import Event, Feature
+from vfiouser_virtio.protocols.virtio.console import ConsoleFeature, Event
 from vfiouser_virtio.virtio import ConfigError, Device, GuestError, register
 from vfiouser_virtio.virtio.options import Size
 
@@ -40,7 +40,7 @@ class Console(Device):
     """
 
     device_id = wire.DEVICE_ID
-    feature_bits = Feature
+    feature_bits = ConsoleFeature
     driver_writes = frozenset({"emerg_wr"})
 
     def __init__(
@@ -70,7 +70,9 @@ class Console(Device):
             if value is not None and not 0 < value <= 0xFFFF:
                 raise ConfigError(f"console: {option}={value} is not 1 to 65535")
         self.multiport = count > 1 or bool(names[0]) or not consoles
-        features = Feature.SIZE.mask | Feature.EMERG_WRITE.mask | self.multiport * Feature.MULTIPORT.mask
+        features = (
+            ConsoleFeature.SIZE.mask | ConsoleFeature.EMERG_WRITE.mask | self.multiport * ConsoleFeature.MULTIPORT.mask
+        )
         super().__init__(config=wire.Config(max_nr_ports=count), features=features)
 
         queues = [self.add_queue() for _ in range(2 * count + 2 * self.multiport)]
@@ -118,7 +120,7 @@ class Console(Device):
     # ---- life ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        with_control = self.negotiated(Feature.MULTIPORT)
+        with_control = self.negotiated(ConsoleFeature.MULTIPORT)
         async with trio.open_nursery() as nursery:
             # All of them, so that people can connect to ports that the guest does not use (yet).
             for port in self.ports:

@@ -1,5 +1,6 @@
 """A virtio guest in Python: enumerate a PCI function, drive its device, over whatever carries it; see `guest.ports`."""
 
+from vfiouser_virtio.dma import DmaBuffer
 from vfiouser_virtio.guest.binding import bound, bound_pci
 from vfiouser_virtio.guest.bus import VirtioBus
 from vfiouser_virtio.guest.config import ByteConfig, ConfigOps, DriverConfig, TransportConfig
@@ -8,9 +9,9 @@ from vfiouser_virtio.guest.driver import ANY, VirtioDriver, VirtioId, virtio_ids
 from vfiouser_virtio.guest.drivers import (
     ALL_DRIVERS,
     BlkDriver,
-    Console,
     ConsoleDriver,
     ConsolePort,
+    ConsolePorts,
     Disk,
     Entropy,
     EntropyDriver,
@@ -37,10 +38,10 @@ from vfiouser_virtio.guest.pci_structures import (
     window_write,
 )
 from vfiouser_virtio.guest.pci_transport import Interrupts, PciTransport
-from vfiouser_virtio.guest.ports import DmaBuffer, DmaMemory, Ids, PciPort, Transport
+from vfiouser_virtio.guest.ports import DmaMemory, Ids, PciPort, Transport
 from vfiouser_virtio.guest.requests import Answer, RequestQueue
 from vfiouser_virtio.guest.split_virtqueue import SplitVirtqueue
-from vfiouser_virtio.guest.virtqueue import Callback, Virtqueue
+from vfiouser_virtio.guest.virtqueue import Callback, DriverVirtqueue
 from vfiouser_virtio.guest.virtqueues import free_vq, make_virtqueue, new_vq, resize_vq
 from vfiouser_virtio.protocols.virtio.device_type import DeviceType
 from vfiouser_virtio.protocols.virtio.device_types import DEVICE_TYPES, device_type
@@ -57,9 +58,9 @@ __all__ = [
     "Callback",
     "CapabilityInfo",
     "ConfigOps",
-    "Console",
     "ConsoleDriver",
     "ConsolePort",
+    "ConsolePorts",
     "DeviceBroken",
     "DeviceGone",
     "DeviceType",
@@ -67,6 +68,7 @@ __all__ = [
     "DmaBuffer",
     "DmaMemory",
     "DriverConfig",
+    "DriverVirtqueue",
     "Entropy",
     "EntropyDriver",
     "FeaturesRefused",
@@ -90,7 +92,6 @@ __all__ = [
     "VirtioLayout",
     "VirtioPciDriver",
     "VirtioStructure",
-    "Virtqueue",
     "bound",
     "bound_pci",
     "device_type",

@@ -10,7 +10,7 @@ from vfiouser_virtio.guest.device import VirtioDevice
 from vfiouser_virtio.guest.driver import VirtioDriver
 from vfiouser_virtio.guest.ports import Transport
 from vfiouser_virtio.guest.virtqueues import free_vq
-from vfiouser_virtio.protocols.virtio.features import Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class VirtioBus:
         try:
             await device.reset()
             await _free_all(device)
-            await device.add_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FAILED)
+            await device.add_status(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FAILED)
         except Exception as error:  # that the probe failed says more
             logger.info("%s: not set to FAILED: %s", device.name, error)
 

@@ -17,9 +17,9 @@ import trio
 from vfiouser_virtio.guest.config import DriverConfig, TransportConfig
 from vfiouser_virtio.guest.errors import DeviceBroken, DeviceGone, FeaturesRefused
 from vfiouser_virtio.guest.ports import DmaMemory, Ids, Transport
-from vfiouser_virtio.guest.virtqueue import Virtqueue
+from vfiouser_virtio.guest.virtqueue import DriverVirtqueue
 from vfiouser_virtio.protocols.virtio.device_types import device_type
-from vfiouser_virtio.protocols.virtio.features import Feature, Status, mask_of
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature, mask_of
 
 if TYPE_CHECKING:
     from vfiouser_virtio.guest.driver import VirtioDriver
@@ -69,7 +69,7 @@ class VirtioDevice:
         """The driver's own object for this device, set in its probe."""
         self.on_config: Callable[[], None] | None = None
         """Called, synchronously, when the device says that its configuration has changed."""
-        self.virtqueues: dict[int, Virtqueue] = {}
+        self.virtqueues: dict[int, DriverVirtqueue] = {}
         self.broken: DeviceBroken | None = None
         """Why the device cannot be used any more until it is reset."""
         self._suspect = False  # a configuration interrupt has come: it may be NEEDS_RESET
@@ -104,8 +104,8 @@ class VirtioDevice:
         """Steps 1 to 3 of 3.1.1: reset, ACKNOWLEDGE, DRIVER; interrupts are connected from here on."""
         await self.reset()
         self.broken, self._gone = None, False
-        await self.add_status(Status.ACKNOWLEDGE)
-        await self.add_status(Status.DRIVER)
+        await self.add_status(DeviceStatus.ACKNOWLEDGE)
+        await self.add_status(DeviceStatus.DRIVER)
         self._interrupts = True
         await self.transport.connect_interrupts(self._on_queue, self._on_config)
 
@@ -119,8 +119,8 @@ class VirtioDevice:
             raise DeviceBroken(f"{self.name}: VERSION_1 is missing in its features {self.offered:#x}", "RB1")
         accepted = self.offered & (wanted | RING_FEATURES) & (self.feature_mask | Feature.VERSION_1.mask)
         await self.transport.write_features(accepted)
-        await self.add_status(Status.FEATURES_OK)
-        if not await self.transport.read_status() & Status.FEATURES_OK:
+        await self.add_status(DeviceStatus.FEATURES_OK)
+        if not await self.transport.read_status() & DeviceStatus.FEATURES_OK:
             raise FeaturesRefused(
                 f"{self.name} refuses features {accepted:#x} of {self.offered:#x} that it offers", "FB2"
             )
@@ -133,8 +133,8 @@ class VirtioDevice:
 
     async def ready(self) -> None:
         """Step 8: DRIVER_OK; the device is live, and its queues may be kicked."""
-        if not await self.transport.read_status() & Status.DRIVER_OK:
-            await self.add_status(Status.DRIVER_OK)
+        if not await self.transport.read_status() & DeviceStatus.DRIVER_OK:
+            await self.add_status(DeviceStatus.DRIVER_OK)
 
     async def read_status(self) -> int:
         """``device_status``."""
@@ -145,7 +145,7 @@ class VirtioDevice:
         await self.transport.write_status(await self.transport.read_status() | bits)
 
     async def reset(self) -> None:
-        """Back to the beginning. The queues' buffers are the driver's again: `Virtqueue.shutdown` returns their tokens.
+        """Back to the beginning. The buffers are the driver's again: `DriverVirtqueue.shutdown` returns their tokens.
 
         Whoever waits for the device gets DeviceGone. Raises DeviceBroken (RS1) when ``device_status`` stays what it is.
         """
@@ -187,28 +187,28 @@ class VirtioDevice:
         RuntimeError without SUSPEND or for a device that is not running, DeviceBroken (SU3) when it does not stop.
         """
         status = await self.transport.read_status()
-        if not self.has_feature(Feature.SUSPEND) or not status & Status.DRIVER_OK or self.suspended:
+        if not self.has_feature(Feature.SUSPEND) or not status & DeviceStatus.DRIVER_OK or self.suspended:
             raise RuntimeError(f"{self.name} cannot be suspended: SUSPEND is not negotiated, or it is not running")
         self._running = trio.Event()
         for vq in self.virtqueues.values():
             vq.held = True
-        await self.transport.write_status(status | Status.SUSPEND)
-        await self._wait_suspended(Status.SUSPEND, "SUSPEND was set")
+        await self.transport.write_status(status | DeviceStatus.SUSPEND)
+        await self._wait_suspended(DeviceStatus.SUSPEND, "SUSPEND was set")
 
     async def resume(self) -> None:
         """Let a suspended device go on. Raises RuntimeError when it is not, DeviceBroken (SU3) when it does not."""
         if not self.suspended:
             raise RuntimeError(f"{self.name} is not suspended")
-        await self.transport.write_status(await self.transport.read_status() | Status.DRIVER_OK)
-        await self._wait_suspended(Status.DRIVER_OK, "DRIVER_OK was set to resume it")
+        await self.transport.write_status(await self.transport.read_status() | DeviceStatus.DRIVER_OK)
+        await self._wait_suspended(DeviceStatus.DRIVER_OK, "DRIVER_OK was set to resume it")
         self._running.set()
         for vq in self.virtqueues.values():
             vq.held = False
             vq.kick()
 
-    async def _wait_suspended(self, wanted: Status, after: str) -> None:
+    async def _wait_suspended(self, wanted: DeviceStatus, after: str) -> None:
         """Wait until of SUSPEND and DRIVER_OK just this one is set."""
-        both, broken = Status.SUSPEND | Status.DRIVER_OK, Status.NEEDS_RESET
+        both, broken = DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK, DeviceStatus.NEEDS_RESET
         await self._wait_status(lambda seen: seen & both == wanted or seen & broken, SUSPEND_PATIENCE, after, "SU3")
         await self._look()
         if self.broken is not None:
@@ -259,7 +259,7 @@ class VirtioDevice:
         except BaseException:
             self._suspect = True
             raise
-        if status & Status.NEEDS_RESET:
+        if status & DeviceStatus.NEEDS_RESET:
             self.fail(DeviceBroken(f"{self.name} needs a reset (status {status:#x})"))
 
     def _wake_all(self) -> None:

@@ -12,7 +12,7 @@ counter of that side. A batch is shown by the last store of `PackedVirtqueue.kic
 from typing import ClassVar
 
 from vfiouser_virtio.barrier import TSO, full_barrier
-from vfiouser_virtio.guest.virtqueue import NEXT, WRITE, Sg, Virtqueue
+from vfiouser_virtio.guest.virtqueue import NEXT, WRITE, DriverVirtqueue, Sg
 from vfiouser_virtio.protocols.virtio.ring import (
     PACKED_DESC_ALIGN,
     PACKED_DESC_CODEC,
@@ -36,7 +36,7 @@ _OFF_WRAP, _EVENT_FLAGS = 0, 1
 _pack_desc, _DESC_SIZE = PACKED_DESC_CODEC.pack_into, PACKED_DESC_CODEC.size
 
 
-class PackedVirtqueue(Virtqueue):
+class PackedVirtqueue(DriverVirtqueue):
     """A queue of any ``size`` from 1 to 32768."""
 
     _id_rule: ClassVar[str] = "2.8.22"

@@ -23,7 +23,7 @@ from vfiouser_virtio.guest.pci import PciFunctionInfo, enumerate_function, set_c
 from vfiouser_virtio.guest.pci_structures import VirtioLayout, VirtioStructure, locate
 from vfiouser_virtio.guest.ports import DmaMemory, Ids, PciPort
 from vfiouser_virtio.protocols.pci import PciCommand
-from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, Isr
 
 Interrupts = Literal["msix", "intx", "poll"]
@@ -340,7 +340,7 @@ class PciTransport:
             seen: tuple[int, int] | None = None
             while self._handlers is not None:
                 on_queue, on_config = self._handlers
-                now = await self.read_generation(), await self.read_status() & Status.NEEDS_RESET
+                now = await self.read_generation(), await self.read_status() & DeviceStatus.NEEDS_RESET
                 if seen is not None and now != seen:
                     on_config()
                 seen = now

@@ -2,9 +2,9 @@
 
 ::
 
-    drivers ─▶ VirtioBus ─▶ Virtqueue, config ─▶ Transport ─┬─▶ guest.pci_transport ─▶ PciPort ─┬─▶ vfio_user client
-                                                            │                                   └─▶ QEMU by qtest
-                                                            └─▶ transports.loopback (in process)
+    drivers ─▶ VirtioBus ─▶ DriverVirtqueue ─▶ Transport ─┬─▶ guest.pci_transport ─▶ PciPort ─┬─▶ vfio_user client
+                                                          │                                   └─▶ QEMU by qtest
+                                                          └─▶ transports.loopback (in process)
 
 These are structural: who implements them does not import this module. Whatever may have to wait for the other side is
 async; what never waits is not: memory, and the notification of a queue.
@@ -12,6 +12,8 @@ async; what never waits is not: memory, and the notification of a queue.
 
 from collections.abc import Callable
 from typing import Protocol
+
+from vfiouser_virtio.dma import DmaBuffer
 
 
 class Ids(Protocol):
@@ -37,20 +39,6 @@ class Ids(Protocol):
     @property
     def virtio_id(self) -> int:
         """Virtio device type (virtio 1.4, 5): from the PCI device id, 0x1040 + type."""
-        ...
-
-
-class DmaBuffer(Protocol):
-    """Bytes that both the driver and the device can reach."""
-
-    @property
-    def address(self) -> int:
-        """Where the device finds it."""
-        ...
-
-    @property
-    def view(self) -> memoryview:
-        """The driver's sight of it, writable."""
         ...
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import trio
 
+from vfiouser_virtio.dma import DmaBuffer
 from vfiouser_virtio.guest.device import VirtioDevice
 from vfiouser_virtio.guest.errors import QueueFull
-from vfiouser_virtio.guest.ports import DmaBuffer
-from vfiouser_virtio.guest.virtqueue import Virtqueue
+from vfiouser_virtio.guest.virtqueue import DriverVirtqueue
 from vfiouser_virtio.guest.virtqueues import new_vq, resize_vq
 
 
@@ -21,7 +21,7 @@ class Answer(NamedTuple):
     data: list[bytes]
 
 
-class _Request:
+class _SentRequest:
     """One buffer under way. Its memory is the device's until it comes back, whether somebody still waits or not."""
 
     __slots__ = ("abandoned", "added", "answered", "buffer", "done", "out_num", "sg", "written")
@@ -49,8 +49,8 @@ class RequestQueue:
     def __init__(self, device: VirtioDevice) -> None:
         self.device = device
         self._room = trio.lowlevel.ParkingLot()
-        self._backlog: deque[_Request] = deque()
-        self._vq: Virtqueue | None = None
+        self._backlog: deque[_SentRequest] = deque()
+        self._vq: DriverVirtqueue | None = None
         self._resizing = False
 
     @classmethod
@@ -61,7 +61,7 @@ class RequestQueue:
         return queue
 
     @property
-    def vq(self) -> Virtqueue:
+    def vq(self) -> DriverVirtqueue:
         """The queue itself."""
         assert self._vq is not None
         return self._vq
@@ -119,16 +119,16 @@ class RequestQueue:
             self._finish(request, 0)
         self._backlog.clear()
 
-    def _prepare(self, out: Sequence[bytes], in_sizes: Sequence[int]) -> _Request:
+    def _prepare(self, out: Sequence[bytes], in_sizes: Sequence[int]) -> _SentRequest:
         content = b"".join(out)
         sizes = [*map(len, out), *in_sizes]
         buffer = self.device.memory.alloc(len(content) + sum(in_sizes))
         buffer.view[: len(content)] = content
         ends = accumulate(sizes)
         sg = [(buffer.address + end - size, size) for size, end in zip(sizes, ends, strict=True)]
-        return _Request(buffer, sg, len(out))
+        return _SentRequest(buffer, sg, len(out))
 
-    def _add(self, request: _Request) -> bool:
+    def _add(self, request: _SentRequest) -> bool:
         if self._resizing:
             return False
         if len(request.sg) > self.vq.size:
@@ -145,13 +145,13 @@ class RequestQueue:
         while self._backlog and self._add(self._backlog[0]):
             self._backlog.popleft()
 
-    def _used(self, vq: Virtqueue) -> bool:
+    def _used(self, vq: DriverVirtqueue) -> bool:
         while used := vq.get_buf():
             self._finish(*used)
         self._send_backlog()
         return True
 
-    def _finish(self, request: _Request, written: int) -> None:
+    def _finish(self, request: _SentRequest, written: int) -> None:
         request.done, request.written = True, written
         if request.abandoned:
             self.device.memory.free(request.buffer)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from vfiouser_virtio.barrier import TSO, full_barrier
-from vfiouser_virtio.guest.virtqueue import NEXT, WRITE, Sg, Virtqueue
+from vfiouser_virtio.guest.virtqueue import NEXT, WRITE, DriverVirtqueue, Sg
 from vfiouser_virtio.protocols.virtio.ring import (
     AVAIL_ALIGN,
     DESC_ALIGN,
@@ -25,7 +25,7 @@ _FLAGS, _IDX, _RING = 0, 1, 2
 _pack_desc, _DESC_SIZE = DESC_CODEC.pack_into, DESC_CODEC.size
 
 
-class SplitVirtqueue(Virtqueue):
+class SplitVirtqueue(DriverVirtqueue):
     """A queue whose ``size`` is a power of two up to 32768."""
 
     _id_rule: ClassVar[str] = "2.7.8"

@@ -8,8 +8,8 @@
     restart() -> bool                     turn callbacks on again; False, and they stay off, if buffers are pending
     shutdown() -> tokens                  take every buffer back, after a reset
 
-    Virtqueue ─┬─ SplitVirtqueue   (2.7)
-               └─ PackedVirtqueue  (2.8)      `virtqueues.make_virtqueue` takes the one that was negotiated
+    DriverVirtqueue ─┬─ SplitVirtqueue   (2.7)
+                     └─ PackedVirtqueue  (2.8)      `virtqueues.make_virtqueue` takes the one that was negotiated
 
 The callback runs when the device has used buffers. As long as it returns True it stays on; when it returns False it
 stays off until `restart`, so that a driver can go on by polling `get_buf`::
@@ -26,15 +26,16 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vfiouser_virtio.dma import DmaBuffer
 from vfiouser_virtio.guest.errors import DeviceBroken, QueueFull
-from vfiouser_virtio.guest.ports import DmaBuffer, DmaMemory
+from vfiouser_virtio.guest.ports import DmaMemory
 from vfiouser_virtio.protocols.virtio.ring import DESC_ALIGN, DESC_CODEC, MAX_QUEUE_SIZE, DescFlags
 
 if TYPE_CHECKING:
     from vfiouser_virtio.guest.device import VirtioDevice
 
-Callback = Callable[["Virtqueue"], bool]
-"""Called when buffers were used. True: call me again; False: not before `Virtqueue.restart`."""
+Callback = Callable[["DriverVirtqueue"], bool]
+"""Called when buffers were used. True: call me again; False: not before `DriverVirtqueue.restart`."""
 
 Sg = Sequence[tuple[int, int]]
 """Pieces of memory: (address, length)."""
@@ -46,11 +47,11 @@ _MAX_CHAIN_BYTES = 1 << 32
 
 
 InFlight = tuple[Any, list[int], int, DmaBuffer | None]
-"""What `Virtqueue.add_buf` was told, until the buffer comes back: the token; its descriptors, by numbers of which the
-first is the buffer's id; how many bytes the device may write; its indirect table."""
+"""A buffer in flight, as `DriverVirtqueue.add_buf` was told: the token; its descriptors, by numbers of which the first
+is the buffer's id; how many bytes the device may write; its indirect table."""
 
 
-class Virtqueue(ABC):
+class DriverVirtqueue(ABC):
     """One queue in memory that the device can reach.
 
     ``notify`` sends the available buffer notification. `close` gives the memory back, when the device has let go of it.

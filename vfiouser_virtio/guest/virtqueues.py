@@ -2,8 +2,8 @@
 
 ::
 
-    new_vq(device, "requestq1", called) ─▶ Virtqueue ─┬─▶ free_vq(vq)          after device.reset(), or with RING_RESET
-                                                      └─▶ resize_vq(vq, size)  with RING_RESET
+    new_vq(device, "requestq1", called) ─▶ DriverVirtqueue ─┬─▶ free_vq(vq)      after device.reset(), or with RING_RESET
+                                                            └─▶ resize_vq(vq, n) with RING_RESET
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.packed_virtqueue import PackedVirtqueue
 from vfiouser_virtio.guest.ports import DmaMemory
 from vfiouser_virtio.guest.split_virtqueue import SplitVirtqueue
-from vfiouser_virtio.guest.virtqueue import Callback, Virtqueue
+from vfiouser_virtio.guest.virtqueue import Callback, DriverVirtqueue
 from vfiouser_virtio.protocols.virtio.features import Feature
 
 MAX_QUEUE_SIZE = 256
@@ -35,8 +35,8 @@ def make_virtqueue(
     *,
     features: int = 0,
     name: str = "",
-) -> Virtqueue:
-    """A queue as `Virtqueue` says, for the features (a mask) that were negotiated.
+) -> DriverVirtqueue:
+    """A queue as `DriverVirtqueue` says, for the features (a mask) that were negotiated.
 
     Raises ValueError for a size that such a queue cannot have, MemoryError without room for its rings.
     """
@@ -55,7 +55,7 @@ def make_virtqueue(
 
 async def new_vq(
     device: VirtioDevice, field: int | str, callback: Callback | None = None, *, size: int | None = None
-) -> Virtqueue:
+) -> DriverVirtqueue:
     """Set up and enable a queue of a device, by number or by name (``requestq1``, ``control_receiveq``); step 7.
 
     ``size`` is the number of entries, cut down to what the device offers; by default all of that, up to
@@ -99,7 +99,7 @@ async def new_vq(
     return vq
 
 
-async def free_vq(vq: Virtqueue) -> list[Any]:
+async def free_vq(vq: DriverVirtqueue) -> list[Any]:
     """Take a queue away from its device and give its memory back; returns the tokens of the buffers it still had.
 
     A queue that is live is reset alone (2.6.1). Raises RuntimeError when RING_RESET was not negotiated for that: then
@@ -113,7 +113,7 @@ async def free_vq(vq: Virtqueue) -> list[Any]:
     return tokens
 
 
-async def resize_vq(vq: Virtqueue, size: int | None = None) -> tuple[Virtqueue, list[Any]]:
+async def resize_vq(vq: DriverVirtqueue, size: int | None = None) -> tuple[DriverVirtqueue, list[Any]]:
     """Reset a live queue alone, and enable it again with another size, elsewhere in memory (2.6.1.1, 2.6.1.2).
 
     What the device has used by then goes to the callback as ever. Returns the new queue, which has that callback, too,
@@ -131,7 +131,7 @@ async def resize_vq(vq: Virtqueue, size: int | None = None) -> tuple[Virtqueue, 
         vq.close()  # not before: the new one is to be elsewhere, so that a device that clings to the old one is found
 
 
-async def _reset(vq: Virtqueue) -> None:
+async def _reset(vq: DriverVirtqueue) -> None:
     if vq.live:
         device = _owner(vq)
         if not device.has_feature(Feature.RING_RESET):
@@ -141,6 +141,6 @@ async def _reset(vq: Virtqueue) -> None:
         vq.live = False
 
 
-def _owner(vq: Virtqueue) -> VirtioDevice:
+def _owner(vq: DriverVirtqueue) -> VirtioDevice:
     assert vq.owner is not None, "only queues of new_vq() have a device"
     return vq.owner

@@ -13,7 +13,7 @@
 
 Each item of both lists becomes one descriptor; ``indirect=True`` puts them into an indirect table. `Driver.request` is
 add, kick and wait in one. For what a good driver never does there are `Driver.alloc` and `Driver.add_raw`. A device
-that gives up (NEEDS_RESET) ends every `Driver.wait` with `DeviceBroken`. The ring is that of `testing.raw`.
+that gives up (NEEDS_RESET) ends every `Driver.wait` with `DeviceNeedsReset`. The ring is that of `testing.raw`.
 """
 
 import math
@@ -42,7 +42,7 @@ RAM_SIZE = 32 << 20
 PATIENCE = 30.0  # seconds, after which a device that does not answer has failed its test
 
 
-class DeviceBroken(AssertionError):
+class DeviceNeedsReset(AssertionError):
     """The device has set NEEDS_RESET."""
 
 
@@ -233,7 +233,7 @@ class Driver:
                 if (queue, token) in self._done:
                     return self._done.pop((queue, token))
                 if self.status & NEEDS_RESET:
-                    raise DeviceBroken("the device needs a reset")
+                    raise DeviceNeedsReset("the device needs a reset")
                 await self._interrupt.park()
 
     async def request(

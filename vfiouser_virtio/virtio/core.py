@@ -18,7 +18,7 @@ import trio
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError, DeviceError, GuestError
 from vfiouser_virtio.memory import GuestMemory
-from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status
+from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, DeviceStatus, Feature
 from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.virtio.author_line import author_line, definition, log_bug
 from vfiouser_virtio.virtio.device import Device
@@ -36,7 +36,7 @@ from vfiouser_virtio.vring import RingFeatures
 logger = logging.getLogger(__name__)
 
 # Plain ints for what is done with each notification: arithmetic with enums takes microseconds.
-_DRIVER_OK, _NEEDS_RESET = int(Status.DRIVER_OK), int(Status.NEEDS_RESET)
+_DRIVER_OK, _NEEDS_RESET = int(DeviceStatus.DRIVER_OK), int(DeviceStatus.NEEDS_RESET)
 _NOTIFICATION_DATA = Feature.NOTIFICATION_DATA.mask
 
 
@@ -113,17 +113,17 @@ class DeviceCore:
         if self.log.isEnabledFor(logging.DEBUG):
             self.log.debug("driver sets status %s", status_names(value))
         # These two are the device's to show: the driver's SUSPEND only asks for it.
-        status = value & ~Status.SUSPEND | old & (Status.NEEDS_RESET | Status.SUSPEND)
-        suspends = new & Status.SUSPEND and self.running and self.device.negotiated(Feature.SUSPEND)
+        status = value & ~DeviceStatus.SUSPEND | old & (DeviceStatus.NEEDS_RESET | DeviceStatus.SUSPEND)
+        suspends = new & DeviceStatus.SUSPEND and self.running and self.device.negotiated(Feature.SUSPEND)
         if suspends:
-            status |= Status.DRIVER_OK  # until it is done
-        if new & Status.FEATURES_OK and not self._accept_features():
-            status = status & ~Status.FEATURES_OK | self._status & Status.NEEDS_RESET
+            status |= DeviceStatus.DRIVER_OK  # until it is done
+        if new & DeviceStatus.FEATURES_OK and not self._accept_features():
+            status = status & ~DeviceStatus.FEATURES_OK | self._status & DeviceStatus.NEEDS_RESET
         self._status = status
-        if new & Status.DRIVER_OK:
-            if old & Status.SUSPEND:
+        if new & DeviceStatus.DRIVER_OK:
+            if old & DeviceStatus.SUSPEND:
                 self._resume()
-            elif not status & Status.FEATURES_OK:
+            elif not status & DeviceStatus.FEATURES_OK:
                 self.needs_reset(GuestError(f"DRIVER_OK without FEATURES_OK (status {value:#x})"))
             else:
                 self._task.start()
@@ -169,7 +169,7 @@ class DeviceCore:
 
     def needs_reset(self, error: Exception) -> None:
         """The device cannot go on (2.1.2): stop all queues, set NEEDS_RESET, tell the driver, log it once."""
-        if self._status & Status.NEEDS_RESET:
+        if self._status & DeviceStatus.NEEDS_RESET:
             return
         where = author_line(error)
         if isinstance(error, GuestError):
@@ -183,18 +183,18 @@ class DeviceCore:
             queue.stop(Stop.NEEDS_RESET)
         if self._suspension.phase is Phase.DRAINING:
             self._suspension.end()
-        self._status |= Status.NEEDS_RESET
+        self._status |= DeviceStatus.NEEDS_RESET
         self._config.notify()
 
     # ---- suspend -------------------------------------------------------------------------------------------------
 
     def _suspended(self) -> None:
         self._config.freeze()
-        self._status = self._status & ~Status.DRIVER_OK | Status.SUSPEND
+        self._status = self._status & ~DeviceStatus.DRIVER_OK | DeviceStatus.SUSPEND
 
     def _resume(self) -> None:
         """The driver has set DRIVER_OK again; it is told what has changed meanwhile."""
-        self._status &= ~Status.SUSPEND
+        self._status &= ~DeviceStatus.SUSPEND
         self._suspension.end()
         self._config.thaw()
 
@@ -227,7 +227,7 @@ class DeviceCore:
             if not drained and self._resetting is None:
                 raise DeviceError(f"{self.name}: requests still use guest memory after {PATIENCE:g} s")
             device.driver_features = self.device.driver_features
-            if self._status & Status.FEATURES_OK:
+            if self._status & DeviceStatus.FEATURES_OK:
                 if not device.features_ok():
                     raise AuthorError(
                         f"{device.name} refuses the features {device.driver_features:#x} of its predecessor"
@@ -312,7 +312,7 @@ class DeviceCore:
 
     def write_driver_features(self, select: int, value: int) -> None:
         """Accept 32 feature bits. After FEATURES_OK, and beyond our store, a write has no effect."""
-        if self._status & Status.FEATURES_OK or select >= FEATURE_BITS // 32:
+        if self._status & DeviceStatus.FEATURES_OK or select >= FEATURE_BITS // 32:
             return
         shift = 32 * select
         self.driver_features = self.driver_features & ~(0xFFFF_FFFF << shift) | value << shift
@@ -325,7 +325,7 @@ class DeviceCore:
         if queue.enabled:
             return
         try:
-            if not self._status & Status.FEATURES_OK:
+            if not self._status & DeviceStatus.FEATURES_OK:
                 raise GuestError(f"queue {index} enabled before FEATURES_OK (status {self._status:#x})")
             queue.enable()
         except GuestError as error:
@@ -402,7 +402,7 @@ class DeviceCore:
     def write_config(self, offset: int, data: bytes) -> None:
         """Only whole fields that the device type lets the driver write change."""
         device = self.device
-        if self._status & Status.SUSPEND:
+        if self._status & DeviceStatus.SUSPEND:
             self.complain("suspended", f"wrote configuration at {offset:#x} of a suspended device; ignored")
             return
         for field in device.config.write(offset, data, device.driver_writes):
@@ -416,7 +416,7 @@ class DeviceCore:
         return self._config.read_generation()
 
     def _interrupt_config(self) -> None:
-        if self._status & Status.DRIVER_OK and self._resetting is None:
+        if self._status & DeviceStatus.DRIVER_OK and self._resetting is None:
             self.interrupts.config_interrupt()
 
 

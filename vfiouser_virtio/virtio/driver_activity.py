@@ -2,14 +2,14 @@
 
 from enum import IntEnum
 
-from vfiouser_virtio.protocols.virtio.features import Feature, Status, is_device_type_bit
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature, is_device_type_bit
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 
 
 def status_names(status: int) -> str:
     """``ACKNOWLEDGE, DRIVER``; ``0`` for none."""
     names, unknown = [], status
-    for bit in Status:
+    for bit in DeviceStatus:
         if status & bit:
             names.append(bit.name or "")
             unknown &= ~bit

@@ -32,7 +32,7 @@ _MANY = 8
 _NO_REGION: HotRegion = (0, 0, memoryview(b""), memoryview(b""), 0)
 
 
-class Ring(Protocol):
+class ChainOwner(Protocol):
     """What a chain needs of the ring that it came from."""
 
     completed: list[int]
@@ -163,7 +163,7 @@ class Chain:
 
     def __init__(
         self,
-        ring: Ring | None,
+        ring: ChainOwner | None,
         head: int,
         layout: Sequence[int],
         writable_from: int,

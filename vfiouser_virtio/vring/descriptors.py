@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import HotRegion
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags
-from vfiouser_virtio.vring.chain import Chain, Ring
+from vfiouser_virtio.vring.chain import Chain, ChainOwner
 
 NEXT, WRITE, INDIRECT = int(DescFlags.NEXT), int(DescFlags.WRITE), int(DescFlags.INDIRECT)
 MAX_CHAIN = 1024
@@ -43,7 +43,9 @@ class Memory(Protocol):
     def writable(self, address: int, length: int) -> list[memoryview]: ...
 
 
-def make_chain(ring: Ring | None, memory: Memory, head: int, descriptors: list[Descriptor], slots: int = 1) -> Chain:
+def make_chain(
+    ring: ChainOwner | None, memory: Memory, head: int, descriptors: list[Descriptor], slots: int = 1
+) -> Chain:
     """A chain of these descriptors, links and indirect tables resolved; what remains is checked here.
 
     Raises GuestError for readable descriptors behind writable ones, more than 2^32 bytes or `MAX_PIECES`, and ranges

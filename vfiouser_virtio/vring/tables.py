@@ -13,7 +13,7 @@ from struct import Struct
 
 from vfiouser_virtio.memory import HotRegion
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
-from vfiouser_virtio.vring.chain import Chain, Ring
+from vfiouser_virtio.vring.chain import Chain, ChainOwner
 from vfiouser_virtio.vring.descriptors import MAX_CHAIN, MAX_CHAIN_BYTES, NEXT, WRITE
 
 _NEXT_WRITE = NEXT | WRITE
@@ -32,7 +32,7 @@ def _table(length: int) -> Struct | None:
     return Struct("<" + DESC_CODEC.format.removeprefix("<") * count) if 0 < count <= MAX_CHAIN and not rest else None
 
 
-def split_table(ring: Ring, head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
+def split_table(ring: ChainOwner, head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
     """A chain of an indirect table of a split ring: address, length, flags, next."""
     begin, end, view, _, origin = hot
     if not (begin <= address and address + length <= end):
@@ -55,7 +55,7 @@ def split_table(ring: Ring, head: int, address: int, length: int, hot: HotRegion
     return _many(ring, head, layout, hot, readable)
 
 
-def packed_table(ring: Ring, head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
+def packed_table(ring: ChainOwner, head: int, address: int, length: int, hot: HotRegion) -> Chain | None:
     """A chain of an indirect table of a packed ring: address, length, and what is ignored but for the WRITE flag."""
     begin, end, view, _, origin = hot
     if not (begin <= address and address + length <= end):
@@ -71,7 +71,7 @@ def packed_table(ring: Ring, head: int, address: int, length: int, hot: HotRegio
     return _many(ring, head, layout, hot, readable)
 
 
-def table_of_three(ring: Ring, head: int, address: int, hot: HotRegion, linked: bool) -> Chain | None:
+def table_of_three(ring: ChainOwner, head: int, address: int, hot: HotRegion, linked: bool) -> Chain | None:
     """`split_table` (``linked``) or `packed_table` for a table of `THREE` bytes that is known to be in ``hot``.
 
     What a block request is mostly: header, buffer, status. Taken apart by hand, it costs half of what it does there.
@@ -90,7 +90,7 @@ def table_of_three(ring: Ring, head: int, address: int, hot: HotRegion, linked: 
 
 
 def of_three(
-    ring: Ring, head: int, layout: tuple[int, ...], second: int, hot: HotRegion, slots: int = 1
+    ring: ChainOwner, head: int, layout: tuple[int, ...], second: int, hot: HotRegion, slots: int = 1
 ) -> Chain | None:
     """A buffer to be read, one whose flags are ``second`` but for NEXT, and one to be written."""
     begin, end, _, _, _ = hot
@@ -106,7 +106,7 @@ def of_three(
     return None if second else Chain(ring, head, layout, 2, size_2, hot, slots)
 
 
-def _many(ring: Ring, head: int, layout: Sequence[int], hot: HotRegion, readable: int) -> Chain | None:
+def _many(ring: ChainOwner, head: int, layout: Sequence[int], hot: HotRegion, readable: int) -> Chain | None:
     """The first ``readable`` buffers are to be read, the others to be written."""
     begin, end, _, _, _ = hot
     starts, sizes = list(layout[::4]), list(layout[1::4])

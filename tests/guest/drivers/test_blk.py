@@ -12,7 +12,7 @@ from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.guest import DeviceBroken, RequestFailed, VirtioDevice
 from vfiouser_virtio.guest.drivers import blk as driver
-from vfiouser_virtio.protocols.virtio.blk import Feature, RequestType, Status
+from vfiouser_virtio.protocols.virtio.blk import BlkFeature, BlkStatus, RequestType
 from vfiouser_virtio.virtio import Device, queue
 
 Drive = Callable[..., AbstractAsyncContextManager[VirtioDevice]]
@@ -30,7 +30,7 @@ async def test_what_it_knows_of_the_disk(drive: Drive) -> None:
         assert await data.capacity() == 8192
         assert await data.get_id() == b"S-1"
         assert not data.readonly
-        assert device.has_feature(Feature.FLUSH)
+        assert device.has_feature(BlkFeature.FLUSH)
         assert await device.config.get("blk_size") == 512
 
 
@@ -97,9 +97,9 @@ async def test_errors_have_their_status(drive: Drive) -> None:
         data = device.driver_data
         with pytest.raises(RequestFailed, match="read of 1 sectors at 8192: IOERR") as caught:
             await data.read(8192, 1)
-        assert caught.value.status == Status.IOERR
+        assert caught.value.status == BlkStatus.IOERR
         reply = await data.request(99, in_len=512)
-        assert reply.status == Status.UNSUPP
+        assert reply.status == BlkStatus.UNSUPP
         with pytest.raises(ValueError, match="no number of sectors"):
             await data.write(0, b"x")
         assert await data.read(8191, 1) == IMAGE[-512:]
@@ -168,7 +168,7 @@ async def test_a_read_that_brings_less_than_it_says(drive: Drive) -> None:
         async def run(self) -> None:
             async for chain in self.requestq:
                 chain.readable.read()
-                chain.writable.take_last(1)[0][0] = Status.OK
+                chain.writable.take_last(1)[0][0] = BlkStatus.OK
                 chain.complete(10)
 
     async with drive(Lying()) as device:
@@ -185,4 +185,4 @@ async def test_without_some_features(drive: Drive, mask: int) -> None:
 
 
 def test_the_driver_wants_nothing_that_it_cannot_use() -> None:
-    assert driver._WANTED & (Feature.ZONED.mask | Feature.SECURE_ERASE.mask | Feature.LIFETIME.mask) == 0
+    assert driver._WANTED & (BlkFeature.ZONED.mask | BlkFeature.SECURE_ERASE.mask | BlkFeature.LIFETIME.mask) == 0

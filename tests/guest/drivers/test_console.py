@@ -9,7 +9,7 @@ import trio.testing
 
 from vfiouser_virtio.backends.pair import pair
 from vfiouser_virtio.devices.console import Console as Device
-from vfiouser_virtio.guest import Console, VirtioDevice
+from vfiouser_virtio.guest import ConsolePorts, VirtioDevice
 from vfiouser_virtio.guest.drivers import console as driver
 from vfiouser_virtio.protocols.virtio.console import Event
 
@@ -17,7 +17,7 @@ Drive = Callable[..., AbstractAsyncContextManager[VirtioDevice]]
 
 
 @asynccontextmanager
-async def two_ports(drive: Drive) -> AsyncIterator[tuple[Console, Device, trio.SocketStream, trio.SocketStream]]:
+async def two_ports(drive: Drive) -> AsyncIterator[tuple[ConsolePorts, Device, trio.SocketStream, trio.SocketStream]]:
     (first, first_end), (second, second_end) = pair(), pair()
     device = Device(chardev=[first, second], name=["", "org.example"], cols=100, rows=30)
     async with first_end, second_end, drive(device) as driven:

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support.ring_model.device_machine import start_at
 
 from vfiouser_virtio.dma import DmaBuffer, SharedMemory
-from vfiouser_virtio.guest import QueueFull, Virtqueue, make_virtqueue
+from vfiouser_virtio.guest import DriverVirtqueue, QueueFull, make_virtqueue
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.vring import Chain, RingFeatures, make_ring, ring_areas
@@ -41,7 +41,7 @@ class PairMachine(RuleBasedStateMachine):
 
     packed = False
 
-    vq: Virtqueue
+    vq: DriverVirtqueue
 
     @initialize(
         size=st.integers(0, 3),

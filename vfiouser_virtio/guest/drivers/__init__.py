@@ -7,7 +7,7 @@ from importlib import import_module
 
 from vfiouser_virtio.guest.driver import VirtioDriver
 from vfiouser_virtio.guest.drivers.blk import BlkDriver, Disk, RequestFailed
-from vfiouser_virtio.guest.drivers.console import Console, ConsoleDriver, ConsolePort
+from vfiouser_virtio.guest.drivers.console import ConsoleDriver, ConsolePort, ConsolePorts
 from vfiouser_virtio.guest.drivers.rng import Entropy, EntropyDriver
 from vfiouser_virtio.protocols.virtio.device_types import DECLARED
 
@@ -19,9 +19,9 @@ ALL_DRIVERS: tuple[type[VirtioDriver], ...] = tuple(
 __all__ = [
     "ALL_DRIVERS",
     "BlkDriver",
-    "Console",
     "ConsoleDriver",
     "ConsolePort",
+    "ConsolePorts",
     "Disk",
     "Entropy",
     "EntropyDriver",

@@ -5,21 +5,21 @@ from collections.abc import Mapping, Sequence
 
 import trio
 
+from vfiouser_virtio.dma import DmaBuffer
 from vfiouser_virtio.guest.device import VirtioDevice
 from vfiouser_virtio.guest.driver import VirtioDriver, virtio_ids
-from vfiouser_virtio.guest.ports import DmaBuffer
 from vfiouser_virtio.guest.requests import RequestQueue
-from vfiouser_virtio.guest.virtqueue import Virtqueue
+from vfiouser_virtio.guest.virtqueue import DriverVirtqueue
 from vfiouser_virtio.guest.virtqueues import new_vq
-from vfiouser_virtio.protocols.virtio.balloon import DEVICE_ID, PAGE_SIZE, STAT_CODEC, Command, Feature, Stat
+from vfiouser_virtio.protocols.virtio.balloon import DEVICE_ID, PAGE_SIZE, STAT_CODEC, BalloonFeature, CommandId, Stat
 
 _WANTED = (
-    Feature.MUST_TELL_HOST.mask
-    | Feature.STATS_VQ.mask
-    | Feature.DEFLATE_ON_OOM.mask
-    | Feature.FREE_PAGE_HINT.mask
-    | Feature.PAGE_POISON.mask
-    | Feature.PAGE_REPORTING.mask
+    BalloonFeature.MUST_TELL_HOST.mask
+    | BalloonFeature.STATS_VQ.mask
+    | BalloonFeature.DEFLATE_ON_OOM.mask
+    | BalloonFeature.FREE_PAGE_HINT.mask
+    | BalloonFeature.PAGE_POISON.mask
+    | BalloonFeature.PAGE_REPORTING.mask
 )
 
 
@@ -33,7 +33,7 @@ class Statistics:
         self.asked = 0
         """How often the device has asked."""
         self._buffer = device.memory.alloc(64 * STAT_CODEC.size)
-        self._vq: Virtqueue | None = None
+        self._vq: DriverVirtqueue | None = None
 
     async def open(self) -> None:
         """Set up the queue; the device sees the buffer with the first `kick`."""
@@ -51,12 +51,12 @@ class Statistics:
         self._vq.shutdown()
         self.device.memory.free(self._buffer)
 
-    def _offer(self, vq: Virtqueue) -> None:
+    def _offer(self, vq: DriverVirtqueue) -> None:
         data = b"".join(STAT_CODEC.pack(tag, value) for tag, value in self.values.items())
         self._buffer.view[: len(data)] = data
         vq.add_buf([(self._buffer.address, len(data))], 1, 0, self._buffer)
 
-    def _used(self, vq: Virtqueue) -> bool:
+    def _used(self, vq: DriverVirtqueue) -> bool:
         while vq.get_buf():
             self.asked += 1
             self._offer(vq)
@@ -64,7 +64,7 @@ class Statistics:
         return True
 
 
-class Balloon:
+class BalloonPages:
     """``driver_data`` of a balloon."""
 
     def __init__(self, device: VirtioDevice, queues: Mapping[str, RequestQueue], statistics: Statistics | None) -> None:
@@ -116,13 +116,13 @@ class Balloon:
         await hints.request([wanted.to_bytes(4, "little")])
         for page in pages:
             await self._give("free_page_vq", [page])
-        await hints.request([Command.STOP.to_bytes(4, "little")])
+        await hints.request([CommandId.STOP.to_bytes(4, "little")])
 
     async def wait_command(self, command: int | None = None) -> int:
         """``free_page_hint_cmd_id`` once it is this one, by default one that starts a round."""
         while True:
             seen = await self.device.config.get_int("free_page_hint_cmd_id")
-            if seen == command or (command is None and seen not in {*Command}):
+            if seen == command or (command is None and seen not in {*CommandId}):
                 return seen
             await self.device.wait(self._changed)
 
@@ -148,7 +148,7 @@ class _Given:
 
 
 class BalloonDriver(VirtioDriver):
-    """Makes a `Balloon` of each device."""
+    """Makes a `BalloonPages` of each device."""
 
     name = "virtio_balloon"
     id_table = virtio_ids(DEVICE_ID)
@@ -156,20 +156,20 @@ class BalloonDriver(VirtioDriver):
     async def probe(self, device: VirtioDevice) -> None:
         await device.negotiate(_WANTED)
         names = ["inflateq", "deflateq"]
-        names += ["free_page_vq"] * device.has_feature(Feature.FREE_PAGE_HINT)
-        names += ["reporting_vq"] * device.has_feature(Feature.PAGE_REPORTING)
+        names += ["free_page_vq"] * device.has_feature(BalloonFeature.FREE_PAGE_HINT)
+        names += ["reporting_vq"] * device.has_feature(BalloonFeature.PAGE_REPORTING)
         queues = {name: await RequestQueue.open(device, name) for name in names}
         statistics = None
-        if device.has_feature(Feature.STATS_VQ):
+        if device.has_feature(BalloonFeature.STATS_VQ):
             statistics = Statistics(device, {Stat.MEMFREE: 1 << 20, Stat.MEMTOT: 16 << 20})
             await statistics.open()
-        device.driver_data = Balloon(device, queues, statistics)
+        device.driver_data = BalloonPages(device, queues, statistics)
         await device.ready()
         if statistics is not None:
             statistics.kick()
 
     async def remove(self, device: VirtioDevice) -> None:
-        balloon: Balloon = device.driver_data
+        balloon: BalloonPages = device.driver_data
         for queue in balloon.queues.values():
             queue.close()
         if balloon.statistics is not None:

@@ -8,7 +8,7 @@ from vfiouser_virtio.guest.driver import VirtioDriver, virtio_ids
 from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.requests import RequestQueue
 from vfiouser_virtio.protocols.virtio import blk
-from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, Feature, RequestType, SegmentFlags, Status
+from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, BlkFeature, BlkStatus, RequestType, SegmentFlags
 from vfiouser_virtio.protocols.virtio.features import mask_of
 
 MAX_TRANSFER = 1 << 20
@@ -17,22 +17,22 @@ MAX_TRANSFER = 1 << 20
 # What this driver makes use of; the rest is left alone.
 _WANTED = mask_of(
     (
-        Feature.SIZE_MAX,
-        Feature.SEG_MAX,
-        Feature.GEOMETRY,
-        Feature.RO,
-        Feature.BLK_SIZE,
-        Feature.FLUSH,
-        Feature.TOPOLOGY,
-        Feature.CONFIG_WCE,
-        Feature.MQ,
-        Feature.DISCARD,
-        Feature.WRITE_ZEROES,
+        BlkFeature.SIZE_MAX,
+        BlkFeature.SEG_MAX,
+        BlkFeature.GEOMETRY,
+        BlkFeature.RO,
+        BlkFeature.BLK_SIZE,
+        BlkFeature.FLUSH,
+        BlkFeature.TOPOLOGY,
+        BlkFeature.CONFIG_WCE,
+        BlkFeature.MQ,
+        BlkFeature.DISCARD,
+        BlkFeature.WRITE_ZEROES,
     )
 )
 
 
-class Reply(NamedTuple):
+class BlkReply(NamedTuple):
     """One request's end: its status byte, the data it brought, and the length that the device reports."""
 
     status: int
@@ -44,7 +44,7 @@ class RequestFailed(Exception):
     """The disk answered with another ``status`` than OK."""
 
     def __init__(self, what: str, status: int) -> None:
-        known = Status(status).name if status in {*Status} else f"{status:#x}"
+        known = BlkStatus(status).name if status in {*BlkStatus} else f"{status:#x}"
         super().__init__(f"{what}: {known}")
         self.status = status
 
@@ -66,7 +66,7 @@ class Disk:
     @property
     def readonly(self) -> bool:
         """Whether the device refuses writes."""
-        return self.device.has_feature(Feature.RO)
+        return self.device.has_feature(BlkFeature.RO)
 
     async def read(self, sector: int, count: int) -> bytes:
         """``count`` sectors from ``sector`` on. Raises RequestFailed; what `RequestQueue.request` raises."""
@@ -115,14 +115,14 @@ class Disk:
         """Whether the disk may keep writes in a volatile cache until a flush. Needs CONFIG_WCE."""
         await self.device.config.set("wce", int(on))
 
-    async def request(self, kind: int, sector: int = 0, out: bytes = b"", in_len: int = 0) -> Reply:
+    async def request(self, kind: int, sector: int = 0, out: bytes = b"", in_len: int = 0) -> BlkReply:
         """Any request at all, with whatever status it ends."""
         header = blk.REQUEST_HEADER_CODEC.pack(kind, 0, sector)
         sizes = self._cut(in_len)
         written, data = await next(self._next_queue).request([header, *self._pieces(out)], [*sizes, 1])
-        return Reply(data[-1][0], b"".join(data[:-1]), written)
+        return BlkReply(data[-1][0], b"".join(data[:-1]), written)
 
-    async def _range(self, kind: RequestType, sector: int, count: int, flags: int) -> Reply:
+    async def _range(self, kind: RequestType, sector: int, count: int, flags: int) -> BlkReply:
         return await self.request(kind, out=blk.SEGMENT_CODEC.pack(sector, count, flags))
 
     def _cut(self, length: int) -> list[int]:
@@ -131,8 +131,8 @@ class Disk:
     def _pieces(self, data: bytes) -> list[bytes]:
         return [data[at : at + self._segment_size] for at in range(0, len(data), self._segment_size)]
 
-    def _check(self, what: str, reply: Reply) -> None:
-        if reply.status != Status.OK:
+    def _check(self, what: str, reply: BlkReply) -> None:
+        if reply.status != BlkStatus.OK:
             raise RequestFailed(f"{self.device.name}: {what}", reply.status)
 
 
@@ -145,12 +145,12 @@ class BlkDriver(VirtioDriver):
     async def probe(self, device: VirtioDevice) -> None:
         await device.negotiate(_WANTED)
         config = device.config
-        count = await config.get_int("num_queues") if device.has_feature(Feature.MQ) else 1
-        segment_size = await config.get_int("size_max") if device.has_feature(Feature.SIZE_MAX) else 0
+        count = await config.get_int("num_queues") if device.has_feature(BlkFeature.MQ) else 1
+        segment_size = await config.get_int("size_max") if device.has_feature(BlkFeature.SIZE_MAX) else 0
         queues = [await RequestQueue.open(device, f"requestq{number}") for number in range(1, count + 1)]
         # A chain may not be longer than its queue (2.7.5.3.1), and has a header and a status byte, too.
         segments = max(1, min(queue.vq.size for queue in queues) - 2)
-        if device.has_feature(Feature.SEG_MAX):
+        if device.has_feature(BlkFeature.SEG_MAX):
             segments = min(segments, await config.get_int("seg_max"))
         device.driver_data = Disk(device, queues, segment_size or MAX_TRANSFER, segments)
 

@@ -13,15 +13,15 @@ from collections.abc import Callable
 
 import trio
 
+from vfiouser_virtio.dma import DmaBuffer
 from vfiouser_virtio.guest.device import VirtioDevice
 from vfiouser_virtio.guest.driver import VirtioDriver, virtio_ids
-from vfiouser_virtio.guest.ports import DmaBuffer
 from vfiouser_virtio.guest.requests import RequestQueue
-from vfiouser_virtio.guest.virtqueue import Virtqueue
+from vfiouser_virtio.guest.virtqueue import DriverVirtqueue
 from vfiouser_virtio.guest.virtqueues import new_vq
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio import console as wire
-from vfiouser_virtio.protocols.virtio.console import Event, Feature
+from vfiouser_virtio.protocols.virtio.console import ConsoleFeature, Event
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Inbox:
         self.arrived = trio.lowlevel.ParkingLot()
         self.on_arrival: Callable[[], None] = lambda: None
         self._count, self._size = count, size
-        self._vq: Virtqueue | None = None
+        self._vq: DriverVirtqueue | None = None
 
     async def open(self, field: str) -> None:
         """Set the queue up and offer all the buffers; the device sees them with the first `kick`."""
@@ -82,7 +82,7 @@ class Inbox:
         assert self._vq is not None
         self._vq.add_buf([(buffer.address, self._size)], 0, 1, buffer)
 
-    def _used(self, vq: Virtqueue) -> bool:
+    def _used(self, vq: DriverVirtqueue) -> bool:
         while used := vq.get_buf():
             self.filled.append(used)
         self.on_arrival()
@@ -93,7 +93,7 @@ class Inbox:
 class ConsolePort:
     """One port. What the device has said of it is in the attributes; `wait_for` waits for that to change."""
 
-    def __init__(self, console: "Console", number: int, inbox: Inbox, outbox: RequestQueue) -> None:
+    def __init__(self, console: "ConsolePorts", number: int, inbox: Inbox, outbox: RequestQueue) -> None:
         self.console = console
         self.number = number
         self.name = ""
@@ -139,7 +139,7 @@ class ConsolePort:
             await self.console.device.wait(self.console.changed)
 
 
-class Console:
+class ConsolePorts:
     """``driver_data`` of a console device."""
 
     def __init__(self, device: VirtioDevice) -> None:
@@ -182,7 +182,7 @@ class Console:
     async def start(self) -> None:
         """Set up all queues, make the device ready, and with MULTIPORT tell it so."""
         device = self.device
-        multiport = device.has_feature(Feature.MULTIPORT)
+        multiport = device.has_feature(ConsoleFeature.MULTIPORT)
         self.ports[0] = await self._open_port(0)
         if multiport:
             self._control_in = await self._open_inbox("control_receiveq", _CONTROL_ROOM)
@@ -270,14 +270,16 @@ class Console:
 
 
 class ConsoleDriver(VirtioDriver):
-    """Makes a `Console` of each device."""
+    """Makes a `ConsolePorts` of each device."""
 
     name = "virtio_console"
     id_table = virtio_ids(wire.DEVICE_ID)
 
     async def probe(self, device: VirtioDevice) -> None:
-        await device.negotiate(Feature.SIZE.mask | Feature.MULTIPORT.mask | Feature.EMERG_WRITE.mask)
-        console = device.driver_data = Console(device)
+        await device.negotiate(
+            ConsoleFeature.SIZE.mask | ConsoleFeature.MULTIPORT.mask | ConsoleFeature.EMERG_WRITE.mask
+        )
+        console = device.driver_data = ConsolePorts(device)
         await console.start()
 
     async def remove(self, device: VirtioDevice) -> None:

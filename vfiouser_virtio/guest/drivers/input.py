@@ -28,7 +28,7 @@ class Description:
     """Of each absolute axis: min, max, fuzz, flat, res."""
 
 
-class Input:
+class InputEvents:
     """``driver_data`` of an input device."""
 
     def __init__(self, device: VirtioDevice, events: Inbox, status: RequestQueue) -> None:
@@ -87,7 +87,7 @@ class Input:
 
 
 class InputDriver(VirtioDriver):
-    """Makes an `Input` of each device."""
+    """Makes an `InputEvents` of each device."""
 
     name = "virtio_input"
     id_table = virtio_ids(DEVICE_ID)
@@ -96,7 +96,7 @@ class InputDriver(VirtioDriver):
         await device.negotiate(0)
         events = Inbox(device, BUFFERS, EVENT_CODEC.size)
         await events.open("eventq")
-        device.driver_data = Input(device, events, await RequestQueue.open(device, "statusq"))
+        device.driver_data = InputEvents(device, events, await RequestQueue.open(device, "statusq"))
         await device.ready()
         events.kick()
 

@@ -16,7 +16,7 @@ from vfiouser_virtio.guest.pci_structures import VirtioLayout, locate, virtio_st
 from vfiouser_virtio.protocols.pci import PciCommand
 from vfiouser_virtio.protocols.virtio.device_type import Exercise
 from vfiouser_virtio.protocols.virtio.device_types import device_type, known_type
-from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, Feature, Status, mask_of
+from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, DeviceStatus, Feature, mask_of
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, VENDOR_ID, VENDOR_ID_2007, Isr
 from vfiouser_virtio.testing.conformance.interrupt_counts import InterruptCounts
 from vfiouser_virtio.testing.conformance.placed import Placed, place_request
@@ -218,7 +218,7 @@ class Bench:
         """From a device that was reset to FEATURES_OK; whether that bit stays."""
         words = -(-(features | self.offered).bit_length() // 32)
         await self.set_all(negotiate(features, max(words, 2)))
-        return bool(await self.get("device_status") & Status.FEATURES_OK)
+        return bool(await self.get("device_status") & DeviceStatus.FEATURES_OK)
 
     async def negotiate(self, *extra: Feature) -> None:
         """Reset, and accept the minimum and what the check needs. Raises Failed when the device refuses."""

@@ -1,6 +1,6 @@
 """Common configuration structure layout (virtio 1.4, 4.1.4.3): the registers themselves."""
 
-from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import ADVICE, CONFIG, check, offers
@@ -60,7 +60,7 @@ async def cc4(bench: Bench) -> None:
 @check("virtio14/CC5", section=_SECTION, observe="set ACKNOWLEDGE and DRIVER, write 0, poll; then initialise again")
 async def cc5(bench: Bench) -> None:
     """Writing 0 to device_status resets the device, and it reads as 0 when that is done."""
-    for status in (Status.ACKNOWLEDGE, Status.ACKNOWLEDGE | Status.DRIVER):
+    for status in (DeviceStatus.ACKNOWLEDGE, DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER):
         await bench.set("device_status", int(status))
         seen = await bench.get("device_status")
         note(seen == status, f"device_status: {int(status):#x} was written, {seen:#x} is read")

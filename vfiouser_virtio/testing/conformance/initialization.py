@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from vfiouser_virtio.protocols.virtio.device_types import device_type, known_type
-from vfiouser_virtio.protocols.virtio.features import Feature, Status, is_device_type_bit
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature, is_device_type_bit
 from vfiouser_virtio.protocols.virtio.pci import CfgType, Isr
 from vfiouser_virtio.testing.conformance.bench import TRANSITIONAL, Bench
 from vfiouser_virtio.testing.conformance.checks import ADVICE, CONFIG, EXERCISE, SHOULD, check, offers
@@ -84,7 +84,7 @@ async def _needs_reset(bench: Bench) -> bool:
     await bench.kick()
 
     async def is_set() -> bool:
-        return bool(await bench.get("device_status") & Status.NEEDS_RESET)
+        return bool(await bench.get("device_status") & DeviceStatus.NEEDS_RESET)
 
     try:
         await bench.until(is_set, _NOT_SET)
@@ -283,7 +283,7 @@ async def cf1(bench: Bench) -> None:
     known = known_type(bench.device_type)
     size = known.config.sizeof() if known is not None and known.config is not None else 64
     fresh = await bench.config(size)
-    await bench.set("device_status", int(Status.ACKNOWLEDGE | Status.DRIVER))
+    await bench.set("device_status", int(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER))
     early = await bench.config(size)
     await bench.reset()
     if await bench.try_features(bench.offered):

@@ -3,7 +3,7 @@
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import TYPE0_HEADER, PciStatus
 from vfiouser_virtio.protocols.vfio_user import PciIrq
-from vfiouser_virtio.protocols.virtio.features import Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus
 from vfiouser_virtio.protocols.virtio.pci import NO_VECTOR, Isr
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import EXERCISE, INTX, MSIX, check
@@ -23,7 +23,7 @@ async def _break(bench: Bench) -> None:
     await bench.kick()
 
     async def told() -> bool:
-        return await bench.get("device_status") & Status.NEEDS_RESET != 0
+        return await bench.get("device_status") & DeviceStatus.NEEDS_RESET != 0
 
     try:
         await bench.until(told, "no NEEDS_RESET")

@@ -1,6 +1,6 @@
 """Notifications and their suppression on split virtqueues (virtio 1.4, 2.7.7 and 2.7.10)."""
 
-from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.pci import Isr
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import EXERCISE, SHOULD, check, offers
@@ -126,7 +126,7 @@ async def an2(bench: Bench) -> None:
     await bench.client.bar_write(notify.bar, notify.offset + (notify.length - 2 & ~3), 2, 0x7FFF)
     await bench.quiet()
     seen = await bench.get("device_status")
-    expect(not seen & Status.NEEDS_RESET, f"device_status is {seen:#x} after notifications without a reason")
+    expect(not seen & DeviceStatus.NEEDS_RESET, f"device_status is {seen:#x} after notifications without a reason")
     await bench.serve(ring)
 
 

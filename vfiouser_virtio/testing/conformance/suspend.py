@@ -1,6 +1,6 @@
 """Device Suspend (virtio 1.4, 2.1 and 3.4): where the device offers SUSPEND."""
 
-from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.pci import Isr
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import EXERCISE, check, offers
@@ -8,10 +8,10 @@ from vfiouser_virtio.testing.conformance.verdicts import expect
 from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK, FEATURES_OK
 
 _SECTION = "Device Suspend"
-_SUSPEND = int(Status.SUSPEND)
+_SUSPEND = int(DeviceStatus.SUSPEND)
 
 
-async def _ask(bench: Bench, status: int, wanted: Status) -> int:
+async def _ask(bench: Bench, status: int, wanted: DeviceStatus) -> int:
     """Write a status, and wait until of SUSPEND and DRIVER_OK just one is set, or NEEDS_RESET; returns what is."""
     await bench.set("device_status", status)
     seen = 0
@@ -19,7 +19,7 @@ async def _ask(bench: Bench, status: int, wanted: Status) -> int:
     async def ended() -> bool:
         nonlocal seen
         seen = await bench.get("device_status")
-        return seen & (Status.SUSPEND | Status.DRIVER_OK) == wanted or bool(seen & Status.NEEDS_RESET)
+        return seen & (DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK) == wanted or bool(seen & DeviceStatus.NEEDS_RESET)
 
     otherwise = f"{status:#x} was written, the status has neither {wanted.name} alone of SUSPEND and DRIVER_OK, nor"
     await bench.until(ended, f"{otherwise} NEEDS_RESET")
@@ -27,7 +27,7 @@ async def _ask(bench: Bench, status: int, wanted: Status) -> int:
 
 
 async def _suspend(bench: Bench) -> int:
-    return await _ask(bench, DRIVER_OK | _SUSPEND, Status.SUSPEND)
+    return await _ask(bench, DRIVER_OK | _SUSPEND, DeviceStatus.SUSPEND)
 
 
 @check(
@@ -41,7 +41,7 @@ async def su1(bench: Bench) -> None:
     await bench.negotiate(Feature.SUSPEND)
     await bench.set("device_status", FEATURES_OK | _SUSPEND)
     seen = await bench.get("device_status")
-    expect(not seen & Status.SUSPEND, f"device_status is {seen:#x} after SUSPEND was set before DRIVER_OK")
+    expect(not seen & DeviceStatus.SUSPEND, f"device_status is {seen:#x} after SUSPEND was set before DRIVER_OK")
 
 
 @check(
@@ -76,8 +76,8 @@ async def su3(bench: Bench) -> None:
     await bench.serve(ring)
     for _ in range(2):
         status = await _suspend(bench)
-        if not status & Status.NEEDS_RESET:
-            status = await _ask(bench, status | Status.DRIVER_OK, Status.DRIVER_OK)
-        if status & Status.NEEDS_RESET:
+        if not status & DeviceStatus.NEEDS_RESET:
+            status = await _ask(bench, status | DeviceStatus.DRIVER_OK, DeviceStatus.DRIVER_OK)
+        if status & DeviceStatus.NEEDS_RESET:
             return
         await bench.serve(ring)

@@ -15,6 +15,6 @@ from vfiouser_virtio.testing.fuzz.bench import run_case
 from vfiouser_virtio.testing.fuzz.case import Case, Step
 from vfiouser_virtio.testing.fuzz.oracle import Finding
 from vfiouser_virtio.testing.fuzz.run import fuzz, generate, minimize
-from vfiouser_virtio.testing.fuzz.targets import TARGETS, Target
+from vfiouser_virtio.testing.fuzz.targets import TARGETS, FuzzTarget
 
-__all__ = ["TARGETS", "Case", "Finding", "Step", "Target", "fuzz", "generate", "minimize", "run_case"]
+__all__ = ["TARGETS", "Case", "Finding", "FuzzTarget", "Step", "fuzz", "generate", "minimize", "run_case"]

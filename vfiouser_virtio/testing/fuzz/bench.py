@@ -20,8 +20,8 @@ from vfiouser_virtio.testing.fuzz.case import Case, Step
 from vfiouser_virtio.testing.fuzz.client import FuzzClient
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Finding, Found, Hung, LogWatch, Resources, of_exception
 from vfiouser_virtio.testing.fuzz.perform import Performer
-from vfiouser_virtio.testing.fuzz.ram import Ram
-from vfiouser_virtio.testing.fuzz.targets import TARGETS, Target
+from vfiouser_virtio.testing.fuzz.ram import FuzzRam
+from vfiouser_virtio.testing.fuzz.targets import TARGETS, FuzzTarget
 from vfiouser_virtio.transports.pci import VIRTIO_BAR, VirtioPci
 from vfiouser_virtio.vfio_user import Listener, Server
 from vfiouser_virtio.virtio import Offer
@@ -36,7 +36,7 @@ SERVER_PATIENCE = 6.0
 MANY = 1 << 30
 
 
-def run_case(case: Case, target: Target | None = None) -> Finding | None:
+def run_case(case: Case, target: FuzzTarget | None = None) -> Finding | None:
     """What is wrong with the stack's answer to ``case``, if anything. ``target`` overrides the case's."""
     target = TARGETS[case.target] if target is None else target
     with LogWatch() as log:
@@ -76,7 +76,7 @@ def _watchdog(case: Case) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-async def _run(case: Case, target: Target, log: LogWatch) -> Finding | None:
+async def _run(case: Case, target: FuzzTarget, log: LogWatch) -> Finding | None:
     device = target.make()
     function = VirtioPci(device, name=case.target, offer=Offer(**case.offer))
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -93,7 +93,7 @@ async def _run(case: Case, target: Target, log: LogWatch) -> Finding | None:
             before = Resources.now()
             try:
                 for steps in (case.steps, None):
-                    with contextlib.closing(Ram()) as ram:
+                    with contextlib.closing(FuzzRam()) as ram:
                         bounds = Bounds(ram, function.core, takes_pages=target.type.takes_pages)
                         await _visit(listening, ram, bounds, case, target, steps, log)
                     # A device that runs has tasks and a ring in a window; the good client has reset it before it went.
@@ -107,10 +107,10 @@ async def _run(case: Case, target: Target, log: LogWatch) -> Finding | None:
 
 async def _visit(
     listening: socket.socket,
-    ram: Ram,
+    ram: FuzzRam,
     bounds: Bounds,
     case: Case,
-    target: Target,
+    target: FuzzTarget,
     steps: list[Step] | None,
     log: LogWatch,
 ) -> None:

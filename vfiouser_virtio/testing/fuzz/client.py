@@ -1,6 +1,6 @@
 """A vfio-user client that can say anything and checks every answer: in order, of the right size, to what was asked.
 
-It serves the DMA requests of the server out of `Ram`, truthfully or as the case tells it to (`FuzzClient.answers`).
+It serves the DMA requests of the server out of `FuzzRam`, truthfully or as the case tells it to (`FuzzClient.answers`).
 """
 
 import errno
@@ -24,7 +24,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     MessageFlags,
 )
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
-from vfiouser_virtio.testing.fuzz.ram import SIZE, Ram
+from vfiouser_virtio.testing.fuzz.ram import SIZE, FuzzRam
 from vfiouser_virtio.testing.raw.client import HEADER_SIZE, MAX_MESSAGE_SIZE, RawClient, RawMessage, raw_message
 
 PATIENCE = 6.0
@@ -62,7 +62,7 @@ def hello(*, twin: bool = False, text: str | None = None) -> bytes:
 class FuzzClient:
     """One connection. `run` reads it until it ends; everything else may be called meanwhile."""
 
-    def __init__(self, sock: socket.socket, ram: Ram, bounds: Bounds) -> None:
+    def __init__(self, sock: socket.socket, ram: FuzzRam, bounds: Bounds) -> None:
         self.closed = trio.Event()
         """The server has hung up, or we have."""
         self.in_step = True

@@ -12,7 +12,7 @@ import trio.testing
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import TYPE0_HEADER, CapId
 from vfiouser_virtio.protocols.vfio_user import DMA_MAP, DMA_UNMAP, Command, DmaUnmapFlags, PciRegion
-from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.testing.fuzz.case import Memory
 from vfiouser_virtio.testing.fuzz.client import FuzzClient
@@ -26,7 +26,7 @@ from vfiouser_virtio.testing.fuzz.ram import (
     RINGS,
     TABLES,
     TABLES_END,
-    Ram,
+    FuzzRam,
 )
 from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK, RegisterWrite, enable_queue, negotiate
 from vfiouser_virtio.testing.raw.packed import RawPackedRing
@@ -47,10 +47,10 @@ _MEMORY_AND_MASTER = 0x6
 _FEATURE_WORDS = 4
 
 
-class Driver:
+class FuzzDriver:
     """A driver on one connection. Every call comes back early where the server has hung up."""
 
-    def __init__(self, client: FuzzClient, ram: Ram, bounds: Bounds, memory: Memory) -> None:
+    def __init__(self, client: FuzzClient, ram: FuzzRam, bounds: Bounds, memory: Memory) -> None:
         self.client = client
         self.ram = ram
         self.bounds = bounds
@@ -168,18 +168,24 @@ class Driver:
 
     async def suspend(self) -> None:
         """Stop a running device, and let it go on. Raises Found where it does neither, nor needs a reset."""
-        for asked, wanted in ((Status.SUSPEND, Status.SUSPEND), (Status.SUSPEND | Status.DRIVER_OK, Status.DRIVER_OK)):
+        for asked, wanted in (
+            (DeviceStatus.SUSPEND, DeviceStatus.SUSPEND),
+            (DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK, DeviceStatus.DRIVER_OK),
+        ):
             status = await self.common("device_status")
-            if self.client.closed.is_set() or not status or status & Status.NEEDS_RESET:
+            if self.client.closed.is_set() or not status or status & DeviceStatus.NEEDS_RESET:
                 return
             self.set_common("device_status", status | asked)
             await self._wait_suspended(wanted)
 
-    async def _wait_suspended(self, wanted: Status) -> None:
+    async def _wait_suspended(self, wanted: DeviceStatus) -> None:
         with trio.move_on_after(SUSPEND_PATIENCE):
             while not self.client.closed.is_set():
                 status = await self.common("device_status")
-                if status & (Status.SUSPEND | Status.DRIVER_OK) == wanted or status & Status.NEEDS_RESET:
+                if (
+                    status & (DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK) == wanted
+                    or status & DeviceStatus.NEEDS_RESET
+                ):
                     return
                 await trio.lowlevel.checkpoint()
             return
@@ -262,7 +268,7 @@ class Driver:
                 used = self.collect(ring)
                 if head in used:
                     return used[head]
-                if self.client.closed.is_set() or await self.common("device_status") & Status.NEEDS_RESET:
+                if self.client.closed.is_set() or await self.common("device_status") & DeviceStatus.NEEDS_RESET:
                     return None
                 await trio.lowlevel.checkpoint()
         raise Found("hang", f"queue {ring.index}: a buffer does not come back within {BUFFER_PATIENCE} s", "buffer")

@@ -33,7 +33,7 @@ from vfiouser_virtio.protocols.virtio.ring import (
     packed_desc_size,
     used_size,
 )
-from vfiouser_virtio.testing.fuzz.ram import Ram
+from vfiouser_virtio.testing.fuzz.ram import FuzzRam
 from vfiouser_virtio.virtio import DeviceCore
 
 _LOGGER = logging.getLogger("vfiouser_virtio")
@@ -160,7 +160,7 @@ class Resources:
 class Bounds:
     """Which bytes of guest memory the device may store to: the more the longer a case runs, until `forget`."""
 
-    def __init__(self, ram: Ram, core: DeviceCore, *, takes_pages: bool = False) -> None:
+    def __init__(self, ram: FuzzRam, core: DeviceCore, *, takes_pages: bool = False) -> None:
         """``takes_pages``: a balloon, which may turn to zeros whatever page is named in the bytes that it is sent."""
         self._ram = ram
         self._takes_pages = takes_pages

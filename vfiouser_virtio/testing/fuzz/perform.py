@@ -8,15 +8,15 @@ import trio.testing
 
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.vfio_user import Command, MessageFlags
-from vfiouser_virtio.protocols.virtio.features import Feature, Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
 from vfiouser_virtio.testing.fuzz import fd_kinds
 from vfiouser_virtio.testing.fuzz.case import Case, Memory, Step
 from vfiouser_virtio.testing.fuzz.client import FuzzClient, hello
-from vfiouser_virtio.testing.fuzz.driver import BUFFER_PATIENCE, Driver
+from vfiouser_virtio.testing.fuzz.driver import BUFFER_PATIENCE, FuzzDriver
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
-from vfiouser_virtio.testing.fuzz.ram import PIECES, Ram
-from vfiouser_virtio.testing.fuzz.targets import Target
+from vfiouser_virtio.testing.fuzz.ram import PIECES, FuzzRam
+from vfiouser_virtio.testing.fuzz.targets import FuzzTarget
 from vfiouser_virtio.testing.raw.client import raw_message
 from vfiouser_virtio.testing.raw.packed import RawPackedRing
 from vfiouser_virtio.testing.raw.split import RawSplitRing
@@ -29,12 +29,12 @@ _DISTURBING = {Command.DMA_UNMAP, Command.DEVICE_RESET, Command.REGION_WRITE, Co
 class Performer:
     """One client's part of a case."""
 
-    def __init__(self, client: FuzzClient, ram: Ram, bounds: Bounds, case: Case, target: Target) -> None:
+    def __init__(self, client: FuzzClient, ram: FuzzRam, bounds: Bounds, case: Case, target: FuzzTarget) -> None:
         self.client = client
         self.ram = ram
         self.bounds = bounds
         self.target = target
-        self.driver = Driver(client, ram, bounds, case.memory)
+        self.driver = FuzzDriver(client, ram, bounds, case.memory)
         self._twin = case.twin
         self._disturbed = False
         """Something was done after which the device may keep buffers until it is brought up again."""
@@ -170,11 +170,11 @@ class Performer:
         with trio.move_on_after(BUFFER_PATIENCE):
             while self._owed():
                 status = await self.driver.common("device_status")
-                if status & Status.NEEDS_RESET or self.client.closed.is_set():
+                if status & DeviceStatus.NEEDS_RESET or self.client.closed.is_set():
                     break
                 await trio.lowlevel.checkpoint()
         owed = self._owed()
-        broken = owed and await self.driver.common("device_status") & Status.NEEDS_RESET
+        broken = owed and await self.driver.common("device_status") & DeviceStatus.NEEDS_RESET
         if owed and not broken and not self.client.closed.is_set():
             raise Found("hang", f"{owed} does not come back within {BUFFER_PATIENCE} s", "buffer")
         self.bounds.check()

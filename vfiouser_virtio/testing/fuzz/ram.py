@@ -41,7 +41,7 @@ PIECES = (
 )
 
 
-class Ram:
+class FuzzRam:
     """A memfd whose offset is the guest address, and what its bytes should be."""
 
     def __init__(self) -> None:

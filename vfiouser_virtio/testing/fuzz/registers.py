@@ -3,7 +3,7 @@
 from random import Random
 
 from vfiouser_virtio.protocols.vfio_user import PciRegion
-from vfiouser_virtio.protocols.virtio.features import Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.testing.fuzz import messages
 from vfiouser_virtio.testing.fuzz.case import Case, Step
@@ -72,7 +72,7 @@ def _common(random: Random) -> Step:
 def _value(random: Random, name: str, size: int) -> int:
     if name == "device_status":
         value = random.choice(
-            (0, 1, 3, 0xB, 0xF, 0xF, 0x4B, 0x8F, 0x1F, 0x40, 0x80, int(Status.DRIVER_OK), random.getrandbits(8))
+            (0, 1, 3, 0xB, 0xF, 0xF, 0x4B, 0x8F, 0x1F, 0x40, 0x80, int(DeviceStatus.DRIVER_OK), random.getrandbits(8))
         )
     elif name in ("queue_desc", "queue_driver", "queue_device"):
         value = random.choice((RINGS, RINGS + 0x800, RINGS + 0x1000, number(random, 64), number(random, 64) & ~0xF))

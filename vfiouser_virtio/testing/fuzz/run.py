@@ -12,7 +12,7 @@ from vfiouser_virtio.testing.fuzz import messages, registers, requests, rings
 from vfiouser_virtio.testing.fuzz.bench import run_case
 from vfiouser_virtio.testing.fuzz.case import Case, Kind, Memory, Step
 from vfiouser_virtio.testing.fuzz.oracle import Finding
-from vfiouser_virtio.testing.fuzz.targets import TARGETS, Target
+from vfiouser_virtio.testing.fuzz.targets import TARGETS, FuzzTarget
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MINIMIZE_SECONDS = 60.0
@@ -45,7 +45,7 @@ def generate(kind: Kind, seed: int, index: int, targets: Sequence[str] = tuple(T
     return case
 
 
-def minimize(case: Case, finding: Finding, target: Target | None = None, seconds: float = MINIMIZE_SECONDS) -> Case:
+def minimize(case: Case, finding: Finding, target: FuzzTarget | None = None, seconds: float = MINIMIZE_SECONDS) -> Case:
     """The same case with as many steps left out as possible while it finds the same thing."""
     deadline = time.monotonic() + seconds
 
@@ -73,7 +73,7 @@ def fuzz(
     seconds: float | None = None,
     kinds: Sequence[Kind] = KINDS,
     targets: Sequence[str] = tuple(TARGETS),
-    target: Target | None = None,
+    target: FuzzTarget | None = None,
     stop: int = 1,
 ) -> list[tuple[Case, Finding]]:
     """Run ``cases`` of each kind, or for ``seconds``; ends early after ``stop`` different findings, which it returns.

@@ -19,7 +19,7 @@ from vfiouser_virtio.protocols.virtio import blk, console
 from vfiouser_virtio.protocols.virtio.device_type import DeviceType, RequestShape
 from vfiouser_virtio.protocols.virtio.device_types import declared_types
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG  # any flat structure does for a configuration
-from vfiouser_virtio.testing.fuzz.driver import Driver
+from vfiouser_virtio.testing.fuzz.driver import FuzzDriver
 from vfiouser_virtio.testing.fuzz.oracle import Found
 from vfiouser_virtio.virtio import Device, Queue, queue
 from vfiouser_virtio.virtio.options import Size
@@ -45,13 +45,13 @@ ECHO = DeviceType(
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class FuzzTarget:
     """A device under test; add yours to `TARGETS`."""
 
     make: Callable[[], Device]
     """A new device."""
-    works: Callable[[Driver], Awaitable[None]]
-    """One good request, right after `Driver.bring_up`. Raises Found when its outcome is wrong."""
+    works: Callable[[FuzzDriver], Awaitable[None]]
+    """One good request, right after `FuzzDriver.bring_up`. Raises Found when its outcome is wrong."""
     type: DeviceType = ECHO
     """What its requests look like, and which queues may keep buffers for as long as they like."""
 
@@ -92,13 +92,13 @@ class Echo(Device):
             chain.complete()
 
 
-async def _echo_works(driver: Driver) -> None:
+async def _echo_works(driver: FuzzDriver) -> None:
     length, data = await driver.request(0, [b"pi", b"ng"], [2, 6])
     if (length, data[:4]) != (4, b"ping"):
         raise Found("broken", f"echo answers {length} bytes, {data.hex()}", "request")
 
 
-async def _exercised(kind: DeviceType, driver: Driver) -> None:
+async def _exercised(kind: DeviceType, driver: FuzzDriver) -> None:
     """The request of the type's declaration."""
     exercise = kind.exercise
     assert exercise is not None, kind.name
@@ -108,7 +108,7 @@ async def _exercised(kind: DeviceType, driver: Driver) -> None:
         raise Found("broken", f"{kind.name}: {complaint}", "request")
 
 
-async def _blk_works(driver: Driver) -> None:
+async def _blk_works(driver: FuzzDriver) -> None:
     content = os.urandom(blk.SECTOR_SIZE)
     for kind, out, in_, expected in (
         (blk.RequestType.OUT, [content], [1], b"\0"),
@@ -168,16 +168,16 @@ def _with_small_queues(device: Device) -> Device:
     return device
 
 
-def _target(kind: DeviceType, make: Callable[[], Device] | None = None) -> Target:
-    return Target(make or partial(devices.example, kind.name), partial(_exercised, kind), kind)
+def _target(kind: DeviceType, make: Callable[[], Device] | None = None) -> FuzzTarget:
+    return FuzzTarget(make or partial(devices.example, kind.name), partial(_exercised, kind), kind)
 
 
-TARGETS: dict[str, Target] = {
-    "echo": Target(Echo, _echo_works),
+TARGETS: dict[str, FuzzTarget] = {
+    "echo": FuzzTarget(Echo, _echo_works),
     **{kind.name: _target(kind) for kind in declared_types()},
     # Types that cannot be made without options, or are to be asked more than their declaration says.
-    "blk": Target(lambda: _with_small_queues(Blk(size=Size(DISK_SIZE), num_queues=2)), _blk_works, blk.TYPE),
-    "blk-file": Target(_disk_in_a_file, _blk_works, blk.TYPE),
+    "blk": FuzzTarget(lambda: _with_small_queues(Blk(size=Size(DISK_SIZE), num_queues=2)), _blk_works, blk.TYPE),
+    "blk-file": FuzzTarget(_disk_in_a_file, _blk_works, blk.TYPE),
     "console": _target(console.TYPE, lambda: Console(chardev=[_Echo(), _Echo()], name=["", "second"])),
 }
 """By the name that a case has: every declared type, and variants."""

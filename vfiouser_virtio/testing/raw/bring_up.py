@@ -6,18 +6,18 @@ How a register is written is the caller's: as a request, posted, or in the devic
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from vfiouser_virtio.protocols.virtio.features import Status
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus
 
 RegisterWrite: TypeAlias = tuple[str, int]
 
-DRIVER = int(Status.ACKNOWLEDGE | Status.DRIVER)
-FEATURES_OK = DRIVER | int(Status.FEATURES_OK)
-DRIVER_OK = FEATURES_OK | int(Status.DRIVER_OK)
+DRIVER = int(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER)
+FEATURES_OK = DRIVER | int(DeviceStatus.FEATURES_OK)
+DRIVER_OK = FEATURES_OK | int(DeviceStatus.DRIVER_OK)
 
 
 def negotiate(features: int, words: int = 2) -> Iterator[RegisterWrite]:
     """From a device that was reset to FEATURES_OK; ``words`` of 32 feature bits are written."""
-    yield "device_status", int(Status.ACKNOWLEDGE)
+    yield "device_status", int(DeviceStatus.ACKNOWLEDGE)
     yield "device_status", DRIVER
     for word in range(words):
         yield "driver_feature_select", word

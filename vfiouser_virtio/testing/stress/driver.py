@@ -23,10 +23,10 @@ _CUTS = [([16], [16]), ([16], [16]), ([16], [16]), ([8, 8], [16]), ([8, 8], [8, 
 
 def drive(table: Table) -> None:
     """Play until the game is over. Raises Failure for what a correct device cannot do."""
-    _Driver(table).play()
+    _StressDriver(table).play()
 
 
-class _Driver:
+class _StressDriver:
     def __init__(self, table: Table) -> None:
         game = table.game
         self.table, self.vq, self.board = table, table.vq, table.board

@@ -11,7 +11,7 @@ from itertools import cycle
 from struct import Struct
 
 from vfiouser_virtio.dma import SharedMemory
-from vfiouser_virtio.guest import Virtqueue, make_virtqueue
+from vfiouser_virtio.guest import DriverVirtqueue, make_virtqueue
 from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 
 RAM = 1 << 23
@@ -128,7 +128,7 @@ class Table:
 
     game: Game
     memory: SharedMemory = field(init=False)
-    vq: Virtqueue = field(init=False)
+    vq: DriverVirtqueue = field(init=False)
     kick: int = field(init=False)
     """The eventfd that wakes the device."""
     call: int = field(init=False)

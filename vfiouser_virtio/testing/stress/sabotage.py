@@ -13,7 +13,7 @@ from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
-from vfiouser_virtio.guest import Virtqueue
+from vfiouser_virtio.guest import DriverVirtqueue
 from vfiouser_virtio.vring import Chain, PackedRing, SplitRing
 
 _DEVICE: Any = import_module("vfiouser_virtio.testing.stress.device")
@@ -65,7 +65,7 @@ def driver_look() -> None:
         self._enable_interrupts()
         return True
 
-    Virtqueue.restart = restart  # type: ignore[method-assign]
+    DriverVirtqueue.restart = restart  # type: ignore[method-assign]
 
 
 def device_silence() -> None:

@@ -54,7 +54,7 @@ class _Window:
         self._freed.set()
 
 
-class _Request:
+class _DmaRequest:
     """A DMA message under way. It outlives a cancelled waiter: its reply still comes."""
 
     __slots__ = ("command", "cost", "count", "data", "done", "error", "window")
@@ -82,7 +82,7 @@ class DmaProxy:
         self._max_write = max_data_xfer_size
         self._reads = _Window(MAX_READ)
         self._writes = _Window(MAX_WRITE_WINDOW)
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, _DmaRequest] = {}
         self._last_id = 0
         self._closed = False
 
@@ -107,7 +107,7 @@ class DmaProxy:
             await self._transfer(Command.DMA_WRITE, self._writes, address + start, len(piece), piece)
 
     async def _transfer(self, command: Command, window: _Window, address: int, count: int, data: Buffer) -> bytes:
-        request = _Request(command, count, window, max(count, _MIN_COST))
+        request = _DmaRequest(command, count, window, max(count, _MIN_COST))
         await window.acquire(request.cost)
         if self._closed:
             window.release(request.cost)  # for the next in line, who shall learn it, too
@@ -121,7 +121,7 @@ class DmaProxy:
             raise request.error
         return request.data
 
-    def _register(self, request: _Request) -> int:
+    def _register(self, request: _DmaRequest) -> int:
         """An id that no message under way has. The windows allow 4096 of them at most, so there always is one."""
         message_id = self._last_id
         while True:
