@@ -2,7 +2,7 @@
 
 ::
 
-    new_vq(device, "requestq1", called) ─▶ DriverVirtqueue ─┬─▶ free_vq(vq)      after device.reset(), or with RING_RESET
+    new_vq(device, "requestq1", called) ─▶ DriverVirtqueue ─┬─▶ free_vq(vq)      after a reset, or with RING_RESET
                                                             └─▶ resize_vq(vq, n) with RING_RESET
 """
 

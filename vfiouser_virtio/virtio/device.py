@@ -25,23 +25,31 @@ from vfiouser_virtio.virtio.guest_ram import GuestRam
 from vfiouser_virtio.virtio.queue import Queue
 
 
-class queue:  # noqa: N801 - read as a keyword of a class body, like property
-    """Declare a virtqueue in the body of a `Device`; each instance gets a `Queue` of its own."""
+def queue(max_size: int = 128) -> "QueueDeclaration":
+    """Declaration of a virtqueue in the body of a `Device`: each instance gets a `Queue` of its own.
 
-    def __init__(self, max_size: int = 128) -> None:
-        self.max_size = _checked_size(max_size)
+    Raises AuthorError where ``max_size`` is no power of two from 1 to 32768 (virtio 1.4, 2.7).
+    """
+    return QueueDeclaration(_checked_size(max_size))
+
+
+class QueueDeclaration:
+    """Descriptor made by `queue`: the attribute of an instance is that instance's `Queue`."""
+
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
         self.name = ""
 
     def __set_name__(self, owner: "type[Device]", name: str) -> None:
         self.name = name
 
     @overload
-    def __get__(self, instance: None, owner: "type[Device]") -> "queue": ...
+    def __get__(self, instance: None, owner: "type[Device]") -> "QueueDeclaration": ...
 
     @overload
     def __get__(self, instance: "Device", owner: "type[Device]") -> Queue: ...
 
-    def __get__(self, instance: "Device | None", owner: "type[Device]") -> "Queue | queue":
+    def __get__(self, instance: "Device | None", owner: "type[Device]") -> "Queue | QueueDeclaration":
         if instance is None:
             return self
         found = instance.__dict__.get(self.name)
@@ -132,7 +140,7 @@ class Device:
         self.queues: list[Queue] = []
         for owner in reversed(type(self).__mro__):
             for name, declared in vars(owner).items():
-                if isinstance(declared, queue) and name not in self.__dict__:
+                if isinstance(declared, QueueDeclaration) and name not in self.__dict__:
                     self.__dict__[name] = self.add_queue(declared.max_size)
 
     def __init_subclass__(cls) -> None:
@@ -140,7 +148,7 @@ class Device:
         if "name" not in vars(cls):
             cls.name = cls.__name__.lower()
         for name, declared in vars(cls).items():
-            if isinstance(declared, queue) and (hasattr(Device, name) or name in _ATTRIBUTES):
+            if isinstance(declared, QueueDeclaration) and (hasattr(Device, name) or name in _ATTRIBUTES):
                 raise AuthorError(f"{cls.__name__}: a queue cannot be called {name!r}, which every device has already")
 
     if not TYPE_CHECKING:  # to which any attribute would be there
