@@ -260,10 +260,55 @@ async def test_missing_share_on_is_said_once_it_matters(caplog: pytest.LogCaptur
     assert [record.message.count("share=on") for record in caplog.records] == [1, 1]
 
 
-def test_changes_are_announced() -> None:
+def test_what_may_concern_others_is_announced() -> None:
+    memory = GuestMemory()
+    seen: list[str] = []
+    memory.on_change = lambda: seen.append(str(memory.regions[-1]) if memory.regions else "nothing")
+    os.close(mapped(memory, 0, PAGE))
+    os.close(mapped(memory, PAGE, PAGE))
+    assert not seen  # nobody has looked for it
+    memory.unmap(PAGE, PAGE)
+    assert len(seen) == 1
+    os.close(mapped(memory, PAGE, PAGE))
+    assert len(seen) == 1
+
+
+async def look(memory: GuestMemory, how: str) -> None:
+    match how:
+        case "readable":
+            memory.readable(0, 1)
+        case "writable":
+            memory.writable(0, 1)
+        case "check":
+            memory.check(0, 1, write=False)
+        case "read":
+            await memory.read(0, 1)
+        case _:
+            await memory.write(0, b"x")
+
+
+@pytest.mark.parametrize("how", ["readable", "writable", "check", "read", "write"])
+async def test_memory_that_was_missed_is_announced(how: str) -> None:
     memory = GuestMemory()
     seen: list[int] = []
-    memory.on_change = lambda: seen.append(memory.generation)
+    memory.on_change = lambda: seen.append(len(memory.regions))
+    with pytest.raises(Unmapped):
+        await look(memory, how)
+    os.close(mapped(memory, PAGE, PAGE))
+    assert seen == [1]  # it was not that, but whoever looks again misses it again
+    with pytest.raises(Unmapped):
+        memory.readable(0, 1)
     os.close(mapped(memory, 0, PAGE))
-    memory.unmap(0, PAGE)
     assert seen == [1, 2]
+    os.close(mapped(memory, 2 * PAGE, PAGE))
+    assert seen == [1, 2]
+
+
+def test_what_was_found_before_a_mapping_is_found_after_it() -> None:
+    memory = GuestMemory()
+    os.close(mapped(memory, 0, PAGE))
+    before = memory.generation
+    os.close(mapped(memory, PAGE, PAGE))
+    assert memory.generation == before
+    memory.unmap(PAGE, PAGE)
+    assert memory.generation > before

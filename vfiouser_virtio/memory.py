@@ -54,10 +54,11 @@ class GuestMemory:
 
     def __init__(self) -> None:
         self.generation = 0
-        """Grows with every change of the map: what was resolved before must be resolved again."""
+        """Grows whenever something is unmapped: what was resolved before must be resolved again."""
         self.client: DmaClient | None = None
         self.on_change: Callable[[], None] | None = None
-        """Called after every change of the map, to wake queues whose rings had vanished."""
+        """Called after every DMA_UNMAP, and after a DMA_MAP that a look-up may have missed, to wake queues whose
+        rings or buffers had vanished. Not after each: behind a vIOMMU a request of 1 MiB takes 256 of them."""
         self.hot = _NOWHERE
         """Where the last look-up was, if that can be read and written: what lies in it needs no call of `readable` or
         `writable`, which costs as much as all else that is done for a buffer. Look here again after each of them."""
@@ -122,6 +123,9 @@ class GuestMemory:
         EBUSY for one that is being unmapped, ENOMEM and ENOSPC when there is no room for another one, EPERM for a file
         that is not to be mapped, and that only messages could reach where there are none (not ``by_message``).
         """
+        if self._log.isEnabledFor(logging.DEBUG):
+            by = "no file descriptor" if fd is None else f"file offset {offset:#x}"
+            self._log.debug("client maps memory %#x+%#x %s, %s", address, size, _access(readable, writable), by)
         waits = True  # as far as is known
         try:
             region = self._mappings.new(address, size, readable=readable, writable=writable)
@@ -142,7 +146,7 @@ class GuestMemory:
                 os.close(fd)
         for part in regions:
             self._map.add(part)
-        self._changed()
+        self._added()
 
     def map_alias(
         self, address: int, size: int, vaddr: int, *, readable: bool, writable: bool, page_size: int = PAGE
@@ -165,11 +169,13 @@ class GuestMemory:
                 )
             self.map(address, size, readable=readable, writable=writable, fd=fd, offset=offset, by_message=False)
             return
+        if self._log.isEnabledFor(logging.DEBUG):
+            self._log.debug("client maps memory %#x+%#x %s", address, size, _access(readable, writable))
         region = self._mappings.new(address, size, readable=readable, writable=writable)
         if readable or writable:
             self._mappings.places.lay_alias(region, vaddr, page_size)
         self._map.add(region)
-        self._changed()
+        self._added()
 
     def unmap(self, address: int, size: int) -> Hold | None:
         """Remove every region inside the range; none is fine. The hold ends when nobody uses them any more.
@@ -178,6 +184,8 @@ class GuestMemory:
         connection cannot go on, when the process cannot unmap them: then none of the client's memory is reached any
         more.
         """
+        if self._log.isEnabledFor(logging.DEBUG):
+            self._log.debug("client unmaps memory %#x+%#x", address, size)
         generation = self.generation
         try:
             return self._mappings.unmap(address, size)
@@ -339,10 +347,16 @@ class GuestMemory:
         self._discards.forget()
         self.generation += 1
 
-    def _changed(self) -> None:
-        self.generation += 1
-        self._announce()
+    def _added(self) -> None:
+        """Nothing that was resolved before has changed; but something may be found now that was missed."""
+        if self._map.missed:
+            self._map.missed = False  # first: those that miss something else look again, and say so
+            self._announce()
 
     def _announce(self) -> None:
         if self.on_change is not None:
             self.on_change()
+
+
+def _access(readable: bool, writable: bool) -> str:
+    return "to read and write" if readable and writable else "to read" if readable else "to write"

@@ -85,6 +85,8 @@ class RegionMap:
         self._starts: list[int] = []
         self._spans: list[Span] = []
         self._span_starts: list[int] = []
+        self.missed = False
+        """A look-up has not found what it looked for, and may wait for it to be mapped; for the owner to reset."""
 
     def __len__(self) -> int:
         return len(self.regions)
@@ -175,17 +177,21 @@ class RegionMap:
         while position < end or not found:
             span = spans[index] if 0 <= index < len(spans) else None
             if span is None or not span.address <= position < span.end:
-                raise Unmapped(f"{address:#x}+{length:#x}: no memory is mapped at {position:#x}")
+                raise self._miss(f"{address:#x}+{length:#x}: no memory is mapped at {position:#x}")
             if not (span.writable if write else span.readable):
-                raise Unmapped(
+                raise self._miss(
                     f"{address:#x}+{length:#x}: memory at {position:#x} may not be {'written' if write else 'read'}"
                 )
             if len(found) == MAX_SPANS:
-                raise Unmapped(f"{address:#x}+{length:#x} is made up of more than {MAX_SPANS} pieces of memory")
+                raise self._miss(f"{address:#x}+{length:#x} is made up of more than {MAX_SPANS} pieces of memory")
             found.append(span)
             position = span.end
             index += 1
         return found
+
+    def _miss(self, what: str) -> Unmapped:
+        self.missed = True
+        return Unmapped(what)
 
     def between(self, address: int, end: int) -> list[Region]:
         """The regions of a range that has no hole (see `check`)."""

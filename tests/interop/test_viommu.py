@@ -6,10 +6,11 @@ is never one of the guest's physical addresses, so what works here works by the 
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import trio
@@ -30,6 +31,7 @@ from vfiouser_virtio import vm
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.virtio import Offer
 
 pytestmark = pytest.mark.qemu
@@ -50,16 +52,21 @@ def behind_iommu(intremap: str = "off", kernel: str = "") -> dict[str, Any]:
 def changes(memory: GuestMemory) -> Iterator[list[int]]:
     """How many regions there were after each change of the map."""
     counts: list[int] = []
-    before = memory.on_change
 
-    def on_change() -> None:
-        counts.append(len(memory.regions))
-        assert before is not None
-        before()
+    def counted(change: Callable[..., Hold | None]) -> Callable[..., Hold | None]:
+        def call(*args: Any, **options: Any) -> Hold | None:
+            try:
+                return change(*args, **options)
+            finally:
+                counts.append(len(memory.regions))
 
-    memory.on_change = on_change
-    yield counts
-    memory.on_change = before
+        return call
+
+    with (
+        mock.patch.object(memory, "map", counted(memory.map)),
+        mock.patch.object(memory, "unmap", counted(memory.unmap)),
+    ):
+        yield counts
 
 
 def check_addresses(memory: GuestMemory) -> None:

@@ -255,27 +255,6 @@ class VirtioPci(PciFunction):
         self._isr = 0
         self.set_intx(False)
 
-    def dma_map(self, address: int, size: int, *, readable: bool, writable: bool, fd: int | None, offset: int) -> None:
-        """As `PciFunction.dma_map`."""
-        if self._log.isEnabledFor(logging.DEBUG):
-            access = _access(readable, writable)
-            by = "no file descriptor" if fd is None else f"file offset {offset:#x}"
-            self._log.debug("client maps memory %#x+%#x %s, %s", address, size, access, by)
-        super().dma_map(address, size, readable=readable, writable=writable, fd=fd, offset=offset)
-
-    def dma_map_alias(
-        self, address: int, size: int, *, readable: bool, writable: bool, vaddr: int, page_size: int
-    ) -> None:
-        """As `PciFunction.dma_map_alias`."""
-        if self._log.isEnabledFor(logging.DEBUG):
-            self._log.debug("client maps memory %#x+%#x %s", address, size, _access(readable, writable))
-        super().dma_map_alias(address, size, readable=readable, writable=writable, vaddr=vaddr, page_size=page_size)
-
-    def dma_unmap(self, address: int, size: int) -> Hold | None:
-        """As `PciFunction.dma_unmap`."""
-        self._log.debug("client unmaps memory %#x+%#x", address, size)
-        return super().dma_unmap(address, size)
-
     def set_irqs(
         self, index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]
     ) -> None:
@@ -360,10 +339,6 @@ async def _call_in_turns(step: Callable[[], bool]) -> None:
     finally:
         while more:  # cancelled: the process is ending, or this device's part in it
             more = step()
-
-
-def _access(readable: bool, writable: bool) -> str:
-    return "to read and write" if readable and writable else "to read" if readable else "to write"
 
 
 def _power_of_two(size: int) -> int:

@@ -166,7 +166,8 @@ class Connection:
         self._header = header
         self.position = start + size
         if self.pending_fds or self._fds or self._fds_lost:
-            close_all(self._fds)  # of a message that nobody took
+            if self._fds:  # of a message that nobody took
+                close_all(self._fds)
             self._fds = self.pending_fds.pop(self._base + start, [])
             self._fds_lost = self._base + start in self._lost_fds
             self._lost_fds.discard(self._base + start)
