@@ -1,4 +1,4 @@
-"""Wire formats only: construct schemas and constants of vfio-user, PCI and virtio. No I/O, no state, nothing of ours.
+"""Wire formats: construct schemas and constants of vfio-user, PCI and virtio. No I/O, no state, nothing else.
 
 The files live in ``protocols/`` at the top of the repository and are imported as ``vfiouser_virtio.protocols``.
 Imported under any other name, every enum and schema would exist twice, so that is refused.

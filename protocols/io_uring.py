@@ -1,4 +1,4 @@
-"""io_uring(7): what the kernel and a program say to each other through shared rings; names of linux/io_uring.h."""
+"""io_uring(7): structures and constants of the rings that the kernel and a program share; names of linux/io_uring.h."""
 
 from enum import IntEnum, IntFlag
 

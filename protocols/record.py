@@ -1,4 +1,4 @@
-"""A flat structure as named, changeable fields over its bytes: what configuration space is to both of its sides."""
+"""Record: a flat structure as named, changeable fields over its bytes, as both sides have configuration space."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The main job in a minute: an unmodified QEMU, a stock Linux guest, and a disk, entropy and consoles served by Python.
+"""Demo of the main job in a minute: an unmodified QEMU, a stock Linux guest, and devices served by Python.
 
 Everything that is printed in the guest's voice was printed by the guest. Ends by itself, with status 0 if all was well;
 with --shell it leaves you in the guest's shell instead.

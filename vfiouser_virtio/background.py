@@ -1,4 +1,4 @@
-"""Tasks beside a block, whose own exception comes out as it is: a group around it would only hide what has failed."""
+"""Background tasks for the length of a block, whose own exception comes out without a group around it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

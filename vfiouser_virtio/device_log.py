@@ -1,4 +1,4 @@
-"""The log lines of one served device: with its id in front, each kind once where a peer could repeat it.
+"""Log of one served device: its id in front of each line, each kind once where a peer could repeat it.
 
 Every line that a client, a guest or the host's files can cause goes through here. It is marked with the device's id
 (``record.device``), by which a handler may limit how many there are.

@@ -1,4 +1,4 @@
-"""RAM for guests of ours: memory that a driver allocates buffers in, and that a device may be given.
+"""RAM of the package's own drivers: allocation of DMA buffers, in memory that a device may be given.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The protocol engines that a device can be served by: our own, and the C library libvfio-user.
+"""Protocol engines that a device can be served by: vfio_user, and the C library libvfio-user.
 
 Both have a socket per device, whatever serves it, and what is above and below the seam (`vfio_device`) is the same:
 docs/libvfio-user.md says when to choose which.

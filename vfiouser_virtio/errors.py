@@ -1,4 +1,4 @@
-"""Who is at fault: the exceptions of the package, one per culprit.
+"""Exceptions of the package, one per party at fault.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Eventfds that another process holds too: reading and writing them without ever waiting, whatever its flags say.
+"""Eventfds shared with another process: reads and writes that never wait, whatever the file's flags are.
 
 O_NONBLOCK belongs to the open file, so whoever else holds it can clear the flag between our look at it and our system
 call; he can fill or empty the counter there as well. So no call here depends on either:

@@ -1,4 +1,4 @@
-"""File descriptors that come and go with messages: memfds, and who closes what.
+"""File descriptors that arrive with messages: memfds, ownership, and closing.
 
 A client can hand over a file whose file system asks a server: FUSE, which any user can mount, or NFS. Where the server
 hangs, fstat(2), fstatfs(2) and even close(2) wait for it (FUSE_FLUSH, which no signal ends). So nothing is asked of

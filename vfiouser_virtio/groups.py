@@ -1,4 +1,4 @@
-"""What is inside an exception group: nurseries put exceptions into groups, and groups into groups."""
+"""Leaves of an exception group: nurseries put exceptions into groups, and groups into groups."""
 
 from collections.abc import Iterator
 from typing import TypeVar

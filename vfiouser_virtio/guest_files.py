@@ -1,4 +1,4 @@
-"""Files behind a client's memory: which can be mapped without fear, and how the others are reached.
+"""Files behind a client's memory: which can be mapped without risk of SIGBUS, and copies for the others.
 
 An access through a mapping to what is not in the file kills the process (SIGBUS), with every device in it:
 

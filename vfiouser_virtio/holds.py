@@ -1,4 +1,4 @@
-"""Waiting for a `Hold`: until the work that a reply stands for has ended, with a time after which it is to fail."""
+"""Completion of a `Hold`: wait for the work behind a deferred reply, with a timeout after which it is to fail."""
 
 import trio
 

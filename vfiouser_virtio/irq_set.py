@@ -1,4 +1,4 @@
-"""What "VFIO_USER_DEVICE_SET_IRQS" allows, whatever the device: an engine checks it, a device relies on that."""
+"""Validation of "VFIO_USER_DEVICE_SET_IRQS" for any device: an engine checks it, a device relies on that."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Where C code is that holds the interpreter's lock (GIL): no Python runs then, not even the thread of the watchdog.
+"""Detection of C code that holds the interpreter's lock (GIL): no Python runs then, not even the watchdog's thread.
 
 The thread of `faulthandler` needs no lock. It writes the stacks of all Python threads as they are ("Timeout
 (0:00:05)!", then "most recent call first"), unless it is told in time that somebody got the lock::

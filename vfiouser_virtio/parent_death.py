@@ -1,4 +1,4 @@
-"""Processes that end with the one that has started them, however that ends (prctl(2), PR_SET_PDEATHSIG)."""
+"""Child processes that end with their parent, however that ends (prctl(2), PR_SET_PDEATHSIG)."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The epoll instance of trio: to look whether there is input for any task, without a round of trio.
+"""Epoll instance of trio's event loop: a look whether any task has input, without a round of trio.
 
 One look costs 0.4 µs, a round of trio 4 to 8. trio keeps the descriptor to itself, so it is looked for.
 """

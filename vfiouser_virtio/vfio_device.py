@@ -1,4 +1,4 @@
-"""The seam between a protocol engine and a VFIO device: what the one asks of the other, and the way back.
+"""VFIO device interface: the seam between a protocol engine and a device, in both directions.
 
 ::
 

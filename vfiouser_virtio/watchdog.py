@@ -1,4 +1,4 @@
-"""A watchdog for the event loop: a thread that notices a task which does not yield, and shows where it is.
+"""Watchdog of the event loop: a thread that notices a task which does not yield, and shows where it is.
 
 All devices of a process share one event loop. A device that calls ``time.sleep``, waits for a lock or computes for long
 stops them all, and nothing that runs in the loop can say so::

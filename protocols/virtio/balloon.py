@@ -1,4 +1,4 @@
-"""The traditional memory balloon (virtio 1.4, 5.5): configuration, statistics, feature bits."""
+"""Memory balloon (virtio 1.4, 5.5): configuration, statistics, feature bits."""
 
 from enum import IntEnum
 

@@ -1,4 +1,4 @@
-"""The console device (virtio 1.4, 5.3): configuration and control messages; names of linux/virtio_console.h."""
+"""Console device (virtio 1.4, 5.3): configuration and control messages; names of linux/virtio_console.h."""
 
 from enum import IntEnum
 

@@ -1,4 +1,4 @@
-"""Table of the virtio device types: those with a declaration here, and what little is known of the others.
+"""Table of the virtio device types: those with a declaration here, and names and ids of the others.
 
 To add a type, add its module beside this one and its line to `DECLARED`; `device_type` says what its module is to have.
 """

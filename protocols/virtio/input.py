@@ -1,4 +1,4 @@
-"""The input device (virtio 1.4, 5.8): configuration, events, and the codes of evdev that it speaks in.
+"""Input device (virtio 1.4, 5.8): configuration, events, and the codes of evdev in them.
 
 Event types and codes are those of linux/input-event-codes.h, `RECORDED_EVENT` is struct input_event of linux/input.h.
 """

@@ -1,4 +1,4 @@
-"""The entropy device (virtio 1.4, 5.4): one queue of writable buffers; no configuration, no feature bits."""
+"""Entropy device (virtio 1.4, 5.4): one queue of writable buffers; no configuration, no feature bits."""
 
 from vfiouser_virtio.protocols.virtio.device_type import DeviceType, Exercise, RequestShape
 from vfiouser_virtio.protocols.virtio.ids import DeviceId

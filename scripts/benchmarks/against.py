@@ -1,4 +1,4 @@
-"""This working tree beside another revision of it: the same benchmarks in turn, so that what a change costs is seen.
+"""Comparison of this working tree with another revision of it: the same benchmarks in turn.
 
 Each round is a process of its own for either side: where its objects come to lie in memory, and how it hashes, changes
 figures by some percent, and falls on both sides alike over many rounds. The other revision is measured by its own

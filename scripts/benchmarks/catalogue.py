@@ -1,4 +1,4 @@
-"""All benchmarks, in the order in which they run."""
+"""Catalogue of all benchmarks, in the order in which they run."""
 
 from benchmarks import (
     engines,

@@ -1,4 +1,4 @@
-"""A small blocking vfio-user client with one split queue: no event loop of its own in what is measured."""
+"""Blocking vfio-user client with one split queue: no event loop of its own in what is measured."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""C programs beside the benchmarks, compiled where a C compiler is."""
+"""C compiler for the programs beside the benchmarks, where there is one."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Both protocol engines under the same device: register accesses, then two disks of ours in one guest.
+"""Benchmark of both protocol engines under the same device: register accesses, then two disks in one guest.
 
 "Ours" is `serve` as it is, beside it `serve --engine libvfio-user`: whatever differs is the engine.
 """

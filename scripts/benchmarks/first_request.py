@@ -1,4 +1,4 @@
-"""From nothing to an answer: connect, negotiate, bind the driver and read one block, over carriers without a VM."""
+"""Benchmark of the first request: connect, negotiate, bind the driver and read one block, without a VM."""
 
 import time
 from functools import partial

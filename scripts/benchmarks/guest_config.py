@@ -1,4 +1,4 @@
-"""PCI config space through QEMU: a Linux guest reads registers of our device and of libvfio-user's sample, in turn."""
+"""Benchmark of PCI config space through QEMU: a Linux guest reads registers of ours and of libvfio-user's sample."""
 
 import tempfile
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""A console inside a Linux guest: how fast bytes come out of it, ours beside QEMU's own."""
+"""Benchmark of a console inside a Linux guest: bytes per second out of it, beside QEMU's own."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The disks that a guest compares: ours, QEMU's own, qemu-storage-daemon's, and any other."""
+"""Disks that a guest compares: ours, QEMU's own, qemu-storage-daemon's, and any other."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Inside a Linux guest: the same loads on our disk, on QEMU's own and on qemu-storage-daemon's, in turn.
+"""Benchmark inside a Linux guest: the same loads on our disk, on QEMU's own and on qemu-storage-daemon's, in turn.
 
 All are attached to one guest at the same time and have the same file, whose content is in the host's page cache, so
 that what is compared is the way to the host and back.

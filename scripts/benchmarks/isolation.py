@@ -1,4 +1,4 @@
-"""Does a hostile client hurt its neighbour? Register round trips of one device while another one is attacked.
+"""Benchmark of isolation: register round trips of one device while another one is attacked.
 
 Both are served by one process: with ``serve --processes`` there is nothing that they share.
 """

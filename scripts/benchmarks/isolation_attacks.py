@@ -1,4 +1,4 @@
-"""What a hostile client or guest does to the device that it was given: each attack goes on until it is killed."""
+"""Attacks of a hostile client or guest on its own device, each of which goes on until it is killed."""
 
 import contextlib
 import struct

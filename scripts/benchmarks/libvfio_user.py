@@ -1,4 +1,4 @@
-"""The sample server of a build of libvfio-user (C), which the user names with --libvfio-user."""
+"""Sample server of a build of libvfio-user (C), which the user names with --libvfio-user."""
 
 import subprocess
 import time

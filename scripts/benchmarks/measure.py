@@ -1,4 +1,4 @@
-"""What a benchmark is, and how its figures become ratios and verdicts.
+"""Interface of a benchmark, and how its figures become ratios and verdicts.
 
 On two noisy cores an absolute figure moves by a factor of two between runs. So contenders are measured in turn, each
 round gives one ratio, and it is the median of the ratios that counts; their middle half says how much they vary.

@@ -1,4 +1,4 @@
-"""The ratios as one SVG picture: a dot per comparison, a line for its middle half, a tick for its target."""
+"""Picture of the ratios in SVG: a dot per comparison, a line for its middle half, a tick for its target."""
 
 import math
 from collections.abc import Iterable, Sequence

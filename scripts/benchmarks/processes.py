@@ -1,4 +1,4 @@
-"""Does a busy device slow its neighbour? In one process with it, and with `serve --processes`."""
+"""Benchmark of a busy device's neighbour: in one process with it, and with `serve --processes`."""
 
 import multiprocessing
 import multiprocessing.synchronize

@@ -1,4 +1,4 @@
-"""The end that measures registers: registers.c where there is a C compiler, else Python."""
+"""Client that measures registers: registers.c where there is a C compiler, else Python."""
 
 import os
 import statistics

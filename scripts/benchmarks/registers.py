@@ -1,4 +1,4 @@
-"""Register accesses: one client measures our server, and the sample server of libvfio-user in C, in turn."""
+"""Benchmark of register accesses: one client measures our server, and libvfio-user's sample server in C, in turn."""
 
 import os
 import tempfile

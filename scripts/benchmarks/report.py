@@ -1,4 +1,4 @@
-"""Results as a text table, as JSON, and progress on a terminal."""
+"""Report of results as a text table and as JSON, and progress on a terminal."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""The floor of a block read from a RAM disk over a split ring, in pure Python: one loop over a burst, tuples only.
+"""Floor of a block read from a RAM disk over a split ring, in pure Python: one loop over a burst, tuples only.
 
 Three linked descriptors (header, data, status) are unpacked at once and checked, the header is parsed, the data copied,
 the status and the used elements are stored. No driver, no other CPU, no object, nothing that can be changed.

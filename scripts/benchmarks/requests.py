@@ -1,4 +1,4 @@
-"""Block requests without a VM: a driver in C that behaves as SPDK's does, and the floor that a C loop is.
+"""Benchmark of block requests without a VM: a driver in C that behaves as SPDK's does, and the floor of a C loop.
 
 The driver polls the used ring and never notifies; each request is random, and made available when another one is back.
 It is one program for all contenders, so that what differs is the device: `serve` with ``poll=on``, in a process of its

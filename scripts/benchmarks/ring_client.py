@@ -1,4 +1,4 @@
-"""A driver for many queues that makes block reads as fast as it can: it is the server that is to be seen."""
+"""Driver for many queues that makes block reads as fast as it can: it is the server that is to be seen."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""The ring engines alone: take chains, look at their segments, give them back, show them, decide about an interrupt.
+"""Benchmark of the ring engines alone: take chains, look at their segments, complete and publish them.
 
 Through the objects that a queue uses, in memory that is mapped as a client's is, all checks on. The driver's part is
 timed as well, and is next to nothing: what it makes available was laid out before. The C program does the same work

@@ -1,4 +1,4 @@
-"""How a request's cost grows: with the queue's depth, the size, the pieces, the queues, the mapped regions.
+"""Benchmark of how a request's cost grows: with the queue's depth, the size, the pieces, the queues, the regions.
 
 The cost is the server's own CPU time, as the wake-ups between two processes say little about it. The device does not
 poll here: what it spends while it waits is no cost of a request.

@@ -1,4 +1,4 @@
-"""A server of ours in a process of its own, as a user starts it, and what that process uses."""
+"""Server in a process of its own, as a user starts it, and what that process uses."""
 
 import os
 import subprocess

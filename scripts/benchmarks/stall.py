@@ -1,4 +1,4 @@
-"""Does a slow disk stall the server? Register round trips while requests of two seconds are pending, and without."""
+"""Benchmark of a slow disk's neighbour: register round trips while requests of two seconds are pending, and without."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What a server costs before anything is asked of it: start, memory, and idle devices, which must cost nothing."""
+"""Benchmark of an idle server: start, memory, and idle devices, which must cost nothing."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What single steps between a driver and a device cost, in CPU time of this process: no socket, no other process.
+"""Benchmark of single steps between a driver and a device, in CPU time of this process: no socket.
 
 They are what `scripts/bench --against` is for: small enough that a few percent can be seen.
 """

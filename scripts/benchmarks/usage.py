@@ -1,4 +1,4 @@
-"""What a process and its children use: CPU time, memory, wake-ups (Linux, proc(5))."""
+"""Usage of a process and its children: CPU time, memory, wake-ups (Linux, proc(5))."""
 
 import time
 from collections.abc import Iterator

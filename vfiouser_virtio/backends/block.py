@@ -1,4 +1,4 @@
-"""What a block device needs of the host: bytes by offset, to and from somebody else's buffers.
+"""Interface of a block backend: bytes by offset, read into and written from the caller's buffers.
 
 Every operation comes twice. ``x_nowait`` does it at once and returns True, or returns False when that might take long:
 then nothing is promised, and the caller awaits ``x``, which does all of it again. Both raise OSError if the host fails.

@@ -1,4 +1,4 @@
-"""Character devices: what is at the host's end of a console port. `FdChardev` is the common part of nearly all of them.
+"""Character devices: the host side of a console port, and `FdChardev`, the common part of nearly all of them.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What a user writes for the host side of a console port: ``pty``, ``unix:/run/x.sock``, ``file:/tmp/log``, …"""
+"""Specification of a chardev as a user writes it: ``pty``, ``unix:/run/x.sock``, ``file:/tmp/log``, …"""
 
 import difflib
 from collections.abc import Callable

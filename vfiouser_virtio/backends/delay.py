@@ -1,4 +1,4 @@
-"""A disk that is slow on purpose: each request waits before it begins. Shows what a slow disk does to all else."""
+"""Delayed block backend: each request waits before it begins, to show what a slow disk does to everything else."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A disk in a raw file or on a block device of the host: data goes straight between it and the caller's buffers.
+"""Block backend on a raw file or a block device of the host: data goes straight between it and the caller's buffers.
 
 Reads that the page cache can answer are done at once (preadv2 with RWF_NOWAIT, where the file system takes it). Other
 reads, writes and flushes go through io_uring; what it cannot do, or where it is not allowed, the disk's own `Workers`.

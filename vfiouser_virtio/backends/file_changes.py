@@ -1,4 +1,4 @@
-"""Changes of one open file, by inotify(7): as long as there are none, waiting for them costs nothing."""
+"""Change detection for one open file by inotify(7), which costs nothing as long as there are no changes."""
 
 import ctypes
 import os

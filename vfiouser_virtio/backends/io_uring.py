@@ -1,4 +1,4 @@
-"""io_uring(7) in pure Python: reads, writes and flushes that the kernel carries out while we do something else.
+"""io_uring(7) in pure Python: asynchronous reads, writes and flushes.
 
 ::
 

@@ -1,4 +1,4 @@
-"""A file as the other end of a console port: output only, appended to what is there."""
+"""Log file chardev: the output of a console port, appended to a file."""
 
 import contextlib
 import errno

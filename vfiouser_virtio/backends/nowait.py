@@ -1,4 +1,4 @@
-"""Which files of the host keep the promise of RWF_NOWAIT, and of a first try within io_uring_enter(): never to wait."""
+"""File systems that keep the promise of RWF_NOWAIT, and of a first try within io_uring_enter(): never to wait."""
 
 import os
 import stat

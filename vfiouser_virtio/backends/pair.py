@@ -1,4 +1,4 @@
-"""A console port whose other end is in the same program."""
+"""In-process chardev: a console port whose other end is in the same program."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""A pseudo-terminal as the other end of a console port: ``screen /dev/pts/3``, ``cat /dev/pts/3``."""
+"""Pseudo-terminal chardev: ``screen /dev/pts/3``, ``cat /dev/pts/3``."""
 
 import os
 import select

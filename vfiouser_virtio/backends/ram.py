@@ -1,4 +1,4 @@
-"""A disk in RAM: anonymous memory of the process, taken page by page as it is written."""
+"""RAM disk backend: anonymous memory of the process, taken page by page as it is written."""
 
 import mmap
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Our own standard input and output as the other end of a console port; a terminal becomes raw, and is restored."""
+"""Standard input and output as a chardev; a terminal becomes raw, and is restored."""
 
 import atexit
 import os

@@ -1,4 +1,4 @@
-"""A listening UNIX socket as the other end of a console port, for one client after another: ``socat - UNIX:PATH``."""
+"""UNIX socket chardev: listens, and takes one client after another: ``socat - UNIX:PATH``."""
 
 import errno
 import os

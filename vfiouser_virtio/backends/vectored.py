@@ -1,4 +1,4 @@
-"""preadv2(2) and pwritev2(2): those of the os module, but that `Pieces` go to the kernel without a view of each."""
+"""preadv2(2) and pwritev2(2) for `Pieces`, which go to the kernel without a view of each."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""Threads for what may block: system calls on files. Each disk has its own, so that a slow one holds up only itself.
+"""Thread pool for system calls that may block, one for each disk, so that a slow disk delays only itself.
 
 A call costs 10 to 30 µs when several are under way (``trio.to_thread``: 130 to 230 µs), some 90 µs of wake-ups alone.
 """

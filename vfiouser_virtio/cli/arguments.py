@@ -1,4 +1,4 @@
-"""Command line arguments that several sub-commands have, and what all parsers have in common."""
+"""Command line arguments of several sub-commands, and the base of all parsers."""
 
 import argparse
 import math

@@ -1,4 +1,4 @@
-"""The exit status of the command, and which error gets which."""
+"""Exit statuses of the command, and the error that each stands for."""
 
 from enum import IntEnum
 

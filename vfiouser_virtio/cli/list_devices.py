@@ -1,4 +1,4 @@
-"""``list-devices``: the devices there are, and the options of each."""
+"""``list-devices``: the device types, and the options of each."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Tells apart why there is no vfio-user server to talk to: nobody listens, it is busy, or it is of another kind."""
+"""Diagnosis of a failed connection: the socket has no listener, the server is busy, or it is of another kind."""
 
 import errno
 import os

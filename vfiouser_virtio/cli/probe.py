@@ -1,4 +1,4 @@
-"""``probe``: what a vfio-user server shows."""
+"""``probe``: regions, interrupts, PCI function and virtio device of a vfio-user server."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""``qemu-args``: what QEMU, or libvirt, has to be told about devices that are served already."""
+"""``qemu-args``: QEMU's arguments, or libvirt XML, for devices that are served already."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""``serve``: devices for QEMUs that somebody else starts.
+"""``serve``: devices on sockets, for QEMUs that are started by other means.
 
 On stdout there is one line per device, then QEMU's arguments for people, then the line that scripts wait for::
 

@@ -1,4 +1,4 @@
-"""The device types that come with the package: one module or folder each, announced to the bus, which imports them."""
+"""Device types that come with the package: one module or folder each, announced to the bus, which imports them."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""The memory balloon (virtio 1.4, 5.5): RAM that the guest does not need goes back to the host, statistics come of it.
+"""Memory balloon device (virtio 1.4, 5.5): guest RAM that is not needed goes back to the host; guest statistics.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Block requests (virtio 1.4, 5.2.6): taken apart, checked, and turned into one operation of the backend."""
+"""Block requests (virtio 1.4, 5.2.6): parsed, checked, and turned into one operation of the backend."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The console device (virtio 1.4, 5.3): one to many ports, each a console or a plain channel, each with a host side.
+"""Console device (virtio 1.4, 5.3): one to many ports, each a console or a plain channel, each with a chardev.
 
 ::
 

@@ -1,4 +1,4 @@
-"""A port of the console device (virtio 1.4, 5.3.6): two queues, and bytes between them and a chardev."""
+"""Port of the console device (virtio 1.4, 5.3.6): two queues, and bytes between them and a chardev."""
 
 import trio
 

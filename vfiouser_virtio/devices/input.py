@@ -1,4 +1,4 @@
-"""The input device (virtio 1.4, 5.8): a keyboard, mouse, tablet or touch screen, played by a program or a recording.
+"""Input device (virtio 1.4, 5.8): a keyboard, mouse, tablet or touch screen, played by a program or a recording.
 
 ::
 

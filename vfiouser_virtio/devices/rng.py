@@ -1,4 +1,4 @@
-"""The entropy device (virtio 1.4, 5.4): random bytes of the host, or of a file."""
+"""Entropy device (virtio 1.4, 5.4): random bytes of the host, or of a file."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""A virtio guest in Python: enumerate a PCI function, drive its device, over whatever carries it; see `guest.ports`."""
+"""Virtio driver side in Python: enumerate a PCI function and drive its device, over any port; see `guest.ports`."""
 
 from vfiouser_virtio.dma import DmaBuffer
 from vfiouser_virtio.guest.binding import bound, bound_pci

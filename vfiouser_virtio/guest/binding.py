@@ -1,4 +1,4 @@
-"""A device and its driver for the length of a block: what a test or a tool mostly wants."""
+"""Binding of a device to its driver for the length of a block, as a test or a tool needs it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

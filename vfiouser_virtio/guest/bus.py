@@ -1,4 +1,4 @@
-"""The virtio bus, guest side, after Arnd Bergmann's proposal of 2007: it brings child devices and drivers together.
+"""Virtio bus, driver side, after Arnd Bergmann's proposal of 2007: matches child devices with drivers.
 
 Transports add devices, drivers register; neither knows of the other, and there is no global backend: a program may have
 several buses, and a bus devices of every transport at once.

@@ -1,4 +1,4 @@
-"""The child device that drivers see (virtio 1.4, 3.1): status, features, configuration, queues; no PCI in sight.
+"""Child device that drivers see (virtio 1.4, 3.1): status, features, configuration, queues; no PCI in sight.
 
 ::
 

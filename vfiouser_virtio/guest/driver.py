@@ -1,4 +1,4 @@
-"""What a driver is, and which devices it is for: Rusty Russell's ``virtio_driver`` of 2007, with PCI-style ids.
+"""Driver of a virtio device, and its id table: Rusty Russell's ``virtio_driver`` of 2007, with PCI-style ids.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What goes wrong on the guest's side: the device is at fault, or gone, or its queue is full.
+"""Errors of the driver side: the device is at fault, or gone, or its queue is full.
 
 ::
 

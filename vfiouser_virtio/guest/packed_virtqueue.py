@@ -1,4 +1,4 @@
-"""The packed virtqueue, driver side (virtio 1.4, 2.8): one ring of descriptors that both sides write to.
+"""Packed virtqueue, driver side (virtio 1.4, 2.8): one ring of descriptors that both sides write to.
 
 ::
 

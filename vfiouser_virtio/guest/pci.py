@@ -1,4 +1,4 @@
-"""PCI Local Bus 3.0 §6: what an operating system finds out about a function, and the switches it needs there.
+"""PCI enumeration, driver side (PCI Local Bus 3.0 §6): BARs, capabilities, and the command register.
 
 `enumerate_function` reads the type-0 header, sizes the BARs (6.2.5.1) and walks the capabilities (6.7). Every number a
 device gives is checked before it is used: a list that loops, or a pointer into the header, is `DeviceBroken` (PI1).

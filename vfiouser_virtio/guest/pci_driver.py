@@ -1,4 +1,4 @@
-"""The PCI driver ``virtio-pci``: binds to virtio functions, adds child devices to a bus (virtio 1.4, 4.1.2)."""
+"""PCI driver ``virtio-pci``: binds to virtio functions, adds child devices to a bus (virtio 1.4, 4.1.2)."""
 
 from types import TracebackType
 

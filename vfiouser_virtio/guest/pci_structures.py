@@ -1,4 +1,4 @@
-"""Virtio Structure PCI Capabilities (virtio 1.4, 4.1.4): where a device has put its registers.
+"""Virtio Structure PCI Capabilities, driver side (virtio 1.4, 4.1.4): where a device has put its registers.
 
 A device may put them into any BAR, in any order, and offer several of a kind, the one it likes best first. The first
 of each kind that can be used is (4.1.4.1): one whose kind or BAR is unknown is passed over, and so is one that does not

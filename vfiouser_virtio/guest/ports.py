@@ -1,4 +1,4 @@
-"""What the guest's side needs of the world below it: memory that a device can reach, PCI accesses, a virtio transport.
+"""Ports of the driver side: memory that a device can reach, PCI accesses, a virtio transport.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Requests and their answers over one virtqueue: what drivers of block-like devices have in common."""
+"""Request queue, driver side: requests and their answers over one virtqueue, for any number of tasks."""
 
 from collections import deque
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The split virtqueue, driver side (virtio 1.4, 2.7)."""
+"""Split virtqueue, driver side (virtio 1.4, 2.7)."""
 
 from collections.abc import Sequence
 from typing import ClassVar

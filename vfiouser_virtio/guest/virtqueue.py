@@ -1,4 +1,4 @@
-"""What every virtqueue is to a driver (virtio 1.4, 2.6): Rusty Russell's interface of 2007, and what its rings share.
+"""Virtqueue interface of drivers (virtio 1.4, 2.6), after Rusty Russell's of 2007, and what both kinds of ring share.
 
 ::
 

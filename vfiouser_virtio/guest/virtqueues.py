@@ -1,4 +1,4 @@
-"""The virtqueues of a device (virtio 1.4, 2.6): set up in step 7 of 3.1.1, reset alone and set up again, given back.
+"""Virtqueues of a device, driver side (virtio 1.4, 2.6): set-up in step 7 of 3.1.1, queue reset, resizing, release.
 
 ::
 

@@ -1,4 +1,4 @@
-"""A client that connects and says nothing must not stop us: vfu_attach_ctx waits for it, non-blocking or not."""
+"""Attaching a silent client: vfu_attach_ctx waits for its first message, non-blocking or not."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Who is connected to a device that libvfio-user serves, as the device sees it (`vfio_device.Client`)."""
+"""Client of a device that libvfio-user serves, as the device sees it (`vfio_device.Client`)."""
 
 import errno
 import os

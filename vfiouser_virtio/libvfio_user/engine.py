@@ -1,4 +1,4 @@
-"""libvfio-user as one of the `engines`."""
+"""Engine libvfio-user: one of the `engines`."""
 
 import os
 from typing import NoReturn

@@ -1,4 +1,4 @@
-"""A `HostedVfioDevice` as a libvfio-user device: its regions, interrupts and memory set up, its callbacks answered.
+"""Hosting of a `HostedVfioDevice` by libvfio-user: regions, interrupts and memory set up, callbacks answered.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The socket of a device that libvfio-user serves: the library binds it itself, by our rules for sockets."""
+"""Socket of a device that libvfio-user serves: the library binds it itself, by the package's rules for sockets."""
 
 import os
 from types import TracebackType

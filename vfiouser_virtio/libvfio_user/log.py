@@ -1,4 +1,4 @@
-"""What the library logs, as our own log: its errors are mistakes of the client, who can repeat them."""
+"""Log of libvfio-user in the log of the package: its errors are mistakes of the client, which can repeat them."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""libvfio-user as a protocol engine: a `HostedVfioDevice` on one socket, for one client after another.
+"""Server over libvfio-user: a `HostedVfioDevice` on one socket, for one client after another.
 
 The same as `vfio_user.Server`, with the C library in between; docs/libvfio-user.md says what is different. Its calls
 all come from the task that serves, so that several devices in one process take turns; nothing is called while the

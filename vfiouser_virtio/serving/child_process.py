@@ -1,4 +1,4 @@
-"""A forked process on a line to its parent: its messages, its end, and how it died.
+"""Forked child process with a message channel to its parent: its messages, its end, and how it died.
 
 The line is a socket pair. A child's end of file says that it is no more, and ours tells it to end; as the kernel closes
 what a dead process had open, neither can be killed in a way that the other does not notice.

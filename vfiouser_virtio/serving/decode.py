@@ -1,4 +1,4 @@
-"""A vfio-user message as one line of text: commands, fields and registers by the names of their specifications."""
+"""Decoder of vfio-user messages into lines of text: commands, fields and registers by their specifications' names."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Device classes of the user's own: ``my_device.py:MyDevice``, from a file anywhere."""
+"""Device classes from the user's files: ``my_device.py:MyDevice``."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""From what the user described to what can be served: a class, its arguments, a name and an identity."""
+"""Set-up of a device from its description: a class, its arguments, a name and an identity."""
 
 import logging
 import re

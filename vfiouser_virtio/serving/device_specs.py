@@ -1,4 +1,4 @@
-"""What users write to describe a device: ``blk,path=disk.img``, the same in JSON, or a TOML or JSON file of devices."""
+"""Device descriptions as users write them: ``blk,path=disk.img``, JSON, or a TOML or JSON file of devices."""
 
 import json
 from collections.abc import Iterable, Mapping

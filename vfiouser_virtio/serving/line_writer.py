@@ -1,4 +1,4 @@
-"""Lines for a file descriptor that may block, written by a thread: nothing that is said ever waits for its reader.
+"""Line writer thread for a file descriptor that may block: no caller waits for its reader.
 
 ::
 

@@ -1,4 +1,4 @@
-"""How many log lines a device may cause: a token bucket for each, whatever its guest and clients do.
+"""Rate limit of log lines: a token bucket for each device, whatever its guest and clients do.
 
 The bucket is the device's, known by its id, so that it survives resets, and clients that come and go. What is dropped
 is counted, and said when there are tokens again: a flood becomes ``rate`` lines a second, and a number.

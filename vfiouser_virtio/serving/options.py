@@ -1,4 +1,4 @@
-"""The options of a device class, read off its constructor's annotations, and users' values converted to them."""
+"""Options of a device class, read from its constructor's annotations, and conversion of users' values to them."""
 
 import inspect
 import os

@@ -1,4 +1,4 @@
-"""What a service manager is told of a server (systemd, sd_notify(3)): that it is ready, alive, and about to end."""
+"""Service manager notifications (systemd, sd_notify(3)): a server is ready, alive, or about to end."""
 
 import os
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP end the work in an orderly way: cancelled, with all that it holds let go of.
+"""Signal handling: SIGINT, SIGTERM and SIGHUP cancel the work, and release all that it holds.
 
 A device that does not yield is no way around that. In steps of `_PATIENCE_S` it is interrupted by an exception at the
 line where it is, as Ctrl-C does in any program, and if that does not help either (it is in C code, or catches

@@ -1,4 +1,4 @@
-"""What goes to the terminal: log lines and errors on stderr, with colour where that is a terminal.
+"""Terminal output: log lines and errors on stderr, with colour where that is a terminal.
 
 Nothing here waits for whoever reads stderr, and nothing that a peer has sent reaches the terminal as more than text.
 """

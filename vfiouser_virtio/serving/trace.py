@@ -1,4 +1,4 @@
-"""``--trace``: what clients and devices say to each other, decoded, as lines for people or JSON for programs.
+"""``--trace``: messages between clients and devices, decoded, as lines of text or JSON.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The same device and the same driver over everything that can be between them.
+"""Carriers for tests: the same device and the same driver over each kind of connection.
 
 ================  =====================================================================  ===================
 carrier           what is between the driver and the device                              a test takes about

@@ -1,4 +1,4 @@
-"""What a vfio-user server and its clients have said to each other, kept for when a test fails, in readable lines.
+"""Conversation of a vfio-user server and its clients, kept in readable lines for when a test fails.
 
 ::
 

@@ -1,4 +1,4 @@
-"""A PCI function that takes MSI-X messages: how interrupts leave a machine whose CPU never runs.
+"""MSI-X doorbell: a PCI function that receives MSI-X messages in a machine whose CPU never runs.
 
 An MSI-X interrupt is a store of 32 bits to an address that software chooses (PCI 3.0, 6.8.2). The one chosen here is
 in a BAR of this function, which QEMU reaches by vfio-user like any other: so the store arrives in our process at once.

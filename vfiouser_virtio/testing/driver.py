@@ -1,4 +1,4 @@
-"""A tiny split-ring driver (virtio 1.4, 2.7 and 3.1), in process: what every device test drives its device with.
+"""Split-ring driver (virtio 1.4, 2.7 and 3.1), in process: what every device test drives its device with.
 
 ::
 

@@ -1,4 +1,4 @@
-"""A pytest plugin for authors of devices (docs/testing-your-device.md); pytest finds it where we are installed.
+"""Pytest plugin for authors of devices (docs/testing-your-device.md); pytest finds it where the package is installed.
 
 =====================  =============================================================================================
 fixture                what a test gets

@@ -1,4 +1,4 @@
-"""A client of QEMU's qtest protocol (QEMU, docs/devel/testing/qtest.rst and system/qtest.c).
+"""Client of QEMU's qtest protocol (QEMU, docs/devel/testing/qtest.rst and system/qtest.c).
 
 Lines of text on a socket: each command has one answer, in order, and between them come the interrupt lines that were
 asked for::

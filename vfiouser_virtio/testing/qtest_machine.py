@@ -1,4 +1,4 @@
-"""A QEMU machine that never runs (``-S``), for tests: RAM that we share, and PCI functions reached by qtest.
+"""QEMU machine that never runs (``-S``), for tests: shared RAM, and PCI functions reached by qtest.
 
 ::
 

@@ -1,4 +1,4 @@
-"""One PCI function of a QEMU that never runs, reached by qtest: a `PciPort` through QEMU's own vfio-user client.
+"""PCI function of a QEMU that never runs, reached by qtest: a `PciPort` through QEMU's own vfio-user client.
 
 `QtestPort.power_on` does what firmware would have done before a driver comes: it gives the BARs their addresses
 (PCI 3.0, 6.2.5.1).

@@ -1,4 +1,4 @@
-"""Device-specific configuration of a type whose fields are not known, of which less may be there than is announced."""
+"""Device-specific configuration of an unknown device type, of which less may be there than is announced."""
 
 from vfiouser_virtio.guest.pci_structures import VirtioStructure
 from vfiouser_virtio.vfio_user import Client, RemoteError

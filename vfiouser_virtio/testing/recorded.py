@@ -1,4 +1,4 @@
-"""A transport that keeps what its driver asks, for carriers that have no messages."""
+"""Recording transport: keeps what its driver asks, for carriers that have no messages."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""A device under test on a socket of its own, with its conversation kept."""
+"""Device under test on a socket of its own, with its conversation kept."""
 
 import os
 import tempfile

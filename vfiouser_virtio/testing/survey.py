@@ -1,4 +1,4 @@
-"""What a vfio-user server shows to a client: its regions and interrupts, the PCI function, and the virtio device in it.
+"""Survey of a vfio-user server: its regions and interrupts, the PCI function, and the virtio device in it.
 
 `survey` looks at everything and changes as little as it can: it sizes the BARs, turns memory decoding on and moves the
 selectors of the common configuration. It ends with a reset, so that the next client finds the device as after power-on.

@@ -1,4 +1,4 @@
-"""A `Survey` as text for people, and its config space in the format of ``lspci -x``, which ``lspci -F`` reads."""
+"""Text form of a `Survey`, with config space in the format of ``lspci -x``, which ``lspci -F`` reads."""
 
 from collections.abc import Iterator
 

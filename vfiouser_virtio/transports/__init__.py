@@ -1,4 +1,4 @@
-"""What carries a child device of the virtio bus to a driver: virtio-pci, and the loopback."""
+"""Virtio transports: virtio-pci, and the loopback."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""The registers of struct virtio_pci_common_cfg (virtio 1.4, 4.1.4.3), over the state that `DeviceCore` keeps.
+"""Registers of struct virtio_pci_common_cfg (virtio 1.4, 4.1.4.3), over the state that `DeviceCore` keeps.
 
 A driver uses each field's natural width, and halves of the 64-bit ones (4.1.3.1). Whatever else it tries has a defined
 answer: any read returns the bytes that the fields hold; a write changes the fields that it covers wholly, and no other.

@@ -1,4 +1,4 @@
-"""The three identities that a virtio-pci function can show: `default`, `2007` and `qemu`.
+"""PCI identities that a virtio-pci function can show: `default`, `2007` and `qemu`.
 
 =========  ===============  ===============  =======================================================================
 style      vendor:device    subsystem        a stock Linux guest

@@ -1,4 +1,4 @@
-"""The second transport: a child device and its driver in one process, with nothing in between (virtio 1.4, 2 and 3).
+"""Loopback transport: a device and its driver in one process, with nothing in between (virtio 1.4, 2 and 3).
 
 ::
 

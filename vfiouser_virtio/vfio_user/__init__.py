@@ -1,4 +1,4 @@
-"""The vfio-user protocol (QEMU docs/interop/vfio-user.rst), with trio: `server` serves a device, `client` drives one.
+"""vfio-user protocol (QEMU docs/interop/vfio-user.rst), with trio: `server` serves a device, `client` drives one.
 
 Both have `wire` below them, and know nothing of each other. The names of both are here, too.
 """

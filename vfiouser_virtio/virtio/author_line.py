@@ -1,4 +1,4 @@
-"""The line of a device author's file where something went wrong: what log lines and errors name."""
+"""Source line of a device author's mistake: what log lines and errors name."""
 
 import inspect
 import logging

@@ -1,4 +1,4 @@
-"""A ring of an enabled queue, and where it lies at the moment: in mapped guest memory, or behind messages.
+"""Binding of an enabled queue's ring to memory: mapped guest memory, or copies kept by messages.
 
 ::
 

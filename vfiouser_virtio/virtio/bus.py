@@ -1,4 +1,4 @@
-"""The virtio bus, device side: which class serves a virtio device id (after Arnd Bergmann's proposal of 2007).
+"""Virtio bus, device side: which class serves a virtio device id (after Arnd Bergmann's proposal of 2007).
 
 A transport (a PCI function, the loopback) knows only a number; the bus finds the class and makes the child device. The
 child knows nothing of what carries it.

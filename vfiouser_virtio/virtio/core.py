@@ -1,4 +1,4 @@
-"""What a driver sees of a device, whatever carries it: status, features, queues, configuration (virtio 1.4, 2 and 3).
+"""Device core (virtio 1.4, 2 and 3): status, features, queues and configuration of one device, on any transport.
 
 ::
 

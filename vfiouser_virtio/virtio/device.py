@@ -1,4 +1,4 @@
-"""A virtio device: what an author writes. It knows queues, features and configuration, and nothing below them.
+"""Virtio device base class for authors: queues, features, configuration, and nothing below them.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Checks of what an author has written, before a driver sees the device: mistakes that would be silent, or far away."""
+"""Checks of a device author's class before a driver sees the device: mistakes that would be silent, or far away."""
 
 import inspect
 import logging

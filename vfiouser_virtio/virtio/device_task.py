@@ -1,4 +1,4 @@
-"""The task that runs a device: `Device.run` lives from each DRIVER_OK to the reset that follows (virtio 1.4, 3.1)."""
+"""Task that runs a device: `Device.run` lives from each DRIVER_OK to the reset that follows (virtio 1.4, 3.1)."""
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence

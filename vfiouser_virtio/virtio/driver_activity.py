@@ -1,4 +1,4 @@
-"""What a driver does with a device, in words: log lines at DEBUG level, for who asks why nothing comes up."""
+"""Driver activity in words: log lines at DEBUG level that tell why a device does not come up."""
 
 from enum import IntEnum
 

@@ -1,4 +1,4 @@
-"""The guest's RAM outside of chains, as far as a device may touch it: hands back pages that the guest gives."""
+"""Guest RAM outside of chains, as far as a device may touch it: hands back pages that the guest gives."""
 
 from collections.abc import Callable, Iterable, Iterator
 

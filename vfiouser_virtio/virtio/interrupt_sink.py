@@ -1,4 +1,4 @@
-"""Used buffer and configuration change notifications of one device, on their way to its driver (virtio 1.4, 2.3)."""
+"""Interrupt sink: used buffer and configuration change notifications to the driver of one device (virtio 1.4, 2.3)."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""Chains that nobody can complete any more: garbage of the device, for which the driver waits until a reset.
+"""Chains that can no longer be completed: garbage of the device, for which the driver waits until a reset.
 
 The ring itself refers to every chain in flight, so none is ever collected, and a finalizer would cost every chain.
 Instead references are counted, a second after a task has started to wait for a queue, and again, less and less often,

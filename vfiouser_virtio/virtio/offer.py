@@ -1,4 +1,4 @@
-"""What a device offers beside the features of its type: reserved feature bits (virtio 1.4, 6), the queues' size.
+"""Offer of reserved feature bits (virtio 1.4, 6) and of the queues' size, beside the features of the device type.
 
 One `Offer` is a transport's answer to "what may a driver choose from?"; every switch works on every device. The names
 are those of QEMU's device properties where QEMU has one. What a driver does not accept makes no difference to it.

@@ -1,4 +1,4 @@
-"""The types of a device's options, where a plain int or float does not say how it is written.
+"""Types of device options, where a plain int or float does not say how it is written.
 
 The parameters of a device class's ``__init__`` that are ``Annotated[type, "help text"]`` are its options: `Size` and
 `Duration` are an int and a float to the device, and tell the command line which suffixes to take.

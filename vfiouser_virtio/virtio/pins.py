@@ -1,4 +1,4 @@
-"""Requests that are using guest memory now: what DMA_UNMAP and resets wait for, and may cancel."""
+"""Pins of guest memory by requests: what DMA_UNMAP and resets wait for, and may cancel."""
 
 from collections.abc import Callable
 from types import TracebackType

@@ -1,4 +1,4 @@
-"""What a transport's registers say of a queue before it is enabled (virtio 1.4, 2.6 and 4.1.4.3): size and places."""
+"""Queue registers before it is enabled (virtio 1.4, 2.6 and 4.1.4.3): size and addresses."""
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE

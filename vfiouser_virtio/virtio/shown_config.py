@@ -1,4 +1,4 @@
-"""The configuration as the driver sees it: values, generations, notifications (virtio 1.4, 2.5).
+"""Configuration as the driver sees it: values, generations, notifications (virtio 1.4, 2.5).
 
 A suspended device may change, but must not show it: what the driver reads stays as it is, and the notification waits
 until the driver resumes the device ("Device Suspend").

@@ -1,4 +1,4 @@
-"""Reasons for which a virtqueue stands still, one bit each: it goes on when the last of them is gone."""
+"""Reasons for which a virtqueue is stopped, one bit each: it goes on when the last of them is gone."""
 
 from enum import Flag, auto
 

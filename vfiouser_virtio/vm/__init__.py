@@ -1,4 +1,4 @@
-"""A virtual machine to try devices in: QEMU with vfio-user-pci, a small Linux guest, and a way to run commands in it.
+"""Virtual machine to try devices in: QEMU with vfio-user-pci, a small Linux guest, and a way to run commands in it.
 
 What is missing is fetched into the user's cache, without root. Nothing here knows the devices.
 """

@@ -1,4 +1,4 @@
-"""Which accelerator to run a guest with: KVM only where a stock kernel boots on it, which /dev/kvm does not promise."""
+"""Accelerator of a guest: KVM only where a stock kernel boots on it, which /dev/kvm does not promise."""
 
 import json
 import os

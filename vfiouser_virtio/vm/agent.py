@@ -1,4 +1,4 @@
-"""The host's end of the guest's agent (guest/agent): commands over the second ISA serial port, one after another."""
+"""Host end of the guest's agent (guest/agent): commands over the second ISA serial port, one after another."""
 
 import re
 import secrets

@@ -1,4 +1,4 @@
-"""A Linux guest in QEMU: boot it, run commands in it, and see what went wrong when it does not answer."""
+"""Linux guest in QEMU: boot it, run commands in it, and see what went wrong when it does not answer."""
 
 import os
 import re

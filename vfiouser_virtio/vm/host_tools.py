@@ -1,4 +1,4 @@
-"""Programs that make and check file systems on the host, for tests and the demo."""
+"""Host programs that make and check file systems, for tests and the demo."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The guest's small user space: busybox, lspci, mke2fs and an agent, as an initramfs or as the tree of a root disk."""
+"""User space of the Linux guest: busybox, lspci, mke2fs and an agent, as an initramfs or as the tree of a root disk."""
 
 import hashlib
 import os

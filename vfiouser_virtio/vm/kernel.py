@@ -1,4 +1,4 @@
-"""The guest's Linux kernel: Debian's by suite, fetched into the cache, or a file of the user's."""
+"""Kernel of the Linux guest: Debian's by suite, fetched into the cache, or a file of the user's."""
 
 import gzip
 import lzma

@@ -1,4 +1,4 @@
-"""Running programs of an unpacked Debian tree with the tree's own dynamic loader and libraries."""
+"""Programs of an unpacked Debian tree, run with the tree's own dynamic loader and libraries."""
 
 import subprocess
 from pathlib import Path

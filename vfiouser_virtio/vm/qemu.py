@@ -1,4 +1,4 @@
-"""A QEMU that has vfio-user-pci: the user's own if it is new enough, else Debian's, unpacked into the cache."""
+"""QEMU that has vfio-user-pci: the user's own if it is new enough, else Debian's, unpacked into the cache."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""A small client of QEMU's machine protocol (QEMU, docs/interop/qmp-spec)."""
+"""QMP client (QEMU, docs/interop/qmp-spec)."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Driver for the memory balloon (virtio 1.4, 5.5), as far as tests need one: it gives pages when it is told to."""
+"""Driver for the memory balloon (virtio 1.4, 5.5), as far as tests need one: it gives pages on request."""
 
 import struct
 from collections.abc import Mapping, Sequence

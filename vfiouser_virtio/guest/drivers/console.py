@@ -1,4 +1,4 @@
-"""Driver for the console device (virtio 1.4, 5.3): ports that send and receive bytes, and what is said about them.
+"""Driver for the console device (virtio 1.4, 5.3): ports with their data and their control messages.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Driver for the input device (virtio 1.4, 5.8): what it says of itself, its events, lights and sounds back to it."""
+"""Driver for the input device (virtio 1.4, 5.8): its description, events, and the statusq for lights and sounds."""
 
 from dataclasses import dataclass, field
 

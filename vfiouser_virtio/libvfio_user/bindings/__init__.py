@@ -1,4 +1,4 @@
-"""libvfio-user's public API in Python, through ctypes: `load` the library, make a `Context`, be a PCI device.
+"""Bindings of libvfio-user's public API through ctypes: `load` the library, make a `Context`, be a PCI device.
 
 It is of use without the rest of this package; docs/libvfio-user.md has a whole device in forty lines. Names are those
 of libvfio-user.h without their prefix; errors are OSError. Protocol numbers and PCI structures are in

@@ -1,4 +1,4 @@
-"""What C calls: Python functions behind C function pointers, out of which no exception ever falls into C."""
+"""Callbacks from C: Python functions behind C function pointers, out of which no exception ever falls into C."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""The constants of libvfio-user.h, names as there without ``VFU_``; numbers of the protocol itself are `protocols`'."""
+"""Constants of libvfio-user.h, names as there without ``VFU_``; numbers of the protocol itself are `protocols`'."""
 
 from enum import IntEnum, IntFlag
 

@@ -1,4 +1,4 @@
-"""libvfio-user.h as a Python class: a device that one client at a time drives over a UNIX socket.
+"""Context of libvfio-user.h (vfu_ctx_t) as a Python class: a device that one client at a time drives over a socket.
 
 The life of a context::
 

@@ -1,4 +1,4 @@
-"""The DMA half of libvfio-user.h: regions that come and go, scatter-gather lists, access by mapping or by message."""
+"""DMA half of libvfio-user.h: regions that come and go, scatter-gather lists, access by mapping or by message."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""A vfu_ctx_t, the errors of calls on it, and the calls that C itself would not survive."""
+"""Handle of a vfu_ctx_t: the errors of calls on it, and checks of the calls that C itself would not survive."""
 
 import ctypes
 import errno as _errno

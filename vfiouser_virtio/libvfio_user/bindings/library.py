@@ -1,4 +1,4 @@
-"""Where libvfio-user is found, and what is checked before anything of it is used."""
+"""Loading libvfio-user: where it is found, and what is checked before anything of it is used."""
 
 import ctypes
 import os

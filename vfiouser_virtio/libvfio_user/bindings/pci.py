@@ -1,4 +1,4 @@
-"""The PCI half of libvfio-user.h: identity, config space, capabilities, ioeventfds.
+"""PCI half of libvfio-user.h: identity, config space, capabilities, ioeventfds.
 
 Capabilities are bytes: build them with the schemas of `vfiouser_virtio.protocols.pci` (struct msixcap is `MSIX_CAP`,
 pmcap `PM_CAP`, pxcap `EXP_CAP`, msicap `MSI_CAP`, dsncap `DSN_CAP`, vsc `VNDR_CAP_HEADER` and what follows it).

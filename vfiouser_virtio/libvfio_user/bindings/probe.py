@@ -1,4 +1,4 @@
-"""Which ABI a loaded libvfio-user has, found out by what it does.
+"""ABI detection of a loaded libvfio-user, by what it does.
 
 The library's soname and version numbers have never changed, its functions have. ctypes would call the wrong one without
 a word, so every library is tried out on a throw-away context before it is used. What is told from what:

@@ -1,4 +1,4 @@
-"""Every function of libvfio-user.h with its types: once for ctypes (`PROTOTYPES`), once for people (`Functions`)."""
+"""Prototypes of every function of libvfio-user.h: once for ctypes (`PROTOTYPES`), once for types (`Functions`)."""
 
 import ctypes
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The structs and callback types of libvfio-user.h, laid out for ctypes on a 64-bit machine.
+"""Structs and callback types of libvfio-user.h, laid out for ctypes on a 64-bit machine.
 
 A ``vfu_ctx_t *`` is an opaque `ctypes.c_void_p`; a ``dma_sg_t`` is opaque too, and `dma_sg_size` says how large it is.
 Capabilities go to the library as bytes: `vfiouser_virtio.protocols.pci` has their schemas.

@@ -1,4 +1,4 @@
-"""A device on the bench of one check: found, reset, and with its registers, queues and interrupts within reach.
+"""Test bench of one conformance check: a device that was found and reset, with registers, queues and interrupts.
 
 Everything goes through the vfio-user client. What a check does on purpose and a driver must not do is done here with
 bare register writes: nothing is corrected, nothing is checked but what the check looks at.

@@ -1,4 +1,4 @@
-"""What a check is: a small coroutine with its rule, its section, and how it observes whether the rule is kept.
+"""Conformance check: a coroutine with its rule, its section, and how it observes whether the rule is kept.
 
 ::
 

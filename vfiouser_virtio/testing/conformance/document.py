@@ -1,4 +1,4 @@
-"""docs/conformance.md, made from the checks themselves."""
+"""Generator of docs/conformance.md from the checks."""
 
 from vfiouser_virtio.testing.conformance.checks import CHECKS, Check
 from vfiouser_virtio.testing.conformance.not_checked import IN_PART, NOT_CHECKED

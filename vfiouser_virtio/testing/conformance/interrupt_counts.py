@@ -1,4 +1,4 @@
-"""Counts interrupts as they come in, for a check to wait for."""
+"""Interrupt counters, for a check to wait on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Rules of the checklist that no check looks at, each with its reason."""
+"""Rules of the checklist without a check, each with its reason."""
 
 NOT_CHECKED: dict[str, str] = {
     "virtio14/SH1": "Shared memory never controls the device: what the device does because of a byte in a region that "

@@ -1,4 +1,4 @@
-"""What `conform` says of SPDK's virtio-blk target, with the sentence of a specification for each failure."""
+"""Known failures of SPDK's virtio-blk target in `conform`, each with the sentence of a specification."""
 
 SPDK = "SPDK at commit 3230130e6a (August 2026, with DPDK 26.03), `vfu_virtio_create_blk_endpoint … --packed-ring`"
 SPDK_SUMMARY = "80 pass, 10 fail, 7 advice, 24 not applicable"

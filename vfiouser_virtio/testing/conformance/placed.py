@@ -1,4 +1,4 @@
-"""An exercise in memory that the device can reach, cut as a check likes."""
+"""Exercise of a device type in DMA memory, cut into descriptors as a check likes."""
 
 from dataclasses import dataclass
 

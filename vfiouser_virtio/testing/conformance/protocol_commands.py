@@ -1,4 +1,4 @@
-"""vfio-user (QEMU docs/interop/vfio-user.rst): what there is, and accesses to regions."""
+"""vfio-user (QEMU docs/interop/vfio-user.rst): device information, and accesses to regions."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The results as text, JSON and JUnit XML, and the list of checks as text and JSON."""
+"""Conformance report as text, JSON and JUnit XML, and the list of checks as text and JSON."""
 
 import json
 import textwrap

@@ -1,4 +1,4 @@
-"""Runs checks one after the other, each on a connection of its own, and goes on when one has broken the server."""
+"""Runner of conformance checks: one after the other, each on its own connection, also after a crash of the server."""
 
 import errno
 from collections.abc import AsyncIterator, Iterable

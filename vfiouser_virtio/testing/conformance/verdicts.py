@@ -1,4 +1,4 @@
-"""What comes out of a check."""
+"""Verdict of a conformance check."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The server under test, and how patient to be with it."""
+"""Connections to the server under test, and their timeouts."""
 
 import os
 from collections.abc import AsyncIterator, Sequence

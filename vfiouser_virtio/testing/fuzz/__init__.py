@@ -1,4 +1,4 @@
-"""Hostile input, made up and judged: vfio-user messages, registers, rings and requests against the whole stack.
+"""Fuzzer of the whole stack: hostile vfio-user messages, registers, rings and requests, with an oracle.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Runs one case: the whole stack in this process, a client over a real socket, and the oracle."""
+"""Execution of one fuzz case: the whole stack in this process, a client over a real socket, and the oracle."""
 
 import contextlib
 import faulthandler

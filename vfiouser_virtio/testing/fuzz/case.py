@@ -1,4 +1,4 @@
-"""A test case as JSON: which device, what memory, and the steps of a client. Corpus files are these."""
+"""Fuzz case as JSON: the device, its memory, and the steps of a client. Corpus files are these."""
 
 import json
 from dataclasses import asdict, dataclass, field

@@ -1,4 +1,4 @@
-"""A vfio-user client that can say anything and checks every answer: in order, of the right size, to what was asked.
+"""Fuzzing vfio-user client: sends anything, checks every answer: in order, of the right size, to what was asked.
 
 It serves the DMA requests of the server out of `FuzzRam`, truthfully or as the case tells it to (`FuzzClient.answers`).
 """

@@ -1,4 +1,4 @@
-"""What a well-behaved driver does, through nothing but messages: bring a device up, offer buffers, reset it.
+"""Well-behaved driver of the fuzzer, through messages only: bring a device up, offer buffers, reset it.
 
 The offsets are those of `VirtioPci`; the rings are those of `testing.raw`.
 """

@@ -1,4 +1,4 @@
-"""A grammar of vfio-user messages, and what can be wrong with one ("Message Protocol", "Commands")."""
+"""Grammar of vfio-user messages, and of the mistakes in one ("Message Protocol", "Commands")."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What is wrong, if anything: the judge of a case.
+"""Oracle of the fuzzer: what is wrong with a case, if anything.
 
 ===================  ==================================================================================================
 finding              seen how

@@ -1,4 +1,4 @@
-"""Carries out the steps of a case; each method is one kind of step, its parameters are the keys of the step."""
+"""Steps of a fuzz case, carried out: each method is one kind of step, its parameters are the keys of the step."""
 
 import struct
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The guest RAM of a fuzzing client: filled with canaries, with a hole, a read-only part and two neighbours.
+"""Guest RAM of a fuzzing client: filled with canaries, with a hole, a read-only part and two neighbours.
 
 ::
 

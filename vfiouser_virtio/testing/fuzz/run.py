@@ -1,4 +1,4 @@
-"""The loop: make cases from a seed, run them, make those that find something small, and write them down."""
+"""Fuzzing loop: make cases from a seed, run them, minimize those with a finding, and write them down."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""The devices that are fuzzed, and how each shows that it still works."""
+"""Devices that are fuzzed, and the request by which each shows that it still works."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""Numbers and bytes that break things: boundaries, and small changes to what is right."""
+"""Values at boundaries, and small mutations of valid ones."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""Driver side of a virtqueue and client side of a vfio-user socket, laid bare: they write whatever a test wants to try.
+"""Raw driver kit: driver side of a virtqueue and client side of a vfio-user socket, for anything a test wants to write.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The register writes of a driver from reset to DRIVER_OK (virtio 1.4, 3.1.1), as (field of the common config, value).
+"""Register writes of a driver from reset to DRIVER_OK (virtio 1.4, 3.1.1), as (field of the common config, value).
 
 How a register is written is the caller's: as a request, posted, or in the device's own process.
 """

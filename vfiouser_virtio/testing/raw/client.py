@@ -1,4 +1,4 @@
-"""Client side of a vfio-user socket ("Message Protocol"), byte by byte: what QEMU would send, or what no client should.
+"""Raw vfio-user client ("Message Protocol"), byte by byte: what QEMU would send, or what no client should.
 
 `vfiouser_virtio.vfio_user.Client` is the one that keeps the rules, with `Chaos` for faults in what it does by itself.
 """

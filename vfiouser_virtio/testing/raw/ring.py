@@ -1,4 +1,4 @@
-"""What the driver's sides of split and packed virtqueues have in common (virtio 1.4, 2.7 and 2.8).
+"""Raw virtqueue, driver side: what split and packed rings have in common (virtio 1.4, 2.7 and 2.8).
 
 A well-behaved driver calls `RawRing.add` and `RawRing.take_used`. The methods of `RawSplitRing` and `RawPackedRing`
 that store single structures check nothing.

@@ -1,4 +1,4 @@
-"""Two processes, one memfd: the guest's virtqueue in one, the device's ring in the other, as fast as they can.
+"""Stress test of the rings: the driver's virtqueue in one process, the device's in another, over one memfd.
 
 ::
 

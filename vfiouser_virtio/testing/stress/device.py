@@ -1,4 +1,4 @@
-"""The device's process: takes buffers, checks them, thinks, gives them back in any order, polls, sleeps."""
+"""Device process of the stress test: takes buffers, checks them, gives them back in any order, polls, sleeps."""
 
 import os
 import random

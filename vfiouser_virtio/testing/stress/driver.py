@@ -1,4 +1,4 @@
-"""The driver's process: adds buffers, kicks, thinks, takes buffers back, sleeps."""
+"""Driver process of the stress test: adds buffers, kicks, takes buffers back, sleeps."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""What both processes and their referee share: the rules of one game, the memory, the score board."""
+"""Rules, memory and score board of one game of the stress test, shared by both processes and the referee."""
 
 import mmap
 import os

@@ -1,4 +1,4 @@
-"""The device's process with a whole `virtio.Virtqueue` in trio: kicks arrive at a task, chains are served by others."""
+"""Device process with a whole `virtio.Virtqueue` in trio: kicks arrive at one task, chains are served by others."""
 
 import os
 import random

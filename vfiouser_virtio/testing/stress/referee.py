@@ -1,4 +1,4 @@
-"""Starts the two processes of a game, watches them, and says what it has seen."""
+"""Referee of a game: starts its two processes, watches them, and reports."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Ways to break one rule, to prove that the games find it: each changes the classes of one process, or of both.
+"""Sabotage of one rule at a time, to prove that the games find it: changes of classes in one process, or in both.
 
 A look that is left out after asking for a notification is found within thousands of buffers, one that comes too early
 within a hundred thousand. A missing barrier takes luck: the processor must keep a store to itself for longer than

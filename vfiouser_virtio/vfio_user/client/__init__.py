@@ -1,4 +1,4 @@
-"""The client's end of vfio-user: drives any server, as QEMU does, or as no client should.
+"""vfio-user client: drives any server, as QEMU does, or as no client should.
 
 ::
 

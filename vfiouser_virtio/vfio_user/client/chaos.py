@@ -1,4 +1,4 @@
-"""Where a test decides what a client really puts on the wire: whole, in pieces, altered, late, twice, or not at all."""
+"""Fault injection into a client's messages: whole, in pieces, altered, late, twice, or not at all."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias

@@ -1,4 +1,4 @@
-"""A vfio-user client ("Commands"): a device as QEMU sees it, from a test, without a virtual machine.
+"""vfio-user client API ("Commands"): a device as QEMU sees it, from a test, without a virtual machine.
 
 ::
 

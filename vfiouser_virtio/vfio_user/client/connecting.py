@@ -1,4 +1,4 @@
-"""How a client comes to its socket ("Socket Disconnection Behavior": the client connects)."""
+"""Connecting to the server's UNIX socket, with retries while its backlog is full ("Socket Disconnection Behavior")."""
 
 import os
 import socket

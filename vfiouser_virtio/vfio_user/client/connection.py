@@ -1,4 +1,4 @@
-"""The client's end of one vfio-user socket ("Message Protocol"): requests and their replies, and DMA for the server.
+"""Connection of a vfio-user client ("Message Protocol"): requests and their replies, and DMA for the server.
 
 ::
 

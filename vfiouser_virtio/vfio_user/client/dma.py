@@ -1,4 +1,4 @@
-"""How a client lets a server reach memory: a memfd that is mapped, or bytes that are asked for ("VFIO_USER_DMA_MAP").
+"""DMA server of a client ("VFIO_USER_DMA_MAP"): memory that the server maps, or reads and writes by messages.
 
 ::
 

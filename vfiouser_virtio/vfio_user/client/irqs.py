@@ -1,4 +1,4 @@
-"""Interrupts of a client ("VFIO_USER_DEVICE_SET_IRQS"): eventfds that the server signals, and who is called then."""
+"""Interrupts of a client ("VFIO_USER_DEVICE_SET_IRQS"): eventfds that the server signals, and their handlers."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""What kind of a client one is: how it negotiates, how long it waits, and what goes wrong on its way."""
+"""Options of a vfio-user client: negotiation, timeouts, and faults on its way."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

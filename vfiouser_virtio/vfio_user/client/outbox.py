@@ -1,4 +1,4 @@
-"""What a client sends, in order, without making anybody wait: straight to the socket, or through a `Chaos`."""
+"""Send queue of a client: in order, without blocking the caller, straight to the socket or through a `Chaos`."""
 
 import os
 from collections import deque

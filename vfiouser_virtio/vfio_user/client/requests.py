@@ -1,4 +1,4 @@
-"""The requests of a client that wait for their replies ("Header": message id), sans I/O, and what may come back.
+"""Pending requests of a client ("Header": message id), sans I/O: their replies, and what may come back instead.
 
 A server copies ids; a client may use one for all of its messages, as SPDK's does. So each id has a queue.
 """

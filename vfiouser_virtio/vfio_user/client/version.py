@@ -1,4 +1,4 @@
-"""What a client proposes, and what the server made of it ("VFIO_USER_VERSION"): pure functions of bytes."""
+"""Version negotiation, client side ("VFIO_USER_VERSION"): the proposal, and the server's answer, as pure functions."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The server's end of vfio-user: listens on sockets, and serves a `VfioDevice` to one client at a time.
+"""vfio-user server: listens on sockets, and serves a `VfioDevice` to one client at a time.
 
 ::
 

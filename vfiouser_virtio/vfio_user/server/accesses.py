@@ -1,4 +1,4 @@
-"""What a running guest sends ("VFIO_USER_REGION_READ", "VFIO_USER_REGION_WRITE"), on a path of its own.
+"""Fast path of region accesses ("VFIO_USER_REGION_READ", "VFIO_USER_REGION_WRITE"): what a running guest sends.
 
 Such accesses are nearly all of the traffic, and a vCPU stands still for every read. So plain ones go from the receive
 buffer to the device and back with no object built in between; `dispatch`, which takes three times as long, handles

@@ -1,4 +1,4 @@
-"""Messages that came behind one whose reply must wait for a `Hold`."""
+"""Backlog of messages behind one whose reply is deferred (`Hold`)."""
 
 from collections import deque
 

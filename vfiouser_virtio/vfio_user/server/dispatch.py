@@ -1,4 +1,4 @@
-"""Every request of a client ("Commands"), checked and turned into one call on the `VfioDevice`.
+"""Dispatch of a client's requests ("Commands"): each is checked and turned into one call on the `VfioDevice`.
 
 What is not offered gets a defined errno: ENOSYS for an unknown command (QEMU's own answer to one), EOPNOTSUPP for
 migration data and dirty pages, ENOTTY for DEVICE_FEATURE (what VFIO says of a feature that a device does not have;

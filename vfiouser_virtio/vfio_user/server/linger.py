@@ -1,4 +1,4 @@
-"""Waiting for a client's next question without going to sleep in trio first.
+"""Busy wait for a client's next request, before trio's event loop sleeps.
 
 A client that waits for one answer after the other (a guest that probes a device, or reads the ISR register at every
 interrupt) asks again within microseconds. To wait for that in trio takes 8 µs of the processor, more than all else that

@@ -1,4 +1,4 @@
-"""Where clients come from: a path, an inherited fd ("Backend Program Conventions"), or systemd (sd_listen_fds(3))."""
+"""Listening sockets: a path, an inherited fd ("Backend Program Conventions"), or systemd (sd_listen_fds(3))."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""A vfio-user server: one `VfioDevice`, one socket, one client at a time ("Socket Disconnection Behavior")."""
+"""Server loop: one `VfioDevice`, one socket, one client at a time ("Socket Disconnection Behavior")."""
 
 import errno
 import logging

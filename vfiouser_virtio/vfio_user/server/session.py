@@ -1,4 +1,4 @@
-"""One client, from its first byte to its last ("Message Protocol"): reads without ever blocking, answers in order.
+"""Session with one client ("Message Protocol"): reads without ever blocking, answers in order.
 
 ::
 

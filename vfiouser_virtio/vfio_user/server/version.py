@@ -1,4 +1,4 @@
-"""Version negotiation ("VFIO_USER_VERSION"): a pure function from the client's payload to ours."""
+"""Version negotiation, server side ("VFIO_USER_VERSION"): a pure function from the client's payload to the reply."""
 
 from dataclasses import dataclass
 

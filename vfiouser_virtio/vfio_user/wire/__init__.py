@@ -1,1 +1,1 @@
-"""What both ends of a vfio-user connection have: messages from bytes, sockets, VERSION's JSON."""
+"""Wire level of vfio-user, for both ends: messages from bytes, sockets, VERSION's JSON."""

@@ -1,4 +1,4 @@
-"""A non-blocking AF_UNIX stream that carries vfio-user messages and their fds (SCM_RIGHTS), both ways."""
+"""Non-blocking AF_UNIX stream of vfio-user messages and their fds (SCM_RIGHTS), both ways."""
 
 import os
 import select

@@ -1,4 +1,4 @@
-"""The payload of VERSION ("VFIO_USER_VERSION"), in a request and in its reply: two numbers, capabilities in JSON."""
+"""Payload of VERSION ("VFIO_USER_VERSION"), in a request and in its reply: two numbers, capabilities in JSON."""
 
 import json
 from collections.abc import Callable, Mapping
