@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from vfiouser_virtio.trio_epoll import epoll_watching
-from vfiouser_virtio.vfio_user.server import linger
-from vfiouser_virtio.vfio_user.server.linger import Linger
+from vfiouser_virtio.vfio_user.wire import sockets
+from vfiouser_virtio.vfio_user.wire.sockets import Linger
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """So long that no machine is too slow for it."""
-    monkeypatch.setattr(linger, "LINGER_MS", 10_000)
+    monkeypatch.setattr(sockets, "LINGER_MS", 10_000)
 
 
 async def fast_client(ours: socket.socket, theirs: socket.socket) -> Linger:
@@ -59,16 +59,16 @@ async def test_nobody_waits_nearby_for_a_client_that_has_not_been_fast(
     theirs.send(b"x")
     assert waits.is_readable()
     assert not waits.wait_nearby()  # although there is something: nothing is known of it yet
-    monkeypatch.setattr(linger, "LINGER_MS", 0)
+    monkeypatch.setattr(sockets, "LINGER_MS", 0)
     await waits.wait_readable()
     assert not waits.wait_nearby()
 
 
 async def test_silence_ends_it(pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pair
-    monkeypatch.setattr(linger, "LINGER_MS", 10_000)
+    monkeypatch.setattr(sockets, "LINGER_MS", 10_000)
     waits = await fast_client(ours, theirs)
-    monkeypatch.setattr(linger, "LINGER_MS", 1)
+    monkeypatch.setattr(sockets, "LINGER_MS", 1)
     assert not waits.wait_nearby()
     theirs.send(b"y")
     assert not waits.wait_nearby()  # it was not fast enough
@@ -112,7 +112,7 @@ async def test_where_the_epoll_instance_is_not_to_be_found_there_is_only_trio(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = pair
-    monkeypatch.setattr(linger, "trio_epoll", lambda _fd: None)
+    monkeypatch.setattr(sockets, "trio_epoll", lambda _fd: None)
     waits = await fast_client(ours, theirs)
     theirs.send(b"y")
     assert not waits.wait_nearby()

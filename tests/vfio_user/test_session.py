@@ -20,9 +20,10 @@ from vfiouser_virtio.testing.raw.client import QEMU_CAPABILITIES, RawClient, Raw
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user import Listener, Server
 from vfiouser_virtio.vfio_user.server import dispatch as dispatch_module
-from vfiouser_virtio.vfio_user.server import linger, session
+from vfiouser_virtio.vfio_user.server import session
 from vfiouser_virtio.vfio_user.server.dispatch import WRITES_AT_ONCE, Response
 from vfiouser_virtio.vfio_user.server.version import Negotiated
+from vfiouser_virtio.vfio_user.wire import sockets
 from vfiouser_virtio.vfio_user.wire.connection import MAX_MESSAGE_SIZE, Message
 
 Connect = Callable[[], RawClient]
@@ -714,7 +715,7 @@ async def test_a_conversation_does_without_the_event_loop(
         def before_io_wait(self, timeout: float) -> None:
             self.count += timeout > 0
 
-    monkeypatch.setattr(linger, "LINGER_MS", 10_000)
+    monkeypatch.setattr(sockets, "LINGER_MS", 10_000)
     trio.lowlevel.add_instrument(sleeps := Sleeps())
     with trio.fail_after(60):
         await trio.to_thread.run_sync(converse, qemu_listener.name, 1000)
@@ -722,7 +723,7 @@ async def test_a_conversation_does_without_the_event_loop(
 
 
 async def test_others_run_during_a_conversation(qemu_listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linger, "LINGER_MS", 10_000)
+    monkeypatch.setattr(sockets, "LINGER_MS", 10_000)
     finished = trio.Event()
 
     async def talk() -> None:

@@ -40,7 +40,7 @@ from vfiouser_virtio.vfio_user.wire.connection import MAX_DATA_XFER_SIZE, MAX_MS
 
 _ADDRESS_SPACE = 1 << 64
 WRITES_AT_ONCE = 32
-"""Writes of one REGION_WRITE_MULTI between two looks at the clock, as `accesses.BATCH`."""
+"""Writes of one REGION_WRITE_MULTI between two looks at the clock, as `session.BATCH`."""
 
 # Plain ints: the complement of an IntFlag has only the bits that have a name.
 _DMA_MAP_FLAGS = int(DmaMapFlags.READ | DmaMapFlags.WRITE)
