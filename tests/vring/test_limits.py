@@ -190,10 +190,10 @@ async def test_copies_of_a_chain_are_counted_once_each(monkeypatch: pytest.Monke
     chain = make_chain(ring, shadow, 7, [(RAM + 64 * number, 8, WRITE, 0) for number in range(MAX_CHAIN)])
     shadow.claim(7)
     chain.writable.take_last(1)[0][0] = 2
-    assert shadow.has_claims
+    assert shadow.claims
     for address, data in shadow.written(chain):
         await memory.write(address, data)
     shadow.forget([7])
     assert sent == [(RAM + 64 * (MAX_CHAIN - 1) + 7, b"\2")]
-    assert not shadow.has_claims
+    assert not shadow.claims
     assert looked_at <= 4 * MAX_CHAIN

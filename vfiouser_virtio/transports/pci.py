@@ -228,10 +228,11 @@ class VirtioPci(PciFunction):
 
     def queue_interrupt(self, index: int) -> None:
         """A used buffer notification: the queue's vector, or bit 0 of ISR status and INTx (4.1.5.2)."""
-        if self.msix_enabled:
+        msix = self.msix
+        if msix is not None and msix.enabled:
             vector = self._common.queue_vectors[index]
             if vector != NO_VECTOR:
-                self.raise_msix(vector)
+                msix.fire(vector)
         else:
             self._isr |= _ISR_QUEUE
             self.set_intx(True)

@@ -85,15 +85,15 @@ class BoundRing:
     def has_news(self) -> bool:
         """Whether the driver has not been shown all that was used."""
         ring = self.ring
-        # Asked four times for each request, and mostly there is nothing: that needs no further calls.
-        if not (ring.completed or ring.in_order or self.unsent):
-            return False
-        return bool(ring.unpublished or self.unsent)
+        # Asked four times for each request: without a call, unless what was completed must wait for others.
+        if ring.in_order and not self.unsent:
+            return ring.unpublished > 0
+        return bool(ring.completed or self.unsent)
 
     @property
     def needs_messages(self) -> bool:
         """Whether showing it takes messages."""
-        return self.by_message or bool(self.unsent) or self.shadow.has_claims
+        return bool(self.by_message or self.unsent or self.shadow.claims)
 
     def kill(self) -> None:
         """The queue was reset: nothing of this reaches guest memory any more."""

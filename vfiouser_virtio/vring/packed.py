@@ -200,6 +200,14 @@ class PackedRing(Ring):
 
     # ---- the used side -------------------------------------------------------------------------------------------
 
+    def publish(self) -> bool:
+        ready = self.completed if self._order is None else self._ready()
+        if not ready:
+            return False
+        self._store(ready)
+        ready.clear()
+        return self.interrupt_due()
+
     def _store(self, used: list[int]) -> None:
         size, halves, taken, position = self.size, self._halves, self._taken, self.next_used
         slot, mark = (position, _USED_MARK) if position < size else (position - size, 0)

@@ -138,14 +138,9 @@ class Ring(ABC):
         in_flight = self.in_flight
         return [in_flight[head] for head in self._ready()[::2]]
 
+    @abstractmethod
     def publish(self) -> bool:
         """Show all that may be shown to the driver; True when it wants an interrupt for it (2.7.7, 2.8.10)."""
-        ready = self.completed if self._order is None else self._ready()
-        if not ready:
-            return False
-        self._store(ready)
-        ready.clear()
-        return self.interrupt_due()
 
     def store_used(self, count: int | None = None) -> list[tuple[int, int, int]]:
         """Show the first ``count`` of them (default all), for an owner that keeps copies.

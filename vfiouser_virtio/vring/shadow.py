@@ -5,7 +5,7 @@ for the bytes gives them to `Shadow.supply` and runs the same code again, now wi
 (`Shadow.written`) is delivered before the used ring.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import GuestMemory, HotRegion, NeedsMessages
@@ -31,13 +31,10 @@ class Shadow:
         self._bounces: list[tuple[int, memoryview]] = []
         # Bytes in either: to count them anew for each of a chain's 1024 buffers held up all devices for 30 ms.
         self._fetched_bytes = self._bounced_bytes = 0
-        self._claimed: dict[int, tuple[list[tuple[int, memoryview]], int]] = {}  # by head: its bounces, bytes in all
+        self.claims: dict[int, tuple[list[tuple[int, memoryview]], int]] = {}
+        """By head, the chains in flight that have copies here which are not delivered, or not all of them: their
+        bounces, and bytes in all. Their completion takes messages."""
         self._claimed_bytes = 0
-
-    @property
-    def has_claims(self) -> bool:
-        """Whether a chain in flight has copies here, so that its completion takes messages."""
-        return bool(self._claimed)
 
     @property
     def hot(self) -> HotRegion:
@@ -60,15 +57,10 @@ class Shadow:
             self._bounced_bytes += length
             return [bounce]
 
-    @property
-    def claims(self) -> Collection[int]:
-        """The heads of the chains in flight that have copies here, which are not delivered, or not all of them."""
-        return self._claimed
-
     def forget(self, heads: Iterable[int]) -> None:
         """These chains have been delivered, or are taken anew, and what was done with them does not count."""
         for head in heads:
-            _, size = self._claimed.pop(head, ([], 0))
+            _, size = self.claims.pop(head, ([], 0))
             self._claimed_bytes -= size
 
     def begin(self) -> None:
@@ -94,14 +86,14 @@ class Shadow:
     def claim(self, head: int) -> None:
         """The chain with this head was taken: its copies live until `forget` or `drop`."""
         size = self._bounced_bytes + self._fetched_bytes
-        self._claimed[head] = self._bounces, size
+        self.claims[head] = self._bounces, size
         self._claimed_bytes += size
         self._bounces = []
         self.begin()
 
     def written(self, chain: Chain) -> Iterator[tuple[int, memoryview]]:
         """DMA address and bytes of what a device took of the chain's bounces. `forget` it when all is delivered."""
-        bounces = list(self._claimed.get(chain.head, ([], 0))[0])
+        bounces = list(self.claims.get(chain.head, ([], 0))[0])
         touched = chain.touched()
         start = 0  # of each writable buffer, within the writable part
         for address, length in chain.ranges[chain.writable_from :]:
@@ -115,7 +107,7 @@ class Shadow:
 
     def drop(self) -> None:
         """The queue was reset: nothing will be written back."""
-        self._claimed.clear()
+        self.claims.clear()
         self._claimed_bytes = 0
         self.begin()
 

@@ -204,6 +204,14 @@ class SplitRing(Ring):
 
     # ---- the used side -------------------------------------------------------------------------------------------
 
+    def publish(self) -> bool:
+        ready = self.completed if self._order is None else self._ready()
+        if not ready:
+            return False
+        self._store(ready)
+        ready.clear()
+        return self.interrupt_due()
+
     def _store(self, used: list[int]) -> None:
         count, index = len(used) // 2, self.used_idx
         start = index & self._mask
