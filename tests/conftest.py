@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from support.left_behind import left_behind, own_temporary_folder
+from support.order import dealt
 
 # The same examples each time, however long a busy machine takes for one.
 settings.register_profile("here", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -28,6 +29,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """The run has a temporary folder of its own; xdist's workers have that of the process that started them."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         config.stash[_OWN_FOLDER] = own_temporary_folder()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Several workers begin with what takes long: a virtual machine."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        items[:] = dealt(items, workers, lambda item: item.get_closest_marker("qemu") is not None)
 
 
 @pytest.hookimpl(trylast=True)

@@ -55,7 +55,7 @@ async def test_ram_goes_back_to_the_host_and_comes_again(
 ) -> None:
     balloon = Balloon(free_page_hint=True, deflate_on_oom=True)
     reporting = Balloon(free_page_reporting=True)
-    async with booted(qemu, guest_image, {"inflates": balloon, "reports": reporting}, memory_size="320M") as machine:
+    async with booted(qemu, guest_image, {"inflates": balloon, "reports": reporting}, memory_size="240M") as machine:
         with trio.fail_after(300):
             await use_it(machine, balloon, reporting)
         await machine.check_quiet(caplog)

@@ -68,8 +68,13 @@ async def test_all_devices_work_after_each_reboot(
 
 @both_engines
 @pytest.mark.parametrize("interrupts", ["msix", "intx"])
-async def test_driver_unbound_and_bound_50_times(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, interrupts: str
+async def test_driver_unbound_and_bound_many_times(
+    qemu: vm.Qemu,
+    guest_image: vm.GuestImage,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    interrupts: str,
+    long_run: bool,
 ) -> None:
     image = sparse(tmp_path / "image", 8 * MIB)
     async with booted(
@@ -83,9 +88,9 @@ async def test_driver_unbound_and_bound_50_times(
             [ -b /dev/vda ]
         """
         await machine.run(again)
-        await use_disk(machine, image, times=5)
+        await use_disk(machine, image, times=3)
         before = held()
-        for _ in range(5):
+        for _ in range(5 if long_run else 2):
             await machine.run(f"for i in $(seq 10); do {again} done")
             await use_disk(machine, image)
         assert held() == before
@@ -131,8 +136,8 @@ async def test_console_and_entropy_drivers_unbound_and_bound(
 
         await again(1)
         before = held()
-        await again(20)
-        await again(20)
+        await again(10)
+        await again(10)
         assert held() == before
         await machine.check_quiet(caplog)
 

@@ -45,13 +45,11 @@ SHOWN = {
 @pytest.mark.parametrize(
     ("ids", "memory", "interrupts", "engine"),
     [
-        # Each two of them together: identity, memory, interrupt.
+        # Each identity, which is apart from the rest; each kind of memory with each kind of interrupt.
         ("default", "shared", "msix", "vfio-user"),
         ("default", "private", "intx", "vfio-user"),
-        ("2007", "shared", "intx", "vfio-user"),
         ("2007", "private", "msix", "vfio-user"),
-        ("qemu", "shared", "msix", "vfio-user"),
-        ("qemu", "private", "intx", "vfio-user"),
+        ("qemu", "shared", "intx", "vfio-user"),
         ("default", "shared", "msix", "libvfio-user"),
         ("2007", "shared", "intx", "libvfio-user"),
     ],

@@ -62,7 +62,7 @@ async def test_data_through_every_switch(
     qemu: vm.Qemu, tmp_path: Path, caplog: pytest.LogCaptureFixture, long_run: bool, kernel: str, memory: str
 ) -> None:
     # Through messages it is a tenth as fast.
-    size = (1024 if long_run else 16) * MIB if memory == "shared" else (64 if long_run else 2) * MIB
+    size = (1024 if long_run else 6) * MIB if memory == "shared" else (64 if long_run else 2) * MIB
     image = await trio.to_thread.run_sync(vm.guest_image, kernel)
     source = tmp_path / "source"
     fill(source, size)
