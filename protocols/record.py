@@ -6,7 +6,7 @@ from vfiouser_virtio.protocols.codec import Schema, offsets
 
 
 class Record:
-    """The bytes of one flat schema, with its fields by name: integers of 1, 2, 4 and 8 bytes, bytes for the rest."""
+    """Bytes of one flat schema, with its fields by name: integers of 1, 2, 4 and 8 bytes, bytes for the rest."""
 
     __slots__ = ("data", "offsets")
 

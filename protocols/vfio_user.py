@@ -320,14 +320,14 @@ DIRTY_BITMAP_RANGE = c.Struct(
 
 
 class Direction(Enum):
-    """Who sends a command's request."""
+    """Sender of a command's request."""
 
     CLIENT_TO_SERVER = "client -> server"
     SERVER_TO_CLIENT = "server -> client"
 
 
 class Formats(NamedTuple):
-    """The payloads of one command, and who may ask."""
+    """Payloads of one command, and who may ask."""
 
     request: Schema
     reply: Schema

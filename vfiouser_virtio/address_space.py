@@ -50,7 +50,7 @@ RESERVE = 16
 
 
 class Window:
-    """An anonymous NORESERVE mapping into which files are mapped. Freed when the last view of it is gone."""
+    """Anonymous NORESERVE mapping into which files are mapped. Freed when the last view of it is gone."""
 
     def __init__(self, size: int, align: int = PAGE) -> None:
         RESERVED.fill()

@@ -41,7 +41,7 @@ def id_in_making() -> str:
 
 
 class DeviceLog(_Adapter):
-    """A logger for one served device, ``device`` its id, which may be set later: it is made before it is served."""
+    """Logger of one served device; ``device`` is its id, which may be set later: it is made before it is served."""
 
     def __init__(self, logger: logging.Logger, device: str) -> None:
         super().__init__(logger)

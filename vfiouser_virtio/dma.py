@@ -21,7 +21,7 @@ DEFAULT_ADDRESS = 0x1_0000_0000
 
 @dataclass(frozen=True, slots=True)
 class DmaBuffer:
-    """Bytes that a driver and its device can both reach."""
+    """Buffer that a driver and its device can both reach."""
 
     address: int
     """Where the device finds them."""
@@ -97,7 +97,7 @@ class DmaRegion:
 
 
 class SharedMemory(DmaRegion):
-    """A sealed memfd of ``size`` bytes, mapped here: what QEMU has with ``share=on``."""
+    """Sealed memfd of ``size`` bytes, mapped here: what QEMU has with ``share=on``."""
 
     def __init__(self, size: int, *, address: int = DEFAULT_ADDRESS) -> None:
         fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -123,7 +123,7 @@ class SharedMemory(DmaRegion):
 
 
 class PrivateMemory(DmaRegion):
-    """``size`` bytes of this process that nobody can map: what QEMU has without ``share=on``."""
+    """Memory of this process that cannot be mapped, ``size`` bytes: what QEMU has without ``share=on``."""
 
     def __init__(self, size: int, *, address: int = DEFAULT_ADDRESS) -> None:
         # Anonymous pages cost nothing until they are touched; a bytearray would be filled with zeros.

@@ -17,7 +17,7 @@ ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 
 class Socket(Protocol):
-    """A socket that clients connect to, or will: `vfio_user.Listener` or `libvfio_user.LibraryListener`."""
+    """Socket that clients connect to, or will: `vfio_user.Listener` or `libvfio_user.LibraryListener`."""
 
     connected: bool
     """It is itself the connection to the one client there will be."""
@@ -50,7 +50,7 @@ class Socket(Protocol):
 
 
 class Engine(Protocol):
-    """How sockets are had and served."""
+    """Protocol engine: creates listening sockets, and serves devices on them."""
 
     behind_iommu: bool
     """Whether a guest's IOMMU can be between the device and memory."""
@@ -73,7 +73,7 @@ class Engine(Protocol):
 
 
 class VfioUserEngine:
-    """`vfio_user.Server`, with its ``write_multiple``, ``trace`` and ``open_trace``."""
+    """Engine of the package itself: `vfio_user.Server`, with its ``write_multiple``, ``trace`` and ``open_trace``."""
 
     behind_iommu = True
 

@@ -19,7 +19,7 @@ import errno as _errno
 
 
 class PeerError(Exception):
-    """The vfio-user client sent something that the specification does not allow.
+    """Error of the vfio-user client: it sent something that the specification does not allow.
 
     ``errno`` goes into the error reply. ``fatal`` says that the stream itself can no longer be trusted, so that the
     connection must be closed.
@@ -32,30 +32,30 @@ class PeerError(Exception):
 
 
 class ClientGone(PeerError):
-    """The vfio-user client has left, and what was asked of it will not be answered."""
+    """Departure of the vfio-user client: what was asked of it will not be answered."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, _errno.ENOTCONN)
 
 
 class GuestError(Exception):
-    """The guest's driver did what virtio or PCI forbids; its device needs a reset, nobody else is touched."""
+    """Error of the guest's driver: it did what virtio or PCI forbids. Its device needs a reset, no other is touched."""
 
 
 class Unmapped(GuestError):
-    """A guest address range that is not, or no longer, memory which the device may use in this way."""
+    """Guest address range that is not, or no longer, memory which the device may use in this way."""
 
 
 class AuthorError(RuntimeError):
-    """A device's own code broke the rules of `vfiouser_virtio.virtio`: no driver and no user is at fault.
+    """Error of a device's author: its code broke the rules of `vfiouser_virtio.virtio`.
 
     More written than a buffer has room for, a chain completed twice, a class that cannot be a device.
     """
 
 
 class ConfigError(Exception):
-    """The user's mistake: an option, a file, a program. Shown as one line, never as a traceback."""
+    """Error of the user: an option, a file, a program. Shown as one line, never as a traceback."""
 
 
 class DeviceError(ConfigError):
-    """A device cannot be made from what it was given: no such file, a size that is no multiple of a sector, …"""
+    """Error in what a device is made from: no such file, a size that is no multiple of a sector, …"""

@@ -43,7 +43,7 @@ _FALLOC_FL_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What is known of a file that a client hands over with DMA_MAP."""
+    """Facts about a file that a client hands over with DMA_MAP."""
 
     page_size: int
     safe: bool
@@ -125,7 +125,7 @@ def file_behind(address: int, *, writable: bool) -> tuple[int, int] | None:
 
 
 class GuestFile:
-    """A file whose bytes are copied; open until the last region of it is gone."""
+    """File whose bytes are copied; open until the last region of it is gone."""
 
     def __init__(self, fd: int, writable: bool) -> None:
         self.writable = writable
@@ -196,7 +196,7 @@ def _is_foreign(client: DmaClient | None) -> bool:
 
 
 class GuestFiles:
-    """What becomes of the files of one device's clients."""
+    """Policy for the files of one device's clients: mapped, copied or refused."""
 
     def __init__(self, log: DeviceLog) -> None:
         self.policy: UnsealedMemory = "auto"

@@ -19,7 +19,7 @@ os.register_at_fork(before=faulthandler.cancel_dump_traceback_later)
 
 
 class LockHolder:
-    """Shows who holds the lock; ``fd`` is where to write, which must not block (see `stderr_for_stacks`)."""
+    """Stack dump of the thread that holds the lock, to ``fd``, which must not block (see `stderr_for_stacks`)."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

@@ -50,7 +50,7 @@ class NeedsMessages(Exception):
 
 
 class GuestMemory:
-    """What one device may reach of its client's memory. Synchronous, but for `read` and `write`."""
+    """Memory of its client that one device may reach. Synchronous, but for `read` and `write`."""
 
     def __init__(self) -> None:
         self.generation = 0

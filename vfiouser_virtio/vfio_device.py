@@ -90,7 +90,7 @@ class IrqInfo:
 
 @dataclass(frozen=True, slots=True)
 class IoEventFd:
-    """One ioeventfd sub-region of DEVICE_GET_REGION_IO_FDS: a write of ``size`` bytes at ``offset`` signals ``fd``.
+    """Sub-region of DEVICE_GET_REGION_IO_FDS for an ioeventfd: a write of ``size`` bytes at ``offset`` signals ``fd``.
 
     ``size`` 0 matches a write of any width. ``fd`` stays the device's own.
     """
@@ -103,7 +103,7 @@ class IoEventFd:
 
 
 class Hold:
-    """Work that must end before a reply is sent, or before the next client is let in.
+    """Deferred completion: work that must end before a reply is sent, or before the next client is let in.
 
     The engine adds one callback with `when_done` and calls `expire` if its patience ends first. ``expire`` asks the
     work to fail quickly; the hold still ends only when nothing touches the client's memory any more.
@@ -163,7 +163,7 @@ class Hold:
 
 
 class DmaClient(Protocol):
-    """The way back to the client of a connection, for memory that came without a file descriptor."""
+    """Client of a connection, for access to memory that came without a file descriptor."""
 
     @property
     def name(self) -> str:
@@ -188,7 +188,7 @@ class DmaClient(Protocol):
 
 
 class VfioDevice(Protocol):
-    """What a protocol engine asks of a device. Every method may raise PeerError, whose errno becomes the reply.
+    """Device as a protocol engine sees it. Every method may raise PeerError, whose errno becomes the reply.
 
     File descriptors given to `dma_map` and `set_irqs` are the device's from the call on, whether it raises or not.
     """
@@ -251,7 +251,7 @@ class VfioDevice(Protocol):
 
 
 class HostedVfioDevice(VfioDevice, Protocol):
-    """What an engine asks in addition that keeps the client's eventfds and mappings to itself, as libvfio-user does.
+    """Device for an engine that keeps the client's eventfds and mappings to itself, as libvfio-user does.
 
     It calls `dma_map_alias` instead of `VfioDevice.dma_map`, and `VfioDevice.set_irqs` only to mask and unmask INTx.
     """

@@ -27,7 +27,7 @@ PCI_CLASS_OTHER = 0x00FF00
 
 @dataclass(frozen=True, slots=True)
 class Exercise:
-    """A request that leaves no trace (but for a line on a console) and may be repeated at any time."""
+    """Request that leaves no trace (but for a line on a console) and may be repeated at any time."""
 
     name: str
     queue: int
@@ -48,7 +48,7 @@ def no_complaint(_data: bytes, _used: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestShape:
-    """The layout of one kind of request: a header, an array, bytes; and the room that the device writes to."""
+    """Layout of one kind of request: a header, an array, bytes; and the room that the device writes to."""
 
     queues: Sequence[int]
     """Indexes of the queues that such a request goes to."""
@@ -70,7 +70,7 @@ class RequestShape:
 
 @dataclass(frozen=True, slots=True)
 class ConfigPage:
-    """What the configuration shows after a driver has written to it, as input devices have it (5.8.4)."""
+    """Configuration after a driver has written to its selectors, as input devices have it (5.8.4)."""
 
     name: str
     select: Mapping[str, int]
@@ -81,7 +81,7 @@ class ConfigPage:
 
 @dataclass(frozen=True, slots=True)
 class DeviceType:
-    """Queues 0, 1, … have the names of ``queues``; then come those of ``more``, over and over, numbered.
+    """Declaration of a type. Queues 0, 1, … have the names of ``queues``; then come those of ``more``, numbered.
 
     The number goes on from ``first``: the specification counts requestq1 … requestqN, but port0 … portN.
     """

@@ -29,7 +29,7 @@ _BAR = PciRegion.BAR4
 
 
 class BlockingClient:
-    """Connects, maps RAM in one or more regions, and does what it is told, one message at a time. A context manager."""
+    """Client that connects, maps RAM in one or more regions, and sends one message at a time. A context manager."""
 
     def __init__(self, path: str, *, regions: int = 1) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

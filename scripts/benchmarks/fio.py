@@ -17,7 +17,7 @@ PREFIX = "fio --output-format=terse --terse-version=3 --thread --gtod_reduce=1 -
 
 @dataclass(frozen=True, slots=True)
 class FioLoad:
-    """One kind of load: `rw` is fio's word for it."""
+    """Load for fio: `rw` is its word for it."""
 
     rw: Literal["read", "write", "randread", "randwrite"]
     block_kib: int
@@ -32,7 +32,7 @@ class FioLoad:
 
 @dataclass(frozen=True, slots=True)
 class FioResult:
-    """What one job has done."""
+    """Result of one job."""
 
     requests: int
     per_second: float

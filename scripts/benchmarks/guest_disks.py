@@ -23,7 +23,7 @@ _SUITE = "trixie-backports"
 
 @dataclass(frozen=True, slots=True)
 class GuestDevice:
-    """A device of the guest: its -device argument, the options that this one needs, and who serves it."""
+    """Device of the guest: its -device argument, the options that this one needs, and who serves it."""
 
     name: str
     device: str | dict[str, object]

@@ -36,7 +36,7 @@ Ready = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """One attack, and the device that it is for."""
+    """Attack, and the device that it is for."""
 
     device: str
     """``{disk}`` is a file of 64 MiB."""

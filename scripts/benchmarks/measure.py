@@ -14,7 +14,7 @@ ROUNDS = 5
 
 
 class Summary(NamedTuple):
-    """The median of some figures, and the ends of their middle half."""
+    """Median of some figures, and the ends of their middle half."""
 
     median: float
     low: float
@@ -31,7 +31,7 @@ def summary(figures: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a median has to reach."""
+    """Threshold that a median has to reach."""
 
     relation: Literal["≤", "≥"]
     limit: float
@@ -53,7 +53,7 @@ def at_most(limit: float) -> Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One metric: our figures, a round each, and those of the others in the same rounds."""
+    """Metric: our figures, a round each, and those of the others in the same rounds."""
 
     metric: str
     unit: str
@@ -80,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Our figures beside those of one contender, or, with an empty name, alone."""
+    """Comparison of our figures with those of one contender, or, with an empty name, our figures alone."""
 
     row: Row
     against: str
@@ -112,7 +112,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the user asked for, and how a benchmark tells of its work."""
+    """Options of the user, and how a benchmark tells of its work."""
 
     rounds: int = ROUNDS
     quick: bool = False
@@ -130,7 +130,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """What `scripts/bench NAME` runs."""
+    """Benchmark that `scripts/bench NAME` runs."""
 
     name: str
     summary: str

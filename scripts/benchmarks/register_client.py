@@ -12,7 +12,7 @@ from benchmarks.client import BlockingClient
 
 
 class Register(NamedTuple):
-    """Where a server has 8 bytes that can be read, and 4 that can be written."""
+    """Addresses of a server's registers: 8 bytes that can be read, and 4 that can be written."""
 
     region: int
     read: int
@@ -20,7 +20,7 @@ class Register(NamedTuple):
 
 
 class RegisterClient(Protocol):
-    """A connected client; times are in µs."""
+    """Connected client; times are in µs."""
 
     pid: int
 

@@ -14,7 +14,7 @@ _VERDICTS = {True: "ok", False: "MISSED", None: ""}
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one benchmark found."""
+    """Report of one benchmark."""
 
     benchmark: Benchmark
     rows: list[Row]
@@ -132,7 +132,7 @@ def _comparison_json(one: Comparison) -> dict[str, object]:
 
 
 class Progress:
-    """One line on stderr that says what is being done, if that is a terminal."""
+    """Line on stderr that says what is being done, if that is a terminal."""
 
     def __init__(self, name: str) -> None:
         self._name = name

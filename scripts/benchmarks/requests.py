@@ -42,7 +42,7 @@ _CPU_OF = ("4 KiB", (1, 32))  # of these loads the CPU time is shown as well
 
 
 class Figure(NamedTuple):
-    """One contender in one round."""
+    """Figures of one contender in one round."""
 
     thousands: float
     """Requests per second / 1000."""
@@ -51,7 +51,7 @@ class Figure(NamedTuple):
 
 
 class PollingDriver:
-    """requests.c with a device: behind a socket, or its own loop."""
+    """Process of requests.c with a device: behind a socket, or its own loop."""
 
     def __init__(self, command: Sequence[str], cpus: Collection[int], stack: ExitStack) -> None:
         # By default it has all of them: the loop's two threads take one each.
@@ -78,7 +78,7 @@ class PollingDriver:
 
 
 class BenchDisk(NamedTuple):
-    """One kind of disk: what the server and the loop are told, and what is done before each measurement."""
+    """Kind of disk: what the server and the loop are told, and what is done before each measurement."""
 
     name: str
     device: str

@@ -16,7 +16,7 @@ _ENTRIES = 128
 
 
 class ReadQueue:
-    """One queue with ``depth`` reads of ``size`` bytes, each in ``segments`` pieces, that are made over and over."""
+    """Queue with ``depth`` reads of ``size`` bytes, each in ``segments`` pieces, that are made over and over."""
 
     def __init__(self, client: BlockingClient, index: int, *, depth: int, size: int, segments: int) -> None:
         assert depth * (segments + 2) <= _ENTRIES, "the requests do not fit into the queue"

@@ -44,7 +44,7 @@ _SLICES, _SLICE_CHAINS = 20, 3000
 
 
 class RingLoad(NamedTuple):
-    """A device's ring, and the driver that feeds it."""
+    """Ring of a device, and the driver that feeds it."""
 
     ring: Ring
     offer: Callable[[int], None]

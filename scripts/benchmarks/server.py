@@ -22,7 +22,7 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
-    """`vfiouser-virtio serve`, ready."""
+    """Process of `vfiouser-virtio serve`, ready."""
 
     process: subprocess.Popen[str]
     paths: list[str]

@@ -19,7 +19,7 @@ Cancel = Callable[[], None]
 
 
 class BlockBackend(Protocol):
-    """A disk's contents. Offsets and lengths are bytes, and lie inside `size`; the caller has checked that."""
+    """Contents of a disk. Offsets and lengths are bytes, and lie inside `size`; the caller has checked that."""
 
     @property
     def size(self) -> int:
@@ -100,7 +100,7 @@ class BlockBackend(Protocol):
 
 @runtime_checkable
 class StartingBackend(BlockBackend, Protocol):
-    """A disk that needs no task for each request: ``start_x`` begins it, and ``done`` is called later, from `serve`.
+    """Disk that needs no task for each request: ``start_x`` begins it, and ``done`` is called later, from `serve`.
 
     A ``start_x`` that returns None has not begun anything: then the caller awaits ``x``.
     """

@@ -27,7 +27,7 @@ READ_SIZE = 4096
 
 
 class Chardev(Protocol):
-    """The host side of one console port. It outlives resets of the device; `run` may be started again and again."""
+    """Host side of one console port. It outlives resets of the device; `run` may be started again and again."""
 
     on_connect: Callable[[bool], None]
     """Called when somebody connects (True) or leaves (False)."""
@@ -70,7 +70,7 @@ class Chardev(Protocol):
 
 
 class FdChardev:
-    """A `Chardev` over one non-blocking fd at a time, that of whoever is connected: see `attach` and `detach`."""
+    """`Chardev` over one non-blocking fd at a time, that of the present client: see `attach` and `detach`."""
 
     def __init__(self, description: str) -> None:
         self.on_connect: Callable[[bool], None] = _nothing
@@ -197,7 +197,7 @@ class FdChardev:
 
 
 class Null:
-    """Takes all output for nothing, never has input."""
+    """Chardev that discards all output and never has input."""
 
     connected = True
     size: tuple[int, int] | None = None

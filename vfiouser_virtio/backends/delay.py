@@ -8,7 +8,7 @@ from vfiouser_virtio.backends.block import BlockBackend, Range, Segments
 
 
 class DelayedBackend:
-    """``backend``, with ``seconds`` before each read, write, flush, discard and write of zeros. Owns ``backend``."""
+    """Wrapper of ``backend`` with ``seconds`` before each request. Owns ``backend``."""
 
     def __init__(self, backend: BlockBackend, seconds: float) -> None:
         self._backend = backend

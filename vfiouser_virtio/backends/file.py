@@ -43,7 +43,7 @@ Aio = Literal["io_uring", "threads", "inline"]
 
 
 class FileBackend:
-    """The file or block device at ``path``, locked: shared when it is read-only, else for us alone.
+    """Disk in the file or block device at ``path``, locked: shared when it is read-only, else exclusively.
 
     ``aio`` says how to do what may block. ``inline`` writes to the page cache at once: a disk of a file system that
     makes writers wait then holds up everything else of this process.

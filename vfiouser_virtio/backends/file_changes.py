@@ -16,7 +16,7 @@ _inotify_add_watch.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32]
 
 
 class FileChanges:
-    """Watches the file behind ``fd`` from now on. Raises OSError when the kernel has no more watches for this user."""
+    """Watch on the file behind ``fd`` from now on. Raises OSError when the kernel has no more watches for this user."""
 
     def __init__(self, fd: int) -> None:
         self._fd = libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)

@@ -53,7 +53,7 @@ _syscall.restype = ctypes.c_long
 
 
 class IoUring:
-    """A ring for ``entries`` requests at a time. Raises OSError where the kernel, or a container, refuses one.
+    """Ring for ``entries`` requests at a time. Raises OSError where the kernel, or a container, refuses one.
 
     ``never_inline``: no request is tried within io_uring_enter(), where a file system that does not know NOWAIT would
     block us. It costs a wake-up of a thread of the kernel's even for what is in the page cache.

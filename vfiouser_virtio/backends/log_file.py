@@ -16,7 +16,7 @@ LIMIT = 256 << 20
 
 
 class LogFile(FdChardev):
-    """Appends output to a file, which is made if it is not there, with mode 0600: consoles see passwords.
+    """Output appended to a file, which is made if it is not there, with mode 0600: consoles see passwords.
 
     A regular file grows to ``limit`` bytes and no further; what comes then is lost, which is said once.
     Raises DeviceError where it cannot be opened.

@@ -16,7 +16,7 @@ POLL = 0.1
 
 
 class Pty(FdChardev):
-    """A new pseudo-terminal in raw mode; ``link`` is a symbolic link to it that is kept as long as it exists.
+    """New pseudo-terminal in raw mode; ``link`` is a symbolic link to it that is kept as long as it exists.
 
     Connected is who has it open. Raises DeviceError where the system has no more of them, or the link cannot be made.
     """

@@ -18,7 +18,7 @@ _PAGE = mmap.PAGESIZE
 
 
 class RamBackend:
-    """``size`` bytes that start with ``content``, then zeros. Raises DeviceError when there is no room for them."""
+    """RAM disk of ``size`` bytes: ``content``, then zeros. Raises DeviceError when there is no room for them."""
 
     can_discard = True
     block_size = _PAGE

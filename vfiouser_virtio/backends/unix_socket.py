@@ -16,7 +16,7 @@ MAX_PATH = 107
 
 
 class UnixSocket(FdChardev):
-    """Listens at ``path``, for our user only (0600). A second client waits until the first has left.
+    """Listening socket at ``path``, mode 0600. A second client waits until the first has left.
 
     A client that shuts down its writing side has left. Raises ConfigError for a path that is too long, DeviceError for
     one that cannot be listened on or that is in use.

@@ -42,7 +42,7 @@ class _Job(Generic[T]):
 
 
 class Workers:
-    """At most ``limit`` daemon threads, started when they are needed and ended by `close`."""
+    """Pool of at most ``limit`` daemon threads, started when they are needed and ended by `close`."""
 
     def __init__(self, name: str, limit: int = 4) -> None:
         self._name = name

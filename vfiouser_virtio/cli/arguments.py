@@ -20,7 +20,7 @@ VERBOSE_LOG_RATE = 100
 
 
 class SubParsers(Protocol):
-    """What ``add_subparsers()`` returns, which argparse gives no public name."""
+    """Type of what ``add_subparsers()`` returns, which argparse gives no public name."""
 
     def add_parser(self, name: str, **kwargs: object) -> argparse.ArgumentParser: ...
 

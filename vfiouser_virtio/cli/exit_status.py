@@ -7,7 +7,7 @@ from vfiouser_virtio.serving.errors import ProcessError, StuckError
 
 
 class ExitStatus(IntEnum):
-    """Documented in every ``--help``; `run --exec` ends with the status of its command instead."""
+    """Exit statuses, documented in every ``--help``; `run --exec` ends with the status of its command instead."""
 
     OK = 0
     FAILED = 1
@@ -37,19 +37,19 @@ exit status:
 
 
 class RunError(ConfigError):
-    """QEMU or its guest could not be set up, or did not do what it was to do."""
+    """Failure of QEMU or its guest: it could not be set up, or did not do what it was to do."""
 
 
 class OutputError(ConfigError):
-    """What was to be printed could not be."""
+    """Output that could not be printed."""
 
 
 class TimedOutError(ConfigError):
-    """`run --timeout` has passed."""
+    """End of the time that `run --timeout` gives."""
 
 
 class NoServerError(ConfigError):
-    """There is no vfio-user server to talk to where the user said: nobody, a busy one, or another kind of server."""
+    """No vfio-user server to talk to where the user said: no listener, a busy server, or one of another kind."""
 
 
 def status_of(error: ConfigError) -> int:

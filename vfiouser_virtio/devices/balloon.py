@@ -48,7 +48,7 @@ class _Round:
 
 @register
 class Balloon(Device):
-    """Asks the guest for RAM, and hands back to the host what it gives: see `set_target`, `statistics`.
+    """Balloon device: asks the guest for RAM, and hands it back to the host: see `set_target`, `statistics`.
 
     Raises ConfigError for a target that is no number of pages, or more than 2^32 of them.
     """

@@ -48,7 +48,7 @@ _IN, _OUT, _OK = RequestType.IN.value, RequestType.OUT.value, BlkStatus.OK.value
 
 @register
 class Blk(Device):
-    """A disk. ``Annotated`` parameters are the user's options; ``backend`` is for programs; `close` closes it."""
+    """Disk. ``Annotated`` parameters are the user's options; ``backend`` is for programs; `close` closes it."""
 
     device_id = blk.DEVICE_ID
     feature_bits = BlkFeature

@@ -22,7 +22,7 @@ _UNMAP = int(SegmentFlags.UNMAP)
 
 @dataclass(slots=True)
 class Request:
-    """One request that takes more than a moment, taken apart: see `Chain.take_request`.
+    """Parsed request that takes more than a moment: see `Chain.take_request`.
 
     Its views may be touched as long as its chain is pinned, or until the next await.
     """
@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(slots=True)
 class Plan:
-    """What a request asks of the backend: an operation that may take its time, its arguments, and the same at once.
+    """Operation of the backend that a request asks for: one that may take its time, its arguments, and one at once.
 
     ``nowait`` is None where that has been tried. ``start`` is the same once more, for a backend that needs no task.
     """
@@ -67,7 +67,7 @@ class Plan:
 
 
 class Refused(Exception):
-    """The request ends with this status, and nothing has been touched."""
+    """Request that ends with this status before anything was touched."""
 
     def __init__(self, status: BlkStatus) -> None:
         super().__init__(status)
@@ -75,7 +75,7 @@ class Refused(Exception):
 
 
 class Planner:
-    """Turns requests into plans for one disk. ``unmaps`` says that discards, and the flag UNMAP, are to be honoured.
+    """Conversion of requests to plans for one disk. ``unmaps``: discards, and the flag UNMAP, are to be honoured.
 
     Buffers per request and their sizes are not checked against seg_max and size_max: those bind the driver (5.2.6.1),
     and whatever it sends can be served.

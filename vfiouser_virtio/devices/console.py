@@ -33,7 +33,7 @@ DEFAULT_SIZE = 80, 24
 
 @register
 class Console(Device):
-    """Ports 0 to n-1, one per ``chardev``. More than one, or one that is no console, takes MULTIPORT.
+    """Console device: ports 0 to n-1, one per ``chardev``. More than one, or one that is no console, takes MULTIPORT.
 
     A program can also give chardevs that it has made, as those of `backends.pair`. They are closed with the device.
     Raises ConfigError for options that contradict each other, DeviceError where a host side cannot be had.

@@ -10,7 +10,7 @@ MAX_COPY = 64 << 10
 
 
 class Port:
-    """One port. What the host has sent and the guest not taken survives a reset of the device; nothing else does.
+    """Console port. What the host has sent and the guest not taken survives a reset of the device; nothing else does.
 
     ``number`` is its id in control messages. ``is_console`` makes it an hvc in Linux, else it is a /dev/vport.
     """

@@ -79,7 +79,7 @@ _CHARACTERS: dict[str, tuple[str, ...]] = {
 
 @register
 class Input(Device):
-    """One device of a kind. Its methods send events: they wait while the guest takes none, and do nothing without one.
+    """Input device of a kind. Its methods send events: they wait while the guest takes none, without one do nothing.
 
     Raises ConfigError for texts that are too long and for a file that is no recording, DeviceError for one that cannot
     be read.

@@ -20,7 +20,7 @@ MAX_BYTES_PER_CHAIN = 64 << 10
 
 @register
 class Rng(Device):
-    """Puts random bytes into every buffer of its one queue: at least one (5.4.6.2), mostly as many as fit."""
+    """Entropy device: puts random bytes into every buffer: at least one (5.4.6.2), mostly as many as fit."""
 
     device_id = DEVICE_ID
     requestq = queue(max_size=64)

@@ -15,7 +15,7 @@ MAX_TRIES = 64
 
 
 class ConfigOps(Protocol):
-    """What `DriverConfig` stands on."""
+    """Operations that `DriverConfig` needs."""
 
     async def read(self, offset: int, size: int) -> bytes:
         """Bytes of the structure; one access where ``size`` is 1, 2 or 4."""
@@ -29,7 +29,7 @@ class ConfigOps(Protocol):
 
 
 class ByteConfig:
-    """Configuration that is just bytes. Whoever changes them calls `changed`."""
+    """Configuration that is just bytes; call `changed` after each change of them."""
 
     def __init__(self, data: bytes | bytearray) -> None:
         self.data = bytearray(data)
@@ -68,7 +68,7 @@ class TransportConfig:
 
 
 class DriverConfig:
-    """The fields of one schema: integers of 1, 2, 4 and 8 bytes, bytes for the rest; nested ones as ``outer_inner``."""
+    """Fields of one schema: integers of 1, 2, 4 and 8 bytes, bytes for the rest; nested ones as ``outer_inner``."""
 
     def __init__(self, ops: ConfigOps, schema: "Schema | None") -> None:
         self._ops = ops

@@ -50,7 +50,7 @@ SUSPEND_PATIENCE = 5.0
 
 
 class VirtioDevice:
-    """One device on a `VirtioBus`.
+    """Device on a `VirtioBus`, as its driver has it.
 
     ``feature_mask`` takes away what drivers may accept, for whoever wants to see a device without (VERSION_1 stays).
     """

@@ -27,7 +27,7 @@ ANY = 0xFFFF_FFFF
 
 @dataclass(frozen=True, slots=True)
 class VirtioId:
-    """One row of an id table. The class matches where ``class_mask`` has ones; 0 looks at none of its 24 bits."""
+    """Row of an id table. The class matches where ``class_mask`` has ones; 0 looks at none of its 24 bits."""
 
     vendor: int = ANY
     device: int = ANY
@@ -53,7 +53,7 @@ def virtio_ids(virtio_id: int) -> tuple[VirtioId, ...]:
 
 
 class VirtioDriver(ABC):
-    """A driver for every device that one row of `id_table` matches. It may have many of them at a time."""
+    """Driver for every device that one row of `id_table` matches. It may have many of them at a time."""
 
     name: str
     id_table: Sequence[VirtioId]

@@ -11,7 +11,7 @@
 
 
 class DeviceBroken(Exception):
-    """The device did what virtio or PCI forbids, or has given up; only a reset helps.
+    """Error of the device: it did what virtio or PCI forbids, or has given up; only a reset helps.
 
     ``rule`` names what it broke: a row of docs/conformance.md (``UR2``) or a section (``2.7.8``); it is empty where the
     device just says NEEDS_RESET.
@@ -23,12 +23,12 @@ class DeviceBroken(Exception):
 
 
 class FeaturesRefused(DeviceBroken):
-    """The device did not accept what the driver wants of its features: FEATURES_OK did not stick (3.1.1)."""
+    """Features that the device did not accept: FEATURES_OK did not stay set (3.1.1)."""
 
 
 class DeviceGone(Exception):
-    """The device was reset, or removed from its bus; what was under way has no answer."""
+    """Reset of the device, or its removal from its bus; what was under way has no answer."""
 
 
 class QueueFull(Exception):
-    """`add_buf` needs more descriptors than are free now."""
+    """Lack of descriptors: `add_buf` needs more than are free now."""

@@ -37,7 +37,7 @@ _pack_desc, _DESC_SIZE = PACKED_DESC_CODEC.pack_into, PACKED_DESC_CODEC.size
 
 
 class PackedVirtqueue(DriverVirtqueue):
-    """A queue of any ``size`` from 1 to 32768."""
+    """Packed virtqueue of any ``size`` from 1 to 32768."""
 
     _id_rule: ClassVar[str] = "2.8.22"
     _length_rule: ClassVar[str] = "2.8.4"

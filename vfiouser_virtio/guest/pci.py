@@ -43,7 +43,7 @@ BarKind = Literal["io", "mem32", "mem64"]
 
 @dataclass(frozen=True, slots=True)
 class BarInfo:
-    """One base address register that exists; ``size`` in bytes, ``address`` as it was found (0: nobody has set it)."""
+    """Base address register that exists; ``size`` in bytes, ``address`` as it was found (0: not set yet)."""
 
     index: int
     kind: BarKind
@@ -54,7 +54,7 @@ class BarInfo:
 
 @dataclass(frozen=True, slots=True)
 class CapabilityInfo:
-    """One entry of the capability list: all its bytes where its length is known, else the first four."""
+    """Entry of the capability list: all its bytes where its length is known, else the first four."""
 
     id: int
     offset: int
@@ -63,7 +63,7 @@ class CapabilityInfo:
 
 @dataclass(frozen=True, slots=True)
 class MsixInfo:
-    """The MSI-X capability at ``offset`` of config space: how many vectors, and where their tables are."""
+    """MSI-X capability at ``offset`` of config space: how many vectors, and where their tables are."""
 
     offset: int
     vectors: int
@@ -75,7 +75,7 @@ class MsixInfo:
 
 @dataclass(frozen=True, slots=True)
 class PciFunctionInfo:
-    """A function as it was found. Transport.ids, too: it has all that `guest.ports.Ids` asks for."""
+    """PCI function as it was found. Transport.ids, too: it has all that `guest.ports.Ids` asks for."""
 
     vendor: int
     device: int

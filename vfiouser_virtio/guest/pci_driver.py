@@ -17,7 +17,7 @@ from vfiouser_virtio.protocols.virtio.pci import VENDOR_ID, VENDOR_ID_2007
 
 
 class VirtioPciDriver:
-    """Puts virtio functions on ``bus``; an async context manager, whose tasks serve INTx and polling.
+    """Driver that puts virtio functions on ``bus``; an async context manager, whose tasks serve INTx and polling.
 
     ``interrupts`` is how devices tell the driver: by default MSI-X, else INTx, else not at all (polling). At the end of
     the block its devices are removed, unless that ends by an exception.

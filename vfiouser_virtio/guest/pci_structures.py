@@ -34,7 +34,7 @@ _LIMITS = {
 
 @dataclass(frozen=True, slots=True)
 class VirtioStructure:
-    """One virtio capability, at ``cap_offset`` of config space: ``length`` bytes at ``offset`` of a BAR."""
+    """Virtio capability, at ``cap_offset`` of config space: ``length`` bytes at ``offset`` of a BAR."""
 
     cfg_type: int
     bar: int
@@ -55,7 +55,7 @@ class VirtioStructure:
 
 @dataclass(frozen=True, slots=True)
 class VirtioLayout:
-    """The structures that a driver uses."""
+    """Structures that a driver uses."""
 
     common: VirtioStructure
     notify: VirtioStructure

@@ -42,7 +42,7 @@ ConfigHandler = Callable[[], None]
 
 
 class PciTransport:
-    """One virtio function. Made by `open`; `close` switches it off."""
+    """Transport over one virtio function. Made by `open`; `close` switches it off."""
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ class Ids(Protocol):
 
 
 class DmaMemory(Protocol):
-    """Allocates what devices may reach."""
+    """Allocator of memory that devices may reach."""
 
     def alloc(self, size: int, align: int = 16) -> DmaBuffer:
         """``size`` zeroed bytes at a multiple of ``align`` (a power of two). Raises MemoryError if there is no room."""
@@ -55,7 +55,7 @@ class DmaMemory(Protocol):
 
 
 class PciPort(Protocol):
-    """One PCI function as a guest's CPU reaches it; sizes are 1, 2, 4 or 8 bytes, values unsigned, little-endian."""
+    """PCI function as a guest's CPU reaches it; sizes are 1, 2, 4 or 8 bytes, values unsigned, little-endian."""
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class PciPort(Protocol):
 
 
 class Transport(Protocol):
-    """A virtio device as its driver reaches it (virtio 1.4, 2 and 3), without any notion of registers."""
+    """Virtio device as its driver reaches it (virtio 1.4, 2 and 3), without any notion of registers."""
 
     @property
     def name(self) -> str: ...

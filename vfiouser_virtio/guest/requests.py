@@ -15,7 +15,7 @@ from vfiouser_virtio.guest.virtqueues import new_vq, resize_vq
 
 
 class Answer(NamedTuple):
-    """What came back: the length that the device reports, and what is in each writable piece."""
+    """Answer to a request: the length that the device reports, and what is in each writable piece."""
 
     written: int
     data: list[bytes]
@@ -44,7 +44,7 @@ class _SentRequest:
 
 
 class RequestQueue:
-    """A virtqueue on which any number of tasks have requests at a time. Made by `open`."""
+    """Virtqueue on which any number of tasks have requests at a time. Made by `open`."""
 
     def __init__(self, device: VirtioDevice) -> None:
         self.device = device

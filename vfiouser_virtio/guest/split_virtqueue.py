@@ -26,7 +26,7 @@ _pack_desc, _DESC_SIZE = DESC_CODEC.pack_into, DESC_CODEC.size
 
 
 class SplitVirtqueue(DriverVirtqueue):
-    """A queue whose ``size`` is a power of two up to 32768."""
+    """Split virtqueue whose ``size`` is a power of two up to 32768."""
 
     _id_rule: ClassVar[str] = "2.7.8"
     _length_rule: ClassVar[str] = "UR2"

@@ -52,7 +52,7 @@ is the buffer's id; how many bytes the device may write; its indirect table."""
 
 
 class DriverVirtqueue(ABC):
-    """One queue in memory that the device can reach.
+    """Virtqueue in memory that the device can reach, as its driver has it.
 
     ``notify`` sends the available buffer notification. `close` gives the memory back, when the device has let go of it.
     Raises ValueError for a ``size`` that no queue of this kind has.

@@ -15,7 +15,7 @@ _STALL = 1.0
 
 
 class LibraryClient:
-    """The library's connection, of which we hold a duplicate: for what can be asked and set without the library."""
+    """Client on the library's connection, of which this has a duplicate: for what the library does not do."""
 
     def __init__(self, name: str, connection: int) -> None:
         self._socket = socket.socket(fileno=os.dup(connection))

@@ -11,7 +11,7 @@ from vfiouser_virtio.vfio_device import HostedVfioDevice
 
 
 class LibraryEngine:
-    """`LibvfioUserServer` with the library at a path, or the one that `load` finds. Raises ConfigError as that."""
+    """Engine with the library at a path, or the one that `load` finds. Raises ConfigError as that."""
 
     behind_iommu = False  # it refuses to unmap what was mapped in several pieces, so that stale mappings stay
 

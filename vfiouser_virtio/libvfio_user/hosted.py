@@ -37,7 +37,7 @@ _SMALLEST_MEMORY_BAR = 16
 
 
 class HostedDevice:
-    """The device behind one context, with at most one client at a time."""
+    """Device behind one context, with at most one client at a time."""
 
     def __init__(self, context: Context, vfio_device: HostedVfioDevice, name: str) -> None:
         self.client: LibraryClient | None = None

@@ -11,7 +11,7 @@ _OWNER_ONLY = 0o177
 
 
 class LibraryListener:
-    """A path that is ours; `open` has the library listen there. A context manager that ends both.
+    """Socket path that the library listens on after `open`. A context manager that ends both.
 
     It has what `vfio_user.Listener` has, so that a server's owner need not know which of the two it is.
     """

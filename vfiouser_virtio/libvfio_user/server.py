@@ -28,7 +28,7 @@ _PAUSE = 0.2  # seconds, after accept() has failed for want of something that on
 
 
 class LibvfioUserServer:
-    """Serves ``vfio_device`` to whoever connects, one client at a time; its state outlives each client."""
+    """Server of ``vfio_device``, for one client at a time; the device's state outlives each client."""
 
     def __init__(self, vfio_device: HostedVfioDevice, *, name: str = "") -> None:
         self._vfio_device = vfio_device

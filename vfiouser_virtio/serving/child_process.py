@@ -25,7 +25,7 @@ _LAST_S = 2.0
 
 
 class Line:
-    """A child's end of the line."""
+    """Message channel of a child process to its parent."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -45,7 +45,7 @@ class Line:
 
 
 class ChildProcess:
-    """A process that runs ``work`` and ends with the status that it returns; nothing else of ours runs there.
+    """Process that runs ``work`` and ends with the status that it returns; nothing else of the parent runs there.
 
     To be made where there is neither another thread nor an event loop, for fork() copies only the calling thread.
     """

@@ -38,7 +38,7 @@ _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonOptions:
-    """The options that every device has, whatever its class: its socket, its name, its face on the PCI bus."""
+    """Options that every device has, whatever its class: its socket, its name, its identity on the PCI bus."""
 
     id: Annotated[str | None, "name in log lines and QEMU arguments; default: blk0, blk1, rng0, …"] = None
     socket: Annotated[Path | None, "listen on this path; default: one in a new private folder"] = None
@@ -70,7 +70,7 @@ def offer_options() -> dict[str, Option]:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSetup:
-    """A device that can be made: all of its options are known and converted."""
+    """Device that can be made: all of its options are known and converted."""
 
     name: str
     """Unique among the devices of a process: blk0."""

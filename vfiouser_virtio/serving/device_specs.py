@@ -16,7 +16,7 @@ MAX_CONFIG_SIZE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """A device as described, nothing checked yet: ``driver`` is a name or ``file.py:Class``.
+    """Description of a device, nothing checked yet: ``driver`` is a name or ``file.py:Class``.
 
     A value of ``options`` is a text, what JSON or TOML gave, a list where a key was repeated, or None for a bare key.
     """

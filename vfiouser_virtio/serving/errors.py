@@ -6,11 +6,11 @@ from vfiouser_virtio.errors import ConfigError
 
 
 class ProcessError(ConfigError):
-    """With a process for each device, one of them has ended in a way that it should not."""
+    """Unexpected end of one of several device processes."""
 
 
 class StuckError(ConfigError):
-    """A signal asked to stop, and a device did not yield."""
+    """Device that did not yield when a signal asked to stop."""
 
     def __init__(self, message: str, number: signal.Signals) -> None:
         super().__init__(message)

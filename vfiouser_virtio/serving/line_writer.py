@@ -29,7 +29,7 @@ _FORK_PATIENCE = 0.5
 
 
 class LineWriter:
-    """Writes to ``fd``, which stays the caller's.
+    """Writer of lines to ``fd``, which stays the caller's.
 
     ``lost`` makes a line of the number of lines that found no room. ``idle`` is called in the thread when all is
     written: it may call `write`, and returns the seconds after which it wants to be called again, None for never.

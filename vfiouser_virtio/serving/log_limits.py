@@ -23,7 +23,7 @@ class _Bucket:
 
 
 class LogLimits:
-    """``rate`` lines a second for each device; 0 for no limit."""
+    """Limit of ``rate`` lines a second for each device; 0 for no limit."""
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate = rate

@@ -23,7 +23,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One type of option. ``convert`` takes text, or what JSON or TOML gave, and raises ValueError or TypeError."""
+    """Type of an option. ``convert`` takes text, or what JSON or TOML gave, and raises ValueError or TypeError."""
 
     shown: str
     """What help texts show after ``=``."""
@@ -38,7 +38,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: ``name`` as users write it, ``parameter`` as the constructor has it."""
+    """Option of a device: ``name`` as users write it, ``parameter`` as the constructor has it."""
 
     name: str
     parameter: str

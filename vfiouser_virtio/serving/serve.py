@@ -39,7 +39,7 @@ Place = str | int
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One device on its socket."""
+    """Device on its socket."""
 
     name: str
     """blk0: unique among those that are served together."""
@@ -67,7 +67,7 @@ class _Described(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """Devices that are served: what `serve` gives."""
+    """Served devices: the result of `serve`."""
 
     endpoints: Sequence[Endpoint]
     """One for each device, in their order."""

@@ -35,7 +35,7 @@ _DIRECTIONS = {Direction.CLIENT_TO_SERVER: ("→", "to-device"), Direction.SERVE
 
 
 class TraceLog:
-    """The trace of a whole server. `open` is a `vfio_user.OpenTrace`."""
+    """Trace of a whole server. `open` is a `vfio_user.OpenTrace`."""
 
     def __init__(self, file: str, *, as_json: bool, limit: int) -> None:
         """``file`` empty is stderr. After ``limit`` bytes there is a last line. Raises ConfigError."""

@@ -66,7 +66,7 @@ class _Said:
 
 
 class Conversation:
-    """The newest messages of everybody who talks to one server, or lines of somebody who has no messages."""
+    """Newest messages of all connections to one server, or lines about carriers without messages."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -16,14 +16,14 @@ BAR = 0
 
 
 class MsixMessage(NamedTuple):
-    """What one vector of an MSI-X table sends."""
+    """Message (address and data) of one vector of an MSI-X table."""
 
     address: int
     data: int
 
 
 class Doorbell:
-    """Tells by the stored value which handler to call."""
+    """Doorbell: the stored value says which handler to call."""
 
     def __init__(self) -> None:
         self.function = PciFunction(Identity(_VENDOR, _DEVICE, class_code=_CLASS), interrupt_pin=0)

@@ -43,11 +43,11 @@ PATIENCE = 30.0  # seconds, after which a device that does not answer has failed
 
 
 class DeviceNeedsReset(AssertionError):
-    """The device has set NEEDS_RESET."""
+    """Device that has set NEEDS_RESET."""
 
 
 class Used(NamedTuple):
-    """A used buffer: the length that the device reports, and the contents of each writable descriptor."""
+    """Used buffer: the length that the device reports, and the contents of each writable descriptor."""
 
     written: int
     data: list[bytes]
@@ -102,7 +102,7 @@ class Ram:
 
 
 class Driver:
-    """The driver of one device; it gets the interrupts."""
+    """Driver of one device, and its interrupt sink."""
 
     def __init__(
         self,

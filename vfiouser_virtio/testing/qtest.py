@@ -26,7 +26,7 @@ _RECEIVE_SIZE = 4096
 
 
 class QtestClosed(Exception):
-    """QEMU has closed the socket: it has ended."""
+    """End of QEMU: it has closed the socket."""
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class _Command:
 
 
 class Qtest:
-    """The protocol on a connected socket. `run` must be running, as a task of its own, while the others are used.
+    """Client on a connected socket. `run` must be running, as a task of its own, while the others are used.
 
     ``on_irq(line, level)`` is called when an intercepted interrupt line changes.
     """

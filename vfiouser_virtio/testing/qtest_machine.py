@@ -44,7 +44,7 @@ _MESSAGE_TIMEOUT_MS = 60_000
 
 @dataclass(frozen=True)
 class QtestMachine:
-    """What a test reaches of the machine."""
+    """Parts of the machine that a test reaches."""
 
     ports: Mapping[str, QtestPort]
     memory: SharedMemory

@@ -41,7 +41,7 @@ class BarAddresses:
 
 
 class InterruptLines:
-    """The level of each input of the IO-APIC, and who wants to know."""
+    """Levels of the inputs of the IO-APIC, and their handlers."""
 
     def __init__(self) -> None:
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -66,7 +66,7 @@ class InterruptLines:
 
 
 class QtestPort:
-    """A function in a slot of bus 0, as `guest.ports.PciPort` has it. A BAR in I/O space gets no address."""
+    """Function in a slot of bus 0, as `guest.ports.PciPort` has it. A BAR in I/O space gets no address."""
 
     def __init__(
         self, qtest: Qtest, slot: int, name: str, memory: DmaMemory, doorbell: Doorbell, lines: InterruptLines

@@ -18,7 +18,7 @@ from vfiouser_virtio.virtio import Device, Offer
 
 @dataclass(frozen=True)
 class ServedDevice:
-    """A device on a socket, where any vfio-user client finds it."""
+    """Device on a socket, where any vfio-user client finds it."""
 
     path: Path
     function: VirtioPci

@@ -42,7 +42,7 @@ _EXP, _PM = offsets(EXP_CAP), offsets(PM_CAP)
 
 @dataclass(frozen=True, slots=True)
 class SurveyedRegion:
-    """One vfio region; ``capabilities`` are names of VFIO_REGION_INFO_CAP_*."""
+    """Region of a vfio device; ``capabilities`` are names of VFIO_REGION_INFO_CAP_*."""
 
     index: int
     name: str
@@ -54,7 +54,7 @@ class SurveyedRegion:
 
 @dataclass(frozen=True, slots=True)
 class SurveyedIrq:
-    """One vfio interrupt index."""
+    """Interrupt index of a vfio device."""
 
     index: int
     name: str
@@ -65,7 +65,7 @@ class SurveyedIrq:
 
 @dataclass(frozen=True, slots=True)
 class SurveyedCapability:
-    """One PCI capability; ``detail`` is what it says in words."""
+    """PCI capability; ``detail`` is what it says in words."""
 
     offset: int
     id: int
@@ -75,7 +75,7 @@ class SurveyedCapability:
 
 @dataclass(frozen=True, slots=True)
 class SurveyedFeature:
-    """A feature bit that the device offers; ``name`` is empty where nothing defines it."""
+    """Feature bit that the device offers; ``name`` is empty where nothing defines it."""
 
     bit: int
     name: str
@@ -83,7 +83,7 @@ class SurveyedFeature:
 
 @dataclass(frozen=True, slots=True)
 class QueueInfo:
-    """One virtqueue, by the specification's name for it."""
+    """Virtqueue, by the specification's name for it."""
 
     index: int
     name: str
@@ -93,7 +93,7 @@ class QueueInfo:
 
 @dataclass(slots=True)
 class VirtioInfo:
-    """The virtio device."""
+    """Virtio device of a function."""
 
     type: int
     name: str
@@ -113,7 +113,7 @@ class VirtioInfo:
 
 @dataclass(slots=True)
 class Survey:
-    """All of it; what could not be found out has its reason in ``problem``."""
+    """Survey of a server; what could not be found out has its reason in ``problem``."""
 
     server: str
     version: Version | None

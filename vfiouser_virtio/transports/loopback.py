@@ -40,7 +40,7 @@ _FEATURE_WORDS = FEATURE_BITS // 32
 
 @dataclass(frozen=True, slots=True)
 class LoopbackIds:
-    """What PCI would show of the device."""
+    """Ids of the device as PCI would show them."""
 
     vendor: int
     device: int
@@ -51,7 +51,7 @@ class LoopbackIds:
 
 
 class Loopback:
-    """One device for drivers of this process; an async context manager, or run `serve` beside it.
+    """Device for drivers of this process; an async context manager, or run `serve` beside it.
 
     ``private`` keeps the memory from the device, which then reaches it by messages. The device is closed at the end.
     """

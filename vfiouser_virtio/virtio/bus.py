@@ -20,14 +20,14 @@ DeviceClass = TypeVar("DeviceClass", bound=type[Device])
 
 
 class Announced(NamedTuple):
-    """A module that registers the class of a device id when it is imported, as a module alias does in Linux."""
+    """Module that registers the class of a device id when it is imported, as a module alias does in Linux."""
 
     device_id: int
     module: str
 
 
 class Bus:
-    """A table of device classes by virtio device id, and of modules that have more of them."""
+    """Table of device classes by virtio device id, and of modules that have more of them."""
 
     def __init__(self) -> None:
         self._classes: dict[int, type[Device]] = {}

@@ -41,7 +41,7 @@ _NOTIFICATION_DATA = Feature.NOTIFICATION_DATA.mask
 
 
 class DeviceCore:
-    """The state of one virtio device, and the task that runs it (`serve`).
+    """State of one virtio device, and the task that runs it (`serve`).
 
     ``offer`` is what a driver may choose from, beside the features of the device's type; ``virtqueue`` makes the queues
     that the device declares. Raises AuthorError for a device that cannot be right.

@@ -59,7 +59,7 @@ class QueueDeclaration:
 
 
 class Config:
-    """The device-specific configuration (virtio 1.4, 2.5): the values of one schema, shown to the driver."""
+    """Device-specific configuration (virtio 1.4, 2.5): the values of one schema, shown to the driver."""
 
     def __init__(self, record: Record | None) -> None:
         if not isinstance(record, Record | None):
@@ -114,7 +114,7 @@ class Config:
 
 
 class Device:
-    """One virtio device. Subclasses set `device_id`, declare queues, and write `run`.
+    """Virtio device. Subclasses set `device_id`, declare queues, and write `run`.
 
     ``features`` are the device-type bits that this instance offers, as a mask; the transport adds the reserved ones.
     """

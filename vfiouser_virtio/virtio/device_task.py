@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class DeviceTask:
-    """``failed`` is told of the exception that has ended `Device.run`; ``queues`` are those that the device uses.
+    """Task of a device: ``failed`` is told of the exception that has ended `Device.run`; ``queues`` are the device's.
 
     With ``search`` the queues of a driver that never notifies are polled once that is clear.
     """

@@ -13,7 +13,7 @@ CALLS = 16
 
 
 class GuestRam:
-    """A device's ``guest_ram``. Works while the device runs; before and after that nothing is touched."""
+    """Guest RAM for a device (``guest_ram``). Works while the device runs; else nothing is touched."""
 
     def __init__(self) -> None:
         self._memory: GuestMemory | None = None

@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class InterruptSink(Protocol):
-    """What interrupts the driver: virtio-pci, the loopback, a test."""
+    """Receiver of interrupts for the driver: virtio-pci, the loopback, a test."""
 
     def queue_interrupt(self, index: int) -> None:
         """A used buffer notification of one queue."""

@@ -17,7 +17,7 @@ Poll = Literal["on", "adaptive", "off"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """The switches. Raises ConfigError for a ``queue_size`` that cannot be."""
+    """Switches of what is offered. Raises ConfigError for a ``queue_size`` that cannot be."""
 
     packed: Annotated[bool, "RING_PACKED: one ring that both sides write, instead of one ring each"] = False
     event_idx: Annotated[bool, "EVENT_IDX: fewer notifications, as each side says when it wants one"] = True

@@ -9,7 +9,7 @@ from vfiouser_virtio.memory import GuestMemory, Pin, Ranges
 
 
 class Pins:
-    """The pins of one queue."""
+    """Pins of one queue."""
 
     def __init__(self) -> None:
         self._pins: dict[Pin, GuestMemory] = {}
@@ -48,7 +48,7 @@ class Pins:
 
 
 class Pinned:
-    """What `Queue.pinned` returns; a context manager around a cancel scope.
+    """Pin of a chain's buffers, from `Queue.pinned`; a context manager around a cancel scope.
 
     The pin holds from the call on: the block may be another task's, and nothing can unmap the buffers before it starts.
     """

@@ -6,7 +6,7 @@ from vfiouser_virtio.vring import Area, RingFeatures, ring_areas
 
 
 class QueueRegisters:
-    """One queue's. ``max_size`` is what its device offers, 1 to 32768 entries.
+    """Registers of one queue. ``max_size`` is what its device offers, 1 to 32768 entries.
 
     The attributes are for reading: `configure` and `negotiate` change them.
     """

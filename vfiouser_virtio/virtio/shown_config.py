@@ -10,7 +10,7 @@ from vfiouser_virtio.virtio.device import Config
 
 
 class ShownConfig:
-    """One device's; ``interrupt`` sends the configuration change notification."""
+    """Configuration of one device; ``interrupt`` sends the configuration change notification."""
 
     def __init__(self, config: Config, interrupt: Callable[[], None]) -> None:
         self._config = config

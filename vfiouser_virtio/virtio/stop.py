@@ -4,7 +4,7 @@ from enum import Flag, auto
 
 
 class Stop(Flag):
-    """Any number of them at once. While there is one, a device gets no buffer.
+    """Reasons, any number of them at once. While there is one, a device gets no buffer.
 
     With any but `DRAINING` and `REPLACING` the ring is not touched either: not looked at, nor shown what was used.
     """

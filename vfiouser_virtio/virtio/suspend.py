@@ -53,11 +53,11 @@ async def drain(queues: Sequence[Virtqueue], wanted: Callable[[], bool]) -> bool
 
 
 class SuspendFailed(Exception):
-    """A request did not end in time, so that the device cannot say that it has stopped."""
+    """Request that did not end in time, so that the device cannot say that it has stopped."""
 
 
 class Phase(Enum):
-    """Where a device is between two suspensions."""
+    """State of a device between two suspensions."""
 
     RUNNING = auto()
     DRAINING = auto()
@@ -65,7 +65,7 @@ class Phase(Enum):
 
 
 class Suspension:
-    """The queues of one device, whose run is ``task``, stopped and started together.
+    """Queues of one device, whose run is ``task``, stopped and started together.
 
     ``suspended`` is called when all has stopped, perhaps from within `begin`; ``failed`` when it does not stop.
     """

@@ -7,7 +7,7 @@ from vfiouser_virtio.vring import RingFeatures, RingState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtqueueState:
-    """One queue, as `Virtqueue.state` returns it and `Virtqueue.restore` takes it."""
+    """State of one queue, as `Virtqueue.state` returns it and `Virtqueue.restore` takes it."""
 
     size: int
     """Entries, 1 to 32768."""

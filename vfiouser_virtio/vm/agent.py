@@ -17,16 +17,16 @@ _DONE = re.compile(rb"vm-agent done ([0-9a-f]+) (\d+) (\d+)$")
 
 
 class AgentClosedError(Exception):
-    """The serial port was closed: QEMU has ended."""
+    """Closed serial port: QEMU has ended."""
 
 
 class GuestRebootedError(Exception):
-    """The guest started again while a command ran."""
+    """Restart of the guest while a command ran."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """What a command in the guest printed (standard output and error as they came) and its exit status.
+    """Output of a command in the guest (standard output and error as they came) and its exit status.
 
     Nothing is in ``output`` that was given away piece by piece.
     """
@@ -83,7 +83,7 @@ Output = Callable[[int, bytes], Awaitable[None]]
 
 
 class Agent:
-    """Talks to one guest's agent. What a cancelled call received is kept, an answer that comes too late is skipped."""
+    """Client of one guest's agent. What a cancelled call received is kept, an answer that comes too late is skipped."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))

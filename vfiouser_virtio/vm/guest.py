@@ -29,11 +29,11 @@ KINDNESS_S = 5.0
 
 
 class VmError(Exception):
-    """QEMU ended, the guest's kernel panicked, or a command failed or came to no end in time. It shows the console."""
+    """End of QEMU, panic of the guest's kernel, or a command that failed or timed out. It shows the console."""
 
 
 class Guest:
-    """A running QEMU and the guest in it; made by `boot_guest`."""
+    """Running QEMU and the guest in it; made by `boot_guest`."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], stderr: IO[bytes], agent: Agent, qmp: QmpClient, serial: socket.socket

@@ -29,7 +29,7 @@ _PCI_VENDORS = ("1af4", "1b36", "1234", "8086", "1d1d", "5000")
 
 @dataclass(frozen=True, slots=True)
 class GuestImage:
-    """What QEMU boots: a kernel, and an initramfs whose agent answers on the second serial port."""
+    """Boot image: a kernel, and an initramfs whose agent answers on the second serial port."""
 
     kernel: Kernel
     initramfs: Path

@@ -26,7 +26,7 @@ _PVH_NOTE = re.compile(rb"\x04\0\0\0[\x04\x08]\0\0\0\x12\0\0\0Xen\0")
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """`image` is what QEMU's -kernel gets; `modules` is the folder that has modules.dep, None without modules."""
+    """Kernel: `image` is what QEMU's -kernel gets; `modules` the folder that has modules.dep, None without modules."""
 
     version: str
     image: Path

@@ -14,7 +14,7 @@ _TRAILER = "TRAILER!!!"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of a tree: `path` has no leading slash, `mode` its type bits, `data` is the content or the target."""
+    """File of a tree: `path` has no leading slash, `mode` its type bits, `data` is the content or the target."""
 
     path: str
     mode: int

@@ -25,7 +25,7 @@ _VERSION = re.compile(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Qemu:
-    """A QEMU to run: `argv_prefix` and then QEMU's options, with `env` added to the environment."""
+    """QEMU to run: `argv_prefix` and then QEMU's options, with `env` added to the environment."""
 
     argv_prefix: tuple[str, ...]
     version: tuple[int, ...]

@@ -12,7 +12,7 @@ _MAX_LINE = 16 << 20
 
 
 class QmpError(Exception):
-    """QEMU refused a command: `kind` is its error class, the text its description."""
+    """Command that QEMU refused: `kind` is its error class, the text its description."""
 
     def __init__(self, kind: str, description: str) -> None:
         super().__init__(description)
@@ -20,11 +20,11 @@ class QmpError(Exception):
 
 
 class QmpClosedError(Exception):
-    """QEMU closed the monitor: it has ended, or is about to."""
+    """Monitor that QEMU closed: it has ended, or is about to."""
 
 
 class QmpClient:
-    """The monitor on a connected socket. `run` must be running, as a task of its own, while the others are used."""
+    """Monitor on a connected socket. `run` must be running, as a task of its own, while the others are used."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))

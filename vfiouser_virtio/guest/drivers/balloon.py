@@ -24,7 +24,7 @@ _WANTED = (
 
 
 class Statistics:
-    """The statsq: one buffer, which the device has; what it says is filled in anew each time it comes back."""
+    """Statistics queue (statsq): one buffer, which the device has, filled in anew each time it comes back."""
 
     def __init__(self, device: VirtioDevice, values: Mapping[int, int]) -> None:
         self.device = device
@@ -65,7 +65,7 @@ class Statistics:
 
 
 class BalloonPages:
-    """``driver_data`` of a balloon."""
+    """Pages of a balloon: ``driver_data`` of its device."""
 
     def __init__(self, device: VirtioDevice, queues: Mapping[str, RequestQueue], statistics: Statistics | None) -> None:
         self.device = device
@@ -148,7 +148,7 @@ class _Given:
 
 
 class BalloonDriver(VirtioDriver):
-    """Makes a `BalloonPages` of each device."""
+    """Driver that makes a `BalloonPages` of each device."""
 
     name = "virtio_balloon"
     id_table = virtio_ids(DEVICE_ID)

@@ -33,7 +33,7 @@ _WANTED = mask_of(
 
 
 class BlkReply(NamedTuple):
-    """One request's end: its status byte, the data it brought, and the length that the device reports."""
+    """End of one request: its status byte, the data it brought, and the length that the device reports."""
 
     status: int
     data: bytes
@@ -41,7 +41,7 @@ class BlkReply(NamedTuple):
 
 
 class RequestFailed(Exception):
-    """The disk answered with another ``status`` than OK."""
+    """Request that the disk ended with another ``status`` than OK."""
 
     def __init__(self, what: str, status: int) -> None:
         known = BlkStatus(status).name if status in {*BlkStatus} else f"{status:#x}"
@@ -50,7 +50,7 @@ class RequestFailed(Exception):
 
 
 class Disk:
-    """A disk: ``driver_data`` of its device. Sectors have 512 bytes, whatever the block size."""
+    """Disk: ``driver_data`` of its device. Sectors have 512 bytes, whatever the block size."""
 
     def __init__(self, device: VirtioDevice, queues: list[RequestQueue], segment_size: int, segments: int) -> None:
         self.device = device
@@ -137,7 +137,7 @@ class Disk:
 
 
 class BlkDriver(VirtioDriver):
-    """Makes a `Disk` of each device, which uses all request queues it has, one after the other."""
+    """Driver that makes a `Disk` of each device, which uses all request queues it has, one after the other."""
 
     name = "virtio_blk"
     id_table = virtio_ids(blk.DEVICE_ID)

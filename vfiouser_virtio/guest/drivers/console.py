@@ -40,7 +40,7 @@ _CONTROL_ROOM = _CONTROL.size + 1024
 
 
 class Inbox:
-    """A queue of buffers that the device fills; each goes back to it when it has been taken."""
+    """Queue of buffers that the device fills; each goes back to it when it has been taken."""
 
     def __init__(self, device: VirtioDevice, count: int, size: int) -> None:
         self.device = device
@@ -91,7 +91,7 @@ class Inbox:
 
 
 class ConsolePort:
-    """One port. What the device has said of it is in the attributes; `wait_for` waits for that to change."""
+    """Console port. What the device has said of it is in the attributes; `wait_for` waits for that to change."""
 
     def __init__(self, console: "ConsolePorts", number: int, inbox: Inbox, outbox: RequestQueue) -> None:
         self.console = console
@@ -140,7 +140,7 @@ class ConsolePort:
 
 
 class ConsolePorts:
-    """``driver_data`` of a console device."""
+    """Ports of a console device: ``driver_data`` of it."""
 
     def __init__(self, device: VirtioDevice) -> None:
         self.device = device
@@ -270,7 +270,7 @@ class ConsolePorts:
 
 
 class ConsoleDriver(VirtioDriver):
-    """Makes a `ConsolePorts` of each device."""
+    """Driver that makes a `ConsolePorts` of each device."""
 
     name = "virtio_console"
     id_table = virtio_ids(wire.DEVICE_ID)

@@ -15,7 +15,7 @@ BUFFERS = 64
 
 @dataclass
 class Description:
-    """What a device says of itself."""
+    """Description of an input device, from its configuration."""
 
     name: str = ""
     serial: str = ""
@@ -29,7 +29,7 @@ class Description:
 
 
 class InputEvents:
-    """``driver_data`` of an input device."""
+    """Events of an input device: ``driver_data`` of it."""
 
     def __init__(self, device: VirtioDevice, events: Inbox, status: RequestQueue) -> None:
         self.device = device
@@ -87,7 +87,7 @@ class InputEvents:
 
 
 class InputDriver(VirtioDriver):
-    """Makes an `InputEvents` of each device."""
+    """Driver that makes an `InputEvents` of each device."""
 
     name = "virtio_input"
     id_table = virtio_ids(DEVICE_ID)

@@ -11,7 +11,7 @@ MAX_REQUEST = 4096
 
 
 class Entropy:
-    """A source of random bytes: ``driver_data`` of its device."""
+    """Source of random bytes: ``driver_data`` of its device."""
 
     def __init__(self, device: VirtioDevice, queue: RequestQueue) -> None:
         self.device = device
@@ -36,7 +36,7 @@ class Entropy:
 
 
 class EntropyDriver(VirtioDriver):
-    """Makes an `Entropy` of each device."""
+    """Driver that makes an `Entropy` of each device."""
 
     name = "virtio_rng"
     id_table = virtio_ids(DEVICE_ID)

@@ -10,7 +10,7 @@ logger = logging.getLogger("vfiouser_virtio.libvfio_user")
 
 
 class Callbacks:
-    """The C function pointers of one context, kept as long as C may call them (until `Context.destroy_ctx`)."""
+    """C function pointers of one context, kept as long as C may call them (until `Context.destroy_ctx`)."""
 
     def __init__(self, name: str) -> None:
         self.name = name

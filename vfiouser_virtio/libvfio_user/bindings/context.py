@@ -32,7 +32,7 @@ from vfiouser_virtio.protocols.vfio_user import PciRegion
 
 
 class Context(DmaCalls, PciCalls):
-    """A vfu_ctx_t. Every method is the function of that name with ``vfu_`` in front; a failure is an OSError.
+    """Context (vfu_ctx_t). Every method is the function of that name with ``vfu_`` in front; a failure is an OSError.
 
     ``socket_path`` is bound and listened on at once: OSError EADDRINUSE if the path exists, even as a stale file, and
     ENAMETOOLONG beyond 107 bytes. ``non_blocking`` makes attach and run return at once when there is nothing to do.

@@ -15,7 +15,7 @@ RW = mmap.PROT_READ | mmap.PROT_WRITE
 
 
 class Sgl:
-    """A dma_sg_t array of ``count`` entries that together are ``length`` bytes; good until the client next unmaps."""
+    """Scatter-gather list: dma_sg_t array of ``count`` entries, ``length`` bytes in all; valid until the next unmap."""
 
     def __init__(self, entries: Any, count: int, length: int, epoch: int) -> None:
         self.entries = entries
@@ -29,7 +29,7 @@ class Sgl:
 
 
 class DmaCalls(ContextHandle):
-    """The part of `Context` that is about the client's memory."""
+    """Calls of `Context` about the client's memory."""
 
     def __init__(self, library: HasFunctions, name: str) -> None:
         super().__init__(library, name)

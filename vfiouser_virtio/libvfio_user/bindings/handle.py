@@ -10,14 +10,14 @@ from vfiouser_virtio.libvfio_user.bindings.prototypes import Functions
 
 
 class HasFunctions(Protocol):
-    """What a context needs of a library; an in-process double of the C API will do."""
+    """Requirement of a context on a library; an in-process double of the C API will do."""
 
     @property
     def functions(self) -> Functions: ...
 
 
 class ContextHandle:
-    """What all parts of `Context` share."""
+    """Base of all parts of `Context`."""
 
     def __init__(self, library: HasFunctions, name: str) -> None:
         self._functions = library.functions

@@ -18,7 +18,7 @@ SONAMES = ("libvfio-user.so.0", "libvfio-user.so")
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded library whose ABI is known: its functions, where it came from, what the probe recognised."""
+    """Loaded library whose ABI is known: its functions, where it came from, what the probe recognised."""
 
     functions: Functions
     path: str

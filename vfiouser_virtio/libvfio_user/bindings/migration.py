@@ -11,7 +11,7 @@ from vfiouser_virtio.libvfio_user.bindings.types import MIGR_DATA_CB, MIGR_TRANS
 
 @dataclass(frozen=True)
 class Migration:
-    """The three callbacks; an OSError out of one of them is the client's error reply.
+    """Migration callbacks; an OSError out of one of them is the client's error reply.
 
     ``transition(state)`` goes to that state. ``read_data(count)`` gives at most ``count`` bytes of the device's state,
     none at its end. ``write_data(data)`` takes state that was saved earlier, all of ``data``.

@@ -16,7 +16,7 @@ _EXT_CAP_SIZE_MAX = 4096
 
 
 class PciCalls(ContextHandle):
-    """The part of `Context` that is about PCI."""
+    """Calls of `Context` about PCI."""
 
     def __init__(self, library: HasFunctions, name: str) -> None:
         super().__init__(library, name)

@@ -31,7 +31,7 @@ from vfiouser_virtio.libvfio_user.bindings.types import (
 
 
 class Prototype(NamedTuple):
-    """The result's type and the parameters' types of a C function."""
+    """Types of the result and the parameters of a C function."""
 
     restype: Any
     argtypes: tuple[Any, ...]
@@ -83,7 +83,7 @@ PROTOTYPES: dict[str, Prototype] = {
 
 
 class Functions:
-    """The library's functions, called as in C; a null pointer is None. `bind` fills it from a loaded library."""
+    """Functions of the library, called as in C; a null pointer is None. `bind` fills it from a loaded library."""
 
     dma_sg_size: Callable[[], int]
     vfu_create_ctx: Callable[[int, bytes, int, int | None, int], int | None]

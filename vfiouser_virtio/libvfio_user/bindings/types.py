@@ -54,7 +54,7 @@ class MigrationCallbacks(ctypes.Structure):
 
 @dataclass(frozen=True)
 class DmaInfo:
-    """A DMA region of the client, as vfu_dma_info_t tells of it.
+    """DMA region of the client, from vfu_dma_info_t.
 
     ``iova`` and ``size`` are the guest's range in bytes. ``vaddr`` is where the library has mapped it, None when it
     came without a file descriptor; ``mapping`` is the (address, size) of that whole mapping, which may begin earlier

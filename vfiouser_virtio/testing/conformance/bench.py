@@ -46,7 +46,7 @@ _BASE = 0x1040
 
 
 class Bench:
-    """See the module. ``offered`` are the device's feature bits; ``exercise`` is None for a type that has none."""
+    """Device under one check. ``offered`` are its feature bits; ``exercise`` is None for a type that has none."""
 
     def __init__(self, wire: Wire, client: Client, memory: SharedMemory | PrivateMemory, info: PciFunctionInfo) -> None:
         self.wire = wire

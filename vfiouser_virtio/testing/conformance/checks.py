@@ -30,7 +30,7 @@ ADVICE: Keyword = "advice"
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a device must have for a check to say anything; ``text`` completes "needs …"."""
+    """Precondition of a check on the device; ``text`` completes "needs …"."""
 
     text: str
     is_met: Callable[[Bench], bool]
@@ -53,7 +53,7 @@ CONFIG = Need("device-specific configuration", lambda bench: bench.layout.device
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One rule of a specification, and how to see whether a server keeps it."""
+    """Rule of a specification, and how to see whether a server keeps it."""
 
     id: str
     section: str

@@ -10,7 +10,7 @@ from vfiouser_virtio.testing.conformance.verdicts import fail
 
 @dataclass(slots=True)
 class InterruptCounts:
-    """How often each vector (INTx: number 0) has fired."""
+    """Number of interrupts on each vector (INTx: number 0)."""
 
     counts: list[int]
     timeout: float

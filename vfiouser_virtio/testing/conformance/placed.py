@@ -9,7 +9,7 @@ from vfiouser_virtio.testing.raw.ring import WRITE, Segment
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A request in memory, and the segments that it is cut into."""
+    """Request in memory, and the segments that it is cut into."""
 
     exercise: Exercise
     segments: tuple[Segment, ...]

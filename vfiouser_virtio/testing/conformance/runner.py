@@ -32,7 +32,7 @@ _LIMIT_FACTOR = 10  # a check may take this many times the patience for one repl
 
 
 class ServesOnce(ConfigError):
-    """The server ends with its first client, which is not enough for more than one check."""
+    """Server that ends with its first client, which is not enough for more than one check."""
 
 
 async def run_checks(wire: Wire, checks: Iterable[Check]) -> AsyncIterator[Result]:

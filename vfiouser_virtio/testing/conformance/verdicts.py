@@ -7,7 +7,7 @@ from typing import NoReturn
 
 
 class Verdict(Enum):
-    """The value is what reports show."""
+    """Verdict of a check; the value is what reports show."""
 
     PASS = "pass"  # noqa: S105 - no password
     FAIL = "fail"
@@ -25,7 +25,7 @@ GOOD = frozenset({Verdict.PASS, Verdict.ADVICE, Verdict.NOT_APPLICABLE})
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one check found; ``detail`` is why it is not a pass."""
+    """Result of one check; ``detail`` is why it is not a pass."""
 
     check_id: str
     verdict: Verdict
@@ -34,15 +34,15 @@ class Result:
 
 
 class Failed(Exception):
-    """The rule is broken; the message says what was seen, with values."""
+    """Broken rule; the message says what was seen, with values."""
 
 
 class NotApplicable(Exception):
-    """The device does not have what the rule is about; the message is the reason."""
+    """Rule about something that the device does not have; the message is the reason."""
 
 
 class ExerciseFailed(Exception):
-    """The plain request that the rule is to be seen by failed, which says nothing of the rule."""
+    """Failure of the plain request that a rule is to be seen by, which says nothing of the rule."""
 
 
 FINDINGS: ContextVar[list[str]] = ContextVar("findings")

@@ -11,7 +11,7 @@ from vfiouser_virtio.vfio_user import Client, ClientOptions, PrivateMemory, Shar
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """Where the server is."""
+    """Address of the server under test, and timeouts."""
 
     path: str | os.PathLike[str]
     timeout: float = 2.0

@@ -15,7 +15,7 @@ Memory = Literal["shared", "private", "mixed"]
 
 @dataclass(slots=True)
 class Case:
-    """``origin`` is where it came from (seed and index), ``shows`` what a corpus file was written for."""
+    """Fuzz case: ``origin`` is where it came from (seed and index), ``shows`` what a corpus file was written for."""
 
     kind: Kind
     target: str

@@ -60,7 +60,7 @@ def hello(*, twin: bool = False, text: str | None = None) -> bytes:
 
 
 class FuzzClient:
-    """One connection. `run` reads it until it ends; everything else may be called meanwhile."""
+    """Client on one connection. `run` reads it until it ends; everything else may be called meanwhile."""
 
     def __init__(self, sock: socket.socket, ram: FuzzRam, bounds: Bounds) -> None:
         self.closed = trio.Event()

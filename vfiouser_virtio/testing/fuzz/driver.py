@@ -48,7 +48,7 @@ _FEATURE_WORDS = 4
 
 
 class FuzzDriver:
-    """A driver on one connection. Every call comes back early where the server has hung up."""
+    """Driver on one connection. Every call comes back early where the server has hung up."""
 
     def __init__(self, client: FuzzClient, ram: FuzzRam, bounds: Bounds, memory: Memory) -> None:
         self.client = client

@@ -42,7 +42,7 @@ _MAX_TABLE = 1024  # entries of an indirect table that are followed
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that should not be. Two with the same ``kind`` and ``where`` are taken for the same bug."""
+    """Fault that was found. Two with the same ``kind`` and ``where`` are taken for the same bug."""
 
     kind: str
     what: str
@@ -53,7 +53,7 @@ class Finding:
 
 
 class Found(Exception):
-    """Ends a case with a finding."""
+    """End of a case with a finding."""
 
     def __init__(self, kind: str, what: str, where: str = "") -> None:
         super().__init__(f"{kind}: {what}")
@@ -61,7 +61,7 @@ class Found(Exception):
 
 
 class Hung(BaseException):
-    """The event loop has not come back: raised by a timer's signal in whatever code is running."""
+    """Event loop that has not come back: raised by a timer's signal in whatever code is running."""
 
 
 def of_exception(error: BaseException) -> Finding:
@@ -83,7 +83,7 @@ def _where(trace: TracebackType | None, error: BaseException) -> str:
 
 
 class LogWatch(logging.Handler):
-    """Collects what the package logs; a record at ERROR with a traceback is a bug."""
+    """Collection of what the package logs; a record at ERROR with a traceback is a bug."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -119,7 +119,7 @@ class LogWatch(logging.Handler):
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What this process holds: descriptors, mappings of shared memory, GiB of address space, trio tasks."""
+    """Resources of this process: descriptors, mappings of shared memory, GiB of address space, trio tasks."""
 
     fds: int
     mappings: int
@@ -158,7 +158,7 @@ class Resources:
 
 
 class Bounds:
-    """Which bytes of guest memory the device may store to: the more the longer a case runs, until `forget`."""
+    """Bytes of guest memory that the device may store to: the more the longer a case runs, until `forget`."""
 
     def __init__(self, ram: FuzzRam, core: DeviceCore, *, takes_pages: bool = False) -> None:
         """``takes_pages``: a balloon, which may turn to zeros whatever page is named in the bytes that it is sent."""

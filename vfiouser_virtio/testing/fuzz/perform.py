@@ -27,7 +27,7 @@ _DISTURBING = {Command.DMA_UNMAP, Command.DEVICE_RESET, Command.REGION_WRITE, Co
 
 
 class Performer:
-    """One client's part of a case."""
+    """Part of one client in a case."""
 
     def __init__(self, client: FuzzClient, ram: FuzzRam, bounds: Bounds, case: Case, target: FuzzTarget) -> None:
         self.client = client

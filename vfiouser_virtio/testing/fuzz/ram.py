@@ -25,7 +25,7 @@ _CANARY = random.Random(2007).randbytes(SIZE)
 
 
 class Piece(NamedTuple):
-    """One DMA region of a client."""
+    """DMA region of a client."""
 
     address: int
     size: int
@@ -42,7 +42,7 @@ PIECES = (
 
 
 class FuzzRam:
-    """A memfd whose offset is the guest address, and what its bytes should be."""
+    """Memfd whose offset is the guest address, and what its bytes should be."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("fuzz-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

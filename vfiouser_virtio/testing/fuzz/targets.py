@@ -46,7 +46,7 @@ ECHO = DeviceType(
 
 @dataclass(frozen=True, slots=True)
 class FuzzTarget:
-    """A device under test; add yours to `TARGETS`."""
+    """Device under test; add yours to `TARGETS`."""
 
     make: Callable[[], Device]
     """A new device."""

@@ -35,7 +35,7 @@ def raw_message(
 
 
 class RawMessage:
-    """One message from the server; its fds are the caller's to close."""
+    """Message from the server; its fds are the caller's to close."""
 
     def __init__(self, raw: bytes, fds: list[int]) -> None:
         self.raw = raw
@@ -45,7 +45,7 @@ class RawMessage:
 
 
 class RawClient:
-    """Sends and receives; `call` does both. Every wait ends with TooSlowError after ``timeout`` seconds."""
+    """Client that sends and receives; `call` does both. Every wait ends with TooSlowError after ``timeout`` seconds."""
 
     def __init__(self, sock: socket.socket, *, timeout: float = TIMEOUT) -> None:
         sock.setblocking(False)

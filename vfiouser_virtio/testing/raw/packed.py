@@ -33,7 +33,7 @@ def off_wrap(slot: int, wrap: bool) -> int:
 
 
 class RawPackedRing(RawRing):
-    """None of the descriptors is available, and both wrap counters are 1; the memory is expected to be zero."""
+    """Packed ring: no descriptor is available, both wrap counters are 1; the memory is expected to be zero."""
 
     def __init__(self, ram: RawRam, size: int, addresses: tuple[int, int, int], index: int = 0) -> None:
         super().__init__(ram, size, addresses, index)

@@ -35,11 +35,11 @@ def lay_out(base: int, areas: Sequence[tuple[int, int]]) -> tuple[tuple[int, int
 
 
 class RingFullError(Exception):
-    """There are not as many free descriptors as a chain needs."""
+    """Lack of free descriptors for a chain."""
 
 
 class RawRing(ABC):
-    """One queue of ``size`` entries between two resets, at ``addresses``: queue_desc, queue_driver, queue_device."""
+    """Ring of ``size`` entries between two resets, at ``addresses``: queue_desc, queue_driver, queue_device."""
 
     def __init__(self, ram: RawRam, size: int, addresses: tuple[int, int, int], index: int = 0) -> None:
         self.ram = ram

@@ -37,7 +37,7 @@ def linked(segments: Sequence[Segment], places: Sequence[int]) -> list[Descripto
 
 
 class RawSplitRing(RawRing):
-    """Nothing is available; the memory is expected to be zero (`zero`)."""
+    """Split ring: nothing is available; the memory is expected to be zero (`zero`)."""
 
     def __init__(self, ram: RawRam, size: int, addresses: tuple[int, int, int], index: int = 0) -> None:
         super().__init__(ram, size, addresses, index)

@@ -33,12 +33,12 @@ _LIGHT_SLEEP = 20
 
 
 class Failure(Exception):
-    """A buffer or a wake-up is lost, or what was read is not what was written."""
+    """Failure of a game: a buffer or a wake-up is lost, or what was read is not what was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Game:
-    """One queue and how long it is used."""
+    """Parameters of a game: one queue and how long it is used."""
 
     packed: bool = False
     size: int = 64
@@ -78,7 +78,7 @@ class Game:
 
 @dataclass(frozen=True)
 class GameResult:
-    """What a game has seen."""
+    """Result of a game."""
 
     operations: int
     seconds: float
@@ -124,7 +124,7 @@ def patience(rng: random.Random) -> Iterator[int]:
 
 @dataclass
 class Table:
-    """Where a game takes place; made before the processes part."""
+    """Memory, queue and counters of a game; made before the processes part."""
 
     game: Game
     memory: SharedMemory = field(init=False)

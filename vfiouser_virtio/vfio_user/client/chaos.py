@@ -10,7 +10,7 @@ Piece: TypeAlias = tuple[bytes, Sequence[int]] | float
 
 
 class Chaos(Protocol):
-    """Subclass it and override what shall go wrong; what is not overridden goes right.
+    """Faults to inject: subclass it and override what shall go wrong; what is not overridden goes right.
 
     ::
 

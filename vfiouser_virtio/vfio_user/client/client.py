@@ -32,7 +32,7 @@ from vfiouser_virtio.vfio_user.wire.connection import MAX_DATA_XFER_SIZE
 
 
 class Client(ClientConnection):
-    """One device, by commands; as a ``guest.ports.PciPort``, by registers. `connect` makes one."""
+    """Client of one device, by commands; as a ``guest.ports.PciPort``, by registers. `connect` makes one."""
 
     def __init__(self, sock: socket.socket, name: str, options: ClientOptions, nursery: trio.Nursery) -> None:
         super().__init__(sock, name, options, nursery)

@@ -50,7 +50,7 @@ REGION_INFO_SIZE = _REGION_INFO.size
 
 @dataclass(frozen=True, slots=True)
 class IoFd:
-    """One sub-region of DEVICE_GET_REGION_IO_FDS; ``fd`` is the client's, and closed with it."""
+    """Sub-region of DEVICE_GET_REGION_IO_FDS; ``fd`` is the client's, and closed with it."""
 
     offset: int
     size: int

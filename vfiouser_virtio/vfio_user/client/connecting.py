@@ -11,7 +11,7 @@ _PAUSE = 0.01  # seconds between two tries while the server's backlog is full: n
 
 
 class ConnectError(ConfigError):
-    """Nobody listens where the user said."""
+    """Socket without a listener."""
 
 
 async def open_socket(target: str | os.PathLike[str] | socket.socket, timeout: float) -> tuple[socket.socket, str]:

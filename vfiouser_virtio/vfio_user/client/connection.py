@@ -34,7 +34,7 @@ _DMA = (Command.DMA_READ, Command.DMA_WRITE)
 
 
 class ClientConnection:
-    """Sends messages and waits for what comes back. `close` it, and cancel the nursery that its tasks run in.
+    """Connection that sends messages and matches replies. `close` it, and cancel the nursery of its tasks.
 
     The tasks that wait get a PeerError when the connection ends: ENOTCONN where the server went, EPROTO (and
     ``fatal``) where it broke the protocol. Later calls get the same.

@@ -19,7 +19,7 @@ _DMA_ACCESS = codec(DMA_ACCESS)
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """A region that the server knows, and what it may do there."""
+    """Region that the server knows, and what it may do there."""
 
     region: DmaRegion
     readable: bool
@@ -27,7 +27,7 @@ class Mapping:
 
 
 class DmaServer:
-    """Answers DMA_READ and DMA_WRITE out of what is mapped, with QEMU's errnos ("Read and Write Operations")."""
+    """Server of DMA_READ and DMA_WRITE from what is mapped, with QEMU's errnos ("Read and Write Operations")."""
 
     def __init__(self) -> None:
         self.mappings: list[Mapping] = []

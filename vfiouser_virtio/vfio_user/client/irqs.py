@@ -28,7 +28,7 @@ Handler = Callable[[], None]
 
 
 class SetIrqs(Protocol):
-    """`Client.set_irqs`."""
+    """Signature of `Client.set_irqs`."""
 
     def __call__(
         self, index: int, flags: IrqSetFlags, start: int = 0, count: int = 0, *, fds: Sequence[int] = ()
@@ -36,7 +36,7 @@ class SetIrqs(Protocol):
 
 
 class Interrupt:
-    """One eventfd. `run` calls ``handler`` for each time, or several times, that it was signalled; then ``after``."""
+    """Eventfd of one interrupt. `run` calls ``handler`` for each time, or several times, that it was signalled."""
 
     def __init__(self, handler: Handler, after: Callable[[], Awaitable[None]] | None = None) -> None:
         self._handler = handler
@@ -61,7 +61,7 @@ class Interrupt:
 
 
 class IrqRoutes:
-    """The interrupts of one connection that have handlers, by index."""
+    """Interrupts of one connection that have handlers, by index."""
 
     def __init__(self, name: str, set_irqs: SetIrqs, nursery: trio.Nursery) -> None:
         self._name = name

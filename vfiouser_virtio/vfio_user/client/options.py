@@ -13,7 +13,7 @@ TIMEOUT = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
-    """What kind of a client this is."""
+    """Options of a client."""
 
     version: VersionProposal | None = field(default_factory=VersionProposal)
     """None: nothing is negotiated, and no memory mapped, before the block starts."""

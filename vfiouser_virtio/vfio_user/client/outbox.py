@@ -12,7 +12,7 @@ from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
 
 class Outbox:
-    """The sending half of one socket. Fds are duplicated where they cannot leave at once."""
+    """Sending half of one socket. Fds are duplicated where they cannot leave at once."""
 
     def __init__(self, sock: MessageSocket, nursery: trio.Nursery, chaos: Chaos | None) -> None:
         self._socket = sock

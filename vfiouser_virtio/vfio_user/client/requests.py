@@ -40,7 +40,7 @@ _MAY_HAVE_FDS = frozenset(
 
 
 class RemoteError(OSError):
-    """The server refused a request: ``errno`` is what its reply says, ``command`` what it refused."""
+    """Request that the server refused: ``errno`` is what its reply says, ``command`` what it refused."""
 
     def __init__(self, command: int, number: int) -> None:
         super().__init__(number, f"{name_of(command)}: the server answered {os.strerror(number)}")
@@ -54,7 +54,7 @@ def protocol_error(text: str) -> PeerError:
 
 @dataclass(slots=True)
 class Reply:
-    """What the server answered. Its fds are closed with the client, unless somebody has taken them."""
+    """Reply of the server. Its fds are closed with the client, unless they were taken."""
 
     payload: bytes
     fds: list[int] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Reply:
 
 
 class Pending:
-    """One request under way. It outlives a waiter that gave up: its reply may still come."""
+    """Request under way. It outlives a waiter that gave up: its reply may still come."""
 
     __slots__ = ("_done", "abandoned", "command", "error", "limit", "reply")
 
@@ -106,7 +106,7 @@ class Pending:
 
 
 class Requests:
-    """What has been asked and not been answered. ``strict`` turns on the rules that QEMU dies of (`match`)."""
+    """Requests that have not been answered. ``strict`` turns on the rules that QEMU dies of (`match`)."""
 
     def __init__(self, *, strict: bool = False) -> None:
         self._strict = strict

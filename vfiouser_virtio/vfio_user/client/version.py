@@ -25,7 +25,7 @@ _QEMU_CAPABILITIES: dict[str, object] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionProposal:
-    """The VERSION request of a client. The default is QEMU's, with the newest minor."""
+    """VERSION request of a client. The default is QEMU's, with the newest minor."""
 
     major: int = 0
     minor: int = 1
@@ -61,7 +61,7 @@ TWIN_VERSION = VersionProposal().with_capabilities(twin_socket={"supported": Tru
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What the server answered: what both sides may do from here on. An absent capability has its default."""
+    """Negotiated version: what both sides may do from here on. An absent capability has its default."""
 
     major: int
     minor: int

@@ -60,7 +60,7 @@ _WRITE_MULTI_COUNT = codec(WRITE_MULTI_REPLY)
 
 
 class Response(NamedTuple):
-    """A reply: its payload, fds to send copies of, and what must end before it is sent.
+    """Reply: its payload, fds to send copies of, and what must end before it is sent.
 
     ``work`` is what is still to be done for the request, step by step; what it raises is the answer then.
     """

@@ -70,7 +70,7 @@ class _DmaRequest:
 
 
 class DmaProxy:
-    """`vfio_device.Client` over one connection. ``send`` puts a whole message on the socket, or in line for it."""
+    """Proxy of the client's memory over one connection (`vfio_device.DmaClient`). ``send`` queues a whole message."""
 
     def __init__(
         self, name: str, send: Callable[[bytes], None], max_data_xfer_size: int, *, uid: int | None = None

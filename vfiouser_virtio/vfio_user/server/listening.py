@@ -20,11 +20,11 @@ _BACKLOG = 16
 
 
 class ListenError(ConfigError):
-    """The socket that the user asked for cannot be had."""
+    """Socket that cannot be had where the user asked for it."""
 
 
 class Listener:
-    """A listening socket, or one connection that somebody else has accepted. A context manager that closes it."""
+    """Listening socket, or one connection that was accepted elsewhere. A context manager that closes it."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ def _remove_stale(path: str) -> None:
 
 
 class PathClaim:
-    """``PATH.lock``, locked for as long as we serve: between our own servers, no race about who is stale."""
+    """Lock file ``PATH.lock``, locked while the path is served: no race between our servers about a stale socket."""
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -29,7 +29,7 @@ _GONE = (errno.ECONNABORTED, errno.EPROTO)
 
 
 class Server:
-    """Serves ``device`` to whoever connects, one client at a time; its state outlives each client.
+    """Server of ``device``, for one client at a time; the device's state outlives each client.
 
     ``write_multiple`` lets clients send REGION_WRITE_MULTI. ``trace`` is called with every message; ``open_trace`` with
     the name of the device for each connection, of which it returns the trace.

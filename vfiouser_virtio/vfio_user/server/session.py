@@ -75,7 +75,7 @@ _PROBES = frozenset({Command.DEVICE_GET_IRQ_INFO, Command.DEVICE_FEATURE})
 
 
 class Session:
-    """The conversation with one client, ``client_name``, about the device ``name``; `run` it once.
+    """Session with one client, ``client_name``, about the device ``name``; `run` it once.
 
     After `run`, ``client`` says whether `VfioDevice.connected` was called, so that `VfioDevice.disconnected` is due,
     and ``hold`` is what the last reply was still waiting for.

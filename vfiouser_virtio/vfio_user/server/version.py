@@ -20,7 +20,7 @@ MINOR = 1
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """What both sides may do from here on."""
+    """Negotiated version: what both sides may do from here on."""
 
     minor: int = 0
     max_msg_fds: int = 1

@@ -37,7 +37,7 @@ _unpack = HEADER_CODEC.unpack_from
 
 @dataclass(slots=True)
 class Message:
-    """One message as it came: header fields, payload, and the fds that it owns until somebody takes them."""
+    """Message as it came: header fields, payload, and the fds that it owns until they are taken."""
 
     id: int
     command: int
@@ -69,7 +69,7 @@ Trace = Callable[[Direction, Message], None]
 
 
 class Connection:
-    """The receiving half of one connection: a buffer, and where the messages and their fds are in it.
+    """Receiving half of one connection: a buffer, and where the messages and their fds are in it.
 
     What is made from the buffer is valid until the next call of `room`. A hot path may look into ``buffer`` (``view``
     is a view of it) from ``position`` to ``end`` itself, and move ``position`` behind complete messages, as long as

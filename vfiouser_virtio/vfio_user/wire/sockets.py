@@ -47,7 +47,7 @@ whoever wants the processor, the client for one; on a busy machine clients are n
 
 
 class MessageSocket:
-    """Receives into a `Connection` and sends whole messages, never blocking. Owns the socket and all unread fds."""
+    """Socket that receives into a `Connection` and sends whole messages. Owns the socket and all unread fds."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)

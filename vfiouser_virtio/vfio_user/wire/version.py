@@ -16,7 +16,7 @@ Blame = Callable[[str], PeerError]
 
 
 class VersionPayload(NamedTuple):
-    """What was received."""
+    """Received payload."""
 
     major: int
     minor: int
