@@ -31,7 +31,7 @@ def title(number: int, text: str) -> None:
 
 
 def show(command: str, output: str) -> None:
-    """What somebody would see who had typed the command."""
+    """What a user would see who had typed the command."""
     print(f"{DIM}guest# {command}{PLAIN}")
     for shown in output.rstrip().splitlines():
         print(f"   {shown}", flush=True)

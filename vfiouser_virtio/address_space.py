@@ -166,7 +166,7 @@ class MappingShare:
 class MappingBudget:
     """What all devices of a process may map, together ``total`` mappings.
 
-    Half of it is guaranteed, in equal parts, to each of them. The other half is for whoever needs it first: a device
+    Half of it is guaranteed, in equal parts, to each of them. The other half is first come, first served: a device
     behind a vIOMMU has a mapping for each page that is in use, its idle neighbours a dozen.
     """
 

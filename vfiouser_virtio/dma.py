@@ -16,7 +16,7 @@ from typing import Self
 from vfiouser_virtio.fds import F_ADD_SEALS, F_SEAL_SHRINK
 
 DEFAULT_ADDRESS = 0x1_0000_0000
-"""Where memory lies if nobody says: beyond 32 bits, so that a device that cuts addresses off is found out."""
+"""Default address of memory: beyond 32 bits, so that a device that cuts addresses off is found out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class DmaRegion:
         self._free = merged
 
     def close(self) -> None:
-        """Let the memory go, after the last client that has mapped it. Buffers in somebody's hands stay valid."""
+        """Let the memory go, after the last client that has mapped it. Buffers still referred to stay valid."""
         self.view.release()
 
     def __enter__(self) -> Self:

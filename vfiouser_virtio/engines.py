@@ -96,7 +96,7 @@ class VfioUserEngine:
         """It is open."""
 
     async def serve(self, device: HostedVfioDevice, socket: Socket, *, name: str = "", once: bool = False) -> None:
-        """See `Engine`. With ``once`` the socket is closed when the client comes: nobody else waits in vain for us."""
+        """See `Engine`. With ``once`` the socket is closed when the client comes: no other waits in vain for us."""
         assert isinstance(socket, Listener)
         server = Server(
             device,

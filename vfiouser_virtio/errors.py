@@ -4,7 +4,7 @@
 
     Exception
     ├── PeerError       the vfio-user client broke the protocol     -> an error reply with .errno, or end of connection
-    │   └── ClientGone  it left in the middle of something          -> nobody's fault: wait for the next one
+    │   └── ClientGone  it left in the middle of something          -> no fault: wait for the next one
     ├── GuestError      the guest's driver broke virtio or PCI      -> DEVICE_NEEDS_RESET, logged once
     │   └── Unmapped    it named an address that is not its memory
     ├── AuthorError     a device's own code broke our rules        -> DEVICE_NEEDS_RESET, logged with the author's line

@@ -1,7 +1,7 @@
 """Eventfds shared with another process: reads and writes that never wait, whatever the file's flags are.
 
-O_NONBLOCK belongs to the open file, so whoever else holds it can clear the flag between our look at it and our system
-call; he can fill or empty the counter there as well. So no call here depends on either:
+O_NONBLOCK belongs to the open file, so the other process can clear the flag between our look at it and our system
+call; it can fill or empty the counter there as well. So no call here depends on either:
 
 - `take` reads with preadv2(RWF_NOWAIT): the flag is that call's own (Linux 5.8).
 - `signal` lets the kernel signal the eventfd, as it does at the end of an asynchronous request (io_submit(2),
@@ -94,7 +94,7 @@ def _signal_again(fd: int) -> None:
         if _try(fd):
             return
         number = ctypes.get_errno()
-        if number == errno.EAGAIN:  # once in some 250 calls: nobody has read the answers
+        if number == errno.EAGAIN:  # once in some 250 calls: the answers were not read
             _call(_GETEVENTS, _context, 0, 8 * _ENTRIES, _events, None)
         elif number == errno.EINVAL and is_eventfd(fd):
             made = ctypes.c_ulong(0)  # as io_setup() wants it
@@ -126,7 +126,7 @@ def _signal_from_thread(fd: int) -> None:
         if len(_writing) >= MOST_THREADS:
             for copy in _writing:
                 take(copy)
-        copy = os.dup(fd)  # the caller may close his own
+        copy = os.dup(fd)  # the caller may close its own
         _writing.add(copy)
     threading.Thread(target=_write, args=(copy,), name="eventfd", daemon=True).start()
 
@@ -142,7 +142,7 @@ def _write(fd: int) -> None:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-# What was counted matters to nobody: all threads read it to the same place. To make one each time takes 0.8 µs.
+# What was counted does not matter: all threads read it to the same place. To make one each time takes 0.8 µs.
 _COUNTERS = [bytearray(8)]
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
 
@@ -173,7 +173,7 @@ def can_take() -> bool:
 
 
 def is_eventfd(fd: int) -> bool:
-    """Whether ``fd`` is an eventfd, by what the kernel calls it in /proc; asks nobody else, so it never waits."""
+    """Whether ``fd`` is an eventfd, by what the kernel calls it in /proc; asks no other process, so it never waits."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}").startswith("anon_inode:[eventfd]")
     except OSError:

@@ -27,7 +27,7 @@ _fstatfs = libc.fstatfs
 _fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
 
-# Kinds of mounts that ask nobody, or only what whoever administers this machine has put below them (overlay).
+# Kinds of mounts without a server, or with one only if the administrator has put it below them (overlay).
 _LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "vfat", "exfat", "overlay"}
 _LOCAL |= {"tmpfs", "ramfs", "hugetlbfs", "devtmpfs", "devpts", "proc", "sysfs"}
 # Threads that close files whose file systems hang; what comes then waits in line.
@@ -47,7 +47,7 @@ def close_all(fds: Iterable[int]) -> None:
 
 
 def may_wait(fd: int) -> bool:
-    """Whether system calls on it may wait for the server of a file system; asks nobody who could.
+    """Whether system calls on it may wait for the server of a file system; asks no file system that could.
 
     A memfd costs 0.3 µs, other things that are no files 3 µs, files 100.
     """

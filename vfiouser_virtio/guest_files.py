@@ -4,11 +4,11 @@ An access through a mapping to what is not in the file kills the process (SIGBUS
 
 =====================================  ============================================================
 sealed memfd (F_SEAL_SHRINK)           safe: it cannot become shorter, and its pages need no room
-memfd that cannot be sealed            whoever has it can make it shorter
+memfd that cannot be sealed            each process that has it can make it shorter
 file on a tmpfs (/dev/shm)             likewise; and a hole cannot be filled when the tmpfs is full
 file on a disk                         likewise
 file on FUSE or NFS                    likewise; and a file system that hangs stops this process
-huge pages, also on a sealed memfd     whoever has it can punch holes, and use up the pool of pages
+huge pages, also on a sealed memfd     each process that has it can punch holes, and use up the pool of pages
 =====================================  ============================================================
 
 What is not mapped is copied: by pread(2) and pwrite(2) where the pages are in memory anyway (tmpfs), which fail where
@@ -98,7 +98,7 @@ def _protect_from_shrinking(fd: int) -> bool:
 def file_behind(address: int, *, writable: bool) -> tuple[int, int] | None:
     """The file that is mapped at an address of this process, and where in it: a new descriptor, and an offset.
 
-    It is found among our own descriptors, as whoever has mapped it (libvfio-user) keeps it open; only a tmpfs, a memfd
+    It is found among our own descriptors, as the library that has mapped it keeps it open; only a tmpfs, a memfd
     or huge pages are looked at. None where it is not there. Costs some µs for each mapping and each descriptor.
     """
     with open("/proc/self/maps") as maps:

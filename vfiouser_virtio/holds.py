@@ -11,7 +11,7 @@ HOLD_PATIENCE = 2.0
 async def wait_hold(hold: Hold, patience: float | None = None) -> None:
     """Wait until ``hold`` has ended; after ``patience`` seconds (default `HOLD_PATIENCE`) tell its work to fail.
 
-    What has been told still ends in its own time. With ``math.inf`` nobody is told.
+    What has been told still ends in its own time. With ``math.inf`` there is no timeout.
     """
     done = trio.Event()
     hold.when_done(done.set)

@@ -1,7 +1,7 @@
 """Detection of C code that holds the interpreter's lock (GIL): no Python runs then, not even the watchdog's thread.
 
 The thread of `faulthandler` needs no lock. It writes the stacks of all Python threads as they are ("Timeout
-(0:00:05)!", then "most recent call first"), unless it is told in time that somebody got the lock::
+(0:00:05)!", then "most recent call first"), unless it is told in time that the lock was taken::
 
     arm() ──▶ 5 s ──▶ stacks to stderr             arm() again: 5 s anew;  disarm(): nothing
 """
@@ -28,7 +28,7 @@ class LockHolder:
         self._lock = threading.Lock()
 
     def arm(self) -> None:
-        """From now on somebody has to say `again`, or that it is over, every few seconds. Takes some 50 µs."""
+        """From now on `again`, or the end, must be called every few seconds. Takes some 50 µs."""
         with self._lock:
             self._armed = True
             faulthandler.dump_traceback_later(_AFTER_S, file=self._fd)

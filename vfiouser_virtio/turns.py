@@ -25,7 +25,7 @@ class Turns:
     """The shares of one run of trio. Each busy task compares the time with the end that it was given here last.
 
     That a round of the loop has ended is seen by who comes a second time: to be told of each, as an instrument of trio
-    is, would cost 2 µs for each, and so every request. Until somebody does, those that come get a `SHARE`.
+    is, would cost 2 µs for each, and so every request. Until one does, those that come get a `SHARE`.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Turns:
         """Of the slice of this round of the loop."""
         self._line: OrderedDict[trio.lowlevel.Task, None] = OrderedDict()
         self._called = False
-        """Somebody was called out of the line, or is the first of it, and has not gone on yet."""
+        """A task was called out of the line, or is the first of it, and has not gone on yet."""
 
     def woken(self, last: int) -> tuple[float, int]:
         """A task has waited for something, and goes on: when it must `wait`, by ``perf_counter``, and the round.
@@ -42,7 +42,7 @@ class Turns:
         ``last`` is the round that it was told when it was woken before; 0 for the first time.
         """
         now = perf_counter()
-        if last == self._round:  # nobody is woken twice in one round, so this is the next one
+        if last == self._round:  # no task is woken twice in one round, so this is the next one
             self._round = last + 1
             self._end = now + SLICE
         elif self._end < now + SHARE:

@@ -277,7 +277,7 @@ class HostedVfioDevice(VfioDevice, Protocol):
         ...
 
     def quiesce(self) -> Hold | None:
-        """Make an end of touching the client's memory. None: nobody is at it, before other tasks have their turn again.
+        """Stop all accesses to the client's memory. None: there is none, before other tasks have their turn again.
 
         Else no more requests are begun until `resume`, and the hold ends with the last that was under way.
         """

@@ -82,7 +82,7 @@ TYPE = DeviceType(
         "reporting_vq": BalloonFeature.PAGE_REPORTING,
     },
     linux_modules=("virtio_balloon",),
-    # A page that nobody has given: to deflate it changes nothing.
+    # A page that was not given: to deflate it changes nothing.
     exercise=Exercise("balloon", 1, bytes(PFN.sizeof()), 0, no_complaint),
     requests=(
         RequestShape(

@@ -55,7 +55,7 @@ _OTHERS: dict[int, DeviceType] = {
 
 
 def known_type(device_id: int) -> DeviceType | None:
-    """The declaration of a type; None where nobody has made one."""
+    """The declaration of a type; None where there is none."""
     try:
         return DEVICE_TYPES[device_id]
     except KeyError:

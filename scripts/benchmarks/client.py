@@ -130,7 +130,7 @@ class BlockingClient:
 
 
 def posted_write(region: int, offset: int, data: bytes) -> bytes:
-    """The message of a register write that nobody confirms."""
+    """The message of a register write without a reply."""
     body = REGION_ACCESS_CODEC.pack(offset, region, len(data)) + data
     size, flags = HEADER_CODEC.size + len(body), MessageFlags.NO_REPLY
     return HEADER_CODEC.pack(1, Command.REGION_WRITE, size, flags, 0) + body

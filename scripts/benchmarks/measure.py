@@ -64,7 +64,7 @@ class Row:
 
     @property
     def comparisons(self) -> "list[Comparison]":
-        """Each contender beside us; our figure alone if there is a target for it, or nobody else."""
+        """Each contender beside us; our figure alone if there is a target for it, or no contender."""
         alone = [Comparison(self, "", None, self.targets.get(""))] if "" in self.targets or not self.theirs else []
         return alone + [
             Comparison(self, name, figures, self.targets.get(name)) for name, figures in self.theirs.items()

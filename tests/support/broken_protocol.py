@@ -281,7 +281,7 @@ def has_no_bounds(patch: pytest.MonkeyPatch) -> None:
     around(patch, ConfigSpace, "read", read)
 
 
-@breaks("vfio-user/access-reply", logs="REGION_WRITE: reply with id 0x5, which nobody waits for")
+@breaks("vfio-user/access-reply", logs="REGION_WRITE: reply with id 0x5, of no request under way")
 def confirms_writes_briefly(patch: pytest.MonkeyPatch) -> None:
     def send(original: Any, self: MessageSocket, data: bytes, *rest: Any) -> Any:
         if data[2] == Command.REGION_WRITE:

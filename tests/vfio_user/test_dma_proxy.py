@@ -210,7 +210,7 @@ async def test_replies_to_nothing(peer: Peer, nursery: trio.Nursery) -> None:
     with pytest.raises(PeerError, match="DMA_READ"):
         peer.client.reply(Message(message_id, 11, 1, 0, b""))  # that id was a DMA_WRITE
     peer.answer()
-    with pytest.raises(PeerError, match="nobody"):
+    with pytest.raises(PeerError, match="of no request"):
         peer.client.reply(Message(message_id, 12, 1, 0, b""))
 
 

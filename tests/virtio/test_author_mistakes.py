@@ -372,7 +372,7 @@ async def test_a_run_that_returned_is_one_warning(caplog: pytest.LogCaptureFixtu
             driver.probe()
     [line] = logged(caplog)
     at = Returns.run.__code__.co_firstlineno
-    assert re.fullmatch(rf"returns: run\(\) returned \(\S*{HERE}:{at}\): nobody serves its queues until .*", line)
+    assert re.fullmatch(rf"returns: run\(\) returned \(\S*{HERE}:{at}\): its queues are not served until .*", line)
 
 
 async def test_a_device_without_queues_may_end_its_run(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,10 +2,10 @@
 
 ::
 
-    guest ──▶ send ──▶ backlog ──▶ fd ──▶ whoever is connected      send() waits until the kernel has taken the bytes
-    guest ◀── receive ◀─────────── fd ◀── whoever is connected      nothing is read before receive() asks for it
+    guest ──▶ send ──▶ backlog ──▶ fd ──▶ the other end            send() waits until the kernel has taken the bytes
+    guest ◀── receive ◀─────────── fd ◀── the other end            nothing is read before receive() asks for it
 
-While somebody is connected no byte is lost: who does not read holds the guest up. While nobody is, the last 64 KiB of
+While a client is connected no byte is lost: if it does not read, the guest waits. While none is, the last 64 KiB of
 output are kept for the next one, and the guest never waits.
 """
 
@@ -30,13 +30,13 @@ class Chardev(Protocol):
     """Host side of one console port. It outlives resets of the device; `run` may be started again and again."""
 
     on_connect: Callable[[bool], None]
-    """Called when somebody connects (True) or leaves (False)."""
+    """Called when a client connects (True) or leaves (False)."""
     on_resize: Callable[[int, int], None]
     """Called with (columns, rows) when the terminal at the other end gets another size."""
 
     @property
     def connected(self) -> bool:
-        """Whether somebody is at the other end."""
+        """Whether a client is at the other end."""
         ...
 
     @property
@@ -53,11 +53,11 @@ class Chardev(Protocol):
         ...
 
     async def receive(self) -> bytes:
-        """The next input, 1 byte to `READ_SIZE`; waits for it, also while nobody is connected."""
+        """The next input, 1 byte to `READ_SIZE`; waits for it, also without a connection."""
         ...
 
     async def send(self, data: bytes) -> None:
-        """Output; waits until it has been taken, or put into the backlog because nobody is connected."""
+        """Output; waits until it has been taken, or put into the backlog because no client is connected."""
         ...
 
     def send_nowait(self, data: bytes) -> None:
@@ -86,13 +86,13 @@ class FdChardev:
     # ---- for subclasses ------------------------------------------------------------------------------------------
 
     def attach(self, fd: int) -> None:
-        """Somebody has connected."""
+        """A client has connected."""
         self._fd = fd
         self._changed.unpark_all()
         self.on_connect(True)
 
     def detach(self) -> None:
-        """Whoever was connected has left. The fd stays open: it is the subclass's to `release`."""
+        """The client has left. The fd stays open: it is the subclass's to `release`."""
         fd, self._fd = self._fd, None
         if fd is None:
             return
@@ -106,7 +106,7 @@ class FdChardev:
         close_fd(fd)
 
     def still_there(self, fd: int) -> bool:  # noqa: ARG002 - for subclasses
-        """Whether somebody is connected, where a failing read or write does not tell."""
+        """Whether a client is connected, where a failing read or write does not tell."""
         return True
 
     async def wait_changed(self) -> None:
@@ -114,7 +114,7 @@ class FdChardev:
         await self._changed.park()
 
     async def flush(self) -> None:
-        """Write what is kept, unless nobody is connected; waits until it is taken."""
+        """Write what is kept, if a client is connected; waits until it is taken."""
         async with self._sending:
             while (fd := self._push()) is not None:
                 try:
@@ -193,7 +193,7 @@ class FdChardev:
         return None
 
     def write_failed(self, error: OSError) -> None:
-        """Somebody left while we were writing: no news, but a log file has more to say."""
+        """The client left during a write: no news, but a log file has more to say."""
 
 
 class Null:
@@ -236,7 +236,7 @@ def close_fd(fd: int) -> None:
     try:
         trio.lowlevel.notify_closing(fd)
     except RuntimeError:
-        pass  # not inside trio: nobody waits
+        pass  # not inside trio: no task waits
     os.close(fd)
 
 

@@ -2,7 +2,7 @@
 
 Reads that the page cache can answer are done at once (preadv2 with RWF_NOWAIT, where the file system takes it). Other
 reads, writes and flushes go through io_uring; what it cannot do, or where it is not allowed, the disk's own `Workers`.
-On a file system that is not known to keep NOWAIT (FUSE, NFS) nothing is tried at once: a hung one hangs nobody else.
+On a file system that is not known to keep NOWAIT (FUSE, NFS) nothing is tried at once: a hung one delays only itself.
 """
 
 import errno
@@ -272,7 +272,7 @@ def _watch(fd: int) -> FileChanges | None:
 
 
 def _lock(fd: int, path: Path, readonly: bool) -> list[str]:
-    """Lock it; what there is to say where it cannot be locked. Raises DeviceError where somebody else has."""
+    """Lock it; what there is to say where it cannot be locked. Raises DeviceError where another process has."""
     # An OFD lock on the whole file belongs to this open file: a second server in the same process is refused as well,
     # and so is QEMU, which locks bytes of its images in the same way. struct flock, with l_pid 0.
     lock = struct.pack("hhqqi0q", fcntl.F_RDLCK if readonly else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)

@@ -33,11 +33,11 @@ class FileChanges:
         while True:
             await trio.lowlevel.wait_readable(self._fd)
             try:
-                os.read(self._fd, 4096)  # the kernel merges equal events that nobody has read
+                os.read(self._fd, 4096)  # the kernel merges equal events that were not read
             except BlockingIOError:
                 continue
             return
 
     def close(self) -> None:
-        """Stop watching; nobody may be waiting."""
+        """Stop watching; no task may be waiting."""
         os.close(self._fd)

@@ -80,7 +80,7 @@ class IoUring:
         self._sq_tail, self._cq_head, self._cq_tail = sq.tail // 4, cq.head // 4, cq.tail // 4
         self._sq_mask, self._cq_mask = words[sq.ring_mask // 4], words[cq.ring_mask // 4]
         self._cqes = cq.cqes
-        for entry in range(answer.sq_entries):  # the indirection that nobody needs: entry n is sqe n
+        for entry in range(answer.sq_entries):  # the indirection is not needed: entry n is sqe n
             words[sq.array // 4 + entry] = entry
         self._submitted = words[self._sq_tail]
         self._entries: int = answer.sq_entries
@@ -226,4 +226,4 @@ def _request(entries: int) -> dict[str, object]:
 
 
 def _ignore(_: int) -> None:
-    """Nobody waits for a cancel request's own result."""
+    """Callback of a cancel request, whose own result is not needed."""

@@ -54,7 +54,7 @@ class LogFile(FdChardev):
                 self.write_failed(error)
                 break
         os.close(reader)  # what comes now is EPIPE
-        with contextlib.suppress(OSError):  # close(2) tells what became of the last bytes, to nobody
+        with contextlib.suppress(OSError):  # close(2) tells what became of the last bytes: too late
             os.close(file)
 
     async def send(self, data: bytes) -> None:

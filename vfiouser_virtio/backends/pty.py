@@ -48,7 +48,7 @@ class Pty(FdChardev):
 
     async def run(self) -> None:
         while True:
-            # Input that somebody left before he closed it is still ours to read.
+            # Input that was left before it was closed is still ours to read.
             events = self._events()
             if events & select.POLLIN or not events & select.POLLHUP:
                 if not self.connected:

@@ -108,7 +108,7 @@ class RamBackend:
         return self.size
 
     async def wait_size_changed(self) -> None:
-        await trio.sleep_forever()  # nobody else can reach it
+        await trio.sleep_forever()  # no other process can reach it
 
     async def resize(self, size: int) -> None:
         await trio.lowlevel.checkpoint()

@@ -84,5 +84,5 @@ def _remove_stale(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     except BlockingIOError:
-        pass  # somebody listens and has a full queue
+        pass  # it has a listener with a full queue
     raise OSError(errno.EADDRINUSE, "another program listens there")

@@ -43,7 +43,7 @@ def _same(bound: str, path: str) -> bool:
 async def explain(path: str, error: Exception, *, busy: bool) -> NoServerError:
     """The one line for an error that came before a version was agreed on. ``busy`` is `has_client` of before."""
     if isinstance(error, ConfigError):
-        return NoServerError(str(error))  # nobody listens: the path is in it
+        return NoServerError(str(error))  # no listener: the path is in it
     if busy:
         return NoServerError(f"'{path}': the server is busy: another client is connected, and it has one at a time")
     answer = await _ask(path, _HTTP_REQUEST)

@@ -19,7 +19,7 @@ def add_parser(commands: SubParsers) -> None:
         "probe",
         summary="show what a vfio-user server has behind its socket",
         description="Connect to any vfio-user server as its client, show the regions, the PCI function and the virtio\n"
-        "device, and reset the device. Nobody else can be connected meanwhile.",
+        "device, and reset the device. No other client can be connected meanwhile.",
         usage="[--json | --lspci] SOCKET",
         examples="  vfiouser-virtio probe /run/x/blk0.sock\n"
         "  vfiouser-virtio probe --json /run/x/blk0.sock\n"

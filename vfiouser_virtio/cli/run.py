@@ -132,7 +132,7 @@ async def _run(
         for endpoint in served.endpoints:
             if endpoint.host_side:
                 note(f"{endpoint.name} on the host: {endpoint.host_side}")
-        # Only now: nobody waits for a download to be told that a disk's file is missing.
+        # Only now: a missing disk file is told before any download.
         try:
             if arguments.script is None:
                 _say_how_to_leave(served, own_guest=own_guest)

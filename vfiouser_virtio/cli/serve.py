@@ -132,7 +132,7 @@ def _tell_ready(fd: int) -> None:
     try:
         os.write(fd, b"ready\n")
     except BrokenPipeError:
-        pass  # nobody waits any more
+        pass  # no task waits any more
     os.close(fd)
 
 

@@ -152,7 +152,7 @@ class Balloon(Device):
         and for a second block at the same time.
         """
         if not self.negotiated(BalloonFeature.FREE_PAGE_HINT) or self._round is not None:
-            raise DeviceError("balloon: no free page hints: not negotiated, or somebody has asked for them already")
+            raise DeviceError("balloon: no free page hints: not negotiated, or asked for already")
         self.last_command = max(2, self.last_command + 1 & 0xFFFF_FFFF)
         now = self._round = _Round(self.last_command)
         self.config.update(free_page_hint_cmd_id=now.command)
@@ -280,7 +280,7 @@ class Balloon(Device):
     # ---- statistics ------------------------------------------------------------------------------------------------
 
     async def _collect_statistics(self) -> None:
-        """The buffer is kept until somebody wants to know: then the driver fills it anew (5.5.6.3)."""
+        """The buffer is kept until statistics are asked for: then the driver fills it anew (5.5.6.3)."""
         async for chain in self.statsq:
             self._last = dict(
                 _statistics(chain.readable.read(min(chain.readable.length, MAX_STATS * wire.STAT.sizeof())))

@@ -61,7 +61,7 @@ class Console(Device):
         ] = None,
         rows: Annotated[int | None, "height of the consoles; default: that of the terminal on stdio, else 24"] = None,
     ) -> None:
-        # A pty, because a guest may use its console with nobody there: it never waits, and the last 64 KiB are kept.
+        # A pty, because a guest may use its console without a reader: it never waits, and the last 64 KiB are kept.
         specs = ["pty"] if chardev is None else chardev
         count = len(specs)
         names = _names(name or [], count)

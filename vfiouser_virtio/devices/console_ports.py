@@ -44,7 +44,7 @@ class Port:
 
     @property
     def guest_open(self) -> bool:
-        """Whether somebody in the guest takes input: told by PORT_OPEN, always True without control messages."""
+        """Whether a program in the guest takes input: told by PORT_OPEN, always True without control messages."""
         return self._open
 
     @guest_open.setter
@@ -55,7 +55,7 @@ class Port:
 
     @property
     def host_open(self) -> bool:
-        """What the guest is told of the host. A console is always open: its driver waits for nobody."""
+        """What the guest is told of the host. A console is always open: its driver never waits."""
         return self.is_console or self.chardev.connected
 
     def take_over(self, before: "Port") -> None:
@@ -63,7 +63,7 @@ class Port:
         self.added, self.ready, self.guest_open = before.added, before.ready, before.guest_open
 
     def reset(self) -> None:
-        """The driver has reset the device: it knows no port, and nobody has it open."""
+        """The driver has reset the device: it knows no port, and none is open."""
         self.added = self.ready = self._open = False
 
     async def transmit(self) -> None:

@@ -52,7 +52,7 @@ SUSPEND_PATIENCE = 5.0
 class VirtioDevice:
     """Device on a `VirtioBus`, as its driver has it.
 
-    ``feature_mask`` takes away what drivers may accept, for whoever wants to see a device without (VERSION_1 stays).
+    ``feature_mask`` takes away what drivers may accept, to see a device without (VERSION_1 stays).
     """
 
     def __init__(self, transport: Transport, *, feature_mask: int = -1) -> None:
@@ -147,7 +147,7 @@ class VirtioDevice:
     async def reset(self) -> None:
         """Back to the beginning. The buffers are the driver's again: `DriverVirtqueue.shutdown` returns their tokens.
 
-        Whoever waits for the device gets DeviceGone. Raises DeviceBroken (RS1) when ``device_status`` stays what it is.
+        Each wait for the device ends with DeviceGone. Raises DeviceBroken (RS1) when the status does not become 0.
         """
         await self.transport.write_status(0)
         await self._wait_status(lambda status: not status, RESET_PATIENCE, "a reset", "RS1")

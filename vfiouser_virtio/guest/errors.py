@@ -5,7 +5,7 @@
     Exception
     ├── DeviceBroken        the device broke virtio or PCI, or says NEEDS_RESET: .rule names the rule
     │   └── FeaturesRefused it would not set FEATURES_OK
-    ├── DeviceGone          it was reset or removed while somebody waited for it
+    ├── DeviceGone          it was reset or removed while a task waited for it
     └── QueueFull           no descriptors are free: take used buffers back first
 """
 

@@ -76,7 +76,7 @@ class PciPort(Protocol):
         ...
 
     def bar_post(self, bar: int, offset: int, size: int, value: int) -> None:
-        """A write that nobody waits for, in order with all others (vfio-user: NO_REPLY)."""
+        """A write without a reply, in order with all others (vfio-user: NO_REPLY)."""
         ...
 
     async def connect_msix(self, handlers: list[Callable[[], None]]) -> None:

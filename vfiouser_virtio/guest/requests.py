@@ -22,7 +22,7 @@ class Answer(NamedTuple):
 
 
 class _SentRequest:
-    """One buffer under way. Its memory is the device's until it comes back, whether somebody still waits or not."""
+    """Buffer under way. Its memory is the device's until it comes back, also after its waiter was cancelled."""
 
     __slots__ = ("abandoned", "added", "answered", "buffer", "done", "out_num", "sg", "written")
 

@@ -86,9 +86,9 @@ class DriverVirtqueue(ABC):
         self.in_order = in_order
         self.owner: VirtioDevice | None = None
         self.live = False
-        """Whether the device has it: between queue_enable and a reset. Whoever enables it keeps this."""
+        """Whether the device has it: between queue_enable and a reset. Kept by the code that enables it."""
         self.held = False
-        """Whether `kick` does nothing for now: the device is suspended. Whoever holds it kicks it afterwards."""
+        """Whether `kick` does nothing for now: the device is suspended. To be kicked afterwards."""
         self.broken: DeviceBroken | None = None
         self._notify = notify
         self._parts = tuple(memory.alloc(length, align) for length, align in self.parts(size))
@@ -102,7 +102,7 @@ class DriverVirtqueue(ABC):
         self._done: deque[tuple[Any, int]] = deque()
         """Used buffers that `get_buf` has not returned yet."""
         self._tables: defaultdict[int, list[DmaBuffer]] = defaultdict(list)
-        """Indirect tables that nobody uses, by their size."""
+        """Unused indirect tables, by their size."""
         self._callbacks = callback is not None
         self._bind(*(part.view for part in self._parts))
         if callback is None:

@@ -18,7 +18,7 @@ from vfiouser_virtio.guest.virtqueue import Callback, DriverVirtqueue
 from vfiouser_virtio.protocols.virtio.features import Feature
 
 MAX_QUEUE_SIZE = 256
-"""Entries of a queue unless a driver wants more: rings cost memory, and nobody here has that much under way."""
+"""Entries of a queue unless a driver wants more: rings cost memory, and no driver here has that much under way."""
 
 
 def virtqueue_class(features: int) -> type[SplitVirtqueue] | type[PackedVirtqueue]:

@@ -27,7 +27,7 @@ def hanging_up_after(path: str, seconds: float | None = None) -> Iterator[None]:
 
 
 def _hang_up(path: str) -> None:
-    """The library tells nobody of its connection before it has negotiated: find it among our file descriptors."""
+    """Connection of the library before it has negotiated, of which it does not tell: found among our descriptors."""
     for name in os.listdir("/proc/self/fd"):
         try:
             if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):

@@ -82,7 +82,7 @@ class HostedDevice:
         self._vfio_device.connected(client)
 
     def gone(self) -> None:
-        """Nobody serves this context any more."""
+        """The context is no longer served."""
         self._vfio_device.set_trigger(None)
 
     def take_hold(self) -> Hold | None:

@@ -51,7 +51,7 @@ class Option:
 def class_options(device_class: type[Device]) -> dict[str, Option]:
     """The options of a device class: those parameters of its constructor whose type users can write.
 
-    Raises ConfigError for annotations that name what does not exist, and for a parameter that nobody could give.
+    Raises ConfigError for annotations that name what does not exist, and for a parameter that cannot be given.
     """
     if device_class.__init__ is Device.__init__:
         return {}

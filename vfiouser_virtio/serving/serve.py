@@ -244,4 +244,4 @@ def _remove_empty(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError:
-        pass  # somebody has put something there, or has removed it
+        pass  # something was put there, or it was removed

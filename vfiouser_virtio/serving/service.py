@@ -28,7 +28,7 @@ async def ready_service() -> AsyncIterator[None]:
 
 
 def _watched_for() -> float:
-    """After how many seconds of silence the manager takes us for dead; 0 where it does not watch, or somebody else."""
+    """Seconds of silence after which the manager takes us for dead; 0 where it does not watch, or another process."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not microseconds.isascii():
         return 0

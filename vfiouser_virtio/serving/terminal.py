@@ -1,6 +1,6 @@
 """Terminal output: log lines and errors on stderr, with colour where that is a terminal.
 
-Nothing here waits for whoever reads stderr, and nothing that a peer has sent reaches the terminal as more than text.
+Nothing here waits for the reader of stderr, and nothing that a peer has sent reaches the terminal as more than text.
 """
 
 import atexit
@@ -72,7 +72,7 @@ def set_up_streams() -> None:
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for the whole life of the process
     if sys.stderr is None or sys.stderr is sys.__stderr__:  # not in a test, which has put its own there
-        sys.stderr = _Stderr(LineWriter(2, lost=lambda lines: f"{PROGRAM}: {lines} lines were lost: nobody read them"))
+        sys.stderr = _Stderr(LineWriter(2, lost=lambda lines: f"{PROGRAM}: {lines} lines were lost, unread"))
         atexit.register(flush_stderr)
 
 
@@ -193,7 +193,7 @@ def complain(error: Exception, *, with_traceback: bool) -> None:
 
 
 def say(text: str) -> None:
-    """Print on stdout at once. That nobody reads it any more is no reason to stop serving."""
+    """Print on stdout at once. A closed pipe is no reason to stop serving."""
     with _reader_may_be_gone():
         print(text, flush=True)
 

@@ -78,7 +78,7 @@ class TraceLog:
             self._write(f"{json.dumps({'note': said}) if self._json else said}\n")
 
     def _lost(self, lines: int) -> str:
-        said = f"{lines} messages are missing here: nobody took them"
+        said = f"{lines} messages are missing here: they were not read"
         return json.dumps({"note": said, "lost": lines}) if self._json else said
 
     def _failed(self, error: OSError) -> None:

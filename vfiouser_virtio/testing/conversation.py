@@ -75,7 +75,7 @@ class Conversation:
         self._kept: deque[_Said] = deque(maxlen=KEPT)
 
     def record(self, direction: Direction, message: Message) -> None:
-        """Keep a message: a `Trace` of a server or client. It is decoded only when somebody wants to read it."""
+        """Keep a message: a `Trace` of a server or client. It is decoded only when it is to be read."""
         body = bytes(message.body[:_KEPT_BYTES])
         # Without its id, which says little in an order as strict as this: so that repetitions are seen as such.
         kept = Message(0, message.command, message.flags, message.error, body, list(message.fds))

@@ -50,7 +50,7 @@ _MARKERS = [
     "qemu: runs QEMU; set by vfiouser-virtio for the qtest carriers and for tests with a Linux guest",
 ]
 
-# Nobody else uses it: SIGALRM is what pytest-timeout has.
+# Not in use elsewhere: SIGALRM is what pytest-timeout has.
 _INTERRUPT = signal.SIGVTALRM
 
 _CONVERSATIONS = pytest.StashKey["list[Conversation]"]()
@@ -113,7 +113,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        # Our `guest`, and not one of somebody else's.
+        # Our `guest`, and not another plugin's.
         if {"guest", "virtio_guest_image"} <= set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.qemu)
 

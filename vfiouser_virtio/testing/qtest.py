@@ -71,11 +71,11 @@ class Qtest:
                 command.answered.set()
 
     def close(self) -> None:
-        """Close the socket; nobody may be using it."""
+        """Close the socket, which must not be in use."""
         self._socket.close()
 
     def post(self, text: str) -> None:
-        """Send a command that nobody waits for. If QEMU refuses it, `run` raises RuntimeError."""
+        """Send a command without waiting for its answer. If QEMU refuses it, `run` raises RuntimeError."""
         self._put(_Command(text, posted=True))
 
     async def execute(self, text: str) -> str:

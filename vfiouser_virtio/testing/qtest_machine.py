@@ -58,7 +58,7 @@ class QtestMachine:
         return os.pread(self.stderr.fileno(), os.fstat(self.stderr.fileno()).st_size, 0).decode(errors="replace")
 
     async def run(self) -> None:
-        """Talk to QEMU. Raises VmError, with what QEMU has printed, when that ends: nobody has asked it to."""
+        """Talk to QEMU. Raises VmError, with what QEMU has printed, when that ends, which it should not."""
         await self.qtest.run()
         raise VmError(f"QEMU ended with status {self.process.wait(10)}: {self.qemu_stderr.strip()}")
 

@@ -160,7 +160,7 @@ class Loopback:
         await trio.lowlevel.checkpoint()
         queue = self.core.queues[index]
         if queue.enabled or not queue.allows(size):
-            # Registers would just not take it; here nobody would read them back.
+            # Registers would just not take it; here they are not read back.
             self.core.needs_reset(GuestError(f"queue {index} enabled with size {size:#x}"))
             return
         queue.configure(size=size, desc=desc, driver=driver, device=device)

@@ -6,7 +6,7 @@
                                     └──▶ copies, which `remote` keeps up to date ────────────▶ Ring
 
 It lives from the queue's enabling to its reset. QEMU remaps RAM under live rings (SeaBIOS: 25 times in a boot): the
-ring's state survives that, and it is bound to its new place when somebody next looks.
+ring's state survives that, and it is bound to its new place at the next look.
 """
 
 from vfiouser_virtio.errors import Unmapped
@@ -27,9 +27,9 @@ class BoundRing:
         self.by_message = False
         """The ring itself has no file descriptor: its parts are bound to copies."""
         self.away = False
-        """A look at the ring has failed because its memory is not mapped: somebody must look again when it is."""
+        """A look at the ring has failed because its memory is not mapped: it must be looked at again when it is."""
         self.missed = False
-        """Somebody waits for it to come back, to say so if it does not, or has said so."""
+        """A task waits for it to come back, to log it if it does not, or has done so."""
         self.lacks = ""
         """What the last look has failed of."""
         self._dead = False

@@ -139,7 +139,7 @@ class DeviceTask:
             self._warned = True
             run = type(self.device).run
             what = "has no run()" if run is Device.run else f"run() returned ({definition(run)})"
-            self._log.warning("%s: nobody serves its queues until the next DRIVER_OK", what)
+            self._log.warning("%s: its queues are not served until the next DRIVER_OK", what)
 
     def _warn_of_loss(self, what: str) -> None:
         self._lost = True

@@ -17,7 +17,7 @@ class Pins:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody, perhaps the kernel, is using the buffers of a chain now."""
+        """Whether the buffers of a chain are in use now, perhaps by the kernel."""
         return bool(self._pins)
 
     def when_idle(self, callback: Callable[[], None]) -> None:

@@ -140,7 +140,7 @@ async def flush(bound: BoundRing, ready: Callable[[], bool], interrupt: Callable
 
 
 def _has_left(memory: GuestMemory, error: Exception) -> bool:
-    """Whether it is nobody's fault: the client is gone, and perhaps its memory as well."""
+    """Whether the reason is that the client is gone, and perhaps its memory as well: no fault."""
     return memory.client is None or isinstance(error, ClientGone)
 
 

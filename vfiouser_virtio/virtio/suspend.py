@@ -9,7 +9,7 @@
         └────────────────────────── the driver sets DRIVER_OK ◀─────────────────────────────────┘
 
 A request that the kernel works on ends first, is shown as used, and notified. But a device may also just keep a buffer
-until something happens outside, for ever perhaps: a console that nobody reads from, an entropy device that has given
+until something happens outside, for ever perhaps: a console without a reader, an entropy device that has given
 all it may for now. Such a buffer stays with it over the suspension, and is used after it.
 """
 

@@ -141,14 +141,14 @@ class Agent:
         return None
 
     def shut_down(self) -> None:
-        """Make whoever waits for the guest see AgentClosedError: it will say nothing more."""
+        """End all waits for the guest with AgentClosedError: it will say nothing more."""
         try:
             self._stream.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
 
     def close(self) -> None:
-        """Close the socket; nobody may be using it."""
+        """Close the socket, which must not be in use."""
         self._stream.socket.close()
 
     async def _receive(self) -> _Ready | _Done | _Piece:

@@ -96,7 +96,7 @@ class QmpClient:
                 await self._changed.wait()
 
     def close(self) -> None:
-        """Close the socket; nobody may be using it."""
+        """Close the socket, which must not be in use."""
         self._stream.socket.close()
 
     async def _take(self, lines: list[bytearray]) -> None:

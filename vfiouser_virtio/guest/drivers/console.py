@@ -26,7 +26,7 @@ from vfiouser_virtio.protocols.virtio.console import ConsoleFeature, Event
 logger = logging.getLogger(__name__)
 
 RECEIVE_BUFFERS, RECEIVE_SIZE = 8, 4096
-"""Of each port: input that nobody takes stays with the device beyond these."""
+"""Of each port: input that is not taken stays with the device beyond these."""
 
 MAX_PORTS = 64
 """Ports that are set up, however many a device says it has."""
@@ -101,7 +101,7 @@ class ConsolePort:
         """PORT_ADD has come, or there is no MULTIPORT."""
         self.is_console = False
         self.host_open = False
-        """Somebody is at the other end, as far as the device tells."""
+        """Whether a host is at the other end, as far as the device tells."""
         self.size: tuple[int, int] | None = None
         """Columns and rows, once a RESIZE has come."""
         self._inbox = inbox
@@ -126,11 +126,11 @@ class ConsolePort:
         return taken
 
     async def open(self) -> None:
-        """Tell the device that somebody here takes input. Only with MULTIPORT; without, it always assumes so."""
+        """Tell the device that input is taken here. Only with MULTIPORT; without, it always assumes so."""
         await self.console.control(self.number, Event.PORT_OPEN, 1)
 
     async def close(self) -> None:
-        """Tell the device that nobody takes input any more."""
+        """Tell the device that input is no longer taken."""
         await self.console.control(self.number, Event.PORT_OPEN, 0)
 
     async def wait_for(self, condition: Callable[["ConsolePort"], bool]) -> None:

@@ -54,7 +54,7 @@ class Callbacks:
         return self._interrupt is not None
 
     def reraise(self) -> None:
-        """Raise what no callback could let through C and nobody may swallow: KeyboardInterrupt, SystemExit, …"""
+        """Raise what no callback could let through C and must not be lost: KeyboardInterrupt, SystemExit, …"""
         if self._interrupt is not None:
             interrupt, self._interrupt = self._interrupt, None
             raise interrupt

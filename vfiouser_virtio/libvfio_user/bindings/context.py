@@ -222,7 +222,7 @@ class Context(DmaCalls, PciCalls):
         """The device is quiet now: go on with what waited for it, callbacks and all (vfu_device_quiesced).
 
         With an errno the request is dropped instead, and as of efd091b the client gets no reply at all: better not.
-        Raises OSError, EINVAL when nobody waits.
+        Raises OSError, EINVAL when no client waits.
         """
         self._outside_callbacks("vfu_device_quiesced")
         self._quiescing = False

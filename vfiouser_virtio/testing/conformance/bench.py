@@ -96,7 +96,7 @@ class Bench:
         return 0 if self._exercise is None else self._exercise.queue
 
     async def enable_function(self) -> None:
-        """Memory accesses and bus mastering on, MSI-X off: whoever was here before may have left it on."""
+        """Memory accesses and bus mastering on, MSI-X off: an earlier driver may have left it on."""
         await set_command(self.client, set=PciCommand.MEMORY | PciCommand.MASTER, clear=PciCommand.INTX_DISABLE)
         if self.info.msix is not None:
             await set_msix(self.client, self.info.msix, enable=False)

@@ -25,7 +25,7 @@ Keyword: TypeAlias = Literal["MUST", "SHOULD", "advice"]
 MUST: Keyword = "MUST"
 SHOULD: Keyword = "SHOULD"
 ADVICE: Keyword = "advice"
-"""No specification says so, and nobody fails for it."""
+"""No specification says so, and no server fails for it."""
 
 
 @dataclass(frozen=True, slots=True)

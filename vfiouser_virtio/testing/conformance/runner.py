@@ -38,7 +38,7 @@ class ServesOnce(ConfigError):
 async def run_checks(wire: Wire, checks: Iterable[Check]) -> AsyncIterator[Result]:
     """The results, in order, as they come.
 
-    Raises ConnectError when nobody listens in the first place, `ServesOnce` when the server ends with its first client,
+    Raises ConnectError when there is no listener at first, `ServesOnce` when the server ends with its first client,
     and PeerError or RemoteError when it does not agree on a version.
     """
     async with wire.connect():
@@ -109,7 +109,7 @@ async def _judge(wire: Wire, check: Check) -> tuple[Verdict, str]:
 
 
 async def _lives(wire: Wire) -> bool:
-    """Whether somebody still listens. A server that is about to die may have taken one more connection: two tries."""
+    """Whether there is a listener. A server that is about to die may have taken one more connection: two tries."""
     for _ in range(2):
         try:
             async with wire.connect():

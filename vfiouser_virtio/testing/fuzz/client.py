@@ -206,7 +206,7 @@ class FuzzClient:
             raise Found("reply", f"{what}: an error that is none, or has a body", "error")
         if not self._asked:
             if self.in_step:
-                raise Found("reply", f"{what}, which nobody asked for", "unasked")
+                raise Found("reply", f"{what}, which was not asked for", "unasked")
             return
         asked = self._asked.popleft()
         if (asked.id, asked.command) != (message_id, command):

@@ -5,7 +5,7 @@ finding              seen how
 ===================  ==================================================================================================
 ``bug``              a log record at ERROR with a traceback, an unraisable exception, a task that died
 ``hang``             a request without a reply, a buffer that does not come back, an event loop that stands still
-``reply``            a reply that nobody asked for, out of order, of the wrong size or command
+``reply``            a reply without a request, out of order, of the wrong size or command
 ``closed``           the server hung up without saying what the client did wrong
 ``write``            guest memory changed outside of writable buffers and used rings
 ``leak``             more descriptors, mappings or tasks than before the client came

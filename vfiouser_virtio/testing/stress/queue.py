@@ -11,7 +11,7 @@ from vfiouser_virtio.testing.stress.game import Score, Table
 from vfiouser_virtio.virtio import Chain, Queue, Stop, Virtqueue
 from vfiouser_virtio.vring import RingFeatures
 
-# Nobody here sleeps for as long, in seconds.
+# Longer than any task here sleeps, in seconds.
 _FOREVER = 1.0
 
 

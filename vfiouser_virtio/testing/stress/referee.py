@@ -66,7 +66,7 @@ def _be(table: Table, side: str, play_side: Callable[[Table], None], cpu: int, r
     """The whole life of a player, on its own CPU; without what the referee's process would do at its end."""
     status = 1
     try:
-        # Whoever kills the referee, by a timeout say, must not leave two processes behind that wait for each other.
+        # A killed referee, by a timeout say, must not leave two processes behind that wait for each other.
         end_with_parent(referee)
         os.sched_setaffinity(0, {cpu})
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the referee

@@ -101,7 +101,7 @@ class Client(ClientConnection):
             commands.check_access(Command.REGION_WRITE, access, reply.payload)
 
     def region_post(self, region: int, offset: int, data: Buffer) -> None:
-        """REGION_WRITE that nobody confirms (NO_REPLY), as QEMU writes to memory BARs."""
+        """REGION_WRITE without a reply (NO_REPLY), as QEMU writes to memory BARs."""
         self.post(Command.REGION_WRITE, commands.region_access(region, offset, len(data)) + data)
 
     async def region_write_multi(self, writes: Sequence[tuple[int, int, bytes]]) -> int:
@@ -110,7 +110,7 @@ class Client(ClientConnection):
         return commands.parse_write_multi(reply.payload)
 
     def post_write_multi(self, writes: Sequence[tuple[int, int, bytes]]) -> None:
-        """REGION_WRITE_MULTI that nobody confirms, as QEMU sends it."""
+        """REGION_WRITE_MULTI without a reply, as QEMU sends it."""
         self.post(Command.REGION_WRITE_MULTI, commands.write_multi_request(writes))
 
     async def device_reset(self) -> None:

@@ -53,7 +53,7 @@ class Interrupt:
         return None if self._after is None else self._after()
 
     def close(self) -> None:
-        """Call nobody any more."""
+        """Stop: no handler is called any more."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             trio.lowlevel.notify_closing(fd)
@@ -131,7 +131,7 @@ class IrqRoutes:
             self._resample_fd = None
 
     def close(self) -> None:
-        """Call nobody any more, without a word to the server."""
+        """Stop all handlers, without a message to the server."""
         self._closed = True
         for index in list(self._interrupts):
             self._forget(index)

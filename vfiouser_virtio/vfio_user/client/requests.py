@@ -68,7 +68,7 @@ class Reply:
         return fds
 
     def close(self) -> None:
-        """Close the fds that nobody has taken."""
+        """Close the fds that were not taken."""
         close_all(self.take_fds())
 
 
@@ -121,7 +121,7 @@ class Requests:
     def match(self, message: Message) -> Pending | None:
         """Whose reply this is; None where its waiter has given up. ``message`` is checked, and still whole.
 
-        Raises a fatal PeerError for a reply that nobody has asked for, to another command than that of its id, or
+        Raises a fatal PeerError for a reply without a request, to another command than that of its id, or
         that is an error without an errno. When strict, also where QEMU would lose its place in the stream:
 
         - the reply is larger than the buffer that QEMU has for it (`reply_limit`);
@@ -154,7 +154,7 @@ class Requests:
             return None
         if pending.abandoned and message.body:
             return (
-                f"a reply of {size:#x} bytes after its time was over; QEMU's rule: what nobody waits for any more may "
+                f"a reply of {size:#x} bytes after its time was over; QEMU's rule: what is not waited for any more may "
                 f"only be a header, the rest would be taken for the next message"
             )
         if size > pending.limit:

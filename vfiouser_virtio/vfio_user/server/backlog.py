@@ -35,7 +35,7 @@ class Backlog:
         return message
 
     def close(self) -> None:
-        """Close the fds of all that nobody will handle."""
+        """Close the fds of all messages: none of them will be handled."""
         for message in self._messages:
             close_all(message.take_fds())
 

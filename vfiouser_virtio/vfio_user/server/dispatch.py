@@ -236,7 +236,7 @@ def _device_set_irqs(device: VfioDevice, message: Message, _: Negotiated) -> Res
     argsz, flags, index, start, count = _fields(_IRQ_SET, message)
     _check_argsz(message, argsz, _IRQ_SET.size)
     data = message.body[_IRQ_SET.size : _IRQ_SET.size + count] if flags & IrqSetFlags.DATA_BOOL else b""
-    # Fds of a message that has no use for them are nobody's: they are closed with it.
+    # Fds of a message that has no use for them are closed with it.
     fds = message.fds if flags & IrqSetFlags.DATA_EVENTFD else []
     check_irq_set(device.irq_info(index).count, index, flags, start, count, data, fds)
     device.set_irqs(index, IrqSetFlags(flags), start, count, data, message.take_fds() if fds else [])

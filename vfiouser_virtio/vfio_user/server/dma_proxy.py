@@ -135,7 +135,7 @@ class DmaProxy:
         """The client has answered. Raises PeerError when there was no such question."""
         request = self._requests.get(message.id)
         if request is None or request.command != message.command:
-            raise PeerError(f"{name_of(message.command)}: reply with id {message.id:#x}, which nobody waits for")
+            raise PeerError(f"{name_of(message.command)}: reply with id {message.id:#x}, of no request under way")
         del self._requests[message.id]
         request.window.release(request.cost)
         if message.flags & MessageFlags.ERROR:

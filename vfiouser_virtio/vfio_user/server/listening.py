@@ -42,7 +42,7 @@ class Listener:
         self.connected = connected
         """``socket`` is itself the connection to the one client there will be."""
         self._claim = claim
-        self._shared = shared  # whoever gave it to us may have it still
+        self._shared = shared  # the process that gave it to us may have it still
 
     async def accept(self) -> socket.socket:
         """The connection of the next client. Raises OSError where accept(2) does, but for EAGAIN."""
@@ -51,7 +51,7 @@ class Listener:
                 if not self._shared:
                     return self.socket.accept()[0]
                 # Another process can take the client before us, and clear O_NONBLOCK, which it has in common with us;
-                # no flag of accept4(2) would help. Then a thread waits for the next client, and nobody else.
+                # no flag of accept4(2) would help. Then a thread waits for the next client, and no device.
                 await trio.lowlevel.wait_readable(self.socket)
                 client, _address = await trio.to_thread.run_sync(self.socket.accept, limiter=trio.CapacityLimiter(1))
                 return client
@@ -65,7 +65,7 @@ class Listener:
             self._claim.release()
 
     def disown(self) -> None:
-        """Leave what is in the file system to somebody else: in a forked process, to the one that put it there."""
+        """Leave what is in the file system to its owner: in a forked process, to the one that put it there."""
         if self._claim is not None:
             self._claim.disown()
             self._claim = None
@@ -200,7 +200,7 @@ def sd_notify(state: str) -> bool:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on. Raises ListenError where somebody does, or it is no socket."""
+    """Remove a socket without a listener. Raises ListenError where it has one, or it is no socket."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -241,7 +241,7 @@ class PathClaim:
             return False
 
     def bound(self) -> None:
-        """Remember which socket is ours, so that nobody else's is removed."""
+        """Remember which socket is ours, so that no other is removed."""
         status = os.lstat(self.path)
         self._identity = (status.st_dev, status.st_ino)
 

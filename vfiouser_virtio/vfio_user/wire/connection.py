@@ -1,6 +1,6 @@
 """vfio-user framing ("Header"), sans I/O: bytes and fds in, messages out; requests and replies out as bytes.
 
-`Connection` is fed by whoever owns the socket::
+`Connection` is fed by the owner of the socket::
 
     count, fds = recv_into(connection.room())
     connection.received(count, fds)
@@ -29,7 +29,7 @@ MAX_MSG_FDS = 16
 
 _RECEIVE_SIZE = 64 * 1024  # room for every receive: 2000 posted writes in one system call
 _CAPACITY = 2 * _RECEIVE_SIZE
-# SCM_MAX_FD, what one recvmsg can bring. More for a message that is not complete yet is somebody filling our fd table.
+# SCM_MAX_FD, what one recvmsg can bring. More for a message that is not complete yet is an attack on our fd table.
 _MAX_PENDING_FDS = 253
 
 _unpack = HEADER_CODEC.unpack_from
@@ -87,7 +87,7 @@ class Connection:
         self._allocate(_CAPACITY)
         self._start = 0  # of the message that `next` found
         self._header: tuple[int, ...] = ()
-        self._fds: list[int] = []  # of that message, until somebody takes it
+        self._fds: list[int] = []  # of that message, until it is taken
         self._fds_lost = False
         self._lost_fds: set[int] = set()  # stream positions of messages that lack fds
 
@@ -166,7 +166,7 @@ class Connection:
         self._header = header
         self.position = start + size
         if self.pending_fds or self._fds or self._fds_lost:
-            if self._fds:  # of a message that nobody took
+            if self._fds:  # of a message that was not taken
                 close_all(self._fds)
             self._fds = self.pending_fds.pop(self._base + start, [])
             self._fds_lost = self._base + start in self._lost_fds
@@ -181,7 +181,7 @@ class Connection:
         return Message(message_id, command, flags, error, body, fds, self._fds_lost)
 
     def close(self) -> bool:
-        """Close all fds that nobody took. Returns whether the stream ended inside a message."""
+        """Close all fds that were not taken. Returns whether the stream ended inside a message."""
         close_all(self._fds)
         for fds in self.pending_fds.values():
             close_all(fds)

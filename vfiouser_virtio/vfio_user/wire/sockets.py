@@ -26,7 +26,7 @@ from vfiouser_virtio.vfio_user.wire.connection import Connection
 # SCM_MAX_FD is 253: with room for that many, the kernel never has to drop one for want of space.
 _ANCILLARY_SIZE = socket.CMSG_SPACE(253 * 4)
 # Plain ints: `&` with an enum's member costs a microsecond.
-# DONTWAIT: a socket given by --fd is one open file with whoever gave it, who can clear O_NONBLOCK.
+# DONTWAIT: a socket given by --fd is one open file with its giver, which can clear O_NONBLOCK.
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _RECEIVE = int(socket.MSG_CMSG_CLOEXEC) | _DONTWAIT
 _CTRUNC = int(socket.MSG_CTRUNC)
@@ -147,7 +147,7 @@ class MessageSocket:
         return bool(poll.poll(0))
 
     def close(self) -> bool:
-        """Close the socket and every fd that nobody took. Returns whether the stream ended inside a message."""
+        """Close the socket and every fd that was not taken. Returns whether the stream ended inside a message."""
         self.socket.close()
         for _rest, fds in self._queue:
             close_all(fds)
