@@ -200,17 +200,64 @@ def test_a_request_is_taken_apart_however_it_is_cut(
         if looked_at:
             assert (chain.readable.length, chain.writable.length) == (16, 2049)
         codec = struct.Struct(header)
-        fields, readable_, length, writable_, free, status = chain.take_request(codec)
+        fields, readable_, length, writable_, free = chain.take_request(codec)
         assert fields == codec.unpack_from(bytes(range(16)))
         assert ([len(view) for view in readable_], length) == (data, sum(data))
         assert b"".join(readable_) == bytes(range(16))[codec.size :]
-        assert ([len(view) for view in writable_], free, len(status)) == ([room], room, 1)
-        writable_[0][0], status[0] = 7, 9
-        assert [ring.memory.readable(at, 1)[0][0] for at in (second, last)] == [7, 9]
+        assert ([len(view) for view in writable_], free) == ([room], room)
         assert all(view.readonly for view in readable_)
-        chain.complete(room + 1)
+        for wrong in (-1, room + 1):
+            with pytest.raises(AuthorError, match="where the driver's buffer has room for"):
+                chain.finish_request(9, wrong)
+        writable_[0][0] = 7
+        chain.finish_request(9, room)
+        assert [ring.memory.readable(at, 1)[0][0] for at in (second, last)] == [7, 9]
+        assert ring.completed[-2:] == [chain.head, room + 1]
         with pytest.raises(AuthorError):
             chain.take_request(codec)
+        with pytest.raises(AuthorError, match="twice"):
+            chain.finish_request(3)
+        assert ring.memory.readable(last, 1)[0][0] == 9
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_the_status_counts_only_without_a_gap_in_front_of_it(looked_at: bool) -> None:
+    ring, offer = load("split", "3", event_idx=False)
+    offer(3)
+    for chain, filled in zip(ring.pop(3), (0, 511, 512), strict=True):
+        if looked_at:
+            assert chain.writable.length == chain.room
+        *_, room = chain.take_request(struct.Struct("<16s"))
+        chain.finish_request(0, filled)
+        assert ring.completed[-1] == (filled + 1 if filled == room else filled)
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_what_was_put_back_is_not_given_a_status(looked_at: bool) -> None:
+    """Its buffer may be another chain by then, and the driver's again."""
+    ring, offer = load("split", "3", event_idx=False)
+    offer(1)
+    [chain] = ring.pop(1)
+    if looked_at:
+        assert chain.writable.length == chain.room
+    chain.take_request(struct.Struct("<16s"))
+    (_, _), (_, _), (last, _) = chain.ranges
+    ring.offer_again()
+    chain.finish_request(9)
+    assert ring.memory.readable(last, 1)[0][0] == 0
+    assert ring.completed == []
+
+
+def test_a_chain_that_has_no_room_is_not_given_a_status() -> None:
+    ring, offer = load("split", "1", event_idx=False)
+    offer(1)
+    [(place, _)] = ring.pop(1)[0].ranges
+    [data] = ring.memory.writable(place, 16)
+    before = bytes(data)
+    chain = Chain(ring, 0, (place, 16, 0, 0), 1, 0, ring.memory.hot)
+    with pytest.raises(AuthorError, match="room for 0x0 bytes"):
+        chain.finish_request(0x55)
+    assert data == before
 
 
 def test_a_request_without_a_header_or_a_status_is_refused() -> None:
@@ -249,8 +296,9 @@ def test_buffers_at_any_address_are_taken_the_fast_way(base: int, direct: bool) 
         struct.pack_into("<QIHH", ram, 0, base + table, 48, INDIRECT, 0)
     struct.pack_into("<HHH", ram, 0x1000, 0, 1, 0)
     [chain] = ring.pop(1)
-    fields, _, _, room, free, status = chain.take_request(struct.Struct("<16s"))
+    fields, _, _, room, free = chain.take_request(struct.Struct("<16s"))
     assert (fields, free) == ((bytes(range(16)),), 512)
-    room[0][0], status[0] = 1, 2
+    room[0][0] = 1
+    chain.finish_request(2, 512)
     assert (ram[0x6000], ram[0x7000]) == (1, 2)
     memory.clear()

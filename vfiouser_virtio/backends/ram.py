@@ -7,7 +7,6 @@ import trio
 
 from vfiouser_virtio.backends.block import Range, Segments
 from vfiouser_virtio.errors import DeviceError
-from vfiouser_virtio.pieces import total
 
 # Copying runs at some GB/s, giving back pages at some 10 GB/s: these take a millisecond or so, and longer requests let
 # others run in between.
@@ -41,11 +40,11 @@ class RamBackend:
         return len(self._memory)
 
     def read_nowait(self, offset: int, segments: Segments) -> bool:
-        if total(segments) > AT_ONCE:
-            return False
-        view = self._view
+        view, limit = self._view, offset + AT_ONCE
         for segment in segments:
             end = offset + len(segment)
+            if end > limit:
+                return False
             segment[:] = view[offset:end]
             offset = end
         return True
@@ -57,11 +56,11 @@ class RamBackend:
             await trio.lowlevel.checkpoint()
 
     def write_nowait(self, offset: int, segments: Segments) -> bool:
-        if total(segments) > AT_ONCE:
-            return False
-        view = self._view
+        view, limit = self._view, offset + AT_ONCE
         for segment in segments:
             end = offset + len(segment)
+            if end > limit:
+                return False
             view[offset:end] = segment
             offset = end
         return True

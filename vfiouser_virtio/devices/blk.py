@@ -238,22 +238,23 @@ class Blk(Device):
         """Take, parse, perform, complete; what a burst has completed is shown to the driver at once."""
         planner, backend = self._planner, self.backend
         readonly, read, write = backend.readonly, backend.read_nowait, backend.write_nowait
+        header, offset = blk.REQUEST_HEADER_CODEC, planner.offset
         async for burst in queue.bursts(at_once=True):
             for chain in burst:
-                (kind, _, sector), data, length, buffers, room, status = chain.take_request(blk.REQUEST_HEADER_CODEC)
+                (kind, _, sector), data, length, buffers, room = chain.take_request(header)
                 outcome, fills = _OK, 0
                 try:
                     # Most requests are one of these two, and done at once: no object is made for them.
                     if kind == _IN:
-                        done, fills = read(planner.offset(sector, room), buffers), room
+                        done, fills = read(offset(sector, room), buffers), room
                     elif kind == _OUT and not readonly:
-                        done = write(planner.offset(sector, length), data)
+                        done = write(offset(sector, length), data)
                         if done and self._write_through:  # what cannot be made stable at once is simply done again
                             done = backend.flush_nowait()
                     else:
                         done = False
                     if not done:
-                        request = Request(chain, kind, sector, data, length, buffers, room, status)
+                        request = Request(chain, kind, sector, data, length, buffers, room)
                         self._perform(queue, nursery, request)
                         continue
                 except Refused as refused:
@@ -261,9 +262,7 @@ class Blk(Device):
                 except OSError as error:
                     self._complain(RequestType(kind).name, sector * SECTOR_SIZE, error, queue)
                     outcome, fills = BlkStatus.IOERR, 0
-                status[0] = outcome
-                # As `Request.finish`.
-                chain.complete(fills + 1 if fills == room else fills)
+                chain.finish_request(outcome, fills)
 
     def _perform(self, queue: Queue, nursery: trio.Nursery, request: Request) -> None:
         """Any request: at once where that can be, else by the backend, which will tell its end, or by a task of ours.

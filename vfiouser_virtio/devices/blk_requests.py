@@ -36,7 +36,6 @@ class Request:
     buffers: Segments
     room: int
     """Bytes of ``buffers``, which are to be filled."""
-    status: memoryview
 
     @property
     def name(self) -> str:
@@ -45,9 +44,7 @@ class Request:
 
     def finish(self, status: BlkStatus, fills: int = 0) -> None:
         """Give the request back; the first ``fills`` bytes of the writable part hold data."""
-        self.status[0] = status
-        # The used length counts from the start (2.7.8.2): the status only when there is no gap in front of it.
-        self.chain.complete(fills + 1 if fills == self.room else fills)
+        self.chain.finish_request(status, fills)
 
 
 @dataclass(slots=True)

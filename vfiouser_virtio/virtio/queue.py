@@ -144,5 +144,6 @@ class Bursts(AsyncIterator[Iterator[Chain]]):
     async def __anext__(self) -> Iterator[Chain]:
         """The next burst, with one chain at least. Raises GuestError when the driver has broken the ring."""
         virtqueue = self._virtqueue
-        await virtqueue.wait_chain()
+        if not virtqueue.ready():
+            await virtqueue.wait_chain()
         return virtqueue.hand_out(self._at_once)

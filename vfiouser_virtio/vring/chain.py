@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 Segments = Sequence[memoryview]
-Request = tuple[tuple[Any, ...], Segments, int, Segments, int, memoryview]
-"""Fields of the header; data that the driver wrote, and their length; room for data, and its length; the status."""
+Request = tuple[tuple[Any, ...], Segments, int, Segments, int]
+"""Fields of the header; data that the driver wrote, and their length; room for data, and its length."""
 
 # Bytes of a page to write to for chains without buffers.
 _NOWHERE = 1 << 16
@@ -83,7 +83,7 @@ class Readable:
 class Writable:
     """The device-writable part of a chain, filled from its front; a status field is taken off its end."""
 
-    __slots__ = ("length", "segments", "taken_last", "written")
+    __slots__ = ("length", "segments", "status", "taken_last", "written")
 
     def __init__(self, segments: list[memoryview] | Pieces, length: int) -> None:
         self.segments = segments
@@ -93,6 +93,8 @@ class Writable:
         """Bytes that were taken off the end."""
         self.written = 0
         """Bytes written with `write`: the used length, unless `Chain.complete` is told another."""
+        self.status: memoryview | None = None
+        """Where `Chain.finish_request` stores the status, if that is not the last byte of the chain's last buffer."""
 
     def take(self, count: int) -> list[memoryview]:
         """Remove ``count`` bytes from the front, as writable views: whoever takes them fills them.
@@ -232,38 +234,37 @@ class Chain:
     def take_request(self, header: Struct) -> Request:
         """Take the chain apart as most types lay their requests out: a header, data either way, and a status byte.
 
-        ``header`` is the codec of what the readable part begins with; the status is the last byte of the writable one.
-        How the driver has cut them does not show; with a buffer for each, as is usual, this takes a third of the time
-        of `readable` and `writable`, which are of no use afterwards. Raises GuestError when one of them is too short,
-        AuthorError when the chain was completed.
+        ``header`` is the codec of what the readable part begins with; the status is the last byte of the writable one,
+        for `finish_request` to store. How the driver has cut them does not show; with a buffer for each, as is usual,
+        this takes a third of the time of `readable` and `writable`, which are of no use afterwards. Raises GuestError
+        when one of them is too short, AuthorError when the chain was completed.
         """
-        layout, count, region = self.layout, self.writable_from, self._region
-        size = header.size
+        region = self._region
         if (
-            (region is None or self.stale or self._readable is not None or self._writable is not None)
-            or (not count or layout[1] != size or 4 * count == len(layout) or layout[-3] != 1)
-            or self.ring is None
-        ):
+            region is None or self.stale or self._readable is not None or self._writable is not None
+        ) or self.ring is None:
             return self._take_request(header)
+        layout, count, size = self.layout, self.writable_from, header.size
         _, _, view, readonly_view, origin = region
-        fields = header.unpack_from(view, layout[0] - origin)
-        end = layout[-4] - origin
-        last = view[end : end + 1]
         if len(layout) == _THREE:
-            start, length = layout[4] - origin, layout[5]
-            if count == 1:
-                return fields, (), 0, (view[start : start + length],), length, last
-            return fields, (readonly_view[start : start + length],), length, (), 0, last
-        starts, sizes = [start - origin for start in layout[::4]], list(layout[1::4])
-        room = self.room - 1
-        return (
-            fields,
-            _cut(readonly_view, starts[1:count], sizes[1:count]),
-            sum(sizes[1:count]),
-            _cut(view, starts[count:-1], sizes[count:-1]),
-            room,
-            last,
-        )
+            at_header, header_size, _, _, start, length, _, _, _, last, _, _ = layout
+            if header_size == size and last == 1:
+                fields = header.unpack_from(view, at_header - origin)
+                start -= origin
+                if count == 1:
+                    return fields, (), 0, (view[start : start + length],), length
+                if count == 2:
+                    return fields, (readonly_view[start : start + length],), length, (), 0
+        elif count and layout[1] == size and 4 * count < len(layout) and layout[-3] == 1:
+            starts, sizes = [start - origin for start in layout[::4]], list(layout[1::4])
+            return (
+                header.unpack_from(view, starts[0]),
+                _cut(readonly_view, starts[1:count], sizes[1:count]),
+                sum(sizes[1:count]),
+                _cut(view, starts[count:-1], sizes[count:-1]),
+                self.room - 1,
+            )
+        return self._take_request(header)
 
     def _take_request(self, header: Struct) -> Request:
         """For any chain."""
@@ -272,9 +273,30 @@ class Chain:
         readable = self.readable
         fields = header.unpack(readable.read(header.size))
         writable = self.writable
-        [status] = writable.take_last(1)
+        [writable.status] = writable.take_last(1)
         length, room = readable.length, writable.length
-        return fields, readable.take_pieces(length), length, writable.take_pieces(room), room, status
+        return fields, readable.take_pieces(length), length, writable.take_pieces(room), room
+
+    def finish_request(self, status: int, filled: int = 0) -> None:
+        """Store the status of a request that was taken with `take_request`, and `complete` the chain.
+
+        ``filled`` counts the bytes from the start of the room for data. They are the used length, which counts the
+        status as well when all of the room was filled: there must be no gap in front of what it counts (2.7.8.2).
+        Raises AuthorError as `complete`. The chain must be pinned, or have been taken since the last await.
+        """
+        room = self.room - 1
+        if filled > room or filled < 0:
+            raise AuthorError(
+                f"finish_request() of chain {self.head:#x} with {filled:#x} bytes of data, where the driver's buffer "
+                f"has room for {self.room:#x} bytes, the status included"
+            )
+        ring, part, region = self.ring, self._writable, self._region
+        if ring is not None and ring is not DISOWNED:
+            if part is not None and part.status is not None:
+                part.status[0] = status
+            elif region is not None:
+                region[2][self.layout[-4] + self.layout[-3] - 1 - region[4]] = status
+        self.complete(filled + 1 if filled == room else filled)
 
     def complete(self, written: int | None = None) -> None:
         """Put the chain into the used ring; ``written`` counts the bytes from the start of the writable part.
@@ -337,7 +359,8 @@ class Chain:
         nowhere = memoryview(bytearray(_NOWHERE))
         self._region = None
         self._readable = Readable([], 0, self.writable_from)
-        self._writable = Writable([nowhere] * whole + [nowhere[:rest]] * bool(rest), length)
+        part = self._writable = Writable([nowhere] * whole + [nowhere[:rest]] * bool(rest), length)
+        part.status = nowhere[:1]
 
     def disown(self) -> None:
         """The buffer is offered again, as another chain: nothing is left of this one, and completing it is void."""

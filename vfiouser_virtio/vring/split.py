@@ -30,7 +30,7 @@ from vfiouser_virtio.vring.descriptors import (
 )
 from vfiouser_virtio.vring.features import RingFeatures
 from vfiouser_virtio.vring.ring import Ring
-from vfiouser_virtio.vring.tables import THREE, of_three, split_table, table_of_three
+from vfiouser_virtio.vring.tables import THREE, linked_three, of_three, split_table, table_of_three, unpack_three
 
 _unpack_desc = DESC_CODEC.unpack_from
 _pack_used = USED_ELEM_CODEC.pack_into
@@ -151,7 +151,11 @@ class SplitRing(Ring):
                             found = split_table(self, head, address, length, hot)
                             budget -= length >> 7
                     elif flags == NEXT:
-                        found = self._three(head, layout, hot)
+                        if head + 3 <= size:
+                            # The first is copied anew: what has been seen of it is not relied upon.
+                            found = linked_three(self, head, unpack_three(desc, head << 4), head, hot)
+                        if found is None:
+                            found = self._three(head, layout, hot)
                     if found is None:
                         found = make_chain(self, memory, head, descriptors := self._descriptors(head, memory))
                         begin, end, _, _, _ = hot = memory.hot
@@ -267,7 +271,10 @@ class SplitRing(Ring):
         raise GuestError(f"descriptor {head:#x} was made available again while it is in flight")
 
     def _three(self, head: int, first: Descriptor, hot: HotRegion) -> Chain | None:
-        """What `_descriptors` and `make_chain` do for a header, a buffer and a status byte; None for anything else."""
+        """What `_descriptors` and `make_chain` do for a header, a buffer and a status byte; None for anything else.
+
+        Those that do not follow each other: `linked_three` takes half of the time for the others.
+        """
         size, table = self.size, self._desc
         index = first[3]
         if index >= size:

@@ -77,16 +77,19 @@ def table_of_three(ring: ChainOwner, head: int, address: int, hot: HotRegion, li
     What a block request is mostly: header, buffer, status. Taken apart by hand, it costs half of what it does there.
     """
     layout = unpack_three(hot[2], address - hot[4])
-    _, _, flags_0, next_0, _, _, flags_1, next_1, _, _, flags_2, flags_last = layout
     if linked:
-        if flags_0 != NEXT or next_0 != 1 or next_1 != 2 or flags_2 != WRITE:
-            return None
-        second = flags_1 - NEXT
-    else:  # a packed ring's: an id, which is ignored, is where the other has its flags
-        if next_0 or flags_last != WRITE:
-            return None
-        second = next_1
-    return of_three(ring, head, layout, second, hot)
+        return linked_three(ring, head, layout, 0, hot)
+    # A packed ring's: an id, which is ignored, is where the other has its flags.
+    _, _, _, flags_0, _, _, _, flags_1, _, _, _, flags_2 = layout
+    return None if flags_0 or flags_2 != WRITE else of_three(ring, head, layout, flags_1, hot)
+
+
+def linked_three(ring: ChainOwner, head: int, layout: tuple[int, ...], first: int, hot: HotRegion) -> Chain | None:
+    """`of_three` for entries of a split ring that are linked one after the other: ``first`` and the next two."""
+    _, _, flags_0, next_0, _, _, flags_1, next_1, _, _, flags_2, _ = layout
+    if flags_0 != NEXT or next_0 != first + 1 or next_1 != first + 2 or flags_2 != WRITE:
+        return None
+    return of_three(ring, head, layout, flags_1 - NEXT, hot)
 
 
 def of_three(
