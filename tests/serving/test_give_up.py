@@ -44,3 +44,48 @@ trio.run(partial(run_until_signal, work, [lambda: print("let go", flush=True)], 
 def test_what_still_goes_on_is_not_given_up() -> None:
     done = subprocess.run([sys.executable, "-c", _SLOW], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+_VERDICT = """
+import trio
+from functools import partial
+from vfiouser_virtio.cli.exit_status import TimedOutError
+from vfiouser_virtio.serving.signals import Verdict, run_until_signal
+
+async def work():
+    verdict.give(124, TimedOutError("too late"))
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+
+verdict = Verdict()
+trio.run(partial(run_until_signal, work, [lambda: print("let go", flush=True)], give_up_after=0.2, verdict=verdict))
+"""
+
+
+def test_an_end_that_comes_by_itself_is_not_kept_either() -> None:
+    done = subprocess.run([sys.executable, "-c", _VERDICT], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (124, "let go\n")
+    assert done.stderr.splitlines() == [
+        "vfiouser-virtio: too late",
+        "vfiouser-virtio: ended without waiting for a request that the host does not end",
+    ]
+
+
+_HUNG_NAMES = """
+import os, signal, trio, threading
+from functools import partial
+from vfiouser_virtio.serving.signals import run_until_signal
+
+async def work():
+    os.kill(os.getpid(), signal.SIGTERM)
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+
+trio.run(partial(run_until_signal, work, [threading.Event().wait], give_up_after=0.2))
+"""
+
+
+def test_a_name_that_cannot_be_removed_keeps_nobody_from_ending() -> None:
+    """A socket on the file system that hangs."""
+    done = subprocess.run([sys.executable, "-c", _HUNG_NAMES], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 128 + 15

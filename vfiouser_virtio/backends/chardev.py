@@ -16,6 +16,7 @@ from typing import Protocol
 
 import trio
 
+from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.device_log import DeviceLog
 
 logger = logging.getLogger(__name__)
@@ -229,15 +230,6 @@ async def no_input() -> bytes:
     """What to await for input where there is none, and never will be."""
     await trio.sleep_forever()
     raise AssertionError("woke from an endless sleep")
-
-
-def close_fd(fd: int) -> None:
-    """Close an fd on which tasks may be waiting: they get ClosedResourceError."""
-    try:
-        trio.lowlevel.notify_closing(fd)
-    except RuntimeError:
-        pass  # not inside trio: no task waits
-    os.close(fd)
 
 
 def _nothing(*_: object) -> None:

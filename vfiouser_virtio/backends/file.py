@@ -24,6 +24,7 @@ from vfiouser_virtio.backends.nowait import keeps_nowait
 from vfiouser_virtio.backends.vectored import preadv, pwritev
 from vfiouser_virtio.backends.workers import Workers
 from vfiouser_virtio.errors import DeviceError
+from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.libc import fallocate
 from vfiouser_virtio.pieces import total
 from vfiouser_virtio.protocols.io_uring import Op
@@ -48,6 +49,7 @@ class FileBackend:
     ``aio`` says how to do what may block. ``inline`` writes to the page cache at once: a disk of a file system that
     makes writers wait then holds up everything else of this process.
     ``notes`` are lines about the file that its user should read.
+    To make one asks the file's file system, and may wait for it; nothing else does that outside of threads.
     Raises DeviceError when there is no such file, it may not be opened like this, is no file, is empty, or is in use.
     """
 
@@ -66,7 +68,7 @@ class FileBackend:
             if os.pread(self._fd, 4, 0) == b"QFI\xfb":
                 self.notes.append(f"{path} looks like qcow2, and is served as raw bytes: convert it with qemu-img")
         except BaseException:
-            os.close(self._fd)
+            close_all([self._fd])
             raise
         nowait = keeps_nowait(self._fd)
         self._nowait = {preadv: nowait, pwritev: not readonly and (nowait or aio == "inline")}
@@ -157,7 +159,7 @@ class FileBackend:
             self._changes.close()
         if self._ring is not None:
             self._ring.close()
-        os.close(self._fd)
+        close_all([self._fd])
 
     def _at_once(self, call: Callable[..., int], offset: int, segments: Segments, flags: int = os.RWF_NOWAIT) -> bool:
         if not self._nowait[call] or len(segments) > IOV_MAX or (length := total(segments)) > AT_ONCE:

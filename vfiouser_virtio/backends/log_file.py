@@ -1,13 +1,12 @@
 """Log file chardev: the output of a console port, appended to a file."""
 
-import contextlib
 import errno
 import os
 import stat
-import threading
 from pathlib import Path
 
-from vfiouser_virtio.backends.chardev import READ_SIZE, FdChardev, no_input
+from vfiouser_virtio.backends.chardev import FdChardev, no_input
+from vfiouser_virtio.backends.file_pipe import writing_pipe
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.fds import may_wait
 
@@ -37,25 +36,7 @@ class LogFile(FdChardev):
         status = os.fstat(self._fd)
         self._left = max(limit - status.st_size, 0) if stat.S_ISREG(status.st_mode) else None
         if may_wait(self._fd):
-            # A regular file knows no O_NONBLOCK: where the server of its file system hangs, the thread does, and then
-            # the guest's port, when the pipe is full.
-            reader, writer = os.pipe2(os.O_CLOEXEC)
-            os.set_blocking(writer, False)
-            threading.Thread(target=self._copy, args=(reader, self._fd), name="chardev", daemon=True).start()
-            self._fd = writer
-
-    def _copy(self, reader: int, file: int) -> None:
-        """Until the pipe is closed, and all that was in it is in the file."""
-        while data := os.read(reader, READ_SIZE):
-            try:
-                while data:
-                    data = data[os.write(file, data) :]
-            except OSError as error:
-                self.write_failed(error)
-                break
-        os.close(reader)  # what comes now is EPIPE
-        with contextlib.suppress(OSError):  # close(2) tells what became of the last bytes: too late
-            os.close(file)
+            self._fd = writing_pipe(self._fd, self.write_failed)
 
     async def send(self, data: bytes) -> None:
         await super().send(self._within_limit(data))

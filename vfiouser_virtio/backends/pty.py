@@ -8,7 +8,9 @@ from pathlib import Path
 
 import trio
 
-from vfiouser_virtio.backends.chardev import FdChardev, close_fd
+from vfiouser_virtio.backends.chardev import FdChardev
+from vfiouser_virtio.backends.closing import close_fd
+from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import DeviceError
 
 # The kernel tells when the terminal is closed, but not when it is opened: look this often, in seconds.
@@ -64,10 +66,15 @@ class Pty(FdChardev):
         if self._master < 0:
             return
         super().close()
-        if self._link is not None and self._link.is_symlink() and os.readlink(self._link) == self.path:
-            self._link.unlink()
+        if self._link is not None:
+            briefly(self._remove_link)
         close_fd(self._master)
         self._master = -1
+
+    def _remove_link(self) -> None:
+        assert self._link is not None
+        if self._link.is_symlink() and os.readlink(self._link) == self.path:
+            self._link.unlink()
 
     def _events(self) -> int:
         poll = select.poll()

@@ -10,8 +10,11 @@ from typing import Any
 
 import trio
 
-from vfiouser_virtio.backends.chardev import READ_SIZE, FdChardev, close_fd, no_input
+from vfiouser_virtio.backends.chardev import READ_SIZE, FdChardev, no_input
+from vfiouser_virtio.backends.closing import close_fd
+from vfiouser_virtio.backends.file_pipe import reading_pipe, writing_pipe
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.fds import may_wait
 
 # Index of the flags in what termios.tcgetattr returns.
 _IFLAG, _LFLAG, _CC = 0, 3, 6
@@ -31,8 +34,11 @@ class Stdio(FdChardev):
         if Stdio._taken:
             raise ConfigError("stdio: another port has it; only one can")
         try:
-            self._in: int | None = _reopen(0, os.O_RDONLY)
-            self._fd = _reopen(1, os.O_WRONLY)
+            # One that may wait for the server of its file system is not asked what it is, nor opened anew.
+            self._in: int | None = (
+                reading_pipe(os.dup(0), self._no_more_input) if may_wait(0) else _reopen(0, os.O_RDONLY)
+            )
+            self._fd = writing_pipe(os.dup(1), self.write_failed) if may_wait(1) else _reopen(1, os.O_WRONLY)
         except OSError as error:
             raise DeviceError(f"stdio: {error.strerror}") from None
         Stdio._taken = True
@@ -67,12 +73,18 @@ class Stdio(FdChardev):
                     pass
                 continue
             except OSError as error:
-                self.log.warning("stdio: no more input: %s", error.strerror)
+                self._no_more_input(error)
                 break
             if data:
                 return data
             break
         return await no_input()
+
+    def _no_more_input(self, error: OSError) -> None:
+        self.log.warning("stdio: no more input: %s", error.strerror)
+
+    def write_failed(self, error: OSError) -> None:
+        self.log.warning("stdio: no more output: %s", error.strerror)
 
     def close(self) -> None:
         super().close()

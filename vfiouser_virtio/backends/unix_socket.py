@@ -8,7 +8,9 @@ from pathlib import Path
 
 import trio
 
-from vfiouser_virtio.backends.chardev import FdChardev, close_fd
+from vfiouser_virtio.backends.chardev import FdChardev
+from vfiouser_virtio.backends.closing import close_fd
+from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError, DeviceError
 
 # Bytes of a path in sockaddr_un, less the NUL (unix(7)).
@@ -62,12 +64,12 @@ class UnixSocket(FdChardev):
         super().close()
         if self._listener.fileno() < 0:
             return
-        try:
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
-        except FileNotFoundError:
-            pass
+        briefly(self._remove)
         close_fd(self._listener.detach())
+
+    def _remove(self) -> None:
+        if self._path.stat().st_ino == self._inode:
+            self._path.unlink()
 
 
 def _remove_stale(path: Path) -> None:

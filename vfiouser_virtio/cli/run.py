@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -16,14 +15,15 @@ from vfiouser_virtio.cli.arguments import (
     add_serving_arguments,
     serving_of,
 )
-from vfiouser_virtio.cli.exit_status import OutputError, RunError, TimedOutError
+from vfiouser_virtio.cli.exit_status import OutputError, RunError, TimedOutError, status_of
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.serving.device_specs import DeviceSpec, all_specs
 from vfiouser_virtio.serving.qemu_command import QemuDevice
-from vfiouser_virtio.serving.terminal import note
+from vfiouser_virtio.serving.terminal import note, write_patiently
 
 if TYPE_CHECKING:
     from vfiouser_virtio.serving.serve import Serving
+    from vfiouser_virtio.serving.signals import Verdict
 
 # QEMU's options that say what to boot: with one of them after --, the guest is the user's own.
 _BOOT_OPTIONS = {
@@ -113,19 +113,26 @@ def execute(arguments: argparse.Namespace) -> int:
 
     import trio
 
-    from vfiouser_virtio.serving.signals import GIVE_UP_S, run_until_signal
+    from vfiouser_virtio.serving.signals import GIVE_UP_S, Verdict, run_until_signal
     from vfiouser_virtio.vm.guest import KINDNESS_S
 
     abandoned: list[Callable[[], None]] = []
+    verdict = Verdict()
     with serving_of(specs, arguments, abandoned) as made:
-        work = partial(_run, arguments, made, own_guest=own_guest)
-        outcome = trio.run(partial(run_until_signal, work, abandoned, give_up_after=KINDNESS_S + GIVE_UP_S))
+        work = partial(_run, arguments, made, verdict, own_guest=own_guest)
+        patience = KINDNESS_S + GIVE_UP_S
+        outcome = trio.run(partial(run_until_signal, work, abandoned, give_up_after=patience, verdict=verdict))
     return 128 + outcome if isinstance(outcome, signal.Signals) else outcome
 
 
 async def _run(
-    arguments: argparse.Namespace, serving: "AbstractAsyncContextManager[Serving]", *, own_guest: bool
+    arguments: argparse.Namespace,
+    serving: "AbstractAsyncContextManager[Serving]",
+    verdict: "Verdict",
+    *,
+    own_guest: bool,
 ) -> int:
+    """Serve, run the guest, and give the verdict when it has ended: a disk that hangs must not hold up our end."""
     from vfiouser_virtio.vm import VmError
 
     async with serving as served:
@@ -136,11 +143,13 @@ async def _run(
         try:
             if arguments.script is None:
                 _say_how_to_leave(served, own_guest=own_guest)
-            return await _run_guest(arguments, served.qemu_devices, own_guest=own_guest)
-        except (OutputError, TimedOutError):
-            raise
+            status = await _run_guest(arguments, served.qemu_devices, own_guest=own_guest)
         except (VmError, ConfigError) as error:
-            raise RunError(str(error)) from error
+            mistake = error if isinstance(error, (OutputError, TimedOutError)) else RunError(str(error))
+            verdict.give(status_of(mistake), mistake)
+            raise mistake from error
+        verdict.give(status)
+        return status
 
 
 async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice], *, own_guest: bool) -> int:
@@ -180,17 +189,8 @@ async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice
 
 async def _print(stream: int, data: bytes) -> None:
     """What the guest's command has printed, on our own stream of that name. Raises OutputError."""
-    import trio
-
-    def write() -> None:
-        # Past Python's own buffers, of which the thread might die in the middle.
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(stream, rest) :]
-
     try:
-        # In a thread: who reads it may be slow, and the devices go on.
-        await trio.to_thread.run_sync(write, abandon_on_cancel=True)
+        await write_patiently(stream, data)
     except OSError as error:
         raise OutputError(f"cannot write to {('stdout', 'stderr')[stream - 1]}: {error.strerror}") from None
 

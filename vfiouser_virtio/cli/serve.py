@@ -13,8 +13,8 @@ import argparse
 import gc
 import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,11 +27,13 @@ from vfiouser_virtio.cli.arguments import (
     serving_of,
 )
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.serving.device_specs import DeviceSpec, all_specs
-from vfiouser_virtio.serving.terminal import say
+from vfiouser_virtio.serving.terminal import flush, write_patiently
 
 if TYPE_CHECKING:
     from vfiouser_virtio.serving.serve import Serving
+    from vfiouser_virtio.serving.signals import Verdict
 
 _EXAMPLES = """\
   vfiouser-virtio serve --device blk,path=disk.img --device rng --device console,chardev=pty
@@ -77,7 +79,7 @@ def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace) ->
     gc.disable()  # what an import makes stays, so looking for garbage among it is 5 % of the start for nothing
     import trio
 
-    from vfiouser_virtio.serving.signals import run_until_signal
+    from vfiouser_virtio.serving.signals import Verdict, run_until_signal
 
     abandoned: list[Callable[[], None]] = []
     making = serving_of(
@@ -90,50 +92,52 @@ def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace) ->
     )
     gc.freeze()  # nor later, and what forked processes share with us stays shared
     gc.enable()
+    verdict = Verdict()
     with making as made:
-        trio.run(run_until_signal, partial(_serve, arguments, made), abandoned)
+        trio.run(partial(run_until_signal, partial(_serve, arguments, made, verdict), abandoned, verdict=verdict))
     return 0
 
 
-async def _serve(arguments: argparse.Namespace, serving: "AbstractAsyncContextManager[Serving]") -> int:
+async def _serve(
+    arguments: argparse.Namespace, serving: "AbstractAsyncContextManager[Serving]", verdict: "Verdict"
+) -> int:
     from vfiouser_virtio.serving.service import ready_service
 
     async with serving as served:
-        _announce(served, as_json=arguments.json)
+        # From here on there may be clients, whose devices do not wait for whoever reads what we say.
+        text = "".join(f"{line}\n" for line in _announce(served, as_json=arguments.json))
+        flush()  # what devices have printed comes first
+        with suppress(BrokenPipeError):  # nobody reads it any more: no reason to stop serving
+            await write_patiently(1, text.encode())
         async with ready_service():
             if arguments.ready_fd is not None:
-                _tell_ready(arguments.ready_fd)
+                with suppress(BrokenPipeError):  # nobody waits any more
+                    await write_patiently(arguments.ready_fd, b"ready\n")
+                close_all([arguments.ready_fd])
             await served.finished.wait()
+        verdict.give(0)
     return 0
 
 
-def _announce(served: "Serving", *, as_json: bool) -> None:
+def _announce(served: "Serving", *, as_json: bool) -> Iterator[str]:
     for endpoint in served.endpoints:
         if as_json:
             shown: dict[str, object] = {"event": "device", "name": endpoint.name, "driver": endpoint.driver}
             shown |= {"socket": endpoint.where, "host-side": endpoint.host_side, "qemu-device": endpoint.qemu_device}
-            say(json.dumps(shown))
+            yield json.dumps(shown)
         else:
-            say(f"device {endpoint.name} {endpoint.driver} {endpoint.where}")
+            yield f"device {endpoint.name} {endpoint.driver} {endpoint.where}"
     count = len(served.endpoints)
     if as_json:
-        say(json.dumps({"event": "ready", "devices": count}))
+        yield json.dumps({"event": "ready", "devices": count})
         return
     for endpoint in served.endpoints:
         if endpoint.host_side:
-            say(f"# {endpoint.name} on the host: {endpoint.host_side}")
+            yield f"# {endpoint.name} on the host: {endpoint.host_side}"
     if served.qemu_command:
-        say("# QEMU 10.1 or newer, your guest's own options to be added:")
-        say(served.qemu_command)
-    say(f"ready {count}")
-
-
-def _tell_ready(fd: int) -> None:
-    try:
-        os.write(fd, b"ready\n")
-    except BrokenPipeError:
-        pass  # no task waits any more
-    os.close(fd)
+        yield "# QEMU 10.1 or newer, your guest's own options to be added:"
+        yield served.qemu_command
+    yield f"ready {count}"
 
 
 def _check_ready_fd(fd: int | None) -> None:

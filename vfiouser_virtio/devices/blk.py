@@ -51,6 +51,7 @@ class Blk(Device):
     """Disk. ``Annotated`` parameters are the user's options; ``backend`` is for programs; `close` closes it."""
 
     device_id = blk.DEVICE_ID
+    made_in_thread = True
     feature_bits = BlkFeature
     driver_writes = frozenset({"wce"})
 

@@ -40,6 +40,7 @@ class Console(Device):
     """
 
     device_id = wire.DEVICE_ID
+    made_in_thread = True
     feature_bits = ConsoleFeature
     driver_writes = frozenset({"emerg_wr"})
 

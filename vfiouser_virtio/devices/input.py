@@ -86,6 +86,7 @@ class Input(Device):
     """
 
     device_id = wire.DEVICE_ID
+    made_in_thread = True
     driver_writes = frozenset({"select", "subsel"})
     eventq = queue(max_size=64)
     statusq = queue(max_size=64)

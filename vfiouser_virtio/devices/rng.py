@@ -10,6 +10,7 @@ from typing import Annotated
 
 import trio
 
+from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.protocols.virtio.rng import DEVICE_ID
 from vfiouser_virtio.virtio import ConfigError, Device, DeviceError, queue, register
 from vfiouser_virtio.virtio.options import Size
@@ -23,6 +24,7 @@ class Rng(Device):
     """Entropy device: puts random bytes into every buffer: at least one (5.4.6.2), mostly as many as fit."""
 
     device_id = DEVICE_ID
+    made_in_thread = True
     requestq = queue(max_size=64)
 
     def __init__(
@@ -78,9 +80,9 @@ class Rng(Device):
             while self._source and len(data) < count:
                 # In a thread, because /dev/hwrng blocks. A reset may leave it behind: its bytes are its own.
                 piece = await trio.to_thread.run_sync(
-                    self._source.read, count - len(data), abandon_on_cancel=True, limiter=self._reading
+                    _read_over_and_over, self._source, count - len(data), abandon_on_cancel=True, limiter=self._reading
                 )
-                if not piece and (self._source.seek(0) or not (piece := self._source.read(count - len(data)))):
+                if not piece:
                     break
                 data += piece
         except OSError as error:
@@ -90,15 +92,20 @@ class Rng(Device):
 
     def close(self) -> None:
         if self._source:
+            close_fd(self._source.fileno())
             self._source.close()
+
+
+def _read_over_and_over(source: FileIO, count: int) -> bytes:
+    return source.read(count) or (source.read(count) if source.seek(0) == 0 else b"")
 
 
 def _open(source: Path) -> FileIO:
     # NONBLOCK: a FIFO must be refused, not waited for.
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
-    file = FileIO(fd, "rb", closefd=True) if not stat.S_ISDIR(os.fstat(fd).st_mode) else None
+    file = FileIO(fd, "rb", closefd=False) if not stat.S_ISDIR(os.fstat(fd).st_mode) else None
     if file is None:
-        os.close(fd)
+        close_fd(fd)
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     status = os.fstat(fd)
     problem = ""
@@ -107,7 +114,7 @@ def _open(source: Path) -> FileIO:
     elif stat.S_ISREG(status.st_mode) and not status.st_size:
         problem = "is empty"
     if problem:
-        file.close()
+        close_fd(fd)
         raise DeviceError(f"rng: source {source} {problem}")
     os.set_blocking(fd, True)
     return file

@@ -7,6 +7,7 @@ library waits for a device to become quiet.
 
 import errno
 import logging
+import math
 import os
 import socket
 from time import perf_counter
@@ -44,7 +45,7 @@ class LibvfioUserServer:
             try:
                 while True:
                     await self._attach(device, listener)
-                    await self._serve_client(device, listener, listening)
+                    await self._serve_client(device, listener, listening, last=once)
                     if once:
                         return
             finally:
@@ -80,14 +81,18 @@ class LibvfioUserServer:
                 client.hang_up()
             return
 
-    async def _serve_client(self, device: HostedDevice, listener: LibraryListener, listening: socket.socket) -> None:
+    async def _serve_client(
+        self, device: HostedDevice, listener: LibraryListener, listening: socket.socket, *, last: bool
+    ) -> None:
         client = device.client
         assert client is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_refuse_others, listening, client, device)
             await self._run(device, listener, client)
             nursery.cancel_scope.cancel()
-        await _settle(device)
+        # Where nobody can come after it, nobody has to wait for a disk of the host that hangs.
+        with trio.move_on_after(2 * HOLD_PATIENCE if last else math.inf):
+            await _settle(device)
         device.log.summarize()
         device.log.info("pid %d has disconnected", client.pid)
 
@@ -108,8 +113,11 @@ class LibvfioUserServer:
                     client.hang_up()
             if handled:
                 device.request_done()
+            has_left = device.client is None
+            if has_left:
+                return  # what its last requests have ended is for the caller to wait for
             await _settle(device)
-            if device.client is not None and not handled:
+            if not handled:
                 await trio.lowlevel.wait_readable(connection)
                 slice_end, number = turns().woken(number)
             elif perf_counter() > slice_end:

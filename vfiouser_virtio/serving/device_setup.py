@@ -99,14 +99,16 @@ class DeviceSetup:
         Raises ConfigError for values that clash, DeviceError for what cannot be had, and for mistakes of the device's
         author: with the line of the author's code.
         """
-        if isinstance(self.made, VirtioPci):
-            return self.made
-        shown = self.identity(style)
-        device = self.made or self._make()
+        return self.attach(self.made or self.make(), style)
+
+    def attach(self, device: Device | VirtioPci, style: Style = "default") -> VirtioPci:
+        """The second half of `create`: ``device`` on its PCI function; it is closed where that cannot be."""
+        if isinstance(device, VirtioPci):
+            return device
         try:
             return VirtioPci(
                 device,
-                ids=shown,
+                ids=self.identity(style),
                 vectors=self.common.vectors,
                 name=self.name,
                 offer=self.offer,
@@ -119,7 +121,8 @@ class DeviceSetup:
                 raise self._bug(error) from error
             raise
 
-    def _make(self) -> Device:
+    def make(self) -> Device:
+        """The first half of `create`: the device of ``arguments``. Raises as that."""
         try:
             with being_made(self.name):
                 return self.device_class(**self.arguments)

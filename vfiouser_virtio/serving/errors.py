@@ -10,8 +10,8 @@ class ProcessError(ConfigError):
 
 
 class StuckError(ConfigError):
-    """Device that did not yield when a signal asked to stop."""
+    """It was time to end, mostly as a signal had asked for it, and a device did not yield or come to its end."""
 
-    def __init__(self, message: str, number: signal.Signals) -> None:
+    def __init__(self, message: str, number: signal.Signals | None = None) -> None:
         super().__init__(message)
-        self.status = 128 + number
+        self.status = 1 if number is None else 128 + number

@@ -26,6 +26,7 @@ from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.serving.device_setup import DeviceSetup, setups
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
+from vfiouser_virtio.serving.making import made_in_thread
 from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_arguments, qemu_device, shell_lines
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
@@ -191,8 +192,11 @@ async def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
     functions: list[VirtioPci] = []
     try:
         for setup in wanted:
-            functions.append(setup.create(ids))
-            await trio.lowlevel.checkpoint()
+            if setup.made is None and setup.device_class.made_in_thread:
+                functions.append(setup.attach(await made_in_thread(setup), ids))
+            else:
+                functions.append(setup.create(ids))
+                await trio.lowlevel.checkpoint()
     except BaseException:
         for setup, function in zip(wanted, functions, strict=False):
             if setup.made is None:

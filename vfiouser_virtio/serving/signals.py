@@ -4,6 +4,8 @@ A device that does not yield is no way around that. In steps of `_PATIENCE_S` it
 line where it is, as Ctrl-C does in any program, and if that does not help either (it is in C code, or catches
 everything), the process ends without it: sockets are removed, QEMU and our processes end with us. Only C code that
 holds the interpreter's lock and never looks for signals keeps us from all that: SIGQUIT and SIGKILL end it.
+
+An end that comes by itself, such as that of `run --exec`, does not wait for a hung disk of the host either (`Verdict`).
 """
 
 import logging
@@ -17,6 +19,7 @@ from types import FrameType
 
 import trio
 
+from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.lock_holder import LockHolder, stderr_for_stacks
 from vfiouser_virtio.serving.errors import StuckError
 from vfiouser_virtio.serving.terminal import complain, flush_stderr
@@ -40,6 +43,20 @@ _IDLE_S = 0.1
 _MOST_S = 5.0
 # One device may stop the loop again and again: it is said more seldom each time, until nothing was said for this long.
 _FORGET_AFTER_S = 60.0
+
+
+class Verdict:
+    """What a program's end will be, known before it has come: what is left to do then is waited for only so long."""
+
+    def __init__(self) -> None:
+        self.known = trio.Event()
+        self.status = 0
+        self.error: Exception | None = None
+
+    def give(self, status: int, error: Exception | None = None) -> None:
+        """The exit status, and the user's mistake, or the failure, that is shown for it."""
+        self.status, self.error = status, error
+        self.known.set()
 
 
 class _Interruption(BaseException):
@@ -99,20 +116,32 @@ class _Ending:
             self._raise = True
             signal.pthread_kill(self._loop_thread, self._signal)
             return
-        self._end(_stuck_error("ended without", self.interrupted, self._signal))
+        error = _stuck_error("ended without", self.interrupted, self._signal)
+        self._end(error.status, error)
 
-    def give_up(self) -> None:
+    def give_up(self, verdict: Verdict | None) -> None:
         """The loop answers, but what it waits for does not end."""
-        number = self._signal or signal.SIGTERM
-        self._end(StuckError(f"{number.name}: ended without waiting for a request that the host does not end", number))
+        what = "ended without waiting for a request that the host does not end"
+        if self._signal is not None or verdict is None or not verdict.known.is_set():
+            number = self._signal or signal.SIGTERM
+            error = StuckError(f"{number.name}: {what}", number)
+            self._end(error.status, error)
+        elif verdict.error is None:
+            self._end(verdict.status, StuckError(what))
+        else:
+            self._end(verdict.status, verdict.error, StuckError(what))
 
-    def _end(self, error: StuckError) -> None:
+    def _end(self, status: int, *errors: Exception) -> None:
+        briefly(self._let_go)
+        for error in errors:
+            complain(error, with_traceback=False)
+        flush_stderr()
+        os._exit(status)
+
+    def _let_go(self) -> None:
         for let_go in self._abandoned:
             with suppress(Exception):
                 let_go()
-        complain(error, with_traceback=False)
-        flush_stderr()
-        os._exit(error.status)
 
     def back(self) -> None:
         """The loop answers again."""
@@ -154,13 +183,14 @@ async def run_until_signal(
     abandoned: Sequence[Callable[[], None]] = (),
     *,
     give_up_after: float = GIVE_UP_S,
+    verdict: Verdict | None = None,
 ) -> int | signal.Signals:
     """What ``work`` returns, or the signal that has cancelled it.
 
     Raises StuckError when a device had to be interrupted. Where that did not help, ``abandoned`` are called in
     another thread, for what may not be left behind, and the process ends. So it does some ``give_up_after`` seconds
     after the signal where the work only waits by then: a hung disk of the host ends no request, and what is under way
-    in the kernel cannot be cancelled.
+    in the kernel cannot be cancelled. And so it does, with that status, after `work` itself has given its ``verdict``.
     """
     outcome: int | signal.Signals = 0
 
@@ -168,9 +198,16 @@ async def run_until_signal(
         nonlocal outcome
         outcome = number
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if not nursery.cancel_scope.cancel_called:
-            trio.lowlevel.spawn_system_task(give_up)  # which nothing cancels before the end
+        begin_to_give_up()
         nursery.cancel_scope.cancel()
+
+    begun = False
+
+    def begin_to_give_up() -> None:
+        nonlocal begun
+        if not begun:  # two of them would keep each other from finding the loop at rest
+            begun = True
+            trio.lowlevel.spawn_system_task(give_up)  # which nothing cancels before the end
 
     async def give_up() -> None:
         await trio.sleep(give_up_after)
@@ -180,13 +217,19 @@ async def run_until_signal(
             while steps.count > 1:  # there is this task's own
                 steps.count = 0
                 await trio.sleep(_IDLE_S)
-        ending.give_up()
+        ending.give_up(verdict)
+
+    async def give_up_after_verdict(given: Verdict) -> None:
+        await given.known.wait()
+        begin_to_give_up()
 
     ending = _Ending(received, abandoned)
     try:
         async with trio.open_nursery() as nursery:
             # Masked only where the caller has `held_back` them.
             with _watched(ending), _masked(signal.SIG_UNBLOCK):
+                if verdict is not None:
+                    nursery.start_soon(give_up_after_verdict, verdict)
                 outcome = await work()
             nursery.cancel_scope.cancel()
     except BaseException:

@@ -37,6 +37,7 @@ class _Stderr(io.TextIOBase):
     def __init__(self, writer: LineWriter) -> None:
         self.writer = writer
         self._begun = ""
+        self._isatty = os.isatty(2)  # once: a file system may be asked for it, which may hang later on
 
     def write(self, text: str) -> int:
         whole, newline, self._begun = (self._begun + text).rpartition("\n")
@@ -51,7 +52,7 @@ class _Stderr(io.TextIOBase):
         return 2
 
     def isatty(self) -> bool:
-        return os.isatty(2)
+        return self._isatty
 
     def writable(self) -> bool:
         return True
@@ -196,6 +197,22 @@ def say(text: str) -> None:
     """Print on stdout at once. A closed pipe is no reason to stop serving."""
     with _reader_may_be_gone():
         print(text, flush=True)
+
+
+async def write_patiently(fd: int, data: bytes) -> None:
+    """Write to a standard stream of ours while everything else goes on, however slow its reader, or its disk, is.
+
+    Raises OSError. Where it is cancelled, some of it may be written later.
+    """
+    import trio  # only here: most commands do without
+
+    def write() -> None:
+        # Past Python's own buffers, of whose lock the thread might die in possession.
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+
+    await trio.to_thread.run_sync(write, abandon_on_cancel=True)
 
 
 def flush() -> None:

@@ -10,7 +10,9 @@ from types import TracebackType
 
 import trio
 
+from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.fds import close_all
 
 MAX_PATH = 107
 """Bytes of a socket's path: ``sun_path`` has 108, the last is NUL (unix(7))."""
@@ -251,14 +253,14 @@ class PathClaim:
 
     def release(self) -> None:
         """Remove the socket, if it is still ours, then the lock."""
+        briefly(self._remove)
+        close_all([self._fd])
+
+    def _remove(self) -> None:
         try:
             status = os.lstat(self.path)
             if self._identity == (status.st_dev, status.st_ino):
                 os.unlink(self.path)
         except OSError:
             pass
-        try:
-            os.unlink(self._lock_path)
-        except OSError:
-            pass
-        os.close(self._fd)
+        os.unlink(self._lock_path)

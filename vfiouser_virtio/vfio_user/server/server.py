@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import socket
 from collections.abc import Callable
 
@@ -105,7 +106,9 @@ class Server:
                 await self._disconnected(session, device_log)
             raise
         device_log.info("pid %d has disconnected", pid)
-        await self._disconnected(session, device_log)
+        # Where nobody can come after it, nobody has to wait for a disk of the host that hangs.
+        with trio.move_on_after(math.inf if listening is not None else 2 * HOLD_PATIENCE):
+            await self._disconnected(session, device_log)
 
     async def _disconnected(self, session: Session, device_log: DeviceLog) -> None:
         """Tell the device, and wait until nothing of it touches the client's memory any more."""
