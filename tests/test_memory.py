@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from vfiouser_virtio.dma_mappings import WINDOW_SIZE
+from vfiouser_virtio.address_space import WINDOW_SIZE
 from vfiouser_virtio.errors import PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from support.huge_pages import HUGE_PAGE, huge_pages
 
-from vfiouser_virtio.dma_mappings import WINDOW_SIZE
+from vfiouser_virtio.address_space import WINDOW_SIZE
 from vfiouser_virtio.errors import PeerError, Unmapped
 from vfiouser_virtio.guest_files import UnsealedMemory
 from vfiouser_virtio.memory import GuestMemory

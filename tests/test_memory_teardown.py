@@ -13,9 +13,9 @@ import trio.testing
 from support import mapping_limit_child as child
 
 from vfiouser_virtio import address_space
-from vfiouser_virtio.address_space import PROCESS, MappingBudget, Reserve
+from vfiouser_virtio.address_space import PROCESS, WINDOW_SIZE, MappingBudget, Reserve
 from vfiouser_virtio.devices.rng import Rng
-from vfiouser_virtio.dma_mappings import STEP, WINDOW_SIZE
+from vfiouser_virtio.dma_mappings import STEP
 from vfiouser_virtio.errors import PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci import Identity, PciFunction

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfiouser_virtio.address_space import Window
-from vfiouser_virtio.dma_mappings import WINDOW_SIZE
+from vfiouser_virtio.address_space import WINDOW_SIZE, Region, Window
+from vfiouser_virtio.dma_mappings import MAX_SPANS, RegionMap
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
-from vfiouser_virtio.regions import MAX_SPANS, Region, RegionMap
 
 PAGE = mmap.PAGESIZE
 SLOTS = 12

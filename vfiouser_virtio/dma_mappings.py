@@ -1,8 +1,16 @@
-"""What a client has mapped for its device: how it is laid into this process, and how it goes away again.
+"""DMA mappings of one client: regions as it made them, the spans that look-ups walk, and how they go away again.
 
 ::
 
-    map           ──▶ checked ──▶ laid into a window, or apart ──▶ in the `RegionMap`, where look-ups find it
+    regions   │ A rw │ B rw │ C r │      │ D rw │ E rw │     one for each DMA_MAP, and what DMA_UNMAP removes
+    spans     │     A+B     │  C  │      │     D+E     │     neighbours in one window with the same rights
+
+A look-up walks spans. A client may map 28,000 single pages, and a guest name all of them in each of its descriptors: to
+walk those would take milliseconds for each.
+
+::
+
+    map           ──▶ checked ──▶ laid into this process (`Places`) ──▶ in the `RegionMap`, where look-ups find it
     unmap, clear  ──▶ forgotten at once ──▶ pins end ──▶ Removal, in small steps ──▶ hold ends ──▶ reply, next client
                       (no look-up finds it)
 
@@ -12,29 +20,19 @@ refuses to unmap it, the device takes no client any more.
 
 import errno
 import itertools
-import mmap
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from vfiouser_virtio.address_space import PAGE, PROCESS, Window, max_map_count
+from vfiouser_virtio.address_space import Places, Region, Window
 from vfiouser_virtio.device_log import DeviceLog
-from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.errors import PeerError, Unmapped
 from vfiouser_virtio.memory_pins import MemoryPins
-from vfiouser_virtio.regions import Region, RegionMap
 from vfiouser_virtio.vfio_device import MAX_DMA_MAPS, Hold
 
-# 256 GiB: more RAM than the guests that this is for, and a hundred such windows fit into a process (2^47 bytes).
-WINDOW_BITS = 38
-WINDOW_SIZE = 1 << WINDOW_BITS
-MAX_WINDOWS = 4
-"""Windows of one client, each of which takes 2^38 of the process's 2^47 bytes of addresses. A guest with a vIOMMU has
-DMA addresses in two places, below 2^32 and below the IOMMU's limit; what is elsewhere lies apart."""
-
-# A region in a window, with what it leaves of the anonymous mapping around it; apart, with the slack around it.
-_IN_WINDOW, _APART, _APART_HUGE = 2, 1, 3
-
-# What windows are aligned to, so that the usual huge pages fit.
-_ALIGNMENT = 2 << 20
-
+MAX_SPANS = 512
+"""Spans that one range may cross. Rights that alternate from page to page keep 28,000 of them apart: to walk all of
+them for each descriptor of a guest is an attack on our time. 1 MiB in pages, each in a window of its own, are 257."""
 STEP = 256
 """Regions that are unmapped at once, which takes some 2 ms. All of 28,000 pages would stop every device for 150 ms."""
 
@@ -43,168 +41,153 @@ Later = Callable[[Callable[[], bool]], None]
 takes 150 ms."""
 
 
-# ---- where memory is laid --------------------------------------------------------------------------------------------
+# ---- what is mapped --------------------------------------------------------------------------------------------------
 
 
-class Places:
-    """The windows of one client's memory. ``window`` is the one in which byte n is DMA address n, once it is needed."""
+@dataclass(slots=True, eq=False)
+class Span:
+    """Neighbouring regions with the same rights, and in the same window if in any: one slice of it."""
+
+    address: int
+    end: int
+    readable: bool
+    writable: bool
+    window: Window | None
+    origin: int
+
+    def takes(self, region: Region) -> bool:
+        """Whether a region next to it belongs to it."""
+        return (
+            self.window is region.window
+            and self.origin == region.origin
+            and self.readable == region.readable
+            and self.writable == region.writable
+        )
+
+    def part(self, address: int, end: int) -> "Span":
+        """What is left of it when the rest was unmapped."""
+        return Span(address, end, self.readable, self.writable, self.window, self.origin)
+
+
+class RegionMap:
+    """The regions of one client, by address."""
 
     def __init__(self) -> None:
-        self.window: Window | None = None
-        self._windows: dict[int, Window] = {}  # by the upper bits of the DMA addresses that are in it
-        self._refused = False
-        self._share = PROCESS.join()
+        self.regions: list[Region] = []
+        self._starts: list[int] = []
+        self._spans: list[Span] = []
+        self._span_starts: list[int] = []
+        self.missed = False
+        """A look-up has not found what it looked for, and may wait for it to be mapped; for the owner to reset."""
 
-    def lay_file(self, region: Region, fd: int, offset: int, page_size: int) -> list[Region]:
-        """Map a file, of pages of that size, where ``region`` belongs, which may become several regions.
+    def __len__(self) -> int:
+        return len(self.regions)
 
-        Raises PeerError for what is not aligned to pages, and when there is no room.
-        """
-        size = region.end - region.address
-        if (region.address | offset | size) % PAGE:
-            raise PeerError(
-                f"{region.mapping()} at offset {offset:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL
-            )
-        # Write access alone does not exist on x86 or arm: PROT_WRITE pages can be read.
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if region.writable else 0)
+    def overlapping(self, address: int, end: int) -> Region | None:
+        """A region that has something of the range."""
+        index = bisect_left(self._starts, end)
+        return self.regions[index - 1] if index and self.regions[index - 1].end > address else None
 
-        def lay(window: Window, start: int, size: int, position: int) -> None:
-            window.map(start, size, protection, fd, position)
+    def overlapping_all(self, address: int, end: int) -> list[Region]:
+        """The regions that have something of the range, which may have holes."""
+        first = bisect_right(self._starts, address) - 1
+        if first < 0 or self.regions[first].end <= address:
+            first += 1
+        return self.regions[first : bisect_left(self._starts, end)]
 
-        if page_size == PAGE:
-            self._lay(region, lay, offset, PAGE)
-            return [region]
-        parts = _parts(region, offset, page_size)
-        for index, part in enumerate(parts):
-            try:
-                self._lay(part, lay, offset + part.address - region.address, page_size)
-            except PeerError:
-                self.take_out(parts, 0, index)
-                raise
-        return parts
+    def add(self, region: Region) -> None:
+        """Add a region that overlaps none."""
+        address, end = region.address, region.end
+        index = bisect_left(self._starts, address)
+        self._starts.insert(index, address)
+        self.regions.insert(index, region)
 
-    def lay_alias(self, region: Region, vaddr: int, page_size: int) -> None:
-        """Map once more what is mapped at ``vaddr``. Raises PeerError where that is no shared mapping, or not whole."""
-        size = region.end - region.address
-        if (region.address | size | vaddr) % PAGE:
-            raise PeerError(f"{region.mapping()} mapped at {vaddr:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL)
+        spans = self._spans
+        index = bisect_left(self._span_starts, address)
+        before = spans[index - 1] if index and spans[index - 1].end == address else None
+        after = spans[index] if index < len(spans) and spans[index].address == end else None
+        if before is not None and before.takes(region):
+            before.end = end
+            if after is not None and after.takes(region):
+                before.end = after.end
+                del spans[index], self._span_starts[index]
+        elif after is not None and after.takes(region):
+            after.address = self._span_starts[index] = address
+        else:
+            origin = region.origin
+            spans.insert(index, Span(address, end, region.readable, region.writable, region.window, origin))
+            self._span_starts.insert(index, address)
 
-        def lay(window: Window, start: int, size: int, position: int) -> None:
-            window.alias(start, size, position, readable=region.readable)
+    def inside(self, address: int, end: int) -> tuple[int, int]:
+        """Indexes of the first region that begins in the range, and of the one behind the last."""
+        return bisect_left(self._starts, address), bisect_left(self._starts, end)
 
-        self._lay(region, lay, vaddr, max(page_size, PAGE))
+    def cut_by(self, address: int, end: int, first: int, last: int) -> Region | None:
+        """A region of which only a part is in the range; ``first`` and ``last`` are what `inside` has said of it."""
+        regions = self.regions
+        if first and regions[first - 1].end > address:
+            return regions[first - 1]
+        if first < last:
+            if regions[first].unmapped_with[0] < address:
+                return regions[first]
+            if regions[last - 1].unmapped_with[1] > end:
+                return regions[last - 1]
+        return None
 
-    def take_out(self, regions: list[Region], first: int, last: int) -> None:
-        """Put anonymous pages where these regions were mapped, and between them: a stale view reads zeros.
+    def remove(self, first: int, last: int) -> list[Region]:
+        """Take out the regions with these indexes, at least one."""
+        if first == 0 and last == len(self.regions):
+            return self.remove_all()
+        removed = self.regions[first:last]
+        address, end = removed[0].address, removed[-1].end
+        del self.regions[first:last]
+        del self._starts[first:last]
+        # The spans of these regions, of which the first and the last may have others as well.
+        low, high = bisect_right(self._span_starts, address) - 1, bisect_left(self._span_starts, end)
+        head, tail = self._spans[low], self._spans[high - 1]
+        left = [head.part(head.address, address)] if head.address < address else []
+        if tail.end > end:
+            left.append(tail.part(end, tail.end))
+        self._spans[low:high] = left
+        self._span_starts[low:high] = [span.address for span in left]
+        return removed
 
-        Whatever else was there must be gone. They are in order. Raises OSError, with the rest not done.
-        """
-        window: Window | None = None
-        start = end = freed = 0
-        for index in range(first, last):
-            region = regions[index]
-            begin, size = region.mapped
-            if region.window is not window or begin < end:
-                if window is not None:
-                    window.cover(start, end - start)
-                window, start = region.window, begin
-            end = begin + size
-            freed += region.mappings
-            if region.file is not None:
-                region.file.release()
-                region.file = None
-        if window is not None:
-            window.cover(start, end - start)
-        self._share.give_back(freed)
+    def remove_all(self) -> list[Region]:
+        """Take out all regions. Copies nothing, for it must succeed where there is no more memory."""
+        removed, self.regions = self.regions, []
+        self._starts.clear()
+        self._spans.clear()
+        self._span_starts.clear()
+        return removed
 
-    def cover_windows(self) -> None:
-        """Put anonymous pages everywhere in the windows, whatever is mapped there. Raises OSError."""
-        for window in self._windows.values():
-            window.cover(0, WINDOW_SIZE)
+    def check(self, address: int, length: int, *, write: bool) -> list[Span]:
+        """The spans that a range lies in. Raises Unmapped, see `memory.GuestMemory.check`."""
+        found: list[Span] = []
+        position, end = address, address + length
+        spans = self._spans
+        index = bisect_right(self._span_starts, address) - 1
+        while position < end or not found:
+            span = spans[index] if 0 <= index < len(spans) else None
+            if span is None or not span.address <= position < span.end:
+                raise self._miss(f"{address:#x}+{length:#x}: no memory is mapped at {position:#x}")
+            if not (span.writable if write else span.readable):
+                raise self._miss(
+                    f"{address:#x}+{length:#x}: memory at {position:#x} may not be {'written' if write else 'read'}"
+                )
+            if len(found) == MAX_SPANS:
+                raise self._miss(f"{address:#x}+{length:#x} is made up of more than {MAX_SPANS} pieces of memory")
+            found.append(span)
+            position = span.end
+            index += 1
+        return found
 
-    def covered(self, region: Region) -> bool:
-        """Whether `cover_windows` has unmapped the region; it is counted no more."""
-        if region.window not in self._windows.values():
-            return False
-        self._share.give_back(region.mappings)
-        return True
+    def _miss(self, what: str) -> Unmapped:
+        self.missed = True
+        return Unmapped(what)
 
-    def forget(self) -> None:
-        """The client is gone. A view that somebody kept holds its window; a new client gets new ones."""
-        self.window = None
-        self._windows.clear()
-
-    def retire(self) -> None:
-        """The device is served no more: what the process may map is for the others."""
-        self._share.leave()
-
-    def _lay(self, region: Region, lay: Callable[[Window, int, int, int], None], position: int, page_size: int) -> None:
-        """Put the region where it belongs, or apart. ``position`` is where it begins in what has these pages.
-
-        ``lay`` is called with a window, start and size in it, and the position of that: of whole pages.
-        """
-        address, size = region.address, region.end - region.address
-        origin = address >> WINDOW_BITS << WINDOW_BITS
-        try:
-            window = self._window_of(region)
-            # Huge pages are mapped whole: what begins or ends within one would lie over its neighbours in a window.
-            if page_size != PAGE and window is not None and (window.base | address | size | position) % page_size:
-                window = None
-            if window is not None:
-                self._count(region, _IN_WINDOW)
-                region.mapped = address - origin, size
-                lay(window, *region.mapped, position)
-            else:
-                self._count(region, _APART if page_size == PAGE else _APART_HUGE)
-                skip = position % page_size
-                origin = address - skip
-                region.mapped = 0, -(-(size + skip) // page_size) * page_size
-                window = Window(region.mapped[1], page_size)
-                lay(window, *region.mapped, position - skip)
-        except OSError as error:
-            self._share.give_back(region.mappings)
-            raise PeerError(f"{region.mapping()}: {error.strerror}", error.errno or errno.EINVAL) from error
-        region.window, region.origin, region.page_size = window, origin, page_size
-
-    def _window_of(self, region: Region) -> Window | None:
-        """The window in which the region belongs, if there is one."""
-        block = region.address >> WINDOW_BITS
-        window = self._windows.get(block)
-        if (region.end - 1) >> WINDOW_BITS != block or self._refused:
-            return None
-        if window is None and len(self._windows) < MAX_WINDOWS:
-            try:
-                window = self._windows[block] = Window(WINDOW_SIZE, _ALIGNMENT)
-            except OSError:
-                self._refused = True  # address space is limited: ulimit -v, strict overcommit
-        if block == 0:
-            self.window = window
-        return window
-
-    def _count(self, region: Region, mappings: int) -> None:
-        if not self._share.take(mappings):
-            raise PeerError(
-                f"{region.mapping()}: this device has {self._share.used} of the process's memory mappings, and may "
-                f"have {self._share.limit} (vm.max_map_count is {max_map_count()}, {len(PROCESS)} devices share it). "
-                "Raise vm.max_map_count, use --processes, or let the guest map less",
-                errno.ENOSPC,
-            )
-        region.mappings = mappings
-
-
-def _parts(region: Region, offset: int, page_size: int) -> list[Region]:
-    """The whole huge pages of a region, which fit into the window, apart from what begins or ends within one.
-
-    QEMU maps 0..0xc0000 and 0x100000..: all but the first MiB of a guest's RAM is where look-ups are fast.
-    """
-    first, last = -(-region.address // page_size) * page_size, region.end // page_size * page_size
-    cuts = sorted({region.address, first, last, region.end})
-    if (region.address - offset) % page_size or first >= last or len(cuts) == 2:
-        return [region]
-    whole = (region.address, region.end)
-    return [
-        Region(start, end, region.readable, region.writable, dma_map=whole) for start, end in itertools.pairwise(cuts)
-    ]
+    def between(self, address: int, end: int) -> list[Region]:
+        """The regions of a range that has no hole (see `check`)."""
+        return self.regions[bisect_right(self._starts, address) - 1 : bisect_left(self._starts, end)]
 
 
 # ---- unmapping -------------------------------------------------------------------------------------------------------
@@ -277,7 +260,7 @@ class Removal:
             self._places.forget()
 
 
-# ---- what is mapped, and the order in which it goes ------------------------------------------------------------------
+# ---- the order of it all ---------------------------------------------------------------------------------------------
 
 
 class DmaMappings:

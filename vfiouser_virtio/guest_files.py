@@ -17,6 +17,7 @@ an access would kill, and by DMA_READ and DMA_WRITE messages everywhere else.
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
 from collections.abc import Callable
@@ -24,11 +25,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vfiouser_virtio import fds
-from vfiouser_virtio.address_space import PAGE
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.libc import fallocate
 from vfiouser_virtio.vfio_device import Buffer, DmaClient
+
+PAGE = mmap.PAGESIZE
 
 UnsealedMemory = Literal["auto", "map", "copy", "refuse"]
 """What to do with memory whose file can become shorter; ``auto``: map it for a client of our own user, copy it for

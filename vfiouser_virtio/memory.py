@@ -18,15 +18,14 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 
-from vfiouser_virtio.address_space import PAGE
+from vfiouser_virtio.address_space import PAGE, Region
 from vfiouser_virtio.device_log import DeviceLog
-from vfiouser_virtio.dma_mappings import DmaMappings, Later
+from vfiouser_virtio.dma_mappings import DmaMappings, Later, Span
 from vfiouser_virtio.errors import ClientGone, PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.guest_files import GuestFiles, UnsealedMemory, examine, file_behind
 from vfiouser_virtio.memory_discard import Discarded, Discards
 from vfiouser_virtio.memory_pins import Pin, Ranges
-from vfiouser_virtio.regions import Region, Span
 from vfiouser_virtio.vfio_device import Buffer, DmaClient, Hold
 
 __all__ = ["Discarded", "GuestMemory", "HotRegion", "NeedsMessages", "Pin", "Ranges", "UnsealedMemory"]
@@ -232,7 +231,7 @@ class GuestMemory:
         """What a range lies in: one span, unless it crosses memory with other rights, or of another kind.
 
         The time that it takes grows with the number of spans, not of regions. Raises Unmapped for a hole, for memory
-        that may not be used in this way, and for a range of more than `regions.MAX_SPANS` spans.
+        that may not be used in this way, and for a range of more than `dma_mappings.MAX_SPANS` spans.
         """
         return self._map.check(address, length, write=write)
 

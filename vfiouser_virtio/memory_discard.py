@@ -17,9 +17,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from vfiouser_virtio.address_space import PAGE
+from vfiouser_virtio.address_space import PAGE, Region
 from vfiouser_virtio.device_log import DeviceLog
-from vfiouser_virtio.regions import Region, RegionMap
+from vfiouser_virtio.dma_mappings import RegionMap
 
 _GRAIN = 4096  # of a guest's page numbers, whatever its pages or ours are
 MAX_PARTIAL = 4096

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vfiouser_virtio.regions import Region
+from vfiouser_virtio.address_space import Region
 from vfiouser_virtio.vfio_device import Hold
 
 Ranges = Sequence[tuple[int, int]]

@@ -5,8 +5,9 @@ import os
 import pytest
 import trio
 
+from vfiouser_virtio.address_space import Places
 from vfiouser_virtio.devices.rng import Rng
-from vfiouser_virtio.dma_mappings import STEP, Places
+from vfiouser_virtio.dma_mappings import STEP
 from vfiouser_virtio.guest import Entropy, EntropyDriver, bound_pci
 from vfiouser_virtio.protocols.vfio_user import PciRegion
 from vfiouser_virtio.testing.served import served

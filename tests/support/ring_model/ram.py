@@ -9,8 +9,7 @@
 import mmap
 import os
 
-from vfiouser_virtio.address_space import PAGE
-from vfiouser_virtio.dma_mappings import MAX_WINDOWS, WINDOW_BITS
+from vfiouser_virtio.address_space import MAX_WINDOWS, PAGE, WINDOW_BITS
 from vfiouser_virtio.memory import GuestMemory
 
 HALF = 0x4000
