@@ -44,7 +44,7 @@ class Socket(Protocol):
         """In a forked process: leave the file system to the one that it was forked from."""
         ...
 
-    def let_go(self) -> None:
+    def stop_listening(self) -> None:
         """Stop listening in this process: another one goes on."""
         ...
 

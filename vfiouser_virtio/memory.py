@@ -288,7 +288,7 @@ class GuestMemory:
         return self._mappings.pins.settle()
 
     def pin(self, ranges: Callable[[], Ranges], cancel: Callable[[], None]) -> Pin:
-        """The ranges are in use until `unpin`; ``cancel`` is called when an unmap loses patience."""
+        """The ranges are in use until `unpin`; ``cancel`` is called when an unmap times out."""
         pin = Pin(ranges, cancel)
         self._mappings.pins.add(pin)
         return pin

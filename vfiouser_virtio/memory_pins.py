@@ -13,7 +13,7 @@ Ranges = Sequence[tuple[int, int]]
 
 @dataclass(slots=True, eq=False)
 class Pin:
-    """A promise that somebody is using memory now; DMA_UNMAP waits for it, and cancels it when its patience ends."""
+    """Pin of memory in use: DMA_UNMAP waits for it, and cancels it after a timeout."""
 
     look_up: Callable[[], Ranges]
     cancel: Callable[[], None]

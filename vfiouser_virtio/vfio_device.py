@@ -105,7 +105,7 @@ class IoEventFd:
 class Hold:
     """Deferred completion: work that must end before a reply is sent, or before the next client is let in.
 
-    The engine adds one callback with `when_done` and calls `expire` if its patience ends first. ``expire`` asks the
+    The engine adds one callback with `when_done` and calls `expire` if its timeout ends first. ``expire`` asks the
     work to fail quickly; the hold still ends only when nothing touches the client's memory any more.
     """
 

@@ -228,7 +228,7 @@ async def test_configuration_changes() -> None:
 
 async def test_a_reset_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     async with started() as (device, transport):
-        monkeypatch.setattr(device_module, "RESET_PATIENCE", 0.01)
+        monkeypatch.setattr(device_module, "RESET_TIMEOUT", 0.01)
 
         async def ignore(value: int) -> None:
             await trio.lowlevel.checkpoint()

@@ -341,7 +341,7 @@ async def test_a_short_common_configuration_has_no_queue_reset() -> None:
 
 
 async def test_a_queue_reset_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUEUE_RESET_PATIENCE", 0.02)
+    monkeypatch.setattr(module, "QUEUE_RESET_TIMEOUT", 0.02)
     transport = await PciTransport.open(fake())  # the register just keeps what is written
     with pytest.raises(DeviceBroken, match="the reset of queue 0 does not end") as caught:
         await transport.reset_queue(0)

@@ -105,7 +105,7 @@ async def test_when_it_cannot_be() -> None:
 
 
 async def test_a_device_that_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "SUSPEND_PATIENCE", 0.01)
+    monkeypatch.setattr(device_module, "SUSPEND_TIMEOUT", 0.01)
     async with driven(Blk(size=1 << 20)) as (device, transport):
         monkeypatch.setattr(transport.core._suspension, "begin", lambda: None)
         with pytest.raises(DeviceBroken, match=r"device_status is still 0xf, 0.01 s after SUSPEND was set") as caught:
@@ -124,7 +124,7 @@ async def test_a_device_that_fails_to_stop() -> None:
 
 
 async def test_a_device_that_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "SUSPEND_PATIENCE", 0.01)
+    monkeypatch.setattr(device_module, "SUSPEND_TIMEOUT", 0.01)
     async with driven(Blk(size=1 << 20)) as (device, transport):
         await device.suspend()
         write_status = transport.write_status

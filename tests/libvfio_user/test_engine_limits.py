@@ -203,7 +203,7 @@ async def test_a_silent_client_stops_the_process_but_not_for_long(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attach, "PATIENCE", 0.5)
+    monkeypatch.setattr(attach, "TIMEOUT", 0.5)
     listener = LibraryListener(tmp_path / "other.sock")
     listener.open(libvfio_user)
     silent = connected(listener.name)

@@ -232,7 +232,7 @@ async def test_a_client_that_says_nothing_is_hung_up_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The library waits for it, with all else at a standstill."""
-    monkeypatch.setattr(attach, "PATIENCE", 0.1)
+    monkeypatch.setattr(attach, "TIMEOUT", 0.1)
     silent = connect()
     nursery.start_soon(LibvfioUserServer(device).serve, listener)
     with trio.fail_after(60):
@@ -399,7 +399,7 @@ async def test_an_unmap_waits_until_the_device_is_quiet(
 async def test_patience_ends(
     client: RawClient, device: HostedEcho, memfd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holds, "HOLD_PATIENCE", 0.05)
+    monkeypatch.setattr(holds, "HOLD_TIMEOUT", 0.05)
     expired = []
 
     def expire() -> None:

@@ -71,7 +71,7 @@ async def test_a_client_that_says_nothing_is_a_client(
 async def test_the_next_client_waits_until_the_last_ones_memory_is_free(
     client: RawClient, device: EchoDevice, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holds, "HOLD_PATIENCE", 0.05)
+    monkeypatch.setattr(holds, "HOLD_TIMEOUT", 0.05)
     expired: list[bool] = []
     device.disconnect_hold = hold = Hold(1, lambda: expired.append(True))
     client.close()
@@ -131,7 +131,7 @@ async def test_cancelling_tells_the_device_and_closes_everything(
 async def test_cancelling_does_not_wait_for_ever(
     device: EchoDevice, listener: Listener, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vfiouser_virtio.vfio_user.server.server.HOLD_PATIENCE", 0.05)
+    monkeypatch.setattr("vfiouser_virtio.vfio_user.server.server.HOLD_TIMEOUT", 0.05)
     device.disconnect_hold = Hold()
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:

@@ -361,7 +361,7 @@ async def test_a_hold_without_reply_still_holds(client: RawClient, device: EchoD
 
 
 async def test_a_hold_expires(client: RawClient, device: EchoDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holds, "HOLD_PATIENCE", 0.05)
+    monkeypatch.setattr(holds, "HOLD_TIMEOUT", 0.05)
     expired: list[bool] = []
     device.hold = hold = Hold(2, lambda: expired.append(True))
     await client.send(client.request(13))

@@ -47,10 +47,10 @@ class Clock:
 
     def gap(self, subject: Polling, seconds: float) -> bool:
         """The ring is empty for so long; whether it was worth polling."""
-        promising = subject.promising()
+        spins = subject.should_spin()
         self.now += seconds
         subject.filled()
-        return promising
+        return spins
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_device_that_may_not_never_does(clock: Clock, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     alone = Polling("adaptive")
     assert not any(clock.gap(subject, 0) for subject in (off, alone) for _ in range(20))
-    assert Polling("on").promising()
+    assert Polling("on").should_spin()
 
 
 def test_what_was_polled_in_vain_is_not_polled_again(clock: Clock) -> None:
@@ -108,9 +108,9 @@ def test_what_was_polled_in_vain_is_not_polled_again(clock: Clock) -> None:
     subject = Polling("adaptive")
     for _ in range(20):
         clock.gap(subject, 0)
-    assert subject.promising()
+    assert subject.should_spin()
     clock.now += 2 * polling.BUDGET
-    assert not subject.promising()
+    assert not subject.should_spin()
 
 
 async def test_polling_rests_when_others_need_the_cpu(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,13 +125,13 @@ async def test_polling_rests_when_others_need_the_cpu(clock: Clock, monkeypatch:
         return sched_yield
 
     monkeypatch.setattr(os, "sched_yield", they_take(polling.BUDGET / 10))
-    assert subject.promising()
+    assert subject.should_spin()
     await subject.spin(lambda: False)  # for its whole time
     subject.filled()
     for _ in range(20):
         clock.gap(subject, 0)
     monkeypatch.setattr(os, "sched_yield", they_take(3e-3))
-    assert subject.promising()
+    assert subject.should_spin()
     await subject.spin(lambda: True)
     subject.filled()
     for _ in range(20):
@@ -152,7 +152,7 @@ async def test_a_look_is_no_round_of_trio() -> None:
             rounds += 1
 
     subject = Polling("on")
-    assert subject.promising()
+    assert subject.should_spin()
     await subject.spin(lambda: True)  # it looks for trio's epoll once
     trio.lowlevel.add_instrument(Rounds())
     assert not await subject.spin(lambda: next(looks) == 999)
@@ -162,7 +162,7 @@ async def test_a_look_is_no_round_of_trio() -> None:
 @pytest.mark.usefixtures("clock")
 async def test_input_for_another_task_is_no_later_for_the_looks() -> None:
     subject = Polling("on")
-    assert subject.promising()
+    assert subject.should_spin()
     ours, theirs = trio.socket.socketpair()
     with ours, theirs:
         received = b""
@@ -190,7 +190,7 @@ async def test_input_for_another_task_is_no_later_for_the_looks() -> None:
 @pytest.mark.usefixtures("clock")
 async def test_what_a_device_at_work_has_started_runs_before_the_looks() -> None:
     subject = Polling("on")
-    assert subject.promising()
+    assert subject.should_spin()
     started = trio.Event()
 
     async def work() -> None:
@@ -208,7 +208,7 @@ async def test_queues_that_are_looked_at_take_turns() -> None:
 
     async def look(number: int) -> None:
         subject = Polling("on")
-        assert subject.promising()
+        assert subject.should_spin()
 
         def news() -> bool:
             looks[number] += 1

@@ -127,7 +127,7 @@ async def test_what_is_under_way_ends_first(private: bool) -> None:
 async def test_a_buffer_that_a_device_keeps_does_not_hold_a_suspension(
     private: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suspend, "HELD_PATIENCE", 0.02)
+    monkeypatch.setattr(suspend, "HELD_TIMEOUT", 0.02)
     device = Echo()
     async with running(device, private=private, offer=OFFER) as driver:
         device.go = trio.Event()
@@ -147,7 +147,7 @@ async def test_a_buffer_that_a_device_keeps_does_not_hold_a_suspension(
 async def test_a_request_that_does_not_end_is_needs_reset(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(suspend, "PATIENCE", 0.05)
+    monkeypatch.setattr(suspend, "DRAIN_TIMEOUT", 0.05)
     device = Echo(pins=True)
     async with running(device, offer=OFFER) as driver:
         device.go = trio.Event()

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from vfiouser_virtio.testing.driver import PATIENCE, running
+from vfiouser_virtio.testing.driver import TIMEOUT, running
 from vfiouser_virtio.virtio import Device, Offer, queue, unnotified
 from vfiouser_virtio.virtio.offer import Poll
 
@@ -47,7 +47,7 @@ async def test_the_switch(
     async with running(Echo(), offer=Offer(poll=poll)) as driver:
         await trio.sleep(60)
         token = driver.add(1, [b"ping"], [4])
-        with trio.move_on_after(PATIENCE / 2 + unnotified.LONGEST_PAUSE):
+        with trio.move_on_after(TIMEOUT / 2 + unnotified.LONGEST_PAUSE):
             while not driver.is_used(1, token):
                 await trio.sleep(0.01)
         assert driver.is_used(1, token) is served

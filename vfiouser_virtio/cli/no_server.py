@@ -11,7 +11,7 @@ from vfiouser_virtio.cli.exit_status import NoServerError
 from vfiouser_virtio.errors import ConfigError, PeerError
 from vfiouser_virtio.vfio_user import RemoteError
 
-_PATIENCE = 1.0  # seconds for another kind of server to show itself
+_TIMEOUT = 1.0  # seconds for another kind of server to show itself
 _CONNECTED = "03"  # SS_CONNECTED, in the column St of /proc/net/unix
 _HTTP_REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 # vhost-user: request, flags (version 1; bit 2 is that of a reply) and size.
@@ -65,7 +65,7 @@ async def explain(path: str, error: Exception, *, busy: bool) -> NoServerError:
 
 async def _ask(path: str, request: bytes) -> bytes:
     """The first bytes of the answer of a server of another kind; nothing where it has none within a second."""
-    with trio.move_on_after(_PATIENCE):
+    with trio.move_on_after(_TIMEOUT):
         try:
             async with await trio.open_unix_socket(path) as stream:
                 await stream.send_all(request)

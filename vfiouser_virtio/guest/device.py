@@ -43,9 +43,9 @@ RING_FEATURES = mask_of(
 )
 """Features that have nothing to do with the device type and that this side can use: accepted wherever offered."""
 
-RESET_PATIENCE = 5.0
+RESET_TIMEOUT = 5.0
 """Seconds for a reset, in which a device may have to wait for its own disk."""
-SUSPEND_PATIENCE = 5.0
+SUSPEND_TIMEOUT = 5.0
 """Seconds for SUSPEND, in which it ends what it is doing, and for going on."""
 
 
@@ -150,7 +150,7 @@ class VirtioDevice:
         Each wait for the device ends with DeviceGone. Raises DeviceBroken (RS1) when the status does not become 0.
         """
         await self.transport.write_status(0)
-        await self._wait_status(lambda status: not status, RESET_PATIENCE, "a reset", "RS1")
+        await self._wait_status(lambda status: not status, RESET_TIMEOUT, "a reset", "RS1")
         if self._interrupts:
             self._interrupts = False
             await self.transport.disconnect_interrupts()
@@ -163,12 +163,12 @@ class VirtioDevice:
         self._running.set()
         self._wake_all()
 
-    async def _wait_status(self, done: Callable[[int], object], patience: float, after: str, rule: str) -> None:
-        deadline = trio.current_time() + patience
+    async def _wait_status(self, done: Callable[[int], object], timeout: float, after: str, rule: str) -> None:
+        deadline = trio.current_time() + timeout
         pause = 0.0
         while not done(status := await self.transport.read_status()):
             if trio.current_time() > deadline:
-                what = f"{self.name}: device_status is still {status:#x}, {patience} s after {after}"
+                what = f"{self.name}: device_status is still {status:#x}, {timeout} s after {after}"
                 raise DeviceBroken(what, rule)
             await trio.sleep(pause)
             pause = min(0.01, pause + 0.0005)
@@ -209,7 +209,7 @@ class VirtioDevice:
     async def _wait_suspended(self, wanted: DeviceStatus, after: str) -> None:
         """Wait until of SUSPEND and DRIVER_OK just this one is set."""
         both, broken = DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK, DeviceStatus.NEEDS_RESET
-        await self._wait_status(lambda seen: seen & both == wanted or seen & broken, SUSPEND_PATIENCE, after, "SU3")
+        await self._wait_status(lambda seen: seen & both == wanted or seen & broken, SUSPEND_TIMEOUT, after, "SU3")
         await self._look()
         if self.broken is not None:
             raise self.broken

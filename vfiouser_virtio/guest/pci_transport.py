@@ -31,7 +31,7 @@ Interrupts = Literal["msix", "intx", "poll"]
 POLL_PERIOD = 0.000_5
 """Seconds between two looks at the used rings."""
 _POLLS_PER_CONFIG = 20
-QUEUE_RESET_PATIENCE = 5.0
+QUEUE_RESET_TIMEOUT = 5.0
 """Seconds."""
 
 # The driver looks at this many feature bits: four selects of 32 (virtio 1.4 names bits up to 69).
@@ -228,7 +228,7 @@ class PciTransport:
             await self.write_common("queue_enable", 1)
 
     async def reset_queue(self, index: int) -> None:
-        deadline = trio.current_time() + QUEUE_RESET_PATIENCE
+        deadline = trio.current_time() + QUEUE_RESET_TIMEOUT
         async with self._selected:
             await self.write_common("queue_select", index)
             await self.write_common("queue_reset", 1)

@@ -7,17 +7,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PATIENCE = 1.0
+TIMEOUT = 1.0
 """Seconds for the client's VERSION, during which nothing else happens in this process. QEMU sends it at once."""
 
 
 @contextmanager
 def hanging_up_after(path: str, seconds: float | None = None) -> Iterator[None]:
-    """End connections to the socket ``path`` if the block takes longer than ``seconds`` (default `PATIENCE`).
+    """End connections to the socket ``path`` if the block takes longer than ``seconds`` (default `TIMEOUT`).
 
     From a thread, for the one that all calls of the library come from is inside of one. It calls nothing of it.
     """
-    timer = threading.Timer(PATIENCE if seconds is None else seconds, _hang_up, [path])
+    timer = threading.Timer(TIMEOUT if seconds is None else seconds, _hang_up, [path])
     timer.daemon = True
     timer.start()
     try:

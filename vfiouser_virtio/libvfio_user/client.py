@@ -23,9 +23,9 @@ class LibraryClient:
         self.uid: int | None = peer_uid(self._socket)
         self.name = f"{name} (pid {self.pid})"
         # The library reads and writes a blocking socket.
-        patience = struct.pack("ll", int(_STALL), int(_STALL % 1 * 1e6))
+        timeout = struct.pack("ll", int(_STALL), int(_STALL % 1 * 1e6))
         for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, direction, patience)
+            self._socket.setsockopt(socket.SOL_SOCKET, direction, timeout)
 
     def hung_up(self) -> bool:
         """Whether the client has closed its end, even if the library has not seen it yet; also after `close`."""

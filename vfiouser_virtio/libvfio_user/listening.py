@@ -62,7 +62,7 @@ class LibraryListener:
             self._claim.disown()
             self._claim = None
 
-    def let_go(self) -> None:
+    def stop_listening(self) -> None:
         """Nothing: only the process that serves the device opens the socket."""
         assert self._context is None
 

@@ -15,7 +15,7 @@ from time import perf_counter
 import trio
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.holds import HOLD_PATIENCE, wait_hold
+from vfiouser_virtio.holds import HOLD_TIMEOUT, wait_hold
 from vfiouser_virtio.libvfio_user.attach import hanging_up_after
 from vfiouser_virtio.libvfio_user.client import LibraryClient
 from vfiouser_virtio.libvfio_user.hosted import HostedDevice
@@ -52,7 +52,7 @@ class LibvfioUserServer:
                 listener.close()  # with a client: its memory goes, and the device is told
                 device.gone()
                 # We may be being cancelled: be polite to the device, but not for ever.
-                with trio.move_on_after(2 * HOLD_PATIENCE, shield=True):
+                with trio.move_on_after(2 * HOLD_TIMEOUT, shield=True):
                     await _settle(device)
 
     async def _attach(self, device: HostedDevice, listener: LibraryListener) -> None:
@@ -90,8 +90,8 @@ class LibvfioUserServer:
             nursery.start_soon(_refuse_others, listening, client, device)
             await self._run(device, listener, client)
             nursery.cancel_scope.cancel()
-        # Where nobody can come after it, nobody has to wait for a disk of the host that hangs.
-        with trio.move_on_after(2 * HOLD_PATIENCE if last else math.inf):
+        # Where no client can follow, there is no wait for a disk of the host that hangs.
+        with trio.move_on_after(2 * HOLD_TIMEOUT if last else math.inf):
             await _settle(device)
         device.log.summarize()
         device.log.info("pid %d has disconnected", client.pid)

@@ -25,7 +25,7 @@ _CHUNK = select.PIPE_BUF
 # Seconds after which a thread with nothing to do ends: one that is not there costs nothing, and is not in fork()'s way.
 _IDLE = 1.0
 # Seconds that fork() may take to get rid of the thread.
-_FORK_PATIENCE = 0.5
+_FORK_TIMEOUT = 0.5
 
 
 class LineWriter:
@@ -83,9 +83,9 @@ class LineWriter:
         with self._changed:
             self._wake()
 
-    def flush(self, patience: float) -> bool:
-        """Wait until all is written, ``patience`` seconds at most; returns whether it is."""
-        deadline = time.monotonic() + patience
+    def flush(self, timeout: float) -> bool:
+        """Wait until all is written, ``timeout`` seconds at most; returns whether it is."""
+        deadline = time.monotonic() + timeout
         with self._changed:
             if self._size:
                 self._wake()
@@ -190,7 +190,7 @@ class LineWriter:
             thread, self._ending = self._thread, True
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(_FORK_PATIENCE)
+            thread.join(_FORK_TIMEOUT)
         self._changed.acquire()
 
     def _after_fork(self) -> None:

@@ -43,7 +43,7 @@ from vfiouser_virtio.vfio_user import OpenTrace
 logger = logging.getLogger(__name__)
 
 # What children may take to end before they are killed, in seconds; a server gives a device's last request 4 of them.
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def serve_in_processes(
             except OSError as error:
                 raise ConfigError(f"{setup.name}: no process for it: {error.strerror}") from None
         for listener in listeners:
-            listener.let_go()  # a client of a child that has died is not to wait for us
+            listener.stop_listening()  # a client of a child that has died is not to wait for us
         yield _supervised(endpoints, children, died)
     if died:
         raise ProcessError(f"until this end, the process of {', '.join(died)} had died")
@@ -134,7 +134,7 @@ async def _watch(name: str, child: ChildProcess, died: list[str]) -> None:
 
 
 def _end(children: Sequence[ChildProcess], names: Sequence[str], died: list[str]) -> None:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     for child in children:
         child.tell_to_end()
     for name, child in zip(names, children, strict=False):  # not all of them have come to be

@@ -1,6 +1,6 @@
 """Signal handling: SIGINT, SIGTERM and SIGHUP cancel the work, and release all that it holds.
 
-A device that does not yield is no way around that. In steps of `_PATIENCE_S` it is interrupted by an exception at the
+A device that does not yield is no way around that. In steps of `_TIMEOUT_S` it is interrupted by an exception at the
 line where it is, as Ctrl-C does in any program, and if that does not help either (it is in C code, or catches
 everything), the process ends without it: sockets are removed, QEMU and our processes end with us. Only C code that
 holds the interpreter's lock and never looks for signals keeps us from all that: SIGQUIT and SIGKILL end it.
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # From a signal to the interruption of a device that does not yield, and from that to the end without it.
-_PATIENCE_S = 2.0
+_TIMEOUT_S = 2.0
 # From a signal that the loop has not noticed to the next turn of the watchdog, which C code may keep from the lock.
 _TURN_EVERY_S = 0.5
 # For how long a device has not yielded when it is said for the first time; then at twice the time, and so on.
@@ -96,7 +96,7 @@ class _Ending:
     def signalled(self, number: int) -> None:
         """There was a signal; the second one is impatient."""
         if number in _SIGNALS and not self.interrupted:
-            self._next_step = time.monotonic() + (_PATIENCE_S if self._signal is None else 0)
+            self._next_step = time.monotonic() + (_TIMEOUT_S if self._signal is None else 0)
             self._signal = signal.Signals(number)
 
     def stuck(self, seconds: float) -> None:
@@ -110,7 +110,7 @@ class _Ending:
             self._say(seconds)
         if self._signal is None or now < self._next_step:
             return
-        self._next_step = now + _PATIENCE_S
+        self._next_step = now + _TIMEOUT_S
         if not self.interrupted:
             self.interrupted = where(self._loop_thread)
             self._raise = True

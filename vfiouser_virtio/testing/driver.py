@@ -39,7 +39,7 @@ VERSION_1, INDIRECT_DESC, EVENT_IDX = 32, 28, 29
 UNKNOWN = 1 << 34 | 1 << 38 | 1 << 39
 RAM_BASE = 0x10_0000
 RAM_SIZE = 32 << 20
-PATIENCE = 30.0  # seconds, after which a device that does not answer has failed its test
+TIMEOUT = 30.0  # seconds, after which a device that does not answer has failed its test
 
 
 class DeviceNeedsReset(AssertionError):
@@ -175,8 +175,8 @@ class Driver:
         """Reset the device and wait until that is complete."""
         hold = self.core.write_status(0)
         if hold is not None:
-            with trio.fail_after(PATIENCE):
-                await wait_hold(hold, patience=math.inf)
+            with trio.fail_after(TIMEOUT):
+                await wait_hold(hold, timeout=math.inf)
         assert self.core.status == 0
         self.rings = []
 
@@ -227,7 +227,7 @@ class Driver:
 
     async def wait(self, queue: int, token: int) -> Used:
         """What the device did with a chain; looks at the used ring only after an interrupt."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(TIMEOUT):
             while True:
                 self._collect(queue)
                 if (queue, token) in self._done:
@@ -251,13 +251,13 @@ class Driver:
 
     async def wait_broken(self) -> None:
         """Returns when the device has set NEEDS_RESET, with its configuration interrupt."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(TIMEOUT):
             while not self.status & NEEDS_RESET:
                 await self._interrupt.park()
 
     async def wait_config_interrupt(self, seen: int = 0) -> None:
         """Returns when there have been more than ``seen`` configuration interrupts."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(TIMEOUT):
             while self.config_interrupts <= seen:
                 await self._interrupt.park()
 

@@ -170,7 +170,7 @@ class Loopback:
         await trio.lowlevel.checkpoint()
         hold = self.core.reset_queue(index)
         if hold is not None:
-            await wait_hold(hold, patience=math.inf)
+            await wait_hold(hold, timeout=math.inf)
         self._pending.pop(index, None)  # no notification of a queue that was reset (QR1)
 
     def notify(self, index: int, next_available: int | None = None) -> None:

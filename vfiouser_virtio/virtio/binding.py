@@ -26,7 +26,7 @@ class BoundRing:
         """Copies of the buffers of chains in flight that have no file descriptor."""
         self.by_message = False
         """The ring itself has no file descriptor: its parts are bound to copies."""
-        self.away = False
+        self.unmapped = False
         """A look at the ring has failed because its memory is not mapped: it must be looked at again when it is."""
         self.missed = False
         """A task waits for it to come back, to log it if it does not, or has done so."""
@@ -51,7 +51,7 @@ class BoundRing:
         try:
             views = [self._view(area) for area in self.areas]
         except Unmapped as error:
-            self.away = True
+            self.unmapped = True
             self.lacks = str(error)
             return False
         self.by_message = None in views
@@ -60,7 +60,7 @@ class BoundRing:
             views = [memoryview(bytearray(area.length)) for area in self.areas]
         self.ring.bind(*(view for view in views if view is not None))
         self._generation = memory.generation
-        self.away = False
+        self.unmapped = False
         return True
 
     def _view(self, area: Area) -> memoryview | None:
@@ -82,7 +82,7 @@ class BoundRing:
         return self._generation == self.memory.generation
 
     @property
-    def has_news(self) -> bool:
+    def has_unpublished(self) -> bool:
         """Whether the driver has not been shown all that was used."""
         ring = self.ring
         # Asked four times for each request: without a call, unless what was completed must wait for others.

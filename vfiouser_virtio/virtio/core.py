@@ -29,7 +29,7 @@ from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
 from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.shown_config import ShownConfig
 from vfiouser_virtio.virtio.stop import Stop
-from vfiouser_virtio.virtio.suspend import PATIENCE, Phase, SuspendFailed, Suspension, drain
+from vfiouser_virtio.virtio.suspend import DRAIN_TIMEOUT, Phase, SuspendFailed, Suspension, drain
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.vring import RingFeatures
 
@@ -225,7 +225,7 @@ class DeviceCore:
             resets = self._resets
             drained = await drain(self.queues, lambda: self._resets == resets)
             if not drained and self._resetting is None:
-                raise DeviceError(f"{self.name}: requests still use guest memory after {PATIENCE:g} s")
+                raise DeviceError(f"{self.name}: requests still use guest memory after {DRAIN_TIMEOUT:g} s")
             device.driver_features = self.device.driver_features
             if self._status & DeviceStatus.FEATURES_OK:
                 if not device.features_ok():

@@ -43,16 +43,16 @@ async def watch_for_lost_chains(queues: Sequence[Virtqueue], report: Callable[[s
 
     try:
         while True:
-            delay, in_hand = _FIRST, True
-            while in_hand:
+            delay, outstanding = _FIRST, True
+            while outstanding:
                 await trio.sleep(delay)
-                delay, in_hand = min(2 * delay, _MOST), False
+                delay, outstanding = min(2 * delay, _MOST), False
                 for queue in queues:
-                    chains = queue.chains_in_hand()
+                    chains = queue.uncompleted_chains()
                     if lost := next(_lost(queue, chains), None):
                         report(lost)
                         return
-                    in_hand = in_hand or bool(chains)
+                    outstanding = outstanding or bool(chains)
             for queue in queues:
                 queue.call_on_park(on_park)
             await parked.park()

@@ -38,7 +38,7 @@ at the ring and at trio's epoll less than one."""
 PERIOD = 1e-3
 """With ``on``, how often a queue is looked at after that."""
 # How many of these periods there are between two looks that take messages, and while no queue can be looked at.
-_PATIENCE = 20
+_IDLE_PERIODS = 20
 # What is found so long after the look before has waited for other programs, to which we had left the CPU: a process
 # that sleeps would have been woken. The threads of QEMU need less at a time.
 _LOST = 300e-6
@@ -70,7 +70,7 @@ class Polling:
             self._gap += (gap - self._gap) / _WEIGHT
             self._empty_since = None
 
-    def promising(self) -> bool:
+    def should_spin(self) -> bool:
         """The ring is empty: whether to `spin` before the driver is asked to notify."""
         if not self._wanted:
             return False
@@ -147,5 +147,5 @@ async def pulse(looks: Sequence[Callable[[bool], bool]]) -> None:
     They are told whether looking may take messages, and return whether there was anything to look at.
     """
     for number in count(1):
-        used = [look(number % _PATIENCE == 0) for look in looks]
-        await trio.sleep(PERIOD if any(used) else _PATIENCE * PERIOD)
+        used = [look(number % _IDLE_PERIODS == 0) for look in looks]
+        await trio.sleep(PERIOD if any(used) else _IDLE_PERIODS * PERIOD)

@@ -81,7 +81,7 @@ class Queue:
         burst = virtqueue.burst
         if not burst and not virtqueue.fill_nowait():
             return None
-        return None if virtqueue.stopped or burst[0].is_away() else burst.popleft()
+        return None if virtqueue.stopped or burst[0].is_unmapped() else burst.popleft()
 
     def put_back(self, chain: Chain) -> None:
         """Give back a chain that was not completed: it is the next one again, anew, with nothing taken or written.

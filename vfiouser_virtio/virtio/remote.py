@@ -103,7 +103,7 @@ async def flush(bound: BoundRing, ready: Callable[[], bool], interrupt: Callable
     ring, shadow, memory = bound.ring, bound.shadow, bound.memory
     delivered = False
     try:
-        while bound.alive() and bound.has_news:
+        while bound.alive() and bound.has_unpublished:
             delivered = False
             chains = ring.unpublished_chains
             for chain in chains:
@@ -129,7 +129,7 @@ async def flush(bound: BoundRing, ready: Callable[[], bool], interrupt: Callable
                     if bound.by_message:  # still
                         ring.parts[part][offset : offset + length] = wish
                 except (PeerError, Unmapped):
-                    pass  # its memory is away already: what it wished before stands
+                    pass  # its memory is unmapped already: what it asked for before stands
             if bound.alive() and ring.interrupt_due():
                 interrupt()
     except (PeerError, Unmapped) as error:

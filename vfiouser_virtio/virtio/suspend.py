@@ -3,7 +3,7 @@
 ::
 
     DRIVER_OK ─── the driver sets SUSPEND ───▶ draining ─── nothing is under way ───▶ SUSPEND without DRIVER_OK
-        ▲                                         │ for longer than PATIENCE                    │
+        ▲                                         │ for longer than DRAIN_TIMEOUT              │
         │                                         ▼                                             │
         │                                    NEEDS_RESET                                        │
         └────────────────────────── the driver sets DRIVER_OK ◀─────────────────────────────────┘
@@ -22,9 +22,9 @@ from vfiouser_virtio.virtio.device_task import DeviceTask
 from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 
-PATIENCE = 5.0
+DRAIN_TIMEOUT = 5.0
 """Seconds for requests that use guest memory: a slow disk may need them."""
-HELD_PATIENCE = 0.25
+HELD_TIMEOUT = 0.25
 """Seconds for buffers that a device has, while nothing uses guest memory: it is about to use them, or waits."""
 # Seconds between two looks: so that nothing in the path of requests has to tell of its progress.
 _LOOK = 0.001
@@ -32,7 +32,7 @@ _LOOK = 0.001
 
 def unfinished(queues: Sequence[Virtqueue]) -> bool:
     """Whether a device has buffers of these queues, or guest memory is being used for them."""
-    return any(queue.at_work or queue.in_hand for queue in queues)
+    return any(queue.at_work or queue.outstanding for queue in queues)
 
 
 async def drain(queues: Sequence[Virtqueue], wanted: Callable[[], bool]) -> bool:
@@ -44,9 +44,9 @@ async def drain(queues: Sequence[Virtqueue], wanted: Callable[[], bool]) -> bool
     while wanted():
         waited = trio.current_time() - started
         at_work = any(queue.at_work for queue in queues)
-        if not unfinished(queues) or (not at_work and waited > HELD_PATIENCE):
+        if not unfinished(queues) or (not at_work and waited > HELD_TIMEOUT):
             return True
-        if waited > PATIENCE:
+        if waited > DRAIN_TIMEOUT:
             return False
         await trio.sleep(_LOOK)
     return not any(queue.at_work for queue in queues)
@@ -111,7 +111,7 @@ class Suspension:
         if drained:
             self._reached()
         else:
-            self._failed(SuspendFailed(f"SUSPEND: requests still use guest memory after {PATIENCE:g} s"))
+            self._failed(SuspendFailed(f"SUSPEND: requests still use guest memory after {DRAIN_TIMEOUT:g} s"))
 
     def _reached(self) -> None:
         self.phase = Phase.SUSPENDED

@@ -32,7 +32,7 @@ from vfiouser_virtio.vring import Area, Chain, PackedRing, SplitRing
 # Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues.
 BURST = 64
 MISSED = 1.0
-"""Seconds that a ring's memory may be away before that is said."""
+"""Seconds that a ring's memory may be unmapped before that is logged."""
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -170,7 +170,7 @@ class Virtqueue(QueueRegisters):
         return self.pins.busy or (bound is not None and (bound.fetching or bound.flushing))
 
     @property
-    def in_hand(self) -> int:
+    def outstanding(self) -> int:
         """Chains that the device was given, and that the driver does not have back."""
         bound = self._bound
         if bound is None:
@@ -178,7 +178,7 @@ class Virtqueue(QueueRegisters):
         ring = bound.ring
         return len(ring.in_flight) - len(self.burst) - len(ring.again) + bound.ring.unpublished + len(bound.unsent)
 
-    def chains_in_hand(self) -> list[Chain]:
+    def uncompleted_chains(self) -> list[Chain]:
         """The chains that the device was given and has not completed."""
         bound = self._bound
         if bound is None:
@@ -192,8 +192,8 @@ class Virtqueue(QueueRegisters):
         if bound is None:
             return
         bound.ring.memory_changed()
-        # A ring that nobody has missed is bound to its new place when it is next looked at.
-        if bound.away or bound.fetching or bound.has_news or self.burst or bound.ring.again:
+        # Otherwise a ring is bound to its new place at the next look.
+        if bound.unmapped or bound.fetching or bound.has_unpublished or self.burst or bound.ring.again:
             self._wake()
 
     def reset(self) -> None:
@@ -277,7 +277,7 @@ class Virtqueue(QueueRegisters):
         burst = self.burst
         if not burst and not self.fill_nowait():
             return False
-        return perf_counter() < self.slice_end and not self.stopped and not burst[0].is_away()
+        return perf_counter() < self.slice_end and not self.stopped and not burst[0].is_unmapped()
 
     def fill_nowait(self) -> bool:
         """Fill the burst with what can be had without waiting; whether there is any."""
@@ -293,7 +293,7 @@ class Virtqueue(QueueRegisters):
                 await self._wait_burst()
             elif perf_counter() >= self.slice_end:
                 await self._wait_turn()
-            elif self.stopped or burst[0].is_away():
+            elif self.stopped or burst[0].is_unmapped():
                 await self.park()  # until there is a reason to look again
             else:
                 return
@@ -308,7 +308,7 @@ class Virtqueue(QueueRegisters):
             bound.ring.on_push = None  # to be told of each takes 0.1 µs
         try:
             while burst and not self.stopped:
-                if burst[0].stale and burst[0].is_away():
+                if burst[0].stale and burst[0].is_unmapped():
                     return
                 yield burst.popleft()
                 if perf_counter() >= self.slice_end:
@@ -338,8 +338,8 @@ class Virtqueue(QueueRegisters):
         if bound is None or self.stopped:
             return False
         filled = self._fill(bound)
-        if filled is False and not bound.ring.again and self.polling.promising():
-            if await self.polling.spin(self._has_news, at_work=bound.ring.any_taken):
+        if filled is False and not bound.ring.again and self.polling.should_spin():
+            if await self.polling.spin(self._has_available, at_work=bound.ring.any_taken):
                 self.slice_end, self._round = turns().woken(self._round)
             bound = self._usable()
             if bound is None or self.stopped:
@@ -379,7 +379,7 @@ class Virtqueue(QueueRegisters):
         except Unmapped:  # the driver had its buffers in memory once: they wait until that is back
             return []
 
-    def _has_news(self) -> bool:
+    def _has_available(self) -> bool:
         """Whether there is nothing to wait for: something is available, or cannot be seen without more work."""
         bound = self._usable()
         if bound is None or self.stopped or bound.by_message:
@@ -395,13 +395,13 @@ class Virtqueue(QueueRegisters):
             self._asked = False
             return bound
         # Firmware leaves queues behind that nobody waits for: Linux may unmap their memory long before it resets them.
-        if (self._asked or bound.has_news) and not bound.missed and self._spawn is not None:
+        if (self._asked or bound.has_unpublished) and not bound.missed and self._spawn is not None:
             bound.missed = True
             self._spawn(lambda: self._tell_missed(bound))
         return None
 
     async def _tell_missed(self, bound: BoundRing) -> None:
-        """QEMU's remapping of RAM takes the ring's memory away for some milliseconds; what lasts is worth a line."""
+        """QEMU's remapping of RAM unmaps the ring for some milliseconds; what lasts is worth a line."""
         await trio.sleep(MISSED)
         bound.missed = False
         if bound.alive() and not self.stopped & _UNTOUCHABLE and not bound.bind():
@@ -449,10 +449,10 @@ class Virtqueue(QueueRegisters):
 
     def _publish(self) -> None:
         bound = self._bound
-        if bound is None or bound.flushing or not bound.has_news:
+        if bound is None or bound.flushing or not bound.has_unpublished:
             return
         try:
-            # A ring whose memory is away at the moment shows its used entries when it is back: `_wake` comes again.
+            # A ring whose memory is unmapped at the moment shows its used entries when it is back: `_wake` comes again.
             if self._usable() is None:
                 return
             if bound.needs_messages:
@@ -471,7 +471,7 @@ class Virtqueue(QueueRegisters):
             self._failed(error)
         finally:
             bound.flushing = False
-        self._publish()  # what was completed meanwhile, or could not be sent while its memory was away
+        self._publish()  # what was completed meanwhile, or could not be sent while its memory was unmapped
         if bound.lacks_room:
             bound.lacks_room = False
             self._wake()

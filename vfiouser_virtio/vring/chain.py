@@ -318,7 +318,7 @@ class Chain:
         if (on_push := ring.on_push) is not None:
             on_push()
 
-    def is_away(self) -> bool:
+    def is_unmapped(self) -> bool:
         """Whether the chain's memory is not mapped at the moment; nothing of it may be touched then.
 
         False where other memory is mapped there since: that does not pass, and whoever touches the chain is told.
@@ -341,14 +341,14 @@ class Chain:
         front, back = room - part.taken_last - part.length, room - part.taken_last
         return [(0, room)] if front == back else [(0, front), (back, room)]
 
-    def lies_in(self, homes: set[int]) -> bool:
+    def is_within(self, homes: set[int]) -> bool:
         """Whether every byte that has not been taken yet is part of these objects (``id(view.obj)``), or a copy."""
         readable = self._make_readable() if self._readable is None else self._readable
         writable = self._make_writable() if self._writable is None else self._writable
         views = [*readable.segments, *writable.segments]
         return all(id(view.obj) in homes or isinstance(view.obj, bytes | bytearray) for view in views)
 
-    def lose_buffers(self) -> None:
+    def drop_buffers(self) -> None:
         """The queue was reset: nothing is left to be read, and what is written goes nowhere.
 
         No error: nobody is at fault when a device is in the middle of it, and it must go on with its other queues.
@@ -395,7 +395,7 @@ class _Disowned:
         self.on_push: Callable[[], None] | None = self.completed.clear
 
     def revalidate(self, chain: Chain) -> None:
-        chain.lose_buffers()
+        chain.drop_buffers()
 
 
 DISOWNED = _Disowned()

@@ -168,7 +168,7 @@ class Ring(ABC):
     def interrupt_due(self) -> bool:
         """Whether what was stored since the last call must be followed by an interrupt."""
 
-    # Where the two sides' wishes stand, for an owner that keeps copies: (part, offset, length).
+    # Where the two sides' suppression flags and events are, for an owner that keeps copies: (part, offset, length).
 
     @property
     @abstractmethod
@@ -288,7 +288,7 @@ class Ring(ABC):
         """After a change of the memory map: are the chain's buffers where they were? Raises Unmapped or Moved."""
         self._all_stale = False
         if self._dead:
-            chain.lose_buffers()
+            chain.drop_buffers()
             return
         homes: set[int] = set()
         for index, (address, length) in enumerate(chain.ranges):
@@ -298,7 +298,7 @@ class Ring(ABC):
                     homes.update(id(view.obj) for view in look_up(address, length))
             except NeedsMessages:
                 pass  # the chain has a copy of its own
-        if not chain.lies_in(homes):
+        if not chain.is_within(homes):
             raise Moved(f"chain {chain.head:#x}: its memory has moved since it was taken")
 
 

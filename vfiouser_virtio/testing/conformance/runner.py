@@ -28,7 +28,7 @@ COMES_BACK = 5.0
 
 _MAX_FINDINGS = 12  # of one check, in a report
 _PAUSE = 0.1  # seconds between two tries to connect
-_LIMIT_FACTOR = 10  # a check may take this many times the patience for one reply
+_LIMIT_FACTOR = 10  # a check may take this many times the timeout for one reply
 
 
 class ServesOnce(ConfigError):

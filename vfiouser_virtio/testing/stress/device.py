@@ -5,7 +5,17 @@ import random
 from itertools import cycle
 
 from vfiouser_virtio.memory import GuestMemory
-from vfiouser_virtio.testing.stress.game import NUMBERS, RAM, Failure, Score, Table, checksum, patience, think, thoughts
+from vfiouser_virtio.testing.stress.game import (
+    NUMBERS,
+    RAM,
+    Failure,
+    Score,
+    Table,
+    checksum,
+    think,
+    thoughts,
+    vain_looks,
+)
 from vfiouser_virtio.vring import Chain, RingFeatures, make_ring, ring_areas
 
 
@@ -42,7 +52,7 @@ def work(table: Table) -> None:
     areas = ring_areas(game.size, features, vq.desc, vq.driver, vq.device)
     ring.bind(*(memory.writable(area.address, area.length)[0] for area in areas))
     table.device_side = ring
-    turns, looks = thoughts(rng), patience(rng)
+    turns, looks = thoughts(rng), vain_looks(rng)
     limits = cycle([rng.choice((1, 2, 64, 64)) for _ in range(4079)])
     number = rounds = 0
     looks_left = next(looks)

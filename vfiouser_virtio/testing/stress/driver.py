@@ -12,9 +12,9 @@ from vfiouser_virtio.testing.stress.game import (
     Score,
     Table,
     checksum,
-    patience,
     think,
     thoughts,
+    vain_looks,
 )
 
 # How a buffer is cut: lengths of the pieces to read, of the pieces to write.
@@ -40,7 +40,7 @@ class _StressDriver:
         game, vq, rng = self.table.game, self.vq, self.rng
         until = time.perf_counter() + game.seconds
         cuts = [cut for cut in _CUTS if len(cut[0]) + len(cut[1]) <= game.size] or [([16], [])]
-        turns, looks = thoughts(rng), patience(rng)
+        turns, looks = thoughts(rng), vain_looks(rng)
         bursts = cycle([rng.choice((1, 1, 2, 3, 8, game.size)) for _ in range(4091)])
         limit, looks_left = game.operations, next(looks)
         while True:

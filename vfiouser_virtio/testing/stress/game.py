@@ -26,7 +26,7 @@ _MASK = (1 << 64) - 1
 # the other side to do its work and go to sleep.
 _THINKING = [0] * 24 + [5, 20, 50, 100, 200, 400, 1000, 3000]
 # How often to look in vain before going to sleep: from not at all to longer than the other side ever takes.
-_PATIENCE = [0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 5, 10, 20, 50, 50, 100, 100, 200]
+_LOOKS = [0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 5, 10, 20, 50, 50, 100, 100, 200]
 
 # How often to look at an eventfd before the kernel is asked to wait for it. To be woken takes 50 µs.
 _LIGHT_SLEEP = 20
@@ -117,9 +117,9 @@ def thoughts(rng: random.Random) -> Iterator[int]:
     return cycle([rng.choice(_THINKING) for _ in range(4099)])
 
 
-def patience(rng: random.Random) -> Iterator[int]:
+def vain_looks(rng: random.Random) -> Iterator[int]:
     """How often to look in vain each time before going to sleep, without end."""
-    return cycle([rng.choice(_PATIENCE) for _ in range(4093)])
+    return cycle([rng.choice(_LOOKS) for _ in range(4093)])
 
 
 @dataclass

@@ -17,9 +17,9 @@ from vfiouser_virtio.testing.stress.sabotage import SABOTAGE
 
 # Both asleep, with no wake-up on its way, for so long (in seconds): between reading an eventfd and saying that it is
 # awake a process is not stopped for as long as this, even on a busy machine.
-PATIENCE = 1.5
+TIMEOUT = 1.5
 # Not asleep, but no buffer has moved: an endless loop, or a machine that stands still.
-LONG_PATIENCE = 60.0
+LONG_TIMEOUT = 60.0
 _LOOK_EVERY = 0.02
 
 
@@ -106,7 +106,7 @@ def _watch(table: Table, children: dict[int, str], progress: Callable[[int], Non
             seen, since = new, now
             if progress is not None:
                 progress(board[Score.DONE])
-        elif children and now - since > (PATIENCE if _all_asleep(table, children) else LONG_PATIENCE):
+        elif children and now - since > (TIMEOUT if _all_asleep(table, children) else LONG_TIMEOUT):
             for pid in children:
                 os.kill(pid, signal.SIGUSR1)
                 time.sleep(0.2)

@@ -83,7 +83,7 @@ class Listener:
         """`path`, or ``fd:3``."""
         return self.path or f"fd:{self.socket.fileno()}"
 
-    def let_go(self) -> None:
+    def stop_listening(self) -> None:
         """Stop listening, and leave the file where it is: another process goes on."""
         self.socket.close()
 

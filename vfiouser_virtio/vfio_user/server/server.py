@@ -10,7 +10,7 @@ import trio
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.fds import CLOSER, MOST_LEFT_OPEN
-from vfiouser_virtio.holds import HOLD_PATIENCE, wait_hold
+from vfiouser_virtio.holds import HOLD_TIMEOUT, wait_hold
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
 from vfiouser_virtio.vfio_user.server.listening import Listener
 from vfiouser_virtio.vfio_user.server.session import Session
@@ -102,12 +102,12 @@ class Server:
             device_log.exception("a bug of the server; connection closed")
         except BaseException:
             # We are being cancelled: be polite to the device, but not for ever.
-            with trio.move_on_after(2 * HOLD_PATIENCE, shield=True):
+            with trio.move_on_after(2 * HOLD_TIMEOUT, shield=True):
                 await self._disconnected(session, device_log)
             raise
         device_log.info("pid %d has disconnected", pid)
-        # Where nobody can come after it, nobody has to wait for a disk of the host that hangs.
-        with trio.move_on_after(math.inf if listening is not None else 2 * HOLD_PATIENCE):
+        # Where no client can follow, there is no wait for a disk of the host that hangs.
+        with trio.move_on_after(math.inf if listening is not None else 2 * HOLD_TIMEOUT):
             await self._disconnected(session, device_log)
 
     async def _disconnected(self, session: Session, device_log: DeviceLog) -> None:
