@@ -50,14 +50,14 @@ _VERDICT = """
 import trio
 from functools import partial
 from vfiouser_virtio.cli.exit_status import TimedOutError
-from vfiouser_virtio.serving.signals import Verdict, run_until_signal
+from vfiouser_virtio.serving.signals import EndVerdict, run_until_signal
 
 async def work():
     verdict.give(124, TimedOutError("too late"))
     with trio.CancelScope(shield=True):
         await trio.sleep_forever()
 
-verdict = Verdict()
+verdict = EndVerdict()
 trio.run(partial(run_until_signal, work, [lambda: print("let go", flush=True)], give_up_after=0.2, verdict=verdict))
 """
 

@@ -23,7 +23,7 @@ from vfiouser_virtio.serving.terminal import note, write_patiently
 
 if TYPE_CHECKING:
     from vfiouser_virtio.serving.serve import Serving
-    from vfiouser_virtio.serving.signals import Verdict
+    from vfiouser_virtio.serving.signals import EndVerdict
 
 # QEMU's options that say what to boot: with one of them after --, the guest is the user's own.
 _BOOT_OPTIONS = {
@@ -113,11 +113,11 @@ def execute(arguments: argparse.Namespace) -> int:
 
     import trio
 
-    from vfiouser_virtio.serving.signals import GIVE_UP_S, Verdict, run_until_signal
+    from vfiouser_virtio.serving.signals import GIVE_UP_S, EndVerdict, run_until_signal
     from vfiouser_virtio.vm.guest import KINDNESS_S
 
     abandoned: list[Callable[[], None]] = []
-    verdict = Verdict()
+    verdict = EndVerdict()
     with serving_of(specs, arguments, abandoned) as made:
         work = partial(_run, arguments, made, verdict, own_guest=own_guest)
         patience = KINDNESS_S + GIVE_UP_S
@@ -128,7 +128,7 @@ def execute(arguments: argparse.Namespace) -> int:
 async def _run(
     arguments: argparse.Namespace,
     serving: "AbstractAsyncContextManager[Serving]",
-    verdict: "Verdict",
+    verdict: "EndVerdict",
     *,
     own_guest: bool,
 ) -> int:

@@ -33,7 +33,7 @@ from vfiouser_virtio.serving.terminal import flush, write_patiently
 
 if TYPE_CHECKING:
     from vfiouser_virtio.serving.serve import Serving
-    from vfiouser_virtio.serving.signals import Verdict
+    from vfiouser_virtio.serving.signals import EndVerdict
 
 _EXAMPLES = """\
   vfiouser-virtio serve --device blk,path=disk.img --device rng --device console,chardev=pty
@@ -79,7 +79,7 @@ def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace) ->
     gc.disable()  # what an import makes stays, so looking for garbage among it is 5 % of the start for nothing
     import trio
 
-    from vfiouser_virtio.serving.signals import Verdict, run_until_signal
+    from vfiouser_virtio.serving.signals import EndVerdict, run_until_signal
 
     abandoned: list[Callable[[], None]] = []
     making = serving_of(
@@ -92,14 +92,14 @@ def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace) ->
     )
     gc.freeze()  # nor later, and what forked processes share with us stays shared
     gc.enable()
-    verdict = Verdict()
+    verdict = EndVerdict()
     with making as made:
         trio.run(partial(run_until_signal, partial(_serve, arguments, made, verdict), abandoned, verdict=verdict))
     return 0
 
 
 async def _serve(
-    arguments: argparse.Namespace, serving: "AbstractAsyncContextManager[Serving]", verdict: "Verdict"
+    arguments: argparse.Namespace, serving: "AbstractAsyncContextManager[Serving]", verdict: "EndVerdict"
 ) -> int:
     from vfiouser_virtio.serving.service import ready_service
 

@@ -35,7 +35,7 @@ from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.serving.device_specs import DeviceSpec
 from vfiouser_virtio.serving.errors import ProcessError, StuckError
 from vfiouser_virtio.serving.serve import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on
-from vfiouser_virtio.serving.signals import Verdict, held_back, run_until_signal
+from vfiouser_virtio.serving.signals import EndVerdict, held_back, run_until_signal
 from vfiouser_virtio.serving.terminal import complain, flush
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.vfio_user import OpenTrace
@@ -160,7 +160,7 @@ def _serve(setup: DeviceSetup, listener: Socket, engine: Engine, line: Line, *, 
             verdict.give(0)
         return 0
 
-    verdict = Verdict()
+    verdict = EndVerdict()
     try:
         # The parent hears of our end even where the kernel does not let us end.
         trio.run(partial(run_until_signal, serve, [line.hang_up], verdict=verdict))

@@ -5,7 +5,7 @@ line where it is, as Ctrl-C does in any program, and if that does not help eithe
 everything), the process ends without it: sockets are removed, QEMU and our processes end with us. Only C code that
 holds the interpreter's lock and never looks for signals keeps us from all that: SIGQUIT and SIGKILL end it.
 
-An end that comes by itself, such as that of `run --exec`, does not wait for a hung disk of the host either (`Verdict`).
+An end that comes by itself, such as that of `run --exec`, waits for no hung disk of the host either (`EndVerdict`).
 """
 
 import logging
@@ -45,8 +45,8 @@ _MOST_S = 5.0
 _FORGET_AFTER_S = 60.0
 
 
-class Verdict:
-    """What a program's end will be, known before it has come: what is left to do then is waited for only so long."""
+class EndVerdict:
+    """End of a program, known before it has come: what is left to do then is waited for only so long."""
 
     def __init__(self) -> None:
         self.known = trio.Event()
@@ -119,7 +119,7 @@ class _Ending:
         error = _stuck_error("ended without", self.interrupted, self._signal)
         self._end(error.status, error)
 
-    def give_up(self, verdict: Verdict | None) -> None:
+    def give_up(self, verdict: EndVerdict | None) -> None:
         """The loop answers, but what it waits for does not end."""
         what = "ended without waiting for a request that the host does not end"
         if self._signal is not None or verdict is None or not verdict.known.is_set():
@@ -183,7 +183,7 @@ async def run_until_signal(
     abandoned: Sequence[Callable[[], None]] = (),
     *,
     give_up_after: float = GIVE_UP_S,
-    verdict: Verdict | None = None,
+    verdict: EndVerdict | None = None,
 ) -> int | signal.Signals:
     """What ``work`` returns, or the signal that has cancelled it.
 
@@ -219,7 +219,7 @@ async def run_until_signal(
                 await trio.sleep(_IDLE_S)
         ending.give_up(verdict)
 
-    async def give_up_after_verdict(given: Verdict) -> None:
+    async def give_up_after_verdict(given: EndVerdict) -> None:
         await given.known.wait()
         begin_to_give_up()
 
