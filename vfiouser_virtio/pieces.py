@@ -79,6 +79,18 @@ def total(segments: Sequence[memoryview]) -> int:
     return segments.length if type(segments) is Pieces else sum(map(len, segments))
 
 
+def copy_into(segments: Sequence[memoryview], data: bytes | bytearray | memoryview) -> None:
+    """Spread ``data`` over segments that are together at least as long."""
+    if len(segments) == 1:
+        segments[0][: len(data)] = data
+        return
+    position = 0
+    for segment in segments:
+        count = min(len(segment), len(data) - position)
+        segment[:count] = data[position : position + count]
+        position += count
+
+
 def iovec(segments: Sequence[memoryview]) -> "array[int]":
     """An array of struct iovec (linux/uio.h). The caller keeps the segments, and so their memory, as long as that."""
     pairs = array("Q", bytes(16 * len(segments)))

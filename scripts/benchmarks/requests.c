@@ -1,7 +1,8 @@
 /* A block driver that behaves as SPDK's does, and the least that a server could do for it, in C both.
  *
  *   requests client SOCKET BYTES     drives a virtio-blk device of BYTES by vfio-user messages and a memfd of its own
- *   requests loop BYTES [FILE]       the same driver; the device is a loop in a thread: poll, check, copy or pread, used
+ *   requests loop BYTES [FILE [direct]]   the same driver; the device is a loop in a thread: poll, check, copy or pread
+ *                                         (direct: with O_DIRECT), used
  *
  * Then on stdin, a line each, "DEPTH SIZE MILLISECONDS": so many reads of SIZE bytes are kept under way, each at random
  * and made available as soon as another one is back. The answer is a line: how many were served, and in how many ns.
@@ -219,11 +220,11 @@ static void *device_loop(void *unused)
     return unused;
 }
 
-static void start_loop(const char *path)
+static void start_loop(const char *path, int direct)
 {
     pthread_t thread;
     entries = 512;
-    if (path && (file = open(path, O_RDONLY)) < 0)
+    if (path && (file = open(path, O_RDONLY | (direct ? O_DIRECT : 0))) < 0)
         fail("open");
     if (!path)
         disk = mmap(NULL, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
@@ -294,7 +295,7 @@ int main(int argc, char **argv)
     unsigned depth, size, milliseconds;
     int is_client = argc == 4 && !strcmp(argv[1], "client"), is_loop = argc >= 3 && !strcmp(argv[1], "loop");
     if (!is_client && !is_loop)
-        fail("usage: requests client SOCKET BYTES | loop BYTES [FILE]");
+        fail("usage: requests client SOCKET BYTES | loop BYTES [FILE [direct]]");
     capacity = strtoull(argv[is_client ? 3 : 2], NULL, 0);
     ram_fd = memfd_create("ram", MFD_ALLOW_SEALING);
     if (ram_fd < 0 || ftruncate(ram_fd, RAM))
@@ -305,7 +306,7 @@ int main(int argc, char **argv)
     if (is_client)
         bring_up(argv[2]);
     else
-        start_loop(argc > 3 ? argv[3] : NULL);
+        start_loop(argc > 3 ? argv[3] : NULL, argc > 4);
     printf("ready\n");
     fflush(stdout);
     while (scanf("%u %u %u", &depth, &size, &milliseconds) == 3)

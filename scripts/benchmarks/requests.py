@@ -24,8 +24,8 @@ from benchmarks.usage import Usage
 from vfiouser_virtio.vm.debian import cache_dir
 
 _OURS, _C_LOOP, _PYTHON_LOOP = "ours", "C loop", "Python loop"
-RAM_DISK, CACHED, UNCACHED = "RAM disk", "file in the page cache", "file that is not cached"
-DISKS = (RAM_DISK, CACHED, UNCACHED)
+RAM_DISK, CACHED, DIRECT = "RAM disk", "file in the page cache", "file with O_DIRECT"
+DISKS = (RAM_DISK, CACHED, DIRECT)
 DEPTHS = (1, 8, 32, 128)
 SIZES = {"512 B": 512, "4 KiB": 4 << 10, "128 KiB": 128 << 10}
 TARGETS: dict[tuple[str, str, int], Target] = {
@@ -109,13 +109,9 @@ def _disks(options: Options, folder: Path) -> list[BenchDisk]:
     def read() -> None:
         image.read_bytes()
 
-    def forget() -> None:
-        with image.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
     files = [
-        BenchDisk(name, f"blk,path={image}", SIZE, (str(image),), act)
-        for name, act in ((CACHED, read), (UNCACHED, forget))
+        BenchDisk(CACHED, f"blk,path={image}", SIZE, (str(image),), read),
+        BenchDisk(DIRECT, f"blk,path={image},cache=none", SIZE, (str(image), "direct"), lambda: None),
     ]
     disks = [disk for disk in (ram, *files) if _loads(options, disk)]
     if disks not in ([], [ram]):

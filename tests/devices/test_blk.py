@@ -1,12 +1,13 @@
 """The block device as a driver sees it, over shared and private memory; data is checked on the host's side."""
 
 import errno
+import fcntl
 import logging
 import os
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -521,6 +522,69 @@ async def test_each_way_of_doing_what_may_block(image: Path, aio: Aio, pieces: i
         used = await driver.request([header(IN, 7)], [*map(len, data), 1])
         assert (status(used), b"".join(used.data[:-1])) == (OK, b"".join(data))
     assert image.read_bytes()[7 * 512 : 7 * 512 + length] == b"".join(data)
+
+
+@pytest.mark.parametrize("aio", ["io_uring", "threads", "inline"])
+@pytest.mark.parametrize("first", [512, 8, 1], ids=["aligned", "half-aligned", "unaligned"])
+async def test_past_the_page_cache(image: Path, aio: Aio, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the guest's buffers lie; the last one is larger than what is copied at a time."""
+    os.truncate(image, 4 << 20)
+    data = os.urandom(file._BOUNCE + 512)
+    parts = [data[:first], data[first:1024], data[1024:]]
+    copies: list[int] = []
+    transfer_copies = FileBackend._transfer_copies
+
+    def counted(backend: FileBackend, call: Callable[..., int], offset: int, left: list[memoryview]) -> None:
+        copies.append(offset)
+        transfer_copies(backend, call, offset, left)
+
+    monkeypatch.setattr(FileBackend, "_transfer_copies", counted)
+    device = Blk(path=image, aio=aio, cache="none")
+    async with running(device) as driver:
+
+        def align() -> None:
+            driver.alloc(-(driver._heap + len(header(IN))) % 512)  # the data comes behind a header
+
+        backend = device.backend
+        assert isinstance(backend, FileBackend)
+        assert fcntl.fcntl(backend._fd, fcntl.F_GETFL) & os.O_DIRECT
+        align()
+        assert status(await driver.request([header(OUT, 8), *parts], [1])) == OK
+        align()
+        used = await driver.request([header(IN, 8)], [*map(len, parts), 1])
+        assert (status(used), b"".join(used.data[:-1])) == (OK, data)
+        assert copies == ([] if first == 512 else [4096] * 2)
+        assert status(await driver.request([header(FLUSH)], [1])) == OK
+        zeroes = blk.SEGMENT_CODEC.pack(8, 8, 0)
+        assert status(await driver.request([header(WRITE_ZEROES), zeroes], [1])) == OK
+    assert image.read_bytes()[4096 : 4096 + len(data)] == bytes(4096) + data[4096:]
+
+
+async def test_direct_io_needs_whole_blocks(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a disk whose blocks are larger than a sector."""
+    monkeypatch.setattr(file, "bypass_page_cache", lambda _: 4096)
+    with pytest.raises(DeviceError, match=r"cache=none needs blocks of 4096 bytes with .*: logical-block-size=4096"):
+        Blk(path=image, cache="none")
+    async with running(Blk(path=image, cache="none", logical_block_size=4096)) as driver:
+        used = await driver.request([header(OUT, 8), b"\x55" * 4096], [1])
+        assert status(used) == OK
+        assert status(await driver.request([header(OUT, 17), b"\x55" * 512], [1])) == IOERR
+    assert image.read_bytes()[4096:8192] == b"\x55" * 4096
+    assert b"\x55" * 512 not in image.read_bytes()[8192:]
+
+
+def test_direct_io_is_for_files_that_have_it() -> None:
+    with pytest.raises(DeviceError, match="cache=none is for path=FILE"):
+        Blk(size=1 << 20, cache="none")
+
+
+def test_a_file_system_without_direct_io_is_named(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(file, "bypass_page_cache", refuse)
+    with pytest.raises(DeviceError, match=r"cannot be used with cache=none \(Invalid argument\)"):
+        Blk(path=image, cache="none")
 
 
 async def test_without_io_uring(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

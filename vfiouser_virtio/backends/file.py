@@ -18,6 +18,7 @@ from typing import Literal
 import trio
 
 from vfiouser_virtio.backends.block import Cancel, Done, Range, Segments
+from vfiouser_virtio.backends.direct import bypass_page_cache, is_aligned, page_buffer
 from vfiouser_virtio.backends.file_changes import FileChanges
 from vfiouser_virtio.backends.io_uring import IOV_MAX, IoUring
 from vfiouser_virtio.backends.nowait import keeps_nowait
@@ -26,7 +27,7 @@ from vfiouser_virtio.backends.workers import Workers
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.libc import fallocate
-from vfiouser_virtio.pieces import total
+from vfiouser_virtio.pieces import copy_into, total
 from vfiouser_virtio.protocols.io_uring import Op
 
 # Even cached data takes its time to copy (110 µs for 1 MiB): more than this is left to the kernel's threads.
@@ -37,10 +38,13 @@ KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
 # Seconds between two looks at the size where the kernel does not tell of changes: of a block device.
 _LOOK_PERIOD = 1.0
-_ZEROS = memoryview(bytes(1 << 20))
+_ZEROS = page_buffer(1 << 20).toreadonly()
+# Bytes of a buffer of ours that a thread uses for data that is not aligned for direct I/O.
+_BOUNCE = 1 << 20
 
 
 Aio = Literal["io_uring", "threads", "inline"]
+Cache = Literal["writeback", "none"]
 
 
 class FileBackend:
@@ -48,12 +52,13 @@ class FileBackend:
 
     ``aio`` says how to do what may block. ``inline`` writes to the page cache at once: a disk of a file system that
     makes writers wait then holds up everything else of this process.
+    ``direct``: data goes past the page cache (`direct`), and so nothing but an ``inline`` write is done at once.
     ``notes`` are lines about the file that its user should read.
     To make one asks the file's file system, and may wait for it; nothing else does that outside of threads.
     Raises DeviceError when there is no such file, it may not be opened like this, is no file, is empty, or is in use.
     """
 
-    def __init__(self, path: Path, *, readonly: bool = False, aio: Aio = "io_uring") -> None:
+    def __init__(self, path: Path, *, readonly: bool = False, aio: Aio = "io_uring", direct: bool = False) -> None:
         self.readonly = readonly
         self._path = path
         self._fd = _open(path, readonly)
@@ -67,11 +72,17 @@ class FileBackend:
             self.can_discard = not readonly and self._can_punch()
             if os.pread(self._fd, 4, 0) == b"QFI\xfb":
                 self.notes.append(f"{path} looks like qcow2, and is served as raw bytes: convert it with qemu-img")
+            self.alignment = _bypass(self._fd, path) if direct else 0
+            """With ``direct``: what offsets and lengths must be multiples of, in bytes."""
         except BaseException:
             close_all([self._fd])
             raise
         nowait = keeps_nowait(self._fd)
-        self._nowait = {preadv: nowait, pwritev: not readonly and (nowait or aio == "inline")}
+        # A direct read has to wait for the disk, whatever it is told.
+        self._nowait = {
+            preadv: nowait and not direct,
+            pwritev: not readonly and ((nowait and not direct) or aio == "inline"),
+        }
         self._workers = Workers(path.name)
         self._changes = _watch(self._fd) if self._regular else None
         self._writes_inline = aio == "inline"
@@ -164,6 +175,8 @@ class FileBackend:
     def _at_once(self, call: Callable[..., int], offset: int, segments: Segments, flags: int = os.RWF_NOWAIT) -> bool:
         if not self._nowait[call] or len(segments) > IOV_MAX or (length := total(segments)) > AT_ONCE:
             return False
+        if self.alignment and not is_aligned(segments, self.alignment):
+            return False
         try:
             # Fewer bytes than asked for: the rest is not in the page cache.
             return call(self._fd, segments, offset, flags) == length
@@ -180,6 +193,8 @@ class FileBackend:
         ring = self._ring
         if ring is None or not ring.has_room or len(segments) > IOV_MAX:
             return None
+        if self.alignment and not is_aligned(segments, self.alignment):
+            return None  # a thread copies it, so that there are no more buffers of ours than threads
         length = total(segments)
 
         def ended(result: int) -> None:
@@ -193,19 +208,40 @@ class FileBackend:
                 done(None)
 
         try:
-            return partial(ring.cancel, ring.start(op, self._fd, offset, segments, ended, length=length))
+            to_copy = 0 if self.alignment else length
+            return partial(ring.cancel, ring.start(op, self._fd, offset, segments, ended, length=to_copy))
         except OSError:  # the kernel takes no more at the moment
             return None
 
     def _transfer(self, call: Callable[..., int], offset: int, segments: Segments) -> None:
         """All of it, however often it takes. In a thread."""
         left = [segment for segment in segments if len(segment)]
+        if self.alignment and not is_aligned(left, self.alignment):
+            self._transfer_copies(call, offset, left)
+            return
         while left:
             done = call(self._fd, left[:IOV_MAX], offset)
             if not done:
                 raise OSError(errno.EIO, f"{self._path} ends at {offset:#x}: it was cut from outside")
             offset += done
             left = _behind(left, done)
+
+    def _transfer_copies(self, call: Callable[..., int], offset: int, left: list[memoryview]) -> None:
+        """`_transfer` by way of a buffer that is aligned for direct I/O."""
+        length = total(left)
+        if (offset | length) & (self.alignment - 1):
+            what = f"not whole blocks of {self.alignment:#x} bytes, which {self._path} needs with cache=none"
+            raise OSError(errno.EINVAL, what)
+        bounce = page_buffer(min(length, _BOUNCE))
+        while left:
+            part, left = _cut(left, _BOUNCE)
+            copy = bounce[: total(part)]
+            if call is pwritev:
+                copy_into([copy], b"".join(part))
+            self._transfer(call, offset, [copy])
+            if call is preadv:
+                copy_into(part, copy)
+            offset += len(copy)
 
     def _allocate(self, mode: int, offset: int, length: int) -> bool:
         """fallocate(); False where this mode is not supported."""
@@ -227,12 +263,20 @@ class FileBackend:
 
 def _behind(segments: Segments, count: int) -> list[memoryview]:
     """What is left of the segments when ``count`` bytes of them are done."""
+    return _cut(segments, count)[1]
+
+
+def _cut(segments: Segments, count: int) -> tuple[list[memoryview], list[memoryview]]:
+    """The first ``count`` bytes of the segments, or all, and the others."""
+    front: list[memoryview] = []
     left = list(segments)
     while left and count >= len(left[0]):
-        count -= len(left.pop(0))
-    if count:
+        count -= len(left[0])
+        front.append(left.pop(0))
+    if left and count:
+        front.append(left[0][:count])
         left[0] = left[0][count:]
-    return left
+    return front, left
 
 
 def _ring(*, never_inline: bool) -> IoUring | None:
@@ -259,6 +303,15 @@ def _open(path: Path, readonly: bool) -> int:
         raise DeviceError(f"{path} is neither a regular file nor a block device")
     os.set_blocking(fd, True)
     return fd
+
+
+def _bypass(fd: int, path: Path) -> int:
+    try:
+        return bypass_page_cache(fd)
+    except OSError as error:
+        raise DeviceError(
+            f"{path} cannot be used with cache=none ({error.strerror}): its file system has no direct I/O"
+        ) from error
 
 
 def _size(fd: int) -> int:

@@ -18,7 +18,7 @@ import trio
 
 from vfiouser_virtio.backends.block import BlockBackend, Cancel, StartingBackend
 from vfiouser_virtio.backends.delay import DelayedBackend
-from vfiouser_virtio.backends.file import Aio, FileBackend
+from vfiouser_virtio.backends.file import Aio, Cache, FileBackend
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk_requests import (
     MAX_DISCARD_SEGMENTS,
@@ -75,6 +75,9 @@ class Blk(Device):
         aio: Annotated[
             Aio, "how what may block is done: io_uring; threads of ours; inline, the fastest for writes if never stuck"
         ] = "io_uring",
+        cache: Annotated[
+            Cache, "writeback: through the host's page cache; none: past it (O_DIRECT), as QEMU's cache.direct=on"
+        ] = "writeback",
         discard: Annotated[bool, "let the guest give back space (fstrim), where the host can"] = True,
         delay: Annotated[Duration | None, "slow the disk down: wait this long before each request"] = None,
         backend: BlockBackend | None = None,
@@ -92,9 +95,14 @@ class Blk(Device):
         self._write_through = False
         # One at a time: a look at the size that began before `resize` would take it back.
         self._sizing = trio.Lock()
-        self.backend = backend = _open(path, size, readonly, aio, backend)
+        self.backend = backend = _open(path, size, readonly, aio, cache, backend)
         try:
             self._check_size(backend.size)
+            if isinstance(backend, FileBackend) and backend.alignment > logical_block_size:
+                raise DeviceError(
+                    f"cache=none needs blocks of {backend.alignment} bytes with {path}: "
+                    f"logical-block-size={backend.alignment}"
+                )
             unmaps = discard and backend.can_discard and not backend.readonly
             config = blk.Config(
                 capacity=backend.size // SECTOR_SIZE,
@@ -331,13 +339,17 @@ class Blk(Device):
         self.log.once((what, error.errno), message, where, what, offset, error, name, level=logging.ERROR)
 
 
-def _open(path: Path | None, size: int | None, readonly: bool, aio: Aio, backend: BlockBackend | None) -> BlockBackend:
+def _open(
+    path: Path | None, size: int | None, readonly: bool, aio: Aio, cache: Cache, backend: BlockBackend | None
+) -> BlockBackend:
     if sum(source is not None for source in (path, size, backend)) != 1:
         raise DeviceError("blk needs path=FILE or size=SIZE (a disk in RAM), and only one of them")
     if backend is not None:
         return backend
     if path is not None:
-        return FileBackend(path, readonly=readonly, aio=aio)
+        return FileBackend(path, readonly=readonly, aio=aio, direct=cache == "none")
+    if cache == "none":
+        raise DeviceError("cache=none is for path=FILE: a disk in RAM has no cache")
     assert size is not None
     return RamBackend(size, readonly=readonly)
 

@@ -1,6 +1,7 @@
 """Virtio devices and what they are made of: queues, configuration, the bus. Nothing here knows what carries them."""
 
 from vfiouser_virtio.errors import ConfigError, DeviceError, GuestError, Unmapped
+from vfiouser_virtio.pieces import copy_into
 from vfiouser_virtio.virtio.bus import Bus, bus, register
 from vfiouser_virtio.virtio.core import DeviceCore
 from vfiouser_virtio.virtio.device import Device, queue
@@ -11,7 +12,7 @@ from vfiouser_virtio.virtio.queue import Queue
 from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.virtio.virtqueue_state import VirtqueueState
-from vfiouser_virtio.vring.chain import Chain, copy_into
+from vfiouser_virtio.vring.chain import Chain
 
 __all__ = [
     "Bus",

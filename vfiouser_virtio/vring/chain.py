@@ -13,7 +13,7 @@ from construct import ConstructError
 
 from vfiouser_virtio.errors import AuthorError, GuestError, Unmapped
 from vfiouser_virtio.memory import HotRegion
-from vfiouser_virtio.pieces import Pieces
+from vfiouser_virtio.pieces import Pieces, copy_into
 
 if TYPE_CHECKING:
     from construct import Construct  # generic only in its stubs
@@ -402,18 +402,6 @@ DISOWNED = _Disowned()
 
 # The writable part of a chain that was completed.
 NOTHING_TO_WRITE = Writable([], 0)
-
-
-def copy_into(segments: Sequence[memoryview], data: bytes | bytearray | memoryview) -> None:
-    """Spread ``data`` over segments that are together at least as long."""
-    if len(segments) == 1:
-        segments[0][: len(data)] = data
-        return
-    position = 0
-    for segment in segments:
-        count = min(len(segment), len(data) - position)
-        segment[:count] = data[position : position + count]
-        position += count
 
 
 def _check_room(count: int, length: int, kind: str) -> None:
