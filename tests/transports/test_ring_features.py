@@ -215,3 +215,82 @@ async def test_requests_wait_for_room_for_their_copies(
         requests = await RequestQueue.open(device, 0)
         await device.ready()
         await exchange(requests, 60)
+
+
+class Keeps(Device):
+    """Has what it takes until it is told to let go of it, and counts."""
+
+    device_id = 63
+
+    def __init__(self) -> None:
+        super().__init__()
+        for _ in range(6):
+            self.add_queue(16)
+        self.let_go = trio.Event()
+        self.taken = [0] * 6
+        self.has = self.most = 0
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for each in self.queues:
+                nursery.start_soon(self.serve, each, nursery)
+
+    async def serve(self, served: Queue, nursery: trio.Nursery) -> None:
+        async for chain in served:
+            self.taken[served.index] += 1
+            self.has += chain.writable.length
+            self.most = max(self.most, self.has)
+            nursery.start_soon(self.keep, chain)
+
+    async def keep(self, chain: Chain) -> None:
+        await self.let_go.wait()
+        self.has -= chain.writable.length
+        chain.writable.write(b"done")
+        chain.complete()
+
+
+async def test_the_room_for_copies_is_that_of_a_whole_device(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 queues do not make 64 times as much of it, and none of them is without any."""
+    from vfiouser_virtio.vring import shadow
+
+    monkeypatch.setattr(shadow, "MAX_COPIES", 12 * 512)
+    device = Keeps()
+    async with bare_device(device, "loopback-private", Offer()) as found:
+        queues = [await RequestQueue.open(found, index) for index in range(6)]
+        await found.ready()
+        async with trio.open_nursery() as nursery:
+            for requests in queues:
+                for _ in range(10):
+                    nursery.start_soon(requests.request, [], [512])
+                if requests is queues[0]:  # it takes all that it can get before the others come
+                    await trio.sleep(1)
+            await trio.sleep(1)
+            assert device.taken == [7, 1, 1, 1, 1, 1]
+            device.let_go.set()
+    assert device.taken == [10] * 6
+    assert device.most == 12 * 512
+
+
+async def test_a_queue_that_is_reset_gives_its_room_to_others(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vfiouser_virtio.vring import shadow
+
+    monkeypatch.setattr(shadow, "MAX_COPIES", 12 * 512)
+    device = Keeps()
+    async with bare_device(device, "loopback-private", Offer()) as found:
+        queues = [await RequestQueue.open(found, index) for index in range(6)]
+        await found.ready()
+        async with trio.open_nursery() as nursery:
+            for requests in queues[:2]:
+                for _ in range(10):
+                    nursery.start_soon(requests.request, [], [512])
+                await trio.sleep(1)
+            assert device.taken[:2] == [7, 1]
+            nursery.cancel_scope.cancel()
+        await queues[0].resize(16)
+        await trio.sleep(1)
+        assert device.taken[1] > 1  # queue 0 asks again for what was under way, and gets some of it
+        device.let_go.set()

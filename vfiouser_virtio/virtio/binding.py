@@ -9,20 +9,33 @@ It lives from the queue's enabling to its reset. QEMU remaps RAM under live ring
 ring's state survives that, and it is bound to its new place at the next look.
 """
 
+from collections.abc import Callable
+
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
-from vfiouser_virtio.vring import Area, Ring, Shadow
+from vfiouser_virtio.vring import Area, CopyRoom, Ring, Shadow
 
 
 class BoundRing:
-    """See the module; ``areas`` are the three parts of ``ring`` where the driver put them, ``name`` is for errors."""
+    """See the module; ``areas`` are the three parts of ``ring`` where the driver put them, ``name`` is for errors.
 
-    def __init__(self, name: str, ring: Ring, memory: GuestMemory, areas: list[Area]) -> None:
+    ``room`` is that of the device's copies.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ring: Ring,
+        memory: GuestMemory,
+        areas: list[Area],
+        room: CopyRoom,
+        wake: Callable[[], None],
+    ) -> None:
         self.name = name
         self.ring = ring
         self.memory = memory
         self.areas = areas
-        self.shadow = Shadow(memory)
+        self.shadow = Shadow(memory, room)
         """Copies of the buffers of chains in flight that have no file descriptor."""
         self.by_message = False
         """The ring itself has no file descriptor: its parts are bound to copies."""
@@ -35,8 +48,8 @@ class BoundRing:
         self._dead = False
         self.fetching = self.flushing = False
         """A task is awaiting messages to look at the ring, or to show what was used."""
-        self.lacks_room = False
-        """A look at the ring ended because the chains in flight have too many copies: look again when some are gone."""
+        self.wake = wake
+        """Have the ring looked at again."""
         self.unsent: list[tuple[int, int, bytes]] = []
         """(part, offset, bytes) that are stored in the copies, and that the driver does not have yet."""
         self.round = 0

@@ -31,7 +31,7 @@ from vfiouser_virtio.virtio.shown_config import ShownConfig
 from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.suspend import DRAIN_TIMEOUT, Phase, SuspendFailed, Suspension, drain
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
-from vfiouser_virtio.vring import RingFeatures
+from vfiouser_virtio.vring import CopyRoom, RingFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class DeviceCore:
         device.log.device = self.name
         if self.offer.queue_size is not None:
             device.resize_queues(self.offer.queue_size)
+        room = CopyRoom(max(len(device.queues), 1))
         self.queues = [
             virtqueue(
                 declared.index,
@@ -80,6 +81,7 @@ class DeviceCore:
                 failed=self.needs_reset,
                 warn=self.log.warning,
                 poll=self.offer.poll,
+                room=room,
             )
             for declared in device.queues
         ]

@@ -50,13 +50,14 @@ async def take(bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Call
             if perf_counter() >= slice_end:
                 slice_end = await turns().wait()
     except NoRoom:
-        bound.lacks_room = True
+        shadow.room.call_when_freed(bound.wake)
     except (PeerError, Unmapped) as error:
         # The client refused, or the memory has gone (RAM is being remapped), or the client: wait what comes next.
         if same_ring() and not _has_left(memory, error):
             raise GuestError(f"{bound.name}: {error}") from error
     finally:
         bound.fetching = False
+        shadow.begin()  # what was fetched in vain takes no room of other queues
 
 
 async def _fetch_ring(bound: BoundRing, same_ring: Callable[[], bool]) -> bool:

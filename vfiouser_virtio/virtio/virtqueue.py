@@ -27,7 +27,7 @@ from vfiouser_virtio.virtio.polling import Polling
 from vfiouser_virtio.virtio.queue_registers import QueueRegisters
 from vfiouser_virtio.virtio.stop import UNTOUCHABLE, Stop
 from vfiouser_virtio.virtio.virtqueue_state import VirtqueueState
-from vfiouser_virtio.vring import Area, Chain, PackedRing, SplitRing
+from vfiouser_virtio.vring import Area, Chain, CopyRoom, PackedRing, SplitRing
 
 # Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues.
 BURST = 64
@@ -45,7 +45,7 @@ class Virtqueue(QueueRegisters):
     """One virtqueue: the registers that a driver sets, and the ring behind them once it is enabled.
 
     ``interrupt`` sends a used buffer notification, ``failed`` is told of what the driver or the device has done wrong,
-    ``warn`` of what a user should know: one line.
+    ``warn`` of what a user should know: one line. ``room`` is that of the device's copies of memory that is not mapped.
     """
 
     split_ring: ClassVar[type[SplitRing]] = SplitRing
@@ -62,6 +62,7 @@ class Virtqueue(QueueRegisters):
         failed: Callable[[Exception], None],
         warn: Callable[[str], None],
         poll: Poll = "off",
+        room: CopyRoom | None = None,
     ) -> None:
         super().__init__(index, max_size)
         self.memory = memory
@@ -80,6 +81,7 @@ class Virtqueue(QueueRegisters):
         self._interrupt = interrupt
         self._failed = failed
         self._warn = warn
+        self._room = room or CopyRoom()
         self._poll: Poll = poll
         self._spawn: Spawn | None = None
         self._on_park: Callable[[], None] | None = None
@@ -152,7 +154,7 @@ class Virtqueue(QueueRegisters):
         ring_class = self.packed_ring if self.features.packed else self.split_ring
         ring = ring_class(self.size, self.memory, self.features)
         ring.on_push = self._pushed
-        return BoundRing(f"queue {self.index}", ring, self.memory, areas)
+        return BoundRing(f"queue {self.index}", ring, self.memory, areas, self._room, self._wake)
 
     def stop(self, reason: Stop) -> None:
         """Hand out no more chains until `start` with the same reason."""
@@ -201,10 +203,15 @@ class Virtqueue(QueueRegisters):
         if self._bound is not None:
             self._bound.kill()
             self._bound = None
+            if self._spawn is not None:
+                self._spawn(self._say_freed)  # to other queues, where it is this one alone that is reset
         self.clear()
         self.notified = False
         self.burst.clear()
         self.pins.cancel()
+
+    async def _say_freed(self) -> None:
+        self._room.freed()
 
     # ---- going on with another device, or elsewhere --------------------------------------------------------------
 
@@ -472,6 +479,4 @@ class Virtqueue(QueueRegisters):
         finally:
             bound.flushing = False
         self._publish()  # what was completed meanwhile, or could not be sent while its memory was unmapped
-        if bound.lacks_room:
-            bound.lacks_room = False
-            self._wake()
+        self._room.freed()

@@ -5,7 +5,7 @@ from vfiouser_virtio.vring.features import RingFeatures
 from vfiouser_virtio.vring.packed import PackedRing
 from vfiouser_virtio.vring.ring import Ring
 from vfiouser_virtio.vring.set_up import Area, make_ring, ring_areas
-from vfiouser_virtio.vring.shadow import NoRoom, Shadow
+from vfiouser_virtio.vring.shadow import CopyRoom, NoRoom, Shadow
 from vfiouser_virtio.vring.split import SplitRing
 from vfiouser_virtio.vring.state import BufferState, RingState
 
@@ -13,6 +13,7 @@ __all__ = [
     "Area",
     "BufferState",
     "Chain",
+    "CopyRoom",
     "NoRoom",
     "PackedRing",
     "Readable",

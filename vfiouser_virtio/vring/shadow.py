@@ -5,18 +5,54 @@ for the bytes gives them to `Shadow.supply` and runs the same code again, now wi
 (`Shadow.written`) is delivered before the used ring.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import GuestMemory, HotRegion, NeedsMessages
 from vfiouser_virtio.vring.chain import Chain
 
-# Room for the copies of one queue's chains in flight. A driver can name all of its RAM in every descriptor.
-MAX_COPIES = 64 << 20
+# For one device, however many queues it has: a driver can name all of its RAM in every descriptor.
+MAX_COPIES = 32 << 20
 
 
 class NoRoom(Exception):
     """There is no room for the copies of one more chain; it stays in the ring until some are delivered."""
+
+
+class CopyRoom:
+    """Room for the copies of all chains in flight of one device, of which half belongs to its queues in equal parts.
+
+    So a queue whose buffers stay long with the device (a console's, while no key is pressed) cannot starve the others.
+    """
+
+    def __init__(self, queues: int = 1) -> None:
+        self._share = MAX_COPIES // (2 * queues)
+        self._queues = queues
+        self._charged = queues * self._share
+        self._waiting: list[Callable[[], None]] = []
+
+    def change(self, before: int, after: int) -> None:
+        """A queue has copies of ``after`` bytes, not of ``before``."""
+        self._charged += max(after, self._share) - max(before, self._share)
+
+    def fits(self, used: int, more: int) -> bool:
+        """Whether a queue that has ``used`` bytes can have ``more``."""
+        return self._charged + max(used + more, self._share) - max(used, self._share) <= MAX_COPIES
+
+    def is_left_by_others(self, used: int) -> bool:
+        """Whether the other queues of one that has ``used`` bytes have no more than their parts."""
+        return self._charged - max(used, self._share) <= (self._queues - 1) * self._share
+
+    def call_when_freed(self, wake: Callable[[], None]) -> None:
+        """Call ``wake``, once, at the next `freed`."""
+        if wake not in self._waiting:
+            self._waiting.append(wake)
+
+    def freed(self) -> None:
+        """There may be room again."""
+        waiting, self._waiting = self._waiting, []
+        for wake in waiting:
+            wake()
 
 
 class Shadow:
@@ -25,8 +61,9 @@ class Shadow:
     One chain is taken at a time: `begin`, then `Ring.pop(1, shadow)` and `supply` until it succeeds, then `claim`.
     """
 
-    def __init__(self, memory: GuestMemory) -> None:
+    def __init__(self, memory: GuestMemory, room: CopyRoom | None = None) -> None:
         self.memory = memory
+        self.room = room or CopyRoom()
         self._fetched: dict[tuple[int, int], memoryview] = {}
         self._bounces: list[tuple[int, memoryview]] = []
         # Bytes in either: to count them anew for each of a chain's 1024 buffers held up all devices for 30 ms.
@@ -34,7 +71,7 @@ class Shadow:
         self.claims: dict[int, tuple[list[tuple[int, memoryview]], int]] = {}
         """By head, the chains in flight that have copies here which are not delivered, or not all of them: their
         bounces, and bytes in all. Their completion takes messages."""
-        self._claimed_bytes = 0
+        self._bytes = 0  # in all
 
     @property
     def hot(self) -> HotRegion:
@@ -55,16 +92,18 @@ class Shadow:
             bounce = memoryview(bytearray(length))
             self._bounces.append((address, bounce))
             self._bounced_bytes += length
+            self._change(length)
             return [bounce]
 
     def forget(self, heads: Iterable[int]) -> None:
         """These chains have been delivered, or are taken anew, and what was done with them does not count."""
         for head in heads:
             _, size = self.claims.pop(head, ([], 0))
-            self._claimed_bytes -= size
+            self._change(-size)
 
     def begin(self) -> None:
         """Before a chain is looked for: nothing is known of what the driver has written since."""
+        self._change(-self._fetched_bytes - self._bounced_bytes)
         self._fetched.clear()
         self._bounces.clear()
         self._fetched_bytes = self._bounced_bytes = 0
@@ -74,6 +113,7 @@ class Shadow:
 
         Raises NoRoom and GuestError as `writable`.
         """
+        self._change(-self._bounced_bytes)
         self._bounces.clear()
         self._bounced_bytes = 0
         self._check_room(length)
@@ -82,13 +122,13 @@ class Shadow:
         """What a look-up missed: the next one finds it."""
         self._fetched[address, len(data)] = memoryview(data)
         self._fetched_bytes += len(data)
+        self._change(len(data))
 
     def claim(self, head: int) -> None:
         """The chain with this head was taken: its copies live until `forget` or `drop`."""
-        size = self._bounced_bytes + self._fetched_bytes
-        self.claims[head] = self._bounces, size
-        self._claimed_bytes += size
+        self.claims[head] = self._bounces, self._bounced_bytes + self._fetched_bytes
         self._bounces = []
+        self._bounced_bytes = self._fetched_bytes = 0
         self.begin()
 
     def written(self, chain: Chain) -> Iterator[tuple[int, memoryview]]:
@@ -108,11 +148,18 @@ class Shadow:
     def drop(self) -> None:
         """The queue was reset: nothing will be written back."""
         self.claims.clear()
-        self._claimed_bytes = 0
         self.begin()
+        self._change(-self._bytes)
+
+    def _change(self, by: int) -> None:
+        self.room.change(self._bytes, self._bytes + by)
+        self._bytes += by
 
     def _check_room(self, length: int) -> None:
-        if self._claimed_bytes + self._bounced_bytes + self._fetched_bytes + length > MAX_COPIES:
-            if self._claimed_bytes:
+        if not self.room.fits(self._bytes, length):
+            if self.claims or not self.room.is_left_by_others(self._bytes):
                 raise NoRoom
-            raise GuestError(f"a buffer of more than {MAX_COPIES:#x} bytes in memory that is not shared")
+            raise GuestError(
+                f"a request of {self._bytes + length:#x} bytes in memory that is not shared; the copies of all that a "
+                f"device has taken get {MAX_COPIES:#x}, of which half is kept for its queues in equal parts"
+            )
