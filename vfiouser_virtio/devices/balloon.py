@@ -264,18 +264,19 @@ class Balloon(Device):
             chain.complete(0)
 
     async def _take_hints(self, hints: Queue) -> None:
-        async for chain in hints:
-            now = self._round
-            if chain.readable.length:
-                command = int.from_bytes(chain.readable.read(min(chain.readable.length, 4)), "little")
-                if now is not None and command == now.command:
-                    now.started = True
-                elif now is not None and now.started and command == CommandId.STOP:
-                    now.complete = True
-                    now.ended.set()
-            elif now is not None and now.started and not now.ended.is_set():
-                now.ranges += chain.ranges[: MAX_HINTS - len(now.ranges)]
-            chain.complete(0)
+        async for burst in hints.bursts(at_once=True):
+            for chain in burst:
+                now = self._round
+                if chain.readable.length:
+                    command = int.from_bytes(chain.readable.read(min(chain.readable.length, 4)), "little")
+                    if now is not None and command == now.command:
+                        now.started = True
+                    elif now is not None and now.started and command == CommandId.STOP:
+                        now.complete = True
+                        now.ended.set()
+                elif now is not None and now.started and not now.ended.is_set():
+                    now.ranges += chain.ranges[: MAX_HINTS - len(now.ranges)]
+                chain.complete(0)
 
     # ---- statistics ------------------------------------------------------------------------------------------------
 

@@ -334,17 +334,18 @@ class Input(Device):
                 chain.complete()
 
     async def _take_status(self) -> None:
-        async for chain in self.statusq:
-            size = wire.EVENT.sizeof()
-            count = chain.readable.length // size
-            if not count or count > MAX_STATUS:
-                self.log.once("status", "ignored: of a buffer with %d status events all but %d", count, MAX_STATUS)
-            events = list(wire.EVENT_CODEC.iter_unpack(chain.readable.read(min(count, MAX_STATUS) * size)))
-            chain.complete(0)
-            for kind, code, value in events:
-                if kind == Ev.LED and code in {*Led}:
-                    self.leds = self.leds | {Led(code)} if value else self.leds - {Led(code)}
-                self.on_status(kind, code, value)
+        async for burst in self.statusq.bursts(at_once=True):
+            for chain in burst:
+                size = wire.EVENT.sizeof()
+                count = chain.readable.length // size
+                if not count or count > MAX_STATUS:
+                    self.log.once("status", "ignored: of a buffer with %d status events all but %d", count, MAX_STATUS)
+                events = list(wire.EVENT_CODEC.iter_unpack(chain.readable.read(min(count, MAX_STATUS) * size)))
+                chain.complete(0)
+                for kind, code, value in events:
+                    if kind == Ev.LED and code in {*Led}:
+                        self.leds = self.leds | {Led(code)} if value else self.leds - {Led(code)}
+                    self.on_status(kind, code, value)
             self._changed.unpark_all()
 
     async def _replay(self) -> None:
