@@ -4,11 +4,22 @@ One look costs 0.4 µs, a round of trio 4 to 8. trio keeps the descriptor to its
 """
 
 import contextlib
+import ctypes
+import math
 import os
 import select
 from pathlib import Path
 
 import trio
+
+from vfiouser_virtio.libc import libc
+
+# linux/prctl.h; how late a time-out of this thread may be, in ns: 50 µs unless it is told.
+_PR_SET_TIMERSLACK = 29
+_SLACK_NS = 1000
+
+_ppoll = libc.ppoll
+_ppoll.argtypes = [ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_void_p]
 
 _epoll_fd: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar("vfiouser_virtio epoll")
 
@@ -23,18 +34,35 @@ def trio_epoll(fd: int) -> int | None:
         return found
 
 
-async def input_of_others() -> "select.poll | None":  # at run time poll is a function
-    """A poll object that is ready when trio has input for some task; None where that cannot be told."""
+class TrioInput:
+    """What trio has for any task, to be asked for by the one that runs. ``fd`` is trio's epoll instance."""
+
+    def __init__(self, fd: int) -> None:
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        # struct pollfd, and struct timespec.
+        self._pollfd = (ctypes.c_int * 2)(fd, select.POLLIN)
+        self._timeout = (ctypes.c_long * 2)()
+        libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_SLACK_NS), 0, 0, 0)
+
+    def is_there(self) -> bool:
+        """Whether there is input now."""
+        return bool(self._poll.poll(0))
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until there is input, so long at most, less than a second; whether there is. Nobody else runs."""
+        self._timeout[1] = math.ceil(seconds * 1e9)
+        return bool(_ppoll(self._pollfd, 1, self._timeout, None) > 0)
+
+
+async def input_of_others() -> TrioInput | None:
+    """Input that trio has for some task; None where that cannot be told."""
     try:
         found = _epoll_fd.get()
     except LookupError:
         found = await _find()
         _epoll_fd.set(found)
-    if found is None:
-        return None
-    look = select.poll()
-    look.register(found, select.POLLIN)
-    return look
+    return None if found is None else TrioInput(found)
 
 
 async def _find() -> int | None:

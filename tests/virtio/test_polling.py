@@ -1,12 +1,14 @@
 """Queues that are looked at without a notification: when, for how long, and that it ends (virtio 1.4, 2.7.10)."""
 
 import os
+import time
 from collections.abc import Callable
 
 import pytest
 import trio
 import trio.testing
 
+from vfiouser_virtio import trio_epoll
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.guest.drivers import Disk
@@ -132,7 +134,8 @@ async def test_polling_rests_when_others_need_the_cpu(clock: Clock, monkeypatch:
         clock.gap(subject, 0)
     monkeypatch.setattr(os, "sched_yield", they_take(3e-3))
     assert subject.should_spin()
-    await subject.spin(lambda: True)
+    looks = iter([False, True])
+    await subject.spin(lambda: next(looks))
     subject.filled()
     for _ in range(20):
         assert not clock.gap(subject, 0.001)
@@ -199,7 +202,90 @@ async def test_what_a_device_at_work_has_started_runs_before_the_looks() -> None
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(work)
-        assert await subject.spin(started.is_set, at_work=True) or started.is_set()
+        assert await subject.spin(started.is_set, outstanding=lambda: 1) or started.is_set()
+
+
+class Sleeps:
+    """Counts how often, and for how long, `polling` sleeps until trio has input."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock | None = None) -> None:
+        self.of: list[float] = []
+        wait = trio_epoll.TrioInput.wait
+
+        def counted(subject: trio_epoll.TrioInput, seconds: float) -> bool:
+            self.of.append(seconds)
+            if clock is not None:
+                clock.now += seconds
+                return False
+            return wait(subject, seconds)
+
+        monkeypatch.setattr(trio_epoll.TrioInput, "wait", counted)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+async def test_what_is_under_way_is_not_polled_for_in_vain(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that has as many requests under way as ever waits for one of them, and is not looked for meanwhile."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(polling, "BUDGET_ON", 1000.0)
+    sleeps = Sleeps(monkeypatch)
+    subject = Polling("on")
+    outstanding, looks, ended = depth, 0, trio.Event()
+
+    async def work() -> None:
+        nonlocal outstanding
+        await trio.to_thread.run_sync(time.sleep, 0.1)
+        outstanding = 0
+        ended.set()
+
+    def news() -> bool:
+        nonlocal looks
+        looks += 1
+        return ended.is_set()
+
+    for _ in range(5):
+        subject.should_spin()
+        subject.filled(depth)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        assert subject.should_spin()
+        await subject.spin(news, lambda: outstanding)
+    assert sleeps.of
+    assert set(sleeps.of) == {polling.PATIENCE}
+    assert looks < 0.1 / polling.PATIENCE * 2  # without the sleep a look takes some µs
+
+
+@pytest.mark.usefixtures("clock")
+async def test_a_driver_that_may_send_more_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeps = Sleeps(monkeypatch)
+    subject = Polling("on")
+    for _ in range(5):
+        subject.should_spin()
+        subject.filled(3)
+    looks = iter(range(1000))
+    assert subject.should_spin()
+    await subject.spin(lambda: next(looks) == 999, lambda: 2)
+    assert sleeps.of == []
+
+
+@pytest.mark.parametrize(("gap", "naps"), [(200e-6, [100e-6, 50e-6]), (40e-6, [])])
+async def test_half_of_the_shortest_gap_is_slept_away(
+    gap: float, naps: list[float], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look so early finds nothing, but takes the CPU from those that are to make something available."""
+    monkeypatch.setattr(os, "sched_yield", lambda: None)
+    sleeps = Sleeps(monkeypatch, clock)
+    subject = Polling("adaptive")
+    for _ in range(200):
+        clock.gap(subject, gap)
+    assert subject.should_spin()
+    looks = iter(range(10))
+    await subject.spin(lambda: next(looks) == 9)
+    # What has come while we slept counts at once: the next time we sleep half as long.
+    subject.filled()
+    assert subject.should_spin()
+    looks = iter(range(10))
+    await subject.spin(lambda: next(looks) == 9)
+    assert sleeps.of == pytest.approx(naps, rel=0.1)
 
 
 @pytest.mark.usefixtures("clock")

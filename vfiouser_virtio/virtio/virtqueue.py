@@ -346,7 +346,7 @@ class Virtqueue(QueueRegisters):
             return False
         filled = self._fill(bound)
         if filled is False and not bound.ring.again and self.polling.should_spin():
-            if await self.polling.spin(self._has_available, at_work=bound.ring.any_taken):
+            if await self.polling.spin(self._has_available, self._outstanding):
                 self.slice_end, self._round = turns().woken(self._round)
             bound = self._usable()
             if bound is None or self.stopped:
@@ -374,7 +374,7 @@ class Virtqueue(QueueRegisters):
             return None
         if not chains:
             return False
-        self.polling.filled()
+        self.polling.filled(ring.outstanding)
         ring.suppress_notifications()
         self.burst.extend(chains)
         return True
@@ -392,6 +392,10 @@ class Virtqueue(QueueRegisters):
         if bound is None or self.stopped or bound.by_message:
             return True
         return bound.ring.has_available() or bool(bound.ring.again)
+
+    def _outstanding(self) -> int:
+        """How many requests the device has not completed."""
+        return 0 if self._bound is None else self._bound.ring.outstanding
 
     def _usable(self) -> BoundRing | None:
         """The ring if it may be touched now; bound again after a change of the memory map."""

@@ -83,8 +83,8 @@ class PackedRing(Ring):
         return self._taken
 
     @property
-    def any_taken(self) -> bool:
-        return bool(self._taken)
+    def outstanding(self) -> int:
+        return len(self._taken)
 
     @property
     def _positions(self) -> tuple[int, int, int]:

@@ -64,8 +64,8 @@ class Ring(ABC):
 
     @property
     @abstractmethod
-    def any_taken(self) -> bool:
-        """Whether there are any `in_flight`; quickly."""
+    def outstanding(self) -> int:
+        """How many chains are `in_flight`; quickly."""
 
     def memory_changed(self) -> None:
         """The memory map is another one: chains in flight look again before they touch their buffers."""

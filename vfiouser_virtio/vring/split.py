@@ -75,8 +75,8 @@ class SplitRing(Ring):
         return {chain.head: chain for chain in self._taken if chain is not None}
 
     @property
-    def any_taken(self) -> bool:
-        return self.last_avail != self.used_idx
+    def outstanding(self) -> int:
+        return (self.last_avail - self.used_idx) & 0xFFFF
 
     @property
     def _positions(self) -> tuple[int, int, int]:
