@@ -197,7 +197,8 @@ def test_the_verdicts_about_others_are_of_checks_that_there_are() -> None:
     assert {*SPDK_FAILURES} <= {*CHECKS}
     assert all(seen and text for seen, text in SPDK_FAILURES.values())
     assert "advice" not in {CHECKS[check_id].keyword for check_id in SPDK_FAILURES}
-    assert {CHECKS[check_id].keyword for check_id in SPDK_ADVICE} == {"advice"}
+    assert {CHECKS[check_id].keyword for check_id in SPDK_ADVICE} == {"SHOULD", "advice"}
+    assert {CHECKS[check_id].keyword for check_id in SPDK_FAILURES} == {"MUST"}
     assert f"{len(SPDK_FAILURES)} fail, {len(SPDK_ADVICE)} advice" in SPDK_SUMMARY
     assert sum(int(count) for count in re.findall(r"\d+", SPDK_SUMMARY)) == len(CHECKS)
 

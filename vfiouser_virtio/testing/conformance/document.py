@@ -21,11 +21,11 @@ What the server does not offer is not checked. Our own devices offer packed ring
 
 Each check has a connection of its own. Its verdict is *pass*, *fail*, *not applicable* (the device does not have what
 the rule is about) or *broke the server*: it closed the connection, stopped answering, or died. After that the run goes
-on if the server comes back; what cannot be run any more is *not run*. What is marked *advice* stands in no
-specification: a server that does otherwise gets a note, and does not fail. The exit status is 0 if every verdict is
-*pass*, *advice* or *not applicable*, and 1 otherwise. A server that ends with its first client (`serve --once`) is
-refused. The exit status is 7 when there is nothing to check: nobody listens, the server is busy with another client, or
-it is no vfio-user server.
+on if the server comes back; what cannot be run any more is *not run*. For what is marked *SHOULD*, or *advice* (no
+specification says it), a server that does otherwise gets a note, its verdict is *advice*, and it does not fail. The
+exit status is 0 if every verdict is *pass*, *advice* or *not applicable*, and 1 otherwise. A server that ends with its
+first client (`serve --once`) is refused. The exit status is 7 when there is nothing to check: nobody listens, the
+server is busy with another client, or it is no vfio-user server.
 
 Rings are exercised with a harmless request: 64 bytes of an entropy device, sector 0 of a disk, a line of text for a
 console. It is cut as Linux's driver cuts it (a read of a disk: 16, 512 and 1 bytes) but in the checks of framing, which

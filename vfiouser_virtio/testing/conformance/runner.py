@@ -9,7 +9,7 @@ import trio
 
 from vfiouser_virtio.errors import ConfigError, PeerError
 from vfiouser_virtio.guest.errors import DeviceBroken
-from vfiouser_virtio.testing.conformance.checks import ADVICE, Check
+from vfiouser_virtio.testing.conformance.checks import MUST, Check
 from vfiouser_virtio.testing.conformance.verdicts import (
     FINDINGS,
     GOOD,
@@ -78,7 +78,7 @@ async def run_check(wire: Wire, check: Check) -> Result:
     if findings:
         detail = "; ".join(filter(None, [*_first(findings), detail]))
         verdict = verdict if verdict is Verdict.BROKE else Verdict.FAIL
-    if verdict is Verdict.FAIL and check.keyword == ADVICE:
+    if verdict is Verdict.FAIL and check.keyword != MUST:
         verdict = Verdict.ADVICE
     return Result(check.id, verdict, detail, perf_counter() - started)
 

@@ -12,7 +12,7 @@ class Verdict(Enum):
     PASS = "pass"  # noqa: S105 - no password
     FAIL = "fail"
     ADVICE = "advice"
-    """What no specification demands could be better: no server fails for it."""
+    """What no specification has a MUST for could be better: no server fails for it."""
     NOT_APPLICABLE = "not applicable"
     BROKE = "broke the server"
     """It closed the connection, stopped answering, or died: a failure, too."""
