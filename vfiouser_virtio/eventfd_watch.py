@@ -8,7 +8,7 @@ from vfiouser_virtio.eventfds import take
 
 
 async def watch(
-    fd: int, signalled: Callable[[], Awaitable[None] | None], *, valid: Callable[[], bool] = lambda: True
+    fd: int, signalled: Callable[[], Awaitable[None] | None], *, valid: Callable[[], bool] | None = None
 ) -> None:
     """Call ``signalled`` once for all that ``fd`` has counted since the last call; what it returns is awaited.
 
@@ -16,9 +16,9 @@ async def watch(
     between the wake-up and the look, its number may have become that of another file.
     """
     try:
-        while valid():
+        while valid is None or valid():
             await trio.lowlevel.wait_readable(fd)
-            if valid() and take(fd):
+            if (valid is None or valid()) and take(fd):
                 work = signalled()
                 if work is not None:
                     await work

@@ -88,9 +88,8 @@ def dispatch(device: VfioDevice, message: Message, negotiated: Negotiated) -> Re
         handler = _HANDLERS.get(message.command)
         if handler is None:
             raise _refused(message, "unknown", errno.ENOSYS)
-        if (
-            message.fds and CLOSER.waiting >= MOST_LEFT_OPEN
-        ):  # by a client that mounts a FUSE of its own, and lets it hang
+        if message.fds and CLOSER.waiting >= MOST_LEFT_OPEN:
+            # By a client that mounts a FUSE of its own, and lets it hang.
             what = f"{name_of(message.command)}: {CLOSER.waiting} files of clients cannot be closed: their servers hang"
             raise PeerError(what, errno.EMFILE, fatal=True)
         return handler(device, message, negotiated)
@@ -136,13 +135,12 @@ def _dma_map(device: VfioDevice, message: Message, _: Negotiated) -> Response:
         raise _refused(message, f"offset {offset:#x} size {size:#x} is beyond the end of any file")
     if len(message.fds) > 1:
         raise _refused(message, f"{len(message.fds)} file descriptors, at most one expected")
-    fds = message.take_fds()
     device.dma_map(
         address,
         size,
         readable=bool(flags & DmaMapFlags.READ),
         writable=bool(flags & DmaMapFlags.WRITE),
-        fd=fds[0] if fds else None,
+        fd=message.fds.pop() if message.fds else None,
         offset=offset,
     )
     return Response()

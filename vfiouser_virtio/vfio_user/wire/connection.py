@@ -28,7 +28,8 @@ MAX_MSG_FDS = 16
 """How many fds we take in one message; QEMU's own limit, and the size of rust-vmm's batches."""
 
 _RECEIVE_SIZE = 64 * 1024  # room for every receive: 2000 posted writes in one system call
-_CAPACITY = 2 * _RECEIVE_SIZE
+CAPACITY = 2 * _RECEIVE_SIZE
+"""Of a buffer, in bytes, while there is no longer message."""
 # SCM_MAX_FD, what one recvmsg can bring. More for a message that is not complete yet is an attack on our fd table.
 _MAX_PENDING_FDS = 253
 
@@ -84,7 +85,7 @@ class Connection:
         self.pending_fds: dict[int, list[int]] = {}
         """Received fds (and where some were lost) by the position in the stream of the message that they belong to."""
         self._base = 0  # position in the stream of the buffer's first byte
-        self._allocate(_CAPACITY)
+        self._allocate(CAPACITY)
         self._start = 0  # of the message that `next` found
         self._header: tuple[int, ...] = ()
         self._fds: list[int] = []  # of that message, until it is taken
@@ -98,18 +99,17 @@ class Connection:
     def room(self) -> memoryview:
         """Where the next bytes go, 64 KiB or more."""
         end = self.end
-        if self.position == end:  # nearly always
-            self._base += end
+        if self.position == end:  # no message has fds to come then, whose place would depend on the base
             self.position = self.end = 0
-            if len(self.buffer) > _CAPACITY:
-                self._allocate(_CAPACITY)
+            if len(self.buffer) > CAPACITY:
+                self._allocate(CAPACITY)
             return self.view
         capacity = len(self.buffer)
         if capacity - end < _RECEIVE_SIZE:
             rest = self.view[self.position : end]
             announced = HEADER_CODEC.unpack_from(rest)[2] if len(rest) >= HEADER_SIZE else 0
             # `next` has refused an announced size above the maximum, so this cannot be made to grow.
-            needed = max(_CAPACITY, announced + _RECEIVE_SIZE)
+            needed = max(CAPACITY, announced + _RECEIVE_SIZE)
             if needed > capacity:
                 self._allocate(needed)
             self.view[: len(rest)] = rest

@@ -21,7 +21,7 @@ import trio
 
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.trio_epoll import trio_epoll
-from vfiouser_virtio.vfio_user.wire.connection import Connection
+from vfiouser_virtio.vfio_user.wire.connection import CAPACITY, Connection
 
 # SCM_MAX_FD is 253: with room for that many, the kernel never has to drop one for want of space.
 _ANCILLARY_SIZE = socket.CMSG_SPACE(253 * 4)
@@ -67,8 +67,13 @@ class MessageSocket:
         PeerError as `Connection.received`.
         """
         connection = self.connection
+        if connection.position == connection.end and len(connection.buffer) == CAPACITY:
+            connection.position = connection.end = 0  # what `room` does then, and nearly always
+            room = connection.view
+        else:
+            room = connection.room()
         try:
-            count, ancillary, flags, _ = self._recvmsg_into((connection.room(),), _ANCILLARY_SIZE, _RECEIVE)
+            count, ancillary, flags, _ = self._recvmsg_into((room,), _ANCILLARY_SIZE, _RECEIVE)
         except ConnectionError:  # reset by a peer that went with unread bytes of ours
             return False
         if not ancillary and not flags & _CTRUNC:
