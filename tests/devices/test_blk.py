@@ -640,7 +640,7 @@ async def test_memory_that_goes_away_before_the_task_has_begun() -> None:
     holds = []
     async with running(Blk(backend=backend)) as driver:
         assert isinstance(driver.device, Blk)
-        planner = driver.device._planner
+        planner = driver.device._requests.planner
         plan = planner.plan
 
         def plan_then_unmap(request: Any) -> Any:
@@ -821,7 +821,7 @@ async def test_the_map_changes_between_two_chains_of_a_burst(private: bool, even
     """QEMU changes the map whenever it likes; chains that were taken already are served all the same."""
     async with running(Blk(size=Size(SIZE), serial="x"), private=private) as driver:
         assert isinstance(driver.device, Blk)
-        planner = driver.device._planner
+        planner = driver.device._requests.planner
         plan = planner.plan
 
         def plan_then_change(request: Any) -> Any:

@@ -1,22 +1,14 @@
 """Block device (virtio 1.4, 5.2): a disk in a raw file, on a block device of the host, or in RAM.
 
-::
-
-    burst ─▶ chain ─▶ read or write at once (page cache, RAM) ─────────────────▶ status byte, used ring: one interrupt
-                  └─▶ Request ─▶ Plan ─▶ io_uring, or a task each: threads ─▶
-
-Reads and writes go straight between the backend and the guest's own buffers. Requests may end in any order, as the
-specification lets them; a flush covers the writes that had been completed before it.
+This is its configuration, and what changes it; `blk_requests` is what it does.
 """
 
-import errno
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import trio
 
-from vfiouser_virtio.backends.block import BlockBackend, Cancel, StartingBackend
+from vfiouser_virtio.backends.block import BlockBackend, StartingBackend
 from vfiouser_virtio.backends.delay import DelayedBackend
 from vfiouser_virtio.backends.file import Aio, Cache, FileBackend
 from vfiouser_virtio.backends.ram import RamBackend
@@ -24,15 +16,12 @@ from vfiouser_virtio.devices.blk_requests import (
     MAX_DISCARD_SEGMENTS,
     MAX_RANGE_SECTORS,
     MAX_WRITE_ZEROES_SEGMENTS,
-    Plan,
-    Planner,
-    Refused,
-    Request,
+    BlockRequests,
 )
 from vfiouser_virtio.protocols.virtio import blk
-from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, BlkFeature, BlkStatus, RequestType
+from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, BlkFeature
 from vfiouser_virtio.protocols.virtio.features import mask_of
-from vfiouser_virtio.virtio import Device, DeviceError, Pinned, Queue, register
+from vfiouser_virtio.virtio import Device, DeviceError, register
 from vfiouser_virtio.virtio.options import Duration, Size
 
 MAX_QUEUES = 64
@@ -41,9 +30,6 @@ QUEUE_SIZE = 256
 MAX_SEG_MAX = 1022
 # Seconds between two looks at the size of a file that changes, while a driver is there: to grow it is a live resize.
 WATCH_PERIOD = 1.0
-
-# Plain ints: for each request, to look up a member of an enumeration takes longer than to compare with it.
-_IN, _OUT, _OK = RequestType.IN.value, RequestType.OUT.value, BlkStatus.OK.value
 
 
 @register
@@ -92,7 +78,6 @@ class Blk(Device):
         self._block_size = logical_block_size
         self._seg_max_follows = seg_max is None
         self._writeback = writeback
-        self._write_through = False
         # One at a time: a look at the size that began before `resize` would take it back.
         self._sizing = trio.Lock()
         self.backend = backend = _open(path, size, readonly, aio, cache, backend)
@@ -150,7 +135,7 @@ class Blk(Device):
                 self.log.warning("%s", note)
         if delay:
             self.backend = DelayedBackend(backend, delay)
-        self._planner = Planner(self.backend, serial=serial.encode(), unmaps=unmaps)
+        self._requests = BlockRequests(self.backend, self.log, serial=serial.encode(), unmaps=unmaps)
 
     def resize_queues(self, size: int) -> None:
         """As `Device.resize_queues`; what a request may consist of follows."""
@@ -178,14 +163,14 @@ class Blk(Device):
             try:
                 self._show_size(await self.backend.refresh())
             except OSError as error:
-                self._complain("looking at its size", 0, error)
+                self._requests.complain("looking at its size", 0, error)
 
     def _show_size(self, size: int) -> None:
         # A file that is growing may have any size: the driver gets whole blocks.
         sectors = size // self._block_size * self._block_size // SECTOR_SIZE
-        if sectors != self._planner.sectors:
+        if sectors != self._requests.planner.sectors:
             self.log.info("the disk now has %d sectors", sectors)
-            self._planner.sectors = sectors
+            self._requests.planner.sectors = sectors
             self.config.update(capacity=sectors)
 
     def _check_size(self, size: int) -> None:
@@ -214,7 +199,7 @@ class Blk(Device):
     def _settle_cache(self) -> None:
         # A driver that knows neither of the two takes every completed write for stable (5.2.6.2).
         can_be_volatile = self.negotiated(BlkFeature.FLUSH) or self.negotiated(BlkFeature.CONFIG_WCE)
-        self._write_through = not (can_be_volatile and self.config["wce"])
+        self._requests.write_through = not (can_be_volatile and self.config["wce"])
 
     def take_over(self, predecessor: Device) -> None:
         super().take_over(predecessor)
@@ -235,108 +220,13 @@ class Blk(Device):
             if isinstance(self.backend, StartingBackend):
                 nursery.start_soon(self.backend.serve)
             for queue in self.queues:
-                nursery.start_soon(self._serve, queue, nursery)
+                nursery.start_soon(self._requests.serve, queue, nursery)
 
     async def _watch(self) -> None:
         while True:
             await self.refresh()
             await trio.sleep(WATCH_PERIOD)  # the guest's own writes are changes, too
             await self.backend.wait_size_changed()
-
-    async def _serve(self, queue: Queue, nursery: trio.Nursery) -> None:
-        """Take, parse, perform, complete; what a burst has completed is shown to the driver at once."""
-        planner, backend = self._planner, self.backend
-        readonly, read, write = backend.readonly, backend.read_nowait, backend.write_nowait
-        header, offset = blk.REQUEST_HEADER_CODEC, planner.offset
-        async for burst in queue.bursts(at_once=True):
-            for chain in burst:
-                (kind, _, sector), data, length, buffers, room = chain.take_request(header)
-                outcome, fills = _OK, 0
-                try:
-                    # Most requests are one of these two, and done at once: no object is made for them.
-                    if kind == _IN:
-                        done, fills = read(offset(sector, room), buffers), room
-                    elif kind == _OUT and not readonly:
-                        done = write(offset(sector, length), data)
-                        if done and self._write_through:  # what cannot be made stable at once is simply done again
-                            done = backend.flush_nowait()
-                    else:
-                        done = False
-                    if not done:
-                        request = Request(chain, kind, sector, data, length, buffers, room)
-                        self._perform(queue, nursery, request)
-                        continue
-                except Refused as refused:
-                    outcome, fills = refused.status, 0
-                except OSError as error:
-                    self._complain(RequestType(kind).name, sector * SECTOR_SIZE, error, queue)
-                    outcome, fills = BlkStatus.IOERR, 0
-                chain.finish_request(outcome, fills)
-
-    def _perform(self, queue: Queue, nursery: trio.Nursery, request: Request) -> None:
-        """Any request: at once where that can be, else by the backend, which will tell its end, or by a task of ours.
-
-        Raises Refused and OSError for what has failed at once.
-        """
-        plan = self._planner.plan(request)
-        # A write that was done, but cannot be made stable at once, is simply done again.
-        if (
-            plan.nowait is not None
-            and plan.nowait(*plan.arguments)
-            and not (plan.writes and self._write_through and not self.backend.flush_nowait())
-        ):
-            request.finish(BlkStatus.OK, plan.fills)
-        elif not self._start(queue, request, plan):
-            # No more tasks than the queue has entries: the ring lets no head be in flight twice.
-            nursery.start_soon(self._wait, queue, queue.pinned(request.chain), request, plan)
-
-    def _start(self, queue: Queue, request: Request, plan: Plan) -> bool:
-        """Leave the request to the backend, which will tell its end; False where that needs a task of ours."""
-        if plan.start is None or (plan.writes and self._write_through):
-            return False
-        cancel: Cancel | None = None
-
-        def give_up() -> None:
-            if cancel is not None:
-                cancel()
-
-        def ended(error: OSError | None) -> None:
-            try:
-                if error is None:
-                    request.finish(BlkStatus.OK, plan.fills)
-                else:
-                    self._complain(request.name, request.sector * SECTOR_SIZE, error, queue)
-                    request.finish(BlkStatus.IOERR)
-            finally:
-                release()
-
-        release = queue.hold(request.chain, give_up)
-        cancel = plan.start(*plan.arguments, ended)
-        if cancel is None:
-            release()
-            return False
-        return True
-
-    async def _wait(self, queue: Queue, pinned: Pinned, request: Request, plan: Plan) -> None:
-        with pinned:
-            status, fills = BlkStatus.IOERR, 0
-            try:
-                await plan.patiently(*plan.arguments)
-                if plan.writes and self._write_through:
-                    await self.backend.flush()
-                status, fills = BlkStatus.OK, plan.fills
-            except OSError as error:
-                self._complain(request.name, request.sector * SECTOR_SIZE, error, queue)
-            finally:
-                # Also when the memory is to go away, or at a reset: both wait until nothing is pinned any more.
-                request.finish(status, fills)
-
-    def _complain(self, what: str, offset: int, error: OSError, queue: Queue | None = None) -> None:
-        """Log a failure of the host: the first of each kind and errno since the last reset."""
-        message = "%s%s at offset %#x failed on the host: %s (%s)"
-        where = "" if queue is None else f"queue {queue.index}: "
-        name = errno.errorcode.get(error.errno or 0, "no errno")
-        self.log.once((what, error.errno), message, where, what, offset, error, name, level=logging.ERROR)
 
 
 def _open(

@@ -1,5 +1,16 @@
-"""Block requests (virtio 1.4, 5.2.6): parsed, checked, and turned into one operation of the backend."""
+"""Block requests (virtio 1.4, 5.2.6): taken, parsed, checked, performed by the backend, and completed.
 
+::
+
+    burst ─▶ chain ─▶ read or write at once (page cache, RAM) ─────────────────▶ status byte, used ring: one interrupt
+                  └─▶ Request ─▶ Plan ─▶ io_uring, or a task each: threads ─▶
+
+Reads and writes go straight between the backend and the guest's own buffers. Requests may end in any order, as the
+specification lets them; a flush covers the writes that had been completed before it.
+"""
+
+import errno
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,17 +18,20 @@ from typing import Any
 import trio
 
 from vfiouser_virtio.backends.block import BlockBackend, Cancel, Range, Segments, StartingBackend
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.protocols.virtio.blk import SECTOR_SIZE, BlkStatus, RequestType, SegmentFlags
-from vfiouser_virtio.virtio import Chain, copy_into
+from vfiouser_virtio.virtio import Chain, Pinned, Queue, copy_into
 
 # One segment of a discard or of a write of zeros. Where the host has to write the zeros, this takes about a second.
 MAX_RANGE_SECTORS = (256 << 20) // SECTOR_SIZE
 MAX_DISCARD_SEGMENTS = 16
 MAX_WRITE_ZEROES_SEGMENTS = 1
 
-# A plain int: the complement of an IntFlag has only the bits that the flag knows.
+# Plain ints: the complement of an IntFlag has only the bits that the flag knows.
 _UNMAP = int(SegmentFlags.UNMAP)
+# For each request, to look up a member of an enumeration takes longer than to compare with it.
+_IN, _OUT, _OK = RequestType.IN.value, RequestType.OUT.value, BlkStatus.OK.value
 
 
 @dataclass(slots=True)
@@ -158,6 +172,112 @@ class Planner:
             length = sectors * SECTOR_SIZE
             ranges.append((self.offset(sector, length), length))
         return ranges, all_flags
+
+
+class BlockRequests:
+    """Requests of one disk, from its queues to ``backend`` and back. ``serial`` and ``unmaps`` are for `Planner`."""
+
+    def __init__(self, backend: BlockBackend, log: DeviceLog, *, serial: bytes, unmaps: bool) -> None:
+        self.planner = Planner(backend, serial=serial, unmaps=unmaps)
+        self.write_through = False
+        """Writes are stable before they are completed."""
+        self._backend = backend
+        self._log = log
+
+    async def serve(self, queue: Queue, nursery: trio.Nursery) -> None:
+        """Take, parse, perform, complete; what a burst has completed is shown to the driver at once."""
+        planner, backend = self.planner, self._backend
+        readonly, read, write = backend.readonly, backend.read_nowait, backend.write_nowait
+        header, offset = blk.REQUEST_HEADER_CODEC, planner.offset
+        async for burst in queue.bursts(at_once=True):
+            for chain in burst:
+                (kind, _, sector), data, length, buffers, room = chain.take_request(header)
+                outcome, fills = _OK, 0
+                try:
+                    # Most requests are one of these two, and done at once: no object is made for them.
+                    if kind == _IN:
+                        done, fills = read(offset(sector, room), buffers), room
+                    elif kind == _OUT and not readonly:
+                        done = write(offset(sector, length), data)
+                        if done and self.write_through:  # what cannot be made stable at once is simply done again
+                            done = backend.flush_nowait()
+                    else:
+                        done = False
+                    if not done:
+                        request = Request(chain, kind, sector, data, length, buffers, room)
+                        self._perform(queue, nursery, request)
+                        continue
+                except Refused as refused:
+                    outcome, fills = refused.status, 0
+                except OSError as error:
+                    self.complain(RequestType(kind).name, sector * SECTOR_SIZE, error, queue)
+                    outcome, fills = BlkStatus.IOERR, 0
+                chain.finish_request(outcome, fills)
+
+    def _perform(self, queue: Queue, nursery: trio.Nursery, request: Request) -> None:
+        """Any request: at once where that can be, else by the backend, which will tell its end, or by a task of ours.
+
+        Raises Refused and OSError for what has failed at once.
+        """
+        plan = self.planner.plan(request)
+        # A write that was done, but cannot be made stable at once, is simply done again.
+        if (
+            plan.nowait is not None
+            and plan.nowait(*plan.arguments)
+            and not (plan.writes and self.write_through and not self._backend.flush_nowait())
+        ):
+            request.finish(BlkStatus.OK, plan.fills)
+        elif not self._start(queue, request, plan):
+            # No more tasks than the queue has entries: the ring lets no head be in flight twice.
+            nursery.start_soon(self._wait, queue, queue.pinned(request.chain), request, plan)
+
+    def _start(self, queue: Queue, request: Request, plan: Plan) -> bool:
+        """Leave the request to the backend, which will tell its end; False where that needs a task of ours."""
+        if plan.start is None or (plan.writes and self.write_through):
+            return False
+        cancel: Cancel | None = None
+
+        def give_up() -> None:
+            if cancel is not None:
+                cancel()
+
+        def ended(error: OSError | None) -> None:
+            try:
+                if error is None:
+                    request.finish(BlkStatus.OK, plan.fills)
+                else:
+                    self.complain(request.name, request.sector * SECTOR_SIZE, error, queue)
+                    request.finish(BlkStatus.IOERR)
+            finally:
+                release()
+
+        release = queue.hold(request.chain, give_up)
+        cancel = plan.start(*plan.arguments, ended)
+        if cancel is None:
+            release()
+            return False
+        return True
+
+    async def _wait(self, queue: Queue, pinned: Pinned, request: Request, plan: Plan) -> None:
+        with pinned:
+            status, fills = BlkStatus.IOERR, 0
+            try:
+                await plan.patiently(*plan.arguments)
+                if plan.writes and self.write_through:
+                    await self._backend.flush()
+                status, fills = BlkStatus.OK, plan.fills
+            except OSError as error:
+                self.complain(request.name, request.sector * SECTOR_SIZE, error, queue)
+            finally:
+                # Also when the memory is to go away, or at a reset: both wait until nothing is pinned any more.
+                request.finish(status, fills)
+
+    def complain(self, what: str, offset: int, error: OSError, queue: Queue | None = None) -> None:
+        """Log a failure of the host: the first of each kind and errno since the last reset."""
+        message = "%s%s at offset %#x failed on the host: %s (%s)"
+        where = "" if queue is None else f"queue {queue.index}: "
+        name = errno.errorcode.get(error.errno or 0, "no errno")
+        self._log.once((what, error.errno), message, where, what, offset, error, name, level=logging.ERROR)
 
 
 def _done() -> bool:
