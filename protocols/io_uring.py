@@ -4,7 +4,7 @@ from enum import IntEnum, IntFlag
 
 from construct import Int8ul, Int16ul, Int32sl, Int32ul, Int64ul, Struct
 
-from vfiouser_virtio.protocols.codec import codec, offsets
+from vfiouser_virtio.protocols.codec import codec
 
 
 class Op(IntEnum):
@@ -101,4 +101,3 @@ PARAMS = Struct(
     "sq_off" / _SQ_OFFSETS,
     "cq_off" / _CQ_OFFSETS,
 )
-PARAMS_OFFSETS = offsets(PARAMS)

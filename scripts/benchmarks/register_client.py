@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from benchmarks.client import BlockingClient
+from benchmarks.compiler import compile_c
+from benchmarks.measure import Options
 
 
 class Register(NamedTuple):
@@ -31,6 +33,14 @@ class RegisterClient(Protocol):
     def write(self, count: int) -> float:
         """One of many posted writes."""
         ...
+
+
+def compile_client(options: Options, folder: Path) -> Path | None:
+    """registers.c compiled; None, and a note, where there is no C compiler."""
+    program = compile_c("registers", folder)
+    if program is None:
+        options.note("no C compiler: the client is Python, and most of what is measured is its own time")
+    return program
 
 
 def connect(program: Path | None, path: str, register: Register, stack: ExitStack) -> RegisterClient:

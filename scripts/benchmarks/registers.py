@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import guest_config
-from benchmarks.compiler import compile_c
 from benchmarks.libvfio_user import REGISTER as THEIR_REGISTER
 from benchmarks.libvfio_user import find_sample, listening
 from benchmarks.measure import Benchmark, Options, Row, Target, at_most, in_turn
-from benchmarks.register_client import Register, RegisterClient, connect
+from benchmarks.register_client import Register, RegisterClient, compile_client, connect
 from benchmarks.server import server
 from vfiouser_virtio.protocols.vfio_user import PciRegion
 
@@ -46,9 +45,7 @@ def run(options: Options) -> list[Row]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
-        program = compile_c("registers", folder)
-        if program is None:
-            options.note("no C compiler: the client is Python, and most of what is measured is its own time")
+        program = compile_client(options, folder)
         running = stack.enter_context(server(["blk,size=1M"]))
         ends = {"ours": End(connect(program, running.paths[0], OUR_REGISTER, stack), running.process.pid)}
         ends |= _their_end(options, program, folder, stack)

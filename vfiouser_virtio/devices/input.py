@@ -197,9 +197,11 @@ class Input(Device):
         new = finger not in self.fingers
         number = self.last_touch + 1 & 0xFFFF
         events: list[Event] = [(Ev.ABS, Abs.MT_SLOT, finger)]
-        events += [(Ev.ABS, Abs.MT_TRACKING_ID, number)] * new
+        if new:
+            events.append((Ev.ABS, Abs.MT_TRACKING_ID, number))
         events += [(Ev.ABS, Abs.MT_POSITION_X, x), (Ev.ABS, Abs.MT_POSITION_Y, y)]
-        events += [(Ev.KEY, Btn.TOUCH, 1)] * (not self.fingers)
+        if not self.fingers:
+            events.append((Ev.KEY, Btn.TOUCH, 1))
         if min(self.fingers, default=finger) >= finger:  # what programs see that know of one finger only
             events += [(Ev.ABS, Abs.X, x), (Ev.ABS, Abs.Y, y)]
         self._check(events)
@@ -214,7 +216,7 @@ class Input(Device):
         if finger in self.fingers:
             self.fingers.remove(finger)
             events = [(Ev.ABS, Abs.MT_SLOT, finger), (Ev.ABS, Abs.MT_TRACKING_ID, -1)]
-            self._put([*events, *[(Ev.KEY, Btn.TOUCH, 0)] * (not self.fingers)])
+            self._put(events if self.fingers else [*events, (Ev.KEY, Btn.TOUCH, 0)])
 
     # ---- for programs: anything ------------------------------------------------------------------------------------
 

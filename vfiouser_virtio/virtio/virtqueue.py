@@ -37,7 +37,7 @@ MISSED = 1.0
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
 # Plain ints: what is looked at for each chain is worth more than the tenth of a microsecond that a Flag takes.
-_UNTOUCHABLE, _DRAINING = UNTOUCHABLE.value, Stop.DRAINING.value
+_UNTOUCHABLE = UNTOUCHABLE.value
 _KICKED = ~Stop.UNTIL_KICK.value
 
 

@@ -359,7 +359,7 @@ class Chain:
         nowhere = memoryview(bytearray(_NOWHERE))
         self._region = None
         self._readable = Readable([], 0, self.writable_from)
-        part = self._writable = Writable([nowhere] * whole + [nowhere[:rest]] * bool(rest), length)
+        part = self._writable = Writable([nowhere] * whole + ([nowhere[:rest]] if rest else []), length)
         part.status = nowhere[:1]
 
     def disown(self) -> None:

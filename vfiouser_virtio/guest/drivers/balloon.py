@@ -156,8 +156,10 @@ class BalloonDriver(VirtioDriver):
     async def probe(self, device: VirtioDevice) -> None:
         await device.negotiate(_WANTED)
         names = ["inflateq", "deflateq"]
-        names += ["free_page_vq"] * device.has_feature(BalloonFeature.FREE_PAGE_HINT)
-        names += ["reporting_vq"] * device.has_feature(BalloonFeature.PAGE_REPORTING)
+        if device.has_feature(BalloonFeature.FREE_PAGE_HINT):
+            names.append("free_page_vq")
+        if device.has_feature(BalloonFeature.PAGE_REPORTING):
+            names.append("reporting_vq")
         queues = {name: await RequestQueue.open(device, name) for name in names}
         statistics = None
         if device.has_feature(BalloonFeature.STATS_VQ):

@@ -325,6 +325,16 @@ class Bench:
         """Long enough for what must not happen."""
         await trio.sleep(self.wire.settle)
 
+    async def serves_nothing(self, ring: RawSplitRing, when: str) -> None:
+        """One more request, after one was served, is neither used nor notified. Raises Failed."""
+        await self.isr()
+        ring.offer(self.chain(ring, self.request()))
+        await self.kick()
+        await self.quiet()
+        expect(ring.used_idx == 1, f"used.idx became {ring.used_idx:#x} {when}")
+        seen = await self.isr()
+        expect(not seen & Isr.QUEUE, f"ISR status is {seen:#x} {when}")
+
     # ---- interrupts ----------------------------------------------------------------------------------------------
 
     async def use_msix(self) -> InterruptCounts:

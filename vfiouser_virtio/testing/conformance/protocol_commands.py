@@ -6,10 +6,7 @@ from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.pci import CFG_SPACE_EXP_SIZE, CFG_SPACE_SIZE
 from vfiouser_virtio.protocols.vfio_user import (
     DEVICE_INFO,
-    DMA_MAP,
-    DMA_UNMAP,
     IRQ_INFO,
-    IRQ_SET,
     REGION_ACCESS_CODEC,
     REGION_INFO,
     REGION_IO_FDS,
@@ -23,21 +20,11 @@ from vfiouser_virtio.protocols.vfio_user import (
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import EXERCISE, check, wire_check
 from vfiouser_virtio.testing.conformance.verdicts import NotApplicable, expect, note
-from vfiouser_virtio.testing.conformance.wire import Wire
-from vfiouser_virtio.vfio_user import QEMU_OPTIONS, Client, RemoteError, SharedMemory
+from vfiouser_virtio.testing.conformance.wire import BOGUS, FAR, PAGE, Wire, refused
+from vfiouser_virtio.vfio_user import QEMU_OPTIONS, RemoteError, SharedMemory
 
 _DEVICE_INFO, _REGION_INFO, _IRQ_INFO = codec(DEVICE_INFO), codec(REGION_INFO), codec(IRQ_INFO)
-_DMA_MAP, _DMA_UNMAP, _IRQ_SET = codec(DMA_MAP), codec(DMA_UNMAP), codec(IRQ_SET)
 _REGION_IO_FDS = codec(REGION_IO_FDS)
-_PAGE = 4096
-_FAR = 0x4000_0000_0000  # where no check has memory
-_BOGUS = 1000  # an index that nothing has
-_TRIGGER_FD = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
-
-
-async def _refused(client: Client, command: Command, payload: bytes, why: str) -> None:
-    reply = await client.exchange(command, payload)
-    note(bool(reply.flags & MessageFlags.ERROR), f"{command.name} {why} was not refused")
 
 
 # ---- what there is -----------------------------------------------------------------------------------------------
@@ -52,7 +39,7 @@ async def device_info(wire: Wire) -> None:
         # QEMU takes 8 to 100 regions and 3 to 50 indexes.
         note(8 <= info.num_regions <= 100, f"{info.num_regions} regions, not 8 to 100 (QEMU)")
         note(3 <= info.num_irqs <= 50, f"{info.num_irqs} interrupt indexes, not 3 to 50 (QEMU)")
-        await _refused(client, Command.DEVICE_GET_INFO, _DEVICE_INFO.pack(4, 0, 0, 0), "with argsz 4")
+        await refused(client, Command.DEVICE_GET_INFO, _DEVICE_INFO.pack(4, 0, 0, 0), "with argsz 4")
 
 
 @wire_check(
@@ -93,9 +80,9 @@ async def region_info(wire: Wire) -> None:
                 note(size in (CFG_SPACE_SIZE, CFG_SPACE_EXP_SIZE), f"config space has {size:#x} bytes")
             elif index < PciRegion.ROM:
                 note(not size & (size - 1), f"BAR{index} has {size:#x} bytes, no power of two")
-        for index, argsz, why in ((_BOGUS, 32, "of region 1000"), (0, 8, "with argsz 8")):
+        for index, argsz, why in ((BOGUS, 32, "of region 1000"), (0, 8, "with argsz 8")):
             payload = _REGION_INFO.pack(argsz, 0, index, 0, 0, 0)
-            await _refused(client, Command.DEVICE_GET_REGION_INFO, payload, why)
+            await refused(client, Command.DEVICE_GET_REGION_INFO, payload, why)
 
 
 @wire_check(
@@ -108,8 +95,8 @@ async def irq_info(wire: Wire) -> None:
     async with wire.connect() as client:
         for known in (PciIrq.INTX, PciIrq.MSIX):
             await client.irq_info(known)
-        for index, argsz, why in ((_BOGUS, 16, "of index 1000"), (0, 8, "with argsz 8")):
-            await _refused(client, Command.DEVICE_GET_IRQ_INFO, _IRQ_INFO.pack(argsz, 0, index, 0), why)
+        for index, argsz, why in ((BOGUS, 16, "of index 1000"), (0, 8, "with argsz 8")):
+            await refused(client, Command.DEVICE_GET_IRQ_INFO, _IRQ_INFO.pack(argsz, 0, index, 0), why)
 
 
 @wire_check(
@@ -127,7 +114,7 @@ async def reply_size(wire: Wire) -> None:
             await client.exchange(Command.DEVICE_GET_IRQ_INFO, _IRQ_INFO.pack(16, 0, index, 0))
         await client.region_read(PciRegion.CONFIG, 0, CFG_SPACE_SIZE)
         await client.region_write(PciRegion.CONFIG, 0x3C, b"\x0b")
-        with SharedMemory(_PAGE, address=_FAR) as memory:
+        with SharedMemory(PAGE, address=FAR) as memory:
             await client.map_memory(memory)
             await client.unmap_memory(memory)
         await client.set_irqs(PciIrq.INTX, IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER)
@@ -150,12 +137,12 @@ async def access_bounds(wire: Wire) -> None:
             (PciRegion.CONFIG, size, 1),
             (PciRegion.CONFIG, size - 2, 4),
             (PciRegion.CONFIG, (1 << 64) - 2, 4),
-            (_BOGUS, 0, 4),
+            (BOGUS, 0, 4),
         ):
             access = REGION_ACCESS_CODEC.pack(offset, region, count)
             why = f"of {count} bytes at {offset:#x} of region {region}"
-            await _refused(client, Command.REGION_READ, access, why)
-            await _refused(client, Command.REGION_WRITE, access + bytes(count), why)
+            await refused(client, Command.REGION_READ, access, why)
+            await refused(client, Command.REGION_WRITE, access + bytes(count), why)
 
 
 @wire_check(
@@ -185,7 +172,7 @@ async def write_data(wire: Wire) -> None:
     """A write whose data is shorter than its count is refused."""
     async with wire.connect() as client:
         access = REGION_ACCESS_CODEC.pack(0x3C, PciRegion.CONFIG, 4)
-        await _refused(client, Command.REGION_WRITE, access + b"\x0b", "of 4 bytes with 1 byte of data")
+        await refused(client, Command.REGION_WRITE, access + b"\x0b", "of 4 bytes with 1 byte of data")
 
 
 @wire_check(
@@ -214,8 +201,8 @@ async def write_multi(wire: Wire) -> None:
 async def io_fds(bench: Bench) -> None:
     """Signalling an ioeventfd is as good as the write that it stands for; a region that is not there is refused."""
     client, notify = bench.client, bench.layout.notify
-    payload = _REGION_IO_FDS.pack(_REGION_IO_FDS.size, 0, _BOGUS, 0)
-    await _refused(client, Command.DEVICE_GET_REGION_IO_FDS, payload, "of region 1000")
+    payload = _REGION_IO_FDS.pack(_REGION_IO_FDS.size, 0, BOGUS, 0)
+    await refused(client, Command.DEVICE_GET_REGION_IO_FDS, payload, "of region 1000")
     ring = await bench.start()
     await bench.select(bench.queue)
     at = notify.offset + await bench.get("queue_notify_off") * notify.multiplier

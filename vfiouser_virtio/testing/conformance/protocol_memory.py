@@ -4,12 +4,9 @@ import os
 
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
-    DEVICE_INFO,
     DMA_MAP,
     DMA_UNMAP,
-    IRQ_INFO,
     IRQ_SET,
-    REGION_INFO,
     Command,
     IrqSetFlags,
     MessageFlags,
@@ -17,21 +14,12 @@ from vfiouser_virtio.protocols.vfio_user import (
 )
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import ADVICE, EXERCISE, MSIX, SHOULD, check, wire_check
-from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable, expect, note
-from vfiouser_virtio.testing.conformance.wire import Wire
-from vfiouser_virtio.vfio_user import TWIN_VERSION, Client, ClientOptions, SharedMemory
+from vfiouser_virtio.testing.conformance.verdicts import Failed, NotApplicable, expect
+from vfiouser_virtio.testing.conformance.wire import BOGUS, FAR, PAGE, Wire, refused
+from vfiouser_virtio.vfio_user import TWIN_VERSION, ClientOptions, SharedMemory
 
-_DEVICE_INFO, _REGION_INFO, _IRQ_INFO = codec(DEVICE_INFO), codec(REGION_INFO), codec(IRQ_INFO)
 _DMA_MAP, _DMA_UNMAP, _IRQ_SET = codec(DMA_MAP), codec(DMA_UNMAP), codec(IRQ_SET)
-_PAGE = 4096
-_FAR = 0x4000_0000_0000  # where no check has memory
-_BOGUS = 1000  # an index that nothing has
 _TRIGGER_FD = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
-
-
-async def _refused(client: Client, command: Command, payload: bytes, why: str) -> None:
-    reply = await client.exchange(command, payload)
-    note(bool(reply.flags & MessageFlags.ERROR), f"{command.name} {why} was not refused")
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------
@@ -47,11 +35,11 @@ async def dma_map_argsz(wire: Wire) -> None:
     """A DMA_MAP with too small an argsz, or of what is no range, is refused."""
     async with wire.connect() as client:
         for argsz, address, size, why in (
-            (8, _FAR, _PAGE, "with argsz 8"),
-            (_DMA_MAP.size, _FAR, 0, "of size 0"),
-            (_DMA_MAP.size, (1 << 64) - _PAGE, 2 * _PAGE, "of a range that ends beyond 2^64"),
+            (8, FAR, PAGE, "with argsz 8"),
+            (_DMA_MAP.size, FAR, 0, "of size 0"),
+            (_DMA_MAP.size, (1 << 64) - PAGE, 2 * PAGE, "of a range that ends beyond 2^64"),
         ):
-            await _refused(client, Command.DMA_MAP, _DMA_MAP.pack(argsz, 3, 0, address, size), why)
+            await refused(client, Command.DMA_MAP, _DMA_MAP.pack(argsz, 3, 0, address, size), why)
 
 
 @wire_check(
@@ -63,10 +51,10 @@ async def dma_map_argsz(wire: Wire) -> None:
 async def dma_map_overlap(wire: Wire) -> None:
     """A DMA_MAP that overlaps an earlier one is refused, as VFIO does."""
     async with wire.connect() as client:
-        with SharedMemory(2 * _PAGE, address=_FAR) as memory:
+        with SharedMemory(2 * PAGE, address=FAR) as memory:
             await client.map_memory(memory)
-            payload = _DMA_MAP.pack(_DMA_MAP.size, 3, 0, _FAR + _PAGE, 2 * _PAGE)
-            await _refused(client, Command.DMA_MAP, payload, "over an earlier mapping")
+            payload = _DMA_MAP.pack(_DMA_MAP.size, 3, 0, FAR + PAGE, 2 * PAGE)
+            await refused(client, Command.DMA_MAP, payload, "over an earlier mapping")
 
 
 @wire_check(
@@ -79,9 +67,9 @@ async def dma_map_short_file(wire: Wire) -> None:
     """A file that is shorter than the mapping is refused: touching it would kill the server."""
     fd = os.memfd_create("short", os.MFD_CLOEXEC)
     try:
-        os.ftruncate(fd, _PAGE)
+        os.ftruncate(fd, PAGE)
         async with wire.connect() as client:
-            reply = await client.exchange(Command.DMA_MAP, _DMA_MAP.pack(_DMA_MAP.size, 3, 0, _FAR, 256 * _PAGE), [fd])
+            reply = await client.exchange(Command.DMA_MAP, _DMA_MAP.pack(_DMA_MAP.size, 3, 0, FAR, 256 * PAGE), [fd])
             expect(bool(reply.flags & MessageFlags.ERROR), "1 MiB of a file of 4 KiB was mapped")
             await client.device_info()
     finally:
@@ -96,9 +84,9 @@ async def dma_map_short_file(wire: Wire) -> None:
 async def dma_unmap_reply(wire: Wire) -> None:
     """The reply to DMA_UNMAP repeats its structure of 24 bytes."""
     async with wire.connect() as client:
-        with SharedMemory(_PAGE, address=_FAR) as memory:
+        with SharedMemory(PAGE, address=FAR) as memory:
             await client.map_memory(memory)
-            reply = await client.exchange(Command.DMA_UNMAP, _DMA_UNMAP.pack(_DMA_UNMAP.size, 0, _FAR, _PAGE))
+            reply = await client.exchange(Command.DMA_UNMAP, _DMA_UNMAP.pack(_DMA_UNMAP.size, 0, FAR, PAGE))
             seen = reply.payload.hex() or "nothing"
             expect(len(reply.payload) == _DMA_UNMAP.size, f"the payload is {seen}")
 
@@ -112,10 +100,10 @@ async def dma_unmap_reply(wire: Wire) -> None:
 async def dma_unmap_nothing(wire: Wire) -> None:
     """DMA_UNMAP takes away every mapping inside its range, and succeeds when there is none."""
     async with wire.connect() as client:
-        await client.dma_unmap(_FAR, _PAGE)
-        with SharedMemory(_PAGE, address=_FAR + _PAGE) as memory:
+        await client.dma_unmap(FAR, PAGE)
+        with SharedMemory(PAGE, address=FAR + PAGE) as memory:
             await client.map_memory(memory)
-            await client.dma_unmap(_FAR, 8 * _PAGE)
+            await client.dma_unmap(FAR, 8 * PAGE)
             await client.map_memory(memory)
 
 
@@ -175,9 +163,9 @@ async def set_irqs_refused(bench: Bench) -> None:
         (size, IrqSetFlags.DATA_NONE, PciIrq.MSIX, 0, 1, "without an ACTION bit"),
         (size, _TRIGGER_FD, PciIrq.MSIX, msix.vectors, 1, "of a vector beyond the last"),
         (size, _TRIGGER_FD, PciIrq.MSIX, 0xFFFF_FFFF, 2, "of vector 2^32 - 1"),
-        (size, disable, _BOGUS, 0, 0, "of index 1000"),
+        (size, disable, BOGUS, 0, 0, "of index 1000"),
     ):
-        await _refused(client, Command.DEVICE_SET_IRQS, _IRQ_SET.pack(argsz, flags, index, start, count), why)
+        await refused(client, Command.DEVICE_SET_IRQS, _IRQ_SET.pack(argsz, flags, index, start, count), why)
 
 
 @check(

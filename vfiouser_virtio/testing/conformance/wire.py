@@ -5,8 +5,22 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from vfiouser_virtio.protocols.vfio_user import Command, MessageFlags
 from vfiouser_virtio.protocols.virtio.device_type import Exercise
+from vfiouser_virtio.testing.conformance.verdicts import note
 from vfiouser_virtio.vfio_user import Client, ClientOptions, PrivateMemory, SharedMemory, connect
+
+PAGE = 4096
+FAR = 0x4000_0000_0000
+"""An address where no check has memory."""
+BOGUS = 1000
+"""An index that no device has."""
+
+
+async def refused(client: Client, command: Command, payload: bytes, why: str) -> None:
+    """A request that is to be refused; notes where it is not."""
+    reply = await client.exchange(command, payload)
+    note(bool(reply.flags & MessageFlags.ERROR), f"{command.name} {why} was not refused")
 
 
 @dataclass(frozen=True, slots=True)
