@@ -59,11 +59,11 @@ def test_several_buffers_one_kick(make: Make) -> None:
 
 def test_a_queue_that_is_held_shows_nothing(make: Make) -> None:
     vq, hand = make()
-    vq.held = True
+    vq.stopped = True
     vq.add_buf([(0x1000, 1)], 1, 0, "token")
     assert not vq.kick()
     assert (hand.take(), make.notified) == (None, [])
-    vq.held = False
+    vq.stopped = False
     assert vq.kick()
     assert len(hand.take_all()) == 1
 

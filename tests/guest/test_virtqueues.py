@@ -141,7 +141,7 @@ async def test_without_ring_reset() -> None:
         with pytest.raises(RuntimeError, match="without RING_RESET"):
             await resize_vq(vq, 4)
         assert vq.live
-        assert not vq.held
+        assert not vq.stopped
 
 
 async def test_requests_go_on_over_a_resize() -> None:

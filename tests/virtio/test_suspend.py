@@ -127,7 +127,7 @@ async def test_what_is_under_way_ends_first(private: bool) -> None:
 async def test_a_buffer_that_a_device_keeps_does_not_hold_a_suspension(
     private: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suspend, "HELD_TIMEOUT", 0.02)
+    monkeypatch.setattr(suspend, "KEPT_TIMEOUT", 0.02)
     device = Echo()
     async with running(device, private=private, offer=OFFER) as driver:
         device.go = trio.Event()

@@ -191,7 +191,7 @@ class VirtioDevice:
             raise RuntimeError(f"{self.name} cannot be suspended: SUSPEND is not negotiated, or it is not running")
         self._running = trio.Event()
         for vq in self.virtqueues.values():
-            vq.held = True
+            vq.stopped = True
         await self.transport.write_status(status | DeviceStatus.SUSPEND)
         await self._wait_suspended(DeviceStatus.SUSPEND, "SUSPEND was set")
 
@@ -203,7 +203,7 @@ class VirtioDevice:
         await self._wait_suspended(DeviceStatus.DRIVER_OK, "DRIVER_OK was set to resume it")
         self._running.set()
         for vq in self.virtqueues.values():
-            vq.held = False
+            vq.stopped = False
             vq.kick()
 
     async def _wait_suspended(self, wanted: DeviceStatus, after: str) -> None:

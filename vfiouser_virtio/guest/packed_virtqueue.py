@@ -92,7 +92,7 @@ class PackedVirtqueue(DriverVirtqueue):
 
     def kick(self) -> bool:
         added = self._added
-        if not added or self.held:
+        if not added or self.stopped:
             return False
         at, flags = self._first
         if not TSO:

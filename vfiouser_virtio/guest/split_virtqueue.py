@@ -67,7 +67,7 @@ class SplitVirtqueue(DriverVirtqueue):
 
     def kick(self) -> bool:
         old, new = self._avail[_IDX], self._added_idx
-        if old == new or self.held:
+        if old == new or self.stopped:
             return False
         if not TSO:
             full_barrier()  # the entries are stored before the index that shows them (2.7.13.3.1)

@@ -87,7 +87,7 @@ class DriverVirtqueue(ABC):
         self.owner: VirtioDevice | None = None
         self.live = False
         """Whether the device has it: between queue_enable and a reset. Kept by the code that enables it."""
-        self.held = False
+        self.stopped = False
         """Whether `kick` does nothing for now: the device is suspended. To be kicked afterwards."""
         self.broken: DeviceBroken | None = None
         self._notify = notify

@@ -89,7 +89,7 @@ async def new_vq(
     vq.owner = device
     device.virtqueues[index] = vq
     vq.live = True
-    vq.held = device.suspended
+    vq.stopped = device.suspended
     try:
         await device.transport.enable_queue(index, vq.size, vq.desc, vq.driver, vq.device)
     except BaseException:
@@ -136,7 +136,7 @@ async def _reset(vq: DriverVirtqueue) -> None:
         device = _owner(vq)
         if not device.has_feature(Feature.RING_RESET):
             raise RuntimeError(f"{vq.name}: without RING_RESET only a reset of the device takes it back")
-        vq.held = True  # the device is not to be notified of this queue any more
+        vq.stopped = True  # the device is not to be notified of this queue any more
         await device.transport.reset_queue(vq.index)
         vq.live = False
 

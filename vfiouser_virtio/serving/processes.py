@@ -35,7 +35,7 @@ from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.serving.device_specs import DeviceSpec
 from vfiouser_virtio.serving.errors import ProcessError, StuckError
 from vfiouser_virtio.serving.serve import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on
-from vfiouser_virtio.serving.signals import EndVerdict, held_back, run_until_signal
+from vfiouser_virtio.serving.signals import EndVerdict, run_until_signal, signals_blocked
 from vfiouser_virtio.serving.terminal import complain, flush
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.vfio_user import OpenTrace
@@ -68,7 +68,7 @@ def serve_in_processes(
     chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
     children: list[ChildProcess] = []
     died: list[str] = []
-    with held_back(), ExitStack() as stack:
+    with signals_blocked(), ExitStack() as stack:
         listeners = listen(wanted, places, chosen, stack)
         stack.callback(_end, children, [setup.name for setup in wanted], died)
         endpoints = [endpoint_of(setup, listener) for setup, listener in zip(wanted, listeners, strict=True)]

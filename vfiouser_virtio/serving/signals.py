@@ -226,7 +226,7 @@ async def run_until_signal(
     ending = _Ending(received, abandoned)
     try:
         async with trio.open_nursery() as nursery:
-            # Masked only where the caller has `held_back` them.
+            # Masked only where the caller is in `signals_blocked`.
             with _watched(ending), _masked(signal.SIG_UNBLOCK):
                 if verdict is not None:
                     nursery.start_soon(give_up_after_verdict, verdict)
@@ -265,8 +265,8 @@ def _watched(ending: _Ending) -> Iterator[None]:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Within the block the signals wait, for `run_until_signal` or for the end of the block: what it does is whole."""
+def signals_blocked() -> Iterator[None]:
+    """Block in which the signals wait, for `run_until_signal` or for the end of the block: what it does is whole."""
     with _masked(signal.SIG_BLOCK):
         yield
 

@@ -24,7 +24,7 @@ from vfiouser_virtio.virtio.virtqueue import Virtqueue
 
 DRAIN_TIMEOUT = 5.0
 """Seconds for requests that use guest memory: a slow disk may need them."""
-HELD_TIMEOUT = 0.25
+KEPT_TIMEOUT = 0.25
 """Seconds for buffers that a device has, while nothing uses guest memory: it is about to use them, or waits."""
 # Seconds between two looks: so that nothing in the path of requests has to tell of its progress.
 _LOOK = 0.001
@@ -44,7 +44,7 @@ async def drain(queues: Sequence[Virtqueue], wanted: Callable[[], bool]) -> bool
     while wanted():
         waited = trio.current_time() - started
         at_work = any(queue.at_work for queue in queues)
-        if not unfinished(queues) or (not at_work and waited > HELD_TIMEOUT):
+        if not unfinished(queues) or (not at_work and waited > KEPT_TIMEOUT):
             return True
         if waited > DRAIN_TIMEOUT:
             return False

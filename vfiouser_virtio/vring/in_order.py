@@ -1,6 +1,6 @@
 """IN_ORDER (virtio 1.4, 2.7.9 and 2.8.9): buffers are used in the order in which they were made available.
 
-A device may complete them in any order; what is early is held back here. Every buffer gets its own used element: one
+A device may complete them in any order; what is early waits here. Every buffer gets its own used element: one
 for a whole batch is allowed, but it would lose the lengths of the others.
 """
 
