@@ -1,15 +1,13 @@
 """Broken packed virtqueues (see `support.broken`)."""
 
-from typing import Any
-
-import pytest
-from support.broken import around, breaks
+from support.broken import breaks
 from support.broken_rings import backwards, write_to_requests
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.protocols.virtio.ring import RingEventFlags
 from vfiouser_virtio.virtio import Virtqueue
-from vfiouser_virtio.vring import PackedRing, packed
+from vfiouser_virtio.vring import PackedRing
+from vfiouser_virtio.vring.descriptors import Descriptor, Memory, read_table
 
 RESERVED = 3 << 16
 
@@ -37,47 +35,43 @@ class WritesToThePackedRequest(PackedRing):
 
 
 @breaks("virtio14/MF1-packed", device="blk", packed=True, logs="broke virtio.* too many descriptors")
-def takes_four_descriptors(patch: pytest.MonkeyPatch) -> None:
-    def make(original: Any, ring: Any, memory: Any, head: int, descriptors: list[Any], slots: int) -> Any:
-        if len(descriptors) > 4:
+class TakesFourDescriptors(PackedRing):
+    def _descriptors(self, slot: int, available: int, room: int) -> list[Descriptor]:
+        found = super()._descriptors(slot, available, room)
+        if len(found) > 4:
             raise GuestError("too many descriptors")
-        return original(ring, memory, head, descriptors, slots)
-
-    around(patch, packed, "make_chain", make)
+        return found
 
 
-def without_fast_path(patch: pytest.MonkeyPatch) -> None:
+class WithoutFastPath(PackedRing):
     """Lists of three descriptors are looked at one by one, as all others."""
-    patch.setattr(PackedRing, "_three", lambda *_: None)
+
+    def _three(self, *_: object) -> None:
+        return None
 
 
 @breaks("virtio14/PK4", device="blk", packed=True, logs="broke virtio.* a readable descriptor .* follows writable")
-def takes_lists_from_behind(patch: pytest.MonkeyPatch) -> None:
-    def make(original: Any, ring: Any, memory: Any, head: int, descriptors: list[Any], slots: int) -> Any:
-        return original(ring, memory, head, descriptors[::-1], slots)
-
-    around(patch, packed, "make_chain", make)
-    without_fast_path(patch)
+class TakesListsFromBehind(WithoutFastPath):
+    def _descriptors(self, slot: int, available: int, room: int) -> list[Descriptor]:
+        found = super()._descriptors(slot, available, room)
+        buffer_id = found[-1][3]
+        return [(address, length, flags, buffer_id) for address, length, flags, _ in reversed(found)]
 
 
 @breaks("virtio14/PK5", device="blk", packed=True)
-def takes_the_first_id(patch: pytest.MonkeyPatch) -> None:
-    def make(original: Any, ring: Any, memory: Any, _head: int, descriptors: list[Any], slots: int) -> Any:
-        return original(ring, memory, descriptors[0][3], descriptors, slots)
-
-    around(patch, packed, "make_chain", make)
-    without_fast_path(patch)
+class TakesTheFirstId(WithoutFastPath):
+    def _descriptors(self, slot: int, available: int, room: int) -> list[Descriptor]:
+        found = super()._descriptors(slot, available, room)
+        return [(address, length, flags, found[0][3]) for address, length, flags, _ in found]
 
 
 @breaks("virtio14/PK5-indirect", packed=True, logs="broke virtio.* an id in a table")
-def minds_ids_in_a_table(patch: pytest.MonkeyPatch) -> None:
-    def read(original: Any, *arguments: Any) -> Any:
-        table = original(*arguments)
-        if any(each_id for _, _, each_id, _ in table):
+class MindsIdsInATable(PackedRing):
+    def _indirect(self, head: int, descriptors: list[Descriptor], memory: Memory) -> list[Descriptor]:
+        [(address, length, _, _)] = descriptors
+        if any(each_id for _, _, each_id, _ in read_table(memory, head, address, length)):
             raise GuestError("an id in a table")
-        return table
-
-    around(patch, packed, "read_table", read)
+        return super()._indirect(head, descriptors, memory)
 
 
 @breaks("virtio14/PK5-size", packed=True, logs="wrote queue_size 0x7: no size up to 0x40")

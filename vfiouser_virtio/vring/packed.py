@@ -287,7 +287,18 @@ class PackedRing(Ring):
         return of_three(self, head, layout, 0, hot, 3) if flags_1 == available | NEXT else None
 
     def _chain(self, slot: int, available: int, room: int, memory: Memory) -> Chain:
-        """The list of descriptors that begins at ``slot``; ``room`` descriptors are not in flight."""
+        """The chain of the list that begins at ``slot``; ``room`` descriptors are not in flight."""
+        descriptors = self._descriptors(slot, available, room)
+        head = descriptors[-1][3]  # the id of the last descriptor counts (2.8.6)
+        if head in self._taken:
+            raise GuestError(f"buffer {head:#x} was made available again while it is in flight")
+        count = len(descriptors)
+        if any(flags & INDIRECT for _, _, flags, _ in descriptors):
+            descriptors = self._indirect(head, descriptors, memory)
+        return make_chain(self, memory, head, descriptors, count)
+
+    def _descriptors(self, slot: int, available: int, room: int) -> list[Descriptor]:
+        """The list of descriptors that begins at ``slot``, as (address, length, flags, id)."""
         descriptors: list[Descriptor] = []
         limit = room if room < MAX_CHAIN else MAX_CHAIN  # noqa: FURB136 - min() takes three times as long
         while True:
@@ -302,17 +313,10 @@ class PackedRing(Ring):
                 raise GuestError(f"descriptor {slot:#x}: the list goes on here, but flags {flags:#x} are not available")
             descriptors.append((address, length, flags, head))
             if not flags & NEXT:
-                break
+                return descriptors
             slot += 1
             if slot == self.size:
                 slot, available = 0, available ^ _BOTH
-        # The id of the last descriptor counts (2.8.6).
-        if head in self._taken:
-            raise GuestError(f"buffer {head:#x} was made available again while it is in flight")
-        count = len(descriptors)
-        if any(flags & INDIRECT for _, _, flags, _ in descriptors):
-            descriptors = self._indirect(head, descriptors, memory)
-        return make_chain(self, memory, head, descriptors, count)
 
     def _indirect(self, head: int, descriptors: list[Descriptor], memory: Memory) -> list[Descriptor]:
         """The entries of an indirect table: all of them, and only their WRITE flag means anything (2.8.7)."""
