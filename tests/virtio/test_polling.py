@@ -244,7 +244,8 @@ async def test_what_is_under_way_is_not_polled_for_in_vain(depth: int, monkeypat
 
     for _ in range(5):
         subject.should_spin()
-        subject.filled(depth)
+        await subject.spin(lambda: True, lambda: depth)
+        subject.filled()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(work)
         assert subject.should_spin()
@@ -260,7 +261,8 @@ async def test_a_driver_that_may_send_more_is_looked_for(monkeypatch: pytest.Mon
     subject = Polling("on")
     for _ in range(5):
         subject.should_spin()
-        subject.filled(3)
+        await subject.spin(lambda: True, lambda: 3)
+        subject.filled()
     looks = iter(range(1000))
     assert subject.should_spin()
     await subject.spin(lambda: next(looks) == 999, lambda: 2)

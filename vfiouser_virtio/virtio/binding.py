@@ -54,12 +54,13 @@ class BoundRing:
         """(part, offset, bytes) that are stored in the copies, and that the driver does not have yet."""
         self.round = 0
         """Of the loop, in which chains were last taken by messages (see `turns`)."""
-        self._generation = -1
+        self.generation = -1
+        """Of the memory map that the ring was bound with: see `GuestMemory.generation`."""
 
     def bind(self) -> bool:
         """Whether the ring can be looked at now; after a change of the memory map it is bound again first."""
         memory = self.memory
-        if self._generation == memory.generation:
+        if self.generation == memory.generation:
             return True
         try:
             views = [self._view(area) for area in self.areas]
@@ -72,7 +73,7 @@ class BoundRing:
             # The used ring starts as the driver sees it: indexes where we left them.
             views = [memoryview(bytearray(area.length)) for area in self.areas]
         self.ring.bind(*(view for view in views if view is not None))
-        self._generation = memory.generation
+        self.generation = memory.generation
         self.unmapped = False
         return True
 
@@ -92,7 +93,7 @@ class BoundRing:
     @property
     def is_current(self) -> bool:
         """Whether the memory map is still the one that the ring was bound with."""
-        return self._generation == self.memory.generation
+        return self.generation == self.memory.generation
 
     @property
     def has_unpublished(self) -> bool:

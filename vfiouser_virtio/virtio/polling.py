@@ -55,7 +55,7 @@ PATIENCE = 1e-3
 """How long one task sleeps at a time while the driver has nothing to send before something comes back."""
 # Of the shortest gap of late so much is slept away before the first look, if that is worth it.
 _NAP, _SHORTEST_NAP = 0.5, 30e-6
-# The shortest gap, and the most requests that a driver has had under way at a time, are those of about so many gaps.
+# The shortest gap, and the most requests that a driver has had under way at a time, are those of about so many looks.
 _MEMORY = 16
 
 
@@ -74,9 +74,8 @@ class Polling:
         self._empty_since: float | None = None
         self._rest_until = 0.0
 
-    def filled(self, outstanding: int = 1) -> None:
-        """The driver has made something available; so many of its requests are under way now."""
-        self._depth = max(outstanding, self._depth - self._depth / _MEMORY)
+    def filled(self) -> None:
+        """The driver has made something available."""
         if self._empty_since is not None:
             gap = min(perf_counter() - self._empty_since, _LONGEST * self._budget)
             self._gap += (gap - self._gap) / _WEIGHT
@@ -113,7 +112,10 @@ class Polling:
             now = before = perf_counter()
             turn_at = now + STRETCH
             # What is woken in a round of trio may have its turn after us: by the second checkpoint it has had it.
-            owed = 2 if outstanding() else 0
+            waiting = outstanding()
+            owed = 2 if waiting else 0
+            # All that the driver has made available was taken: this is its depth, if it does not go on.
+            self._depth = max(waiting, self._depth - self._depth / _MEMORY)
             nap_end = self._empty_since + _NAP * self._shortest_gap
             while not (found := news()) and now < end:
                 before = now

@@ -374,7 +374,7 @@ class Virtqueue(QueueRegisters):
             return None
         if not chains:
             return False
-        self.polling.filled(ring.outstanding)
+        self.polling.filled()
         ring.suppress_notifications()
         self.burst.extend(chains)
         return True
@@ -402,7 +402,7 @@ class Virtqueue(QueueRegisters):
         bound = self._bound
         if bound is None or self.stopped & _UNTOUCHABLE:
             return None
-        if bound.bind():
+        if bound.generation == self.memory.generation or bound.bind():
             self._asked = False
             return bound
         # Firmware leaves queues behind that nobody waits for: Linux may unmap their memory long before it resets them.

@@ -120,7 +120,7 @@ class SplitRing(Ring):
         if not TSO:
             full_barrier()
         start = 2 + (last & self._mask)
-        stop = start + min(available, limit)
+        stop = start + (available if available < limit else limit)  # noqa: FURB136 - min() takes three times as long
         if stop == start + 1:
             heads = [avail[start]]
         elif stop <= size + 2:
