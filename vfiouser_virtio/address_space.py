@@ -367,7 +367,7 @@ class Places:
         return True
 
     def forget(self) -> None:
-        """The client is gone. A view that somebody kept holds its window; a new client gets new ones."""
+        """The client is gone. A view that was kept holds its window; a new client gets new ones."""
         self.window = None
         self._windows.clear()
 

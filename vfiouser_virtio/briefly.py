@@ -22,5 +22,5 @@ def briefly(call: Callable[[], object]) -> None:
 
 
 def _ignoring_errors(call: Callable[[], object]) -> None:
-    with suppress(Exception):  # nobody can do anything about it
+    with suppress(Exception):  # nothing can be done about it
         call()

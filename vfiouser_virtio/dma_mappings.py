@@ -349,7 +349,7 @@ class DmaMappings:
         self.places.retire()
 
     def _begin(self, removal: Removal) -> Hold | None:
-        """Unmap regions that are forgotten already, as soon as nobody uses them; the hold ends after that."""
+        """Unmap regions that are forgotten already, as soon as they are not in use; the hold ends after that."""
         regions = removal.regions
         if self._removals:  # requests may use what was unmapped before
             regions = sorted(itertools.chain(regions, *(other.regions for other in self._removals)), key=_address)

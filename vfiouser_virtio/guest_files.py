@@ -189,7 +189,7 @@ def _failed(done: str, offset: int, count: int, error: OSError) -> PeerError:
 def _danger(client: DmaClient | None, facts: FileFacts, *, foreign: bool) -> str:
     if facts.waits:
         return "stop all devices of this process, for its file system asks a server, which may hang"
-    kill = "kill this process (SIGBUS), by making it shorter"
+    kill = "kill this one (SIGBUS), by making it shorter"
     return f"{kill}, and the client is of another user ({client.uid})" if client is not None and foreign else kill
 
 
@@ -218,7 +218,7 @@ class GuestFiles:
             return True
         if self.policy == "refuse":
             raise PeerError(
-                f"{what()}: whoever has its file could kill this process (SIGBUS), and unsealed-memory=refuse is set. "
+                f"{what()}: a process with its file could kill this one (SIGBUS), and unsealed-memory=refuse is set. "
                 "In QEMU use memory-backend-memfd, without huge pages",
                 errno.EPERM,
             )
@@ -226,7 +226,7 @@ class GuestFiles:
         if self.policy == "auto" and not foreign and not facts.waits:
             self._log.once(
                 "unsealed",
-                "%s: whoever has its file can kill this process (SIGBUS), by making it shorter. It is mapped all the "
+                "%s: a process with its file can kill this one (SIGBUS), by making it shorter. It is mapped all the "
                 "same, as the client is of our own user; unsealed-memory=copy is safe, and slow. QEMU's "
                 "memory-backend-memfd is both safe and fast",
                 what(),
@@ -234,14 +234,14 @@ class GuestFiles:
             return True
         if not (facts.copies or by_message):
             raise PeerError(
-                f"{what()}: whoever has its file could kill this process (SIGBUS), and it cannot be copied. In QEMU "
+                f"{what()}: a process with its file could kill this one (SIGBUS), and it cannot be copied. In QEMU "
                 "use memory-backend-memfd without huge pages; or --engine vfio-user; or trust it: unsealed-memory=map",
                 errno.EPERM,
             )
         self.distrusted = True
         self._log.once(
             "unsealed",
-            "%s: whoever has its file could %s. So it is not mapped: each access takes a %s, which is slow. In QEMU "
+            "%s: a process with its file could %s. So it is not mapped: each access takes a %s, which is slow. In QEMU "
             "use memory-backend-memfd; or trust it: unsealed-memory=map",
             what(),
             _danger(client, facts, foreign=foreign),

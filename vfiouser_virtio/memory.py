@@ -9,7 +9,7 @@
     by message    regions without a file descriptor: only `read` and `write`, DMA_READ and DMA_WRITE underneath
     copied        regions whose file could become shorter: the same, with pread(2) and pwrite(2) (see `guest_files`)
 
-An unmapped range of a window is covered with anonymous pages again, so a view that somebody kept can neither crash the
+An unmapped range of a window is covered with anonymous pages again, so a view that was kept can neither crash the
 process nor keep the client's memory alive. That a range is mapped at all is checked at every look-up.
 """
 
@@ -40,7 +40,7 @@ _NOTHING = Span(0, 0, False, False, None, 0)
 
 
 class NeedsMessages(Exception):
-    """The range has no file descriptor behind it: whoever asked must go through `GuestMemory.read` or `write`."""
+    """The range has no file descriptor behind it: the caller must go through `GuestMemory.read` or `write`."""
 
     def __init__(self, address: int, length: int) -> None:
         super().__init__(f"{address:#x}+{length:#x}")
@@ -150,7 +150,7 @@ class GuestMemory:
     def map_alias(
         self, address: int, size: int, vaddr: int, *, readable: bool, writable: bool, page_size: int = PAGE
     ) -> None:
-        """Add a region that somebody else has mapped at ``vaddr`` of this process, in pages of ``page_size`` bytes.
+        """Add a region that a library has mapped at ``vaddr`` of this process, in pages of ``page_size`` bytes.
 
         It gets a mapping of its own, which stays when that one goes. Where the client is not to be trusted with that
         (unsealed-memory), its file is looked for, and what is done is what `map` does without messages.
@@ -161,8 +161,8 @@ class GuestMemory:
             fd, offset = file_behind(vaddr, writable=writable) or (None, 0)
             if fd is None:
                 raise PeerError(
-                    f"DMA_MAP of {address:#x}+{size:#x}: its file is no memfd and on no tmpfs, so that whoever has it "
-                    "could kill this process (SIGBUS). In QEMU use memory-backend-memfd; or trust it: "
+                    f"DMA_MAP of {address:#x}+{size:#x}: its file is no memfd and on no tmpfs, so a process with it "
+                    "could kill this one (SIGBUS). In QEMU use memory-backend-memfd; or trust it: "
                     "unsealed-memory=map",
                     errno.EPERM,
                 )
@@ -177,7 +177,7 @@ class GuestMemory:
         self._added()
 
     def unmap(self, address: int, size: int) -> Hold | None:
-        """Remove every region inside the range; none is fine. The hold ends when nobody uses them any more.
+        """Remove every region inside the range; none is fine. The hold ends when they are not in use any more.
 
         Raises PeerError: EINVAL when the range wraps or would cut a region in two; another one, after which the
         connection cannot go on, when the process cannot unmap them: then none of the client's memory is reached any
@@ -193,7 +193,7 @@ class GuestMemory:
                 self._announce()
 
     def clear(self) -> Hold | None:
-        """The client is gone: remove everything, and let go of the windows. The hold ends when nobody uses it any more.
+        """The client is gone: remove everything, and release the windows. The hold ends when it is not in use.
 
         Where that is impossible, `attach` takes no other client.
         """

@@ -50,7 +50,7 @@ class TrioInput:
         return bool(self._poll.poll(0))
 
     def wait(self, seconds: float) -> bool:
-        """Sleep until there is input, so long at most, less than a second; whether there is. Nobody else runs."""
+        """Sleep until there is input, so long at most, less than a second; whether there is. No other task runs."""
         self._timeout[1] = math.ceil(seconds * 1e9)
         return bool(_ppoll(self._pollfd, 1, self._timeout, None) > 0)
 

@@ -278,7 +278,7 @@ async def test_it_stops_when_a_server_is_gone(
     checks = [made_up("virtio14/RB1", kill), CHECKS["virtio14/PI2"], CHECKS["virtio14/PI3"]]
     results = [result async for result in run_checks(Wire(path, timeout=0.5), checks)]
     assert [result.verdict for result in results] == [Verdict.BROKE, Verdict.NOT_RUN, Verdict.NOT_RUN]
-    assert results[0].detail == "the server has died: nobody listens any more; before: killed"
+    assert results[0].detail == "the server has died: its socket has no listener; before: killed"
     assert "has not come back within 0.3 s after virtio14/RB1" in results[1].detail
 
 

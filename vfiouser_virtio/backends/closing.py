@@ -10,5 +10,5 @@ def close_fd(fd: int) -> None:
     try:
         trio.lowlevel.notify_closing(fd)
     except RuntimeError:
-        pass  # not inside trio: nobody waits
+        pass  # not inside trio: no task waits
     close_all([fd])

@@ -41,18 +41,18 @@ def _write(reader: int, file: int, failed: Callable[[OSError], None]) -> None:
             failed(error)
             break
     os.close(reader)  # what comes now is EPIPE
-    with contextlib.suppress(OSError):  # close(2) tells what became of the last bytes, to nobody
+    with contextlib.suppress(OSError):  # close(2) tells what became of the last bytes: too late
         os.close(file)
 
 
 def _read(file: int, writer: int, failed: Callable[[OSError], None]) -> None:
-    """Until the end of the file, or of whoever reads the pipe."""
+    """Until the end of the file, or of the pipe's reader."""
     try:
         while data := os.read(file, _PIECE):
             while data:
                 data = data[os.write(writer, data) :]
     except BrokenPipeError:
-        pass  # nobody reads any more
+        pass  # the reader is gone
     except OSError as error:
         failed(error)
     os.close(writer)

@@ -28,9 +28,9 @@ exit status:
   3  a socket cannot be listened on
   4  a device cannot be made from its options (no such file, …)
   5  QEMU or the guest could not be set up, or failed
-  6  what was to be printed could not be: stdout is full, or nobody reads what the command of `run --exec` prints
+  6  what was to be printed could not be: stdout is full, or the reader of what `run --exec` prints is gone
      (of the other commands that is no failure: `list-devices | head` ends with 0)
-  7  conform, probe: nobody listens on the socket, the server is busy, or it is no vfio-user server
+  7  conform, probe: the socket has no listener, the server is busy, or it is no vfio-user server
   124  run --timeout: the guest's command had not ended
   128+N  signal N ended `run`, or had to interrupt a device that did not yield
 """

@@ -104,14 +104,14 @@ async def _serve(
     from vfiouser_virtio.serving.service import ready_service
 
     async with serving as served:
-        # From here on there may be clients, whose devices do not wait for whoever reads what we say.
+        # From here on there may be clients, whose devices do not wait for a reader of stdout.
         text = "".join(f"{line}\n" for line in _announce(served, as_json=arguments.json))
         flush()  # what devices have printed comes first
-        with suppress(BrokenPipeError):  # nobody reads it any more: no reason to stop serving
+        with suppress(BrokenPipeError):  # the reader is gone: no reason to stop serving
             await write_patiently(1, text.encode())
         async with ready_service():
             if arguments.ready_fd is not None:
-                with suppress(BrokenPipeError):  # nobody waits any more
+                with suppress(BrokenPipeError):  # the reader is gone
                     await write_patiently(arguments.ready_fd, b"ready\n")
                 close_all([arguments.ready_fd])
             await served.finished.wait()

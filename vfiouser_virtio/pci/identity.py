@@ -12,7 +12,7 @@ class Identity:
     """The read-only ids by which a guest finds a driver; ``dataclasses.replace`` changes one of them.
 
     ``class_code`` is 24 bits: base class, sub-class, programming interface (0x018000 is "other mass storage").
-    Raises ConfigError when a value does not fit its register, and for vendor 0xffff, which means "nobody is here".
+    Raises ConfigError when a value does not fit its register, and for vendor 0xffff, which means "no device is here".
     """
 
     vendor: int

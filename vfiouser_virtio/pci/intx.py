@@ -45,7 +45,7 @@ class Intx:
         """Whether something keeps the line down: INTX_DISABLE, or MSI-X, which replaces it."""
         self._blocked = blocked
         if blocked and self.trigger_elsewhere is not None:
-            # The client takes its eventfd away then, which unmasks; but nobody tells us.
+            # The client takes its eventfd away then, which unmasks; but that is not told.
             self.masked = False
         self._update()
 

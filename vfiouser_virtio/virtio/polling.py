@@ -6,7 +6,7 @@
                             │ yes
                             └──▶ look, give the CPU to others, look, … for `BUDGET` at most
 
-Nobody looks while nothing can be there: when as many requests are under way as the driver has had at a time of late (a
+There is no look while nothing can come: when as many requests are under way as the driver has had at a time of late (a
 write of a driver that sends one at a time), we sleep until one of them ends; and before the first half of the shortest
 gap of late is over. A sleep ends with any input for any task, as trio's own does.
 
@@ -64,7 +64,7 @@ class Polling:
 
     def __init__(self, mode: Poll = "off") -> None:
         self.always = mode == "on"
-        """Nobody will notify us."""
+        """No notification will come: look without one."""
         self._budget = BUDGET_ON if self.always else BUDGET
         # With a single CPU the driver could not do anything meanwhile.
         self._wanted = self.always or (mode == "adaptive" and len(os.sched_getaffinity(0)) > 1)
@@ -97,7 +97,7 @@ class Polling:
         """Return when there are ``news``, or when it has taken too long; whether other tasks had their turn meanwhile.
 
         They have it when there is input for one of them, and after each `STRETCH`: in what was woken together with this
-        task, and in time-outs, nobody looks. At once where requests are ``outstanding``: the device may have begun a
+        task, and in time-outs, it does not look. At once where requests are ``outstanding``: it may have begun a
         task. While they are as many as the driver has had at a time of late, it waits for one of them, and we do.
         """
         assert self._empty_since is not None

@@ -130,9 +130,9 @@ class Virtqueue(QueueRegisters):
         return bound is not None and not bound.by_message and bound.ring.offers_buffer()
 
     def peek(self, by_message: bool) -> bool:
-        """Wake whoever waits if there is something new, as a kick does; False where that cannot be known.
+        """Wake the waiting tasks if there is something new, as a kick does; False where that cannot be known.
 
-        What takes messages is only looked at where ``by_message`` says so, and then by whoever waits.
+        What takes messages is only looked at where ``by_message`` says so, and then by a waiting task.
         """
         bound = self._usable()
         if bound is None:
@@ -199,7 +199,7 @@ class Virtqueue(QueueRegisters):
             self._wake()
 
     def reset(self) -> None:
-        """Back to power-on state (2.6.1). Whoever still holds a chain finds that completing it has no effect."""
+        """Back to power-on state (2.6.1). To complete a chain of before has no effect."""
         if self._bound is not None:
             self._bound.kill()
             self._bound = None
@@ -225,7 +225,7 @@ class Virtqueue(QueueRegisters):
         # Else the queue was reset meanwhile, or has another device.
 
     def offer_again(self) -> None:
-        """Whoever was given chains has not to do with them any more: those that were not completed are handed out anew.
+        """Hand out anew the chains that were not completed: they are not those of the device that had them any more.
 
         Nothing may be using their buffers: see `at_work`.
         """
@@ -405,7 +405,7 @@ class Virtqueue(QueueRegisters):
         if bound.generation == self.memory.generation or bound.bind():
             self._asked = False
             return bound
-        # Firmware leaves queues behind that nobody waits for: Linux may unmap their memory long before it resets them.
+        # Firmware leaves queues behind without a waiter: Linux may unmap their memory long before it resets them.
         if (self._asked or bound.has_unpublished) and not bound.missed and self._spawn is not None:
             bound.missed = True
             self._spawn(lambda: self._tell_missed(bound))

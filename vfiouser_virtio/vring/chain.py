@@ -27,7 +27,7 @@ Request = tuple[tuple[Any, ...], Segments, int, Segments, int]
 _NOWHERE = 1 << 16
 # Numbers in the layout of three descriptors.
 _THREE = 12
-# From so many buffers on, views are made only if somebody wants them: a disk does not.
+# From so many buffers on, views are made on demand only: a disk needs none.
 _MANY = 8
 _NO_REGION: HotRegion = (0, 0, memoryview(b""), memoryview(b""), 0)
 
@@ -63,7 +63,7 @@ class Readable:
         return segments if isinstance(segments, list) else list(segments)
 
     def take_pieces(self, count: int) -> list[memoryview] | Pieces:
-        """As `take`; where there are many, views are only made if somebody looks at them. For the kernel: `iovec`."""
+        """As `take`; where there are many, views are only made on demand. For the kernel: `iovec`."""
         if count == self.length:  # mostly the data of a request, whole
             segments, self.segments, self.length = self.segments, [], 0
             return segments
@@ -97,7 +97,7 @@ class Writable:
         """Where `Chain.finish_request` stores the status, if that is not the last byte of the chain's last buffer."""
 
     def take(self, count: int) -> list[memoryview]:
-        """Remove ``count`` bytes from the front, as writable views: whoever takes them fills them.
+        """Remove ``count`` bytes from the front, as writable views, which the caller fills.
 
         Raises GuestError when there are fewer.
         """
@@ -105,7 +105,7 @@ class Writable:
         return segments if isinstance(segments, list) else list(segments)
 
     def take_pieces(self, count: int) -> list[memoryview] | Pieces:
-        """As `take`; where there are many, views are only made if somebody looks at them. For the kernel: `iovec`."""
+        """As `take`; where there are many, views are only made on demand. For the kernel: `iovec`."""
         if count == self.length:
             segments, self.segments, self.length = self.segments, [], 0
             return segments
@@ -321,7 +321,7 @@ class Chain:
     def is_unmapped(self) -> bool:
         """Whether the chain's memory is not mapped at the moment; nothing of it may be touched then.
 
-        False where other memory is mapped there since: that does not pass, and whoever touches the chain is told.
+        False where other memory is mapped there since: that does not pass, and an access to the chain raises.
         """
         if not self.stale:
             return False
@@ -351,7 +351,7 @@ class Chain:
     def drop_buffers(self) -> None:
         """The queue was reset: nothing is left to be read, and what is written goes nowhere.
 
-        No error: nobody is at fault when a device is in the middle of it, and it must go on with its other queues.
+        No error: a device may be in the middle of it without fault, and it must go on with its other queues.
         """
         length = self.room if self._writable is None else self._writable.length
         # A driver can name 4 GiB: it is the same page again and again.

@@ -33,7 +33,7 @@ class Ring(ABC):
         self.parts: list[memoryview] = []
         """As they were bound: guest memory, or local copies that the owner keeps up to date."""
         self.on_push: Callable[[], None] | None = None
-        """Called after every `Chain.complete`, so that whoever owns the ring can decide when to publish."""
+        """Called after every `Chain.complete`, so that the ring's owner can decide when to publish."""
         self.completed: list[int] = []
         """Head, bytes written, head, …: for `Chain.complete` to add to. One flat list, for one ``pack`` of it all."""
         self.again: list[int] = []
@@ -69,7 +69,7 @@ class Ring(ABC):
 
     def memory_changed(self) -> None:
         """The memory map is another one: chains in flight look again before they touch their buffers."""
-        # Behind a vIOMMU the map changes 512 times for one request of 1 MiB, and mostly nobody has looked in between.
+        # Behind a vIOMMU the map changes 512 times for one request of 1 MiB, mostly without a look in between.
         if not self._all_stale:
             self._all_stale = True
             for chain in self.in_flight.values():
@@ -119,7 +119,7 @@ class Ring(ABC):
 
     @abstractmethod
     def request_notification(self) -> bool:
-        """Ask for a notification of the next chain; True when one is there already, so that nobody must wait."""
+        """Ask for a notification of the next chain; True when one is there already, so that no wait is needed."""
 
     # ---- the used side -------------------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class Ring(ABC):
     def offer_again(self, chains: Iterable[Chain] | None = None) -> list[int]:
         """`retake` these chains of the ring, by default all that were not completed, before any other.
 
-        The old ones are of no use any more to whoever has them. Returns their heads.
+        The old ones are of no use any more. Returns their heads.
         """
         if chains is None:
             in_flight = self.in_flight
@@ -276,7 +276,7 @@ class Ring(ABC):
 
     @abstractmethod
     def _slots(self, chain: Chain) -> int:
-        """Descriptors of the ring that it takes; 0 where nobody needs to know."""
+        """Descriptors of the ring that it takes; 0 where that is not needed."""
 
     @abstractmethod
     def _put(self, chain: Chain) -> None:

@@ -1,6 +1,6 @@
 """Local copies of guest memory that can only be reached by messages, behind the same look-ups as mapped memory.
 
-Rings do not wait. Where one meets memory without a file descriptor the look-up raises NeedsMessages; whoever can wait
+Rings do not wait. Where one meets memory without a file descriptor, the look-up raises NeedsMessages; what can wait
 for the bytes gives them to `Shadow.supply` and runs the same code again, now with a copy at hand. What a device wrote
 (`Shadow.written`) is delivered before the used ring.
 """

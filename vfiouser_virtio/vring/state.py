@@ -10,7 +10,7 @@ class BufferState:
     head: int
     """The descriptor that it starts at; of a packed ring its buffer id."""
     slots: int
-    """Descriptors of a packed ring that it takes; 0 in a split one, where nobody needs to know."""
+    """Descriptors of a packed ring that it takes; 0 in a split one, where it is not needed."""
     readable: tuple[tuple[int, int], ...]
     """DMA address and length in bytes of each descriptor that the device may read, indirect tables resolved.
 

@@ -24,7 +24,7 @@ the rule is about) or *broke the server*: it closed the connection, stopped answ
 on if the server comes back; what cannot be run any more is *not run*. For what is marked *SHOULD*, or *advice* (no
 specification says it), a server that does otherwise gets a note, its verdict is *advice*, and it does not fail. The
 exit status is 0 if every verdict is *pass*, *advice* or *not applicable*, and 1 otherwise. A server that ends with its
-first client (`serve --once`) is refused. The exit status is 7 when there is nothing to check: nobody listens, the
+first client (`serve --once`) is refused. The exit status is 7 when there is nothing to check: no listener, the
 server is busy with another client, or it is no vfio-user server.
 
 Rings are exercised with a harmless request: 64 bytes of an entropy device, sector 0 of a disk, a line of text for a

@@ -58,7 +58,7 @@ async def run_checks(wire: Wire, checks: Iterable[Check]) -> AsyncIterator[Resul
         if died:
             seen = f"; before: {result.detail}" if result.detail else ""
             result = replace(
-                result, verdict=Verdict.BROKE, detail=f"the server has died: nobody listens any more{seen}"
+                result, verdict=Verdict.BROKE, detail=f"the server has died: its socket has no listener{seen}"
             )
         yield result
         if result.verdict not in GOOD and not await _comes_back(wire):

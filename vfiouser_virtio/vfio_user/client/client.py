@@ -242,8 +242,8 @@ async def connect(
 ) -> AsyncIterator[Client]:
     """A client of the server at ``target``: a path, or a connected socket, which is closed in the end.
 
-    It has negotiated its version, and mapped ``memory``, which stays the caller's. Raises ConnectError where nobody
-    listens, and whatever `Client.negotiate` and `Client.map_memory` raise. An exception of the block, or of an
+    It has negotiated its version, and mapped ``memory``, which stays the caller's. Raises ConnectError without a
+    listener, and whatever `Client.negotiate` and `Client.map_memory` raise. An exception of the block, or of an
     interrupt's handler, comes out as it is.
     """
     sock, path = await open_socket(target, options.timeout)

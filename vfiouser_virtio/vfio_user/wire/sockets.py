@@ -42,7 +42,7 @@ SPIN = 50e-6
 """Seconds that we look again and again first, if the client was faster than that the last time.
 
 To be woken on another processor takes 20 µs, twice what a spinning server needs for all of an access. It gives way to
-whoever wants the processor, the client for one; on a busy machine clients are not as fast, so it ends by itself.
+any process that wants the processor, the client for one; on a busy machine clients are slower, so it ends by itself.
 """
 
 
@@ -194,7 +194,7 @@ class Linger:
         ready: list[tuple[int, int]] = []
         if self._gap < SPIN:
             while not (ready := look(0)) and perf_counter() - begin < SPIN:
-                os.sched_yield()  # 0.3 µs where nobody wants the processor
+                os.sched_yield()  # 0.3 µs where no other process wants the processor
         ready = ready or look(LINGER_MS)
         self._gap = perf_counter() - begin if ready else math.inf
         return any(fd == self._fd for fd, _events in ready)
