@@ -1,4 +1,4 @@
-"""A generic PCI endpoint function that knows nothing of virtio: build any device on it (see `PciFunction`)."""
+"""Generic PCI endpoint function that knows nothing of virtio: build any device on it (see `PciFunction`)."""
 
 from vfiouser_virtio.pci.bars import Bar, BarKind, Bars
 from vfiouser_virtio.pci.capabilities import Capability, vendor_capability

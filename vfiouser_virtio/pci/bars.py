@@ -1,4 +1,4 @@
-"""PCI Local Bus 3.0 §6.2.5: base address registers, and who answers an access to the region behind one."""
+"""Base address registers (PCI Local Bus 3.0 §6.2.5), and what answers an access to the region behind one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""PCI Local Bus 3.0 §6.7: the capability list, and the generic capabilities that are put on it."""
+"""Capability list (PCI Local Bus 3.0 §6.7), and the generic capabilities that are put on it."""
 
 from dataclasses import dataclass
 from functools import cache

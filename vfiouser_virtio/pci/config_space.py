@@ -1,4 +1,4 @@
-"""PCI Local Bus 3.0 §6.1 and §6.2: configuration space as bytes with write masks.
+"""Configuration space as bytes with write masks (PCI Local Bus 3.0 §6.1 and §6.2).
 
 ::
 

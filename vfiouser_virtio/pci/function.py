@@ -1,4 +1,4 @@
-"""A PCI endpoint (PCI Local Bus 3.0 §6, PCIe 4.0 §7.5) behind the seam of ``vfiouser_virtio.vfio_device``."""
+"""PCI endpoint (PCI Local Bus 3.0 §6, PCIe 4.0 §7.5) behind the seam of ``vfiouser_virtio.vfio_device``."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""PCI Local Bus 3.0 §6.2: the type-0 header of an endpoint, and which of its bits a client may write."""
+"""Type-0 header of an endpoint (PCI Local Bus 3.0 §6.2), and which of its bits a client may write."""
 
 from typing import Any
 

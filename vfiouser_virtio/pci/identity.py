@@ -1,4 +1,4 @@
-"""PCI Local Bus 3.0 §6.2.1: who a function says it is."""
+"""Identity of a function (PCI Local Bus 3.0 §6.2.1): vendor, device, subsystem, class, revision."""
 
 from dataclasses import dataclass, fields
 

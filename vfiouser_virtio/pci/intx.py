@@ -1,4 +1,4 @@
-"""PCI Local Bus 3.0 §2.2.6 over vfio: a level-triggered interrupt on top of an eventfd, which has only edges.
+"""INTx over vfio (PCI Local Bus 3.0 §2.2.6): a level-triggered interrupt on an eventfd, which has only edges.
 
 ::
 

@@ -1,4 +1,4 @@
-"""vfio-user "VFIO_USER_DEVICE_SET_IRQS", and Linux' drivers/vfio/pci for what its text leaves open."""
+"""SET_IRQS of a PCI device ("VFIO_USER_DEVICE_SET_IRQS"); what its text leaves open is as in Linux' vfio-pci."""
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence

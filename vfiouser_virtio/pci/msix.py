@@ -1,4 +1,4 @@
-"""PCI Local Bus 3.0 §6.8.2: MSI-X vectors as eventfds, with the table and the pending bits in a BAR of their own.
+"""MSI-X vectors as eventfds (PCI Local Bus 3.0 §6.8.2), with the table and the pending bits in a BAR of their own.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The ERR and REQ interrupts of a vfio PCI device: one each, which takes an eventfd and is never raised by the device.
+"""ERR and REQ interrupts of a vfio PCI device: one each, which takes an eventfd and is never raised by the device.
 
 ERR reports an error that the guest cannot recover from (QEMU stops the VM), REQ asks for the device back.
 A device of ours has neither to say. Count 0 would be true as well, but QEMU prints a warning for it ("Could not enable

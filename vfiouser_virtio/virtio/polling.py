@@ -1,4 +1,4 @@
-"""Looking at a queue without being notified: nothing for the driver to send, nothing for us to wake up for.
+"""Adaptive busy polling of virtqueues: no notification for the driver to send, none for us to wake up for.
 
 ::
 

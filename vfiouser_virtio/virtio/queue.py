@@ -1,4 +1,4 @@
-"""A virtqueue as the author of a device uses it (virtio 1.4, 2.6): buffers of the driver by ``async for``.
+"""Virtqueue API for authors (virtio 1.4, 2.6): buffers of the driver by ``async for``.
 
 It is declared by `Device.add_queue`, or by `queue` in the body of a class. What is behind it, a `Virtqueue`, belongs to
 the `DeviceCore` that serves the device.

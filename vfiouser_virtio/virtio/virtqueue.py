@@ -1,4 +1,4 @@
-"""The device's side of one virtqueue: registers, ring, notifications, and what was used (virtio 1.4, 2.6).
+"""Virtqueue, device side (virtio 1.4, 2.6): registers, ring, notifications, and what was used.
 
 ::
 

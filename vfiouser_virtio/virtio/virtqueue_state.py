@@ -1,4 +1,4 @@
-"""The state of a virtqueue as plain data: what a snapshot has to keep of it beside guest memory."""
+"""State of a virtqueue as plain data: what a snapshot has to keep of it beside guest memory."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A descriptor chain as a device sees it: the buffers to read, the buffers to write, and no guest address in sight.
+"""Descriptor chain as a device sees it: the buffers to read, the buffers to write, and no guest address in sight.
 
 Who is at fault when a buffer is too short depends on what the device asks for. `read`, `take`, `take_last` and `parse`
 say what a request must have, so the driver is (GuestError). `write` and `complete` say what the device has done: it

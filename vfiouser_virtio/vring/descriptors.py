@@ -1,4 +1,4 @@
-"""From checked descriptors to a chain, for both kinds of ring (virtio 1.4, 2.7.5 and 2.8.5 to 2.8.7)."""
+"""Chains made of checked descriptors, for both kinds of ring (virtio 1.4, 2.7.5 and 2.8.5 to 2.8.7)."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol

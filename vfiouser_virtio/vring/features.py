@@ -1,4 +1,4 @@
-"""The negotiated features that change how a ring is used (virtio 1.4, 6)."""
+"""Negotiated features that change how a ring is used (virtio 1.4, 6)."""
 
 from dataclasses import dataclass
 from typing import Self

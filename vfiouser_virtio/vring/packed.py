@@ -1,4 +1,4 @@
-"""The packed virtqueue, device side (virtio 1.4, 2.8): synchronous and pure, every check before the first access.
+"""Packed virtqueue, device side (virtio 1.4, 2.8): synchronous and pure, every check before the first access.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What split and packed rings share: chains in flight, completions, and what a change of the memory map means."""
+"""Base class of split and packed rings: chains in flight, completions, and what a change of the memory map means."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable

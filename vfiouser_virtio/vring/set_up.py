@@ -1,4 +1,4 @@
-"""Setting a ring up: where its parts are in guest memory, and which class it is (virtio 1.4, 2.7 and 2.8)."""
+"""Set-up of a ring: where its parts are in guest memory, and which class it is (virtio 1.4, 2.7 and 2.8)."""
 
 from typing import NamedTuple
 

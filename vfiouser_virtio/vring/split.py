@@ -1,4 +1,4 @@
-"""The split virtqueue, device side (virtio 1.4, 2.7): synchronous and pure, every check before the first access.
+"""Split virtqueue, device side (virtio 1.4, 2.7): synchronous and pure, every check before the first access.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What a ring has to remember beside guest memory, as plain data: to save it, and to go on elsewhere."""
+"""State of a ring beside guest memory, as plain data: to save it, and to go on elsewhere."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Indirect tables in a hurry (virtio 1.4, 2.7.5.3 and 2.8.7): most chains of real drivers come as one.
+"""Fast path for indirect descriptor tables (virtio 1.4, 2.7.5.3 and 2.8.7): most chains of drivers come as one.
 
 What `descriptors` and the rings do entry by entry, with every check, happens here for whole tables at once, where
 nothing is out of the ordinary: table and buffers in the region of guest memory that was used last, no buffer without
