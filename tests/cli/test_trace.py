@@ -64,6 +64,51 @@ async def test_lines_for_people(how: How, tmp_path: Path) -> None:
     assert re.match(r"\S+ rng0#2 → VERSION 0.0 ", [line for line in lines if "→ VERSION" in line][1])
 
 
+async def negotiate(served: ServeProcess) -> None:
+    """A driver takes SEG_MAX and BLK_SIZE of a disk, and VERSION_1."""
+    with client_of(served.sockets[0]) as client:
+        await client.version()
+
+        async def write(offset: int, value: int) -> None:
+            await client.call(Command.REGION_WRITE, struct.pack("<QIII", offset, 4, 4, value))
+
+        for word in range(2):
+            await write(0x0, word)
+            await client.call(Command.REGION_READ, struct.pack("<QII", 0x4, 4, 4))
+        for word, bits in enumerate((0x44, 0x1)):
+            await write(0x8, word)
+            await write(0xC, bits)
+        await client.call(Command.REGION_WRITE, struct.pack("<QIIB", 0x14, 4, 1, 0))
+        await client.call(Command.REGION_READ, struct.pack("<QII", 0xC, 4, 4))
+
+
+async def test_features_are_named(how: How, tmp_path: Path) -> None:
+    """Those of the device's type, and the reserved ones, whichever 32 of them were selected; a reset selects 0."""
+    async with serve_process(*how, "--device", "blk,size=1M,id=disk", "--trace=t.txt", folder=tmp_path) as served:
+        await negotiate(served)
+        assert await served.terminate() == 0
+    lines = (tmp_path / "t.txt").read_text().splitlines()
+    said = [line.partition(" disk#1 ")[2] for line in lines if line.endswith(")") and "_feature =" in line]
+    assert said[0].startswith("← REGION_READ BAR4+0x4 device_feature = 0x")
+    assert "(SEG_MAX, BLK_SIZE, FLUSH, " in said[0]
+    assert "VERSION_1" not in said[0]
+    assert "(VERSION_1, " in said[1]
+    assert said[2:] == [
+        "→ REGION_WRITE BAR4+0xc driver_feature = 0x00000044 (SEG_MAX, BLK_SIZE)",
+        "→ REGION_WRITE BAR4+0xc driver_feature = 0x00000001 (VERSION_1)",
+        "← REGION_READ BAR4+0xc driver_feature = 0x00000000 (none)",
+    ]
+
+
+async def test_features_are_named_for_programs(tmp_path: Path) -> None:
+    async with serve_process("--device", "blk,size=1M", "--trace=t.jsonl", folder=tmp_path) as served:
+        await negotiate(served)
+        assert await served.terminate() == 0
+    objects = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    taken = [each["features"] for each in objects if each.get("register") == "driver_feature" and "features" in each]
+    assert taken == ["SEG_MAX, BLK_SIZE", "VERSION_1", "none"]
+
+
 async def test_json_for_programs(how: How, tmp_path: Path) -> None:
     async with serve_process(*how, "--device", "rng", "--trace", "t.jsonl", folder=tmp_path) as served:
         await talk(served)

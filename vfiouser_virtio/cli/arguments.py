@@ -175,7 +175,7 @@ def serving_of(
         if arguments.engine == "libvfio-user":  # before a file is made
             raise ConfigError("--trace: libvfio-user does not show its messages; use --engine vfio-user")
         as_json = wants_json(arguments.trace, arguments.trace_format)
-        options["open_trace"] = TraceLog(arguments.trace, as_json=as_json, limit=arguments.trace_limit).open
+        options["open_trace"] = TraceLog(arguments.trace, as_json=as_json, limit=arguments.trace_limit)
     if getattr(arguments, "processes", False):
         from vfiouser_virtio.serving.processes import serve_in_processes
 

@@ -34,7 +34,7 @@ from vfiouser_virtio.serving.child_process import ChildProcess, Line
 from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.serving.device_specs import DeviceSpec
 from vfiouser_virtio.serving.errors import ProcessError, StuckError
-from vfiouser_virtio.serving.serve import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on
+from vfiouser_virtio.serving.serve import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on, tell_types
 from vfiouser_virtio.serving.signals import EndVerdict, run_until_signal, signals_blocked
 from vfiouser_virtio.serving.terminal import complain, flush
 from vfiouser_virtio.transports.identity import Style
@@ -65,6 +65,7 @@ def serve_in_processes(
     """
     wanted = parsed(devices)
     _refuse_shared_terminal(wanted)
+    tell_types(wanted, open_trace)
     chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
     children: list[ChildProcess] = []
     died: list[str] = []

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -132,6 +133,7 @@ async def serve(
                 raise ConfigError("serve: path is the socket of a single device; use places for several")
             places = [os.fspath(path)]
         wanted = parsed(devices)
+        tell_types(wanted, open_trace)
         chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
         listeners = listen(wanted, places, chosen, stack)
         if abandoned is not None:
@@ -165,6 +167,20 @@ async def serving_on(
 def parsed(devices: Iterable[str | DeviceSpec | Device | VirtioPci]) -> list[DeviceSetup]:
     """The devices with all of their options known and converted. Raises ConfigError."""
     return setups(parse_device(device) if isinstance(device, str) else device for device in devices)
+
+
+@runtime_checkable
+class _KnowsTypes(Protocol):
+    """A trace that names the feature bits of devices: `trace.TraceLog`."""
+
+    def know(self, device: str, feature_bits: type[IntEnum] | None) -> None: ...
+
+
+def tell_types(wanted: Iterable[DeviceSetup], open_trace: object) -> None:
+    """Tell the trace, if it cares, what the feature bits of each device are called."""
+    if isinstance(open_trace, _KnowsTypes):
+        for setup in wanted:
+            open_trace.know(setup.name, setup.device_class.feature_bits)
 
 
 def endpoint_of(setup: DeviceSetup, listener: Socket, host_side: str = "") -> Endpoint:

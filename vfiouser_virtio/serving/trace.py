@@ -5,6 +5,7 @@
     11:04:27.184210 blk0#1 → REGION_WRITE (no reply) BAR4+0x14 device_status = 0x0f
     11:04:27.184301 blk0#1 → REGION_READ BAR4+0x14 device_status 1 bytes
     11:04:27.184344 blk0#1 ← REGION_READ BAR4+0x14 device_status = 0x0f
+    11:04:27.184391 blk0#1 → REGION_WRITE BAR4+0xc driver_feature = 0x00000044 (SEG_MAX, BLK_SIZE)
              the device ┘  └ its first connection
 
     {"time": 1764327867.18421, "monotonic": 5201.06, "device": "blk0", "connection": 1, "direction": "to-device",
@@ -20,11 +21,13 @@ import stat
 import sys
 import time
 from datetime import datetime
+from enum import IntEnum
 from pathlib import Path
 
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.protocols.vfio_user import Direction
 from vfiouser_virtio.serving.decode import decode, decode_fields
+from vfiouser_virtio.serving.feature_words import FeatureWords
 from vfiouser_virtio.serving.line_writer import LineWriter
 from vfiouser_virtio.serving.terminal import at_end
 from vfiouser_virtio.vfio_user import Message, Trace
@@ -35,7 +38,7 @@ _DIRECTIONS = {Direction.CLIENT_TO_SERVER: ("→", "to-device"), Direction.SERVE
 
 
 class TraceLog:
-    """Trace of a whole server. `open` is a `vfio_user.OpenTrace`."""
+    """Trace of a whole server. It is a `vfio_user.OpenTrace`."""
 
     def __init__(self, file: str, *, as_json: bool, limit: int) -> None:
         """``file`` empty is stderr. After ``limit`` bytes there is a last line. Raises ConfigError."""
@@ -43,6 +46,7 @@ class TraceLog:
         self._left = limit
         self._limit = limit
         self._connections: dict[str, int] = {}
+        self._feature_bits: dict[str, type[IntEnum] | None] = {}
         if not file:
             self._write = sys.stderr.write
             return
@@ -51,20 +55,30 @@ class TraceLog:
         self._write = writer.write
         at_end(writer)
 
-    def open(self, device: str) -> Trace:
+    def know(self, device: str, feature_bits: type[IntEnum] | None) -> None:
+        """The feature bits of this device's type have these names."""
+        self._feature_bits[device] = feature_bits
+
+    def __call__(self, device: str) -> Trace:
         """The trace of one connection to a device."""
         connection = self._connections[device] = self._connections.get(device, 0) + 1
+        words_of = FeatureWords(self._feature_bits.get(device))
 
         def trace(direction: Direction, message: Message) -> None:
             arrow, words = _DIRECTIONS[direction]
             now = time.time()
+            features = words_of.names(message)
             if self._json:
                 said: dict[str, object] = {"time": round(now, 6), "monotonic": round(time.monotonic(), 6)}
                 said |= {"device": device, "connection": connection, "direction": words}
-                self._put(json.dumps(said | decode_fields(message)))
+                said |= decode_fields(message)
+                if features:
+                    said["features"] = "; ".join(features)
+                self._put(json.dumps(said))
             else:
                 at = datetime.fromtimestamp(now).strftime("%H:%M:%S.%f")
-                self._put(f"{at} {device}#{connection} {arrow} {decode(message)}")
+                named = f" ({'; '.join(features)})" if features else ""
+                self._put(f"{at} {device}#{connection} {arrow} {decode(message)}{named}")
 
         return trace
 
