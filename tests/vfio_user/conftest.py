@@ -27,6 +27,13 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
 
 
 @pytest.fixture
+def qemu_listener(nursery: trio.Nursery, device: EchoDevice, listener: Listener) -> Listener:
+    """A listening socket with a server behind it."""
+    nursery.start_soon(Server(device).serve, listener)
+    return listener
+
+
+@pytest.fixture
 def connect(listener: Listener) -> Iterator[Callable[[], RawClient]]:
     """Connect a new client; all are closed at the end."""
     clients: list[RawClient] = []
