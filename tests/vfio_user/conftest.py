@@ -10,7 +10,8 @@ import trio
 from support.echo_device import EchoDevice
 
 from vfiouser_virtio.testing.raw.client import RawClient
-from vfiouser_virtio.vfio_user import Listener, Server, listen_path
+from vfiouser_virtio.vfio_user import Client, Listener, Server, listen_path
+from vfiouser_virtio.vfio_user import connect as connect_to
 
 
 @pytest.fixture
@@ -65,3 +66,17 @@ async def client(
 def open_fds() -> Callable[[], int]:
     """How many file descriptors this process has."""
     return lambda: len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def server(nursery: trio.Nursery, device: EchoDevice, listener: Listener) -> str:
+    """The path of a server that runs, and does REGION_WRITE_MULTI."""
+    nursery.start_soon(Server(device, write_multiple=True).serve, listener)
+    return listener.name
+
+
+@pytest.fixture
+async def echo(server: str) -> AsyncIterator[Client]:
+    """A client with the default options."""
+    async with connect_to(server) as client:
+        yield client
