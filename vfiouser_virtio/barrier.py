@@ -1,4 +1,4 @@
-"""The full memory barrier that event suppression needs (virtio 1.4, 2.7.7 and 2.7.10), from pure Python.
+"""Full memory barrier that event suppression needs (virtio 1.4, 2.7.7 and 2.7.10), from pure Python.
 
 Publishing ``avail_event`` and then reading ``avail.idx`` again is a store followed by a load of another address: the
 one order that x86 does not keep by itself. A C program would use a fence, and so do we where the compiler's support

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-PATIENCE_S = 0.5
+TIMEOUT_S = 0.5
 
 
 def briefly(call: Callable[[], object]) -> None:
@@ -18,7 +18,7 @@ def briefly(call: Callable[[], object]) -> None:
     except RuntimeError:  # no thread can be started any more: Python is about to end
         _ignoring_errors(call)
     else:
-        thread.join(PATIENCE_S)
+        thread.join(TIMEOUT_S)
 
 
 def _ignoring_errors(call: Callable[[], object]) -> None:

@@ -41,6 +41,11 @@ class DmaRegion:
         """The memfd behind it, or None; stays the region's own."""
         self._free = [(0, self.size)]  # (offset, size), in order, never adjacent
 
+    @property
+    def unallocated(self) -> int:
+        """Bytes that `alloc` could still give, in all pieces."""
+        return sum(size for _, size in self._free)
+
     def at(self, address: int, size: int) -> memoryview:
         """``size`` bytes at a DMA address. Raises IndexError outside of the region: a slice would get shorter."""
         start = address - self.address

@@ -1,4 +1,4 @@
-"""Who is using guest memory now, and what waits for them: DMA_UNMAP, a reset, a client that has left."""
+"""Pins of guest memory in use, and what waits for them: DMA_UNMAP, a reset, a client that has left."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Many pieces of one view, such as the pages of a request of 1 MiB, and what readv(2) and its like take.
+"""Pieces of one view, such as the pages of a request of 1 MiB, and the iovec that readv(2) and its like take.
 
 A view of each costs 0.2 µs to make, and as much again when the kernel is to use it: half of what a request of 254 pages
 costs. Those that only hand them on to the kernel, as a disk does, need no views.

@@ -112,7 +112,7 @@ def test_a_disk_that_fills_while_fetching(tmp_path: Path, room: str, lists: str,
     folder = tmp_path / "bin"
     folder.mkdir()
     apt = (
-        APT_GET.replace("CODENAME", debian._codename() or "stable")
+        APT_GET.replace("CODENAME", debian.codename() or "stable")
         .replace("PACKAGE", str(package))
         .replace("LISTS", lists)
     )

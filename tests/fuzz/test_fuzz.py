@@ -122,8 +122,8 @@ def _case(memory: Memory = "shared", *, packed: bool = False) -> Case:
 def test_the_oracle_sees(
     device: type[Broken], kind: str, memory: Memory, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "SERVER_PATIENCE", 0.5)  # what is leaked for good need not be waited for
-    monkeypatch.setattr(perform, "BUFFER_PATIENCE", 0.5)
+    monkeypatch.setattr(bench, "SERVER_TIMEOUT", 0.5)  # what is leaked for good need not be waited for
+    monkeypatch.setattr(perform, "BUFFER_TIMEOUT", 0.5)
     found = run_case(_case(memory, packed=packed), FuzzTarget(device, _works))
     assert found is not None
     assert found.kind == kind, found

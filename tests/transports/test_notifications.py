@@ -34,7 +34,7 @@ async def offer_one(device: VirtioDevice, vq: DriverVirtqueue) -> None:
     """A buffer that the device can take; nobody has told it yet."""
     buffer = device.memory.alloc(64)
     vq.add_buf([(buffer.address, 64)], 0, 1, None)
-    vq._notify = lambda: None
+    vq.notify = lambda: None
     vq.kick()
 
 

@@ -251,8 +251,8 @@ async def test_what_is_under_way_is_not_polled_for_in_vain(depth: int, monkeypat
         assert subject.should_spin()
         await subject.spin(news, lambda: outstanding)
     assert sleeps.of
-    assert set(sleeps.of) == {polling.PATIENCE}
-    assert looks < 0.1 / polling.PATIENCE * 2  # without the sleep a look takes some µs
+    assert set(sleeps.of) == {polling.NAP}
+    assert looks < 0.1 / polling.NAP * 2  # without the sleep a look takes some µs
 
 
 @pytest.mark.usefixtures("clock")

@@ -72,7 +72,7 @@ def test_mirror_that_does_not_answer_is_one_line_and_leaves_no_folder(
     keyring = tmp_path / "keyring.gpg"
     keyring.touch()
     monkeypatch.setattr(debian, "KEYRING", keyring)
-    printing = f"cat <<'EOF'\n'http://deb.example/debian/dists/{debian._codename() or 'stable'}/InRelease' x 0\nEOF"
+    printing = f"cat <<'EOF'\n'http://deb.example/debian/dists/{debian.codename() or 'stable'}/InRelease' x 0\nEOF"
     script(
         fake_path / "apt-get",
         f'PATH=/usr/bin:/bin\ncase "$*" in\n*print-uris*)\n{printing}\nexit 0;;\nesac\n'

@@ -111,9 +111,9 @@ def driver_kicks_only_at_the_first_of_a_batch(patch: Patch) -> None:
     def kick(original: Any, self: SplitVirtqueue) -> bool:
         if self._added_idx - self._avail[1] in (0, 1):
             return bool(original(self))
-        notify, self._notify = self._notify, lambda: None
+        notify, self.notify = self.notify, lambda: None
         result = bool(original(self))
-        self._notify = notify
+        self.notify = notify
         return result
 
     wrap(patch, SplitVirtqueue, "kick", kick)

@@ -1,4 +1,4 @@
-"""A pipe before a file whose file system may hang: the thread behind it does, and nothing else.
+"""Pipe before a file whose file system may hang: the thread behind it does, and nothing else.
 
 A regular file knows no O_NONBLOCK. What is written waits in the pipe (64 KiB), then holds its writer up; of what is
 read, as much is read ahead.

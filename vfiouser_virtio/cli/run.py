@@ -120,8 +120,8 @@ def execute(arguments: argparse.Namespace) -> int:
     verdict = EndVerdict()
     with serving_of(specs, arguments, abandoned) as made:
         work = partial(_run, arguments, made, verdict, own_guest=own_guest)
-        patience = KINDNESS_S + GIVE_UP_S
-        outcome = trio.run(partial(run_until_signal, work, abandoned, give_up_after=patience, verdict=verdict))
+        give_up_after = KINDNESS_S + GIVE_UP_S
+        outcome = trio.run(partial(run_until_signal, work, abandoned, give_up_after=give_up_after, verdict=verdict))
     return 128 + outcome if isinstance(outcome, signal.Signals) else outcome
 
 

@@ -112,7 +112,7 @@ class PackedVirtqueue(DriverVirtqueue):
         else:
             notify = wanted != _DISABLE
         if notify:
-            self._notify()
+            self.notify()
         return notify
 
     @property

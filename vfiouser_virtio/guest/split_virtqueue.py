@@ -79,7 +79,7 @@ class SplitVirtqueue(DriverVirtqueue):
         else:
             wanted = not self._used[_FLAGS] & _NO_NOTIFY
         if wanted:
-            self._notify()
+            self.notify()
         return wanted
 
     @property

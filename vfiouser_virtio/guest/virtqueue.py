@@ -90,7 +90,8 @@ class DriverVirtqueue(ABC):
         self.stopped = False
         """Whether `kick` does nothing for now: the device is suspended. To be kicked afterwards."""
         self.broken: DeviceBroken | None = None
-        self._notify = notify
+        self.notify = notify
+        """Sends the available buffer notification."""
         self._parts = tuple(memory.alloc(length, align) for length, align in self.parts(size))
         self.desc, self.driver, self.device = (part.address for part in self._parts)
         self._views: list[memoryview] = []

@@ -1,4 +1,4 @@
-"""Virtio devices and what they are made of: queues, configuration, the bus. Nothing here knows what carries them."""
+"""Virtio device model: devices, queues, configuration, the bus. Nothing here knows the transport."""
 
 from vfiouser_virtio.errors import ConfigError, DeviceError, GuestError, Unmapped
 from vfiouser_virtio.pieces import copy_into

@@ -51,7 +51,7 @@ _REST = 20
 # is forgotten after a few requests, but requests in pairs do not make us poll in vain after each.
 _WEIGHT = 4
 _LONGEST = 3
-PATIENCE = 1e-3
+NAP = 1e-3
 """How long one task sleeps at a time while the driver has nothing to send before something comes back."""
 # Of the shortest gap of late so much is slept away before the first look, if that is worth it.
 _NAP, _SHORTEST_NAP = 0.5, 30e-6
@@ -123,7 +123,7 @@ class Polling:
                     os.sched_yield()
                 elif (waiting := outstanding()) and waiting >= round(self._depth):
                     # What the driver could send comes after an answer of ours, which is input for another task.
-                    owed = 2 if others.wait(PATIENCE) else 0
+                    owed = 2 if others.wait(NAP) else 0
                     before = perf_counter()
                 elif (nap := nap_end - now) > _SHORTEST_NAP:
                     await trio.lowlevel.checkpoint()  # for what was woken with this task

@@ -279,13 +279,13 @@ def _tell_percent(status: Iterable[str], doing: str) -> None:
 def _find_mirrors() -> list[str]:
     """The mirrors to try. Raises ConfigError when apt's configuration has none for the running release."""
     printed = run(["apt-get", "--print-uris", "update"], "reading apt's configuration")
-    mirrors = mirror_candidates(printed, _codename())
+    mirrors = mirror_candidates(printed, codename())
     if not mirrors:
         raise ConfigError("apt's configuration names no Debian mirror: install QEMU 10.1 or newer in PATH")
     return mirrors
 
 
-def _codename(os_release: Path = Path("/etc/os-release")) -> str:
+def codename(os_release: Path = Path("/etc/os-release")) -> str:
     """VERSION_CODENAME of os-release, empty without one."""
     with contextlib.suppress(FileNotFoundError):
         match = re.search(r'^VERSION_CODENAME="?([^"\n]*)', os_release.read_text(), re.MULTILINE)

@@ -24,7 +24,7 @@ def drive(request: pytest.FixtureRequest) -> Drive:
                 bound(transport, feature_mask=feature_mask) as driven,
             ):
                 yield driven
-            free = sum(size for _, size in transport.memory._free)
+            free = transport.memory.unallocated
             assert free == transport.memory.size, "the driver has kept some of its memory"
 
     return drive

@@ -123,7 +123,7 @@ async def test_every_queue_is_used(drive: Drive) -> None:
             notify(index)
 
         for vq in device.virtqueues.values():
-            vq._notify = partial(spy, vq.index)
+            vq.notify = partial(spy, vq.index)
         for sector in range(6):
             await device.driver_data.read(sector, 1)
         assert len(device.virtqueues) == 3

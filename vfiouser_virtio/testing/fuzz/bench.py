@@ -31,7 +31,7 @@ STANDSTILL = 60
 
 Not so the waits for a file's flushes: with a host's disk that others keep busy they added up to more than 20.
 """
-SERVER_PATIENCE = 6.0
+SERVER_TIMEOUT = 6.0
 """Seconds until the server must have let go of a client: twice as long as it may wait for a device."""
 MANY = 1 << 30
 
@@ -148,7 +148,7 @@ async def _perform(performer: Performer, client: FuzzClient, case: Case, steps: 
 
 async def _farewell(client: FuzzClient, log: LogWatch, *, good: bool) -> None:
     if client.doomed:
-        with trio.move_on_after(SERVER_PATIENCE):
+        with trio.move_on_after(SERVER_TIMEOUT):
             await client.closed.wait()
         if not client.closed.is_set():
             raise Found("hang", "the server does not hang up on a client that broke the protocol", "doomed")
@@ -160,7 +160,7 @@ async def _farewell(client: FuzzClient, log: LogWatch, *, good: bool) -> None:
 
 async def _gone(before: Resources, what: str) -> None:
     """The server has let go of the client and of everything that it brought."""
-    with trio.move_on_after(SERVER_PATIENCE):
+    with trio.move_on_after(SERVER_TIMEOUT):
         while before.grown():  # noqa: ASYNC110 - nothing tells when the last descriptor is closed
             await trio.sleep(0.002)
     before.check(what)

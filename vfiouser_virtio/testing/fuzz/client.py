@@ -27,7 +27,7 @@ from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import SIZE, FuzzRam
 from vfiouser_virtio.testing.raw.client import HEADER_SIZE, MAX_MESSAGE_SIZE, RawClient, RawMessage, raw_message
 
-PATIENCE = 6.0
+TIMEOUT = 6.0
 """Seconds that a reply may take: a held one takes up to two, and QEMU gives up after five."""
 
 ANSWERS = ("ok", "error", "short", "long", "empty", "wrong_id", "wrong_command", "twice", "lie", "late", "never")
@@ -152,19 +152,19 @@ class FuzzClient:
         """The reply to what was sent; None where none is due any more. Raises Found where it does not come."""
         if asked is None:
             return None
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(TIMEOUT):
             await asked.done.wait()
             return asked.reply
-        raise Found("hang", f"no reply to {_name(asked.command)} within {PATIENCE} s", _name(asked.command))
+        raise Found("hang", f"no reply to {_name(asked.command)} within {TIMEOUT} s", _name(asked.command))
 
     async def _send(self, sock: RawClient, data: bytes, fds: Sequence[int] = (), cuts: Sequence[int] = ()) -> None:
         if self.closed.is_set():
             return
         try:
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(TIMEOUT):
                 await sock.send(data, fds, cuts)
         except trio.TooSlowError:
-            raise Found("hang", f"the server has not read its socket for {PATIENCE} s", "socket") from None
+            raise Found("hang", f"the server has not read its socket for {TIMEOUT} s", "socket") from None
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
                 raise

@@ -34,11 +34,11 @@ from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE, RawRing, RingFullE
 from vfiouser_virtio.testing.raw.split import RawSplitRing
 from vfiouser_virtio.transports.pci import COMMON, NOTIFY, NOTIFY_MULTIPLIER, VIRTIO_BAR
 
-RESET_PATIENCE = 20.0
+RESET_TIMEOUT = 20.0
 """Seconds until the status must read 0 after a 0 was written."""
-SUSPEND_PATIENCE = 20.0
+SUSPEND_TIMEOUT = 20.0
 """Seconds for SUSPEND: the device may wait 5 s for what is under way."""
-BUFFER_PATIENCE = 20.0
+BUFFER_TIMEOUT = 20.0
 """Seconds that a device may keep a buffer that it has no reason to keep; far more than it needs on a busy machine."""
 
 _COMMAND_AT, _ = offsets(TYPE0_HEADER)["command"]
@@ -130,14 +130,14 @@ class FuzzDriver:
         """Write 0 to the status and wait until it is 0. Raises Found where that does not come."""
         await self._sync()
         self.set_common("device_status", 0)
-        with trio.move_on_after(RESET_PATIENCE):
+        with trio.move_on_after(RESET_TIMEOUT):
             while not self.client.closed.is_set():
                 if await self.common("device_status") == 0:
                     break
                 await trio.sleep(0.001)
             self.rings = []
             return
-        raise Found("broken", f"status is not 0 {RESET_PATIENCE} s after a reset", "reset")
+        raise Found("broken", f"status is not 0 {RESET_TIMEOUT} s after a reset", "reset")
 
     async def bring_up(self, *, size: int = 16, features: int = (1 << 128) - 1) -> None:
         """From any state to DRIVER_OK, with rings of ``size`` entries, or as many as the device takes."""
@@ -179,7 +179,7 @@ class FuzzDriver:
             await self._wait_suspended(wanted)
 
     async def _wait_suspended(self, wanted: DeviceStatus) -> None:
-        with trio.move_on_after(SUSPEND_PATIENCE):
+        with trio.move_on_after(SUSPEND_TIMEOUT):
             while not self.client.closed.is_set():
                 status = await self.common("device_status")
                 if (
@@ -189,7 +189,7 @@ class FuzzDriver:
                     return
                 await trio.lowlevel.checkpoint()
             return
-        raise Found("hang", f"of SUSPEND and DRIVER_OK not just {wanted.name} within {SUSPEND_PATIENCE} s", "suspend")
+        raise Found("hang", f"of SUSPEND and DRIVER_OK not just {wanted.name} within {SUSPEND_TIMEOUT} s", "suspend")
 
     async def _sync(self) -> None:
         """What was posted has been done, and the oracle knows the rings."""
@@ -263,7 +263,7 @@ class FuzzDriver:
 
     async def wait_used(self, ring: RawRing, head: int) -> int | None:
         """The used length of a chain; None if the device needs a reset or the server hung up. Raises Found: a hang."""
-        with trio.move_on_after(BUFFER_PATIENCE):
+        with trio.move_on_after(BUFFER_TIMEOUT):
             while True:
                 used = self.collect(ring)
                 if head in used:
@@ -271,7 +271,7 @@ class FuzzDriver:
                 if self.client.closed.is_set() or await self.common("device_status") & DeviceStatus.NEEDS_RESET:
                     return None
                 await trio.lowlevel.checkpoint()
-        raise Found("hang", f"queue {ring.index}: a buffer does not come back within {BUFFER_PATIENCE} s", "buffer")
+        raise Found("hang", f"queue {ring.index}: a buffer does not come back within {BUFFER_TIMEOUT} s", "buffer")
 
     async def request(self, queue: int, readable: Sequence[bytes], writable: Sequence[int]) -> tuple[int, bytes]:
         """One request that must succeed: its used length and what was written. Raises Found: broken."""

@@ -13,7 +13,7 @@ from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
 from vfiouser_virtio.testing.fuzz import fd_kinds
 from vfiouser_virtio.testing.fuzz.case import Case, Memory, Step
 from vfiouser_virtio.testing.fuzz.client import FuzzClient, hello
-from vfiouser_virtio.testing.fuzz.driver import BUFFER_PATIENCE, FuzzDriver
+from vfiouser_virtio.testing.fuzz.driver import BUFFER_TIMEOUT, FuzzDriver
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import PIECES, FuzzRam
 from vfiouser_virtio.testing.fuzz.targets import FuzzTarget
@@ -167,7 +167,7 @@ class Performer:
         for ring in self.driver.rings:
             if ring.pending:
                 await self.driver.kick(ring.index)
-        with trio.move_on_after(BUFFER_PATIENCE):
+        with trio.move_on_after(BUFFER_TIMEOUT):
             while self._owed():
                 status = await self.driver.common("device_status")
                 if status & DeviceStatus.NEEDS_RESET or self.client.closed.is_set():
@@ -176,7 +176,7 @@ class Performer:
         owed = self._owed()
         broken = owed and await self.driver.common("device_status") & DeviceStatus.NEEDS_RESET
         if owed and not broken and not self.client.closed.is_set():
-            raise Found("hang", f"{owed} does not come back within {BUFFER_PATIENCE} s", "buffer")
+            raise Found("hang", f"{owed} does not come back within {BUFFER_TIMEOUT} s", "buffer")
         self.bounds.check()
 
     def _owed(self) -> str:
