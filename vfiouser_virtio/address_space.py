@@ -132,7 +132,7 @@ def max_map_count() -> int:
 
 
 class MappingShare:
-    """The mappings that one device's memory takes."""
+    """Mappings that one device's memory takes."""
 
     def __init__(self, budget: "MappingBudget") -> None:
         self._budget = budget
@@ -168,7 +168,7 @@ class MappingShare:
 
 
 class MappingBudget:
-    """What all devices of a process may map, together ``total`` mappings.
+    """Budget of memory mappings for all devices of a process, together ``total``.
 
     Half of it is guaranteed, in equal parts, to each of them. The other half is first come, first served: a device
     behind a vIOMMU has a mapping for each page that is in use, its idle neighbours a dozen.
@@ -254,7 +254,7 @@ _ALIGNMENT = 2 << 20
 
 @dataclass(slots=True, eq=False)
 class Region:
-    """One DMA mapping. ``window`` is None where it is not mapped: it is reached by ``file``, or by messages."""
+    """DMA mapping. ``window`` is None where it is not mapped: it is reached by ``file``, or by messages."""
 
     address: int
     end: int
@@ -284,7 +284,7 @@ class Region:
 
 
 class Places:
-    """The windows of one client's memory. ``window`` is the one in which byte n is DMA address n, once it is needed."""
+    """Windows of one client's memory. ``window`` is the one in which byte n is DMA address n, once it is needed."""
 
     def __init__(self) -> None:
         self.window: Window | None = None

@@ -70,7 +70,7 @@ class Span:
 
 
 class RegionMap:
-    """The regions of one client, by address."""
+    """Regions of one client, by address."""
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
@@ -194,7 +194,7 @@ class RegionMap:
 
 
 class Removal:
-    """The regions, in order of their addresses; with ``whole``, these are all, and their windows go with them."""
+    """Regions to unmap, in order of their addresses; with ``whole``, all there are, and their windows go with them."""
 
     def __init__(self, places: Places, regions: list[Region], *, whole: bool = False) -> None:
         self.regions = regions

@@ -40,7 +40,7 @@ _NOTHING = Span(0, 0, False, False, None, 0)
 
 
 class NeedsMessages(Exception):
-    """The range has no file descriptor behind it: the caller must go through `GuestMemory.read` or `write`."""
+    """Range without a file descriptor: the caller must go through `GuestMemory.read` or `write`."""
 
     def __init__(self, address: int, length: int) -> None:
         super().__init__(f"{address:#x}+{length:#x}")

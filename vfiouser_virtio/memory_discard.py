@@ -27,7 +27,7 @@ MAX_PARTIAL = 4096
 
 
 class Discarded(NamedTuple):
-    """What has become of the ranges, in bytes."""
+    """Bytes that were handed back, and that could not be."""
 
     handed_back: int = 0
     unmapped: int = 0
@@ -41,7 +41,7 @@ class Discarded(NamedTuple):
 
 
 class Discards:
-    """What one device hands back of its client's memory."""
+    """Memory of its client that one device hands back to the host."""
 
     def __init__(self, regions: RegionMap, log: DeviceLog) -> None:
         self._regions = regions

@@ -29,7 +29,7 @@ class Pin:
 
 
 class MemoryPins:
-    """The pins of one device's memory."""
+    """Pins of one device's memory."""
 
     def __init__(self) -> None:
         self._pins: set[Pin] = set()

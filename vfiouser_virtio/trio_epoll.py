@@ -35,7 +35,7 @@ def trio_epoll(fd: int) -> int | None:
 
 
 class TrioInput:
-    """What trio has for any task, to be asked for by the one that runs. ``fd`` is trio's epoll instance."""
+    """Input for any task of trio, to be asked for by the one that runs. ``fd`` is trio's epoll instance."""
 
     def __init__(self, fd: int) -> None:
         self._poll = select.poll()

@@ -22,7 +22,7 @@ SHARE = 0.0001
 
 
 class Turns:
-    """The shares of one run of trio. Each busy task compares the time with the end that it was given here last.
+    """Shares of one run of trio. Each busy task compares the time with the end that it was given here last.
 
     That a round of the loop has ended is seen by who comes a second time: to be told of each, as an instrument of trio
     is, would cost 2 µs for each, and so every request. Until one does, those that come get a `SHARE`.

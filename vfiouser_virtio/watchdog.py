@@ -190,7 +190,7 @@ def give_turn(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a thread is that runs a device."""
+    """Position of a thread that runs a device."""
 
     device: str
     """The name of the device; empty where it cannot be known."""

@@ -59,7 +59,7 @@ class RequestType(IntEnum):
 
 
 class BlkStatus(IntEnum):
-    """The last byte of a request's writable part (5.2.6): ``VIRTIO_BLK_S_*``."""
+    """Status: the last byte of a request's writable part (5.2.6): ``VIRTIO_BLK_S_*``."""
 
     OK = 0
     IOERR = 1

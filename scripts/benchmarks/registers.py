@@ -23,7 +23,7 @@ _LIBVFIO_USER = "libvfio-user"
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A server and a client of it."""
+    """Server and a client of it."""
 
     client: RegisterClient
     server_pid: int

@@ -14,7 +14,7 @@ _BASE_ADDRESS_0, _ = offsets(TYPE0_HEADER)["base_address"]
 
 
 class BarKind(Enum):
-    """The address space of a BAR and the width of its register."""
+    """Address space of a BAR and the width of its register."""
 
     MEM32 = "32-bit memory"
     MEM64 = "64-bit memory"
@@ -28,7 +28,7 @@ _TYPE_BITS = {BarKind.MEM32: 0, BarKind.MEM64: BaseAddress.MEM_TYPE_64, BarKind.
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One region of ``size`` bytes and its handlers, which see only accesses that lie within it.
+    """Region of ``size`` bytes and its handlers, which see only accesses that lie within it.
 
     ``read(offset, count)`` returns exactly ``count`` bytes; ``write(offset, data)`` may use ``data`` only during the
     call. Any width and alignment can come. Raises ValueError for a size that is no power of two or that the register
@@ -52,7 +52,7 @@ class Bar:
 
 
 class Bars:
-    """The BARs of a function: their registers in config space, their regions, and whether they are decoded.
+    """BARs of a function: their registers in config space, their regions, and whether they are decoded.
 
     A sizing write needs no code: the address bits below a BAR's size are read-only zeros in the register.
     """

@@ -39,7 +39,7 @@ _X1 = 1 << 4  # PCI_EXP_LNKCAP_MLW, the link's width, is bits 9:4
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """One element of the list; offsets in masks and hooks count from its first byte, the capability id.
+    """Element of the capability list; offsets in masks and hooks count from its first byte, the capability id.
 
     ``data`` is the whole capability; its second byte (next) is filled in by the chain. ``writable`` and
     ``write_1_to_clear`` are masks that may be shorter than ``data``: the rest is read-only. ``on_read(offset, count)``

@@ -37,7 +37,7 @@ class _Hook(NamedTuple):
 
 
 class ConfigSpace:
-    """The config space of one function: current bytes, power-on bytes, and what a write may do to each bit.
+    """Config space of one function: current bytes, power-on bytes, and what a write may do to each bit.
 
     A client's `read` and `write` may have any width and alignment within bounds and are one access each: hooks run
     once per access, however many registers it spans. `load` and `store` are the device's own side, free of masks.

@@ -65,7 +65,7 @@ def _nothing(_: object = None) -> None:
 
 
 class PciFunction:
-    """One PCI function: config space, BARs, capabilities and interrupts; satisfies the seam's ``HostedVfioDevice``.
+    """PCI function: config space, BARs, capabilities and interrupts; satisfies the seam's ``HostedVfioDevice``.
 
     A device with one BAR that holds a scratch register and interrupts when it is written::
 

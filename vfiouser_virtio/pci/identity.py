@@ -9,7 +9,7 @@ _BITS = {"vendor": 16, "device": 16, "subsystem_vendor": 16, "subsystem": 16, "c
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The read-only ids by which a guest finds a driver; ``dataclasses.replace`` changes one of them.
+    """Read-only ids by which a guest finds a driver; ``dataclasses.replace`` changes one of them.
 
     ``class_code`` is 24 bits: base class, sub-class, programming interface (0x018000 is "other mass storage").
     Raises ConfigError when a value does not fit its register, and for vendor 0xffff, which means "no device is here".

@@ -21,7 +21,7 @@ _NO_FD = -1
 
 
 class Intx:
-    """The one interrupt of index INTX. ``pin``: 1 is INTA#, 0 means that the function has none."""
+    """Interrupt of index INTX. ``pin``: 1 is INTA#, 0 means that the function has none."""
 
     def __init__(self, pin: int, on_resample_fd: Callable[[int | None], None]) -> None:
         if not 0 <= pin <= 4:

@@ -12,7 +12,7 @@ from vfiouser_virtio.vfio_device import Buffer, IrqSetFlags, PciIrq
 
 
 class IrqIndex(Protocol):
-    """What `Msix` and `Intx` have in common: numbered interrupts, each with an eventfd or without."""
+    """Base of `Msix` and `Intx`: numbered interrupts, each with an eventfd or without."""
 
     count: int
 

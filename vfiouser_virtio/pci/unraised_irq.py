@@ -15,7 +15,7 @@ _NO_FD = -1
 
 
 class UnraisedIrq:
-    """One interrupt that only SET_IRQS' own loopback test signals."""
+    """Interrupt that only SET_IRQS' own loopback test signals."""
 
     count = 1
 

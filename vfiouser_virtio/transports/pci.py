@@ -59,7 +59,7 @@ _NOTIFIED_OTHERWISE = Feature.NOTIFICATION_DATA.mask | Feature.NOTIF_CONFIG_DATA
 
 
 class VirtioPci(PciFunction):
-    """A virtio device on PCI. Serve it with a protocol engine, and run `serve` beside that.
+    """Virtio device on PCI. Serve it with a protocol engine, and run `serve` beside that.
 
     ``ids`` is an identity style or an `Identity` of your own. ``vectors`` is the number of MSI-X vectors: by default
     one per queue and one for configuration changes; 0 leaves only INTx. ``name`` is for log lines. ``offer`` is what a

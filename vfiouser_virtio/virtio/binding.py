@@ -17,7 +17,7 @@ from vfiouser_virtio.vring import Area, CopyRoom, Ring, Shadow
 
 
 class BoundRing:
-    """See the module; ``areas`` are the three parts of ``ring`` where the driver put them, ``name`` is for errors.
+    """Ring bound to memory; ``areas`` are its three parts where the driver put them, ``name`` is for errors.
 
     ``room`` is that of the device's copies.
     """

@@ -15,7 +15,7 @@ from vfiouser_virtio.vring import Chain
 
 
 class Queue:
-    """One of a device's queues: iterate over it, from one task or several.
+    """Virtqueue of a device, for its author: iterate over it, from one task or several.
 
     Nothing but `index` and `size` can be used before the device is served, nor after another device has taken over.
     """
@@ -132,7 +132,7 @@ class Queue:
 
 
 class Bursts(AsyncIterator[Iterator[Chain]]):
-    """See `Queue.bursts`."""
+    """Iterator over bursts: see `Queue.bursts`."""
 
     def __init__(self, virtqueue: Virtqueue, at_once: bool) -> None:
         self._virtqueue = virtqueue

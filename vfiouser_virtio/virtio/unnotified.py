@@ -20,7 +20,7 @@ GRACE = 0.05
 
 
 class Watched(Protocol):
-    """What is asked of a queue."""
+    """Interface of a queue that is watched."""
 
     @property
     def notified(self) -> bool: ...

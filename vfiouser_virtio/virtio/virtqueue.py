@@ -42,7 +42,7 @@ _KICKED = ~Stop.UNTIL_KICK.value
 
 
 class Virtqueue(QueueRegisters):
-    """One virtqueue: the registers that a driver sets, and the ring behind them once it is enabled.
+    """Virtqueue of a device: the registers that a driver sets, and the ring behind them once it is enabled.
 
     ``interrupt`` sends a used buffer notification, ``failed`` is told of what the driver or the device has done wrong,
     ``warn`` of what a user should know: one line. ``room`` is that of the device's copies of memory that is not mapped.

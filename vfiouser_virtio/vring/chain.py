@@ -33,7 +33,7 @@ _NO_REGION: HotRegion = (0, 0, memoryview(b""), memoryview(b""), 0)
 
 
 class ChainOwner(Protocol):
-    """What a chain needs of the ring that it came from."""
+    """Interface of the ring that a chain came from."""
 
     completed: list[int]
     on_push: Callable[[], None] | None
@@ -46,7 +46,7 @@ class Moved(Unmapped):
 
 
 class Readable:
-    """The device-readable part of a chain, consumed from its front; how it is cut into descriptors does not show."""
+    """Device-readable part of a chain, consumed from its front; how it is cut into descriptors does not show."""
 
     __slots__ = ("count", "length", "segments")
 
@@ -81,7 +81,7 @@ class Readable:
 
 
 class Writable:
-    """The device-writable part of a chain, filled from its front; a status field is taken off its end."""
+    """Device-writable part of a chain, filled from its front; a status field is taken off its end."""
 
     __slots__ = ("length", "segments", "status", "taken_last", "written")
 
@@ -144,7 +144,7 @@ class Writable:
 
 
 class Chain:
-    """One buffer that the driver has made available, until `complete` gives it back.
+    """Buffer that the driver has made available, until `complete` gives it back.
 
     Rings make half a million to two million of them in a second, so it is one object: its two parts, and the views of
     guest memory in them, are made when they are first asked for. `take_request` can do without.

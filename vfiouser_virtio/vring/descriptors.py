@@ -33,7 +33,7 @@ Descriptor = tuple[int, int, int, int]
 
 
 class Memory(Protocol):
-    """What the rings need of guest memory: views of a range (see `vfiouser_virtio.memory.GuestMemory`)."""
+    """Interface of guest memory for the rings: views of a range (see `vfiouser_virtio.memory.GuestMemory`)."""
 
     @property
     def hot(self) -> HotRegion: ...

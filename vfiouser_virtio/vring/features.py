@@ -8,7 +8,7 @@ from vfiouser_virtio.protocols.virtio.features import Feature
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingFeatures:
-    """Which of them the driver has accepted."""
+    """Features that the driver has accepted."""
 
     indirect: bool = False
     """INDIRECT_DESC: a descriptor may name a table of descriptors (2.7.5.3, 2.8.7)."""

@@ -55,7 +55,7 @@ _ENABLE, _DISABLE, _AT_DESC = (
 
 
 class PackedRing(Ring):
-    """See `Ring`; ``size`` is any number up to 32768. Chains go by their buffer ids, any number not in use."""
+    """Packed `Ring`; ``size`` is any number up to 32768. Chains go by their buffer ids, any number not in use."""
 
     fetch_order = (0,)
 

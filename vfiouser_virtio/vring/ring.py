@@ -15,7 +15,7 @@ _BUFFER_FLAGS = NEXT | WRITE | INDIRECT
 
 
 class Ring(ABC):
-    """One virtqueue between its set-up and its reset. `bind` comes first, and again whenever memory moved.
+    """Ring of a virtqueue between set-up and reset. `bind` comes first, and again whenever memory moved.
 
     ``part`` is 0 for the descriptors, 1 for the driver's area, 2 for the device's. Every method that looks at the
     guest's side raises GuestError for what the driver must not do.

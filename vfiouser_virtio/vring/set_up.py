@@ -22,7 +22,7 @@ from vfiouser_virtio.vring.split import SplitRing
 
 
 class Area(NamedTuple):
-    """Where one part of a ring is in guest memory."""
+    """Area of guest memory that holds one part of a ring."""
 
     address: int
     length: int

@@ -43,7 +43,7 @@ _NO_NOTIFY = int(UsedFlags.NO_NOTIFY)
 
 
 class SplitRing(Ring):
-    """See `Ring`; ``size`` is a power of two up to 32768."""
+    """Split `Ring`; ``size`` is a power of two up to 32768."""
 
     fetch_order = (1, 0)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferState:
-    """A buffer that was taken from the ring, and that the driver has not been shown as used."""
+    """Buffer that was taken from the ring, and that the driver has not been shown as used."""
 
     head: int
     """The descriptor that it starts at; of a packed ring its buffer id."""
@@ -22,7 +22,7 @@ class BufferState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingState:
-    """A ring between two accesses to it."""
+    """State of a ring between two accesses to it."""
 
     available: int
     """Where the next buffer is taken: an index modulo 2^16; packed: a position, see `vring.packed`."""

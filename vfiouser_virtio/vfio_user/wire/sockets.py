@@ -163,7 +163,7 @@ class MessageSocket:
 
 
 class Linger:
-    """How the task that serves ``sock`` waits for its client."""
+    """Busy wait of the task that serves ``sock``."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
