@@ -10,7 +10,6 @@ import fcntl
 import mmap
 import os
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from vfiouser_virtio.fds import F_ADD_SEALS, F_SEAL_SHRINK
@@ -97,7 +96,7 @@ class DmaRegion:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

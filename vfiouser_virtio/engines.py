@@ -5,7 +5,6 @@ docs/libvfio-user.md says when to choose which.
 """
 
 import os
-from types import TracebackType
 from typing import Literal, Protocol, Self, get_args
 
 from vfiouser_virtio.errors import ConfigError
@@ -33,9 +32,7 @@ class Socket(Protocol):
         ...
 
     def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
     def close(self) -> None:
         """Stop listening, and remove what was put into the file system."""
         ...

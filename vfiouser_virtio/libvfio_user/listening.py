@@ -1,7 +1,6 @@
 """Socket of a device that libvfio-user serves: the library binds it itself, by the package's rules for sockets."""
 
 import os
-from types import TracebackType
 
 from vfiouser_virtio.libvfio_user.bindings import Context, HasFunctions
 from vfiouser_virtio.vfio_user.server.listening import ListenError, PathClaim, claim_path
@@ -69,5 +68,5 @@ class LibraryListener:
     def __enter__(self) -> "LibraryListener":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -17,7 +17,6 @@ import errno
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Self
 
 from vfiouser_virtio.libvfio_user.bindings.constants import CtxFlag, DevIrqType, DevType, LogLevel, ResetType, Trans
@@ -240,9 +239,7 @@ class Context(DmaCalls, PciCalls):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.destroy_ctx()
 
     def __del__(self) -> None:

@@ -6,7 +6,6 @@ import os
 import socket
 import stat
 from collections.abc import MutableMapping
-from types import TracebackType
 
 import trio
 
@@ -90,7 +89,7 @@ class Listener:
     def __enter__(self) -> "Listener":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
