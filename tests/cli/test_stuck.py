@@ -139,12 +139,11 @@ async def test_a_device_that_comes_back(tmp_path: Path) -> None:
 async def test_a_service_manager_hears_nothing_of_it(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(tmp_path / "notify"))
-        notified.settimeout(60)
         env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
         async with stuck(tmp_path, "sleeps", env=env):
-            while notified.recv(100):  # what it has said before
-                if not select.select([notified], [], [], 1)[0]:
-                    break
+            # What it has said before; a busy machine may be stuck before it has said anything.
+            while select.select([notified], [], [], 1)[0]:
+                notified.recv(100)
 
 
 async def test_a_second_signal_is_impatient(tmp_path: Path) -> None:
