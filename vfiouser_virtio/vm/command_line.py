@@ -10,9 +10,9 @@ from vfiouser_virtio.vm.initramfs import GuestImage
 # Under TCG a fifth of a boot goes into self tests of the kernel's cryptography, into what jitter entropy measures of
 # itself, and into the names of enumerations in trace events: a guest that is here for its devices needs none of it.
 _NOT_AT_BOOT = ("jent_mod_init", "crypto_kdf108_init", "init_encrypted", "trace_eval_init", "seg6_init")
-# quiet: each character on the console costs time. noreplace-smp: no code is patched for the number of CPUs. tsc=reliable:
-# on a busy machine Linux would find that the clocks of two CPUs differ, and patch code that runs on the other one, which
-# TCG was seen not to survive.
+# quiet: each character on the console costs time. noreplace-smp: no code is patched for the number of CPUs.
+# tsc=reliable: on a busy machine Linux would find that the clocks of two CPUs differ, and patch code that the other one
+# runs, which TCG was seen not to survive.
 BASE_APPEND = (
     "console=ttyS0 quiet no_timer_check cryptomgr.notests mitigations=off noreplace-smp tsc=reliable "
     f"initcall_blacklist={','.join(_NOT_AT_BOOT)}"
