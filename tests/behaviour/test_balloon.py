@@ -240,7 +240,7 @@ async def test_another_object_goes_on_where_this_one_was() -> None:
         assert await driver.wait_command(CommandId.DONE) == CommandId.DONE
         first.close()
         assert second.actual == second.handed_back == 2 * PAGE_SIZE
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert (await second.statistics())["memtot"] == 16 << 20
         async with trio.open_nursery() as nursery:
 

@@ -209,7 +209,7 @@ async def test_a_recording_is_sent(tmp_path: Path) -> None:
             assert 0x130 in found.codes[Ev.KEY]
             assert found.axes[2] == (0, 77, 0, 0, 0)
             assert await driver.frame() == [(Ev.MSC, 4, 0x70004), (Ev.KEY, 0x130, 1)]
-            with trio.move_on_after(0.2) as waited:
+            with trio.move_on_after(0.2 if timing else 60) as waited:
                 assert await driver.frame() == [(Ev.ABS, 2, 77)]
             assert waited.cancelled_caught is timing
 

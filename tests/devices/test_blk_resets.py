@@ -77,7 +77,7 @@ async def test_reset_waits_for_system_calls_under_way(image: Path, monkeypatch: 
 
     def slow(fd: int) -> None:
         begun.set()
-        gate.wait(10)
+        gate.wait(60)
         fdatasync(fd)
 
     monkeypatch.setattr(os, "fdatasync", slow)

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 import trio.testing
+from support.waiting import begin_and_cancel
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.guest import DeviceBroken, DeviceGone, RequestQueue, VirtioDevice
@@ -90,8 +91,7 @@ async def test_more_tasks_than_room(indirect: bool) -> None:
 
 async def test_a_task_that_gives_up_leaves_its_memory_to_the_device() -> None:
     async with opened() as (queue, device, transport):
-        with trio.move_on_after(0.01):
-            await queue.request([b"x"], [100])
+        await begin_and_cancel(queue.request, [b"x"], [100])
         taken = transport.memory.size - transport.memory.unallocated
         assert taken >= 101
         device.answer()
@@ -104,8 +104,7 @@ async def test_a_task_that_gives_up_before_there_was_room() -> None:
         for _ in range(4):
             nursery.start_soon(queue.request, [b"x"], [1])
         await trio.testing.wait_all_tasks_blocked()
-        with trio.move_on_after(0.01):
-            await queue.request([b"y"], [1])
+        await begin_and_cancel(queue.request, [b"y"], [1])
         device.answer()
         await trio.testing.wait_all_tasks_blocked()
         assert device.got == [b"x"] * 4

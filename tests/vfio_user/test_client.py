@@ -113,7 +113,7 @@ async def test_a_server_that_does_not_accept(tmp_path: Path, open_fds: Callable[
         listening.bind(os.fspath(tmp_path / "s"))
         listening.listen(0)
         before = open_fds()
-        options = ClientOptions(version=None, timeout=0.1)
+        options = ClientOptions(version=None, timeout=1)
         async with connect_to(tmp_path / "s", options=options):
             with pytest.raises(ConnectError, match="too many clients"):
                 async with connect_to(tmp_path / "s", options=options):

@@ -37,7 +37,7 @@ async def wrecked(
     device: EchoDevice, listener: Listener, chaos: Chaos, version: VersionProposal | None = None
 ) -> AsyncIterator[Client]:
     """A client with private memory, whose messages go through ``chaos``."""
-    options = ClientOptions(chaos=chaos, version=version or VersionProposal(), timeout=2)
+    options = ClientOptions(chaos=chaos, version=version or VersionProposal(), timeout=60)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Server(device).serve, listener)
         with PrivateMemory(MIB) as ram:
@@ -106,6 +106,7 @@ async def test_a_dropped_message(device: EchoDevice, listener: Listener) -> None
         client.timeout = 0.05
         with pytest.raises(PeerError, match="no reply"):
             await client.device_reset()
+        client.timeout = 60
         assert "reset" not in device.names()
         assert await client.bar_read(0, 0, 1) == 0
 

@@ -120,6 +120,7 @@ async def test_a_timeout_and_the_late_reply(echo: Client, device: EchoDevice) ->
         await echo.device_reset()
     assert caught.value.errno == errno.ETIMEDOUT
     hold.finish()
+    echo.timeout = 60
     assert await echo.bar_read(0, 0, 4) == 0
     await echo.device_reset()
 

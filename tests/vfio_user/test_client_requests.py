@@ -4,7 +4,7 @@ import errno
 import struct
 
 import pytest
-import trio
+from support.waiting import begin_and_cancel
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import Command
@@ -80,8 +80,7 @@ async def test_a_late_reply_is_nobodys() -> None:
 async def test_a_cancelled_waiter_has_given_up() -> None:
     requests = Requests()
     pending = requests.add(1, READ, 99)
-    with trio.move_on_after(0.01):
-        await pending.wait(100)
+    await begin_and_cancel(pending.wait, 100)
     assert requests.match(reply()) is None
 
 

@@ -6,6 +6,7 @@ import struct
 import pytest
 import trio
 import trio.testing
+from support.waiting import begin_and_cancel
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command
@@ -137,8 +138,7 @@ async def test_a_large_read_is_not_overtaken_for_ever(peer: Peer, nursery: trio.
 
 
 async def test_a_cancelled_read_keeps_its_place_until_it_is_answered(peer: Peer, nursery: trio.Nursery) -> None:
-    with trio.move_on_after(0.01):
-        await peer.client.dma_read(0, 32768)
+    await begin_and_cancel(peer.client.dma_read, 0, 32768)
     nursery.start_soon(peer.client.dma_read, 0x100, 4)
     await blocked()
     assert len(peer.sent) == 1  # the abandoned one; its 32 KiB may still come

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 import trio.testing
+from support.waiting import begin_and_cancel
 
 from vfiouser_virtio.vm.agent import MAX_COMMAND, Agent, AgentClosedError, CommandResult, GuestRebootedError
 
@@ -59,12 +60,10 @@ async def test_output_that_looks_like_an_answer_is_output(pair: tuple[Agent, Fak
 
 async def test_answer_to_a_cancelled_command_is_skipped_even_in_pieces(pair: tuple[Agent, FakeGuest]) -> None:
     agent, guest = pair
-    with trio.move_on_after(0.05):
-        await agent.execute("first")
+    await begin_and_cancel(agent.execute, "first")
     first, _ = await guest.take()
     await guest.stream.send_all(b"vm-agent done %s 0 6\nfir" % first)
-    with trio.move_on_after(0.05):
-        await agent.execute("second")
+    await begin_and_cancel(agent.execute, "second")
     second, _ = await guest.take()
     await guest.stream.send_all(b"st\n")
     await guest.answer(second, 0, b"second\n")
