@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 import trio
+from support.dispatching import Send
 from support.echo_device import EchoDevice
 
+from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.testing.raw.client import RawClient
 from vfiouser_virtio.vfio_user import Client, Listener, Server, listen_path
 from vfiouser_virtio.vfio_user import connect as connect_to
+from vfiouser_virtio.vfio_user.server.dispatch import Response, dispatch
+from vfiouser_virtio.vfio_user.server.version import Negotiated
+from vfiouser_virtio.vfio_user.wire.connection import Message
 
 
 @pytest.fixture
@@ -80,3 +85,25 @@ async def echo(server: str) -> AsyncIterator[Client]:
     """A client with the default options."""
     async with connect_to(server) as client:
         yield client
+
+
+@pytest.fixture
+def send(device: EchoDevice) -> Send:
+    def send(command: int, payload: bytes = b"", fds: tuple[int, ...] = (), **negotiated: object) -> Response:
+        agreed = Negotiated(max_msg_fds=int(str(negotiated.get("max_msg_fds", 16))),
+                            write_multiple=bool(negotiated.get("write_multiple")))  # fmt: skip
+        return dispatch(device, Message(1, command, 0, 0, memoryview(payload), list(fds)), agreed)
+
+    return send
+
+
+@pytest.fixture
+def eventfds() -> Iterator[Callable[[int], tuple[int, ...]]]:
+    made: list[int] = []
+
+    def make(count: int) -> tuple[int, ...]:
+        made.extend(os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count))
+        return tuple(made[-count:])
+
+    yield make
+    close_all(made)
