@@ -15,7 +15,7 @@ from time import perf_counter
 import trio
 
 # All times are in seconds.
-SLICE = 0.001
+SLICE = 0.0005
 """What the tasks that were woken in one round of the loop may take together, and one that has waited in line alone."""
 SHARE = 0.0001
 """What a task that was woken may take at least, before it waits in line: mostly that is enough."""
