@@ -4,9 +4,10 @@ from support.broken import breaks
 from support.broken_rings import backwards, write_to_requests
 
 from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.memory import HotRegion
 from vfiouser_virtio.protocols.virtio.ring import RingEventFlags
 from vfiouser_virtio.virtio import Virtqueue
-from vfiouser_virtio.vring import PackedRing
+from vfiouser_virtio.vring import Chain, PackedRing
 from vfiouser_virtio.vring.descriptors import Descriptor, Memory, read_table
 
 RESERVED = 3 << 16
@@ -46,7 +47,7 @@ class TakesFourDescriptors(PackedRing):
 class WithoutFastPath(PackedRing):
     """Lists of three descriptors are looked at one by one, as all others."""
 
-    def _three(self, *_: object) -> None:
+    def _three(self, slot: int, available: int, hot: HotRegion) -> Chain | None:
         return None
 
 
