@@ -1,6 +1,8 @@
 """The fuzzer as part of the suite: a bounded run with a fixed seed, the corpus, and proof that the oracle sees."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,21 @@ def test_the_generated_cases_find_a_broken_device() -> None:
     assert finding.kind == "bug"
     assert "RuntimeError" in finding.what
     assert case.origin.startswith(f"requests:{SEED}:")
+
+
+def test_the_first_interrupt_of_a_process_is_no_leak() -> None:
+    """In a process of its own: what is opened then is kept, and shared by all devices."""
+    program = """
+import os, trio
+from vfiouser_virtio.eventfds import signal
+from vfiouser_virtio.testing.fuzz.oracle import Resources
+
+async def main():
+    fd = os.eventfd(0)
+    before = Resources.now()
+    signal(fd)
+    before.check("after an interrupt")
+
+trio.run(main)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
