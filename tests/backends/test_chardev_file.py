@@ -53,6 +53,15 @@ def test_a_log_that_cannot_be(tmp_path: Path) -> None:
         LogFile(tmp_path / "fifo")
 
 
+def test_a_log_is_for_its_owner_only(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        LogFile(tmp_path / "log").close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600  # consoles see passwords
+
+
 def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"")
     (tmp_path / "log").symlink_to(tmp_path / "secret")
