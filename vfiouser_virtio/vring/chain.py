@@ -369,16 +369,13 @@ class Chain:
 
     def _make_readable(self) -> Readable:
         _, _, _, view, origin = self._region or _NO_REGION
-        layout, count = self.layout, 4 * self.writable_from
-        starts, sizes = [start - origin for start in layout[0:count:4]], list(layout[1:count:4])
-        part = self._readable = Readable(_cut(view, starts, sizes), sum(sizes), self.writable_from)
+        layout = self.layout[: 4 * self.writable_from]
+        part = self._readable = Readable(_views(view, origin, layout), sum(layout[1::4]), self.writable_from)
         return part
 
     def _make_writable(self) -> Writable:
         _, _, view, _, origin = self._region or _NO_REGION
-        layout, count = self.layout, 4 * self.writable_from
-        starts, sizes = [start - origin for start in layout[count::4]], list(layout[count + 1 :: 4])
-        part = self._writable = Writable(_cut(view, starts, sizes), self.room)
+        part = self._writable = Writable(_views(view, origin, self.layout[4 * self.writable_from :]), self.room)
         return part
 
     def _look_again(self) -> None:
@@ -424,6 +421,14 @@ def _take_front(segments: list[memoryview], count: int) -> list[memoryview]:
         front.append(segments[0][:count])
         segments[0] = segments[0][count:]
     return front
+
+
+def _views(view: memoryview, origin: int, layout: Sequence[int]) -> list[memoryview] | Pieces:
+    """The buffers of a layout."""
+    if len(layout) == 4:
+        start = layout[0] - origin
+        return [view[start : start + layout[1]]]
+    return _cut(view, [start - origin for start in layout[::4]], list(layout[1::4]))
 
 
 def _cut(view: memoryview, starts: list[int], sizes: list[int]) -> list[memoryview] | Pieces:
