@@ -1,5 +1,6 @@
 """SIGTERM where a request of the host's storage never ends: the process ends all the same."""
 
+import signal
 import subprocess
 import sys
 
@@ -89,3 +90,30 @@ def test_a_name_that_cannot_be_removed_keeps_nobody_from_ending() -> None:
     """A socket on the file system that hangs."""
     done = subprocess.run([sys.executable, "-c", _HUNG_NAMES], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 128 + 15
+
+
+_ANOTHER_THREAD = """
+import os, signal, threading
+from vfiouser_virtio.serving.signals import signals_blocked
+
+woken, over = threading.Event(), threading.Event()
+
+def unblocked():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    woken.set()
+    over.wait()
+
+with signals_blocked():
+    threading.Thread(target=unblocked, daemon=True).start()
+    woken.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("whole", flush=True)
+print("not reached", flush=True)
+"""
+
+
+def test_a_signal_waits_for_the_end_of_the_block_whatever_thread_gets_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _ANOTHER_THREAD], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "whole\n", "")

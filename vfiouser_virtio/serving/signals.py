@@ -267,8 +267,22 @@ def _watched(ending: _Ending) -> Iterator[None]:
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """Block in which the signals wait, for `run_until_signal` or for the end of the block: what it does is whole."""
-    with _masked(signal.SIG_BLOCK):
-        yield
+    late: list[int] = []
+
+    def later(number: int, _frame: FrameType | None) -> None:
+        late.append(number)
+
+    # The mask is that of this thread. Those that `run_until_signal` has left behind, such as trio's, have another one,
+    # and what one of them gets is for the whole process.
+    before = {number: signal.signal(number, later) for number in _SIGNALS}
+    try:
+        with _masked(signal.SIG_BLOCK):
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if late:
+            signal.raise_signal(late[0])
 
 
 @contextmanager
