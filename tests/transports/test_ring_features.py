@@ -35,7 +35,9 @@ def _nobody_complains(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """These drivers do nothing wrong."""
     yield
     warnings = [each.getMessage() for each in caplog.get_records("call") if each.levelno >= logging.WARNING]
-    assert [text for text in warnings if "has no file descriptor" not in text] == []
+    # On a busy machine a notification can come after the search for drivers that send none.
+    harmless = "has no file descriptor", "does not notify the device"
+    assert [text for text in warnings if not any(words in text for words in harmless)] == []
 
 
 class Reverse(Device):
