@@ -15,8 +15,9 @@ from vfiouser_virtio.virtio.polling import pulse
 FIRST_LOOK = 0.002
 LONGEST_PAUSE = 5.0
 """The pauses between two looks double up to this one: so long can a first request have to wait for the verdict."""
-GRACE = 0.05
-"""How long a notification may follow the buffers that it is for: it is on its way through QEMU, or another CPU."""
+GRACE = 0.5
+"""How long a notification may follow the buffers that it is for: on a busy machine a virtual CPU rests in between. The
+verdict is for good, since a queue that is polled asks for no notifications."""
 
 
 class Watched(Protocol):
