@@ -118,12 +118,14 @@ def test_requests(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.variant
 def test_scaling_and_processes() -> None:
     rows = check(scaling.run(SHORT), *(next(iter(series)) for series in scaling.SERIES))
     assert rows["size: 256 KiB"].ours[0] > 1
     check(processes.run(SHORT), "in one process", "apart, other idle")
 
 
+@pytest.mark.variant
 def test_isolation() -> None:
     some = "^(notifications|writes in|128 reads of 1 MiB, cold|malformed|longest chains, packed$|maps and)"
     rows = check(isolation.run(Options(rounds=1, quick=True, only=some)), "idle")
@@ -150,6 +152,7 @@ def test_engines_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.qemu
 @pytest.mark.slow
+@pytest.mark.variant
 def test_guest_io_with_a_variant_and_a_peer() -> None:
     notes: list[str] = []
     with served("blk,size=16M") as (path,):

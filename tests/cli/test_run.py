@@ -161,7 +161,10 @@ def test_a_qemu_that_is_too_old(tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("how", [(), ("--processes",)], ids=["one-process", "processes"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param((), id="one-process", marks=pytest.mark.variant), pytest.param(("--processes",), id="processes")],
+)
 def test_exec_gives_output_and_status(how: tuple[str, ...]) -> None:
     command = "lspci -n | grep -c 5000:; cat /sys/bus/virtio/devices/*/vendor; head -c 4 /dev/hwrng | wc -c; exit 7"
     ended = run_command("run", *how, "--ids", "2007", "--device", "rng", "--device", "console", "--exec", command)

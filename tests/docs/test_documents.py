@@ -95,11 +95,17 @@ def is_whole(command: str) -> bool:
 
 def sessions() -> list[object]:
     return [
-        pytest.param(block, id=str(block), marks=[pytest.mark.qemu] * bool(_BOOTS.search(block.text)))
+        pytest.param(block, id=str(block), marks=_marks(block))
         for document in DOCUMENTS
         for block in blocks(document)
         if block.language == "console"
     ]
+
+
+def _marks(session: Block) -> list[pytest.MarkDecorator]:
+    if not _BOOTS.search(session.text):
+        return []
+    return [pytest.mark.qemu] if session.document.name == "README.md" else [pytest.mark.qemu, pytest.mark.variant]
 
 
 @pytest.fixture

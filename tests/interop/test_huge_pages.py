@@ -35,7 +35,7 @@ def memfd(_: Path) -> Iterator[str]:
     yield "memory-backend-memfd,id=mem,size=256M,share=on,hugetlb=on,hugetlbsize=2M"
 
 
-@pytest.mark.parametrize("backend", [memfd, hugetlbfs])
+@pytest.mark.parametrize("backend", [memfd, pytest.param(hugetlbfs, marks=pytest.mark.variant)])
 async def test_one_qemu_after_another(
     qemu: vm.Qemu,
     guest_image: vm.GuestImage,

@@ -67,7 +67,7 @@ async def test_all_devices_work_after_each_reboot(
 
 
 @both_engines
-@pytest.mark.parametrize("interrupts", ["msix", "intx"])
+@pytest.mark.parametrize("interrupts", ["msix", pytest.param("intx", marks=pytest.mark.variant)])
 async def test_driver_unbound_and_bound_many_times(
     qemu: vm.Qemu,
     guest_image: vm.GuestImage,

@@ -23,8 +23,8 @@ SHARED, PRIVATE = "memory-backend-memfd,id={},size={}K,share=on", "memory-backen
     ("kinds", "rings"),
     [
         pytest.param((SHARED, SHARED), "", id="memfds"),
-        pytest.param((SHARED, SHARED), ",packed=on,indirect-desc=off", id="memfds-packed"),
-        pytest.param((SHARED, PRIVATE), ",packed=on", id="memfd-and-none"),
+        pytest.param((SHARED, SHARED), ",packed=on,indirect-desc=off", id="memfds-packed", marks=pytest.mark.variant),
+        pytest.param((SHARED, PRIVATE), ",packed=on", id="memfd-and-none", marks=pytest.mark.variant),
         pytest.param((PRIVATE, PRIVATE), "", id="no-memfd"),
     ],
 )

@@ -57,7 +57,10 @@ NOT_IN_LINUX = {Feature.NOTIF_CONFIG_DATA, Feature.SUSPEND}
 KERNELS = {"trixie": IN_ORDER, "trixie-backports": set[Feature]()}
 
 
-@pytest.mark.parametrize(("kernel", "memory"), [("trixie-backports", "shared"), ("trixie", "private")])
+@pytest.mark.parametrize(
+    ("kernel", "memory"),
+    [("trixie-backports", "shared"), pytest.param("trixie", "private", marks=pytest.mark.variant)],
+)
 async def test_data_through_every_switch(
     qemu: vm.Qemu, tmp_path: Path, caplog: pytest.LogCaptureFixture, long_run: bool, kernel: str, memory: str
 ) -> None:
@@ -86,6 +89,7 @@ async def test_data_through_every_switch(
         path.unlink()  # pytest keeps the files of three runs
 
 
+@pytest.mark.variant
 async def test_entropy_and_console_with_every_switch(
     qemu: vm.Qemu, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

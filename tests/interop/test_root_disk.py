@@ -39,7 +39,7 @@ def made_on_host(guest_image: vm.GuestImage, tmp_path_factory: pytest.TempPathFa
     return image
 
 
-@pytest.mark.parametrize(("queues", "memory"), [(1, "private"), (2, "shared")])
+@pytest.mark.parametrize(("queues", "memory"), [pytest.param(1, "private", marks=pytest.mark.variant), (2, "shared")])
 async def test_root_file_system_survives_a_reboot(
     qemu: vm.Qemu,
     guest_image: vm.GuestImage,

@@ -79,7 +79,12 @@ def check_addresses(memory: GuestMemory) -> None:
 
 @pytest.mark.parametrize(
     ("memory", "rings"),
-    [("shared", ""), ("shared", ",packed=on"), ("private", ""), ("private", ",packed=on,indirect-desc=off")],
+    [
+        ("shared", ""),
+        pytest.param("shared", ",packed=on", marks=pytest.mark.variant),
+        pytest.param("private", "", marks=pytest.mark.variant),
+        pytest.param("private", ",packed=on,indirect-desc=off", marks=pytest.mark.variant),
+    ],
 )
 async def test_every_device_behind_an_iommu(
     qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, memory: str, rings: str

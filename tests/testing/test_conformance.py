@@ -152,7 +152,9 @@ async def test_our_devices(name: str, ids: Style) -> None:
     assert absent >= expected
 
 
-@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize(
+    "name", [name if name == "blk" else pytest.param(name, marks=pytest.mark.variant) for name in DEVICES]
+)
 async def test_our_devices_with_every_switch(name: str) -> None:
     """All that is not on by default; ioeventfds are ruled out by NOTIFICATION_DATA."""
     async with serving(name, offer=EVERYTHING) as wire:
