@@ -14,6 +14,7 @@ import pytest
 import trio
 from support.command import run_command, serve_process
 
+from vfiouser_virtio.cli.no_server import has_client
 from vfiouser_virtio.vfio_user import connect
 from vfiouser_virtio.vm.initramfs import fetch_tools
 
@@ -142,6 +143,19 @@ async def test_a_busy_server(tmp_path: Path, command: str) -> None:
     assert done.returncode == 7
     assert done.stderr.endswith("the server is busy: another client is connected, and it has one at a time\n")
     assert done.stderr.count(path) == 1
+
+
+async def test_a_busy_server_elsewhere_has_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel knows of it is the relative name that it was bound to."""
+    for name in ("busy", "other"):
+        (tmp_path / name).mkdir()
+    async with serve_process("--device", "rng,socket=s", folder=tmp_path / "busy"), connect(tmp_path / "busy/s"):
+        assert has_client(str(tmp_path / "busy/s"))
+        assert not has_client(str(tmp_path / "other/s"))
+        (tmp_path / "other/s").touch()
+        assert not has_client(str(tmp_path / "other/s"))
+        monkeypatch.chdir(tmp_path / "busy")
+        assert has_client("s")
 
 
 def test_a_server_that_is_none(tmp_path: Path) -> None:

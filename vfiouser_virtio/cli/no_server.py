@@ -29,15 +29,30 @@ def has_client(path: str) -> bool:
     except OSError:
         return False
     columns = [line.split(maxsplit=7) for line in lines]
-    return any(len(each) == 8 and each[5] == _CONNECTED and _same(each[7], path) for each in columns)
+    return any(len(each) == 8 and each[5] == _CONNECTED and _same(each[7], each[6], path) for each in columns)
 
 
-def _same(bound: str, path: str) -> bool:
+def _same(bound: str, inode: str, path: str) -> bool:
     """``bound`` is as the server has written it, perhaps relative to a folder of its own."""
+    if not bound.startswith("/"):
+        if Path(bound).name != Path(path).name:
+            return False
+        bound = os.path.join(_folder_of(f"socket:[{inode}]"), bound)
     try:
         return os.path.samefile(bound, path)
     except OSError:
-        return not bound.startswith("/") and Path(bound).name == Path(path).name
+        return False
+
+
+def _folder_of(socket: str) -> str:
+    """The working directory of the process that has a socket; empty where it is another user's."""
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(fd) == socket:
+                return os.readlink(fd.parents[1] / "cwd")
+        except OSError:
+            pass  # it has ended, or has closed it
+    return ""
 
 
 async def explain(path: str, error: Exception, *, busy: bool) -> NoServerError:
