@@ -203,7 +203,7 @@ class Chain:
         if self.stale:
             self._look_again()
         part = self._readable
-        return self._make_readable() if part is None else part
+        return self._make_parts()[0] if part is None else part
 
     @property
     def writable(self) -> Writable:
@@ -213,7 +213,7 @@ class Chain:
         if self.stale:
             self._look_again()
         part = self._writable
-        return self._make_writable() if part is None else part
+        return self._make_parts()[1] if part is None else part
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -343,8 +343,9 @@ class Chain:
 
     def is_within(self, homes: set[int]) -> bool:
         """Whether every byte that has not been taken yet is part of these objects (``id(view.obj)``), or a copy."""
-        readable = self._make_readable() if self._readable is None else self._readable
-        writable = self._make_writable() if self._writable is None else self._writable
+        readable, writable = self._readable, self._writable
+        if readable is None or writable is None:
+            readable, writable = self._make_parts()
         views = [*readable.segments, *writable.segments]
         return all(id(view.obj) in homes or isinstance(view.obj, bytes | bytearray) for view in views)
 
@@ -367,16 +368,35 @@ class Chain:
         self.ring = DISOWNED
         self.stale = True
 
-    def _make_readable(self) -> Readable:
-        _, _, _, view, origin = self._region or _NO_REGION
-        layout = self.layout[: 4 * self.writable_from]
-        part = self._readable = Readable(_views(view, origin, layout), sum(layout[1::4]), self.writable_from)
-        return part
-
-    def _make_writable(self) -> Writable:
-        _, _, view, _, origin = self._region or _NO_REGION
-        part = self._writable = Writable(_views(view, origin, self.layout[4 * self.writable_from :]), self.room)
-        return part
+    def _make_parts(self) -> tuple[Readable, Writable]:
+        """Both at once: a device that looks at one mostly looks at the other. The usual shapes without loops."""
+        _, _, view, readonly_view, origin = self._region or _NO_REGION
+        layout, count, room = self.layout, self.writable_from, self.room
+        if len(layout) == 4:
+            start, length, _, _ = layout
+            start -= origin
+            if count:
+                parts = Readable([readonly_view[start : start + length]], length, 1), _NO_ROOM
+            else:
+                parts = _NO_DATA, Writable([view[start : start + length]], room)
+        elif len(layout) == _THREE and 0 < count < 3:
+            start, length, _, _, second, size, _, _, third, last, _, _ = layout
+            start, second, third = start - origin, second - origin, third - origin
+            front, back = [readonly_view[start : start + length]], [view[third : third + last]]
+            if count == 1:
+                back.insert(0, view[second : second + size])
+            else:
+                front.append(readonly_view[second : second + size])
+                length += size
+            parts = Readable(front, length, count), Writable(back, room)
+        else:
+            starts, sizes = [start - origin for start in layout[::4]], list(layout[1::4])
+            parts = (
+                Readable(_cut(readonly_view, starts[:count], sizes[:count]), sum(sizes[:count]), count),
+                Writable(_cut(view, starts[count:], sizes[count:]), room),
+            )
+        self._readable, self._writable = parts
+        return parts
 
     def _look_again(self) -> None:
         if self.ring is not None:
@@ -397,6 +417,8 @@ class _Disowned:
 
 DISOWNED = _Disowned()
 
+# Parts without a buffer: nothing can be taken of them, so they never change.
+_NO_DATA, _NO_ROOM = Readable([], 0, 0), Writable([], 0)
 # The writable part of a chain that was completed.
 NOTHING_TO_WRITE = Writable([], 0)
 
@@ -421,15 +443,6 @@ def _take_front(segments: list[memoryview], count: int) -> list[memoryview]:
         front.append(segments[0][:count])
         segments[0] = segments[0][count:]
     return front
-
-
-def _views(view: memoryview, origin: int, layout: Sequence[int]) -> list[memoryview] | Pieces:
-    """The buffers of a layout."""
-    if len(layout) == 4:
-        start = layout[0] - origin
-        return [view[start : start + layout[1]]]
-    starts, sizes = [start - origin for start in layout[::4]], list(layout[1::4])
-    return _cut(view, starts, sizes)
 
 
 def _cut(view: memoryview, starts: list[int], sizes: list[int]) -> list[memoryview] | Pieces:
