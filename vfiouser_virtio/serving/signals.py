@@ -193,10 +193,11 @@ async def run_until_signal(
     in the kernel cannot be cancelled. And so it does, with that status, after `work` itself has given its ``verdict``.
     """
     outcome: int | signal.Signals = 0
+    asked = signal.SIGTERM
 
     def received(number: signal.Signals) -> None:
-        nonlocal outcome
-        outcome = number
+        nonlocal outcome, asked
+        outcome = asked = number
         signal.setitimer(signal.ITIMER_REAL, 0)
         begin_to_give_up()
         nursery.cancel_scope.cancel()
@@ -238,8 +239,8 @@ async def run_until_signal(
         # Whatever has come of it: the signal is why we end.
         logger.debug("interrupted", exc_info=True)
     if ending.interrupted:
-        assert isinstance(outcome, signal.Signals)
-        raise _stuck_error("interrupted", ending.interrupted, outcome)
+        # Not the outcome: work that has caught the interruption may have come to an end of its own since.
+        raise _stuck_error("interrupted", ending.interrupted, asked)
     return outcome
 
 

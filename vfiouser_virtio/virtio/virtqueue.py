@@ -7,6 +7,8 @@
 
 A look at the ring comes first, and the wait for a kick only when it is empty, perhaps after some `polling`. While there
 is a reason to stand still (`Stop`), or RAM is being remapped under the ring, nothing is handed out.
+
+A long file, since all of it is about the same burst and the same ring; what stands apart has rooms of its own.
 """
 
 from collections import deque

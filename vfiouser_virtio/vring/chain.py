@@ -3,6 +3,8 @@
 Who is at fault when a buffer is too short depends on what the device asks for. `read`, `take`, `take_last` and `parse`
 say what a request must have, so the driver is (GuestError). `write` and `complete` say what the device has done: it
 knows the `length` of its buffer, so its author is (AuthorError).
+
+A long file, since a chain and its two parts are one thing, in two forms: as a whole and taken apart.
 """
 
 from collections.abc import Callable, Sequence
