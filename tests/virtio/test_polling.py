@@ -208,15 +208,12 @@ async def test_what_a_device_at_work_has_started_runs_before_the_looks() -> None
 class Sleeps:
     """Counts how often, and for how long, `polling` sleeps until trio has input."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock | None = None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.of: list[float] = []
         wait = trio_epoll.TrioInput.wait
 
         def counted(subject: trio_epoll.TrioInput, seconds: float) -> bool:
             self.of.append(seconds)
-            if clock is not None:
-                clock.now += seconds
-                return False
             return wait(subject, seconds)
 
         monkeypatch.setattr(trio_epoll.TrioInput, "wait", counted)
@@ -267,27 +264,6 @@ async def test_a_driver_that_may_send_more_is_looked_for(monkeypatch: pytest.Mon
     assert subject.should_spin()
     await subject.spin(lambda: next(looks) == 999, lambda: 2)
     assert sleeps.of == []
-
-
-@pytest.mark.parametrize(("gap", "naps"), [(200e-6, [100e-6, 50e-6]), (40e-6, [])])
-async def test_half_of_the_shortest_gap_is_slept_away(
-    gap: float, naps: list[float], clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A look so early finds nothing, but takes the CPU from those that are to make something available."""
-    monkeypatch.setattr(os, "sched_yield", lambda: None)
-    sleeps = Sleeps(monkeypatch, clock)
-    subject = Polling("adaptive")
-    for _ in range(200):
-        clock.gap(subject, gap)
-    assert subject.should_spin()
-    looks = iter(range(10))
-    await subject.spin(lambda: next(looks) == 9)
-    # What has come while we slept counts at once: the next time we sleep half as long.
-    subject.filled()
-    assert subject.should_spin()
-    looks = iter(range(10))
-    await subject.spin(lambda: next(looks) == 9)
-    assert sleeps.of == pytest.approx(naps, rel=0.1)
 
 
 @pytest.mark.usefixtures("clock")

@@ -7,8 +7,7 @@
                             └──▶ look, give the CPU to others, look, … for `BUDGET` at most
 
 There is no look while nothing can come: when as many requests are under way as the driver has had at a time of late (a
-write of a driver that sends one at a time), we sleep until one of them ends; and before the first half of the shortest
-gap of late is over. A sleep ends with any input for any task, as trio's own does.
+write of a driver that sends one at a time), we sleep until one of them ends, or there is input for any task.
 
 While that lasts notifications stay suppressed (virtio 1.4, 2.7.10, 2.8.10). A notification through QEMU is a message,
 two wake-ups, and 30 to 60 µs of our CPU. Random reads of 4 KiB, one at a time in a TCG guest on two CPUs, are some two
@@ -53,9 +52,7 @@ _WEIGHT = 4
 _LONGEST = 3
 NAP = 1e-3
 """How long one task sleeps at a time while the driver has nothing to send before something comes back."""
-# Of the shortest gap of late so much is slept away before the first look, if that is worth it.
-_NAP, _SHORTEST_NAP = 0.5, 30e-6
-# The shortest gap, and the most requests that a driver has had under way at a time, are those of about so many looks.
+# The most requests that a driver has had under way at a time is that of about so many looks.
 _MEMORY = 16
 
 
@@ -69,7 +66,6 @@ class Polling:
         # With a single CPU the driver could not do anything meanwhile.
         self._wanted = self.always or (mode == "adaptive" and len(os.sched_getaffinity(0)) > 1)
         self._gap = _LONGEST * self._budget
-        self._shortest_gap = 0.0
         self._depth = 0.0
         self._empty_since: float | None = None
         self._rest_until = 0.0
@@ -79,7 +75,6 @@ class Polling:
         if self._empty_since is not None:
             gap = min(perf_counter() - self._empty_since, _LONGEST * self._budget)
             self._gap += (gap - self._gap) / _WEIGHT
-            self._shortest_gap = min(gap, self._shortest_gap + gap / _MEMORY)
             self._empty_since = None
 
     def should_spin(self) -> bool:
@@ -116,7 +111,6 @@ class Polling:
             owed = 2 if waiting else 0
             # All that the driver has made available was taken: this is its depth, if it does not go on.
             self._depth = max(waiting, self._depth - self._depth / _MEMORY)
-            nap_end = self._empty_since + _NAP * self._shortest_gap
             while not (found := news()) and now < end:
                 before = now
                 if others is None or owed or spinning.count > 1:
@@ -124,11 +118,6 @@ class Polling:
                 elif (waiting := outstanding()) and waiting >= round(self._depth):
                     # What the driver could send comes after an answer of ours, which is input for another task.
                     owed = 2 if others.wait(NAP) else 0
-                    before = perf_counter()
-                elif (nap := nap_end - now) > _SHORTEST_NAP:
-                    await trio.lowlevel.checkpoint()  # for what was woken with this task
-                    had_turn = True
-                    owed = 2 if others.wait(nap) else 0
                     before = perf_counter()
                 else:
                     os.sched_yield()
