@@ -163,6 +163,24 @@ async def test_a_look_is_no_round_of_trio() -> None:
 
 
 @pytest.mark.usefixtures("clock")
+async def test_between_two_looks_there_is_one_system_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    is_there = trio_epoll.TrioInput.is_there
+
+    def counted(subject: trio_epoll.TrioInput) -> bool:
+        calls.append("poll")
+        return is_there(subject)
+
+    monkeypatch.setattr(os, "sched_yield", lambda: calls.append("yield"))
+    monkeypatch.setattr(trio_epoll.TrioInput, "is_there", counted)
+    looks = iter(range(1000))
+    subject = Polling("on")
+    assert subject.should_spin()
+    await subject.spin(lambda: next(looks) == 99)
+    assert calls == ["yield", "poll"] * 49 + ["yield"]
+
+
+@pytest.mark.usefixtures("clock")
 async def test_input_for_another_task_is_no_later_for_the_looks() -> None:
     subject = Polling("on")
     assert subject.should_spin()

@@ -51,7 +51,8 @@ class Queue:
         virtqueue = self._virtqueue
         if virtqueue is None:
             raise self._unserved()
-        await virtqueue.wait_chain()
+        if not virtqueue.ready():
+            await virtqueue.wait_chain()
         return virtqueue.burst.popleft()
 
     def bursts(self, *, at_once: bool = False) -> "Bursts":

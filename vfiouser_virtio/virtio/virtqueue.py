@@ -290,21 +290,30 @@ class Virtqueue(QueueRegisters):
 
     def fill_nowait(self) -> bool:
         """Fill the burst with what can be had without waiting; whether there is any."""
-        self._publish()
         bound = self._usable()
-        return bound is not None and not self.stopped and bool(self._fill(bound))
+        if bound is None:
+            return False
+        if bound.has_unpublished:
+            self._publish()
+        return not self.stopped and bool(self._fill(bound))
 
     async def wait_chain(self) -> None:
-        """Return when the first chain of the burst may be handed out."""
+        """Return when the first chain of the burst may be handed out. For one that is not `ready`."""
         burst = self.burst
         while True:
-            if not burst:
-                await self._wait_burst()
-            elif perf_counter() >= self.slice_end:
-                await self._wait_turn()
-            elif self.stopped or burst[0].is_unmapped():
-                await self.park()  # until there is a reason to look again
-            else:
+            seen = self._wakes
+            if burst:
+                if perf_counter() >= self.slice_end:
+                    await self._wait_turn()
+                else:
+                    await self.park()  # until there is a reason to look again
+            elif self._may_poll() and self.polling.should_spin():
+                if await self.polling.spin(self._has_available, self._outstanding):
+                    self.slice_end, self._round = turns().woken(self._round)
+            elif not await self._ask() and seen == self._wakes:
+                await self.park()
+                self.slice_end, self._round = turns().woken(self._round)
+            if self.ready():
                 return
 
     def hand_out(self, at_once: bool) -> Iterator[Chain]:
@@ -327,33 +336,27 @@ class Virtqueue(QueueRegisters):
                 bound.ring.on_push = self._pushed
                 self._publish()
 
-    async def _wait_burst(self) -> None:
-        """Look, and park until the next wake-up while there is nothing."""
-        while not self.burst:
-            seen = self._wakes
-            if not await self._look() and seen == self._wakes:
-                await self.park()
-                self.slice_end, self._round = turns().woken(self._round)
-
     async def _wait_turn(self) -> None:
         """The slice of time is over: let others have theirs."""
         self._publish()
         self.slice_end = await turns().wait()
 
-    async def _look(self) -> bool:
-        """Fill the burst from the ring; False when the driver must be waited for, and has been asked to notify."""
-        self._publish()
+    def _may_poll(self) -> bool:
+        """Whether the ring is within reach and empty: with that, each new round of polling has its time to end."""
+        bound = self._usable()
+        if bound is None or self.stopped or bound.by_message:
+            return False
+        return not bound.ring.again and not bound.ring.has_available()
+
+    async def _ask(self) -> bool:
+        """Ask the driver to notify, and fill the burst from what it has sent before; False when it must be waited for.
+
+        Where that takes messages, it is done here.
+        """
         bound = self._usable()
         if bound is None or self.stopped:
             return False
         filled = self._fill(bound)
-        if filled is False and not bound.ring.again and self.polling.should_spin():
-            if await self.polling.spin(self._has_available, self._outstanding):
-                self.slice_end, self._round = turns().woken(self._round)
-            bound = self._usable()
-            if bound is None or self.stopped:
-                return False
-            filled = self._fill(bound)
         while filled is False and not bound.ring.again:
             if self.polling.always:
                 bound.ring.suppress_notifications()
