@@ -5,6 +5,8 @@ docs/libvfio-user.md says when to choose which.
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, Protocol, Self, get_args
 
 from vfiouser_virtio.errors import ConfigError
@@ -70,16 +72,19 @@ class Engine(Protocol):
 
 
 class VfioUserEngine:
-    """Engine of the package itself: `vfio_user.Server`, with its ``write_multiple``, ``trace`` and ``open_trace``."""
+    """Engine of the package itself: `vfio_user.Server`, made by ``server``, with its options of the same names."""
 
     behind_iommu = True
 
     def __init__(
-        self, *, write_multiple: bool = False, trace: Trace | None = None, open_trace: OpenTrace | None = None
+        self,
+        *,
+        write_multiple: bool = False,
+        trace: Trace | None = None,
+        open_trace: OpenTrace | None = None,
+        server: Callable[..., Server] = Server,
     ) -> None:
-        self._write_multiple = write_multiple
-        self._trace = trace
-        self._open_trace = open_trace
+        self._server = partial(server, write_multiple=write_multiple, trace=trace, open_trace=open_trace)
 
     def listen(self, place: str | os.PathLike[str] | int) -> Listener:
         """Listen at a path, or take over an inherited fd."""
@@ -95,13 +100,7 @@ class VfioUserEngine:
     async def serve(self, device: HostedVfioDevice, socket: Socket, *, name: str = "", once: bool = False) -> None:
         """See `Engine`. With ``once`` the socket is closed when the client comes: no other waits in vain for us."""
         assert isinstance(socket, Listener)
-        server = Server(
-            device,
-            name=name,
-            write_multiple=self._write_multiple,
-            trace=self._trace,
-            open_trace=self._open_trace,
-        )
+        server = self._server(device, name=name)
         if not once or socket.connected:
             await server.serve(socket)
             return

@@ -5,23 +5,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
-
 from vfiouser_virtio.transports import VirtioPci
-from vfiouser_virtio.virtio import DeviceCore, Offer, Virtqueue
+from vfiouser_virtio.transports.common_cfg import CommonCfg
+from vfiouser_virtio.vfio_user.server.session import Session
+from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Virtqueue
 from vfiouser_virtio.vring import PackedRing, SplitRing
 
-Mutation = Callable[[pytest.MonkeyPatch], None]
 Make = Callable[..., VirtioPci]
-"""As `VirtioPci`: from a device and ``offer=``."""
+"""As `VirtioPci`: from a device, with ``ids=`` and ``offer=``."""
 
 
 @dataclass(frozen=True)
 class Broken:
-    """What makes a device with a fault, or a change of our own classes, and the device type that shows it."""
+    """What makes a device with a fault, or sessions that have one, and the device type that shows it."""
 
     make: Make
-    change: Mutation
+    session: type[Session]
     device: str
     offer: Offer
     logs: str
@@ -35,57 +34,35 @@ BROKEN: dict[str, Broken] = {}
 def breaks(*check_ids: str, device: str = "rng", logs: str = "", **offer: Any) -> Callable[[Any], Any]:
     """Register a fault for one or several checks, of a device that offers this.
 
-    It is a subclass of a ring, of `Virtqueue`, `DeviceCore` or `VirtioPci`, that takes the place of ours; or a function
-    that changes what cannot be replaced so.
+    It is a subclass of one of our classes, that takes its place: `Session`, or one of those that `made_with` takes.
 
     ``logs`` is what the intended fault, or the check itself, makes the server log: warnings and errors. Any other line
     fails the test, and so does a traceback: the check has then seen something else than what it is there for.
     """
 
-    def register(fault: Any) -> Any:
-        make, change = (made_with(fault), _nothing) if isinstance(fault, type) else (VirtioPci, fault)
+    def register(fault: type) -> type:
+        of_protocol = issubclass(fault, Session)
+        make, session = (VirtioPci, fault) if of_protocol else (made_with(fault), Session)
         for check_id in check_ids:
             assert check_id not in BROKEN, check_id
-            BROKEN[check_id] = Broken(make, change, device, Offer(**offer), logs)
+            BROKEN[check_id] = Broken(make, session, device, Offer(**offer), logs)
         return fault
 
     return register
 
 
-def made_with(fault: type) -> Make:
-    """What makes a device whose function, core, virtqueues or rings are of this class."""
+def made_with(fault: type, make: type[VirtioPci] = VirtioPci) -> Make:
+    """What makes a device whose function, registers, core, virtqueues or rings are of this class; or that is one."""
     if issubclass(fault, VirtioPci):
         return fault
+    if issubclass(fault, Device):
+        return lambda _device, **named: make(fault(), **named)
+    if issubclass(fault, CommonCfg):
+        return type(fault.__name__, (make,), {"common_cfg": fault})
     if issubclass(fault, DeviceCore):
-        return functools.partial(VirtioPci, core=fault)
+        return functools.partial(make, core=fault)
     if issubclass(fault, Virtqueue):
-        return functools.partial(VirtioPci, core=functools.partial(DeviceCore, virtqueue=fault))
+        return functools.partial(make, core=functools.partial(DeviceCore, virtqueue=fault))
     assert issubclass(fault, SplitRing | PackedRing), fault
     kind = "split_ring" if issubclass(fault, SplitRing) else "packed_ring"
-    return made_with(type(fault.__name__, (Virtqueue,), {kind: fault}))
-
-
-def _nothing(_patch: pytest.MonkeyPatch) -> None:
-    pass
-
-
-def around(patch: pytest.MonkeyPatch, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
-    """Replace a function or method by ``replacement(original, *arguments)``."""
-    original = getattr(owner, name)
-
-    @functools.wraps(original)
-    def wrapper(*arguments: Any, **named: Any) -> Any:
-        return replacement(original, *arguments, **named)
-
-    patch.setattr(owner, name, wrapper)
-
-
-def after(patch: pytest.MonkeyPatch, owner: Any, name: str, then: Callable[..., Any]) -> None:
-    """Call ``then`` with the same arguments once the original has returned."""
-
-    def replacement(original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        result = original(*arguments, **named)
-        then(*arguments)
-        return result
-
-    around(patch, owner, name, replacement)
+    return made_with(type(fault.__name__, (Virtqueue,), {kind: fault}), make)

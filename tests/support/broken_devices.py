@@ -1,25 +1,22 @@
 """Broken virtio devices and functions (see `support.broken`)."""
 
 import dataclasses
-import importlib
 from typing import Any
 
-import pytest
-from support.broken import around, breaks
-from support.faithful import add_structure, answer_register, offer
+from support.broken import breaks
+from support.faithful import answering, offering, with_capability, with_structure
 
-from vfiouser_virtio.pci import Bar, BarKind, vendor_capability
-from vfiouser_virtio.pci.msix import Msix
+from vfiouser_virtio.pci import Capability, Identity
+from vfiouser_virtio.protocols.codec import offsets
+from vfiouser_virtio.protocols.pci import TYPE0_HEADER, BaseAddress
 from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
-from vfiouser_virtio.protocols.virtio.pci import NO_VECTOR, CfgType
+from vfiouser_virtio.protocols.virtio.pci import NO_VECTOR, VENDOR_ID_2007, CfgType
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.common_cfg import CommonCfg
+from vfiouser_virtio.transports.identity import identity
+from vfiouser_virtio.transports.pci import MSIX_BAR
 from vfiouser_virtio.vfio_device import Hold, RegionInfo
 from vfiouser_virtio.virtio import Device, DeviceCore, Stop, Virtqueue
-
-# By name: some of these packages export a function of the module's name.
-identity_module: Any = importlib.import_module("vfiouser_virtio.transports.identity")
-pci_module: Any = importlib.import_module("vfiouser_virtio.transports.pci")
 
 # ---- PCI ---------------------------------------------------------------------------------------------------------
 
@@ -32,39 +29,55 @@ class ReportsAnotherBarSize(VirtioPci):
 
 
 @breaks("virtio14/PI1-msix")
-def has_its_vectors_in_io_space(patch: pytest.MonkeyPatch) -> None:
+class HasItsVectorsInIoSpace(VirtioPci):
     """As SPDK has its pending bits; the vectors still work."""
 
-    def bar(original: Any, self: Msix) -> Bar:
-        found: Bar = original(self)
-        object.__setattr__(found, "kind", BarKind.IO)  # past its own checks: I/O BARs end at 256 bytes
-        return found
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.config.define_bits(offsets(TYPE0_HEADER)["base_address"][0] + 4 * MSIX_BAR, bytes([BaseAddress.SPACE_IO]))
 
-    around(patch, Msix, "bar", bar)
+
+class OtherIdentity(VirtioPci):
+    """Some of its ids are others."""
+
+    def __init__(self, device: Device, *, ids: Any, **named: Any) -> None:
+        super().__init__(device, ids=self.change(identity(device.device_id, ids)), **named)
+
+    def change(self, ids: Identity) -> Identity:
+        raise NotImplementedError
 
 
 @breaks("virtio14/PI2")
-def has_the_vendor_of_2007(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(identity_module, "VENDOR_ID", 0x5000)
+class HasTheVendorOf2007(OtherIdentity):
+    def change(self, ids: Identity) -> Identity:
+        return dataclasses.replace(ids, vendor=VENDOR_ID_2007)
 
 
 @breaks("virtio14/PI3")
-def has_revision_0(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(identity_module, "_REVISION", 0)
+class HasRevision0(OtherIdentity):
+    def change(self, ids: Identity) -> Identity:
+        return dataclasses.replace(ids, revision=0)
 
 
 @breaks("virtio14/PI4", logs="4 bytes at 0x24 of the common configuration: no whole field")
-def takes_only_whole_addresses(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(CommonCfg, "_half", staticmethod(lambda _position: None))
+class TakesOnlyWholeAddresses(CommonCfg):
+    @staticmethod
+    def _half(position: int) -> None:
+        return None
 
 
-def _change_capability(patch: pytest.MonkeyPatch, kind: CfgType, change: Any) -> None:
-    """``change`` gets the bytes from cfg_type on."""
+class OtherNotifyCapability(VirtioPci):
+    """What it says of its notifications is not so."""
 
-    def make(original: Any, body: bytes, **named: Any) -> Any:
-        return original(change(body) if body[0] == kind else body, **named)
+    def change(self, notify: bytearray) -> None:
+        raise NotImplementedError
 
-    around(patch, pci_module, "vendor_capability", make)
+    def add_capability(self, capability: Capability) -> int:
+        if capability.data[3] == CfgType.NOTIFY:
+            data = bytearray(capability.data)
+            self.change(data)
+            capability = dataclasses.replace(capability, data=bytes(data))
+        return super().add_capability(capability)
 
 
 @breaks("virtio14/PC1")
@@ -74,36 +87,24 @@ class CountsTheCapabilityShort(VirtioPci):
         self.config.store(self._cfg_cap + 2, b"\x10")
 
 
-@breaks("virtio14/CC1")
-def has_an_odd_common_cfg(patch: pytest.MonkeyPatch) -> None:
-    add_structure(patch, CfgType.COMMON, 2, 64)
-
-
-@breaks("virtio14/NT1")
-def has_an_odd_notify_cfg(patch: pytest.MonkeyPatch) -> None:
-    add_structure(patch, CfgType.NOTIFY, 0x3001, 64, bytes([4, 0, 0, 0]))
+breaks("virtio14/CC1")(with_structure(CfgType.COMMON, 2, 64))
+breaks("virtio14/NT1")(with_structure(CfgType.NOTIFY, 0x3001, 64, bytes([4, 0, 0, 0])))
 
 
 @breaks("virtio14/NT2")
-def multiplies_by_six(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pci_module, "NOTIFY_MULTIPLIER", 6)
+class MultipliesBySix(OtherNotifyCapability):
+    def change(self, notify: bytearray) -> None:
+        notify[16] = 6
 
 
 @breaks("virtio14/NT3", device="console")
-def has_room_for_one_queue(patch: pytest.MonkeyPatch) -> None:
-    _change_capability(patch, CfgType.NOTIFY, lambda body: body[:9] + bytes([4, 0, 0, 0]) + body[13:])
+class HasRoomForOneQueue(OtherNotifyCapability):
+    def change(self, notify: bytearray) -> None:
+        notify[12:16] = bytes([4, 0, 0, 0])
 
 
-@breaks("virtio14/SM1")
-def shares_memory_beyond_the_bar(patch: pytest.MonkeyPatch) -> None:
-    add_structure(patch, CfgType.SHARED_MEMORY, 0x3000, 0x4000, bytes(8))
-
-
-@breaks("virtio14/VD1")
-class ClaimsToBeTheVendor(VirtioPci):
-    def _add_capabilities(self, vectors: int) -> None:
-        super()._add_capabilities(vectors)
-        self.add_capability(vendor_capability(bytes([CfgType.VENDOR, 0xF4, 0x1A, 0, 0])))
+breaks("virtio14/SM1")(with_structure(CfgType.SHARED_MEMORY, 0x3000, 0x4000, bytes(8)))  # it ends beyond the BAR
+breaks("virtio14/VD1")(with_capability(bytes([CfgType.VENDOR, 0xF4, 0x1A, 0, 0])))  # it claims to be virtio's vendor
 
 
 @breaks("virtio14/PA1")
@@ -163,9 +164,8 @@ class ResetsQueuesForEver(DeviceCore):
         return Hold()
 
 
-@breaks("virtio14/CC8")
-def has_queues_of_three(patch: pytest.MonkeyPatch) -> None:
-    answer_register(patch, "queue_size", lambda _cfg, original: original() or 3)
+HasQueuesOfThree = answering(queue_size=lambda _cfg, original: original() or 3)
+breaks("virtio14/CC8")(HasQueuesOfThree)
 
 
 @breaks("virtio14/CC8-reset")
@@ -182,9 +182,7 @@ class TakesAnyQueueSize(Virtqueue):
         return True
 
 
-@breaks("virtio14/CC9")
-def has_admin_queue_0(patch: pytest.MonkeyPatch) -> None:
-    offer(patch, Feature.ADMIN_VQ.mask)
+breaks("virtio14/CC9")(offering(Feature.ADMIN_VQ.mask))  # its registers say that it is queue 0
 
 
 # ---- initialisation ----------------------------------------------------------------------------------------------
@@ -212,9 +210,7 @@ class TakesErrorsLightly(DeviceCore):
         pass
 
 
-@breaks("virtio14/FB1")
-def offers_bit_44(patch: pytest.MonkeyPatch) -> None:
-    offer(patch, 1 << 44)
+breaks("virtio14/FB1")(offering(1 << 44))
 
 
 @breaks("virtio14/FB2")
@@ -225,19 +221,15 @@ class AcceptsWhatItHasNotOffered(DeviceCore):
 
 
 @breaks("virtio14/FB3")
-def negotiates_once(patch: pytest.MonkeyPatch) -> None:
-    times: list[Device] = []
+class NegotiatesOnce(DeviceCore):
+    times = 0
 
-    def features_ok(_original: Any, self: Device) -> bool:
-        times.append(self)
-        return len(times) == 1
-
-    around(patch, Device, "features_ok", features_ok)
+    def _accept_features(self) -> bool:
+        self.times += 1
+        return self.times == 1 and super()._accept_features()
 
 
-@breaks("virtio14/RB1")
-def is_a_legacy_device(patch: pytest.MonkeyPatch) -> None:
-    offer(patch, 0, without=Feature.VERSION_1.mask)
+breaks("virtio14/RB1")(offering(0, without=Feature.VERSION_1.mask))  # a legacy device
 
 
 @breaks("virtio14/RB1-accept")
@@ -247,9 +239,7 @@ class ServesDriversOfOld(DeviceCore):
         return super()._accept_features()
 
 
-@breaks("virtio14/RB3")
-def offers_sr_iov(patch: pytest.MonkeyPatch) -> None:
-    offer(patch, Feature.SR_IOV.mask)
+breaks("virtio14/RB3")(offering(Feature.SR_IOV.mask))  # without the capability
 
 
 @breaks("virtio14/RS1")
@@ -294,19 +284,15 @@ class ForgetsInterruptStatus(VirtioPci):
 
 
 @breaks("virtio14/MX1")
-def has_one_vector(patch: pytest.MonkeyPatch) -> None:
-    def write(self: CommonCfg, value: int) -> None:
+class HasOneVector(CommonCfg):
+    def _set_config_vector(self, value: int) -> None:
         self.config_vector = value if value < 1 else NO_VECTOR
-
-    patch.setattr(CommonCfg, "_set_config_vector", write)
 
 
 @breaks("virtio14/MX2")
-def has_any_vector(patch: pytest.MonkeyPatch) -> None:
-    def write(self: CommonCfg, value: int) -> None:
+class HasAnyVector(CommonCfg):
+    def _set_config_vector(self, value: int) -> None:
         self.config_vector = value
-
-    patch.setattr(CommonCfg, "_set_config_vector", write)
 
 
 @breaks("virtio14/MX3")

@@ -1,28 +1,29 @@
 """Broken virtqueues (see `support.broken`)."""
 
+import os
 from dataclasses import replace
 from typing import Any
 
-import pytest
-from support.broken import around, breaks
-from support.faithful import answer_register
+from support.broken import breaks
 
+from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, DescFlags
 from vfiouser_virtio.transports import VirtioPci
-from vfiouser_virtio.virtio import DeviceCore, Virtqueue
+from vfiouser_virtio.transports.common_cfg import CommonCfg
+from vfiouser_virtio.virtio import Virtqueue
 from vfiouser_virtio.virtio.binding import BoundRing
 from vfiouser_virtio.vring import Area, Ring, RingState, SplitRing
-from vfiouser_virtio.vring.chain import Writable
 from vfiouser_virtio.vring.descriptors import Descriptor, Memory
 
 # ---- queue reset -------------------------------------------------------------------------------------------------
 
 
 @breaks("virtio14/QR1")
-def only_says_that_the_queue_is_reset(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(DeviceCore, "reset_queue", lambda _self, _index: None)
-    answer_register(patch, "queue_enable", lambda _cfg, _original: 0)
+class OnlySaysThatTheQueueIsReset(CommonCfg):
+    def _set_queue_reset(self, value: int) -> None:
+        self._read_exact[COMMON_CFG_OFFSETS["queue_enable"]] = lambda: 0
 
 
 @breaks("virtio14/QR2", logs="broke virtio.* avail.idx is 0x0, but only 0x10 entries can follow 0x3")
@@ -115,13 +116,12 @@ class MovesTheIndexFirst(SplitRing):
 
 
 @breaks("virtio14/UR2")
-def counts_what_it_has_not_written(patch: pytest.MonkeyPatch) -> None:
-    def write(_original: Any, self: Writable, data: bytes) -> None:
-        half = len(data) // 2
-        self.take(len(data))[0][:half] = data[:half]
-        self.written += len(data)
-
-    around(patch, Writable, "write", write)
+class CountsWhatItHasNotWritten(Rng):
+    async def run(self) -> None:
+        async for chain in self.requestq:
+            length = chain.writable.length
+            chain.writable.write(os.urandom(length // 2))
+            chain.complete(length)
 
 
 @breaks("virtio14/UR2-readable", device="console")

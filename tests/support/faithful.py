@@ -6,77 +6,83 @@ They are as simple as they can be, and only good for that.
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-from support.broken import after, around
+from support.broken import Make, made_with
 
 from vfiouser_virtio.pci import vendor_capability
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, CfgType
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.common_cfg import CommonCfg
-from vfiouser_virtio.vfio_user import Server
-from vfiouser_virtio.virtio import Offer
+from vfiouser_virtio.virtio import DeviceCore
 
 
-def offer(patch: pytest.MonkeyPatch, bits: int, without: int = 0) -> None:
-    """Offer other reserved features."""
-    original = vars(Offer)["features"]
-    ours = original.fget
-    patch.setattr(Offer, "features", property(lambda self: (ours(self) | bits) & ~without))
+def offering(bits: int, without: int = 0) -> type[DeviceCore]:
+    """A core that offers other reserved features."""
+
+    class Offering(DeviceCore):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.device_features = (self.device_features | bits) & ~without
+
+    return Offering
 
 
-def answer_register(patch: pytest.MonkeyPatch, name: str, value: Callable[[CommonCfg, Callable[[], int]], int]) -> None:
-    """A register of the common configuration reads as ``value(cfg, original)``."""
+def answering(**registers: Callable[[CommonCfg, Callable[[], int]], int]) -> type[CommonCfg]:
+    """A common configuration in which each of these registers reads as ``value(cfg, original)``."""
 
-    def install(self: CommonCfg, *_: Any) -> None:
-        original = self._getters[name]
-        self._getters[name] = self._read_exact[COMMON_CFG_OFFSETS[name]] = lambda: value(self, original)
+    class Answering(CommonCfg):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            for name, value in registers.items():
+                self._answer(name, value, self._getters[name])
 
-    after(patch, CommonCfg, "__init__", install)
+        def _answer(
+            self, name: str, value: Callable[[CommonCfg, Callable[[], int]], int], original: Callable[[], int]
+        ) -> None:
+            self._getters[name] = self._read_exact[COMMON_CFG_OFFSETS[name]] = lambda: value(self, original)
+
+    return Answering
 
 
-def add_structure(patch: pytest.MonkeyPatch, kind: CfgType, offset: int, length: int, tail: bytes = b"") -> None:
-    """One more virtio capability in BAR 4, behind the others."""
-    body = bytes([kind, 4, 0, 0, 0]) + offset.to_bytes(4, "little") + length.to_bytes(4, "little") + tail
-    after(patch, VirtioPci, "_add_capabilities", lambda self, *_: self.add_capability(vendor_capability(body)))
+def with_capability(*bodies: bytes) -> type[VirtioPci]:
+    """A function with more vendor capabilities, behind its others; each body is all that follows cap_len."""
+
+    class WithCapability(VirtioPci):
+        def _add_capabilities(self, vectors: int) -> None:
+            super()._add_capabilities(vectors)
+            for body in bodies:
+                self.add_capability(vendor_capability(body))
+
+    return WithCapability
 
 
-def write_multiple(patch: pytest.MonkeyPatch) -> None:
-    """A server that offers it, as ``--write-multiple`` does."""
-    around(
-        patch, Server, "__init__", lambda original, self, function, **_: original(self, function, write_multiple=True)
+def with_structure(kind: CfgType, offset: int, length: int, tail: bytes = b"") -> type[VirtioPci]:
+    """A function with one more virtio structure in BAR 4."""
+    return with_capability(
+        bytes([kind, 4, 0, 0, 0]) + offset.to_bytes(4, "little") + length.to_bytes(4, "little") + tail
     )
 
 
-def admin_queue(patch: pytest.MonkeyPatch) -> None:
-    """One administration queue, by the registers."""
-    offer(patch, Feature.ADMIN_VQ.mask)
-    answer_register(patch, "admin_queue_index", lambda cfg, _original: len(cfg.core.queues))
-    answer_register(patch, "admin_queue_num", lambda _cfg, _original: 1)
+class HasAnAdminQueue(VirtioPci):
+    """By the registers."""
+
+    common_cfg = answering(
+        admin_queue_index=lambda cfg, _original: len(cfg.core.queues), admin_queue_num=lambda _cfg, _original: 1
+    )
 
 
-def sr_iov(patch: pytest.MonkeyPatch) -> None:
-    """The extended capability, and nothing behind it."""
-    offer(patch, Feature.SR_IOV.mask)
-    after(patch, VirtioPci, "__init__", lambda self, *_: self.config.define(0x100, b"\x10\x00\x01\x00"))
+class HasVirtualFunctions(VirtioPci):
+    """It has the extended capability of SR-IOV, and nothing behind it."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.config.define(0x100, b"\x10\x00\x01\x00")
 
 
-def shared_memory(patch: pytest.MonkeyPatch) -> None:
-    """A region of 16 bytes."""
-    add_structure(patch, CfgType.SHARED_MEMORY, 0x3FF0, 16, bytes(8))
-
-
-def vendor_data(patch: pytest.MonkeyPatch) -> None:
-    """Eight bytes of another vendor."""
-    body = bytes([CfgType.VENDOR, 0x34, 0x12, 0, 0])
-    after(patch, VirtioPci, "_add_capabilities", lambda self, *_: self.add_capability(vendor_capability(body)))
-
-
-FAITHFUL: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
-    "vfio-user/write-multi": (write_multiple, "rng"),
-    "virtio14/RB3": (sr_iov, "rng"),
-    "virtio14/CC9": (admin_queue, "rng"),
-    "virtio14/SM1": (shared_memory, "rng"),
-    "virtio14/VD1": (vendor_data, "rng"),
+FAITHFUL: dict[str, Make] = {
+    "virtio14/RB3": made_with(offering(Feature.SR_IOV.mask), HasVirtualFunctions),
+    "virtio14/CC9": made_with(offering(Feature.ADMIN_VQ.mask), HasAnAdminQueue),
+    "virtio14/SM1": with_structure(CfgType.SHARED_MEMORY, 0x3FF0, 16, bytes(8)),
+    "virtio14/VD1": with_capability(bytes([CfgType.VENDOR, 0x34, 0x12, 0, 0])),  # eight bytes of another vendor
 }
-"""By check: what makes the device, and of which type it is."""
+"""By check: what makes the device, of type rng."""

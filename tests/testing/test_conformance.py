@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 import pytest
 import trio
 import trio.testing
-from support.broken import around
+from support.broken import made_with
 from support.conformance_target import DEVICES, serving
-from support.faithful import answer_register
+from support.faithful import answering
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.testing.conformance import (
@@ -36,7 +36,7 @@ from vfiouser_virtio.testing.conformance import (
     text_line,
 )
 from vfiouser_virtio.testing.conformance.peer_verdicts import SPDK_ADVICE, SPDK_FAILURES, SPDK_SUMMARY
-from vfiouser_virtio.testing.conformance.placed import Placed
+from vfiouser_virtio.testing.conformance.placed import Placed, place_request
 from vfiouser_virtio.testing.conformance.verdicts import GOOD, Failed, NotApplicable
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.virtio import Offer
@@ -295,28 +295,25 @@ async def test_a_request_that_fails_for_its_own_sake_is_nobody_elses_verdict() -
     assert "failed for its own sake (virtio14/RQ1): used.len is 0x0" in results[1].detail
 
 
-async def test_all_findings_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    from support.broken_devices import has_queues_of_three
+async def test_all_findings_are_reported() -> None:
+    from support.broken_devices import HasQueuesOfThree
 
-    has_queues_of_three(monkeypatch)
-    async with serving("rng") as wire:
+    async with serving("rng", make=made_with(HasQueuesOfThree)) as wire:
         result = await run_check(wire, CHECKS["virtio14/CC8"])
     assert [part.split()[1] for part in result.detail.split("; ")] == ["0x41,", "0x7fff,", "0xffff,"]
 
 
-async def test_a_refused_register_is_named_and_one_that_is_not_offered_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_refused_register_is_named_and_one_that_is_not_offered_is_left_alone() -> None:
     """As SPDK's target, which refuses all of the common configuration from 0x38 on."""
 
     def refuses(_cfg: object, _original: object) -> int:
         raise PeerError("no such register", errno.EIO)
 
-    answer_register(monkeypatch, "queue_reset", refuses)
-    async with serving("rng") as wire:
+    make = made_with(answering(queue_reset=refuses))
+    async with serving("rng", make=make) as wire:
         offered = await run_check(wire, CHECKS["virtio14/CC6"])
     assert offered.detail == "a read of queue_reset is refused: Input/output error"
-    async with serving("rng", offer=Offer(queue_reset=False)) as wire:
+    async with serving("rng", offer=Offer(queue_reset=False), make=make) as wire:
         without = await run_check(wire, CHECKS["virtio14/CC6"])
     assert without.verdict is Verdict.PASS, without
 
@@ -330,12 +327,12 @@ async def test_requests_are_cut_as_linux_does_but_in_the_checks_of_framing(monke
 
     cuts: set[tuple[int, ...]] = set()
 
-    def place(original: Callable[..., Placed], *arguments: Any, **named: Any) -> Placed:
-        placed = original(*arguments, **named)
+    def place(*arguments: Any, **named: Any) -> Placed:
+        placed = place_request(*arguments, **named)
         cuts.add(tuple(length for _address, length, _writable in placed.segments))
         return placed
 
-    around(monkeypatch, bench, "place_request", place)
+    monkeypatch.setattr(bench, "place_request", place)
     others = set()
     async with serving("blk", offer=Offer(packed=True, in_order=True, suspend=True)) as wire:
         for check in CHECKS.values():

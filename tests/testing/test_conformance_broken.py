@@ -1,19 +1,28 @@
 """The checks can be trusted: each fails on a server that is broken in its respect, and passes on one that is not."""
 
+import functools
 import logging
 import re
 
 import pytest
 from support import broken_devices, broken_packed, broken_protocol, broken_rings  # noqa: F401 - all fill the table
-from support.broken import BROKEN, Make, Mutation, after, made_with
+from support.broken import BROKEN, Make, made_with
 from support.conformance_target import serving
 from support.faithful import FAITHFUL
 
+from vfiouser_virtio.engines import VfioUserEngine
 from vfiouser_virtio.testing.conformance import CHECKS, Verdict, run_check
 from vfiouser_virtio.transports import VirtioPci
+from vfiouser_virtio.vfio_device import Hold
+from vfiouser_virtio.vfio_user import Server
+from vfiouser_virtio.vfio_user.server.session import Session
 from vfiouser_virtio.virtio import DeviceCore
 
 pytestmark = pytest.mark.slow
+
+
+def engine(session: type[Session]) -> VfioUserEngine:
+    return VfioUserEngine(server=functools.partial(Server, session=session))
 
 
 def unexpected(records: list[logging.LogRecord], logs: str) -> list[str]:
@@ -30,12 +39,10 @@ def test_every_check_has_a_broken_server() -> None:
 
 
 @pytest.mark.parametrize("check_id", sorted(BROKEN))
-async def test_a_broken_server_fails(
-    check_id: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_broken_server_fails(check_id: str, caplog: pytest.LogCaptureFixture) -> None:
     broken = BROKEN[check_id]
-    broken.change(monkeypatch)
-    async with serving(broken.device, offer=broken.offer, timeout=1, make=broken.make) as wire:
+    on = engine(broken.session)
+    async with serving(broken.device, offer=broken.offer, timeout=1, make=broken.make, engine=on) as wire:
         result = await run_check(wire, CHECKS[check_id])
     expected = Verdict.FAIL if CHECKS[check_id].keyword == "MUST" else Verdict.ADVICE
     assert result.verdict in (expected, Verdict.BROKE), result
@@ -44,46 +51,42 @@ async def test_a_broken_server_fails(
     assert caplog.records or not broken.logs, "nothing was logged"
 
 
-@pytest.mark.parametrize("check_id", sorted(FAITHFUL))
+@pytest.mark.parametrize(
+    ("check_id", "make", "write_multiple"),
+    [("vfio-user/write-multi", VirtioPci, True), *((check_id, make, False) for check_id, make in FAITHFUL.items())],
+)
 async def test_a_faithful_device_passes(
-    check_id: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    check_id: str, make: Make, write_multiple: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    change, device = FAITHFUL[check_id]
-    change(monkeypatch)
-    async with serving(device) as wire:
+    async with serving("rng", make=make, engine=VfioUserEngine(write_multiple=write_multiple)) as wire:
         result = await run_check(wire, CHECKS[check_id])
     assert result.verdict is Verdict.PASS, result
     assert not caplog.records
 
 
 @pytest.mark.parametrize(
-    ("check_id", "make", "change"),
+    ("check_id", "make", "session"),
     [
-        ("virtio14/ST2", made_with(broken_devices.TakesErrorsLightly), None),
-        ("vfio-user/twin-socket", VirtioPci, broken_protocol.sends_nothing_by_its_twin),
+        ("virtio14/ST2", made_with(broken_devices.TakesErrorsLightly), Session),
+        ("vfio-user/twin-socket", VirtioPci, broken_protocol.SendsNothingByItsTwin),
     ],
 )
-async def test_one_fault_is_not_accused_twice(
-    check_id: str, make: Make, change: Mutation | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_fault_is_not_accused_twice(check_id: str, make: Make, session: type[Session]) -> None:
     """What `ST2-sets` and `dma-messages` say of it, a rule about how it is done does not say again."""
-    if change is not None:
-        change(monkeypatch)
-    async with serving("rng", timeout=1, make=make) as wire:
+    async with serving("rng", timeout=1, make=make, engine=engine(session)) as wire:
         result = await run_check(wire, CHECKS[check_id])
     assert result.verdict is Verdict.NOT_APPLICABLE, result
 
 
-async def test_a_mistake_of_the_patch_itself_does_not_count(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_mistake_of_the_fault_itself_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
     """ST1's and PK1's broken servers once failed by such: the checks had seen an error reply, and not their rule."""
 
-    def written(self: DeviceCore, _value: int) -> None:
-        self._name_that_is_not_there_any_more()  # type: ignore[attr-defined] # which is the point
+    class Mistaken(DeviceCore):
+        def write_status(self, value: int) -> Hold | None:
+            super().write_status(value)
+            return self._name_that_is_not_there_any_more()  # type: ignore[attr-defined,no-any-return] # the point
 
-    after(monkeypatch, DeviceCore, "write_status", written)
-    async with serving("rng", timeout=1) as wire:
+    async with serving("rng", timeout=1, make=made_with(Mistaken)) as wire:
         result = await run_check(wire, CHECKS["virtio14/ST1"])
     assert result.verdict is Verdict.FAIL
     assert unexpected(caplog.records, "")

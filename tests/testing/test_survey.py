@@ -2,15 +2,15 @@
 
 import errno
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 from construct import Bytes, Struct
-from support.broken import around
+from support.broken import made_with
 from support.conformance_target import DEVICES, serving
+from support.faithful import answering, offering
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction
@@ -19,7 +19,8 @@ from vfiouser_virtio.protocols.record import record
 from vfiouser_virtio.testing.conformance import CHECKS, Verdict, Wire, run_check
 from vfiouser_virtio.testing.survey import Survey, survey
 from vfiouser_virtio.testing.survey_text import as_lspci, as_text
-from vfiouser_virtio.vfio_device import RegionInfo
+from vfiouser_virtio.transports import VirtioPci
+from vfiouser_virtio.vfio_device import Buffer, RegionInfo
 from vfiouser_virtio.vfio_user import Server, listen_path
 from vfiouser_virtio.virtio import Device, queue
 
@@ -162,15 +163,15 @@ async def test_a_function_that_is_not_virtio(with_bar: bool, nursery: trio.Nurse
     assert ("BAR0: I/O ports, 256 bytes" in text) is with_bar
 
 
-async def test_a_region_capability_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_region_capability_that_is_not_known() -> None:
     """0x8001 is what vfio-user is getting with `sparse_mmap_fds`."""
 
-    def region_info(original: Callable[..., RegionInfo], self: PciFunction, index: int) -> RegionInfo:
-        info = original(self, index)
-        return replace(info, capabilities=((0x8001, 1, bytes(32)), (3, 1, b""))) if index == 4 else info
+    class Capable(VirtioPci):
+        def region_info(self, index: int) -> RegionInfo:
+            info = super().region_info(index)
+            return replace(info, capabilities=((0x8001, 1, bytes(32)), (3, 1, b""))) if index == 4 else info
 
-    around(monkeypatch, PciFunction, "region_info", region_info)
-    async with serving("rng") as wire:
+    async with serving("rng", make=Capable) as wire:
         found = await look(wire)
     assert found.regions[4].capabilities == ["capability 0x8001", "MSIX_MAPPABLE"]
     assert found.virtio is not None
@@ -178,16 +179,20 @@ async def test_a_region_capability_that_is_not_known(monkeypatch: pytest.MonkeyP
     assert "  region 4 BAR4: 16 KiB READ WRITE CAPS capability 0x8001 MSIX_MAPPABLE" in as_text(found).splitlines()
 
 
-async def test_a_configuration_that_is_shorter_than_its_structure_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with SPDK's disks: 60 bytes can be read, an access beyond is an error."""
+def with_config_of(size: int) -> type[VirtioPci]:
+    """As SPDK's devices: so many bytes of the configuration can be read, an access beyond is an error."""
 
-    def region_read(original: Callable[..., bytes], self: PciFunction, index: int, offset: int, count: int) -> bytes:
-        if index == 4 and 0x2000 + 60 < offset + count <= 0x3000:
-            raise PeerError("nothing there", errno.EAGAIN)
-        return original(self, index, offset, count)
+    class Short(VirtioPci):
+        def region_read(self, index: int, offset: int, count: int) -> Buffer:
+            if index == 4 and 0x2000 + size < offset + count <= 0x3000:
+                raise PeerError("nothing there", errno.EAGAIN)
+            return super().region_read(index, offset, count)
 
-    around(monkeypatch, PciFunction, "region_read", region_read)
-    async with serving("blk") as wire:
+    return Short
+
+
+async def test_a_configuration_that_is_shorter_than_its_structure_says() -> None:
+    async with serving("blk", make=with_config_of(60)) as wire:
         found = await look(wire)
     assert found.virtio is not None
     assert found.problem == ""
@@ -216,15 +221,8 @@ class Unknown(Device):
 
 async def test_a_type_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its configuration is shown as far as it can be read, and its features are not said to be wrong."""
-
-    def region_read(original: Callable[..., bytes], self: PciFunction, index: int, offset: int, count: int) -> bytes:
-        if index == 4 and 0x2000 + 36 < offset + count <= 0x3000:
-            raise PeerError("nothing there", errno.EAGAIN)
-        return original(self, index, offset, count)
-
-    around(monkeypatch, PciFunction, "region_read", region_read)
     monkeypatch.setitem(DEVICES, "unknown", Unknown)
-    async with serving("unknown") as wire:
+    async with serving("unknown", make=with_config_of(36)) as wire:
         found = await look(wire)
         results = [await run_check(wire, CHECKS[check_id]) for check_id in ("virtio14/CC4", "virtio14/CF1")]
     assert found.virtio is not None
@@ -234,12 +232,9 @@ async def test_a_type_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None
     assert [result.verdict for result in results] == [Verdict.PASS, Verdict.PASS], results
 
 
-async def test_a_device_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
-    from support.faithful import answer_register, offer
-
-    offer(monkeypatch, 1 << 44)
-    answer_register(monkeypatch, "num_queues", lambda _cfg, _original: 0xFFFF)
-    async with serving("rng") as wire:
+async def test_a_device_that_makes_no_sense() -> None:
+    many = type("Many", (VirtioPci,), {"common_cfg": answering(num_queues=lambda _cfg, _original: 0xFFFF)})
+    async with serving("rng", make=made_with(offering(1 << 44), many)) as wire:
         text = as_text(await look(wire))
     assert "  feature 44 ! not defined" in text
     assert "… and 64511 more queues" in text

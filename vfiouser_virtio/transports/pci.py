@@ -67,6 +67,9 @@ class VirtioPci(PciFunction):
     whose file could become shorter. ``core`` makes the device's core, as `DeviceCore` does.
     """
 
+    common_cfg: type[CommonCfg] = CommonCfg
+    """Class of its common configuration's registers."""
+
     def __init__(
         self,
         device: Device,
@@ -91,7 +94,7 @@ class VirtioPci(PciFunction):
         self.core.stop(Stop.NO_BUS_MASTER)
         vectors = min(len(device.queues) + 1, 2048) if vectors is None else vectors
         self._isr = 0
-        self._common = CommonCfg(self.core, vectors, on_reset=self._clear_isr)
+        self._common = self.common_cfg(self.core, vectors, on_reset=self._clear_isr)
         self._names = [queue.index.to_bytes(2, "little") for queue in device.queues]
         self._notify_size = max(_PAGE, _power_of_two(NOTIFY_MULTIPLIER * len(device.queues)))
         size = _power_of_two(NOTIFY + self._notify_size)

@@ -33,7 +33,8 @@ class Server:
     """Server of ``device``, for one client at a time; the device's state outlives each client.
 
     ``write_multiple`` lets clients send REGION_WRITE_MULTI. ``trace`` is called with every message; ``open_trace`` with
-    the name of the device for each connection, of which it returns the trace.
+    the name of the device for each connection, of which it returns the trace. ``session`` makes the session with a
+    client, as `Session` does.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Server:
         write_multiple: bool = False,
         trace: Trace | None = None,
         open_trace: OpenTrace | None = None,
+        session: Callable[..., Session] = Session,
     ) -> None:
         self._device = device
         self._name = name
         self._write_multiple = write_multiple
         self._trace = trace
         self._open_trace = open_trace
+        self._session = session
         self._next: socket.socket | None = None
         self._broken = False  # the device may have kept a client's memory
 
@@ -83,7 +86,7 @@ class Server:
             device_log.error("refused pid %d: %s", pid, why)
             await trio.lowlevel.checkpoint()  # one that tries again and again has only its share of our time
             return
-        session = Session(
+        session = self._session(
             client,
             self._device,
             name,
