@@ -126,6 +126,16 @@ def test_a_child_after_a_fork_has_its_own(fd: int) -> None:
     assert counted(fd) == 3
 
 
+def test_an_event_is_signalled_where_dev_null_is_something_else(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eventfds, "_DEV_NULL", os.makedev(0, 0))
+    requests = eventfds._Requests()
+    monkeypatch.setattr(eventfds, "_requests", requests)
+    signals(fd, 1000)
+    assert counted(fd) == 1000
+    assert os.readlink(f"/proc/self/fd/{requests._empty}").startswith("/memfd:")
+    os.close(requests._empty)
+
+
 def test_an_empty_counter_is_not_waited_for(fd: int) -> None:
     does_not_wait(lambda: take(fd), fd, unblock=lambda fd: os.eventfd_write(fd, 1))
     os.eventfd_write(fd, 7)
