@@ -16,7 +16,6 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.pci import CFG_SPACE_EXP_SIZE, CFG_SPACE_SIZE
@@ -27,13 +26,6 @@ OnRead = Callable[[int, int], None]
 
 OnWrite = Callable[[int, bytes], None]
 """``(offset, data)`` as the client sent it, relative to and clipped to the hooked range, after it was stored."""
-
-
-class _Hook(NamedTuple):
-    start: int
-    end: int
-    on_read: OnRead | None
-    on_write: OnWrite | None
 
 
 class ConfigSpace:
@@ -51,7 +43,9 @@ class ConfigSpace:
         self._power_on = bytearray(size)
         self._writable = bytearray(size)
         self._write_1_to_clear = bytearray(size)
-        self._hooks: list[_Hook] = []
+        # Begin and end of a range, and what is called; apart, as a guest that probes a device reads many registers.
+        self._read_hooks: list[tuple[int, int, OnRead]] = []
+        self._write_hooks: list[tuple[int, int, OnWrite]] = []
 
     def define(self, offset: int, data: bytes, *, writable: bytes = b"", write_1_to_clear: bytes = b"") -> None:
         """Give registers their power-on value and masks; a mask shorter than ``data`` leaves the rest read-only."""
@@ -70,21 +64,28 @@ class ConfigSpace:
 
     def hook(self, offset: int, size: int, *, on_read: OnRead | None = None, on_write: OnWrite | None = None) -> None:
         """Call ``on_read`` before, ``on_write`` after every access of a client that touches the range."""
-        self._hooks.append(_Hook(offset, offset + size, on_read, on_write))
+        if on_read is not None:
+            self._read_hooks.append((offset, offset + size, on_read))
+        if on_write is not None:
+            self._write_hooks.append((offset, offset + size, on_write))
 
     def read(self, offset: int, count: int) -> bytes:
         """A client's read. Raises PeerError (EINVAL) when it does not lie within config space."""
-        end = self._end(offset, count)
-        for hook in self._hooks:
-            if hook.on_read is not None and offset < hook.end and end > hook.start:
-                first = max(offset, hook.start)
-                hook.on_read(first - hook.start, min(end, hook.end) - first)
+        end = offset + count
+        if offset < 0 or count < 0 or end > self.size:
+            raise self._outside(offset, count)
+        for start, stop, on_read in self._read_hooks:
+            if offset < stop and end > start:
+                first = max(offset, start)
+                on_read(first - start, min(end, stop) - first)
         return bytes(self._data[offset:end])
 
     def write(self, offset: int, data: Buffer) -> None:
         """A client's write: changes writable bits, clears others, runs hooks. Raises PeerError (EINVAL) as `read`."""
         count = len(data)
-        end = self._end(offset, count)
+        end = offset + count
+        if offset < 0 or end > self.size:
+            raise self._outside(offset, count)
         written = bytes(data)
         value = int.from_bytes(written, "little")
         writable, clearable = (
@@ -92,10 +93,10 @@ class ConfigSpace:
         )
         old = self.load(offset, count)
         self._data[offset:end] = ((old & ~writable | value & writable) & ~(value & clearable)).to_bytes(count, "little")
-        for hook in self._hooks:
-            if hook.on_write is not None and offset < hook.end and end > hook.start:
-                first = max(offset, hook.start)
-                hook.on_write(first - hook.start, written[first - offset : hook.end - offset])
+        for start, stop, on_write in self._write_hooks:
+            if offset < stop and end > start:
+                first = max(offset, start)
+                on_write(first - start, written[first - offset : stop - offset])
 
     def load(self, offset: int, size: int) -> int:
         """The current value of a register of ``size`` bytes."""
@@ -118,11 +119,8 @@ class ConfigSpace:
         """Every register back to its power-on value; no hook runs."""
         self._data[:] = self._power_on
 
-    def _end(self, offset: int, count: int) -> int:
-        end = offset + count
-        if offset < 0 or count < 0 or end > self.size:
-            raise PeerError(
-                f"access of {count} bytes at {offset:#x} is outside region {PciRegion.CONFIG:d}, "
-                f"the {self.size} bytes of config space"
-            )
-        return end
+    def _outside(self, offset: int, count: int) -> PeerError:
+        return PeerError(
+            f"access of {count} bytes at {offset:#x} is outside region {PciRegion.CONFIG:d}, "
+            f"the {self.size} bytes of config space"
+        )
