@@ -30,8 +30,7 @@ DEVICE_TYPES: dict[int, DeviceType] = _DeviceTypes()
 Only what is asked for is imported: what a server needs must not grow with the number of types.
 """
 
-# Types without a device and a driver of ours: their PCI class, and Linux's modules for QEMU's own devices.
-_OTHERS: dict[int, DeviceType] = {
+OTHERS: dict[int, DeviceType] = {
     DeviceId.NET: DeviceType("net", pci_class=0x020000, linux_modules=("virtio_net", "af_packet")),
     DeviceId.SCSI: DeviceType("scsi", pci_class=0x010000, linux_modules=("virtio_scsi", "sd_mod", "sr_mod")),
     DeviceId.P9: DeviceType("p9", pci_class=0x018000, qemu_pci_class=0x000200, linux_modules=("9pnet_virtio", "9p")),
@@ -52,6 +51,7 @@ _OTHERS: dict[int, DeviceType] = {
     DeviceId.GPIO: DeviceType("gpio", linux_modules=("gpio_virtio",)),
     DeviceId.SPI: DeviceType("spi", linux_modules=("spi_virtio", "spidev")),
 }
+"""Types without a device and a driver of ours: their PCI class, and Linux's modules for QEMU's own devices."""
 
 
 def known_type(device_id: int) -> DeviceType | None:
@@ -64,7 +64,7 @@ def known_type(device_id: int) -> DeviceType | None:
 
 def device_type(device_id: int) -> DeviceType:
     """What is known of a type; for an unknown one just its number."""
-    known = known_type(device_id) or _OTHERS.get(device_id)
+    known = known_type(device_id) or OTHERS.get(device_id)
     if known is not None:
         return known
     return DeviceType(DeviceId(device_id).name.lower() if device_id in {*DeviceId} else f"type {device_id}")
@@ -86,4 +86,4 @@ def linux_modules() -> list[str]:
 
 
 def _all_types() -> list[tuple[int, DeviceType]]:
-    return [(number, device_type(number)) for number in sorted({*DECLARED, *_OTHERS})]
+    return [(number, device_type(number)) for number in sorted({*DECLARED, *OTHERS})]

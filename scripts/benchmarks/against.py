@@ -19,7 +19,8 @@ from benchmarks.measure import Benchmark, Options, Row, at_least, at_most, turn
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.vm.debian import cache_dir
 
-_TOP = Path(__file__).parents[2]
+TOP = Path(__file__).parents[2]
+"""The working tree that is measured."""
 _OURS = "ours"
 # What is slower by more than this is a loss that a change must be worth.
 _TOLERANCE = 0.03
@@ -42,7 +43,7 @@ def run(benchmark: Benchmark, revision: str, arguments: Sequence[str], options: 
 
     Raises ConfigError for what Git does not know, and for what cannot be measured there.
     """
-    trees = {_OURS: _TOP, revision: _checked_out(revision)}
+    trees = {_OURS: TOP, revision: _checked_out(revision)}
     units: dict[str, str] = {}
     figures: dict[str, dict[str, list[float]]] = {side: defaultdict(list) for side in trees}
     for number in range(options.rounds):
@@ -67,7 +68,7 @@ def _row(metric: str, unit: str, ours: list[float], revision: str, theirs: list[
 
 def _checked_out(revision: str) -> Path:
     """A folder with the files of a revision, kept in the cache, so that its modules are compiled once."""
-    command = ["git", "-C", str(_TOP), "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
+    command = ["git", "-C", str(TOP), "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     if not commit:
         raise ConfigError(f"--against {revision}: git knows no such revision")
@@ -75,7 +76,7 @@ def _checked_out(revision: str) -> Path:
     if not tree.exists():
         tree.parent.mkdir(exist_ok=True)
         folder = tempfile.mkdtemp(dir=tree.parent)
-        archive = subprocess.run(["git", "-C", str(_TOP), "archive", commit], stdout=subprocess.PIPE, check=True)
+        archive = subprocess.run(["git", "-C", str(TOP), "archive", commit], stdout=subprocess.PIPE, check=True)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         os.rename(folder, tree)  # whole, or not there
     return tree
@@ -83,7 +84,7 @@ def _checked_out(revision: str) -> Path:
 
 def _measured(benchmark: Benchmark, tree: Path, arguments: Sequence[str]) -> list[dict[str, Any]]:
     module = Path("scripts", "benchmarks", f"{benchmark.name.replace('-', '_')}.py")
-    added = "" if (tree / module).exists() else str(_TOP / module)
+    added = "" if (tree / module).exists() else str(TOP / module)
     command = [sys.executable, "-c", _PROGRAM, added, benchmark.name, "--json", "--rounds", "1", *arguments]
     environment = os.environ | {"PYTHONPATH": f"{tree}:{tree / 'scripts'}"}
     # In its folder, which comes before PYTHONPATH.

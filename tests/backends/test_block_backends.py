@@ -172,8 +172,6 @@ def test_pieces_at_once(tmp_path: Path) -> None:
 
 
 async def test_what_is_not_cached_is_left_to_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = FileBackend(_image(tmp_path))
-
     def short(fd: int, segments: object, offset: int, flags: int = 0) -> int:
         assert flags == os.RWF_NOWAIT
         return 512
@@ -181,13 +179,14 @@ async def test_what_is_not_cached_is_left_to_a_thread(tmp_path: Path, monkeypatc
     def miss(fd: int, segments: object, offset: int, flags: int = 0) -> int:
         raise BlockingIOError(errno.EAGAIN, "not cached")
 
+    monkeypatch.setattr(file_module, "keeps_nowait", lambda _: True)
     buffer = memoryview(bytearray(4096))
     for call in (short, miss):
         monkeypatch.setattr(file_module, "preadv", call)
-        backend._nowait = {call: True}
+        backend = FileBackend(_image(tmp_path))
         assert not backend.read_nowait(0, [buffer])
-    assert not backend.read_nowait(0, [memoryview(bytearray(file_module.AT_ONCE + 1))])
-    backend.close()
+        assert not backend.read_nowait(0, [memoryview(bytearray(file_module.AT_ONCE + 1))])
+        backend.close()
 
 
 async def test_short_transfers_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

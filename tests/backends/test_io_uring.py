@@ -11,9 +11,10 @@ import pytest
 import trio
 
 import vfiouser_virtio.backends.io_uring
-from vfiouser_virtio.backends import nowait
+from vfiouser_virtio.backends import file, nowait
 from vfiouser_virtio.backends.file import FileBackend
 from vfiouser_virtio.backends.io_uring import COPIED_BY_US, IoUring
+from vfiouser_virtio.backends.vectored import preadv
 from vfiouser_virtio.protocols.io_uring import SQE_CODEC, Op, SqeFlags
 
 SIZE = 1 << 20
@@ -123,15 +124,28 @@ async def test_what_waits_for_data_can_be_given_up(ring: IoUring) -> None:
         os.close(writer)
 
 
-async def test_what_the_kernel_copies_in_our_thread_is_bounded(ring: IoUring) -> None:
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The flags of the requests, as they go to the kernel."""
+    flags: list[int] = []
+
+    def pack_into(*values: Any) -> None:
+        flags.append(values[3])
+        SQE_CODEC.pack_into(*values)
+
+    codec = SimpleNamespace(size=SQE_CODEC.size, pack_into=pack_into)
+    monkeypatch.setattr(vfiouser_virtio.backends.io_uring, "SQE_CODEC", codec)
+    return flags
+
+
+async def test_what_the_kernel_copies_in_our_thread_is_bounded(ring: IoUring, submitted: list[int]) -> None:
     reader, writer = os.pipe()
     results: list[int] = []
 
     def start() -> int:
-        at = SQE_CODEC.size * (ring._submitted & ring._sq_mask)
         segments = [memoryview(bytearray(10))]
         ring.start(Op.READV, reader, 0, segments, results.append, length=COPIED_BY_US // 2)
-        return int(SQE_CODEC.unpack_from(ring._sqes, at)[1])
+        return submitted.pop()
 
     async def end(count: int) -> None:
         os.write(writer, bytes(10 * count))
@@ -196,27 +210,18 @@ async def test_no_descriptor_is_left(disk: Path) -> None:
 
 @pytest.mark.parametrize(("file_system", "at_once"), [(0xEF53, True), (0x65735546, False), (0x6969, False), (0, False)])
 async def test_a_file_system_that_does_not_know_nowait_is_never_asked_inline(
-    disk: Path, monkeypatch: pytest.MonkeyPatch, file_system: int, at_once: bool
+    disk: Path, submitted: list[int], monkeypatch: pytest.MonkeyPatch, file_system: int, at_once: bool
 ) -> None:
     """As FUSE with direct I/O and a hung NFS: any call that is not in a thread of the kernel's, or of ours, waits."""
     monkeypatch.setattr(nowait, "file_system", lambda _: (file_system, 4096))
-    submitted: list[int] = []
     inline: list[int] = []
 
-    def pack_into(*values: Any) -> None:
-        submitted.append(values[3])
-        SQE_CODEC.pack_into(*values)
+    def counted(fd: int, segments: Any, offset: int, flags: int = 0) -> int:
+        inline.append(flags)
+        return preadv(fd, segments, offset, flags)
 
-    codec = SimpleNamespace(size=SQE_CODEC.size, pack_into=pack_into)
-    monkeypatch.setattr(vfiouser_virtio.backends.io_uring, "SQE_CODEC", codec)
+    monkeypatch.setattr(file, "preadv", counted)
     backend = FileBackend(disk)
-    plain = backend._at_once
-
-    def counted(call: Any, *arguments: Any) -> bool:
-        inline.append(backend._nowait[call])
-        return plain(call, *arguments)
-
-    monkeypatch.setattr(backend, "_at_once", counted)
     buffer = bytearray(4096)
     ended: list[OSError | None] = []
     backend.read_nowait(0, [memoryview(buffer)])
@@ -232,4 +237,4 @@ async def test_a_file_system_that_does_not_know_nowait_is_never_asked_inline(
     assert ended == [None, None]
     assert buffer == disk.read_bytes()[:4096]
     assert submitted == [0 if at_once else 16] * 2
-    assert inline == [at_once]
+    assert inline == [os.RWF_NOWAIT] * at_once

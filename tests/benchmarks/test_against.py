@@ -60,7 +60,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(top, "commit", "-qm", "before")
     (benchmarks / "some_steps.py").write_text(_STEPS)
     (top / "package.py").write_text("TIME, MORE = 5.0, 'speed'")
-    monkeypatch.setattr(against, "_TOP", top)
+    monkeypatch.setattr(against, "TOP", top)
     return top
 
 

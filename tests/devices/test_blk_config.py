@@ -12,6 +12,7 @@ from support.blk_device import GET_ID, IN, IOERR, OK, SECTORS, SIZE, both_memori
 from vfiouser_virtio.backends.file import FileBackend
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk import Blk
+from vfiouser_virtio.devices.blk_requests import Planner
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.protocols.virtio.blk import BlkFeature
@@ -151,23 +152,24 @@ def test_a_failed_device_leaves_the_image_alone(image: Path) -> None:
 
 @both_memories
 @pytest.mark.parametrize("event", ["another region", "ram away for a moment"])
-async def test_the_map_changes_between_two_chains_of_a_burst(private: bool, event: str) -> None:
+async def test_the_map_changes_between_two_chains_of_a_burst(
+    private: bool, event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """QEMU changes the map whenever it likes; chains that were taken already are served all the same."""
     async with running(Blk(size=Size(SIZE), serial="x"), private=private) as driver:
         assert isinstance(driver.device, Blk)
-        planner = driver.device._requests.planner
-        plan = planner.plan
+        plan = Planner.plan
 
-        def plan_then_change(request: Any) -> Any:
-            planner.plan = plan
+        def plan_then_change(planner: Planner, request: Any) -> Any:
+            monkeypatch.setattr(Planner, "plan", plan)
             if event == "another region":
                 driver.memory.map(0x1_0000_0000, 4096, readable=True, writable=True, fd=None, offset=0)
             else:
                 driver.ram.unmap()
                 driver.ram.map()
-            return plan(request)
+            return plan(planner, request)
 
-        planner.plan = plan_then_change
+        monkeypatch.setattr(Planner, "plan", plan_then_change)
         tokens = [driver.add(0, [header(GET_ID)], [20, 1]) for _ in range(3)]
         driver.kick(0)
         for token in tokens:

@@ -5,7 +5,6 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,12 @@ from support.blk_device import (
 )
 
 from vfiouser_virtio.backends import file
+from vfiouser_virtio.backends.direct import page_buffer
 from vfiouser_virtio.backends.file import Aio, FileBackend
 from vfiouser_virtio.backends.io_uring import IoUring
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk import Blk
+from vfiouser_virtio.devices.blk_requests import Planner
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.testing.driver import RAM_BASE, DeviceNeedsReset, Driver, running
@@ -154,31 +155,32 @@ async def test_each_way_of_doing_what_may_block(image: Path, aio: Aio, pieces: i
 async def test_past_the_page_cache(image: Path, aio: Aio, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the guest's buffers lie; the last one is larger than what is copied at a time."""
     os.truncate(image, 4 << 20)
-    data = os.urandom(file._BOUNCE + 512)
+    data = os.urandom(file.BOUNCE + 512)
     parts = [data[:first], data[first:1024], data[1024:]]
     copies: list[int] = []
-    transfer_copies = FileBackend._transfer_copies
 
-    def counted(backend: FileBackend, call: Callable[..., int], offset: int, left: list[memoryview]) -> None:
-        copies.append(offset)
-        transfer_copies(backend, call, offset, left)
+    def counted(size: int) -> memoryview:
+        copies.append(size)
+        return page_buffer(size)
 
-    monkeypatch.setattr(FileBackend, "_transfer_copies", counted)
+    monkeypatch.setattr(file, "page_buffer", counted)
     device = Blk(path=image, aio=aio, cache="none")
     async with running(device) as driver:
 
         def align() -> None:
-            driver.alloc(-(driver._heap + len(header(IN))) % 512)  # the data comes behind a header
+            driver.alloc(-(driver.alloc(0) + len(header(IN))) % 512)  # the data comes behind a header
 
         backend = device.backend
         assert isinstance(backend, FileBackend)
-        assert fcntl.fcntl(backend._fd, fcntl.F_GETFL) & os.O_DIRECT
+        opened = [int(name) for name in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{name}").exists()]
+        mine = [fd for fd in opened if os.path.samestat(os.fstat(fd), image.stat())]
+        assert [bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT) for fd in mine] == [True]
         align()
         assert status(await driver.request([header(OUT, 8), *parts], [1])) == OK
         align()
         used = await driver.request([header(IN, 8)], [*map(len, parts), 1])
         assert (status(used), b"".join(used.data[:-1])) == (OK, data)
-        assert copies == ([] if first == 512 else [4096] * 2)
+        assert copies == ([] if first == 512 else [file.BOUNCE] * 2)
         assert status(await driver.request([header(FLUSH)], [1])) == OK
         zeroes = blk.SEGMENT_CODEC.pack(8, 8, 0)
         assert status(await driver.request([header(WRITE_ZEROES), zeroes], [1])) == OK
@@ -259,23 +261,22 @@ async def test_memory_that_is_taken_away_fails_the_request() -> None:
         assert status(await driver.request([header(IN)], [512, 1])) == OK
 
 
-async def test_memory_that_goes_away_before_the_task_has_begun() -> None:
+async def test_memory_that_goes_away_before_the_task_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pin holds from the moment the chain is taken: what is written to the disk is never a hole's zeros."""
     backend = Recorder()
     holds = []
     async with running(Blk(backend=backend)) as driver:
         assert isinstance(driver.device, Blk)
-        planner = driver.device._requests.planner
-        plan = planner.plan
+        plan = Planner.plan
 
-        def plan_then_unmap(request: Any) -> Any:
-            made = plan(request)
+        def plan_then_unmap(planner: Planner, request: Any) -> Any:
+            made = plan(planner, request)
             # Runs in the round of the scheduler in which the request's task is started, or before it.
             trio.lowlevel.current_trio_token().run_sync_soon(lambda: holds.append(driver.ram.unmap()))
-            planner.plan = plan
+            monkeypatch.setattr(Planner, "plan", plan)
             return made
 
-        planner.plan = plan_then_unmap
+        monkeypatch.setattr(Planner, "plan", plan_then_unmap)
         token = driver.add(0, [header(OUT), b"\x55" * 512], [1])
         driver.kick(0)
         await trio.testing.wait_all_tasks_blocked()

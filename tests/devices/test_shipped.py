@@ -66,8 +66,8 @@ def test_a_declaration_is_complete_and_its_device_is_what_it_says(number: int) -
 
 
 def test_what_has_a_declaration_has_no_line_among_the_others() -> None:
-    assert not DECLARED.keys() & device_types._OTHERS.keys()
-    assert DECLARED.keys() | device_types._OTHERS.keys() <= set(DeviceId)
+    assert not DECLARED.keys() & device_types.OTHERS.keys()
+    assert DECLARED.keys() | device_types.OTHERS.keys() <= set(DeviceId)
 
 
 def test_the_fuzzer_knows_every_queue_of_a_type() -> None:

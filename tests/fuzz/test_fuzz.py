@@ -79,7 +79,7 @@ class Raises(Broken):
 
 class WritesBeyond(Broken):
     async def misbehave(self, requests: Queue, chain: Chain) -> None:
-        virtqueue = requests._virtqueue  # no device can do this by what it is meant to use
+        virtqueue = requests._virtqueue  # noqa: SLF001 - no device can do this by what it is meant to use
         assert virtqueue is not None
         address, length = chain.ranges[-1]
         await virtqueue.memory.write(address + length, b"oops")

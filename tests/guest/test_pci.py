@@ -64,8 +64,8 @@ async def test_bars_of_all_kinds() -> None:
 
 async def test_an_io_bar_with_16_bits() -> None:
     port = FakePort({0: FakeBar(0x40, IO)})
-    written = port._bar_written
-    port._bar_written = lambda index, value: written(index, value) & 0xFFFF
+    written = port.bar_written
+    port.bar_written = lambda index, value: written(index, value) & 0xFFFF
     assert (await enumerate_function(port)).bars[0].size == 0x40
 
 
@@ -73,9 +73,9 @@ async def test_bars_that_cannot_be() -> None:
     port = FakePort({5: FakeBar(0x1000, MEM64)})
     await broken(port, "BAR5 says that it has 64 bits")
     port = FakePort({0: FakeBar(0x1000)})
-    port._bar_written = lambda index, value: value & 0xF0F0_F000
+    port.bar_written = lambda index, value: value & 0xF0F0_F000
     await broken(port, "BAR0 decodes address bits 0xf0f0f000")
-    port._bar_written = lambda index, value: 8
+    port.bar_written = lambda index, value: 8
     await broken(port, "BAR0 decodes address bits 0x0")
 
 

@@ -13,16 +13,19 @@ from vfiouser_virtio.guest import DeviceBroken, DeviceGone, Disk, VirtioDevice, 
 from vfiouser_virtio.guest import device as device_module
 from vfiouser_virtio.protocols.virtio.features import DeviceStatus
 from vfiouser_virtio.transports import Loopback
-from vfiouser_virtio.virtio import Device, Offer
+from vfiouser_virtio.vfio_device import Hold
+from vfiouser_virtio.virtio import Device, DeviceCore, Offer
 
 SUSPENDED = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK | DeviceStatus.SUSPEND
 RUNNING = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK
 
 
 @asynccontextmanager
-async def driven(device: Device, *, suspend: bool = True) -> AsyncIterator[tuple[VirtioDevice, Loopback]]:
+async def driven(
+    device: Device, *, suspend: bool = True, core: type[DeviceCore] = DeviceCore
+) -> AsyncIterator[tuple[VirtioDevice, Loopback]]:
     with trio.fail_after(60):
-        async with Loopback(device, offer=Offer(suspend=suspend)) as transport, bound(transport) as found:
+        async with Loopback(device, offer=Offer(suspend=suspend), core=core) as transport, bound(transport) as found:
             yield found, transport
 
 
@@ -105,18 +108,25 @@ async def test_when_it_cannot_be() -> None:
 
 
 async def test_a_device_that_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Restless(DeviceCore):
+        def write_status(self, value: int) -> Hold | None:
+            return super().write_status(value & ~DeviceStatus.SUSPEND)
+
     monkeypatch.setattr(device_module, "SUSPEND_TIMEOUT", 0.01)
-    async with driven(Blk(size=1 << 20)) as (device, transport):
-        monkeypatch.setattr(transport.core._suspension, "begin", lambda: None)
+    async with driven(Blk(size=1 << 20), core=Restless) as (device, _):
         with pytest.raises(DeviceBroken, match=r"device_status is still 0xf, 0.01 s after SUSPEND was set") as caught:
             await device.suspend()
         assert caught.value.rule == "SU3"
 
 
 async def test_a_device_that_fails_to_stop() -> None:
-    async with driven(Blk(size=1 << 20)) as (device, transport):
-        suspension = transport.core._suspension
-        suspension.begin = lambda: transport.core.needs_reset(RuntimeError("cannot"))
+    class Fails(DeviceCore):
+        def write_status(self, value: int) -> Hold | None:
+            if value & DeviceStatus.SUSPEND:
+                self.needs_reset(RuntimeError("cannot"))
+            return super().write_status(value & ~DeviceStatus.SUSPEND)
+
+    async with driven(Blk(size=1 << 20), core=Fails) as (device, _):
         with pytest.raises(DeviceBroken, match="needs a reset"):
             await device.suspend()
         with pytest.raises(DeviceBroken, match="needs a reset"):

@@ -122,14 +122,11 @@ async def test_what_was_used_before_the_reset_is_not_asked_for_again() -> None:
 
         vq = await new_vq(device, 0, callback, size=8)
         await device.ready()
-        transport: Any = device.transport
-        on_queue = device._on_queue
-        transport._on_queue = lambda index: None  # its interrupt comes too late
+        await device.transport.connect_interrupts(lambda index: None, lambda: None)  # its interrupt comes too late
         send(device, vq, b"used")
         while slow.got != [b"used"]:
             await trio.sleep(0.001)
         await trio.testing.wait_all_tasks_blocked()
-        transport._on_queue = on_queue
         _, tokens = await resize_vq(vq)
         assert (seen, tokens) == ([b"used"], [])
 

@@ -87,7 +87,7 @@ def test_a_context_that_is_destroyed_says_so(context: Context) -> None:
 
 def test_a_context_that_is_forgotten_is_noticed(library: HasFunctions, tmp_path: Path) -> None:
     context = Context(library, tmp_path / "s")
-    functions, handle = library.functions, context._handle
+    functions, handle = library.functions, context._handle  # noqa: SLF001 - nobody else has it, to give it back
     with pytest.warns(ResourceWarning, match="was not destroyed"):
         del context
     functions.vfu_destroy_ctx(handle)

@@ -222,7 +222,7 @@ async def test_half_a_message_stops_the_process_but_not_for_long(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(library_client, "_STALL", 0.5)
+    monkeypatch.setattr(library_client, "STALL", 0.5)
     listener = LibraryListener(tmp_path / "other.sock")
     listener.open(libvfio_user)
     nursery.start_soon(LibvfioUserServer(HostedEcho()).serve, listener)

@@ -223,7 +223,7 @@ def test_a_number_that_no_device_has() -> None:
 
 
 def test_a_file_puts_what_it_registers_on_the_bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bus, "_classes", dict(bus._classes))
+    monkeypatch.setattr(bus, "_classes", dict(bus._classes))  # noqa: SLF001 - what is registered stays for good
     path = tmp_path / "gauge.py"
     path.write_text(
         "from vfiouser_virtio.virtio import Device, register\n@register\nclass Gauge(Device):\n    device_id = 61\n"

@@ -116,7 +116,7 @@ def test_a_descriptor_that_somebody_made_non_blocking(pipe: tuple[int, int]) -> 
 
 
 def test_a_thread_with_nothing_to_do_ends(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vfiouser_virtio.serving.line_writer._IDLE", 0.01)
+    monkeypatch.setattr("vfiouser_virtio.serving.line_writer.IDLE", 0.01)
     reading, writing = pipe
     said: list[int] = []
 

@@ -286,10 +286,10 @@ class FakePort:
     async def config_write(self, offset: int, size: int, value: int) -> None:
         self.log.append(("config write", offset, size, value))
         if 0x10 <= offset < 0x28:
-            value = self._bar_written((offset - 0x10) // 4, value)
+            value = self.bar_written((offset - 0x10) // 4, value)
         self.put(offset, size, value)
 
-    def _bar_written(self, index: int, value: int) -> int:
+    def bar_written(self, index: int, value: int) -> int:
         self.decoding_while_sizing |= value == 0xFFFF_FFFF and bool(self.get(4, 2) & 3)
         if bar := self.bars.get(index):
             mask = 0xFFFF_FFFF & ~(bar.size - 1) & ~(3 if bar.flags & 1 else 0xF)

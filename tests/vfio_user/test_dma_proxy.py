@@ -226,8 +226,8 @@ async def test_ids_wrap_around_those_in_use(peer: Peer, nursery: trio.Nursery) -
     nursery.start_soon(peer.client.dma_read, 0, 1)
     await blocked()
     kept = peer.sent.pop()[0]
-    peer.client._last_id = 0xFFFF  # as after 65 535 messages
-    peer.client._requests[1] = peer.client._requests.pop(kept)
+    peer.client._last_id = 0xFFFF  # noqa: SLF001 - as after 65 535 messages, which would take a minute
+    peer.client._requests[1] = peer.client._requests.pop(kept)  # noqa: SLF001 - likewise
     ids = []
     for _ in range(3):
         nursery.start_soon(peer.client.dma_write, 0, b"x")

@@ -91,11 +91,11 @@ def test_a_download_shows_how_far_it_is_but_not_more_often_than_is_read(
     now = iter(range(1000))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
     status = [f"dlstatus:{item}:{item / 2}:Retrieving file {item} of 200\n" for item in range(201)]
-    debian._tell_percent(["pmstatus:x:1.5:Installing\n", "garbage\n", "dlstatus:1\n", *status], "downloading")
+    debian.tell_percent(["pmstatus:x:1.5:Installing\n", "garbage\n", "dlstatus:1\n", *status], "downloading")
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "vfiouser-virtio: downloading: 2 %"
     assert 20 < len(said) <= 200 / 5
-    debian._tell_percent(["dlstatus:1:50.0:Retrieving\n"], "downloading")  # over in a moment
+    debian.tell_percent(["dlstatus:1:50.0:Retrieving\n"], "downloading")  # over in a moment
     assert capsys.readouterr().err == ""
 
 
@@ -105,7 +105,7 @@ def test_what_apt_says_of_its_progress_is_heard(
     keyring = tmp_path / "keyring.gpg"
     keyring.touch()
     monkeypatch.setattr(debian, "KEYRING", keyring)
-    monkeypatch.setattr(debian, "_TELL_AFTER_S", 0)
+    monkeypatch.setattr(debian, "TELL_AFTER_S", 0)
     script(fake_path / "dpkg-deb", "exit 0")
     script(
         fake_path / "apt-get",
@@ -114,7 +114,7 @@ def test_what_apt_says_of_its_progress_is_heard(
     )
     (tmp_path / "debs").mkdir()
     with pytest.raises(ConfigError, match="E: in the end"):
-        debian._Apt(tmp_path / "apt", "sid").download(["x"], tmp_path / "debs")
+        debian.Apt(tmp_path / "apt", "sid").download(["x"], tmp_path / "debs")
     assert capsys.readouterr().err == "vfiouser-virtio: downloading: 41 %\n"
 
 

@@ -39,8 +39,8 @@ _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
 # Seconds between two looks at the size where the kernel does not tell of changes: of a block device.
 _LOOK_PERIOD = 1.0
 _ZEROS = page_buffer(1 << 20).toreadonly()
-# Bytes of a buffer of ours that a thread uses for data that is not aligned for direct I/O.
-_BOUNCE = 1 << 20
+BOUNCE = 1 << 20
+"""Bytes of a buffer of ours that a thread uses for data that is not aligned for direct I/O."""
 
 
 Aio = Literal["io_uring", "threads", "inline"]
@@ -232,9 +232,9 @@ class FileBackend:
         if (offset | length) & (self.alignment - 1):
             what = f"not whole blocks of {self.alignment:#x} bytes, which {self._path} needs with cache=none"
             raise OSError(errno.EINVAL, what)
-        bounce = page_buffer(min(length, _BOUNCE))
+        bounce = page_buffer(min(length, BOUNCE))
         while left:
-            part, left = _cut(left, _BOUNCE)
+            part, left = _cut(left, BOUNCE)
             copy = bounce[: total(part)]
             if call is pwritev:
                 copy_into([copy], b"".join(part))

@@ -10,7 +10,7 @@ from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.vfio_device import Buffer
 from vfiouser_virtio.vfio_user.wire.sockets import peer_pid, peer_uid
 
-_STALL = 1.0
+STALL = 1.0
 """Seconds for which the library waits for the rest of a message, or for room for a reply, with the whole process."""
 
 
@@ -23,7 +23,7 @@ class LibraryClient:
         self.uid: int | None = peer_uid(self._socket)
         self.name = f"{name} (pid {self.pid})"
         # The library reads and writes a blocking socket.
-        timeout = struct.pack("ll", int(_STALL), int(_STALL % 1 * 1e6))
+        timeout = struct.pack("ll", int(STALL), int(STALL % 1 * 1e6))
         for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self._socket.setsockopt(socket.SOL_SOCKET, direction, timeout)
 

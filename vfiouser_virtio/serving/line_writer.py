@@ -22,8 +22,8 @@ ROOM = 1 << 20
 
 # Written at once, whole lines where they fit: what other processes write to the same pipe does not get in between.
 _CHUNK = select.PIPE_BUF
-# Seconds after which a thread with nothing to do ends: one that is not there costs nothing, and is not in fork()'s way.
-_IDLE = 1.0
+IDLE = 1.0
+"""Seconds after which an idle thread ends: one that is not there costs nothing, and is not in fork()'s way."""
 # Seconds that fork() may take to get rid of the thread.
 _FORK_TIMEOUT = 0.5
 
@@ -143,7 +143,7 @@ class LineWriter:
                 if self._ending or (waited and again is None):
                     self._thread = None
                     return b""
-                waited = not self._changed.wait(_IDLE if again is None else again)
+                waited = not self._changed.wait(IDLE if again is None else again)
 
     def _take(self) -> bytes:
         """The next lines, as many as go into one write, or a part of a long one."""

@@ -65,6 +65,7 @@ class Loopback:
         memory_size: int = MEMORY_SIZE,
         name: str = "",
         offer: Offer | None = None,
+        core: Callable[..., DeviceCore] = DeviceCore,
     ) -> None:
         shown = ids if isinstance(ids, Identity) else identity(device.device_id, ids)
         self.ids = LoopbackIds(
@@ -78,7 +79,7 @@ class Loopback:
         self.name = name or "loopback"
         self.memory: DmaRegion = (PrivateMemory if private else SharedMemory)(memory_size)
         self._guest_memory = _guest_memory(self.memory, shown_name := f"{device.name} at {self.name}")
-        self.core = DeviceCore(device, self._guest_memory, self, name=shown_name, offer=offer)
+        self.core = core(device, self._guest_memory, self, name=shown_name, offer=offer)
         self._on_queue: Callable[[int], None] | None = None
         self._on_config: Callable[[], None] | None = None
         self._pending: dict[int, None] = {}  # queues that have an interrupt pending, in order

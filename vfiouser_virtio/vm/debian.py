@@ -34,8 +34,8 @@ _IN_RELEASE = re.compile(r"'([^']+?)/*/dists/([^'/]+)/InRelease'")
 _NEARLY_NOTHING = 4 << 20
 # Packages between two signs of life; each is unpacked in a moment.
 _TELL_EVERY = 50
-# Seconds of a download between two signs of life: a quick one needs none.
-_TELL_AFTER_S = 5.0
+TELL_AFTER_S = 5.0
+"""Seconds of a download between two signs of life: a quick one needs none."""
 # What a Debian mirror's own users call their suite if not by VERSION_CODENAME.
 _SUITE_ALIASES = frozenset({"oldstable", "stable", "testing", "unstable", "sid"})
 
@@ -113,7 +113,7 @@ def fetch(
     with cache_lock() as folder:
         if target.is_dir():
             return target
-        apt = _Apt(folder / "apt", suite)
+        apt = Apt(folder / "apt", suite)
         with _full_disk_said_so(folder):
             apt.update()
         what = what or name
@@ -168,7 +168,7 @@ def mirror_candidates(print_uris: str, codename: str) -> list[str]:
     return list(dict.fromkeys(named + aliased))
 
 
-class _Apt:
+class Apt:
     """Calls of apt on a private state for one release and its backports."""
 
     def __init__(self, folder: Path, suite: str) -> None:
@@ -260,18 +260,18 @@ class _Apt:
             finally:
                 os.close(writer)
             with process:
-                _tell_percent(status, doing)
+                tell_percent(status, doing)
             stderr.seek(0)
             return subprocess.CompletedProcess(command, process.returncode, "", stderr.read())
 
 
-def _tell_percent(status: Iterable[str], doing: str) -> None:
+def tell_percent(status: Iterable[str], doing: str) -> None:
     """Say what apt says of a download on its status descriptor: ``dlstatus:ITEM:PERCENT:DESCRIPTION``."""
     said = time.monotonic()
     for line in status:
         kind, _, rest = line.partition(":")
         percent = rest.partition(":")[2].partition(".")[0]
-        if kind == "dlstatus" and percent.isdecimal() and time.monotonic() - said >= _TELL_AFTER_S:
+        if kind == "dlstatus" and percent.isdecimal() and time.monotonic() - said >= TELL_AFTER_S:
             progress(f"{doing}: {percent} %")
             said = time.monotonic()
 

@@ -185,4 +185,4 @@ async def test_without_some_features(drive: Drive, mask: int) -> None:
 
 
 def test_the_driver_wants_nothing_that_it_cannot_use() -> None:
-    assert driver._WANTED & (BlkFeature.ZONED.mask | BlkFeature.SECURE_ERASE.mask | BlkFeature.LIFETIME.mask) == 0
+    assert driver.WANTED & (BlkFeature.ZONED.mask | BlkFeature.SECURE_ERASE.mask | BlkFeature.LIFETIME.mask) == 0

@@ -15,7 +15,7 @@ from support.ring_model.ram import FAR, HALF, Ram
 from support.ring_model.split import SplitDriver
 
 from vfiouser_virtio.errors import Unmapped
-from vfiouser_virtio.vring import Chain, Ring, RingFeatures, make_ring, ring_areas
+from vfiouser_virtio.vring import Chain, Ring, RingFeatures, RingState, make_ring, ring_areas
 
 # What is no work: see `DeviceMachine.meddle`.
 MEDDLING = st.sampled_from(
@@ -399,9 +399,9 @@ class DeviceMachine(RuleBasedStateMachine):
         return self.driver.device_wish()
 
 
-def start_at(ring: Any, index: int) -> None:
+def start_at(ring: Ring, index: int) -> None:
     """As if a split ring had been used so often before."""
-    ring.last_avail = ring.used_idx = ring._signalled_idx = index
+    ring.restore(RingState(available=index, used=index, signalled=index, buffers=(), completed=()))
 
 
 class SplitMachine(DeviceMachine):

@@ -95,10 +95,10 @@ class PairMachine(RuleBasedStateMachine):
                     self._patch(import_module(name), "TSO", False)
 
     def _begin_at(self, index: int) -> None:
-        """As if the split ring had been used so often before."""
+        """As if the split ring had been used so often before: a driver, unlike a device, has no state to restore."""
         vq: Any = self.vq
-        vq._added_idx = vq._last_used = vq._avail[1] = vq._used[1] = index
-        vq._enable_interrupts()
+        vq._added_idx = vq._last_used = vq._avail[1] = vq._used[1] = index  # noqa: SLF001 - see above
+        vq._enable_interrupts()  # noqa: SLF001 - likewise
         start_at(self.ring, index)
         self.ring.request_notification()
 

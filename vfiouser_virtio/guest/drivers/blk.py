@@ -14,8 +14,7 @@ from vfiouser_virtio.protocols.virtio.features import mask_of
 MAX_TRANSFER = 1 << 20
 """Bytes of one read or write request; longer ones become several."""
 
-# What this driver makes use of; the rest is left alone.
-_WANTED = mask_of(
+WANTED = mask_of(
     (
         BlkFeature.SIZE_MAX,
         BlkFeature.SEG_MAX,
@@ -30,6 +29,7 @@ _WANTED = mask_of(
         BlkFeature.WRITE_ZEROES,
     )
 )
+"""Mask of the features that this driver makes use of; the rest is left alone."""
 
 
 class BlkReply(NamedTuple):
@@ -143,7 +143,7 @@ class BlkDriver(VirtioDriver):
     id_table = virtio_ids(blk.DEVICE_ID)
 
     async def probe(self, device: VirtioDevice) -> None:
-        await device.negotiate(_WANTED)
+        await device.negotiate(WANTED)
         config = device.config
         count = await config.get_int("num_queues") if device.has_feature(BlkFeature.MQ) else 1
         segment_size = await config.get_int("size_max") if device.has_feature(BlkFeature.SIZE_MAX) else 0
