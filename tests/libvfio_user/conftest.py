@@ -1,12 +1,12 @@
 """The real libvfio-user where it is found, its double, which always is, and a client of a server over either."""
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
+from support.connecting import connecting
 from support.hosted_echo import HostedEcho
 from support.library_client import PAGE, Connect, negotiate
 from support.libvfio_user_double import Double
@@ -49,17 +49,8 @@ def listener(library: HasFunctions, tmp_path: Path) -> Iterator[LibraryListener]
 
 @pytest.fixture
 def connect(listener: LibraryListener) -> Iterator[Connect]:
-    clients: list[RawClient] = []
-
-    def connect() -> RawClient:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.connect(listener.name)
-        clients.append(RawClient(sock))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
+    with connecting(listener.name) as connect:
+        yield connect
 
 
 @pytest.fixture

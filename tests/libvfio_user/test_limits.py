@@ -8,11 +8,10 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.vfu_peer import Peer
+from support.vfu_peer import Peer, attached
 from support.vfu_stage import PAGE, ask
 
 from vfiouser_virtio.libvfio_user.bindings import Context, DevIrqType, DmaInfo, Library, RegionFlag, ResetType
@@ -42,19 +41,6 @@ def eventfds() -> Iterator[list[int]]:
     yield fds
     for fd in fds:
         os.close(fd)
-
-
-@contextmanager
-def attached(context: Context) -> Iterator[Peer]:
-    context.realize_ctx()
-    peer = Peer(context.name)
-    peer.version()
-    assert context.attach_ctx()
-    peer.receive()
-    try:
-        yield peer
-    finally:
-        peer.close()
 
 
 def test_attach_waits_for_the_clients_version(context: Context) -> None:

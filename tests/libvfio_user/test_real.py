@@ -4,13 +4,12 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from support.vfu_peer import Peer
+from support.vfu_peer import Peer, attached
 from support.vfu_stage import MEM, PAGE, ask
 
 from vfiouser_virtio.libvfio_user.bindings import (
@@ -45,19 +44,6 @@ def context(libvfio_user: Library, tmp_path: Path) -> Iterator[Context]:
     with Context(libvfio_user, tmp_path / "s") as context:
         context.pci_init(PciType.EXPRESS)
         yield context
-
-
-@contextmanager
-def attached(context: Context) -> Iterator[Peer]:
-    context.realize_ctx()
-    peer = Peer(context.name)
-    peer.version()
-    assert context.attach_ctx()
-    peer.receive()
-    try:
-        yield peer
-    finally:
-        peer.close()
 
 
 def capability(schema: Any, cap_id: int, **fields: int) -> bytes:

@@ -3,11 +3,13 @@
 import json
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vfiouser_virtio.libvfio_user.bindings import Context
 from vfiouser_virtio.protocols.vfio_user import (
     DMA_MAP,
     DMA_UNMAP,
@@ -109,3 +111,17 @@ class Peer:
         else:
             memory[address : address + count] = request.payload[16:]
         self.send(request.command, reply, flags=MessageFlags.REPLY, id=request.id)
+
+
+@contextmanager
+def attached(context: Context) -> Iterator[Peer]:
+    """A client that has negotiated, of a context that runs, until the end of the block."""
+    context.realize_ctx()
+    peer = Peer(context.name)
+    peer.version()
+    assert context.attach_ctx()
+    peer.receive()
+    try:
+        yield peer
+    finally:
+        peer.close()

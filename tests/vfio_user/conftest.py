@@ -1,12 +1,12 @@
 """A server with an `EchoDevice` on a real socket, and clients that speak to it byte by byte."""
 
 import os
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
+from support.connecting import connecting
 from support.dispatching import Send
 from support.echo_device import EchoDevice
 
@@ -42,17 +42,8 @@ def qemu_listener(nursery: trio.Nursery, device: EchoDevice, listener: Listener)
 @pytest.fixture
 def connect(listener: Listener) -> Iterator[Callable[[], RawClient]]:
     """Connect a new client; all are closed at the end."""
-    clients: list[RawClient] = []
-
-    def connect() -> RawClient:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.connect(listener.name)
-        clients.append(RawClient(sock))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
+    with connecting(listener.name) as connect:
+        yield connect
 
 
 @pytest.fixture
