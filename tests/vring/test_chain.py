@@ -27,14 +27,14 @@ def pieces(*lengths: int) -> tuple[bytearray, list[memoryview]]:
 
 def readable(*lengths: int) -> Readable:
     _, views = pieces(*lengths)
-    return Readable(views, sum(lengths), len(lengths))
+    return Readable.of(views, sum(lengths), len(lengths))
 
 
 def writable(*lengths: int) -> tuple[bytearray, Chain]:
     whole, views = pieces(*lengths)
     layout = [number for length in lengths for number in (0, length, 0, 0)]
     ring = make_ring(8, GuestMemory(), RingFeatures())
-    return whole, Chain(ring, 0, layout, 0, sum(lengths), None, segments=([], views))
+    return whole, Chain.of(ring, 0, layout, 0, sum(lengths), None, segments=([], views))
 
 
 CUTS = [(10,), (1,) * 10, (4, 6), (6, 4), (3, 3, 4), (9, 1), (1, 9)]
@@ -142,6 +142,27 @@ def test_chains_of_all_shapes_are_alike(kind: str, shape: str, cut: list[int]) -
         views[-1][0] = number + 1
         [last] = ring.memory.readable(*chain.ranges[-1])
         assert last[0] == number + 1
+
+
+@pytest.mark.parametrize("first_readable", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "count"), [((5,), 0), ((5,), 1), ((5, 6, 7), 1), ((5, 6, 7), 2), ((5, 6, 7), 3), ((5, 6), 1)]
+)
+def test_parts_are_made_once_whichever_is_asked_for_first(
+    sizes: tuple[int, ...], count: int, first_readable: bool
+) -> None:
+    ring, _ = load("split", "1", event_idx=False)
+    begin = ring.memory.hot[0]
+    layout = [number for index, size in enumerate(sizes) for number in (begin + 64 * index, size, 0, 0)]
+    chain = Chain.of(ring, 0, layout, count, sum(sizes[count:]), ring.memory.hot)
+    parts = (chain.readable, chain.writable) if first_readable else (chain.writable, chain.readable)[::-1]
+    assert [len(view) for view in parts[0].segments] == list(sizes[:count])
+    assert [len(view) for view in parts[1].segments] == list(sizes[count:])
+    assert (parts[0].length, parts[1].length) == (sum(sizes[:count]), chain.room)
+    if sizes[count:]:
+        parts[1].write(b"x")
+    assert (chain.readable, chain.writable) == parts
+    assert chain.touched() == ([(0, 1), (chain.room, chain.room)] if sizes[count:] else [(0, 0)])
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -254,7 +275,7 @@ def test_a_chain_that_has_no_room_is_not_given_a_status() -> None:
     [(place, _)] = ring.pop(1)[0].ranges
     [data] = ring.memory.writable(place, 16)
     before = bytes(data)
-    chain = Chain(ring, 0, (place, 16, 0, 0), 1, 0, ring.memory.hot)
+    chain = Chain.of(ring, 0, (place, 16, 0, 0), 1, 0, ring.memory.hot)
     with pytest.raises(AuthorError, match="room for 0x0 bytes"):
         chain.finish_request(0x55)
     assert data == before

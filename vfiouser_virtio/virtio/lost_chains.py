@@ -79,7 +79,7 @@ def _references(chains: list[Chain], position: int) -> int:
 
 def _references_of_nobody() -> int:
     """What `_references` is for a chain that only its ring and the list refer to."""
-    chains = [Chain(None, 0, (), 0, 0, None)]
+    chains = [Chain.of(None, 0, (), 0, 0, None)]
     ring = {0: chains[0]}
     count = _references(chains, 0)
     ring.clear()

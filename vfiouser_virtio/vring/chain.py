@@ -52,12 +52,20 @@ class Readable:
 
     __slots__ = ("count", "length", "segments")
 
-    def __init__(self, segments: list[memoryview] | Pieces, length: int, count: int) -> None:
-        self.segments = segments
-        self.length = length
-        """Bytes that have not been taken yet."""
-        self.count = count
-        """How many descriptors it had."""
+    segments: list[memoryview] | Pieces
+    length: int
+    """Bytes that have not been taken yet."""
+    count: int
+    """How many descriptors it had."""
+
+    @staticmethod
+    def of(segments: list[memoryview] | Pieces, length: int, count: int) -> "Readable":
+        """The constructor, as `Chain.of`."""
+        part = Readable()
+        part.segments = segments
+        part.length = length
+        part.count = count
+        return part
 
     def take(self, count: int) -> list[memoryview]:
         """Remove ``count`` bytes from the front, as read-only views. Raises GuestError when there are fewer."""
@@ -87,16 +95,25 @@ class Writable:
 
     __slots__ = ("length", "segments", "status", "taken_last", "written")
 
-    def __init__(self, segments: list[memoryview] | Pieces, length: int) -> None:
-        self.segments = segments
-        self.length = length
-        """Bytes that have not been taken or written yet."""
-        self.taken_last = 0
-        """Bytes that were taken off the end."""
-        self.written = 0
-        """Bytes written with `write`: the used length, unless `Chain.complete` is told another."""
-        self.status: memoryview | None = None
-        """Where `Chain.finish_request` stores the status, if that is not the last byte of the chain's last buffer."""
+    segments: list[memoryview] | Pieces
+    length: int
+    """Bytes that have not been taken or written yet."""
+    taken_last: int
+    """Bytes that were taken off the end."""
+    written: int
+    """Bytes written with `write`: the used length, unless `Chain.complete` is told another."""
+    status: memoryview | None
+    """Where `Chain.finish_request` stores the status, if that is not the last byte of the chain's last buffer."""
+
+    @staticmethod
+    def of(segments: list[memoryview] | Pieces, length: int) -> "Writable":
+        """The constructor, as `Chain.of`."""
+        part = Writable()
+        part.segments = segments
+        part.length = length
+        part.taken_last = part.written = 0
+        part.status = None
+        return part
 
     def take(self, count: int) -> list[memoryview]:
         """Remove ``count`` bytes from the front, as writable views, which the caller fills.
@@ -165,8 +182,26 @@ class Chain:
         "writable_from",
     )
 
-    def __init__(
-        self,
+    ring: ChainOwner | None
+    """None when it was completed."""
+    head: int
+    """Which descriptor it starts at, packed: its buffer id. For messages, and as an identity while in flight."""
+    layout: Sequence[int]
+    """Address and length of each descriptor, and two more numbers, which differ: see `ranges`."""
+    writable_from: int
+    """Index into `ranges` of the first writable one."""
+    room: int
+    """Bytes that the driver offers to be written."""
+    slots: int
+    """How many descriptors of a packed ring it takes; of a split one this is not known."""
+    stale: bool
+    """The memory map has changed since the chain was taken: look again before its buffers are touched."""
+    _region: HotRegion | None
+    _readable: Readable | None
+    _writable: Writable | None
+
+    @staticmethod
+    def of(
         ring: ChainOwner | None,
         head: int,
         layout: Sequence[int],
@@ -175,29 +210,27 @@ class Chain:
         region: HotRegion | None,
         slots: int = 1,
         segments: tuple[list[memoryview], list[memoryview]] = ([], []),
-    ) -> None:
-        """``region`` is where all buffers lie, each with one byte at least; else ``segments`` are the two parts."""
-        self.ring = ring
-        """None when it was completed."""
-        self.head = head
-        """Which descriptor it starts at, packed: its buffer id. For messages, and as an identity while in flight."""
-        self.layout = layout
-        """Address and length of each descriptor, and two more numbers, which differ: see `ranges`."""
-        self.writable_from = writable_from
-        """Index into `ranges` of the first writable one."""
-        self.room = room
-        """Bytes that the driver offers to be written."""
-        self.slots = slots
-        """How many descriptors of a packed ring it takes; of a split one this is not known."""
-        self.stale = False
-        """The memory map has changed since the chain was taken: look again before its buffers are touched."""
-        self._region = region
+    ) -> "Chain":
+        """``region`` is where all buffers lie, each with one byte at least; else ``segments`` are the two parts.
+
+        The constructor: an ``__init__`` is called through C before Python 3.13, and takes 0.1 µs longer.
+        """
+        chain = Chain()
+        chain.ring = ring
+        chain.head = head
+        chain.layout = layout
+        chain.writable_from = writable_from
+        chain.room = room
+        chain.slots = slots
+        chain.stale = False
+        chain._region = region
         if region is None:
             readable, writable = segments
-            self._readable: Readable | None = Readable(readable, sum(map(len, readable)), writable_from)
-            self._writable: Writable | None = Writable(writable, room)
+            chain._readable = Readable.of(readable, sum(map(len, readable)), writable_from)
+            chain._writable = Writable.of(writable, room)
         else:
-            self._readable = self._writable = None
+            chain._readable = chain._writable = None
+        return chain
 
     @property
     def readable(self) -> Readable:
@@ -215,7 +248,15 @@ class Chain:
         if self.stale:
             self._look_again()
         part = self._writable
-        return self._make_parts()[1] if part is None else part
+        if part is None:
+            layout, region = self.layout, self._region
+            if self.writable_from or len(layout) != 4 or region is None:
+                return self._make_parts()[1]
+            # One buffer to be filled, what `_make_parts` does in twice the time.
+            start, length = layout[0] - region[4], layout[1]
+            part = self._writable = Writable.of([region[2][start : start + length]], length)
+            self._readable = _NO_DATA
+        return part
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -316,7 +357,9 @@ class Chain:
         ring, self.ring = self.ring, None
         if ring is None:
             raise AuthorError(f"chain {self.head:#x} completed twice")
-        ring.completed += self.head, written
+        completed = ring.completed
+        completed.append(self.head)
+        completed.append(written)
         if (on_push := ring.on_push) is not None:
             on_push()
 
@@ -361,8 +404,8 @@ class Chain:
         whole, rest = divmod(length, _NOWHERE)
         nowhere = memoryview(bytearray(_NOWHERE))
         self._region = None
-        self._readable = Readable([], 0, self.writable_from)
-        part = self._writable = Writable([nowhere] * whole + ([nowhere[:rest]] if rest else []), length)
+        self._readable = Readable.of([], 0, self.writable_from)
+        part = self._writable = Writable.of([nowhere] * whole + ([nowhere[:rest]] if rest else []), length)
         part.status = nowhere[:1]
 
     def disown(self) -> None:
@@ -371,34 +414,41 @@ class Chain:
         self.stale = True
 
     def _make_parts(self) -> tuple[Readable, Writable]:
-        """Both at once: a device that looks at one mostly looks at the other. The usual shapes without loops."""
+        """Both at once: a device that looks at one mostly looks at the other. The usual shapes by hand."""
+        layout, count = self.layout, self.writable_from
         _, _, view, readonly_view, origin = self._region or _NO_REGION
-        layout, count, room = self.layout, self.writable_from, self.room
-        if len(layout) == 4:
-            start, length, _, _ = layout
-            start -= origin
-            if count:
-                parts = Readable([readonly_view[start : start + length]], length, 1), _NO_ROOM
-            else:
-                parts = _NO_DATA, Writable([view[start : start + length]], room)
-        elif len(layout) == _THREE and 0 < count < 3:
-            start, length, _, _, second, size, _, _, third, last, _, _ = layout
-            start, second, third = start - origin, second - origin, third - origin
-            front, back = [readonly_view[start : start + length]], [view[third : third + last]]
-            if count == 1:
-                back.insert(0, view[second : second + size])
-            else:
-                front.append(readonly_view[second : second + size])
-                length += size
-            parts = Readable(front, length, count), Writable(back, room)
+        if len(layout) == 4 and count:
+            start, length = layout[0] - origin, layout[1]
+            parts = Readable.of([readonly_view[start : start + length]], length, 1), _NO_ROOM
+        elif len(layout) != _THREE or not 0 < count < 3:
+            parts = self._parts_of_many()  # apart, since with a comprehension in it a call takes longer
         else:
-            starts, sizes = [start - origin for start in layout[::4]], list(layout[1::4])
-            parts = (
-                Readable(_cut(readonly_view, starts[:count], sizes[:count]), sum(sizes[:count]), count),
-                Writable(_cut(view, starts[count:], sizes[count:]), room),
-            )
+            start, length, _, _, second, size, _, _, third, last, _, _ = layout
+            start -= origin
+            second -= origin
+            third -= origin
+            front, back = readonly_view[start : start + length], view[third : third + last]
+            if count == 1:
+                parts = (
+                    Readable.of([front], length, 1),
+                    Writable.of([view[second : second + size], back], size + last),
+                )
+            else:
+                parts = (
+                    Readable.of([front, readonly_view[second : second + size]], length + size, 2),
+                    Writable.of([back], last),
+                )
         self._readable, self._writable = parts
         return parts
+
+    def _parts_of_many(self) -> tuple[Readable, Writable]:
+        _, _, view, readonly_view, origin = self._region or _NO_REGION
+        layout, count = self.layout, self.writable_from
+        starts, sizes = [start - origin for start in layout[::4]], list(layout[1::4])
+        return (
+            Readable.of(_cut(readonly_view, starts[:count], sizes[:count]), sum(sizes[:count]), count),
+            Writable.of(_cut(view, starts[count:], sizes[count:]), self.room),
+        )
 
     def _look_again(self) -> None:
         if self.ring is not None:
@@ -420,9 +470,9 @@ class _Disowned:
 DISOWNED = _Disowned()
 
 # Parts without a buffer: nothing can be taken of them, so they never change.
-_NO_DATA, _NO_ROOM = Readable([], 0, 0), Writable([], 0)
+_NO_DATA, _NO_ROOM = Readable.of([], 0, 0), Writable.of([], 0)
 # The writable part of a chain that was completed.
-NOTHING_TO_WRITE = Writable([], 0)
+NOTHING_TO_WRITE = Writable.of([], 0)
 
 
 def _check_room(count: int, length: int, kind: str) -> None:

@@ -70,7 +70,7 @@ def make_chain(
     if length > MAX_CHAIN_BYTES:
         raise GuestError(f"chain {head:#x} is {length:#x} bytes long or longer, more than 2^32")
     if in_region:
-        return Chain(ring, head, layout, writable_from, room, memory.hot, slots)
+        return Chain.of(ring, head, layout, writable_from, room, memory.hot, slots)
     readable: list[memoryview] = []
     writable: list[memoryview] = []
     for address, size, flags, _ in descriptors:
@@ -80,7 +80,7 @@ def make_chain(
             else:
                 readable += memory.readable(address, size)
             _check_pieces(head, len(readable) + len(writable))
-    return Chain(ring, head, layout, writable_from, room, None, slots, (readable, writable))
+    return Chain.of(ring, head, layout, writable_from, room, None, slots, (readable, writable))
 
 
 def _check_pieces(head: int, pieces: int) -> None:

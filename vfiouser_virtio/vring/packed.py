@@ -129,7 +129,7 @@ class PackedRing(Ring):
                 stop = address + length
                 if flags == writable and begin <= address and stop <= end and length and head not in taken:
                     # What `make_chain` does, for the most common and most hurried case: one writable buffer.
-                    chain = Chain(self, head, layout, 0, length, hot)
+                    chain = Chain.of(self, head, layout, 0, length, hot)
                     slot += 1
                 else:
                     found = None

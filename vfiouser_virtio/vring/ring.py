@@ -307,4 +307,4 @@ def _disowned(buffer: BufferState) -> Chain:
     ranges = buffer.readable + buffer.writable
     layout = [number for address, length in ranges for number in (address, length, 0, 0)]
     room = sum(length for _, length in buffer.writable)
-    return Chain(DISOWNED, buffer.head, layout, len(buffer.readable), room, None, buffer.slots)
+    return Chain.of(DISOWNED, buffer.head, layout, len(buffer.readable), room, None, buffer.slots)

@@ -141,7 +141,7 @@ class SplitRing(Ring):
                 stop = address + length
                 if flags == WRITE and begin <= address and stop <= end and length:
                     # What `make_chain` does, for the most common and most hurried case: one writable buffer.
-                    chain = Chain(self, head, layout, 0, length, hot)
+                    chain = Chain.of(self, head, layout, 0, length, hot)
                 else:
                     found = None
                     if flags == INDIRECT and self.indirect:
