@@ -1,6 +1,7 @@
 """Queues that are looked at without a notification: when, for how long, and that it ends (virtio 1.4, 2.7.10)."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -268,6 +269,40 @@ async def test_what_is_under_way_is_not_polled_for_in_vain(depth: int, monkeypat
     assert sleeps.of
     assert set(sleeps.of) == {polling.NAP}
     assert looks < 0.1 / polling.NAP * 2  # without the sleep a look takes some µs
+
+
+@pytest.mark.usefixtures("clock")
+async def test_a_request_without_a_task_ends_without_a_round_of_trio() -> None:
+    """As a write by io_uring does, whose ring another task of trio waits for as well."""
+    subject = Polling("on")
+    for _ in range(5):
+        subject.should_spin()
+        await subject.spin(lambda: True, lambda: 1)
+        subject.filled()
+    outstanding = rounds = 0
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    class Rounds(trio.abc.Instrument):
+        def before_io_wait(self, timeout: float) -> None:
+            nonlocal rounds
+            rounds += 1
+
+    def reap() -> bool:
+        nonlocal outstanding
+        outstanding -= os.eventfd_read(fd)
+        return True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.lowlevel.wait_readable, fd)
+        await trio.testing.wait_all_tasks_blocked()
+        outstanding = 1
+        assert subject.should_spin()
+        trio.lowlevel.add_instrument(Rounds())
+        threading.Timer(0.05, os.eventfd_write, [fd, 1]).start()
+        assert not await subject.spin(lambda: not outstanding, lambda: outstanding, held=lambda: outstanding, reap=reap)
+        assert rounds == 0
+        nursery.cancel_scope.cancel()
+    os.close(fd)
 
 
 @pytest.mark.usefixtures("clock")

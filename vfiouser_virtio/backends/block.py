@@ -109,6 +109,10 @@ class StartingBackend(BlockBackend, Protocol):
         """Call ``done`` of what has ended, until cancelled; then until nothing is under way."""
         ...
 
+    def reap(self) -> bool:
+        """Call ``done`` of what has ended now, before `serve` does; whether there was any."""
+        ...
+
     def start_read(self, offset: int, segments: Segments, done: Done) -> Cancel | None:
         """Begin to fill the segments from the disk."""
         ...

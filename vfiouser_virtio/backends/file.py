@@ -99,6 +99,9 @@ class FileBackend:
         else:
             await self._ring.serve()
 
+    def reap(self) -> bool:
+        return self._ring is not None and self._ring.reap()
+
     def read_nowait(self, offset: int, segments: Segments) -> bool:
         return self._at_once(preadv, offset, segments)
 

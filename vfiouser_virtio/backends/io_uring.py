@@ -159,17 +159,19 @@ class IoUring:
             self.reap()  # what was in the page cache is there already
         return tag
 
-    def reap(self) -> None:
-        """Call ``done`` of all requests that have ended. They may start others."""
-        self._reaping = True
+    def reap(self) -> bool:
+        """Call ``done`` of all requests that have ended, and may start others; whether there were any."""
+        self._reaping, found = True, False
         try:
             while ended := self._ended():
+                found = True
                 for user_data, result in ended:
                     done, _, copied = self._under_way.pop(user_data)
                     self._to_copy -= copied
                     done(result)
         finally:
             self._reaping = False
+        return found
 
     def _ended(self) -> list[tuple[int, int]]:
         """Tags and results that the kernel has told since the last call."""

@@ -189,7 +189,8 @@ class BlockRequests:
         planner, backend = self.planner, self._backend
         readonly, read, write = backend.readonly, backend.read_nowait, backend.write_nowait
         header, offset = blk.REQUEST_HEADER_CODEC, planner.offset
-        async for burst in queue.bursts(at_once=True):
+        reap = backend.reap if isinstance(backend, StartingBackend) else None
+        async for burst in queue.bursts(at_once=True, reap=reap):
             for chain in burst:
                 (kind, _, sector), data, length, buffers, room = chain.take_request(header)
                 outcome, fills = _OK, 0

@@ -89,12 +89,21 @@ class Polling:
             return False  # woken for nothing, after we have polled already
         return self.always or (self._gap < self._budget and now >= self._rest_until)
 
-    async def spin(self, news: Callable[[], bool], outstanding: Callable[[], int] = lambda: 0) -> bool:
+    async def spin(
+        self,
+        news: Callable[[], bool],
+        outstanding: Callable[[], int] = lambda: 0,
+        *,
+        held: Callable[[], int] = lambda: 0,
+        reap: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """Return when there are ``news``, or when it has taken too long; whether other tasks had their turn meanwhile.
 
         They have it when there is input for one of them, and after each `STRETCH`: in what was woken together with this
         task, and in time-outs, it does not look. At once where requests are ``outstanding``: it may have begun a
-        task. While they are as many as the driver has had at a time of late, it waits for one of them, and we do.
+        task, but for those that are ``held``, which have none. While they are as many as the driver has had at a time
+        of late, it waits for one of them, and we do. ``reap`` ends what it can without a task, and says whether there
+        was any: input that only tells of that costs no round of trio.
         """
         assert self._empty_since is not None
         end = self._empty_since + self._budget
@@ -112,7 +121,7 @@ class Polling:
             # What is woken in a round of trio may have its turn after us: by the second checkpoint it has had it.
             # No request ends, nor is one taken, but in such a round.
             waiting = outstanding()
-            owed = 2 if waiting else 0
+            owed = 2 if waiting > held() else 0
             # All that the driver has made available was taken: this is its depth, if it does not go on.
             self._depth = max(waiting, self._depth - self._depth / _MEMORY)
             while not (found := news()) and now < end:
@@ -121,12 +130,15 @@ class Polling:
                     os.sched_yield()
                 elif waiting and waiting >= round(self._depth):
                     # What the driver could send comes after an answer of ours, which is input for another task.
-                    owed = 2 if others.wait(NAP) else 0
+                    if others.wait(NAP):
+                        owed = 0 if reap() else 2
+                        waiting = outstanding()
                     before = perf_counter()
                 elif has_yielded := not has_yielded:
                     os.sched_yield()
                 elif others.is_there():  # one system call between two looks: the driver is seen half a µs earlier
-                    owed = 2
+                    owed = 0 if reap() else 2
+                    waiting = outstanding()
                 if owed or others is None or spinning.count > 1 or now >= turn_at:
                     await trio.lowlevel.checkpoint()
                     had_turn = True

@@ -5,7 +5,6 @@ the `DeviceCore` that serves the device.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
 
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
@@ -55,7 +54,7 @@ class Queue:
             await virtqueue.wait_chain()
         return virtqueue.burst.popleft()
 
-    def bursts(self, *, at_once: bool = False) -> "Bursts":
+    def bursts(self, *, at_once: bool = False, reap: Callable[[], bool] | None = None) -> "Bursts":
         """Iterate by bursts: ``async for burst in queue.bursts()``, then ``for chain in burst``, without an ``await``.
 
         The chains of a burst have been taken from the ring at once, and what of them is completed is shown to the
@@ -65,8 +64,14 @@ class Queue:
 
         ``at_once`` is a promise not to await anything within a burst: then nothing has to be prepared for that case,
         which saves a round of the event loop for each burst.
+
+        ``reap`` completes the chains under `hold` whose work has ended, and returns whether there were any. It is
+        called at times while the queue is polled, so that their end needs no round of the event loop; at other times
+        the device has to do that by itself.
         """
-        return Bursts(self._served(), at_once)
+        virtqueue = self._served()
+        virtqueue.reap = reap
+        return Bursts(virtqueue, at_once)
 
     async def next(self) -> Chain:
         """As iterating: the next chain. Raises GuestError when the driver has broken the ring."""
@@ -109,7 +114,14 @@ class Queue:
         ``cancel`` is called where `pinned` would cancel its block: the request must end soon, and fail.
         """
         virtqueue = self._served()
-        return partial(virtqueue.pins.remove, virtqueue.pins.add(virtqueue.memory, lambda: chain.ranges, cancel))
+        pin = virtqueue.pins.add(virtqueue.memory, lambda: chain.ranges, cancel)
+        virtqueue.held += 1
+
+        def release() -> None:
+            virtqueue.held -= 1
+            virtqueue.pins.remove(pin)
+
+        return release
 
     # ---- for DeviceCore ------------------------------------------------------------------------------------------
 

@@ -92,6 +92,10 @@ class Virtqueue(QueueRegisters):
         self._bound: BoundRing | None = None
         self._wakes = self._round = 0
         self._publish_scheduled = False
+        self.reap: Callable[[], bool] | None = None
+        """See `Queue.bursts`."""
+        self.held = 0
+        """Requests that are no tasks: see `Queue.hold`."""
 
     # ---- the device's run ----------------------------------------------------------------------------------------
 
@@ -101,7 +105,7 @@ class Virtqueue(QueueRegisters):
 
     def end_run(self) -> None:
         """The run has ended, and with it all that was spawned."""
-        self._spawn = None
+        self._spawn = self.reap = None
         self.polling = Polling(self._poll)
 
     def poll_always(self) -> None:
@@ -308,7 +312,9 @@ class Virtqueue(QueueRegisters):
                 else:
                     await self.park()  # until there is a reason to look again
             elif self._may_poll() and self.polling.should_spin():
-                if await self.polling.spin(self._has_available, self._outstanding):
+                if await self.polling.spin(
+                    self._has_available, self._outstanding, held=self._held, reap=self._reap_ended
+                ):
                     self.slice_end, self._round = turns().woken(self._round)
             elif not await self._ask() and seen == self._wakes:
                 await self.park()
@@ -401,6 +407,22 @@ class Virtqueue(QueueRegisters):
     def _outstanding(self) -> int:
         """How many requests the device has not completed."""
         return 0 if self._bound is None else self._bound.ring.outstanding
+
+    def _held(self) -> int:
+        return self.held
+
+    def _reap_ended(self) -> bool:
+        """Whether requests have ended that need no task; they are shown to the driver at once, with one interrupt."""
+        bound = self._bound
+        if self.reap is None or bound is None:
+            return False
+        bound.ring.on_push = None
+        try:
+            return self.reap()
+        finally:
+            if bound.alive():
+                bound.ring.on_push = self._pushed
+                self._publish()
 
     def _usable(self) -> BoundRing | None:
         """The ring if it may be touched now; bound again after a change of the memory map."""
