@@ -2,10 +2,14 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.amounts import Amounts
+from support.amounts import amounts as amounts_of
+from support.diagonal import beside_it
 from support.left_behind import left_behind, own_temporary_folder
 from support.order import dealt
 
@@ -19,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="full amounts where tests move data or count operations: 1 GiB, not 16 MiB"
     )
+    parser.addoption("--quick", action="store_true", help="a fraction of CI's amounts (tests/support/amounts.py)")
 
 
 _OWN_FOLDER = pytest.StashKey[Path]()
@@ -29,6 +34,26 @@ def pytest_configure(config: pytest.Config) -> None:
     """The run has a temporary folder of its own; xdist's workers have that of the process that started them."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         config.stash[_OWN_FOLDER] = own_temporary_folder()
+
+
+@pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")
+def pytest_mark_what_is_beside_the_diagonal(items: list[pytest.Item]) -> None:
+    """See `support.diagonal`; before pytest looks at the marks that ``-m`` names."""
+    for item in beside_it(with_parameters(items)):
+        item.add_marker(pytest.mark.variant)
+
+
+def with_parameters(items: list[pytest.Item]) -> Iterator[tuple[pytest.Item, str, dict[str, tuple[int, ...]]]]:
+    """The items of a diagonal, the name of their test, and which object each of its parameters is.
+
+    Without those over libvfio-user: where that is missing they are skipped, and stand for nothing.
+    """
+    for item in items:
+        mark = item.get_closest_marker("diagonal")
+        if mark is not None and isinstance(item, pytest.Function) and "libvfio-user" not in item.name:
+            # By identity: a value need not be hashable, and is the same object in all of the product.
+            params = {names: tuple(id(item.callspec.params[name]) for name in names.split(",")) for names in mark.args}
+            yield item, item.nodeid.partition("[")[0], params
 
 
 @pytest.hookimpl(trylast=True)
@@ -61,6 +86,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def long_run(request: pytest.FixtureRequest) -> bool:
     """Whether full amounts are wanted (``--long``), not those that a run of the whole suite has time for."""
     return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture(scope="session")
+def amounts(request: pytest.FixtureRequest) -> Amounts:
+    """How much to do of what could go on for as long as one likes."""
+    return amounts_of(long=request.config.getoption("--long"), quick=request.config.getoption("--quick"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

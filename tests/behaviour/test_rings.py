@@ -51,6 +51,7 @@ quick = pytest.mark.virtio_carriers("loopback", "socket", "socket-private", "lib
 
 
 @quick
+@pytest.mark.diagonal("virtio_offer", "virtio_carrier")
 class TestDisk:
     @pytest.fixture
     def virtio_device(self) -> Blk:

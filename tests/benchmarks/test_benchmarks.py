@@ -94,7 +94,7 @@ def test_registers(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(notes) == (1 if compiler else 2)
 
 
-@pytest.mark.parametrize("compiler", [True, False])
+@pytest.mark.parametrize("compiler", [pytest.param(True, marks=pytest.mark.variant), False])
 def test_requests(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if compiler and not shutil.which("cc"):
         pytest.skip("no C compiler")

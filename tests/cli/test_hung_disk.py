@@ -79,6 +79,7 @@ def contents() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("aio", ["io_uring", "threads"])
 @pytest.mark.parametrize("options", [(), ("--processes",)], ids=["serve", "processes"])
+@pytest.mark.diagonal("aio", "options")
 async def test_neighbours_and_the_end_do_not_wait(tmp_path: Path, aio: str, options: tuple[str, ...]) -> None:
     with FuseFiles(tmp_path / "fuse", contents()) as files:
         async with two_disks(tmp_path, files, aio, *options) as served:
@@ -116,6 +117,7 @@ async def test_run_exec_ends_with_the_status_of_its_command(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("options", [(), ("--processes",)], ids=["run", "processes"])
 @pytest.mark.parametrize("ends", ["signal", "guest"])
+@pytest.mark.diagonal("ends", "options")
 async def test_run_ends(tmp_path: Path, ends: str, options: tuple[str, ...]) -> None:
     """By a signal, or with its guest."""
     qemu = tmp_path / "qemu"
@@ -169,6 +171,7 @@ async def wait_said(folder: Path, words: str) -> None:
 
 @pytest.mark.parametrize("op", [Op.OPEN, Op.STATFS, Op.READ], ids=lambda op: op.name)
 @pytest.mark.parametrize("options", [(), ("--processes",)], ids=["serve", "processes"])
+@pytest.mark.diagonal("op", "options")
 async def test_a_disk_that_hangs_at_the_start(tmp_path: Path, op: Op, options: tuple[str, ...]) -> None:
     with FuseFiles(tmp_path / "fuse", contents()) as files:
         files.hanging.add(op)
@@ -226,6 +229,7 @@ async def wait_unlocked(image: Path) -> None:
 
 @pytest.mark.parametrize("aio", ["io_uring", "threads"])
 @pytest.mark.parametrize("options", [(), ("--processes",)], ids=["serve", "processes"])
+@pytest.mark.diagonal("aio", "options")
 async def test_once_ends_with_its_client(tmp_path: Path, aio: str, options: tuple[str, ...]) -> None:
     with FuseFiles(tmp_path / "fuse", contents()) as files:
         folder = tmp_path / "work"

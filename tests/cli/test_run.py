@@ -96,8 +96,12 @@ esac
 
 @pytest.mark.parametrize(
     ("room", "lists", "words"),
-    [("8m", "9M", "no mirror"), ("1m", "1", "apt cannot fetch"), ("3m", "1", "unpacking"), ("16m", "1", "remove that")],
-    ids=["while-reading-lists", "while-downloading", "while-unpacking", "room-enough"],
+    [
+        pytest.param("8m", "9M", "no mirror", id="while-reading-lists", marks=pytest.mark.variant),
+        pytest.param("1m", "1", "apt cannot fetch", id="while-downloading", marks=pytest.mark.variant),
+        pytest.param("3m", "1", "unpacking", id="while-unpacking"),
+        pytest.param("16m", "1", "remove that", id="room-enough"),
+    ],
 )
 def test_a_disk_that_fills_while_fetching(tmp_path: Path, room: str, lists: str, words: str) -> None:
     (tmp_path / "tree/DEBIAN").mkdir(parents=True)
@@ -200,8 +204,11 @@ def test_streams_come_apart_and_at_once() -> None:
 @pytest.mark.qemu
 @pytest.mark.parametrize(
     ("script", "status"),
-    [("sleep 999", 124), ("poweroff; sleep 999", 5), ("echo c >/proc/sysrq-trigger; sleep 999", 5)],
-    ids=["hang", "poweroff", "panic"],
+    [
+        pytest.param("sleep 999", 124, id="hang"),
+        pytest.param("poweroff; sleep 999", 5, id="poweroff", marks=pytest.mark.variant),
+        pytest.param("echo c >/proc/sysrq-trigger; sleep 999", 5, id="panic"),
+    ],
 )
 def test_what_came_is_kept(script: str, status: int) -> None:
     timeout = "8" if status == 124 else "200"

@@ -71,7 +71,7 @@ def running(folder: Path, how: str, *options: str) -> Iterator[Run]:
     ("how", "options", "number", "status", "end"),
     [
         ("loops", (), signal.SIGTERM, 128 + signal.SIGTERM, "interrupted mine0"),
-        ("sleeps", (), signal.SIGINT, 128 + signal.SIGINT, "interrupted mine0"),
+        pytest.param("sleeps", (), signal.SIGINT, 128 + signal.SIGINT, "interrupted mine0", marks=pytest.mark.variant),
         ("catches", (), signal.SIGTERM, 128 + signal.SIGTERM, "ended without mine0"),
         ("loops", ("--processes",), signal.SIGINT, 1, "interrupted mine0"),
     ],

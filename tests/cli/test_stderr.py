@@ -44,6 +44,7 @@ async def test_a_pipe_that_nobody_reads(how: How, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hostile", ["resets", "connections"])
+@pytest.mark.diagonal("hostile", "how")
 async def test_a_flood_is_counted_instead(hostile: str, how: How, tmp_path: Path) -> None:
     arguments = [*how, "--device", "rng", "--log-rate", "1"]
     async with serve_process(*arguments, folder=tmp_path) as served:

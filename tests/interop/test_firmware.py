@@ -71,6 +71,8 @@ async def test_linux_takes_over_a_disk_that_the_firmware_used(
         assert len(activations) == 2, "the firmware's driver, then Linux'"
 
 
+# test_huge_pages.py and the test with killed QEMUs below have more than one after the other, too.
+@pytest.mark.variant
 @both_engines
 async def test_two_qemus_one_after_the_other(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path) -> None:
     disk = tmp_path / "disk"

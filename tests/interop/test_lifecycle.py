@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from support.amounts import Amounts
 from support.vm_devices import MIB, Machine, booted, held, slice_of, sparse, talk
 
 from vfiouser_virtio import vm
@@ -74,6 +75,7 @@ async def test_driver_unbound_and_bound_many_times(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     interrupts: str,
+    amounts: Amounts,
     long_run: bool,
 ) -> None:
     image = sparse(tmp_path / "image", 8 * MIB)
@@ -91,7 +93,7 @@ async def test_driver_unbound_and_bound_many_times(
         await use_disk(machine, image, times=3)
         before = held()
         for _ in range(5 if long_run else 2):
-            await machine.run(f"for i in $(seq 10); do {again} done")
+            await machine.run(f"for i in $(seq {amounts.rebinds}); do {again} done")
             await use_disk(machine, image)
         assert held() == before
 
@@ -112,7 +114,7 @@ async def test_driver_unbound_and_bound_many_times(
 
 
 async def test_console_and_entropy_drivers_unbound_and_bound(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, amounts: Amounts
 ) -> None:
     random = tmp_path / "random"
     random.write_bytes(os.urandom(64 << 10))
@@ -136,8 +138,8 @@ async def test_console_and_entropy_drivers_unbound_and_bound(
 
         await again(1)
         before = held()
-        await again(10)
-        await again(10)
+        await again(amounts.rebinds)
+        await again(amounts.rebinds)
         assert held() == before
         await machine.check_quiet(caplog)
 

@@ -25,7 +25,7 @@ SHARED, PRIVATE = "memory-backend-memfd,id={},size={}K,share=on", "memory-backen
         pytest.param((SHARED, SHARED), "", id="memfds"),
         pytest.param((SHARED, SHARED), ",packed=on,indirect-desc=off", id="memfds-packed", marks=pytest.mark.variant),
         pytest.param((SHARED, PRIVATE), ",packed=on", id="memfd-and-none", marks=pytest.mark.variant),
-        pytest.param((PRIVATE, PRIVATE), "", id="no-memfd"),
+        pytest.param((PRIVATE, PRIVATE), "", id="no-memfd", marks=pytest.mark.variant),
     ],
 )
 async def test_buffers_cross_regions(

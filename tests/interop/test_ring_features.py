@@ -7,11 +7,13 @@ written once and read once, and after every step the host compares files.
 import logging
 import os
 import time
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import trio
+from support.amounts import Amounts
 from support.vm_devices import MIB, Machine, booted_from_options, difference, fill, sparse, talk
 
 from vfiouser_virtio import vm
@@ -62,10 +64,16 @@ KERNELS = {"trixie": IN_ORDER, "trixie-backports": set[Feature]()}
     [("trixie-backports", "shared"), pytest.param("trixie", "private", marks=pytest.mark.variant)],
 )
 async def test_data_through_every_switch(
-    qemu: vm.Qemu, tmp_path: Path, caplog: pytest.LogCaptureFixture, long_run: bool, kernel: str, memory: str
+    qemu: vm.Qemu,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    long_run: bool,
+    amounts: Amounts,
+    kernel: str,
+    memory: str,
 ) -> None:
     # Through messages it is a tenth as fast.
-    size = (1024 if long_run else 6) * MIB if memory == "shared" else (64 if long_run else 2) * MIB
+    size = amounts.every_switch if memory == "shared" else (64 if long_run else 2) * MIB
     image = await trio.to_thread.run_sync(vm.guest_image, kernel)
     source = tmp_path / "source"
     fill(source, size)
@@ -78,8 +86,7 @@ async def test_data_through_every_switch(
         await check_ring_sizes(machine)
         paths = [source, *disks.values(), sink]
         await pass_on(machine, paths, size)
-        for number in range(1, len(paths) - 1):
-            await bind_again(machine, number)
+        await bind_again(machine, range(1, len(paths) - 1))
         await check_negotiated(machine, KERNELS[kernel])
         if memory == "shared":
             # All but the first and the last are empty now.
@@ -119,10 +126,10 @@ async def test_entropy_and_console_with_every_switch(
 
 
 async def test_disks_that_poll(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, amounts: Amounts
 ) -> None:
     """They look at their queues all the time, and ask for no notifications."""
-    size = 8 * MIB
+    size = amounts.polled
     paths = [tmp_path / name for name in ("source", "split", "packed", "in-order", "sink")]
     fill(paths[0], size)
     for path in paths[1:]:
@@ -166,15 +173,16 @@ async def pass_on(machine: Machine, paths: list[Path], size: int) -> None:
     """From the first disk to the next, and so on to the last; those in between are empty afterwards."""
     for number, (source, target) in enumerate(pairwise(paths)):
         started = time.monotonic()
-        await copy(machine, disk(number), disk(number + 1), size)
+        # What was there before is no longer needed: in the same command, as each costs time of its own.
+        before = f"blkdiscard /dev/{disk(number - 1)}" if number > 1 else ""
+        await copy(machine, disk(number), disk(number + 1), size, before)
         # For people who ask with --log-cli-level=info.
         log.info("%s to %s: %.0f MiB/s", source.name, target.name, size / MIB / (time.monotonic() - started))
         assert await difference(source, target, size) == ""
-        if number:
-            await machine.run(f"blkdiscard /dev/{disk(number)}")
+    await machine.run(f"blkdiscard /dev/{disk(len(paths) - 2)}")
 
 
-async def copy(machine: Machine, source: str, target: str, size: int) -> None:
+async def copy(machine: Machine, source: str, target: str, size: int, before: str) -> None:
     """Four jobs at once, a quarter each, with requests of other sizes, around the guest's page cache."""
     quarter = size // 4
     jobs = [
@@ -183,16 +191,17 @@ async def copy(machine: Machine, source: str, target: str, size: int) -> None:
         for number, block in enumerate((32 << 10, MIB // 4, MIB // 2, MIB // 2))
     ]
     # `set -e` would not look at what ran in the background.
-    await machine.run("\n".join([*jobs, "for job in $jobs; do wait $job; done"]), timeout=1200)
+    await machine.run("\n".join([before, *jobs, "for job in $jobs; do wait $job; done"]), timeout=1200)
 
 
-async def bind_again(machine: Machine, number: int) -> None:
-    """The driver leaves the disk, which resets it, and comes back."""
-    name = disk(number)
+async def bind_again(machine: Machine, numbers: Iterable[int]) -> None:
+    """The driver leaves each of the disks, which resets it, and comes back."""
     await machine.run(f"""
-        device=$(basename $(readlink -f /sys/block/{name}/device))
-        echo $device >/sys/bus/virtio/drivers/virtio_blk/unbind
-        [ ! -e /dev/{name} ]
-        echo $device >/sys/bus/virtio/drivers/virtio_blk/bind
-        [ -b /dev/{name} ]
+        for name in {" ".join(map(disk, numbers))}; do
+            device=$(readlink -f /sys/block/$name/device)
+            echo ${{device##*/}} >/sys/bus/virtio/drivers/virtio_blk/unbind
+            [ ! -e /dev/$name ]
+            echo ${{device##*/}} >/sys/bus/virtio/drivers/virtio_blk/bind
+            [ -b /dev/$name ]
+        done
     """)

@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 import trio
+from support.amounts import Amounts
 from support.vm_devices import (
     MIB,
     Machine,
@@ -126,9 +127,9 @@ async def test_every_device_behind_an_iommu(
 
 
 async def test_each_request_maps_its_pages_and_unmaps_them(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, long_run: bool
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, amounts: Amounts
 ) -> None:
-    size = (1024 if long_run else 16) * MIB
+    size = amounts.by_pages
     source, target = tmp_path / "source", tmp_path / "target"
     fill(source, size)
     sparse(target, size)
@@ -161,11 +162,11 @@ async def test_each_request_maps_its_pages_and_unmaps_them(
 
 
 async def test_thousands_of_pages_at_once(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, amounts: Amounts
 ) -> None:
     """Requests of 254 pages, all under way before the first is done."""
     # Two mappings of this process for each page: less than the half that is for whoever comes first (`address_space`).
-    jobs, pages = 48, 254
+    jobs, pages = amounts.requests_of_pages, 254
     size = jobs * pages * PAGE
     image = tmp_path / "image"
     fill(image, 2 * size)

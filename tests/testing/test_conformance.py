@@ -139,7 +139,10 @@ def verdicts(results: dict[str, Result]) -> tuple[dict[str, str], set[str]]:
 
 
 # How a device is called is apart from its type.
-@pytest.mark.parametrize(("name", "ids"), [*((name, "default") for name in DEVICES), ("blk", "qemu"), ("rng", "2007")])
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [*((name, "default") for name in DEVICES), pytest.param("blk", "qemu", marks=pytest.mark.variant), ("rng", "2007")],
+)
 async def test_our_devices(name: str, ids: Style) -> None:
     async with serving(name, ids=ids) as wire:
         failed, absent = verdicts(await all_results(wire))
@@ -167,10 +170,9 @@ async def test_our_devices_with_every_switch(name: str) -> None:
 @pytest.mark.parametrize(
     "offer",
     [
-        Offer(event_idx=False, indirect_desc=False, queue_reset=False),
-        Offer(packed=True, queue_size=7),
+        pytest.param(Offer(event_idx=False, indirect_desc=False, queue_reset=False), id="bare"),
+        pytest.param(Offer(packed=True, queue_size=7), id="packed-7", marks=pytest.mark.variant),
     ],
-    ids=["bare", "packed-7"],
 )
 async def test_other_offers(offer: Offer) -> None:
     """A check that does not apply says so, whatever is missing; everything that does apply is kept."""

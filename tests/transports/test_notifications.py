@@ -88,6 +88,7 @@ class Answers(Two):
 
 @pytest.mark.parametrize("carrier", ["socket", "socket-private"])
 @pytest.mark.parametrize("case", PCI_CASES)
+@pytest.mark.diagonal("case", "carrier")
 async def test_over_pci(carrier: Carrier, case: str, caplog: pytest.LogCaptureFixture) -> None:
     offer, size, value, complaint = PCI_CASES[case]
     async with bare_device(Answers(), carrier, offer) as device:

@@ -80,6 +80,7 @@ async def exchange(requests: RequestQueue, count: int, name: bytes = b"") -> Non
             nursery.start_soon(one, number)
 
 
+@pytest.mark.diagonal("carrier", "packed,event_idx,in_order,indirect_desc")
 @carriers
 @pytest.mark.parametrize(
     ("packed", "event_idx", "in_order", "indirect_desc"), list(itertools.product([False, True], repeat=4))
@@ -148,6 +149,7 @@ async def test_an_odd_size_is_for_packed_queues(carrier: Carrier) -> None:
 # ---- queue reset ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.diagonal("carrier", "packed")
 @carriers
 @pytest.mark.parametrize("packed", [False, True])
 async def test_a_queue_is_enabled_again_at_another_size_and_place(carrier: Carrier, packed: bool) -> None:

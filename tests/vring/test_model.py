@@ -5,6 +5,7 @@
 
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine
+from support.amounts import Amounts
 from support.ring_model.device_machine import PackedMachine, SplitMachine
 from support.ring_model.hostile_machine import HostilePacked, HostileSplit
 from support.ring_model.pair_machine import PackedPair, SplitPair
@@ -14,5 +15,7 @@ MACHINES = SplitMachine, PackedMachine, SplitPair, PackedPair, HostileSplit, Hos
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.__name__)
-def test_rings_do_what_the_specification_says(machine: type[RuleBasedStateMachine], long_run: bool) -> None:
-    run(machine, long=long_run)
+def test_rings_do_what_the_specification_says(
+    machine: type[RuleBasedStateMachine], long_run: bool, amounts: Amounts
+) -> None:
+    run(machine, amounts.ring_examples, random=long_run)

@@ -197,8 +197,17 @@ FOUND = [
 ]
 
 
+# Found late, with a packed ring; the same with another machine is found early.
+LATE = {sleeps_without_looking_again, restores_nothing_as_completed, takes_again_from_the_ring_after_a_restore}
+
+
 @pytest.mark.parametrize(
-    ("broken", "machine"), [(broken, machine) for broken, *machines in FOUND for machine in machines]
+    ("broken", "machine"),
+    [
+        pytest.param(broken, machine, marks=[pytest.mark.variant] * (machine is PackedMachine and broken in LATE))
+        for broken, *machines in FOUND
+        for machine in machines
+    ],
 )
 def test_the_model_finds(
     broken: Callable[[Patch], None], machine: type[RuleBasedStateMachine], monkeypatch: Patch

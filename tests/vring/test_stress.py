@@ -35,6 +35,7 @@ def test_nothing_is_lost(kind: str, options: list[str], long_run: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["split", "packed"])
 @pytest.mark.parametrize("name", RELIABLE)
+@pytest.mark.diagonal("name", "kind")
 def test_what_is_broken_is_found(name: str, kind: str) -> None:
     run = stress("--ring", kind, "--sabotage", name, "--operations", "300000", "--size", "8")
     assert run.returncode == 1, run.stdout

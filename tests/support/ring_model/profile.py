@@ -5,15 +5,14 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-EXAMPLES = 50
+# To find what is broken on purpose.
+FINDING = 200
 STEPS = 50
-# `--long`: as many times more, and other ones each time.
-LONG = 100
 
 
-def run(machine: type[RuleBasedStateMachine], *, long: bool) -> None:
-    """Always the same runs of the machine, or many random ones. Raises what goes wrong in the shortest one found."""
-    _run(machine, settings(max_examples=EXAMPLES * LONG if long else EXAMPLES, derandomize=not long))
+def run(machine: type[RuleBasedStateMachine], examples: int, *, random: bool) -> None:
+    """So many runs of the machine, always the same or random ones. Raises what goes wrong in the shortest one found."""
+    _run(machine, settings(max_examples=examples, derandomize=not random))
 
 
 def finding(machine: type[RuleBasedStateMachine]) -> list[BaseException]:
@@ -22,7 +21,7 @@ def finding(machine: type[RuleBasedStateMachine]) -> list[BaseException]:
     The last of them came first: a machine that has failed is torn down, and may then find more.
     """
     try:
-        _run(machine, settings(max_examples=4 * EXAMPLES, derandomize=True, phases=[Phase.generate]))
+        _run(machine, settings(max_examples=FINDING, derandomize=True, phases=[Phase.generate]))
     except Exception as error:
         found: list[BaseException] = []
         each: BaseException | None = error

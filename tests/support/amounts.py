@@ -1,0 +1,42 @@
+"""How much the tests do of what could go on for as long as one likes: one table, which decides how long a run takes.
+
+``QUICK`` is for plain ``scripts/test`` (``--quick``), ``USUAL`` for CI and for pytest without an option, ``LONG`` for
+``--long``.
+"""
+
+from dataclasses import dataclass, replace
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Amounts of one kind of run."""
+
+    ring_examples: int = 50
+    """Runs of each ring machine against the model of the specification."""
+    fuzz_cases: int = 24
+    """Cases of each kind that the fuzzer makes."""
+    every_switch: int = 6 * MIB
+    """Bytes through each of the disks that differ in their rings' features."""
+    polled: int = 8 * MIB
+    """Bytes through each disk that polls."""
+    by_pages: int = 16 * MIB
+    """Bytes that are copied behind an IOMMU, each page mapped for its request."""
+    requests_of_pages: int = 48
+    """Requests of 254 pages that are under way at a time behind an IOMMU."""
+    rebinds: int = 10
+    """How often, and twice, drivers leave their devices and come back."""
+
+
+USUAL = Amounts()
+QUICK = replace(
+    USUAL, ring_examples=20, fuzz_cases=8, every_switch=2 * MIB, polled=2 * MIB, by_pages=4 * MIB, requests_of_pages=24,
+    rebinds=4,
+)  # fmt: skip
+LONG = replace(USUAL, ring_examples=5000, every_switch=1024 * MIB, by_pages=1024 * MIB)
+
+
+def amounts(*, long: bool, quick: bool) -> Amounts:
+    """Those that are asked for; ``long`` wins."""
+    return LONG if long else QUICK if quick else USUAL
