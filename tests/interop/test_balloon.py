@@ -108,10 +108,5 @@ async def use_it(machine: Machine, balloon: Balloon, reporting: Balloon) -> None
     # It is counted when a request has ended, which is after the host has the pages.
     await wait_until(lambda: reporting.handed_back > BALLOON, "the device's count of what was reported")
     assert reporting.ignored == 0
-    # Linux uses what it has reported, and finds there what it writes: random bytes, which are not made twice.
-    data = await machine.run("""
-        head -c 1000000 /dev/urandom >/tmp/piece
-        for i in $(seq 40); do cat /tmp/piece; done >/tmp/data
-        { for i in $(seq 40); do cat /tmp/piece; done; } | cmp - /tmp/data
-    """)
-    assert data == ""
+    data = await machine.run("head -c 40000000 /dev/urandom >/tmp/data; md5sum </tmp/data; sync; md5sum </tmp/data")
+    assert len(set(data.split())) == 2, data  # and "-"

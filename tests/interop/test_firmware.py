@@ -118,6 +118,9 @@ async def test_qemu_killed_in_the_middle_of_io(
             linux = turn in (4, 8, 14)
             async with vm.boot_guest(qemu, guest_image if linux else None, devices=served.qemu_devices) as guest:
                 if linux:
+                    await guest.run(
+                        "dd if=/dev/vda of=/dev/null bs=64k iflag=direct && head -c 16 /dev/hwrng", check=True
+                    )
                     jobs = "for i in 1 2 3 4; do dd if=/dev/zero of=/dev/vda bs=64k oflag=direct seek=$i & done"
                     await guest.run(f"({jobs}; dd if=/dev/hwrng of=/dev/null) </dev/null >/dev/null 2>&1 &", check=True)
                     await trio.sleep(0.3)
@@ -133,5 +136,5 @@ async def test_qemu_killed_in_the_middle_of_io(
         # What looks for drivers that never notify may have been on its way when the first Linux was killed.
         assert after.pop("tasks") <= before.pop("tasks")
         assert after == before
-        async with vm.boot_guest(qemu, guest_image, devices=served.qemu_devices) as guest:
-            await guest.run("dd if=/dev/vda of=/dev/null bs=64k iflag=direct && head -c 16 /dev/hwrng", check=True)
+        async with vm.boot_guest(qemu, None, devices=served.qemu_devices) as guest:
+            await guest.wait_serial(GREETING.decode() + "...")

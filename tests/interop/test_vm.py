@@ -53,6 +53,8 @@ async def test_private_memory_two_cpus_and_a_killed_qemu(qemu: vm.Qemu, guest_im
         assert await guest.wait_exit() == -9
 
 
+# `run` says the same of a panic, with the message of this error: cli/test_run.py.
+@pytest.mark.variant
 async def test_panic_is_seen_at_once_and_shows_the_console(qemu: vm.Qemu, guest_image: vm.GuestImage) -> None:
     async with vm.boot_guest(qemu, guest_image) as guest:
         started = time.monotonic()

@@ -24,7 +24,7 @@ from vfiouser_virtio.virtio import Device, Offer
 
 MIB = 1 << 20
 # On a busy machine TCG's clock can jump, which looks like a stall of Linux's.
-_APPEND = "rcupdate.rcu_cpu_stall_suppress=1"
+_APPEND = "rcupdate.rcu_cpu_stall_suppress=1 nosoftlockup"
 # Warnings that could be about a device of ours.
 _OURS = re.compile(r"virtio|vport|\bvd[a-z]|hvc|hwrng|hw_random|I/O error|msi|irq|rcu:|blocked for", re.IGNORECASE)
 _HARMLESS = re.compile(r"ACPI: IRQ \d+ override")

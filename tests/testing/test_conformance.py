@@ -141,7 +141,11 @@ def verdicts(results: dict[str, Result]) -> tuple[dict[str, str], set[str]]:
 # How a device is called is apart from its type.
 @pytest.mark.parametrize(
     ("name", "ids"),
-    [*((name, "default") for name in DEVICES), pytest.param("blk", "qemu", marks=pytest.mark.variant), ("rng", "2007")],
+    [
+        *((name, "default") for name in DEVICES),
+        pytest.param("blk", "qemu", marks=pytest.mark.variant),
+        pytest.param("rng", "2007", marks=pytest.mark.variant),
+    ],
 )
 async def test_our_devices(name: str, ids: Style) -> None:
     async with serving(name, ids=ids) as wire:
