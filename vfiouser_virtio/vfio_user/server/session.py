@@ -43,6 +43,7 @@ from vfiouser_virtio.vfio_user.server.dispatch import Response, check_region_dat
 from vfiouser_virtio.vfio_user.server.dma_proxy import DmaProxy
 from vfiouser_virtio.vfio_user.server.version import Negotiated, negotiate
 from vfiouser_virtio.vfio_user.wire.connection import (
+    CAPACITY,
     HEADER_SIZE,
     MAX_DATA_XFER_SIZE,
     Message,
@@ -51,7 +52,7 @@ from vfiouser_virtio.vfio_user.wire.connection import (
     name_of,
     reply,
 )
-from vfiouser_virtio.vfio_user.wire.sockets import Linger, MessageSocket, peer_uid
+from vfiouser_virtio.vfio_user.wire.sockets import CTRUNC, DONTWAIT, Linger, MessageSocket, peer_uid
 
 MAX_BACKLOG = 16 << 20
 """Bytes of messages behind a held reply, or of replies that the client does not read, beyond which we stop reading."""
@@ -185,26 +186,32 @@ class Session:
         `MessageSocket.receive_nowait`.
         """
         channel, connection = self._main, self._main.connection
-        receive, send = channel.receive_nowait, channel.send
-        region_read, region_write = self._device.region_read, self._device.region_write
         if connection.pending_fds:
             return False
+        receive, send = channel.receive_to_begin, channel.send_now
+        region_read, region_write = self._device.region_read, self._device.region_write
         buffer, view, position, end = connection.buffer, connection.view, connection.position, connection.end
         only_reads, trace = self._only_reads, self._trace
+        # Steps of MessageSocket.receive_nowait() and send() are done here, each of which would take as long as all else
+        # that is done for a read: after a switch from another process the code of each call must come from memory.
         try:
             for _ in range(BATCH):
                 if end - position < _ACCESS_SIZE:
-                    if not only_reads or position != end:
+                    if not only_reads or position != end or len(buffer) != CAPACITY:
                         return False
-                    connection.position = position
+                    position = end = 0
                     try:
-                        if not receive() or connection.pending_fds:
-                            return False
-                    except BlockingIOError:
+                        received, ancillary, received_flags, _ = receive()
+                    except (BlockingIOError, ConnectionError):
                         return False
-                    finally:
-                        position, end = connection.position, connection.end
-                    buffer, view = connection.buffer, connection.view
+                    if not received or ancillary or received_flags & CTRUNC:
+                        connection.position = connection.end = 0
+                        try:
+                            channel.received(received, ancillary, received_flags)
+                        finally:
+                            end = connection.end
+                        return False
+                    end = received
                     continue
                 message_id, command, size, flags, _error, offset, region, count = _unpack(buffer, position)
                 if not 0 < count <= MAX_DATA_XFER_SIZE:
@@ -223,7 +230,11 @@ class Session:
                         answer = _pack(message_id, _READ, size, _REPLY, 0, offset, region, count) + data
                         if trace is not None:
                             trace(_OUT, Message(message_id, _READ, _REPLY, 0, answer[HEADER_SIZE:]))
-                        if send(answer):
+                        try:
+                            sent = 0 if channel.queued or channel.broken else send(answer, DONTWAIT)
+                        except OSError:
+                            sent = 0
+                        if sent != size and channel.send(answer[sent:]):
                             self._start_flush(channel)
                     elif command == _WRITE and size == _ACCESS_SIZE + count and following <= end:
                         if flags and flags != _NO_REPLY:
@@ -239,14 +250,14 @@ class Session:
                             answer = _pack(message_id, _WRITE, _ACCESS_SIZE, _REPLY, 0, offset, region, count)
                             if trace is not None:
                                 trace(_OUT, Message(message_id, _WRITE, _REPLY, 0, answer[HEADER_SIZE:]))
-                            if send(answer):
+                            if channel.send(answer):
                                 self._start_flush(channel)
                     else:
                         return False
                 except Exception as error:  # anything: it must not take the other devices of the process down
                     self._refuse(message_id, command, flags, error)
         finally:
-            connection.position = position
+            connection.position, connection.end = position, end
             self._only_reads = only_reads
         return True
 

@@ -86,6 +86,7 @@ class Connection:
         """Received fds (and where some were lost) by the position in the stream of the message that they belong to."""
         self._base = 0  # position in the stream of the buffer's first byte
         self._allocate(CAPACITY)
+        self._usual = self.buffer, self.view
         self._start = 0  # of the message that `next` found
         self._header: tuple[int, ...] = ()
         self._fds: list[int] = []  # of that message, until it is taken
@@ -101,8 +102,7 @@ class Connection:
         end = self.end
         if self.position == end:  # no message has fds to come then, whose place would depend on the base
             self.position = self.end = 0
-            if len(self.buffer) > CAPACITY:
-                self._allocate(CAPACITY)
+            self.buffer, self.view = self._usual  # after a long message
             return self.view
         capacity = len(self.buffer)
         if capacity - end < _RECEIVE_SIZE:

@@ -15,6 +15,7 @@ import struct
 from array import array
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 
 import trio
@@ -27,9 +28,11 @@ from vfiouser_virtio.vfio_user.wire.connection import CAPACITY, Connection
 _ANCILLARY_SIZE = socket.CMSG_SPACE(253 * 4)
 # Plain ints: `&` with an enum's member costs a microsecond.
 # DONTWAIT: a socket given by --fd is one open file with its giver, which can clear O_NONBLOCK.
-_DONTWAIT = int(socket.MSG_DONTWAIT)
-_RECEIVE = int(socket.MSG_CMSG_CLOEXEC) | _DONTWAIT
-_CTRUNC = int(socket.MSG_CTRUNC)
+DONTWAIT = int(socket.MSG_DONTWAIT)
+_RECEIVE = int(socket.MSG_CMSG_CLOEXEC) | DONTWAIT
+CTRUNC = int(socket.MSG_CTRUNC)
+
+Ancillary = list[tuple[int, int, bytes]]
 
 LINGER_MS = 1
 """Milliseconds that we wait at most, and within which a client must have asked for us to wait the next time.
@@ -59,7 +62,11 @@ class MessageSocket:
         """The peer is gone: what is sent is dropped."""
         self._queue: deque[tuple[memoryview, list[int]]] = deque()
         self._recvmsg_into = sock.recvmsg_into
-        self._send = sock.send
+        self.send_now = sock.send
+        """As `socket.socket.send`: where every microsecond counts, while nothing is ``queued`` and it is not broken."""
+        self.receive_to_begin = partial(sock.recvmsg_into, (self.connection.view,), _ANCILLARY_SIZE, _RECEIVE)
+        """As `socket.socket.recvmsg_into` the beginning of the connection's usual buffer, while that is empty, and has
+        no longer one; what is received is for `received`."""
 
     def receive_nowait(self) -> bool:
         """Take what is there. Returns False at the end of the stream; raises BlockingIOError when there is nothing.
@@ -76,9 +83,13 @@ class MessageSocket:
             count, ancillary, flags, _ = self._recvmsg_into((room,), _ANCILLARY_SIZE, _RECEIVE)
         except ConnectionError:  # reset by a peer that went with unread bytes of ours
             return False
-        if not ancillary and not flags & _CTRUNC:
+        if not ancillary and not flags & CTRUNC:
             connection.end += count  # what `received` does then
             return bool(count)
+        return self.received(count, ancillary, flags)
+
+    def received(self, count: int, ancillary: Ancillary, flags: int) -> bool:
+        """Take what recvmsg(2) has put into the connection's room. Returns and raises as `receive_nowait`."""
         fds = array("i")
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -86,7 +97,7 @@ class MessageSocket:
         if count == 0:
             close_all(fds)
             return False
-        connection.received(count, fds, fds_lost=bool(flags & _CTRUNC))
+        self.connection.received(count, fds, fds_lost=bool(flags & CTRUNC))
         return True
 
     def send(self, message: bytes, fds: Sequence[int] = ()) -> bool:
@@ -99,7 +110,7 @@ class MessageSocket:
         if not self.queued:
             try:
                 # One system call per message: QEMU wants a header in one piece.
-                sent = self._sendmsg(message, fds) if fds else self._send(message, _DONTWAIT)
+                sent = self._sendmsg(message, fds) if fds else self.send_now(message, DONTWAIT)
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -126,7 +137,7 @@ class MessageSocket:
         while self._queue and not self.broken:
             rest, fds = self._queue[0]
             try:
-                sent = self._sendmsg(rest, fds) if fds else self._send(rest, _DONTWAIT)
+                sent = self._sendmsg(rest, fds) if fds else self.send_now(rest, DONTWAIT)
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self.socket)
                 continue
@@ -141,7 +152,7 @@ class MessageSocket:
                 self._queue[0] = (rest[sent:], [])
 
     def _sendmsg(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
-        return self.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))], _DONTWAIT)
+        return self.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))], DONTWAIT)
 
     def peer_hung_up(self) -> bool:
         """Whether the peer has closed its end, even if there is something left to read; also after `close`."""
