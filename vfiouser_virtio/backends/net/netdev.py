@@ -1,0 +1,101 @@
+"""Netdev: the protocol between a network device and a back end, the same in both directions.
+
+::
+
+    guest ──▶ device ──▶ netdev.put(frame) ──▶ network        False: no room now; `wait_room`, and offer it again
+    guest ◀── device.put(frame) ◀── netdev.run ◀── network    the same protocol, `FrameSink`, the other way round
+
+A frame is handed over in a call: nothing is kept, copied or made for it on the way unless somebody has to keep it. Who
+has no room says so, and what becomes of the frame is up to who has it: wait, keep it, or drop it and count it.
+"""
+
+from dataclasses import dataclass, fields
+from enum import IntFlag
+from typing import Protocol
+
+from vfiouser_virtio.backends.net.frame import Frame
+
+MAX_FRAME = (64 << 10) + 54
+"""Bytes of the longest frame: a TCP segment of 64 KiB - 1 with headers of Ethernet, VLAN and IPv6 before it."""
+
+
+class Does(IntFlag):
+    """Work of an `Offload` that a sink takes upon itself; for others it is done before they see the frame."""
+
+    CSUM = 1
+    """Completes checksums, or hands them on to who does."""
+    TSO4 = 2
+    TSO6 = 4
+    ECN = 8
+    USO = 16
+    TUNNEL = 32
+    """UDP tunnel segmentation."""
+    TUNNEL_CSUM = 64
+
+
+ALL = Does.CSUM | Does.TSO4 | Does.TSO6 | Does.ECN | Does.USO
+"""What a network of guests passes on untouched."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Frames and bytes that have gone through a port, and frames that were dropped, by reason. They only grow."""
+
+    tx_packets: int = 0
+    tx_bytes: int = 0
+    """From the guest to the network."""
+    tx_dropped: int = 0
+    rx_packets: int = 0
+    rx_bytes: int = 0
+    """From the network to the guest."""
+    rx_dropped: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{each.name} {value}" for each in fields(self) if (value := getattr(self, each.name)))
+
+
+class FrameSink(Protocol):
+    """Taker of frames."""
+
+    @property
+    def does(self) -> Does:
+        """Offloads that may be left in frames for it. It may change while it is used (a guest that resets)."""
+        ...
+
+    def put(self, frame: Frame) -> bool:
+        """Take a frame now, whole, or drop it for good and count it: True. False: there is no room, it was not taken.
+
+        Never waits. The frame's views are only used during the call.
+        """
+        ...
+
+    async def wait_room(self) -> None:
+        """Wait until `put` may take a frame again; it need not."""
+        ...
+
+
+class Netdev(FrameSink, Protocol):
+    """Back end of a network device: a `FrameSink` for the guest's frames, whose `run` brings those of the network.
+
+    It outlives resets of the device; `run` may be started again and again, and `put` needs it running.
+    """
+
+    link: bool
+    """Whether there is a network at the other end."""
+    counters: Counters
+
+    def describe(self) -> str:
+        """Where a user finds the other end: ``hub lan``, ``tap tap0``."""
+        ...
+
+    async def run(self, device: FrameSink) -> None:
+        """Hand the network's frames to ``device``, until cancelled."""
+        ...
+
+    async def wait_link(self) -> None:
+        """Return after the next change of `link`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything on the host. Called once, without waiting."""
+        ...
