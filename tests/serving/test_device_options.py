@@ -1,7 +1,8 @@
 """A class's constructor is its options."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pytest
 
@@ -11,7 +12,7 @@ from vfiouser_virtio.serving.device_setup import DeviceSetup, common_options, of
 from vfiouser_virtio.serving.device_specs import parse_device
 from vfiouser_virtio.serving.options import class_options, convert_options
 from vfiouser_virtio.virtio import Device, Offer, bus
-from vfiouser_virtio.virtio.options import Size
+from vfiouser_virtio.virtio.options import OneOf, Size
 
 SECTOR = Size(512)
 
@@ -93,6 +94,87 @@ def test_mistakes(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         convert_options(class_options(Toy), given, label="toy")
     assert str(caught.value).startswith(message)
+
+
+# ---- an object of one of several classes -----------------------------------------------------------------------------
+
+
+class Cable:
+    def __init__(self, addr__path: Annotated[str, "where it goes"], length: Annotated[int, "metres"] = 1) -> None:
+        self.path, self.length, self.closed = addr__path, length, False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Radio:
+    def __init__(self, *, radio: Annotated[str, "name"], length: Annotated[int, "of the wave"] = 3) -> None:
+        self.radio, self.length = radio, length
+        if length < 0:
+            raise DeviceError("no such wave")
+
+    def close(self) -> None:
+        pass
+
+
+class Wired(Device):
+    device_id = 42
+    made: ClassVar[list[Cable]] = []
+
+    def __init__(
+        self,
+        *,
+        link: Annotated[Cable | Radio | None, OneOf({"cable": Cable, "radio": Radio}), "what it hangs on"] = None,
+        broken: bool = False,
+    ) -> None:
+        super().__init__()
+        self.link = link
+        if isinstance(link, Cable):
+            self.made.append(link)
+        if broken:
+            raise DeviceError("it is broken")
+
+
+def wired(text: str) -> Cable | Radio | None:
+    device = setups([replace(parse_device(f"wired,{text}"), device_class=Wired)])[0].make()
+    assert isinstance(device, Wired)
+    return device.link
+
+
+def test_options_of_a_class_that_is_chosen_are_the_device_s() -> None:
+    options = class_options(Wired)
+    assert list(options) == ["link", "addr.path", "length", "radio", "broken"]
+    assert options["length"].help == "link=cable|radio: metres"
+    cable = wired("link=cable,addr.path=/x,length=5")
+    assert isinstance(cable, Cable)
+    assert (cable.path, cable.length) == ("/x", 5)
+    radio = wired("radio=fm")  # by the option that has its name
+    assert isinstance(radio, Radio)
+    assert (radio.radio, radio.length) == ("fm", 3)
+    assert wired("") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("link=rope", "wired: link=rope: expected one of cable, radio"),
+        ("length=3", "wired: length goes with link=cable or link=radio"),
+        ("radio=fm,addr.path=x", "wired: addr.path goes with link=cable, not with radio"),
+        ("link=cable", "wired: link=cable: addr.path=TEXT is missing (link=cable: where it goes)"),
+        ("link=cable,addr.path=x,length=far", "wired: length=far: expected a whole number"),
+        ("radio=fm,length=-1", "wired: no such wave"),
+    ],
+)
+def test_mistakes_with_a_class_that_is_chosen(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        wired(text)
+    assert str(caught.value).startswith(message)
+
+
+def test_what_was_made_for_a_device_is_closed_when_there_is_no_device() -> None:
+    with pytest.raises(DeviceError, match="it is broken"):
+        wired("link=cable,addr.path=/x,broken")
+    assert Wired.made[-1].closed
 
 
 def test_names_are_unique() -> None:

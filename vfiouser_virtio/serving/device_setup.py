@@ -20,6 +20,7 @@ from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Offer, bus
 from vfiouser_virtio.virtio.author_line import author_line
+from vfiouser_virtio.virtio.options import Making
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class DeviceSetup:
         """The first half of `create`: the device of ``arguments``. Raises as that."""
         try:
             with being_made(self.name):
-                return self.device_class(**self.arguments)
+                return self._make()
         except ConfigError as error:
             if str(error).startswith(self.driver):
                 raise
@@ -135,6 +136,15 @@ class DeviceSetup:
             raise DeviceError(f"{self.driver}: {error}") from error
         except Exception as error:
             raise self._bug(error, "__init__ raised ") from error
+
+    def _make(self) -> Device:
+        made = {name: value() for name, value in self.arguments.items() if isinstance(value, Making)}
+        try:
+            return self.device_class(**{**self.arguments, **made})
+        except BaseException:
+            for each in made.values():
+                each.close()
+            raise
 
     def _bug(self, error: Exception, did: str = "") -> DeviceError:
         where = author_line(error)

@@ -5,13 +5,13 @@ import os
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.virtio import Device
-from vfiouser_virtio.virtio.options import Duration, Size
+from vfiouser_virtio.virtio.options import Duration, Making, OneOf, Size
 
 REQUIRED = inspect.Parameter.empty
 _ON = {"on", "yes", "true"}
@@ -46,6 +46,10 @@ class Option:
     help: str
     default: object
     """`REQUIRED` when there is none."""
+    classes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """It says which of these is made: see `OneOf`."""
+    of: tuple[str, ...] = ()
+    """It is an option of these of them, not of the device itself."""
 
 
 def class_options(device_class: type[Device]) -> dict[str, Option]:
@@ -63,11 +67,14 @@ def options_of(constructor: Callable[..., None]) -> dict[str, Option]:
         hints = get_type_hints(constructor, include_extras=True)
     except Exception as error:  # an annotation is an expression of the author's, so it can raise anything
         raise ConfigError(f"{constructor.__qualname__}: bad annotation: {error}") from error
-    options = {}
+    options: dict[str, Option] = {}
     for parameter in list(inspect.signature(constructor).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         hint = hints.get(parameter.name, type(parameter.default))
+        if (one_of := _marker(hint)) is not None:
+            _add_classes(options, parameter, one_of, _help(hint))
+            continue
         kind = kind_of(hint) if parameter.kind is not parameter.POSITIONAL_ONLY else None
         if kind is not None:
             name = spelled(parameter.name)
@@ -80,14 +87,37 @@ def options_of(constructor: Callable[..., None]) -> dict[str, Option]:
     return options
 
 
+def _marker(annotation: Any) -> OneOf | None:
+    marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return next((mark for mark in marks if isinstance(mark, OneOf)), None)
+
+
+def _add_classes(options: dict[str, Option], parameter: inspect.Parameter, one_of: OneOf, help_text: str) -> None:
+    """The option that chooses a class, and those of all the classes, each once."""
+    chooser, classes = spelled(parameter.name), one_of.classes
+    options[chooser] = Option(
+        chooser, parameter.name, _choice(tuple(classes)), help_text, parameter.default, classes=classes
+    )
+    theirs: dict[str, Option] = {}
+    for name, constructor in classes.items():
+        made: Any = constructor.__init__ if isinstance(constructor, type) else constructor  # type: ignore[misc] # a class's own
+        for option in options_of(made).values():
+            known = theirs.get(option.name, option)
+            if option.name in options or known.kind.shown != option.kind.shown:
+                raise ConfigError(f"{constructor.__qualname__}: {option.name} is another option already")
+            theirs[option.name] = replace(known, of=(*known.of, name))
+    for name, option in theirs.items():
+        options[name] = replace(option, help=f"{chooser}={'|'.join(option.of)}: {option.help}" if option.help else "")
+
+
 def _help(annotation: Any) -> str:
     texts = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
     return next((text for text in texts if isinstance(text, str)), "")
 
 
 def spelled(name: str) -> str:
-    """An option as users write it: ``num-queues``; ``num_queues`` is taken too."""
-    return name.strip("_").replace("_", "-")
+    """An option as users write it: ``num-queues``; ``num_queues`` is taken too. ``addr__path`` is ``addr.path``."""
+    return name.strip("_").replace("__", ".").replace("_", "-")
 
 
 def convert_options(
@@ -99,18 +129,46 @@ def convert_options(
     not of its type, a key that is missing or given twice.
     """
     arguments: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
     for key, value in given.items():
         option = options.get(spelled(key))
         if option is None:
             raise ConfigError(_unknown_option(label, key, options, also))
-        if option.parameter in arguments:
+        into, name = (theirs, option.name) if option.of else (arguments, option.parameter)
+        if name in into:
             raise ConfigError(f"{label}: {option.name} is given twice")
-        arguments[option.parameter] = _convert(option, value, label)
+        into[name] = _convert(option, value, label)
     for option in options.values():
-        if option.default is REQUIRED and option.parameter not in arguments:
-            help_text = f" ({option.help})" if option.help else ""
-            raise ConfigError(f"{label}: {option.name}={option.kind.shown} is missing{help_text}")
+        if option.classes:
+            _choose(option, options, arguments, theirs, label)
+        elif option.default is REQUIRED and not option.of and option.parameter not in arguments:
+            raise _missing(option, label)
     return arguments
+
+
+def _choose(
+    chooser: Option, options: Mapping[str, Option], arguments: dict[str, Any], given: Mapping[str, Any], label: str
+) -> None:
+    """Put what is to be made in place of its name: of the chosen class, or of that which an option is named after."""
+    chosen = arguments.pop(chooser.parameter, None) or next((name for name in chooser.classes if name in given), None)
+    for name in given:
+        if chosen not in options[name].of:
+            fitting = " or ".join(f"{chooser.name}={each}" for each in options[name].of)
+            raise ConfigError(f"{label}: {name} goes with {fitting}" + (f", not with {chosen}" if chosen else ""))
+    if chosen is None:
+        if chooser.default is REQUIRED:
+            raise _missing(chooser, label)
+        return
+    for name, option in options.items():
+        if chosen in option.of and option.default is REQUIRED and name not in given:
+            raise _missing(option, f"{label}: {chooser.name}={chosen}")
+    theirs = {options[name].parameter: value for name, value in given.items()}
+    arguments[chooser.parameter] = Making(chooser.classes[chosen], theirs)
+
+
+def _missing(option: Option, label: str) -> ConfigError:
+    help_text = f" ({option.help})" if option.help else ""
+    return ConfigError(f"{label}: {option.name}={option.kind.shown} is missing{help_text}")
 
 
 def _convert(option: Option, value: object, label: str) -> object:

@@ -4,7 +4,9 @@ The parameters of a device class's ``__init__`` that are ``Annotated[type, "help
 `Duration` are an int and a float to the device, and tell the command line which suffixes to take.
 """
 
-from typing import TYPE_CHECKING, NewType, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NewType, TypeAlias
 
 # To a type checker they are the int and the float that they are, so that a program can write ``Blk(size=1 << 20)``.
 if TYPE_CHECKING:
@@ -15,3 +17,30 @@ if TYPE_CHECKING:
 else:
     Size = NewType("Size", int)
     Duration = NewType("Duration", float)
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Annotation of a parameter that takes an object of one of several classes, such as a back end.
+
+    The parameter is an option that says which, by name. Those of that class's constructor are options of the device as
+    well, and need be of one kind where several classes have them; one with the name of its class says which by itself:
+    ``hub=lan`` is ``netdev=hub,hub=lan``. The object is made when the device is made, right before it.
+    """
+
+    classes: Mapping[str, Callable[..., Any]]
+    """By name, as users write it."""
+
+
+class Making:
+    """An argument that is still to be made: a class and the options that the user has given for it."""
+
+    __slots__ = ("arguments", "constructor")
+
+    def __init__(self, constructor: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+        self.constructor = constructor
+        self.arguments = dict(arguments)
+
+    def __call__(self) -> Any:
+        """Make it. Raises what the class's constructor raises."""
+        return self.constructor(**self.arguments)
