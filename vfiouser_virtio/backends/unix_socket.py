@@ -31,7 +31,7 @@ class UnixSocket(FdChardev):
         self._path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            _remove_stale(path)
+            remove_stale(path)
             os.fchmod(self._listener.fileno(), 0o600)  # bind() gives this mode to the file: never a moment too open
             self._listener.bind(os.fspath(path))
             self._listener.listen()
@@ -72,12 +72,12 @@ class UnixSocket(FdChardev):
             self._path.unlink()
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove a dead server's socket. Raises OSError: EADDRINUSE where one lives, EEXIST for what is no socket."""
+def remove_stale(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> None:
+    """Remove a dead program's socket. Raises OSError: EADDRINUSE where one lives, EEXIST for what is no socket."""
     try:
         if not stat.S_ISSOCK(path.stat().st_mode):
             raise OSError(errno.EEXIST, "there is something that is no socket")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        with socket.socket(socket.AF_UNIX, kind) as probe:
             probe.setblocking(False)
             probe.connect(os.fspath(path))
     except FileNotFoundError:

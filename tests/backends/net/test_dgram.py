@@ -1,0 +1,128 @@
+"""The dgram netdev, with real sockets."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+from support.net_sink import Sink
+
+from vfiouser_virtio.backends.net import dgram
+from vfiouser_virtio.backends.net.dgram import DgramNetdev
+from vfiouser_virtio.backends.net.frame import Frame, frame_of
+from vfiouser_virtio.errors import ConfigError, DeviceError
+
+FRAME = bytes(range(60))
+
+
+def pair(tmp_path: Path) -> tuple[DgramNetdev, DgramNetdev]:
+    a, b = tmp_path / "a", tmp_path / "b"
+    return DgramNetdev(local__path=a, remote__path=b), DgramNetdev(local__path=b, remote__path=a)
+
+
+async def put(netdev: DgramNetdev, frame: Frame) -> None:
+    with trio.fail_after(60):
+        while not netdev.put(frame):
+            await netdev.wait_room()
+
+
+async def test_frames_of_all_lengths(tmp_path: Path, nursery: trio.Nursery) -> None:
+    one, other = pair(tmp_path)
+    here, there = Sink(), Sink()
+    nursery.start_soon(one.run, here)
+    nursery.start_soon(other.run, there)
+    for count, length in enumerate([1, 14, 60, 1514, 65589, dgram.MAX_LENGTH], 1):
+        data = os.urandom(length)
+        await put(one, Frame([memoryview(data)[:10], memoryview(data)[10:]], length))
+        assert (await there.wait_frames(count))[-1] == data
+    assert one.counters.tx_packets == other.counters.rx_packets == 6
+    one.close()
+    other.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_nothing_is_lost_where_both_are_there(tmp_path: Path, nursery: trio.Nursery) -> None:
+    one, other = pair(tmp_path)
+    sink = Sink(room=5)
+    nursery.start_soon(other.run, sink)
+    sent = 0
+    while one.put(frame_of(b"%06d" % sent)):
+        sent += 1
+        await trio.testing.wait_all_tasks_blocked()
+        assert sent < 100_000
+    sink.more(100_000)
+    await put(one, frame_of(b"%06d" % sent))
+    assert [int(frame) for frame in await sink.wait_frames(sent + 1)] == list(range(sent + 1))
+    one.close()
+    other.close()
+
+
+async def test_where_nobody_is_frames_are_dropped_and_counted(tmp_path: Path, nursery: trio.Nursery) -> None:
+    one = DgramNetdev(local__path=tmp_path / "a", remote__path=tmp_path / "b")
+    sink = Sink()
+    nursery.start_soon(one.run, sink)
+    assert one.put(frame_of(FRAME))
+    assert (one.counters.tx_packets, one.counters.tx_dropped) == (0, 1)
+    other = DgramNetdev(local__path=tmp_path / "b", remote__path=tmp_path / "a")
+    assert other.put(frame_of(FRAME))
+    assert await sink.wait_frames(1) == [FRAME]
+    other.close()
+    one.close()
+
+
+async def test_udp(nursery: trio.Nursery) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as a, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as b:
+        a.bind(("127.0.0.1", 0))
+        b.bind(("127.0.0.1", 0))
+        ports = a.getsockname()[1], b.getsockname()[1]
+    netdevs = [
+        DgramNetdev(local__host="127.0.0.1", local__port=here, remote__host="127.0.0.1", remote__port=there)
+        for here, there in (ports, ports[::-1])
+    ]
+    sinks = Sink(), Sink()
+    for netdev, sink in zip(netdevs, sinks, strict=True):
+        nursery.start_soon(netdev.run, sink)
+    for netdev, sink in zip(netdevs, sinks[::-1], strict=True):
+        await put(netdev, frame_of(FRAME))
+        assert await sink.wait_frames(1) == [FRAME]
+    for netdev in netdevs:
+        netdev.close()
+
+
+async def test_a_group_that_any_number_joins(nursery: trio.Nursery) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    netdevs = [DgramNetdev(remote__host="239.192.1.1", remote__port=port, local__host="127.0.0.1") for _ in range(3)]
+    sinks = [Sink() for _ in netdevs]
+    for netdev, sink in zip(netdevs, sinks, strict=True):
+        nursery.start_soon(netdev.run, sink)
+    await put(netdevs[0], frame_of(FRAME))
+    for sink in sinks[1:]:
+        assert await sink.wait_frames(1) == [FRAME]
+    for netdev in netdevs:
+        netdev.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "dgram needs the other end"),
+        ({"remote__path": Path("x")}, "dgram needs an address of its own"),
+        ({"local__path": Path("x"), "remote__host": "::1", "remote__port": 1}, "cannot send to"),
+        ({"local__str": 0, "remote__path": Path("x")}, "there is no remote"),
+        ({"local__path": Path("x"), "remote__host": "::1"}, "remote.type=inet needs remote.port"),
+    ],
+)
+def test_mistakes(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DgramNetdev(**options)  # type: ignore[arg-type] # of many types
+
+
+def test_an_address_in_use(tmp_path: Path) -> None:
+    one, other = pair(tmp_path)
+    with pytest.raises(DeviceError, match="another program listens there"):
+        pair(tmp_path)
+    one.close()
+    other.close()

@@ -1,0 +1,263 @@
+"""Netdev over a stream socket, wire compatible with QEMU's ``-netdev stream``: each frame with its length before it.
+
+::
+
+    length, 4 bytes, big endian │ frame │ length │ frame │ …
+
+No offload header goes over the wire, so frames are finished before. Servers take one peer at a time.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Annotated
+
+import trio
+
+from vfiouser_virtio.backends.closing import close_fd
+from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
+from vfiouser_virtio.backends.net.frame import Frame
+from vfiouser_virtio.backends.net.link import Link
+from vfiouser_virtio.backends.net.netdev import Does, FrameSink
+from vfiouser_virtio.backends.unix_socket import remove_stale
+from vfiouser_virtio.briefly import briefly
+from vfiouser_virtio.errors import ConfigError, DeviceError
+
+MAX_LENGTH = 4096 + (64 << 10)
+"""Bytes of a frame on the wire: NET_BUFSIZE of QEMU, which ends a connection that has a longer one."""
+_LENGTH = struct.Struct(">I")
+# What is read at once: enough that a system call is shared by many small frames.
+_READ = 256 << 10
+# Buffers of one sendmsg(2), UIO_MAXIOV of Linux; a frame of a guest can have more.
+_IOV_MAX = 1024
+# Seconds; a host that does not answer at all would hold up the start for two minutes.
+_CONNECT_TIMEOUT = 5.0
+
+
+class StreamNetdev(Link):
+    """`Netdev` to one peer over a stream socket.
+
+    Raises ConfigError for options that contradict each other, DeviceError for an address that cannot be listened on,
+    and, without ``reconnect_ms``, for one where no server is.
+    """
+
+    does = Does(0)
+
+    def __init__(
+        self,
+        *,
+        addr__type: Annotated[
+            AddressType, "unix, inet, or fd: a connected socket that this program was given"
+        ] = "unix",
+        addr__path: Annotated[Path | None, "path of a UNIX socket"] = None,
+        addr__host: Annotated[str | None, "host name or address, IPv4 or IPv6"] = None,
+        addr__port: Annotated[int | None, "TCP port"] = None,
+        addr__str: Annotated[int | None, "number of the file descriptor"] = None,
+        server: Annotated[bool, "listen, and take one peer after another; off: connect"] = False,
+        reconnect_ms: Annotated[int, "connect again so many milliseconds after a peer has left; 0: never"] = 0,
+    ) -> None:
+        address = SocketAddress("addr", addr__type, addr__path, addr__host, addr__port, addr__str)
+        if reconnect_ms < 0 or (reconnect_ms and (server or addr__type == "fd")):
+            raise ConfigError(f"reconnect-ms={reconnect_ms} is for a client that connects to addr.path or addr.host")
+        if server and addr__type == "fd":
+            raise ConfigError("server=on listens on addr.path or addr.host; addr.type=fd is a connection already")
+        super().__init__(f"stream {address}", link=False)
+        self._address = address
+        self._reconnect = reconnect_ms / 1000
+        self._listener: socket.socket | None = None
+        self._peer: socket.socket | None = None
+        self._inode = 0
+        self._view = memoryview(bytearray(_READ + _LENGTH.size + MAX_LENGTH))
+        # What of a frame the kernel has not taken: no other one may be sent before it.
+        self._rest = b""
+        if addr__type == "fd":
+            self._attach(address.given(socket.SOCK_STREAM))
+        elif server:
+            self._listener = self._listen()
+        else:
+            try:
+                self._attach(self._connect())
+            except OSError as error:
+                if not reconnect_ms:
+                    raise DeviceError(f"stream {address}: {error.strerror}: is its server there?") from None
+
+    # ---- connection ----------------------------------------------------------------------------------------------
+
+    def _listen(self) -> socket.socket:
+        family, where = self._address.resolve(socket.SOCK_STREAM)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if self._address.path is not None:
+                remove_stale(self._address.path)
+                os.fchmod(listener.fileno(), 0o600)  # bind() gives this mode to the file: never a moment too open
+            else:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(where)
+            listener.listen(1)
+            listener.setblocking(False)
+            if self._address.path is not None:
+                self._inode = self._address.path.stat().st_ino
+        except OSError as error:
+            listener.close()
+            raise DeviceError(f"stream {self._address}: {error.strerror}") from None
+        return listener
+
+    def _connect(self) -> socket.socket:
+        """Only where it cannot wait: for a UNIX socket, and in the thread that makes the device."""
+        family, where = self._address.resolve(socket.SOCK_STREAM)
+        peer = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            peer.settimeout(_CONNECT_TIMEOUT)
+            peer.connect(where)
+        except OSError:
+            peer.close()
+            raise
+        return peer
+
+    def _attach(self, peer: socket.socket) -> None:
+        peer.setblocking(False)
+        if peer.family != socket.AF_UNIX:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._peer = peer
+        self._rest = b""
+        self.set_link(True)
+
+    def _detach(self) -> None:
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            close_fd(peer.detach())
+            self.set_link(False)
+
+    async def _find_peer(self) -> None:
+        """Wait for one."""
+        while self._peer is None:
+            if self._listener is not None:
+                try:
+                    peer, _ = self._listener.accept()
+                except (BlockingIOError, ConnectionAbortedError):
+                    await trio.lowlevel.wait_readable(self._listener)
+                else:
+                    self._attach(peer)
+            elif self._reconnect:
+                await trio.sleep(self._reconnect)
+                with contextlib.suppress(OSError, DeviceError):
+                    self._attach(await trio.to_thread.run_sync(self._connect, abandon_on_cancel=True))
+            else:
+                await trio.sleep_forever()
+
+    # ---- from the guest ------------------------------------------------------------------------------------------
+
+    def put(self, frame: Frame) -> bool:
+        peer, counters = self._peer, self.counters
+        if peer is None:
+            counters.tx_dropped += 1
+            return True
+        if self._rest:
+            return False
+        length = frame.length
+        segments = frame.segments
+        if len(segments) >= _IOV_MAX:
+            segments = [memoryview(frame.tobytes())]
+        try:
+            sent = peer.sendmsg([_LENGTH.pack(length), *segments], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError:  # `run` will read the same, and say so
+            counters.tx_dropped += 1
+            return True
+        if sent < _LENGTH.size + length:
+            self._rest = (_LENGTH.pack(length) + frame.tobytes())[sent:]
+        counters.tx_packets += 1
+        counters.tx_bytes += length
+        return True
+
+    async def wait_room(self) -> None:
+        while (peer := self._peer) is not None:
+            try:
+                await trio.lowlevel.wait_writable(peer)
+            except trio.ClosedResourceError:
+                break
+            if self._send_rest(peer):
+                return
+        await trio.lowlevel.checkpoint()
+
+    def _send_rest(self, peer: socket.socket) -> bool:
+        """Whether nothing is left of the last frame."""
+        if self._rest:
+            try:
+                sent = peer.send(self._rest, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self._rest = self._rest[sent:]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._rest = b""
+        return not self._rest
+
+    # ---- from the network ----------------------------------------------------------------------------------------
+
+    async def run(self, device: FrameSink) -> None:
+        with contextlib.suppress(trio.ClosedResourceError):
+            while True:
+                await self._find_peer()
+                if (peer := self._peer) is not None:
+                    await self._receive(peer, device)
+                    self._detach()
+        await trio.sleep_forever()  # it was closed: there is nothing more to come
+
+    async def _receive(self, peer: socket.socket, device: FrameSink) -> None:
+        """Until the peer has left, or says what no peer says."""
+        view, end = self._view, 0
+        while True:
+            try:
+                count = peer.recv_into(view[end:], 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(peer)
+                continue
+            except OSError as error:
+                self.log.once(error.errno, "%s: %s", self.describe(), error.strerror)
+                return
+            if not count:
+                return
+            end += count
+            done = await self._deliver(device, end)
+            if end - done >= _LENGTH.size and _LENGTH.unpack_from(view, done)[0] > MAX_LENGTH:
+                self.log.once(
+                    "length", "%s: a frame longer than any is: no netdev is at the other end", self.describe()
+                )
+                return
+            view[: end - done] = view[done:end]
+            end -= done
+            await trio.lowlevel.checkpoint()
+
+    async def _deliver(self, device: FrameSink, end: int) -> int:
+        """Hand over all whole frames up to ``end``; the device may keep us waiting, and so the peer. Where they end."""
+        view, counters, done = self._view, self.counters, 0
+        while done + _LENGTH.size <= end:
+            (length,) = _LENGTH.unpack_from(view, done)
+            begin = done + _LENGTH.size
+            if length > MAX_LENGTH or begin + length > end:
+                break
+            if length:
+                frame = Frame([view[begin : begin + length]], length)
+                while not device.put(frame):
+                    await device.wait_room()
+                counters.rx_packets += 1
+                counters.rx_bytes += length
+            done = begin + length
+        return done
+
+    # ---- end -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        self._detach()
+        if self._listener is not None and self._listener.fileno() >= 0:
+            if self._address.path is not None:
+                briefly(self._remove)
+            close_fd(self._listener.detach())
+
+    def _remove(self) -> None:
+        assert self._address.path is not None
+        if self._address.path.stat().st_ino == self._inode:
+            self._address.path.unlink()
