@@ -1,0 +1,169 @@
+"""The tap netdev on real interfaces, each in a network namespace of its own."""
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+import trio
+from support.net_namespace import NetNamespace, net_namespace
+from support.net_sink import Sink
+
+from vfiouser_virtio.backends.net.frame import Offload, frame_of
+from vfiouser_virtio.backends.net.netdev import ALL, Does
+from vfiouser_virtio.backends.net.tap import TapNetdev
+from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.protocols import tun
+from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
+
+GUEST_MAC = bytes.fromhex("525400123456")
+HOST, GUEST = "192.0.2.1", "192.0.2.2"
+PORT = 5000
+ETHERNET, IP_HEADER, UDP_HEADER = 14, 20, 8
+HEADERS = ETHERNET + IP_HEADER + UDP_HEADER
+UDP_SEGMENT = 103
+
+
+@pytest.fixture
+def namespace() -> Iterator[NetNamespace]:
+    with net_namespace() as made:
+        yield made
+
+
+@pytest.fixture
+def tap(namespace: NetNamespace) -> Iterator[TapNetdev]:
+    made = namespace.run(lambda: TapNetdev(ifname="tap7"))
+    namespace.ip(f"addr add {HOST}/24 dev tap7")
+    namespace.ip(f"neigh add {GUEST} lladdr {GUEST_MAC.hex(':')} dev tap7")
+    yield made
+    made.close()
+
+
+def checksum(data: bytes) -> int:
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def udp(namespace: NetNamespace, payload: bytes) -> tuple[bytes, Offload]:
+    """From the guest to the host, with a checksum that is to be completed."""
+    host_mac = bytes.fromhex(namespace.ip("-o link show tap7").split("link/ether ")[1][:17].replace(":", ""))
+    length = UDP_HEADER + len(payload)
+    addresses = socket.inet_aton(GUEST) + socket.inet_aton(HOST)
+    ip = struct.pack(">BBHHHBBH", 0x45, 0, IP_HEADER + length, 1, 0, 64, socket.IPPROTO_UDP, 0) + addresses
+    ip = ip[:10] + struct.pack(">H", 0xFFFF - checksum(ip)) + ip[12:]
+    pseudo = checksum(addresses + struct.pack(">HH", socket.IPPROTO_UDP, length))
+    data = host_mac + GUEST_MAC + b"\x08\x00" + ip + struct.pack(">HHHH", PORT, PORT, length, pseudo) + payload
+    return data, Offload(HdrFlags.NEEDS_CSUM, GsoType.NONE, HEADERS, 0, ETHERNET + IP_HEADER, 6)
+
+
+async def first_udp(sink: Sink) -> tuple[bytes, Offload | None]:
+    """The first UDP frame: the host says other things as well, such as router solicitations."""
+    seen = 0
+    while True:
+        await sink.wait_frames(seen + 1)
+        frame = sink.frames[seen]
+        data = frame.tobytes()
+        if data[12:14] == b"\x08\x00" and data[23] == socket.IPPROTO_UDP:
+            return data, frame.offload
+        seen += 1
+
+
+def host_socket(namespace: NetNamespace) -> socket.socket:
+    made = namespace.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    made.bind((HOST, PORT))
+    made.settimeout(60)
+    return made
+
+
+async def test_to_the_host_with_a_checksum_that_the_host_completes(
+    namespace: NetNamespace, tap: TapNetdev, nursery: trio.Nursery
+) -> None:
+    nursery.start_soon(tap.run, Sink())
+    with host_socket(namespace) as host:
+        data, offload = udp(namespace, b"hello host")
+        assert tap.put(frame_of(data, offload))
+        assert await trio.to_thread.run_sync(host.recvfrom, 100) == (b"hello host", (GUEST, PORT))
+        # A header that lies is the guest's fault, and only that frame is lost.
+        assert tap.put(frame_of(data, Offload(HdrFlags.NEEDS_CSUM, 0, 0, 0, 60000, 6)))
+        assert tap.put(frame_of(data, offload))
+        await trio.to_thread.run_sync(host.recvfrom, 100)
+    assert (tap.counters.tx_packets, tap.counters.tx_dropped) == (2, 1)
+
+
+@pytest.mark.parametrize("does", [ALL, Does(0)], ids=["offloads", "none"])
+async def test_from_the_host_with_what_the_guest_can_do(
+    does: Does, namespace: NetNamespace, tap: TapNetdev, nursery: trio.Nursery
+) -> None:
+    sink = Sink(does=does)
+    nursery.start_soon(tap.run, sink)
+    await trio.testing.wait_all_tasks_blocked()
+    with host_socket(namespace) as host:
+        host.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+        host.sendto(bytes(5000), (GUEST, PORT))
+    data, offload = await first_udp(sink)
+    assert data[:6] == GUEST_MAC
+    if does:
+        assert offload is not None
+        assert offload.flags & HdrFlags.NEEDS_CSUM
+        if offload.gso_type:  # from Linux 6.2 on the host leaves this to the guest
+            assert (offload.gso_type, offload.gso_size, len(data)) == (GsoType.UDP_L4, 1000, HEADERS + 5000)
+    else:
+        assert len(data) == HEADERS + 1000
+        assert offload is None or not offload.flags & HdrFlags.NEEDS_CSUM
+
+
+async def test_an_interface_that_was_opened_elsewhere(namespace: NetNamespace, nursery: trio.Nursery) -> None:
+    """As QEMU's ``fd=``; without offload headers frames are complete."""
+    fd = namespace.run(lambda: os.open("/dev/net/tun", os.O_RDWR))
+    flags = tun.IfFlags.TAP | tun.IfFlags.NO_PI
+    namespace.run(lambda: fcntl.ioctl(fd, tun.TUNSETIFF, tun.IFREQ_CODEC.pack(b"given0", flags)))
+    given = TapNetdev(fd=fd)
+    os.close(fd)
+    assert (given.describe(), given.does) == ("tap given0", Does(0))
+    namespace.ip("link set given0 up")
+    namespace.ip(f"addr add {HOST}/24 dev given0")
+    namespace.ip(f"neigh add {GUEST} lladdr {GUEST_MAC.hex(':')} dev given0")
+    sink = Sink()
+    nursery.start_soon(given.run, sink)
+    with host_socket(namespace) as host:
+        host.sendto(b"x", (GUEST, PORT))
+    data, offload = await first_udp(sink)
+    assert (data[HEADERS : HEADERS + 1], offload) == (b"x", None)
+    given.close()
+
+
+async def test_the_interface_goes_with_its_netdev(namespace: NetNamespace, nursery: trio.Nursery) -> None:
+    tap = namespace.run(TapNetdev)
+    nursery.start_soon(tap.run, Sink())
+    await trio.testing.wait_all_tasks_blocked()
+    assert tap.ifname in namespace.ip("link")
+    assert "UP" in namespace.ip(f"link show {tap.ifname}")
+    with pytest.raises(DeviceError, match="busy"):
+        namespace.run(lambda: TapNetdev(ifname=tap.ifname))
+    tap.close()
+    await trio.testing.wait_all_tasks_blocked()
+    assert tap.ifname not in namespace.ip("link")
+
+
+async def test_an_interface_that_is_deleted(namespace: NetNamespace, tap: TapNetdev, nursery: trio.Nursery) -> None:
+    nursery.start_soon(tap.run, Sink())
+    with trio.fail_after(60):
+        await trio.testing.wait_all_tasks_blocked()
+        namespace.ip("link del tap7")
+        while tap.link:
+            await tap.wait_link()
+    assert tap.put(frame_of(bytes(60)))
+    assert tap.counters.tx_dropped == 1
+
+
+def test_mistakes() -> None:
+    with pytest.raises(ConfigError, match="fd is an interface already"):
+        TapNetdev(ifname="x", fd=0)
+    with pytest.raises(ConfigError, match="up to 15 bytes"):
+        TapNetdev(ifname="x" * 16)
+    with pytest.raises(DeviceError, match=r"tap fd 0|no TAP"):
+        TapNetdev(fd=0)
