@@ -118,17 +118,19 @@ class ReceiveFilter:
         """Whether the driver is to see this frame."""
         if self.everything:
             return True
+        try:
+            head = frame.segments[0][:_HEAD].tobytes()
+            if head[12] != _VLAN_TAG[0]:
+                known = self._known.get(head[:ETH_ALEN])
+                if known is not None:
+                    return known
+        except IndexError:  # a first segment that is shorter
+            pass
+        head = frame.head(_HEAD)
         vlans = self._vlans
-        first = frame.segments[0] if frame.segments else b""
-        if vlans is None:
-            # `head` does the same, in twice the time.
-            to = bytes(first[:ETH_ALEN]) if len(first) >= ETH_ALEN else frame.head(ETH_ALEN)
-        else:
-            head = bytes(first[:_HEAD]) if len(first) >= _HEAD else frame.head(_HEAD)
-            if head[12:14] == _VLAN_TAG and int.from_bytes(head[14:], "big") & 0xFFF not in vlans:
-                return False
-            to = head[:ETH_ALEN]
-        known = self._known.get(to)
+        if vlans is not None and head[12:14] == _VLAN_TAG and int.from_bytes(head[14:], "big") & 0xFFF not in vlans:
+            return False
+        known = self._known.get(head[:ETH_ALEN])
         if known is not None:
             return known
-        return self._multicast if to and to[0] & 1 else self._unicast
+        return self._multicast if head and head[0] & 1 else self._unicast
