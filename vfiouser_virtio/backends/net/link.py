@@ -23,6 +23,10 @@ class Link:
     def describe(self) -> str:
         return self._description
 
+    def name_it(self, description: str) -> None:
+        """What `describe` says from now on."""
+        self._description = description
+
     async def wait_link(self) -> None:
         await self._changed.park()
 

@@ -1,0 +1,118 @@
+"""Netdev of the user's own network, without any privilege: passt takes the guest's packets to sockets of the host.
+
+::
+
+    guest ──▶ frames ──▶ passt ──▶ sockets of the host ──▶ the host's network
+    hostfwd=tcp::8022-:22: port 8022 of the host ──▶ port 22 of the guest
+
+passt answers DHCP, DHCPv6, router solicitations and DNS: the guest has the host's own address, routes and name servers.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import trio
+
+from vfiouser_virtio.backends.net.netdev import FrameSink
+from vfiouser_virtio.backends.net.stream import StreamNetdev
+from vfiouser_virtio.briefly import briefly
+from vfiouser_virtio.errors import ConfigError, DeviceError
+
+# [tcp|udp]:[hostaddr]:hostport-[guestaddr]:guestport, as QEMU's -netdev user has it; IPv6 in brackets.
+_FORWARD = re.compile(r"(?:(tcp|udp)?:)?(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):(\d+)-([^:]*):(\d+)")
+# Of what passt has said last, in bytes.
+_LAST_WORDS = 500
+# Seconds for it to go; it only has to close its sockets.
+_ENDING = 5
+
+
+class UserNetdev(StreamNetdev):
+    """`Netdev` at a passt of its own, which runs from the guest's first use of the network to the end of the device.
+
+    Raises ConfigError for a forwarding that is none, DeviceError where there is no passt.
+    """
+
+    def __init__(
+        self,
+        *,
+        hostfwd: Annotated[
+            Sequence[str] | None, "port of the host that leads into the guest, as tcp::8022-:22 or udp:127.0.0.1:53-:53"
+        ] = None,
+        passt: Annotated[Path | None, "the program; default: passt of PATH"] = None,
+    ) -> None:
+        forwards = [argument for forward in hostfwd or () for argument in _forward(forward)]
+        found = shutil.which(passt or "passt")
+        if found is None:
+            raise DeviceError(
+                f"netdev=user needs the program passt{f': there is none at {passt}' if passt else ''}: "
+                "apt install passt, dnf install passt, or https://passt.top"
+            )
+        ours, self._theirs = socket.socketpair()
+        # One-off and fd: it ends with the socket, and so with this process, however that ends.
+        self._command = [found, "--foreground", "--quiet", "--one-off", "--fd", str(self._theirs.fileno()), *forwards]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        with ours:
+            super().__init__(addr__type="fd", addr__str=ours.fileno())
+        self.name_it(f"user {found}")
+
+    async def run(self, device: FrameSink) -> None:
+        self.start()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(super().run, device)
+            if self.link:
+                await self.wait_link()
+                if not self._said.closed:
+                    self.log.warning("passt has ended, and the network with it: %s", self._last_words())
+
+    def start(self) -> None:
+        """Start passt, once; `run` does so. It works in the network namespace of the thread that this is called in."""
+        if self._process is not None:
+            return
+        fd = self._theirs.fileno()
+        try:
+            # Popen() returns when the program has been found and begun: some milliseconds.
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said, pass_fds=[fd]
+            )
+        except OSError as error:
+            self._said.write(os.fsencode(f"{self._command[0]}: {error.strerror}"))
+        self._theirs.close()
+
+    def _last_words(self) -> str:
+        size = self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(size - _LAST_WORDS, 0))
+        words = self._said.read(_LAST_WORDS).decode(errors="replace")
+        return "; ".join(line.strip() for line in words.splitlines()) or "it has not said why"
+
+    def close(self) -> None:
+        super().close()
+        self._theirs.close()
+        if (process := self._process) is not None:
+            process.kill()
+            briefly(lambda: process.wait(_ENDING))
+        self._said.close()
+
+
+def _forward(text: str) -> list[str]:
+    """passt's arguments for one of QEMU's forwardings."""
+    match = _FORWARD.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"hostfwd={text}: expected tcp::8022-:22, or [tcp|udp]:[hostaddr]:hostport-:guestport")
+    protocol, address, host_port, guest_address, guest_port = match.groups()
+    if guest_address:
+        raise ConfigError(f"hostfwd={text}: the guest has one address, that of its lease: write -:{guest_port}")
+    if not (0 < int(host_port) <= 0xFFFF and 0 < int(guest_port) <= 0xFFFF):
+        raise ConfigError(f"hostfwd={text}: a port is 1 to 65535")
+    address = address.strip("[]")
+    return [
+        "--udp-ports" if protocol == "udp" else "--tcp-ports",
+        f"{address}/{host_port}:{guest_port}" if address else f"{host_port}:{guest_port}",
+    ]
