@@ -21,6 +21,8 @@ from vfiouser_virtio.vm import debian, guest_image
         (["--device", "rng", "--append", "quiet", "--", "-cdrom", "x"], "--append"),
         (["--exec", "true"], "no device"),
         (["--device", "rng", "--timeout", "3"], "--timeout is for --exec"),
+        (["--device", "rng", "--guests", "2"], "--guests is for --exec"),
+        (["--device", "rng", "--guests", "0", "--exec", "true"], "--guests 0: expected 1 to 32"),
     ],
 )
 def test_usage(arguments: list[str], words: str) -> None:
@@ -162,6 +164,15 @@ def test_a_qemu_that_is_too_old(tmp_path: Path) -> None:
     assert ended.stderr.count("\n") == 1
     assert "7.2.1" in ended.stderr
     assert "10.1" in ended.stderr
+
+
+@pytest.mark.qemu
+def test_several_guests_have_devices_of_their_own_and_end_together() -> None:
+    script = 'echo "I am $GUEST of $(hostname)"; printf "no end" >&2; exit $((GUEST + 6))'
+    ended = run_command("run", "--guests", "2", "--device", "rng", "--exec", script)
+    assert sorted(ended.stdout.splitlines()) == ["guest1: I am 1 of guest1", "guest2: I am 2 of guest2"]
+    assert sorted(ended.stderr.splitlines()) == ["guest1: no end", "guest2: no end"]
+    assert ended.returncode == 7  # of the first that has failed
 
 
 # The next test, and a session of the README, have output and status, too.

@@ -16,14 +16,16 @@ from vfiouser_virtio.cli.arguments import (
     serving_of,
 )
 from vfiouser_virtio.cli.exit_status import OutputError, RunError, TimedOutError, status_of
+from vfiouser_virtio.cli.several_guests import MAX_GUESTS, NETWORK, GuestPlace, Output, Rendezvous, one_error
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.serving.device_specs import DeviceSpec, all_specs
 from vfiouser_virtio.serving.qemu_command import QemuDevice
-from vfiouser_virtio.serving.terminal import note, write_patiently
+from vfiouser_virtio.serving.terminal import note
 
 if TYPE_CHECKING:
     from vfiouser_virtio.serving.serve import Serving
     from vfiouser_virtio.serving.signals import EndVerdict
+    from vfiouser_virtio.vm import GuestImage, Qemu
 
 # QEMU's options that say what to boot: with one of them after --, the guest is the user's own.
 _BOOT_OPTIONS = {
@@ -35,6 +37,7 @@ _EXAMPLES = """\
   vfiouser-virtio run --device blk,path=disk.img --device rng       # a shell in the guest; `poweroff` ends it
   vfiouser-virtio run --device blk,size=64M --exec 'mkfs.ext2 /dev/vda && mount /dev/vda /mnt && df /mnt'
   vfiouser-virtio run --device rng --timeout 60 --exec 'head -c 1M /dev/hwrng' >random 2>errors
+  vfiouser-virtio run --guests 2 --device net,hub=lan --exec 'test $GUEST = 2 || ping -c 3 guest2'
   vfiouser-virtio run --ids 2007 --device rng --exec 'lspci -nn; head -c 8 /dev/hwrng | hexdump -C'
   vfiouser-virtio run --memory private --device blk,size=64M --exec 'dd if=/dev/vda of=/dev/null bs=64k count=16'
   vfiouser-virtio run --device blk,path=disk.img --memory-size 2G -- -cdrom debian.iso    # a guest of your own
@@ -77,6 +80,15 @@ def add_parser(commands: SubParsers) -> None:
         help="of the guest: mapped by us (default), or reached through messages only",
     )
     parser.add_argument("--memory-size", default="512M", metavar="SIZE", help="of the guest (default: 512M)")
+    parser.add_argument(
+        "--guests",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --exec: so many guests, each with all these devices of its own and $GUEST, from 1; with a network "
+        f"they are guest1, guest2, … at {NETWORK.format(1)}, …; the command runs in all of them at the same time "
+        "(default: 1)",
+    )
     parser.add_argument("--cpus", type=int, default=1, metavar="N", help="of the guest (default: 1)")
     parser.add_argument(
         "--kernel", metavar="SUITE|FILE", help="of the guest: a Debian suite, or an image (default: trixie)"
@@ -106,6 +118,10 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.memory == "private" and arguments.engine == "libvfio-user":
         raise ConfigError("--memory private: libvfio-user reaches only memory that is shared; use --engine vfio-user")
 
+    if not 1 <= arguments.guests <= MAX_GUESTS:
+        raise ConfigError(f"--guests {arguments.guests}: expected 1 to {MAX_GUESTS}")
+    if arguments.guests > 1 and arguments.script is None:
+        raise ConfigError("--guests is for --exec: they cannot all have this terminal")
     if arguments.script is None:
         _check_terminal(specs)
         if arguments.timeout is not None:
@@ -118,7 +134,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
     abandoned: list[Callable[[], None]] = []
     verdict = EndVerdict()
-    with serving_of(specs, arguments, abandoned) as made:
+    with serving_of(specs * arguments.guests, arguments, abandoned) as made:
         work = partial(_run, arguments, made, verdict, own_guest=own_guest)
         give_up_after = KINDNESS_S + GIVE_UP_S
         outcome = trio.run(partial(run_until_signal, work, abandoned, give_up_after=give_up_after, verdict=verdict))
@@ -143,7 +159,7 @@ async def _run(
         try:
             if arguments.script is None:
                 _say_how_to_leave(served, own_guest=own_guest)
-            status = await _run_guest(arguments, served.qemu_devices, own_guest=own_guest)
+            status = await _run_guests(arguments, served.qemu_devices, own_guest=own_guest)
         except (VmError, ConfigError) as error:
             mistake = error if isinstance(error, (OutputError, TimedOutError)) else RunError(str(error))
             verdict.give(status_of(mistake), mistake)
@@ -152,10 +168,11 @@ async def _run(
         return status
 
 
-async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice], *, own_guest: bool) -> int:
+async def _run_guests(arguments: argparse.Namespace, devices: Sequence[QemuDevice], *, own_guest: bool) -> int:
+    """All guests, which have the devices in equal parts; the first status that is not 0, if there is one."""
     import trio
 
-    from vfiouser_virtio.vm import boot_guest, find_qemu, guest_image
+    from vfiouser_virtio.vm import find_qemu, guest_image
 
     image = None
     try:
@@ -164,7 +181,39 @@ async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice
             image = await trio.to_thread.run_sync(guest_image, arguments.kernel, abandon_on_cancel=True)
     except OSError as error:  # of the cache, mostly: full, or not ours to write
         raise RunError(f"cannot set up QEMU and its guest: {error}") from error
+    count = arguments.guests
+    if count == 1:
+        return await _run_guest(arguments, qemu, image, devices)
+    statuses = [0] * count
+    booted, ended = Rendezvous(count), Rendezvous(count)
+    each = len(devices) // count
+
+    async def run_one(index: int) -> None:
+        prefix = f"guest{index + 1}: "
+        statuses[index] = await _run_guest(
+            arguments, qemu, image, devices[index * each :][:each], GuestPlace(index + 1, prefix, booted, ended)
+        )
+
+    async with one_error(), trio.open_nursery() as nursery:
+        for index in range(count):
+            nursery.start_soon(run_one, index)
+    return next((status for status in statuses if status), 0)
+
+
+async def _run_guest(
+    arguments: argparse.Namespace,
+    qemu: "Qemu",
+    image: "GuestImage | None",
+    devices: Sequence[QemuDevice],
+    place: "GuestPlace | None" = None,
+) -> int:
+    """One guest; with ``place`` it waits for the others before its command, and again before its end."""
+    import trio
+
+    from vfiouser_virtio.vm import boot_guest
+
     interactive = arguments.script is None
+    number = f" vm.guest={place.number}" if place else ""
     async with boot_guest(
         qemu,
         image,
@@ -172,7 +221,7 @@ async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice
         memory=arguments.memory,
         memory_size=arguments.memory_size,
         cpus=arguments.cpus,
-        append=arguments.append,
+        append=arguments.append + number,
         accel=arguments.accel,
         extra_args=arguments.qemu_options,
         shell=interactive,
@@ -182,17 +231,17 @@ async def _run_guest(arguments: argparse.Namespace, devices: Sequence[QemuDevice
             if await guest.wait_exit(timeout=math.inf) != 0:
                 raise await guest.failure("the guest did not end well")
             return 0
+        script, output = arguments.script, Output(place.prefix if place else "")
+        if place is not None:
+            await place.booted.meet()
+            script = f"export GUEST={place.number}\n{script}"
         with trio.move_on_after(math.inf if arguments.timeout is None else arguments.timeout):
-            return (await guest.run(arguments.script, timeout=math.inf, output=_print)).status
+            status = (await guest.run(script, timeout=math.inf, output=output.take)).status
+            await output.end()
+            if place is not None:
+                await place.ended.meet()
+            return status
         raise TimedOutError(f"--timeout: {arguments.script!r} had not ended after {arguments.timeout:g} s")
-
-
-async def _print(stream: int, data: bytes) -> None:
-    """What the guest's command has printed, on our own stream of that name. Raises OutputError."""
-    try:
-        await write_patiently(stream, data)
-    except OSError as error:
-        raise OutputError(f"cannot write to {('stdout', 'stderr')[stream - 1]}: {error.strerror}") from None
 
 
 def _say_how_to_leave(served: "Serving", *, own_guest: bool) -> None:

@@ -65,7 +65,7 @@ def build_root_tree(folder: Path, image: GuestImage) -> None:
 def fetch_tools() -> Path:
     """The unpacked tree with busybox, pciutils and e2fsprogs. Raises ConfigError when it cannot be fetched."""
     return debian.fetch(
-        "guest-tools", ["busybox-static", "pciutils", "e2fsprogs"], what="the guest's programs", megabytes=9
+        "guest-tools", ["busybox-static", "pciutils", "e2fsprogs", "ethtool"], what="the guest's programs", megabytes=9
     )
 
 
@@ -92,13 +92,14 @@ def _tree(kernel: Kernel, tools: Path) -> list[newc.Entry]:
         newc.file("sbin/console-shell", _script("console-shell"), 0o755),
         newc.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"),
         newc.file("etc/group", b"root:x:0:\n"),
+        newc.file("usr/share/udhcpc/default.script", _script("udhcpc"), 0o755),
         newc.file("etc/hosts", b"127.0.0.1 localhost guest\n"),
         # What `mount` without -t tries; the kernel loads the module of each.
         newc.file("etc/filesystems", b"ext4\nvfat\n"),
         newc.symlink("etc/mtab", "/proc/mounts"),
     ]
     entries += _busybox(tools)
-    entries += _programs(tools, {"lspci": "usr/bin/lspci", "mke2fs": "usr/sbin/mke2fs"})
+    entries += _programs(tools, {"lspci": "usr/bin/lspci", "mke2fs": "usr/sbin/mke2fs", "ethtool": "usr/sbin/ethtool"})
     entries += [newc.symlink(f"usr/sbin/mkfs.{kind}", "mke2fs") for kind in ("ext2", "ext3", "ext4")]
     entries.append(newc.file("etc/mke2fs.conf", (tools / "etc/mke2fs.conf").read_bytes()))
     entries.append(
