@@ -1,0 +1,122 @@
+"""Outlet of a switch's port: hands frames to the port's device, and says how long others wait for it to have room."""
+
+from collections import deque
+
+import trio
+
+from vfiouser_virtio.backends.net.frame import Frame
+from vfiouser_virtio.backends.net.netdev import Counters, FrameSink
+from vfiouser_virtio.backends.net.offload import finish, takes
+
+PATIENCE = 0.1
+"""Seconds that a port without room may hold up those who send to it; then what comes for it is dropped.
+
+They are held up whole: a guest's queue waits, with what is behind for others. A dead guest costs the others this much
+once. It is a balance, so that none that takes a frame every 99 ms holds them up for good: it is used up by the time
+without room, and grows by what the port takes (`MIN_BYTES`, `MIN_PACKETS`), and by a tenth of the time with room.
+"""
+MIN_BYTES, MIN_PACKETS = 3e6, 2000
+"""What a port has to take in a second, one or the other, so that the others wait for it as long as it likes."""
+_EARNED_WITH_ROOM = 0.1
+
+
+class Outlet:
+    """Way to the device of one port, while one is there; counts ``rx_packets``, ``rx_bytes`` and ``rx_dropped``."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._sink: FrameSink | None = None
+        # What a packet that was cut into segments has left of them. Nothing goes before it, so it is one packet's.
+        self._rest: deque[Frame] = deque()
+        self._has_rest = trio.Event()
+        self._drop_at: float | None = None  # there is no room now, and from then on frames are dropped
+        self._full_since = 0.0
+        self._patience = PATIENCE
+        self._room_since = 0.0
+        self._counted = (0, 0)  # packets and bytes that have earned patience already
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is a device."""
+        return self._sink is not None
+
+    def take(self, frame: Frame) -> bool:
+        """Hand a frame to the device, or drop it for want of room: True. False: no room, but there may be soon.
+
+        Raises BadOffload.
+        """
+        sink = self._sink
+        counters = self._counters
+        if sink is None:
+            counters.rx_dropped += 1
+            return True
+        if self._rest and not self._send_rest(sink):
+            return self._no_room()
+        if frame.offload is None or takes(sink.does, frame):
+            if not sink.put(frame):
+                return self._no_room()
+            counters.rx_packets += 1
+            counters.rx_bytes += frame.length
+        else:
+            self._rest.extend(finish(frame, sink.does))
+            if not self._send_rest(sink):
+                return True
+        if self._drop_at is not None:
+            self._room_since = trio.current_time()
+            self._patience = max(self._patience - (self._room_since - self._full_since), 0.0)
+            self._drop_at = None
+        return True
+
+    def _no_room(self) -> bool:
+        """Whether the frame is dropped for that."""
+        counters = self._counters
+        now = trio.current_time()
+        if self._drop_at is None:
+            packets, octets = self._counted
+            earned = max((counters.rx_packets - packets) / MIN_PACKETS, (counters.rx_bytes - octets) / MIN_BYTES)
+            earned += (now - self._room_since) * _EARNED_WITH_ROOM
+            self._patience = min(self._patience + earned, PATIENCE)
+            self._full_since = now
+            self._counted = counters.rx_packets, counters.rx_bytes
+            self._drop_at = now + self._patience
+        if now < self._drop_at:
+            return False
+        counters.rx_dropped += 1
+        return True
+
+    def _send_rest(self, sink: FrameSink) -> bool:
+        """Hand on what is left of a packet; whether that was all of it."""
+        rest, counters = self._rest, self._counters
+        while rest:
+            frame = rest.popleft()
+            if not sink.put(frame):
+                rest.appendleft(frame)
+                self._has_rest.set()
+                return False
+            counters.rx_packets += 1
+            counters.rx_bytes += frame.length
+        return True
+
+    async def wait_room(self) -> None:
+        """Wait until the device has room, or is waited for no more."""
+        if self._sink is None or self._drop_at is None:
+            await trio.lowlevel.checkpoint()
+            return
+        with trio.move_on_at(self._drop_at):
+            await self._sink.wait_room()
+
+    async def run(self, device: FrameSink) -> None:
+        """Have this device, until cancelled."""
+        counters = self._counters
+        self._sink = device
+        self._patience, self._drop_at = PATIENCE, None
+        try:
+            while True:
+                await self._has_rest.wait()
+                while not self._send_rest(device):
+                    await device.wait_room()
+                self._has_rest = trio.Event()
+        finally:
+            self._sink = None
+            counters.rx_dropped += len(self._rest)
+            self._rest.clear()
