@@ -7,7 +7,8 @@ field                read by
 ===================  ==============================================================================================
 config, features     the Python guest, ``probe``, ``conform``; config_pages: ``probe``
 queues, more, first  the Python guest, ``probe``; the fuzzer
-requires             ``conform`` (feature bits that need another one)
+last, sets           likewise: the queue behind all others, and how many there are before it
+requires             ``conform`` (feature bits that need another one); requires_all: that need several
 pci_class            `transports.identity`
 linux_modules        the initramfs of the Linux guest
 exercise             ``conform`` and the fuzzer: one request that every device of the type answers
@@ -80,10 +81,25 @@ class ConfigPage:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueSets:
+    """Number of times that a device has the queues of `DeviceType.more`."""
+
+    field: str
+    """The configuration field that says it."""
+    features: tuple[int, ...]
+    """Feature bits: with none of them accepted there is one set, whatever the field says."""
+
+    def count(self, features: int, field: int) -> int:
+        """How many, with these features and that value of the field."""
+        return field if any(features >> bit & 1 for bit in self.features) else 1
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceType:
     """Declaration of a type. Queues 0, 1, … have the names of ``queues``; then come those of ``more``, numbered.
 
-    The number goes on from ``first``: the specification counts requestq1 … requestqN, but port0 … portN.
+    The number goes on from ``first``: the specification counts requestq1 … requestqN, but port0 … portN. A queue that
+    comes after all of them is ``last``; its index is known to who knows how many sets of ``more`` there are.
     """
 
     name: str
@@ -95,6 +111,7 @@ class DeviceType:
     queues: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
     first: int = 1
+    last: str = ""
     _: KW_ONLY
     device_id: int = 0
     """Virtio device id; 0 in declarations of users, whose key in `device_types.DEVICE_TYPES` says it."""
@@ -102,6 +119,10 @@ class DeviceType:
     """Pages of the configuration, instead of which its fields say nothing."""
     requires: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     """Feature bit to bits of which one must be offered with it."""
+    requires_all: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Feature bit to bits of which all must be offered with it."""
+    sets: QueueSets | None = None
+    """How many sets of ``more`` there are, for a type with a ``last`` queue."""
     device_fills: tuple[str, ...] = ()
     """Queues, by name or by stem in ``more``, whose buffers a device keeps until it has something to say."""
     queue_features: Mapping[str, int] = field(default_factory=dict)
@@ -117,32 +138,41 @@ class DeviceType:
     exercise: Exercise | None = None
     requests: tuple[RequestShape, ...] = ()
 
-    def queue_name(self, index: int) -> str:
-        """What the specification calls a queue; ``queue 7`` where it does not."""
+    def queue_name(self, index: int, sets: int | None = None) -> str:
+        """What the specification calls a queue; ``queue 7`` where it does not. ``sets``: of ``more``, if known."""
         if index < len(self.queues):
             return self.queues[index]
         if not self.more:
             return f"queue {index}"
         number, position = divmod(index - len(self.queues), len(self.more))
+        if self.last and sets is not None and number >= sets:
+            return self.last if index == self._last_index(sets) else f"queue {index}"
         return f"{self.more[position]}{number + self.first}"
 
-    def queue_index(self, name: str) -> int:
+    def queue_index(self, name: str, sets: int | None = None) -> int:
         """The other way round. Raises LookupError for a name that no queue of this type has."""
         if name in self.queues:
             return self.queues.index(name)
+        if name == self.last and sets is not None:
+            return self._last_index(sets)
         stem = name.rstrip("0123456789")
         number = name[len(stem) :]
         if stem in self.more and number and int(number) >= self.first:
             return len(self.queues) + (int(number) - self.first) * len(self.more) + self.more.index(stem)
-        known = [*self.queues, *(f"{stem}{self.first}…" for stem in self.more)]
+        known = [*self.queues, *(f"{stem}{self.first}…" for stem in self.more), *filter(None, [self.last])]
         raise LookupError(f"{self.name}: no queue {name!r} among {', '.join(known) or 'none'}")
 
-    def keeps_buffers(self, index: int, features: int) -> bool:
+    def _last_index(self, sets: int) -> int:
+        return len(self.queues) + sets * len(self.more)
+
+    def keeps_buffers(self, index: int, features: int, sets: int | None = None) -> bool:
         """Whether a device may keep a buffer of this queue for as long as it likes, with the accepted ``features``.
 
         It may where the buffer waits for something to happen, and in a queue that does not exist.
         """
-        name = self.queue_name(index)
-        key = name if index < len(self.queues) else name.rstrip("0123456789")
+        if self.last and sets is not None and index > self._last_index(sets):
+            return True
+        name = self.queue_name(index, sets)
+        key = name if index < len(self.queues) or name == self.last else name.rstrip("0123456789")
         needed = self.queue_features.get(key)
         return key in self.device_fills or (needed is not None and not features >> needed & 1)

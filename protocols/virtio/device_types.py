@@ -9,6 +9,7 @@ from vfiouser_virtio.protocols.virtio.device_type import DeviceType
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
 
 DECLARED: dict[int, str] = {
+    DeviceId.NET: "net",
     DeviceId.BALLOON: "balloon",
     DeviceId.BLOCK: "blk",
     DeviceId.CONSOLE: "console",
@@ -30,8 +31,8 @@ DEVICE_TYPES: dict[int, DeviceType] = _DeviceTypes()
 Only what is asked for is imported: what a server needs must not grow with the number of types.
 """
 
+# Types without a device and a driver of ours: their PCI class, and Linux's modules for QEMU's own devices.
 OTHERS: dict[int, DeviceType] = {
-    DeviceId.NET: DeviceType("net", pci_class=0x020000, linux_modules=("virtio_net", "af_packet")),
     DeviceId.SCSI: DeviceType("scsi", pci_class=0x010000, linux_modules=("virtio_scsi", "sd_mod", "sr_mod")),
     DeviceId.P9: DeviceType("p9", pci_class=0x018000, qemu_pci_class=0x000200, linux_modules=("9pnet_virtio", "9p")),
     DeviceId.GPU: DeviceType("gpu", pci_class=0x038000, linux_modules=("virtio_gpu",)),

@@ -4,11 +4,13 @@ What is from "flow filter" on (5.1.6.6) is a matter of administration commands, 
 """
 
 from enum import IntEnum, IntFlag
+from typing import Any
 
 from construct import Bytes, Int8ul, Int16ul, Int32ul, Int64ul, Struct
 
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.record import record
+from vfiouser_virtio.protocols.virtio.device_type import DeviceType, Exercise, QueueSets, RequestShape, no_complaint
 from vfiouser_virtio.protocols.virtio.features import FeatureBit
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
 
@@ -401,3 +403,161 @@ _STATS_FIELDS: dict[StatsType, tuple[str, ...]] = {
 }
 STATS = {kind: Struct(*(name / Int64ul for name in names)) for kind, names in _STATS_FIELDS.items()}
 """What follows a `STATS_REPLY_HDR`, by its type: struct virtio_net_stats_rx_basic and the others, without a header."""
+
+
+# ---- declaration -----------------------------------------------------------------------------------------------------
+
+_F = NetFeature
+_LOCAL_EXPERIMENTAL = 0x88B5
+"""EtherType that IEEE 802 leaves to experiments."""
+
+
+def _frame(to: int) -> bytes:
+    """A frame of the shortest length, from and to addresses that are nobody's (locally administered)."""
+    header = b"".join(number.to_bytes(6, "big") for number in (to, 0x02_00_00_00_00_01))
+    return (header + _LOCAL_EXPERIMENTAL.to_bytes(2, "big")).ljust(60, b"\0")
+
+
+# Of packets that are made up.
+_OFFSETS = (0, 0, 14, 16, 34, 42, 54, 62, 84, 0xFFFF)
+_USUAL_HDR = {
+    "flags": (0, 0, 1, 1, 2, 3, 4, 8, 9, 0xFF),
+    "gso_type": (0, 0, 0, 1, 3, 4, 5, 0x21, 0x41, 0x60, 0x81, 0x84, 0xFF),
+    "hdr_len": (0, 54, 66, 0xFFFF),
+    "gso_size": (0, 1, 536, 1448, 0xFFFF),
+    "csum_start": _OFFSETS,
+    "csum_offset": (0, 6, 16, 0xFFFF),
+    "num_buffers": (0, 1),
+    "outer_th_offset": _OFFSETS,
+    "inner_nh_offset": _OFFSETS,
+}
+_FRAMES = (60, 60, 0, 1, 13, 14, 54, 1514, 1518, 9014, 65589, 70000)
+_RECEIVEQS, _TRANSMITQS, _CONTROLQS = (0, 2), (1, 3), (2, 4)
+
+
+def _command(kind: CtrlClass, commands: type[IntEnum], **more: Any) -> RequestShape:
+    usual = {"class": (kind,), "cmd": (*commands, 9), **more.pop("usual", {})}
+    return RequestShape(queues=_CONTROLQS, header=CTRL_HDR, usual=usual, writable=(1, 1, 1, 0, 2), **more)
+
+
+TYPE = DeviceType(
+    "net",
+    CONFIG,
+    NetFeature,
+    more=("receiveq", "transmitq"),
+    last="controlq",
+    sets=QueueSets("max_virtqueue_pairs", (_F.MQ, _F.RSS)),  # 5.1.2
+    device_id=DEVICE_ID,
+    # 5.1.3.1; "SHOULD NOT" for HASH_REPORT and CTRL_RX_EXTRA (5.1.4.1).
+    requires={
+        **dict.fromkeys((_F.GUEST_TSO4, _F.GUEST_TSO6, _F.GUEST_UFO, _F.GUEST_USO4, _F.GUEST_USO6), (_F.GUEST_CSUM,)),
+        **dict.fromkeys((_F.HOST_TSO4, _F.HOST_TSO6, _F.HOST_UFO, _F.HOST_USO), (_F.CSUM,)),
+        _F.GUEST_ECN: (_F.GUEST_TSO4, _F.GUEST_TSO6),
+        _F.HOST_ECN: (_F.HOST_TSO4, _F.HOST_TSO6),
+        _F.RSC_EXT: (_F.HOST_TSO4, _F.HOST_TSO6),
+        **dict.fromkeys(
+            (
+                _F.CTRL_RX,
+                _F.CTRL_RX_EXTRA,
+                _F.CTRL_VLAN,
+                _F.GUEST_ANNOUNCE,
+                _F.MQ,
+                _F.CTRL_MAC_ADDR,
+                _F.NOTF_COAL,
+                _F.RSS,
+                _F.VQ_NOTF_COAL,
+                _F.HASH_REPORT,
+                _F.CTRL_GUEST_OFFLOADS,
+                _F.DEVICE_STATS,
+            ),
+            (_F.CTRL_VQ,),
+        ),
+        _F.HASH_TUNNEL: (_F.RSS, _F.HASH_REPORT),
+    },
+    requires_all={
+        _F.GUEST_UDP_TUNNEL_GSO: (_F.GUEST_TSO4, _F.GUEST_TSO6, _F.GUEST_USO4, _F.GUEST_USO6),
+        _F.HOST_UDP_TUNNEL_GSO: (_F.HOST_TSO4, _F.HOST_TSO6, _F.HOST_USO),
+        _F.GUEST_UDP_TUNNEL_GSO_CSUM: (_F.GUEST_UDP_TUNNEL_GSO,),
+        _F.HOST_UDP_TUNNEL_GSO_CSUM: (_F.HOST_UDP_TUNNEL_GSO,),
+        _F.HASH_TUNNEL: (_F.CTRL_VQ,),
+        _F.RSS_CONTEXT: (_F.CTRL_VQ, _F.RSS),
+    },
+    device_fills=("receiveq",),
+    queue_features={"controlq": _F.CTRL_VQ},
+    pci_class=0x020000,
+    # virtio_net needs the two of failover; programs need packets (DHCP, tcpdump).
+    linux_modules=("virtio_net", "net_failover", "failover", "af_packet"),
+    exercise=Exercise("net", 1, HDR_CODEC.pack(0, 0, 0, 0, 0, 0, 0) + _frame(0x02_00_00_00_00_02), 0, no_complaint),
+    requests=(
+        RequestShape(queues=_RECEIVEQS, writable=(1526, 1534, 4096, 65609, 0, 1, 11, 12, 20, 60), weight=4),
+        RequestShape(queues=_TRANSMITQS, header=HDR, usual=_USUAL_HDR, payload=_FRAMES, weight=4),
+        RequestShape(queues=_TRANSMITQS, header=HDR_TUNNEL, usual=_USUAL_HDR, payload=_FRAMES, weight=3),
+        RequestShape(queues=_TRANSMITQS, payload=(0, 1, 11, 12, 24), writable=(0, 0, 64)),
+        _command(CtrlClass.RX, CtrlRx, payload=(1, 1, 0, 2)),
+        _command(
+            CtrlClass.MAC,
+            CtrlMac,
+            entry=MAC_TABLE,
+            usual={"entries": (0, 1, 2, 64, 257, 0xFFFF_FFFF)},
+            counts=(0, 1, 2),
+            payload=(0, 4, 6, 12, 4096),
+        ),
+        _command(CtrlClass.VLAN, CtrlVlan, entry=VLAN_ID, usual={"vlan": (0, 1, 4095, 4096)}, counts=(1, 1, 0)),
+        _command(CtrlClass.ANNOUNCE, CtrlAnnounce),
+        _command(
+            CtrlClass.MQ,
+            CtrlMq,
+            entry=MQ_PAIRS,
+            usual={"virtqueue_pairs": (0, 1, 2, 3, 0x8000)},
+            counts=(1, 1, 0),
+        ),
+        _command(
+            CtrlClass.MQ,
+            CtrlMq,
+            entry=RSS_CONFIG,
+            counts=(1, 1, 0),
+            payload=(5, 43, 44, 45, 47, 299, 600),
+            usual={
+                "hash_types": (0, 0x3F, 0x1FF),
+                "indirection_table_mask": (0, 1, 127, 3, 0xFFFF),
+                "unclassified_queue": (0, 1, 2),
+            },
+        ),
+        _command(CtrlClass.MQ, CtrlMq, entry=HASH_CONFIG, counts=(1, 1, 0), payload=(0, 40, 41)),
+        _command(
+            CtrlClass.GUEST_OFFLOADS,
+            CtrlGuestOffloads,
+            entry=OFFLOADS,
+            counts=(1, 1, 0),
+            usual={"offloads": (0, 1 << 1, 1 << 1 | 1 << 7, (1 << 64) - 1)},
+        ),
+        _command(
+            CtrlClass.NOTF_COAL,
+            CtrlNotfCoal,
+            entry=COAL,
+            counts=(1, 1, 0),
+            usual={"max_packets": (0, 1, 64), "max_usecs": (0, 1, 50, 1_000_000, 0xFFFF_FFFF)},
+        ),
+        _command(
+            CtrlClass.NOTF_COAL,
+            CtrlNotfCoal,
+            entry=COAL_VQ,
+            counts=(1, 1, 0),
+            usual={"vq_index": (0, 1, 4, 0xFFFF), "coal_max_packets": (0, 64), "coal_max_usecs": (0, 50)},
+        ),
+        RequestShape(
+            queues=_CONTROLQS,
+            header=CTRL_HDR,
+            usual={
+                "class": (CtrlClass.STATS,),
+                "cmd": (*CtrlStats,),
+                "vq_index": (0, 1, 4, 5),
+                "types_bitmap": (0xF, 0xF_0000, 1 << 32, 0),
+            },
+            entry=QUEUE_STATS,
+            counts=(0, 1, 2, 200),
+            writable=(1, 9, 33, 57, 1000, 9000),
+        ),
+        _command(CtrlClass.RSS_CTX, CtrlClass, payload=(0, 8)),
+    ),
+)

@@ -59,8 +59,10 @@ def test_a_declaration_is_complete_and_its_device_is_what_it_says(number: int) -
     device = devices.example(kind.name)
     try:
         assert device.config.size == (kind.config.sizeof() if kind.config is not None else 0)
+        sets = device.config[kind.sets.field] if kind.sets is not None else None
+        assert not isinstance(sets, bytes)
         for index in range(len(device.queues)):
-            assert kind.queue_index(kind.queue_name(index)) == index
+            assert kind.queue_index(kind.queue_name(index, sets), sets) == index
     finally:
         device.close()
 

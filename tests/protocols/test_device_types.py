@@ -4,6 +4,7 @@ import pytest
 
 from vfiouser_virtio.guest import DEVICE_TYPES, device_type
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
+from vfiouser_virtio.protocols.virtio.net import NetFeature
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,48 @@ def test_types_that_nobody_described() -> None:
     assert device_type(63).queue_name(2) == "queue 2"
     with pytest.raises(LookupError, match="among none"):
         device_type(63).queue_index("requestq")
+
+
+@pytest.mark.parametrize(
+    ("sets", "index", "name"),
+    [
+        (1, 0, "receiveq1"),
+        (1, 1, "transmitq1"),
+        (1, 2, "controlq"),
+        (4, 2, "receiveq2"),
+        (4, 7, "transmitq4"),
+        (4, 8, "controlq"),
+        (None, 2, "receiveq2"),  # as far as is known
+    ],
+)
+def test_the_last_queue_of_a_network_device_is_where_its_number_of_pairs_says(
+    sets: int | None, index: int, name: str
+) -> None:
+    kind = device_type(DeviceId.NET)
+    assert kind.queue_name(index, sets) == name
+    assert kind.queue_index(name, sets) == index
+
+
+def test_no_queue_comes_after_the_last_one() -> None:
+    kind = device_type(DeviceId.NET)
+    assert kind.queue_name(3, 1) == "queue 3"
+    with pytest.raises(LookupError, match="no queue 'controlq' among receiveq1…, transmitq1…, controlq"):
+        kind.queue_index("controlq")
+
+
+def test_pairs_count_with_one_of_two_features_only() -> None:
+    sets = device_type(DeviceId.NET).sets
+    assert sets is not None
+    assert sets.count(0, 8) == sets.count(NetFeature.CTRL_VQ.mask, 8) == 1
+    assert sets.count(NetFeature.MQ.mask, 8) == sets.count(NetFeature.RSS.mask, 8) == 8
+
+
+def test_which_queues_of_a_network_device_may_keep_their_buffers() -> None:
+    keeps = device_type(DeviceId.NET).keeps_buffers
+    control = NetFeature.CTRL_VQ.mask
+    assert [keeps(index, control, 1) for index in range(5)] == [True, False, False, True, True]
+    assert [keeps(index, control | NetFeature.MQ.mask, 2) for index in range(5)] == [True, False, True, False, False]
+    assert keeps(2, 0, 1)  # there is no control queue
 
 
 def test_every_described_type_is_one() -> None:

@@ -131,6 +131,11 @@ class VirtioDevice:
         """Whether a feature, by its number, was negotiated."""
         return bool(self.features >> bit & 1)
 
+    async def queue_sets(self) -> int | None:
+        """How many sets of queues there are before the last one, of a type for which that is to be known."""
+        sets = self.type.sets
+        return None if sets is None else sets.count(self.features, await self.config.get_int(sets.field))
+
     async def ready(self) -> None:
         """Step 8: DRIVER_OK; the device is live, and its queues may be kicked."""
         if not await self.transport.read_status() & DeviceStatus.DRIVER_OK:

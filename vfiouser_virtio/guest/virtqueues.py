@@ -63,12 +63,13 @@ async def new_vq(
     ValueError for a size that no queue of the negotiated kind has (a split one: powers of two), DeviceBroken (CC8) when
     such a size is what the device offers.
     """
-    index = device.type.queue_index(field) if isinstance(field, str) else field
+    sets = await device.queue_sets()
+    index = device.type.queue_index(field, sets) if isinstance(field, str) else field
     if index in device.virtqueues:
         raise ValueError(f"{device.name}: queue {index} is in use")
     offered = await device.transport.queue_max_size(index)
     if not offered:
-        raise LookupError(f"{device.name} has no {device.type.queue_name(index)} (queue {index})")
+        raise LookupError(f"{device.name} has no {device.type.queue_name(index, sets)} (queue {index})")
     try:
         virtqueue_class(device.features).check_size(offered)
     except ValueError as error:
@@ -84,7 +85,7 @@ async def new_vq(
         notify_with_data if device.has_feature(Feature.NOTIFICATION_DATA) else lambda: device.transport.notify(index),
         callback,
         features=device.features,
-        name=f"{device.name}, {device.type.queue_name(index)}",
+        name=f"{device.name}, {device.type.queue_name(index, sets)}",
     )
     vq.owner = device
     device.virtqueues[index] = vq

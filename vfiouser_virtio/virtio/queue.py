@@ -4,7 +4,7 @@ It is declared by `Device.add_queue`, or by `queue` in the body of a class. What
 the `DeviceCore` that serves the device.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
@@ -88,6 +88,32 @@ class Queue:
         if not burst and not virtqueue.fill_nowait():
             return None
         return None if virtqueue.stopped or burst[0].is_unmapped() else burst.popleft()
+
+    async def wait(self, count: int = 1) -> None:
+        """Return when ``count`` chains can be had with `next_nowait`, which is to be called before the next await.
+
+        For devices that have to have several for one thing, and have put back those they had. Wherever the memory is:
+        what takes messages has been fetched then. Raises GuestError as `next` does.
+        """
+        await self._served().wait_chains(count)
+
+    def complete_together(self, used: Sequence[tuple[Chain, int]]) -> None:
+        """`Chain.complete` each of these, of this queue, with so many bytes written; the driver sees all or none.
+
+        Raises AuthorError as `Chain.complete`.
+        """
+        ring = used[0][0].ring
+        if ring is None:
+            raise AuthorError(f"chain {used[0][0].head:#x} completed twice")
+        # Told after each, the ring's owner may show the first ones at once.
+        on_push, ring.on_push = ring.on_push, None
+        try:
+            for chain, written in used:
+                chain.complete(written)
+        finally:
+            ring.on_push = on_push
+            if on_push is not None:
+                on_push()
 
     def put_back(self, chain: Chain) -> None:
         """Give back a chain that was not completed: it is the next one again, anew, with nothing taken or written.

@@ -322,6 +322,19 @@ class Virtqueue(QueueRegisters):
             if self.ready():
                 return
 
+    async def wait_chains(self, count: int) -> None:
+        """Return when the first ``count`` chains, or more, are in the burst, and may be handed out."""
+        while True:
+            if not self.ready():
+                await self.wait_chain()
+            if len(self.burst) >= count:
+                return
+            seen = self._wakes
+            self._publish()
+            if not await self._ask(count) and seen == self._wakes:
+                await self.park()
+                self.slice_end, self._round = turns().woken(self._round)
+
     def hand_out(self, at_once: bool) -> Iterator[Chain]:
         """The chains of the burst, as long as they may be handed out without waiting.
 
@@ -354,11 +367,12 @@ class Virtqueue(QueueRegisters):
             return False
         return not bound.ring.again and not bound.ring.has_available()
 
-    async def _ask(self) -> bool:
-        """Ask the driver to notify, and fill the burst from what it has sent before; False when it must be waited for.
+    async def _ask(self, wanted: int = 1) -> bool:
+        """Ask the driver to notify, and add to the burst what it has sent before; False when it must be waited for.
 
         Where that takes messages, it is done here.
         """
+        before = len(self.burst)
         bound = self._usable()
         if bound is None or self.stopped:
             return False
@@ -371,8 +385,8 @@ class Virtqueue(QueueRegisters):
                 break
             filled = self._fill(bound)
         if filled is None:
-            await remote.take(bound, self.burst, BURST, lambda: not self.stopped)
-        return bool(self.burst)
+            await remote.take(bound, self.burst, max(BURST, wanted), lambda: not self.stopped)
+        return len(self.burst) > before
 
     def _fill(self, bound: BoundRing) -> bool | None:
         """Fill the burst from a ring that may be touched; False when there is nothing, None where it takes messages."""

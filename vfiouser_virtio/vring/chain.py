@@ -7,7 +7,7 @@ knows the `length` of its buffer, so its author is (AuthorError).
 A long file, since a chain and its two parts are one thing, in two forms: as a whole and taken apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -154,6 +154,11 @@ class Writable:
             ) from None
         copy_into(segments, data)
         self.written += len(data)
+
+    def write_all(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """`write` one piece behind the other."""
+        for piece in pieces:
+            self.write(piece)
 
     def _check_room(self, count: int) -> None:
         """Raises GuestError when there are fewer bytes than that, AuthorError where no driver can be at fault."""
@@ -340,6 +345,30 @@ class Chain:
             elif region is not None:
                 region[2][self.layout[-4] + self.layout[-3] - 1 - region[4]] = status
         self.complete(filled + 1 if filled == room else filled)
+
+    def fill(self, header: bytes, segments: Segments, length: int) -> None:
+        """Write a header and what follows it to the front, ``length`` bytes together, and `complete` the chain.
+
+        With one buffer, as is usual for what a device has to say by itself, this takes a third of the time of
+        `Writable.write`. Raises AuthorError for more than the driver gave room for, and as `complete`.
+        """
+        region, layout = self._region, self.layout
+        if (
+            region is None or self.stale or self._writable is not None or len(layout) != 4 or self.writable_from
+        ) or length > self.room:
+            writable = self.writable
+            writable.write(header)
+            writable.write_all(segments)
+        elif self.ring is not None:
+            view = region[2]
+            at = layout[0] - region[4]
+            end = at + len(header)
+            view[at:end] = header
+            for segment in segments:
+                at = end
+                end += len(segment)
+                view[at:end] = segment
+        self.complete(length)
 
     def complete(self, written: int | None = None) -> None:
         """Put the chain into the used ring; ``written`` counts the bytes from the start of the writable part.

@@ -17,9 +17,10 @@ _EXT_CAP_SRIOV = 0x10
 _RESERVED = frozenset(feature.value for feature in Feature)
 
 
-def _prerequisites(bench: Bench) -> Mapping[int, tuple[int, ...]]:
-    """Bit to bits of which one must be offered with it (2.2.1, and the type's own section)."""
-    return device_type(bench.device_type).requires
+def _prerequisites(bench: Bench) -> tuple[Mapping[int, tuple[int, ...]], Mapping[int, tuple[int, ...]]]:
+    """Bit to bits of which one, and to those that all must be offered with it (2.2.1, and the type's own section)."""
+    known = device_type(bench.device_type)
+    return known.requires, known.requires_all
 
 
 def _bits(features: int) -> list[int]:
@@ -109,9 +110,11 @@ async def fb1(bench: Bench) -> None:
             note(own is None or bit in own, f"bit {bit} is offered, which this device type does not define")
         else:
             note(bit in _RESERVED, f"reserved bit {bit} is offered")
-        required = _prerequisites(bench).get(bit, ())
+        required, all_required = (which.get(bit, ()) for which in _prerequisites(bench))
         met = not required or any(bench.offered >> other & 1 for other in required)
         note(met, f"bit {bit} is offered without bit {' or '.join(map(str, required))}, which it requires")
+        lacking = [other for other in all_required if not bench.offered >> other & 1]
+        note(not lacking, f"bit {bit} is offered without bit {' and '.join(map(str, lacking))}, which it requires")
 
 
 @check(
@@ -124,7 +127,7 @@ async def fb2(bench: Bench) -> None:
     """The device accepts any valid subset of what it offers, and refuses FEATURES_OK for anything else."""
     offered, least = bench.offered, bench.minimum
     subsets = [least, offered]
-    needed = {bit for required in _prerequisites(bench).values() for bit in required}
+    needed = {bit for which in _prerequisites(bench) for required in which.values() for bit in required}
     subsets += [offered & ~(1 << bit) for bit in _bits(offered & ~least) if bit not in needed]
     for features in subsets:
         await bench.reset()

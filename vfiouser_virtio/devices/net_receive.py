@@ -1,0 +1,339 @@
+"""Receive path of a network device (virtio 1.4, 5.1.6.3, 5.1.6.4): from the network into the driver's buffers.
+
+::
+
+    netdev ──▶ Receiver.put ──▶ filter ──▶ steering ──▶ offloads that the driver has not ──▶ buffers ──▶ used ring
+
+A frame is copied once, from where its netdev has it (another guest's memory, as a rule) to the driver's buffers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import trio
+
+from vfiouser_virtio.backends.net.frame import Frame, Offload
+from vfiouser_virtio.backends.net.netdev import Does, Netdev
+from vfiouser_virtio.backends.net.offload import BadOffload, finish, needs
+from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.devices.net_filter import ReceiveFilter
+from vfiouser_virtio.devices.net_steering import Steering
+from vfiouser_virtio.protocols.virtio import net
+from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags, NetFeature
+from vfiouser_virtio.virtio import Chain, GuestError, Queue
+
+STUCK = 1.0
+"""Seconds for which a frame waits for more buffers where there are some, but with too little room for it.
+
+Then it is dropped: a driver that has no more of them, and waits for that packet, would stop the network for good.
+"""
+_NO_LIMIT = 1 << 32
+_VLAN_TAG, _VLAN_HLEN = b"\x81\x00", 4
+_FLAGS = int(HdrFlags.NEEDS_CSUM | HdrFlags.DATA_VALID)
+_NEEDS_CSUM, _DATA_VALID = int(HdrFlags.NEEDS_CSUM), int(HdrFlags.DATA_VALID)
+# What `needs` knows; another one is none that a driver has accepted (5.1.6.4.1).
+_GSO_TYPES = frozenset(
+    {
+        int(GsoType.NONE),
+        int(GsoType.TCPV4),
+        GsoType.TCPV4 | GsoType.ECN,
+        int(GsoType.TCPV6),
+        GsoType.TCPV6 | GsoType.ECN,
+        int(GsoType.UDP_L4),
+    }
+)
+
+
+def does_of(features: int) -> Does:
+    """What a driver with these features takes upon itself. Segmentation requires GUEST_CSUM (5.1.3.1)."""
+    does = Does(0)
+    if features & NetFeature.GUEST_CSUM.mask:
+        does |= Does.CSUM
+        for bits, what in (
+            ((NetFeature.GUEST_TSO4,), Does.TSO4),
+            ((NetFeature.GUEST_TSO6,), Does.TSO6),
+            ((NetFeature.GUEST_ECN,), Does.ECN),
+            # A frame does not say of which of the two it is.
+            ((NetFeature.GUEST_USO4, NetFeature.GUEST_USO6), Does.USO),
+        ):
+            if all(features & bit.mask for bit in bits):
+                does |= what
+    return does
+
+
+@dataclass(slots=True)
+class ReceiveQueue:
+    """Receive queue with its statistics (5.1.6.5.9.4), which grow until the device is reset."""
+
+    queue: Queue
+    packets: int = 0
+    bytes: int = 0
+    drops: int = 0
+    """Frames that did not get here, for whatever reason but the filter."""
+    drop_overruns: int = 0
+    """Those for which the driver's buffers have no room."""
+    csum_valid: int = 0
+    needs_csum: int = 0
+    csum_none: int = 0
+    gso_packets: int = 0
+    gso_bytes: int = 0
+
+    def count(self, offload: Offload | None, length: int) -> None:
+        """A frame has been delivered."""
+        self.packets += 1
+        self.bytes += length
+        if offload is None:
+            self.csum_none += 1
+            return
+        if offload.flags & _NEEDS_CSUM:
+            self.needs_csum += 1
+        elif offload.flags & _DATA_VALID:
+            self.csum_valid += 1
+        else:
+            self.csum_none += 1
+        if offload.gso_type:
+            self.gso_packets += 1
+            self.gso_bytes += length
+
+    def forget(self) -> None:
+        """The device was reset."""
+        for each in fields(self)[1:]:
+            setattr(self, each.name, 0)
+
+
+class Receiver:
+    """`FrameSink` for the frames of the network: puts them into the driver's buffers.
+
+    Frames are dropped while the driver is not ready or the link is down, as on any network. What is wrong with the
+    driver's buffers is found in a call of the netdev, which has nothing to do with it: `run` raises it.
+    """
+
+    def __init__(self, queues: Sequence[Queue], wanted: ReceiveFilter, steering: Steering, log: DeviceLog) -> None:
+        self.queues = [ReceiveQueue(queue) for queue in queues]
+        self.filter = wanted
+        self.steering = steering
+        self.link = True
+        self.log = log
+        self.filtered = 0
+        """Frames that the driver does not want to see."""
+        self.does = Does(0)
+        self._running = False
+        self._lacking: tuple[Queue, int] | None = None
+        self._gave_up = False
+        self._rest: tuple[Frame, Iterator[Frame]] | None = None
+        self._error: Exception | None = None
+        self._wake_pump = trio.Event()
+        self.begin(0, None)
+
+    # ---- the driver ----------------------------------------------------------------------------------------------
+
+    def begin(self, features: int, mtu: int | None) -> None:
+        """A driver has accepted these features; ``mtu`` if it is to be kept to."""
+        self._mergeable = bool(features & NetFeature.MRG_RXBUF.mask)
+        self._size = net.hdr_size(features)
+        self._pack = {12: net.HDR_CODEC, 20: net.HDR_HASH_CODEC, 24: net.HDR_TUNNEL_CODEC}[self._size].pack
+        self._more = (0,) * {12: 0, 20: 3, 24: 5}[self._size]
+        self._plain = self._pack(0, 0, 0, 0, 0, 0, 1, *self._more)
+        self._limit = _NO_LIMIT if mtu is None else mtu + net.ETH_HLEN
+        self.set_offloads(does_of(features))
+
+    def set_offloads(self, does: Does) -> None:
+        """What the driver takes from now on; the rest is done before it sees a frame."""
+        self.does = does if does & Does.CSUM else Does(0)
+        self._does = int(self.does)
+
+    def reset(self) -> None:
+        """The driver has reset the device."""
+        for each in self.queues:
+            each.forget()
+        self.filtered = 0
+        self.begin(0, None)
+
+    async def run(self, netdev: Netdev) -> None:
+        """Let the netdev hand over its frames. Raises GuestError when the driver has broken a receive queue."""
+        self._lacking = self._rest = self._error = None
+        self._gave_up, self._running = False, True
+        self._wake_pump = trio.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(netdev.run, self)
+                await self._pump()
+        finally:
+            self._running = False
+
+    async def _pump(self) -> None:
+        """Deliver what is left of a frame that was cut, where the netdev has no other that would push it."""
+        while True:
+            await self._wake_pump.wait()
+            self._wake_pump = trio.Event()
+            if self._error is not None:
+                raise self._error
+            while self._rest is not None and not self._put_rest():
+                await self.wait_room()
+
+    # ---- the network ---------------------------------------------------------------------------------------------
+
+    def put(self, frame: Frame) -> bool:
+        """See `FrameSink`. A long function, since each call that it saves is a tenth of what a short frame takes."""
+        if not self._running or not self.link:
+            self.queues[0].drops += 1
+            return True
+        if not self.filter.everything and not self.filter.accepts(frame):
+            self.filtered += 1
+            return True
+        if self._rest is not None and not self._put_rest():
+            return False
+        offload = frame.offload
+        if offload is not None and (needs(offload) & ~self._does or offload.gso_type not in _GSO_TYPES):
+            return self._put_finished(frame)
+        return self._deliver(frame)
+
+    async def wait_room(self) -> None:
+        """See `FrameSink`."""
+        lacking = self._lacking
+        if lacking is None:
+            await trio.lowlevel.checkpoint()
+            return
+        queue, count = lacking
+        if count == 1:
+            await queue.wait()
+            return
+        with trio.move_on_after(STUCK) as waiting:
+            await queue.wait(count)
+        self._gave_up = waiting.cancelled_caught
+
+    def _put_finished(self, frame: Frame) -> bool:
+        """Deliver a frame of which the driver has to be spared some work."""
+        assert frame.offload is not None
+        try:
+            if frame.offload.gso_type not in _GSO_TYPES:
+                raise BadOffload(f"gso_type {frame.offload.gso_type:#x}, which no driver has accepted")
+            pieces = iter(finish(frame, self._does))
+        except BadOffload as error:
+            self.queues[0].drops += 1
+            self.log.once("bad offload of the network", "a frame of the network is dropped: %s", error)
+            return True
+        first = next(pieces)
+        if not self._deliver(first):
+            return False
+        for piece in pieces:
+            if not self._deliver(piece):
+                self._rest = piece, pieces
+                self._wake_pump.set()
+                break
+        return True
+
+    def _put_rest(self) -> bool:
+        assert self._rest is not None
+        piece, pieces = self._rest
+        while self._deliver(piece):
+            following = next(pieces, None)
+            if following is None:
+                self._rest = None
+                return True
+            piece = following
+        self._rest = piece, pieces
+        return False
+
+    def _deliver(self, frame: Frame) -> bool:
+        """Into the driver's buffers; False where there are too few."""
+        steering, offload, length = self.steering, frame.offload, frame.length
+        if steering.trivial:
+            receiveq, more = self.queues[0], self._more
+        else:
+            pair, value, report = steering.steer(frame)
+            receiveq, more = self.queues[pair], (value, report, *self._more[2:]) if self._more else ()
+        if length > self._limit and (offload is None or not offload.gso_type) and not self._is_tagged(frame):
+            receiveq.drops += 1
+            return True
+        queue, total = receiveq.queue, length + self._size
+        try:
+            chain = queue.next_nowait()
+            if chain is None:
+                self._lacking = queue, 1
+                return False
+            if chain.room < total:
+                return self._spread(receiveq, chain, frame, more)
+            if offload is not None:
+                header = self._pack(offload.flags & _FLAGS, *offload[1:], 1, *more)
+            else:
+                header = self._plain if more is self._more else self._pack(0, 0, 0, 0, 0, 0, 1, *more)
+            chain.fill(header, frame.segments, total)
+        except GuestError as error:
+            self._fail(error)
+            return True
+        if offload is not None:
+            receiveq.count(offload, length)
+        else:
+            receiveq.packets += 1
+            receiveq.bytes += length
+            receiveq.csum_none += 1
+        return True
+
+    def _spread(self, receiveq: ReceiveQueue, first: Chain, frame: Frame, more: tuple[int, ...]) -> bool:
+        """Over as many buffers as it takes (5.1.6.4.1): all but the last full, and shown to the driver together."""
+        queue, total = receiveq.queue, frame.length + self._size
+        chains, room = [first], first.room
+        while room < total and self._mergeable:
+            if chains[-1].room < self._size:
+                raise GuestError(
+                    f"a receive buffer of {chains[-1].room:#x} bytes has no room for a header of {self._size:#x}"
+                )
+            chain = queue.next_nowait()
+            if chain is None:
+                break
+            chains.append(chain)
+            room += chain.room
+        if room < total:
+            for chain in reversed(chains):
+                queue.put_back(chain)
+            if self._mergeable and len(chains) < queue.size and not self._gave_up:
+                self._lacking = queue, len(chains) + 1
+                return False
+            self._gave_up = False
+            receiveq.drops += 1
+            receiveq.drop_overruns += 1
+            self.log.once(
+                "receive buffers too small",
+                "a frame of %#x bytes is dropped: the driver has %d receive buffers for it, of %#x bytes together, and "
+                "its header takes %#x",
+                frame.length,
+                len(chains),
+                room,
+                self._size,
+            )
+            return True
+        self._gave_up = False
+        offload = frame.offload
+        numbers = (0,) * 6 if offload is None else (offload.flags & _FLAGS, *offload[1:])
+        source = [memoryview(self._pack(*numbers, len(chains), *more)), *frame.segments]
+        source.reverse()
+        filled = []
+        for chain in chains:
+            count = min(chain.room, total)
+            total -= count
+            chain.writable.write_all(_take(source, count))
+            filled.append((chain, count))
+        queue.complete_together(filled)
+        receiveq.count(offload, frame.length)
+        return True
+
+    def _is_tagged(self, frame: Frame) -> bool:
+        """Whether the frame is longer than the MTU allows by a VLAN tag only, which is part of the Ethernet header."""
+        return frame.length <= self._limit + _VLAN_HLEN and frame.head(net.ETH_HLEN)[12:] == _VLAN_TAG
+
+    def _fail(self, error: Exception) -> None:
+        self.queues[0].drops += 1
+        self._error = error
+        self._wake_pump.set()
+
+
+def _take(source: list[memoryview], count: int) -> Iterator[memoryview]:
+    """The next ``count`` bytes, taken off the end of a list of segments in reverse order, which has as many."""
+    while count:
+        segment = source.pop()
+        if len(segment) > count:
+            source.append(segment[count:])
+            segment = segment[:count]
+        count -= len(segment)
+        yield segment
