@@ -77,7 +77,8 @@ def test_an_author_sees_nothing_but_a_small_queue() -> None:
         "complete_together",
         "wait",
     }
-    assert public == for_authors | {"attach", "resize"}
+    of_notifications = {"coalesce", "coalescing", "enabled", "interrupts", "notifications"}
+    assert public == for_authors | of_notifications | {"attach", "resize"}
 
 
 class PutsBack(Device):

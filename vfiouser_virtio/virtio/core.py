@@ -281,6 +281,8 @@ class DeviceCore:
             queue.start(Stop.NEEDS_RESET | Stop.UNTIL_KICK)
             queue.negotiate(RingFeatures())
             queue.reset()
+            queue.forget_counts()
+            queue.coalesce(0, 0)
         self._suspension.end()
         busy = [queue for queue in self.queues if queue.pins.busy]
         if not busy:

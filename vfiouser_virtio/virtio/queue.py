@@ -40,6 +40,38 @@ class Queue:
         """The number of entries: what the driver has chosen, or before that `max_size`."""
         return self._max_size if self._virtqueue is None else self._virtqueue.size
 
+    @property
+    def enabled(self) -> bool:
+        """Whether the driver has enabled the queue (``queue_enable``), and not reset it since."""
+        return self._virtqueue is not None and self._virtqueue.enabled
+
+    # ---- notifications -------------------------------------------------------------------------------------------
+
+    @property
+    def notifications(self) -> int:
+        """Available buffer notifications of the driver since the device's last reset."""
+        return 0 if self._virtqueue is None else self._virtqueue.notifications
+
+    @property
+    def interrupts(self) -> int:
+        """Used buffer notifications (interrupts) that were sent to the driver since the device's last reset."""
+        return 0 if self._virtqueue is None else self._virtqueue.interrupts
+
+    @property
+    def coalescing(self) -> tuple[int, int]:
+        """What `coalesce` has set: chains and microseconds; zeros at first."""
+        return (0, 0) if self._virtqueue is None else self._virtqueue.coalescing
+
+    def coalesce(self, max_packets: int, max_usecs: int, *, until_reset: bool = False) -> None:
+        """Send an interrupt only when so many chains have been completed since the last, or so long after the first.
+
+        What is completed is shown to the driver as ever, and whether it wants an interrupt is looked at when one would
+        be sent. 0 for one of the two: send each at once, as at first; so does a time below a millisecond, and a ring
+        that is reached by messages. No more than half of the ring waits. The setting holds until the device is reset;
+        ``until_reset``: until the driver resets this queue, where the setting before holds again.
+        """
+        self._served().coalesce(max_packets, max_usecs, until_reset=until_reset)
+
     # ---- buffers -------------------------------------------------------------------------------------------------
 
     def __aiter__(self) -> "Queue":

@@ -23,6 +23,7 @@ from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.turns import turns
 from vfiouser_virtio.virtio import remote
 from vfiouser_virtio.virtio.binding import BoundRing
+from vfiouser_virtio.virtio.coalescing import RESOLUTION, Coalescing
 from vfiouser_virtio.virtio.offer import Poll
 from vfiouser_virtio.virtio.pins import Pins
 from vfiouser_virtio.virtio.polling import Polling
@@ -77,6 +78,10 @@ class Virtqueue(QueueRegisters):
         """The reasons to hand out nothing: the value of a `Stop`; 0 for none."""
         self.notified = False
         """The driver has sent a notification since the last reset."""
+        self.notifications = self.interrupts = 0
+        """How many of them there were, in either direction, since `forget_counts`."""
+        self.coalescing = (0, 0)
+        """See `Queue.coalesce`."""
         self.polling = Polling(poll)
         self.waiters: list[trio.lowlevel.Task] = []
         """The tasks that wait for this queue."""
@@ -96,16 +101,22 @@ class Virtqueue(QueueRegisters):
         """See `Queue.bursts`."""
         self.held = 0
         """Requests that are no tasks: see `Queue.hold`."""
+        self._coalescing: Coalescing | None = None
+        self._lasting = (0, 0)
 
     # ---- the device's run ----------------------------------------------------------------------------------------
 
     def begin_run(self, spawn: Spawn) -> None:
         """The device runs: ``spawn`` starts tasks that end with that run."""
         self._spawn = spawn
+        if self._coalescing is not None:
+            self._coalescing.resume(spawn)
 
     def end_run(self) -> None:
         """The run has ended, and with it all that was spawned."""
         self._spawn = self.reap = None
+        if self._coalescing is not None:
+            self._coalescing.end()
         self.polling = Polling(self._poll)
 
     def poll_always(self) -> None:
@@ -127,6 +138,7 @@ class Virtqueue(QueueRegisters):
         if self.stopped:
             self.stopped &= _KICKED
         self.notified = self._asked = True
+        self.notifications += 1
         self._wake()
 
     @property
@@ -154,6 +166,7 @@ class Virtqueue(QueueRegisters):
             self.memory.check(area.address, area.length, write=area.write)
         self._bound = self._new_ring(areas)
         self.enabled = True
+        self.coalesce(*self.coalescing, until_reset=True)  # with this size
         self._wake()
 
     def _new_ring(self, areas: list[Area]) -> BoundRing:
@@ -215,6 +228,7 @@ class Virtqueue(QueueRegisters):
         self.notified = False
         self.burst.clear()
         self.pins.cancel()
+        self.coalesce(*self._lasting)
 
     async def _say_freed(self) -> None:
         self._room.freed()
@@ -511,17 +525,57 @@ class Virtqueue(QueueRegisters):
                 if self._spawn is not None:
                     bound.flushing = True
                     self._spawn(lambda: self._flush(bound))
+            elif self._coalescing is not None:
+                self._coalescing.shown(bound.ring.show(), self._spawn)
             elif bound.ring.publish():
+                self.interrupts += 1
                 self._interrupt()
         except Exception as error:  # anything but a GuestError is a bug, but the caller may be the scheduler
             self._failed(error)
 
     async def _flush(self, bound: BoundRing) -> None:
         try:
-            await remote.flush(bound, lambda: self._usable() is not None, self._interrupt)
+            await remote.flush(bound, lambda: self._usable() is not None, self._notify)
         except GuestError as error:
             self._failed(error)
         finally:
             bound.flushing = False
         self._publish()  # what was completed meanwhile, or could not be sent while its memory was unmapped
         self._room.freed()
+
+    # ---- notifications -------------------------------------------------------------------------------------------
+
+    def coalesce(self, max_packets: int, max_usecs: int, *, until_reset: bool = False) -> None:
+        """See `Queue.coalesce`."""
+        if not until_reset:
+            self._lasting = max_packets, max_usecs
+        self.coalescing = max_packets, max_usecs
+        before, self._coalescing = self._coalescing, None
+        if max_packets and max_usecs >= RESOLUTION:
+            # A driver whose buffers are all used, and who does not know it, has none for what comes next.
+            at_most = max(1, self.size // 2)
+            self._coalescing = Coalescing(min(max_packets, at_most), max_usecs / 1e6, self._notify_if_due)
+        if before is not None and not before.end():
+            self._notify()  # one too many does no harm
+
+    def forget_counts(self) -> None:
+        """Count notifications and interrupts from 0 on."""
+        self.notifications = self.interrupts = 0
+
+    def _notify_if_due(self) -> bool:
+        """Interrupt the driver if it wants that for what it was shown; False while its ring is out of reach."""
+        bound = self._bound
+        if bound is None:
+            return True
+        try:
+            if self._usable() is None:
+                return False
+            if bound.by_message or bound.ring.interrupt_due():
+                self._notify()
+        except Exception as error:  # as in `_publish`
+            self._failed(error)
+        return True
+
+    def _notify(self) -> None:
+        self.interrupts += 1
+        self._interrupt()

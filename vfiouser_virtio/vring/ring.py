@@ -142,6 +142,15 @@ class Ring(ABC):
     def publish(self) -> bool:
         """Show all that may be shown to the driver; True when it wants an interrupt for it (2.7.7, 2.8.10)."""
 
+    def show(self) -> int:
+        """As `publish`, but `interrupt_due` is left to the caller: how many were shown."""
+        ready = self._ready()
+        count = len(ready) // 2
+        if count:
+            self._store(ready)
+            ready.clear()
+        return count
+
     def store_used(self, count: int | None = None) -> list[tuple[int, int, int]]:
         """Show the first ``count`` of them (default all), for an owner that keeps copies.
 
