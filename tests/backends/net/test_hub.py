@@ -1,16 +1,17 @@
 """The hub: where frames go, and who waits for whom."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
 import trio.testing
+from support.net_device import Device, send
 from support.packets import Packet
 
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
 from vfiouser_virtio.backends.net.hub import AGEING, MAX_STATIONS, HubNetdev, hub, join
-from vfiouser_virtio.backends.net.netdev import ALL, Does
+from vfiouser_virtio.backends.net.netdev import Does
 from vfiouser_virtio.backends.net.outlet import PATIENCE
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
@@ -25,37 +26,6 @@ def mac(number: int) -> bytes:
 
 def frame(destination: bytes, source: bytes, payload: bytes = b"payload") -> Frame:
     return frame_of(destination + source + b"\x88\xb5" + payload)
-
-
-class Device:
-    """Sink with so much room; `answer` is called with each frame."""
-
-    def __init__(self, room: int = 1 << 30, does: Does = ALL) -> None:
-        self.does = does
-        self.room = room
-        self.frames: list[Frame] = []
-        self.answer: Callable[[Frame], object] = lambda frame: None
-        self._lot = trio.lowlevel.ParkingLot()
-
-    def put(self, frame: Frame) -> bool:
-        if not self.room:
-            return False
-        self.room -= 1
-        self.frames.append(frame)
-        self.answer(frame)
-        return True
-
-    def make_room(self, room: int) -> None:
-        self.room = room
-        self._lot.unpark_all()
-
-    async def wait_room(self) -> None:
-        await self._lot.park()
-
-    def taken(self) -> list[bytes]:
-        """Frames since the last look."""
-        frames, self.frames = self.frames, []
-        return [each.tobytes() for each in frames]
 
 
 @asynccontextmanager
@@ -259,13 +229,6 @@ async def test_segments_for_a_device_that_leaves_are_counted_as_dropped() -> Non
 
 
 # ---- room ----------------------------------------------------------------------------------------------
-
-
-async def send(port: HubNetdev, *frames: Frame) -> None:
-    """As a device does."""
-    for each in frames:
-        while not port.put(each):
-            await port.wait_room()
 
 
 async def test_who_sends_to_a_port_without_room_waits_for_it(autojump_clock: trio.testing.MockClock) -> None:

@@ -80,9 +80,15 @@ class Netdev(FrameSink, Protocol):
     It outlives resets of the device; `run` may be started again and again, and `put` needs it running.
     """
 
-    link: bool
-    """Whether there is a network at the other end."""
-    counters: Counters
+    @property
+    def link(self) -> bool:
+        """Whether there is a network at the other end."""
+        ...
+
+    @property
+    def counters(self) -> Counters:
+        """What has gone through, and what was dropped."""
+        ...
 
     def describe(self) -> str:
         """Where a user finds the other end: ``hub lan``, ``tap tap0``."""
