@@ -144,7 +144,8 @@ def wired(text: str) -> Cable | Radio | None:
 def test_options_of_a_class_that_is_chosen_are_the_device_s() -> None:
     options = class_options(Wired)
     assert list(options) == ["link", "addr.path", "length", "radio", "broken"]
-    assert options["length"].help == "link=cable|radio: metres"
+    assert options["length"].help == "metres"  # every one has it
+    assert options["radio"].help == "link=radio: name"
     cable = wired("link=cable,addr.path=/x,length=5")
     assert isinstance(cable, Cable)
     assert (cable.path, cable.length) == ("/x", 5)
@@ -152,6 +153,31 @@ def test_options_of_a_class_that_is_chosen_are_the_device_s() -> None:
     assert isinstance(radio, Radio)
     assert (radio.radio, radio.length) == ("fm", 3)
     assert wired("") is None
+
+
+def tuned(*, band: Annotated[int, "of the radio"] = 2, length: Annotated[int, "of the wave"] = 3) -> Radio:
+    return Radio(radio=f"band {band}", length=length)
+
+
+class Tuned(Device):
+    device_id = 42
+
+    def __init__(
+        self, link: Annotated[Radio | None, OneOf({"radio": Radio, "tuned": tuned}), "what it hangs on"] = None
+    ) -> None:
+        super().__init__()
+        self.link = link
+
+
+def test_a_function_may_make_what_is_chosen() -> None:
+    options = class_options(Tuned)
+    assert list(options) == ["link", "radio", "length", "band"]
+    assert options["band"].help == "link=tuned: of the radio"
+    assert options["length"].help == "of the wave"  # of all of them
+    device = setups([replace(parse_device("tuned,link=tuned,band=7,length=8"), device_class=Tuned)])[0].make()
+    assert isinstance(device, Tuned)
+    assert device.link is not None
+    assert (device.link.radio, device.link.length) == ("band 7", 8)
 
 
 @pytest.mark.parametrize(

@@ -62,13 +62,14 @@ def class_options(device_class: type[Device]) -> dict[str, Option]:
     return options_of(device_class.__init__)
 
 
-def options_of(constructor: Callable[..., None]) -> dict[str, Option]:
+def options_of(constructor: Callable[..., Any], *, bound: bool = False) -> dict[str, Option]:
+    """As `class_options`; ``bound``: it has no ``self``."""
     try:
         hints = get_type_hints(constructor, include_extras=True)
     except Exception as error:  # an annotation is an expression of the author's, so it can raise anything
         raise ConfigError(f"{constructor.__qualname__}: bad annotation: {error}") from error
     options: dict[str, Option] = {}
-    for parameter in list(inspect.signature(constructor).parameters.values())[1:]:
+    for parameter in list(inspect.signature(constructor).parameters.values())[0 if bound else 1 :]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         hint = hints.get(parameter.name, type(parameter.default))
@@ -101,13 +102,14 @@ def _add_classes(options: dict[str, Option], parameter: inspect.Parameter, one_o
     theirs: dict[str, Option] = {}
     for name, constructor in classes.items():
         made: Any = constructor.__init__ if isinstance(constructor, type) else constructor  # type: ignore[misc] # a class's own
-        for option in options_of(made).values():
+        for option in options_of(made, bound=made is constructor).values():
             known = theirs.get(option.name, option)
             if option.name in options or known.kind.shown != option.kind.shown:
                 raise ConfigError(f"{constructor.__qualname__}: {option.name} is another option already")
             theirs[option.name] = replace(known, of=(*known.of, name))
     for name, option in theirs.items():
-        options[name] = replace(option, help=f"{chooser}={'|'.join(option.of)}: {option.help}" if option.help else "")
+        whose = "" if option.of == tuple(classes) else f"{chooser}={'|'.join(option.of)}: "
+        options[name] = replace(option, help=whose + option.help if option.help else "")
 
 
 def _help(annotation: Any) -> str:

@@ -55,13 +55,13 @@ class Shaped:
             ("rate", rate, 1e9),
         ):
             if not 0 <= value <= limit:
-                raise ConfigError(f"{name}={value}: expected 0 to {limit:.0f}")
+                raise ConfigError(f"{name}={value:g}: expected 0 to {limit:.0f}")
         if jitter_ms > delay_ms:
             raise ConfigError(
-                f"jitter-ms={jitter_ms}: more than delay-ms={delay_ms}: frames cannot come before they go"
+                f"jitter-ms={jitter_ms:g}: more than delay-ms={delay_ms:g}: frames cannot come before they go"
             )
         if reorder and not delay_ms:
-            raise ConfigError(f"reorder={reorder}: needs delay-ms, or there is nothing to come before")
+            raise ConfigError(f"reorder={reorder:g}: needs delay-ms, or there is nothing to come before")
         self._netdev = netdev
         shape = _Shape(delay_ms / 1000, jitter_ms / 1000, loss / 100, duplicate / 100, reorder / 100, rate * 1e6 / 8)
         self._out = _Way(shape, random.Random(f"{seed} out"))
