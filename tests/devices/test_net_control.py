@@ -13,6 +13,7 @@ from vfiouser_virtio.devices.net_control import Control
 from vfiouser_virtio.devices.net_filter import MAX_MACS, ReceiveFilter
 from vfiouser_virtio.devices.net_steering import HASH_TYPES, MAX_TABLE, Steering
 from vfiouser_virtio.devices.net_toeplitz import MAX_KEY
+from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio import net
 from vfiouser_virtio.protocols.virtio.net import (
@@ -21,6 +22,7 @@ from vfiouser_virtio.protocols.virtio.net import (
     CtrlGuestOffloads,
     CtrlMac,
     CtrlMq,
+    CtrlNotfCoal,
     CtrlRx,
     CtrlStats,
     CtrlVlan,
@@ -29,7 +31,7 @@ from vfiouser_virtio.protocols.virtio.net import (
     StatsType,
     Status,
 )
-from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.virtio import Device, Virtqueue
 
 OWN, OTHER = bytes.fromhex("525400123456"), bytes.fromhex("525400abcdef")
 GROUP = bytes.fromhex("01005e000001")
@@ -49,6 +51,10 @@ class Card(Device):
         self.driver_features = features
         self.told = 0
         self.config.on_change = self.tell
+        for index in range(2 * PAIRS + 1):
+            served = Virtqueue(index, 16, GuestMemory(), interrupt=self.tell, failed=self.fail, warn=print)
+            served.enabled = True
+            self.add_queue(16).attach(served)
         self.filter = ReceiveFilter()
         self.filter.begin(OWN, by_address=True, by_vlan=True)
         self.steering = Steering()
@@ -58,6 +64,9 @@ class Card(Device):
 
     def tell(self) -> None:
         self.told += 1
+
+    def fail(self, error: Exception) -> None:
+        raise error
 
     def counters(self) -> list[Callable[[str], int]]:
         """Those of each queue are different."""
@@ -121,6 +130,10 @@ VALID: dict[tuple[int, int], bytes] = {
     (CtrlClass.MQ, CtrlMq.RSS_CONFIG): rss(),
     (CtrlClass.MQ, CtrlMq.HASH_CONFIG): hashes(),
     (CtrlClass.GUEST_OFFLOADS, CtrlGuestOffloads.SET): le(1 << 1, 8),
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.TX_SET): le(5, 4) + le(6000, 4),
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.RX_SET): le(7, 4) + le(8000, 4),
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_SET): le(0, 2) + le(0xFFFF, 2) + le(9, 4) + le(10000, 4),
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_GET): le(1, 2) + le(0xFFFF, 2),
     (CtrlClass.STATS, CtrlStats.QUERY): b"",
     (CtrlClass.STATS, CtrlStats.GET): le(0, 8) + le(1, 8),
 }
@@ -174,6 +187,7 @@ def unchanged(card: Card) -> bool:
         and not card.offloads
         and [accepts(frame_of(to + OTHER + b"\x08\0")) for to in (OWN, OTHER, GROUP)] == [True, False, False]
         and not accepts(frame_of(OWN + OTHER + b"\x81\0\0\5"))
+        and not any(any(queue.coalescing) for queue in card.queues)
     )
 
 
@@ -376,6 +390,62 @@ def test_hash_reports(card: Card) -> None:
     for data in (hashes(types=1 << 9), hashes(key=bytes(41)), hashes(key=b""), hashes(length=39), hashes()[:-1]):
         assert card.command(CtrlClass.MQ, CtrlMq.HASH_CONFIG, data) == ERR
         assert unchanged(card)
+
+
+# ---- coalescing ------------------------------------------------------------------------------------------------------
+
+
+def coalescing(card: Card, index: int) -> tuple[int, int] | None:
+    """What VQ_GET says."""
+    answer = card.command(CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_GET, le(index, 2) + bytes(2), room=8)
+    if answer == ERR:
+        return None
+    assert answer[:1] == OK
+    assert len(answer) == 9
+    return int.from_bytes(answer[1:5], "little"), int.from_bytes(answer[5:], "little")
+
+
+def coalesce(card: Card, command: CtrlNotfCoal, packets: int, usecs: int, *, index: int | None = None) -> bytes:
+    head = b"" if index is None else le(index, 2) + bytes(2)
+    return card.command(CtrlClass.NOTF_COAL, command, head + le(packets, 4) + le(usecs, 4))
+
+
+def test_the_last_command_that_names_a_queue_counts(card: Card) -> None:
+    """The example of 5.1.6.5.10."""
+    assert coalesce(card, CtrlNotfCoal.RX_SET, 1, 1000) == OK
+    assert [coalescing(card, index) for index in range(4)] == [(1, 1000), (0, 0), (1, 1000), (0, 0)]
+    assert coalesce(card, CtrlNotfCoal.VQ_SET, 2, 2000, index=0) == OK
+    assert [coalescing(card, index) for index in range(4)] == [(2, 2000), (0, 0), (1, 1000), (0, 0)]
+    assert coalesce(card, CtrlNotfCoal.VQ_SET, 4, 4000, index=1) == OK
+    assert [coalescing(card, index) for index in range(4)] == [(2, 2000), (4, 4000), (1, 1000), (0, 0)]
+    assert coalesce(card, CtrlNotfCoal.TX_SET, 5, 5000) == OK
+    assert [coalescing(card, index) for index in range(4)] == [(2, 2000), (5, 5000), (1, 1000), (5, 5000)]
+    assert card.queues[2 * PAIRS].coalescing == (0, 0)
+
+
+def test_only_queues_for_packets_that_are_enabled(card: Card) -> None:
+    for index in (2 * PAIRS, 2 * PAIRS + 1, 0xFFFF):
+        assert coalesce(card, CtrlNotfCoal.VQ_SET, 2, 2000, index=index) == ERR
+        assert coalescing(card, index) is None
+    served = Virtqueue(3, 16, GuestMemory(), interrupt=card.tell, failed=card.fail, warn=print)
+    card.queues[3].attach(served)
+    assert coalesce(card, CtrlNotfCoal.VQ_SET, 2, 2000, index=3) == ERR
+    assert coalescing(card, 3) is None
+    assert coalesce(card, CtrlNotfCoal.TX_SET, 5, 5000) == OK  # for when it is
+    served.enabled = True
+    assert coalescing(card, 3) == (5, 5000)
+
+
+def test_without_multiqueue_there_are_two_queues() -> None:
+    card = Card(NetFeature.NOTF_COAL.mask | NetFeature.VQ_NOTF_COAL.mask)
+    assert coalesce(card, CtrlNotfCoal.RX_SET, 1, 1000) == OK
+    assert [queue.coalescing for queue in card.queues[:4]] == [(1, 1000), (0, 0), (0, 0), (0, 0)]
+    assert coalesce(card, CtrlNotfCoal.VQ_SET, 2, 2000, index=2) == ERR
+
+
+def test_what_is_set_has_to_be_said_in_whole(card: Card) -> None:
+    for room in range(8):
+        assert card.command(CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_GET, bytes(4), room=room) == ERR
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------

@@ -21,19 +21,20 @@ from vfiouser_virtio.protocols.virtio.net import (
     CtrlGuestOffloads,
     CtrlMac,
     CtrlMq,
+    CtrlNotfCoal,
     CtrlRx,
     CtrlStats,
     CtrlVlan,
     NetFeature,
     Status,
 )
-from vfiouser_virtio.virtio import Device
+from vfiouser_virtio.virtio import Device, Queue
 
 MAX_VLAN = 4095
 
 _MAC_TABLE, _VLAN_ID, _MQ_PAIRS, _OFFLOADS = map(codec, (net.MAC_TABLE, net.VLAN_ID, net.MQ_PAIRS, net.OFFLOADS))
 _RSS_CONFIG, _RSS_QUEUE, _RSS_TAIL = map(codec, (net.RSS_CONFIG, net.RSS_QUEUE, net.RSS_CONFIG_TAIL))
-_HASH_CONFIG = codec(net.HASH_CONFIG)
+_HASH_CONFIG, _COAL, _COAL_VQ = map(codec, (net.HASH_CONFIG, net.COAL, net.COAL_VQ))
 
 
 class Refused(Exception):
@@ -57,6 +58,8 @@ class Settings:
     """Commands since the last reset."""
     ok_num: int = 0
     """Those of them that were answered OK."""
+    offloads: int | None = None
+    """What the driver has changed its offloads to, as a mask of features; None: they are as negotiated."""
 
     @property
     def status(self) -> int:
@@ -64,6 +67,18 @@ class Settings:
         status = self.device.config["status"]
         assert isinstance(status, int)
         return status
+
+    @property
+    def data_queues(self) -> list[Queue]:
+        """The queues for packets that there are with what was negotiated, in order: receiveq1, transmitq1, …"""
+        several = self.device.negotiated(NetFeature.MQ) or self.device.negotiated(NetFeature.RSS)
+        return self.device.queues[: 2 * (self.pairs if several else 1)]
+
+    def change_offloads(self, features: int | None) -> None:
+        """The driver takes these offloads from now on; None: those that it has negotiated."""
+        self.offloads = features
+        if features is not None:
+            self.set_offloads(features)
 
     def check_pairs(self, pairs: int) -> None:
         """Raises Refused for a number of pairs that cannot be used."""
@@ -132,7 +147,7 @@ def _change_offloads(to: Settings, data: bytes, _room: int) -> bytes:
     if more := features & ~to.device.driver_features:
         names = [each.name for each in net.OFFLOAD_BITS if more & each.mask]
         raise Refused(f"{', '.join(names)} not negotiated")
-    to.set_offloads(features)
+    to.change_offloads(features)
     return b""
 
 
@@ -178,6 +193,28 @@ def _set_hash(to: Settings, data: bytes, _room: int) -> bytes:
     return b""
 
 
+# ---- coalescing ------------------------------------------------------------------------------------------------------
+
+
+def _coalesce_all(first: int, to: Settings, data: bytes, _room: int) -> bytes:
+    max_packets, max_usecs = _COAL.unpack(data)
+    for queue in to.data_queues[first::2]:
+        queue.coalesce(max_packets, max_usecs)
+    return b""
+
+
+def _coalesce_one(to: Settings, data: bytes, _room: int) -> bytes:
+    index, _, max_packets, max_usecs = _COAL_VQ.unpack(data)
+    # When it is reset and enabled again, what was set for all of its kind holds (5.1.6.5.10.5).
+    _enabled_queue(to, index).coalesce(max_packets, max_usecs, until_reset=True)
+    return b""
+
+
+def _say_coalescing(to: Settings, data: bytes, _room: int) -> bytes:
+    index = _COAL_VQ.unpack(data + bytes(_COAL.size))[0]
+    return _COAL.pack(*_enabled_queue(to, index).coalescing)
+
+
 # ---- statistics ------------------------------------------------------------------------------------------------------
 
 
@@ -186,8 +223,7 @@ def _say_statistics(_to: Settings, _data: bytes, _room: int) -> bytes:
 
 
 def _get_statistics(to: Settings, data: bytes, room: int) -> bytes:
-    several = to.device.negotiated(NetFeature.MQ) or to.device.negotiated(NetFeature.RSS)
-    queues = to.counters if several else to.counters[:2]
+    queues = to.counters[: len(to.data_queues)]
     # This command is among those that are counted, and one that succeeds (5.1.6.5.11.3).
     own = {"command_num": to.command_num, "ok_num": to.ok_num + 1}
     try:
@@ -224,6 +260,13 @@ def _vlan(data: bytes) -> int:
     if vlan > MAX_VLAN:
         raise Refused(f"VLAN {vlan:#x}, of 0x0 to {MAX_VLAN:#x}")
     return vlan
+
+
+def _enabled_queue(to: Settings, index: int) -> Queue:
+    queues = to.data_queues
+    if index >= len(queues) or not queues[index].enabled:
+        raise Refused(f"queue {index:#x} is no receive or transmit queue that is enabled")
+    return queues[index]
 
 
 def _check_hash(types: int, key: bytes, length: int) -> None:
@@ -273,6 +316,18 @@ COMMANDS: dict[tuple[int, int], Command] = {
     (CtrlClass.MQ, CtrlMq.HASH_CONFIG): Command("MQ_HASH_CONFIG", NetFeature.HASH_REPORT.mask, None, _set_hash),
     (CtrlClass.GUEST_OFFLOADS, CtrlGuestOffloads.SET): Command(
         "GUEST_OFFLOADS_SET", NetFeature.CTRL_GUEST_OFFLOADS.mask, _OFFLOADS.size, _change_offloads
+    ),
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.TX_SET): Command(
+        "NOTF_COAL_TX_SET", NetFeature.NOTF_COAL.mask, _COAL.size, partial(_coalesce_all, 1)
+    ),
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.RX_SET): Command(
+        "NOTF_COAL_RX_SET", NetFeature.NOTF_COAL.mask, _COAL.size, partial(_coalesce_all, 0)
+    ),
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_SET): Command(
+        "NOTF_COAL_VQ_SET", NetFeature.VQ_NOTF_COAL.mask, _COAL_VQ.size, _coalesce_one
+    ),
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_GET): Command(
+        "NOTF_COAL_VQ_GET", NetFeature.VQ_NOTF_COAL.mask, _COAL_VQ.size - _COAL.size, _say_coalescing, _COAL.size
     ),
     (CtrlClass.STATS, CtrlStats.QUERY): Command(
         "STATS_QUERY", NetFeature.DEVICE_STATS.mask, 0, _say_statistics, len(CAPABILITIES)
