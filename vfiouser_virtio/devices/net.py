@@ -59,8 +59,8 @@ OFFERED = frozenset(
         NetFeature.CTRL_GUEST_OFFLOADS,
         NetFeature.GUEST_ANNOUNCE,
         NetFeature.DEVICE_STATS,
-        NetFeature.HASH_REPORT,
-        NetFeature.RSS,
+        NetFeature.NOTF_COAL,
+        NetFeature.VQ_NOTF_COAL,
     }
 )
 """What every device offers: what its netdev cannot do is done in software."""
@@ -86,6 +86,9 @@ class Net(Device):
         queues: Annotated[int, "pairs of queues, 1 to 64; a guest uses up to one per CPU"] = 1,
         speed: Annotated[int | None, "what the guest shows as its speed, in Mbit/s; default: unknown"] = None,
         duplex: Annotated[str, "what it shows beside that: half, full, unknown"] = "full",
+        hash: Annotated[  # noqa: A002 - QEMU's name for it
+            bool, "tell the guest the RSS hash of each packet, which takes time for each, even if it has no use for it"
+        ] = False,
         netdev: Netdev | None = None,
     ) -> None:
         if not 1 <= queues <= MAX_PAIRS:
@@ -101,7 +104,9 @@ class Net(Device):
         if mtu is not None:
             offered.add(NetFeature.MTU)
         if queues > 1:
-            offered.add(NetFeature.MQ)
+            offered |= {NetFeature.MQ, NetFeature.RSS}
+        if hash:
+            offered.add(NetFeature.HASH_REPORT)
         self.netdev: Netdev = netdev or NullNetdev()
         self._link = True
         super().__init__(
@@ -202,6 +207,11 @@ class Net(Device):
         )
         return True
 
+    def take_over(self, predecessor: Device) -> None:
+        super().take_over(predecessor)
+        if isinstance(predecessor, Net):
+            self.control.take_over(predecessor.control)
+
     def reset(self) -> None:
         self.config.set(mac=self._mac)
         self.control.reset()
@@ -261,4 +271,4 @@ def made_up_mac(name: str) -> bytes:
 
 def example() -> Net:
     """An interface with two pairs of queues and everything that can be offered, on a cable without a network."""
-    return Net(queues=2, mtu=9000, speed=10_000)
+    return Net(queues=2, mtu=9000, speed=10_000, hash=True)

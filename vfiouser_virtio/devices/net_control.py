@@ -28,9 +28,20 @@ class Control:
         """The driver has reset the device: nothing is filtered, nothing is steered, nothing to be announced."""
         settings = self.settings
         settings.command_num = settings.ok_num = 0
+        settings.offloads = None
         settings.filter.reset()
         settings.steering.reset()
         settings.device.config.set(status=settings.status & ~Status.ANNOUNCE)
+
+    def take_over(self, predecessor: "Control") -> None:
+        """What the driver had told that one holds here."""
+        settings, before = self.settings, predecessor.settings
+        settings.filter.take_over(before.filter)
+        settings.steering.take_over(before.steering)
+        settings.command_num, settings.ok_num = before.command_num, before.ok_num
+        status = before.status & Status.ANNOUNCE | settings.status & ~Status.ANNOUNCE
+        settings.device.config.set(mac=before.device.config["mac"], status=status)
+        settings.change_offloads(before.offloads)
 
     def announce(self) -> bool:
         """Ask the driver to make itself known on its network, by gratuitous packets (5.1.6.5.4).

@@ -28,18 +28,6 @@ _HEAD = 16
 class ReceiveFilter:
     """Addresses, VLANs and receive modes. Until `begin` says what was negotiated, it lets everything through."""
 
-    __slots__ = (
-        "_known",
-        "_mac",
-        "_macs",
-        "_modes",
-        "_multicast",
-        "_overflow",
-        "_unicast",
-        "_vlans",
-        "everything",
-    )
-
     def __init__(self) -> None:
         self.everything = True
         """No frame is refused, so that `accepts` need not be asked."""
@@ -60,6 +48,10 @@ class ReceiveFilter:
     def reset(self) -> None:
         """The driver has reset the device: it has said nothing, and negotiated nothing."""
         self.begin(self._mac, by_address=False, by_vlan=False)
+
+    def take_over(self, predecessor: "ReceiveFilter") -> None:
+        """What the driver had told that one holds here."""
+        vars(self).update(vars(predecessor))
 
     def _forget(self) -> None:
         self._macs: tuple[Collection[bytes], Collection[bytes]] = ((), ())

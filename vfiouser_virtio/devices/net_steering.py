@@ -63,6 +63,10 @@ class Steering:
         self._plans = {}
         self.set_pairs(1)
 
+    def take_over(self, predecessor: "Steering") -> None:
+        """What the driver had told that one holds here, and where it has sent."""
+        vars(self).update(vars(predecessor))
+
     def set_pairs(self, pairs: int) -> None:
         """Steer automatically, with so many pairs, from 1 on."""
         self.pairs = pairs
