@@ -144,6 +144,10 @@ every_command = pytest.mark.parametrize(
 )
 
 
+# Linux 6.12 pads its structure with a byte.
+PADDED = {(CtrlClass.MQ, CtrlMq.RSS_CONFIG), (CtrlClass.MQ, CtrlMq.HASH_CONFIG)}
+
+
 def test_each_command_is_tried_here() -> None:
     assert VALID.keys() == COMMANDS.keys()
 
@@ -165,6 +169,8 @@ def test_a_feature_that_was_not_negotiated(command: tuple[int, int], data: bytes
 def test_any_other_length(command: tuple[int, int], data: bytes, card: Card) -> None:
     for other in {data[:count] for count in range(command == STATS_GET, len(data))}:
         assert card.command(*command, other) == ERR
+    if command in PADDED:
+        return
     assert card.command(*command, data + b"\0") == ERR
     assert card.control.settings.ok_num == 0
     assert unchanged(card)
@@ -355,7 +361,6 @@ def test_rss(card: Card) -> None:
         rss(queues=(0,) * 2 * MAX_TABLE),
         rss(mask=0xFFFF),
         rss(mask=7),
-        rss(mask=1),
         rss(mask=2),
         rss(queues=(0, 1, 2, PAIRS)),
         rss(queues=(0, 0x8000)),  # a reserved bit
@@ -365,16 +370,19 @@ def test_rss(card: Card) -> None:
         rss(pairs=PAIRS + 1),
         rss(key=bytes(MAX_KEY + 1)),
         rss(key=b""),
-        rss(length=MAX_KEY - 1),
         rss(length=0),
         rss(length=255),
         rss()[:-1],
-        rss() + b"\0",
     ],
 )
 def test_rss_that_cannot_be(card: Card, data: bytes) -> None:
     assert card.command(CtrlClass.MQ, CtrlMq.RSS_CONFIG, data) == ERR
     assert unchanged(card)
+
+
+def test_a_key_that_is_padded_as_linux_does(card: Card) -> None:
+    assert card.command(CtrlClass.MQ, CtrlMq.RSS_CONFIG, rss() + b"\0") == OK
+    assert not card.steering.trivial
 
 
 def test_hash_reports(card: Card) -> None:
@@ -387,7 +395,7 @@ def test_hash_reports(card: Card) -> None:
     assert card.command(CtrlClass.MQ, CtrlMq.HASH_CONFIG, bytes(reserved)) == OK
     assert card.command(CtrlClass.MQ, CtrlMq.HASH_CONFIG, hashes(types=0, key=b"")) == OK
     assert card.steering.trivial
-    for data in (hashes(types=1 << 9), hashes(key=bytes(41)), hashes(key=b""), hashes(length=39), hashes()[:-1]):
+    for data in (hashes(types=1 << 9), hashes(key=bytes(41)), hashes(key=b""), hashes()[:-1]):
         assert card.command(CtrlClass.MQ, CtrlMq.HASH_CONFIG, data) == ERR
         assert unchanged(card)
 

@@ -16,6 +16,7 @@ from typing import Annotated
 import trio
 
 from vfiouser_virtio.backends.net.netdev import Netdev
+from vfiouser_virtio.backends.net.netdevs import NETDEVS
 from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.devices.net_commands import Settings
 from vfiouser_virtio.devices.net_control import Control
@@ -29,6 +30,7 @@ from vfiouser_virtio.protocols.virtio import net
 from vfiouser_virtio.protocols.virtio.features import mask_of
 from vfiouser_virtio.protocols.virtio.net import Duplex, NetFeature, Status
 from vfiouser_virtio.virtio import Device, DeviceError, Queue, register
+from vfiouser_virtio.virtio.options import OneOf
 
 MAX_PAIRS = 64
 QUEUE_SIZE = 256
@@ -79,6 +81,9 @@ class Net(Device):
     def __init__(
         self,
         *,
+        netdev: Annotated[
+            Netdev | None, OneOf(NETDEVS), "network that it is on; hub=NAME says netdev=hub as well; default: null"
+        ] = None,
         mac: Annotated[str, "address, such as 52:54:00:12:34:56; default: made up from the device's id"] = "",
         mtu: Annotated[
             int | None, "longest packet in bytes without Ethernet header, 68 to 65535; told to the guest"
@@ -89,7 +94,6 @@ class Net(Device):
         hash: Annotated[  # noqa: A002 - QEMU's name for it
             bool, "tell the guest the RSS hash of each packet, which takes time for each, even if it has no use for it"
         ] = False,
-        netdev: Netdev | None = None,
     ) -> None:
         if not 1 <= queues <= MAX_PAIRS:
             raise DeviceError(f"queues={queues}: expected 1 to {MAX_PAIRS}")

@@ -176,8 +176,7 @@ def _set_rss(to: Settings, data: bytes, _room: int) -> bytes:
         raise Refused(f"receive queue {largest:#x}, of 0x0 to {to.pairs - 1:#x}")
     pairs, length = _RSS_TAIL.unpack_from(data, end)
     to.check_pairs(pairs)
-    key = data[end + _RSS_TAIL.size :]
-    _check_hash(types, key, length)
+    key = _key(types, data[end + _RSS_TAIL.size :], length)
     to.steering.set_rss(RssConfig(unclassified, table), types, key, pairs)
     return b""
 
@@ -187,8 +186,7 @@ def _set_hash(to: Settings, data: bytes, _room: int) -> bytes:
         raise Refused(f"its data have {len(data):#x} bytes only")
     # Linux before 6.12 has a number of queues in what is reserved, as in the command for RSS.
     types, _, length = _HASH_CONFIG.unpack_from(data)
-    key = data[_HASH_CONFIG.size :]
-    _check_hash(types, key, length)
+    key = _key(types, data[_HASH_CONFIG.size :], length)
     to.steering.set_hash(types, key)
     return b""
 
@@ -269,13 +267,15 @@ def _enabled_queue(to: Settings, index: int) -> Queue:
     return queues[index]
 
 
-def _check_hash(types: int, key: bytes, length: int) -> None:
+def _key(types: int, data: bytes, length: int) -> bytes:
+    """The hash key. More bytes may follow: Linux 6.12 sends one that pads its own structure."""
     if unknown := types & ~HASH_TYPES:
         raise Refused(f"hash types {unknown:#x} are not among those that are supported, {HASH_TYPES:#x}")
     if length > MAX_KEY or (types and not length):
         raise Refused(f"a key of {length:#x} bytes, of 0x1 to {MAX_KEY:#x}")
-    if length != len(key):
-        raise Refused(f"a key of {length:#x} bytes, in {len(key):#x}")
+    if length > len(data):
+        raise Refused(f"a key of {length:#x} bytes, in {len(data):#x}")
+    return data[:length]
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
