@@ -271,6 +271,47 @@ async def test_rss_and_the_hash_in_the_header(private: bool) -> None:
         assert (header.hash_report, header.hash_value) == (HashReport.NONE, 0)
 
 
+@both_memories
+async def test_frames_for_a_queue_that_is_being_reset_go_to_another(private: bool) -> None:
+    cable = Cable()
+    features = EVERYTHING & ~NetFeature.RSS.mask
+    async with running(net_device(cable), private=private, features=features) as driver:
+        for pair in range(4):
+            receive(driver, pair, 32)
+        assert await control(driver, CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET, le(3, 2)) == OK
+        for port in range(6):
+            await driver.request([bytes(12), from_driver(port)], queue=2 * (port % 3) + 1)
+        assert await places(driver, cable, 6) == [0, 1, 2] * 2
+        assert driver.core.reset_queue(2) is None
+        for _ in range(2):
+            await cable.deliver(*map(to_driver, range(6)))
+            await wait_all_tasks_blocked()
+            got = [received(driver, pair) for pair in (0, 2)]
+            assert set(got[0] + got[1]) == set(map(to_driver, range(6)))
+            for pair, frames in zip((0, 2), got, strict=True):
+                receive(driver, pair, len(frames))
+        for index in (0, 4):
+            driver.core.reset_queue(index)
+        await cable.deliver(*map(to_driver, range(6)))  # there is nowhere to go: not even queue 6, above the pairs
+        assert driver.core.queues[6].enabled
+
+
+async def test_frames_that_rss_sends_to_a_queue_that_is_being_reset_are_dropped() -> None:
+    cable = Cable()
+    device = net_device(cable)
+    data = le(0x3F, 4) + le(0, 2) + le(1, 2) + le(3, 2) + le(4, 2) + b"\x28" + KEY
+    async with running(device, features=EVERYTHING) as driver:
+        for pair in range(4):
+            receive(driver, pair, 32)
+        assert await control(driver, CtrlClass.MQ, CtrlMq.RSS_CONFIG, data) == OK
+        assert await places(driver, cable, 4) == [3] * 4
+        driver.core.reset_queue(6)
+        await cable.deliver(*map(to_driver, range(4)), a_frame())
+        await wait_all_tasks_blocked()
+        assert [received(driver, pair) for pair in range(3)] == [[], [a_frame()], []]
+        assert device.receiver.queues[3].drops == 4
+
+
 # ---- coalescing ------------------------------------------------------------------------------------------------------
 
 
@@ -364,8 +405,12 @@ async def test_a_successor_goes_on_with_what_was_set() -> None:
         assert await control(driver, CtrlClass.VLAN, CtrlVlan.ADD, le(7, 2)) == OK
         await driver.request([bytes(12), from_driver(3)], queue=7)
         other = Cable()
+        before = driver.config_interrupts
         await driver.core.replace(net_device(other))
         assert driver.core.read_config(0, 6) == PEER
+        # It is at another place of the network, which is to know.
+        assert driver.config_interrupts > before
+        assert driver.config(6, 2) == Status.LINK_UP | Status.ANNOUNCE
         assert (await other.wait_device()).does == Does.CSUM
         tagged = PEER + MAC + b"\x81\0\0\x07" + a_frame()[12:]
         await other.deliver(tagged, PEER + to_driver(3)[6:], a_frame(to=MAC))

@@ -39,8 +39,9 @@ class Control:
         settings.filter.take_over(before.filter)
         settings.steering.take_over(before.steering)
         settings.command_num, settings.ok_num = before.command_num, before.ok_num
-        status = before.status & Status.ANNOUNCE | settings.status & ~Status.ANNOUNCE
-        settings.device.config.set(mac=before.device.config["mac"], status=status)
+        settings.device.config.set(mac=before.device.config["mac"])
+        # It may be on another network now, or at another place of the same.
+        self.announce()
         settings.change_offloads(before.offloads)
 
     def announce(self) -> bool:

@@ -250,6 +250,8 @@ class Receiver:
         try:
             chain = queue.next_nowait()
             if chain is None:
+                if not queue.enabled:
+                    return self._deliver_elsewhere(receiveq, frame)
                 self._lacking = queue, 1
                 return False
             if chain.room < total:
@@ -268,6 +270,14 @@ class Receiver:
             receiveq.packets += 1
             receiveq.bytes += length
             receiveq.csum_none += 1
+        return True
+
+    def _deliver_elsewhere(self, receiveq: ReceiveQueue, frame: Frame) -> bool:
+        """The driver has reset the queue, or never enabled it: another one (5.1.6.5.6.2), or none (5.1.6.5.7.2)."""
+        for pair, each in enumerate(self.queues):
+            if each.queue.enabled and self.steering.move(frame, pair):
+                return self._deliver(frame)
+        receiveq.drops += 1
         return True
 
     def _spread(self, receiveq: ReceiveQueue, first: Chain, frame: Frame, more: tuple[int, ...]) -> bool:

@@ -108,6 +108,15 @@ class Steering:
         placement = self._placed.get(flow)
         return self._place(flow) if placement is None else placement
 
+    def move(self, frame: Frame, pair: int) -> bool:
+        """Send a frame's flow to that pair: the queue where it goes is being reset. False for RSS, which says where."""
+        if self._rss is not None or pair >= self.pairs:
+            return False
+        flow = flow_of(frame)
+        _, value, report = self._placed.get(flow) or self._place(flow)
+        self._placed[flow] = pair, value, report
+        return True
+
     def sent(self, frame: Frame, pair: int) -> None:
         """The driver has sent this frame on that pair: what comes back is to go there."""
         flow = flow_of(frame)
