@@ -3,6 +3,7 @@
 What is from "flow filter" on (5.1.6.6) is a matter of administration commands, and not here.
 """
 
+import struct
 from enum import IntEnum, IntFlag
 from typing import Any
 
@@ -157,11 +158,16 @@ HDR_TUNNEL = Struct(*_HDR_FIELDS, *_HASH_FIELDS, *_TUNNEL_FIELDS)
 HDR_CODEC, HDR_HASH_CODEC, HDR_TUNNEL_CODEC = codec(HDR), codec(HDR_HASH), codec(HDR_TUNNEL)
 
 
-def hdr_size(features: int) -> int:
-    """Bytes of the header of every packet, in both directions, with these accepted feature bits."""
+def hdr_codec(features: int) -> struct.Struct:
+    """Codec of the header of every packet, in both directions, with these accepted feature bits."""
     if features & (NetFeature.GUEST_UDP_TUNNEL_GSO.mask | NetFeature.HOST_UDP_TUNNEL_GSO.mask):
-        return HDR_TUNNEL_CODEC.size
-    return HDR_HASH_CODEC.size if features & NetFeature.HASH_REPORT.mask else HDR_CODEC.size
+        return HDR_TUNNEL_CODEC
+    return HDR_HASH_CODEC if features & NetFeature.HASH_REPORT.mask else HDR_CODEC
+
+
+def hdr_size(features: int) -> int:
+    """Its length in bytes."""
+    return hdr_codec(features).size
 
 
 class HashType(IntFlag):

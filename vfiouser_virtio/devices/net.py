@@ -179,7 +179,8 @@ class Net(Device):
     def _show_link(self) -> None:
         status = self.config["status"]
         assert isinstance(status, int)
-        up = self.receiver.link = self.transmitter.link = self.link
+        up = self.transmitter.link = self.link
+        self.receiver.set_link(up)
         if bool(status & Status.LINK_UP) != up:
             self.log.info("the link is %s", "up" if up else "down")
             self.config.update(status=status ^ Status.LINK_UP)

@@ -28,6 +28,7 @@ STUCK = 1.0
 Then it is dropped: a driver that has no more of them, and waits for that packet, would stop the network for good.
 """
 _NO_LIMIT = 1 << 32
+_COMPLETE = (0,) * 6
 _VLAN_TAG, _VLAN_HLEN = b"\x81\x00", 4
 _FLAGS = int(HdrFlags.NEEDS_CSUM | HdrFlags.DATA_VALID)
 _NEEDS_CSUM, _DATA_VALID = int(HdrFlags.NEEDS_CSUM), int(HdrFlags.DATA_VALID)
@@ -112,12 +113,12 @@ class Receiver:
         self.queues = [ReceiveQueue(queue) for queue in queues]
         self.filter = wanted
         self.steering = steering
-        self.link = True
         self.log = log
         self.filtered = 0
         """Frames that the driver does not want to see."""
         self.does = Does(0)
-        self._running = False
+        self._running, self._link = False, True
+        self._open = False
         self._lacking: tuple[Queue, int] | None = None
         self._gave_up = False
         self._rest: tuple[Frame, Iterator[Frame]] | None = None
@@ -129,11 +130,11 @@ class Receiver:
 
     def begin(self, features: int, mtu: int | None) -> None:
         """A driver has accepted these features; ``mtu`` if it is to be kept to."""
+        codec = net.hdr_codec(features)
         self._mergeable = bool(features & NetFeature.MRG_RXBUF.mask)
-        self._size = net.hdr_size(features)
-        self._pack = {12: net.HDR_CODEC, 20: net.HDR_HASH_CODEC, 24: net.HDR_TUNNEL_CODEC}[self._size].pack
-        self._more = (0,) * {12: 0, 20: 3, 24: 5}[self._size]
-        self._plain = self._pack(0, 0, 0, 0, 0, 0, 1, *self._more)
+        self._size, self._pack = codec.size, codec.pack
+        self._no_hash = (0,) * (len(codec.unpack(bytes(codec.size))) - 7)
+        self._plain = self._pack(0, 0, 0, 0, 0, 0, 1, *self._no_hash)
         self._limit = _NO_LIMIT if mtu is None else mtu + net.ETH_HLEN
         self.set_offloads(does_of(features))
 
@@ -141,6 +142,15 @@ class Receiver:
         """What the driver takes from now on; the rest is done before it sees a frame."""
         self.does = does if does & Does.CSUM else Does(0)
         self._does = int(self.does)
+
+    def set_link(self, up: bool) -> None:
+        """Frames are dropped while there is no link."""
+        self._link = up
+        self._open = self._running and up
+
+    def _set_running(self, running: bool) -> None:
+        self._running = running
+        self._open = running and self._link
 
     def reset(self) -> None:
         """The driver has reset the device."""
@@ -152,14 +162,15 @@ class Receiver:
     async def run(self, netdev: Netdev) -> None:
         """Let the netdev hand over its frames. Raises GuestError when the driver has broken a receive queue."""
         self._lacking = self._rest = self._error = None
-        self._gave_up, self._running = False, True
+        self._gave_up = False
+        self._set_running(True)
         self._wake_pump = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(netdev.run, self)
                 await self._pump()
         finally:
-            self._running = False
+            self._set_running(False)
 
     async def _pump(self) -> None:
         """Deliver what is left of a frame that was cut, where the netdev has no other that would push it."""
@@ -175,7 +186,7 @@ class Receiver:
 
     def put(self, frame: Frame) -> bool:
         """See `FrameSink`. A long function, since each call that it saves is a tenth of what a short frame takes."""
-        if not self._running or not self.link:
+        if not self._open:
             self.queues[0].drops += 1
             return True
         if not self.filter.everything and not self.filter.accepts(frame):
@@ -239,10 +250,11 @@ class Receiver:
         """Into the driver's buffers; False where there are too few."""
         steering, offload, length = self.steering, frame.offload, frame.length
         if steering.trivial:
-            receiveq, more = self.queues[0], self._more
+            receiveq, hashed = self.queues[0], None
         else:
             pair, value, report = steering.steer(frame)
-            receiveq, more = self.queues[pair], (value, report, *self._more[2:]) if self._more else ()
+            receiveq = self.queues[pair]
+            hashed = (value, report, *self._no_hash[2:]) if self._no_hash else None
         if length > self._limit and (offload is None or not offload.gso_type) and not self._is_tagged(frame):
             receiveq.drops += 1
             return True
@@ -255,12 +267,9 @@ class Receiver:
                 self._lacking = queue, 1
                 return False
             if chain.room < total:
-                return self._spread(receiveq, chain, frame, more)
-            if offload is not None:
-                header = self._pack(offload.flags & _FLAGS, *offload[1:], 1, *more)
-            else:
-                header = self._plain if more is self._more else self._pack(0, 0, 0, 0, 0, 0, 1, *more)
-            chain.fill(header, frame.segments, total)
+                return self._spread(receiveq, chain, frame, hashed)
+            plain = offload is None and hashed is None
+            chain.fill(self._plain if plain else self._header(offload, hashed), frame.segments, total)
         except GuestError as error:
             self._fail(error)
             return True
@@ -280,7 +289,7 @@ class Receiver:
         receiveq.drops += 1
         return True
 
-    def _spread(self, receiveq: ReceiveQueue, first: Chain, frame: Frame, more: tuple[int, ...]) -> bool:
+    def _spread(self, receiveq: ReceiveQueue, first: Chain, frame: Frame, hashed: tuple[int, ...] | None) -> bool:
         """Over as many buffers as it takes (5.1.6.4.1): all but the last full, and shown to the driver together."""
         queue, total = receiveq.queue, frame.length + self._size
         chains, room = [first], first.room
@@ -315,8 +324,7 @@ class Receiver:
             return True
         self._gave_up = False
         offload = frame.offload
-        numbers = (0,) * 6 if offload is None else (offload.flags & _FLAGS, *offload[1:])
-        source = [memoryview(self._pack(*numbers, len(chains), *more)), *frame.segments]
+        source = [memoryview(self._header(offload, hashed, len(chains))), *frame.segments]
         source.reverse()
         filled = []
         for chain in chains:
@@ -327,6 +335,10 @@ class Receiver:
         queue.complete_together(filled)
         receiveq.count(offload, frame.length)
         return True
+
+    def _header(self, offload: Offload | None, hashed: tuple[int, ...] | None, buffers: int = 1) -> bytes:
+        numbers = _COMPLETE if offload is None else (offload.flags & _FLAGS, *offload[1:])
+        return self._pack(*numbers, buffers, *(self._no_hash if hashed is None else hashed))
 
     def _is_tagged(self, frame: Frame) -> bool:
         """Whether the frame is longer than the MTU allows by a VLAN tag only, which is part of the Ethernet header."""

@@ -115,11 +115,14 @@ class Queue:
         None as well in memory that has to be fetched by messages (QEMU without ``share=on``): `next` waits for them.
         Raises GuestError as `next` does.
         """
-        virtqueue = self._served()
+        virtqueue = self._virtqueue
+        if virtqueue is None:
+            raise self._unserved()
         burst = virtqueue.burst
-        if not burst and not virtqueue.fill_nowait():
+        if (not burst and not virtqueue.fill_nowait()) or virtqueue.stopped:
             return None
-        return None if virtqueue.stopped or burst[0].is_unmapped() else burst.popleft()
+        # `is_unmapped` looks at the same first, but a call takes longer than all of this.
+        return None if burst[0].stale and burst[0].is_unmapped() else burst.popleft()
 
     async def wait(self, count: int = 1) -> None:
         """Return when ``count`` chains can be had with `next_nowait`, which is to be called before the next await.

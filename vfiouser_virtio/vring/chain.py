@@ -325,6 +325,26 @@ class Chain:
         length, room = readable.length, writable.length
         return fields, readable.take_pieces(length), length, writable.take_pieces(room), room
 
+    def take_packet(self, header: Struct) -> tuple[tuple[Any, ...], Segments, int]:
+        """Take the readable part apart as a header and what follows it: the header's fields, the rest, its length.
+
+        With one buffer for both, as is usual, this takes a third of the time of `readable`, which is of no use
+        afterwards. The rest are read-only views. No fields, and nothing else, where there is no whole header.
+        """
+        region, layout, size = self._region, self.layout, header.size
+        if len(layout) == 4 and region is not None and self.writable_from and self._readable is None and not self.stale:
+            start, length, _, _ = layout
+            start -= region[4]
+            if length >= size and self.ring is not None:
+                fields = header.unpack_from(region[2], start)
+                return fields, (region[3][start + size : start + length],), length - size
+        readable = self.readable
+        if readable.length < size:
+            return (), (), 0
+        fields = header.unpack(readable.read(size))
+        length = readable.length
+        return fields, readable.take(length), length
+
     def finish_request(self, status: int, filled: int = 0) -> None:
         """Store the status of a request that was taken with `take_request`, and `complete` the chain.
 
