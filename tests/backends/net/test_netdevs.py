@@ -1,5 +1,6 @@
 """What users choose from: every netdev, with the options that all of them have."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -8,6 +9,9 @@ from vfiouser_virtio.backends.net.hub import HubNetdev
 from vfiouser_virtio.backends.net.netdev import Netdev
 from vfiouser_virtio.backends.net.netdevs import NETDEVS
 from vfiouser_virtio.backends.net.null import NullNetdev
+from vfiouser_virtio.backends.net.pcap import PcapNetdev
+from vfiouser_virtio.backends.net.pcap_file import packets
+from vfiouser_virtio.backends.net.recording import Recorded
 from vfiouser_virtio.backends.net.shaping import Shaped
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.serving.options import class_options, convert_options
@@ -43,6 +47,23 @@ def test_every_netdev_can_be_shaped() -> None:
     assert isinstance(netdev, Shaped)
     assert netdev.describe() == "hub lan with delay 10 ms, loss 0.5 %, seed 3"
     assert isinstance(made(netdev="null"), NullNetdev)
+
+
+def test_every_netdev_can_be_recorded(tmp_path: Path) -> None:
+    netdev = made(**{"hub": "lan", "loss": "1", "dump": str(tmp_path / "x"), "dump-limit": "5"})
+    assert isinstance(netdev, Recorded)
+    assert netdev.describe() == "hub lan with loss 1 %"
+    netdev.close()
+    assert list(packets([(tmp_path / "x").read_bytes()])) == []
+    with pytest.raises(ConfigError, match="dump-maxlen and dump-limit go with dump=PATH"):
+        made(**{"hub": "lan", "dump-limit": "5"})
+
+
+def test_a_file_is_replayed_by_its_option(tmp_path: Path) -> None:
+    made(netdev="null", dump=str(tmp_path / "x")).close()
+    netdev = made(**{"pcap": str(tmp_path / "x"), "at-once": "on"})
+    assert isinstance(netdev, PcapNetdev)
+    netdev.close()
 
 
 def test_every_option_has_a_help_text_that_says_whose_it_is() -> None:

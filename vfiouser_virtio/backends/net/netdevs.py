@@ -8,10 +8,13 @@ from vfiouser_virtio.backends.net.dgram import DgramNetdev
 from vfiouser_virtio.backends.net.hub import HubNetdev
 from vfiouser_virtio.backends.net.netdev import Netdev
 from vfiouser_virtio.backends.net.null import NullNetdev
+from vfiouser_virtio.backends.net.pcap import PcapNetdev
+from vfiouser_virtio.backends.net.recording import Recorded
 from vfiouser_virtio.backends.net.shaping import Shaped
 from vfiouser_virtio.backends.net.stream import StreamNetdev
 from vfiouser_virtio.backends.net.tap import TapNetdev
 from vfiouser_virtio.backends.net.user import UserNetdev
+from vfiouser_virtio.errors import ConfigError
 
 
 def _parameters(constructor: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -20,21 +23,37 @@ def _parameters(constructor: Callable[..., Any]) -> list[inspect.Parameter]:
     return [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
+_SHAPE = _parameters(Shaped)
+_RECORDING = [
+    parameter.replace(default=None) if parameter.default is parameter.empty else parameter
+    for parameter in _parameters(Recorded)
+    if parameter.name != "clock"
+]
+
+
 def _with_common_options(constructor: Callable[..., Netdev]) -> Callable[..., Netdev]:
-    """A constructor of the same netdev with the options of `Shaped`, which stands before it where one is given."""
-    common = _parameters(Shaped)
-    names = {parameter.name for parameter in common}
+    """A constructor of the same netdev with the options of `Shaped` and `Recorded`.
+
+    They stand before it where one of their options is given; recorded is what the guest sends and gets to see.
+    """
 
     def make(**options: Any) -> Netdev:
-        shape = {name: options.pop(name) for name in names & options.keys()}
+        shape = {each.name: options.pop(each.name) for each in _SHAPE if each.name in options}
+        recording = {each.name: options.pop(each.name) for each in _RECORDING if each.name in options}
+        if recording and recording.get("dump") is None:
+            raise ConfigError("dump-maxlen and dump-limit go with dump=PATH")
         netdev = constructor(**options)
         try:
-            return Shaped(netdev, **shape) if shape else netdev
+            if shape:
+                netdev = Shaped(netdev, **shape)
+            if recording:
+                netdev = Recorded(netdev, **recording)
         except BaseException:
             netdev.close()
             raise
+        return netdev
 
-    parameters = [*_parameters(constructor), *common]
+    parameters = [*_parameters(constructor), *_SHAPE, *_RECORDING]
     make.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # what inspect looks for
     make.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     make.__qualname__ = constructor.__qualname__
@@ -49,6 +68,7 @@ NETDEVS: Mapping[str, Callable[..., Netdev]] = {
         "stream": StreamNetdev,
         "dgram": DgramNetdev,
         "hub": HubNetdev,
+        "pcap": PcapNetdev,
         "null": NullNetdev,
     }.items()
 }

@@ -1,0 +1,196 @@
+"""Recording of a netdev's frames in a capture file (pcapng) that Wireshark opens."""
+
+import errno
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from vfiouser_virtio.backends.net.frame import Frame
+from vfiouser_virtio.backends.net.netdev import Counters, Does, FrameSink, Netdev
+from vfiouser_virtio.backends.net.pcap_file import packet, section
+from vfiouser_virtio.briefly import briefly
+from vfiouser_virtio.device_log import DeviceLog, id_in_making
+from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.protocols.pcap import Direction
+
+logger = logging.getLogger(__name__)
+
+QUEUE_BYTES = 16 << 20
+"""What waits for a slow disk; frames that come then are missing in the file, which says how many and where."""
+MIN_MAXLEN, MAX_MAXLEN = 14, 262_144
+
+
+class Recorded:
+    """`Netdev` before another one, which writes every frame that passes to a file, from both directions.
+
+    Frames are recorded as they pass: with checksums and segmentation still to be done, where offloads leave them so.
+    The file is made anew, with mode 0600, or is a FIFO that is read (``wireshark -k -i FIFO``). A regular file grows to
+    ``dump_limit`` MiB and no further, which is said once.
+    Raises ConfigError for a number out of its range, DeviceError for a file that cannot be written.
+    """
+
+    def __init__(
+        self,
+        netdev: Netdev,
+        *,
+        dump: Annotated[Path, "record all frames in this file, in pcapng, which Wireshark opens"],
+        dump_maxlen: Annotated[int, "bytes of each frame that are recorded"] = MAX_MAXLEN,
+        dump_limit: Annotated[int, "MiB that the recording may have; what passes then is not in it"] = 256,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        if not MIN_MAXLEN <= dump_maxlen <= MAX_MAXLEN:
+            raise ConfigError(f"dump-maxlen={dump_maxlen}: expected {MIN_MAXLEN} to {MAX_MAXLEN}")
+        if dump_limit < 1:
+            raise ConfigError(f"dump-limit={dump_limit}: expected 1 or more MiB")
+        self._netdev = netdev
+        self._maxlen = dump_maxlen
+        self._clock = clock
+        try:
+            self._writer = _Writer(dump, dump_limit << 20)
+        except OSError as error:
+            what = "is a symbolic link: name the file itself" if error.errno == errno.ELOOP else error.strerror
+            raise DeviceError(f"dump={dump}: {what}") from None
+        self._writer.put(section("vfiouser-virtio", netdev.describe(), dump_maxlen))
+        self._lost = 0
+
+    @property
+    def does(self) -> Does:
+        return self._netdev.does
+
+    @property
+    def link(self) -> bool:
+        return self._netdev.link
+
+    @property
+    def counters(self) -> Counters:
+        return self._netdev.counters
+
+    def describe(self) -> str:
+        return self._netdev.describe()
+
+    async def wait_link(self) -> None:
+        await self._netdev.wait_link()
+
+    def put(self, frame: Frame) -> bool:
+        if not self._netdev.put(frame):
+            return False
+        self.record(frame, Direction.OUTBOUND)
+        return True
+
+    async def wait_room(self) -> None:
+        await self._netdev.wait_room()
+
+    async def run(self, device: FrameSink) -> None:
+        await self._netdev.run(_Inward(self, device))
+
+    def record(self, frame: Frame, direction: Direction) -> None:
+        """Note that a frame has passed, as seen from the guest."""
+        data = frame.tobytes() if frame.length <= self._maxlen else frame.head(self._maxlen)
+        if self._writer.put(packet(data, frame.length, self._clock(), direction, self._lost)):
+            self._lost = 0
+        else:
+            self._lost += 1
+
+    def close(self) -> None:
+        """What has passed is in the file then, unless that takes more than half a second."""
+        self._netdev.close()
+        self._writer.close()
+
+
+class _Inward:
+    """`FrameSink` of the network's frames."""
+
+    def __init__(self, recorded: Recorded, device: FrameSink) -> None:
+        self._recorded = recorded
+        self._device = device
+
+    @property
+    def does(self) -> Does:
+        return self._device.does
+
+    def put(self, frame: Frame) -> bool:
+        if not self._device.put(frame):
+            return False
+        self._recorded.record(frame, Direction.INBOUND)
+        return True
+
+    async def wait_room(self) -> None:
+        await self._device.wait_room()
+
+
+class _Writer:
+    """File with a thread that writes to it: neither a slow disk nor a FIFO's reader holds anything up."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        # O_NONBLOCK: a FIFO without a reader is an error instead of a server that hangs. O_NOFOLLOW: where others may
+        # write to the folder, a link of theirs would have us write to any file of ours.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(path, flags, 0o600)
+        try:
+            regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
+            if regular:
+                os.ftruncate(self._fd, 0)
+            os.set_blocking(self._fd, True)
+        except OSError:
+            os.close(self._fd)
+            raise
+        self._path = path
+        self._log = DeviceLog(logger, id_in_making() or "netdev")
+        self._left = limit if regular else None  # bytes that the file may still get; -1 when that was said
+        self._pending: list[bytes] = []
+        self._size = 0
+        self._lock = threading.Lock()
+        self._work = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(target=self._write, name="dump", daemon=True)
+        self._thread.start()
+
+    def put(self, data: bytes) -> bool:
+        """Whether there was room for it, now and in the file."""
+        if self._left is not None and self._left < len(data):
+            if self._left >= 0:
+                self._left = -1
+                self._log.error("dump=%s has its full size; what passes from now on is not in it", self._path)
+            return False
+        with self._lock:
+            if self._ended or self._size + len(data) > QUEUE_BYTES:
+                return False
+            self._pending.append(data)
+            self._size += len(data)
+        if not self._work.is_set():  # a system call, and the thread wakes
+            self._work.set()
+        if self._left is not None:
+            self._left -= len(data)
+        return True
+
+    def _write(self) -> None:
+        ended = False
+        while not ended:
+            self._work.wait()
+            self._work.clear()
+            with self._lock:
+                pending, self._pending = self._pending, []
+                ended = self._ended
+            data = memoryview(b"".join(pending))
+            size = len(data)
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError as error:
+                self._log.error("dump=%s: %s; what passes from now on is not in it", self._path, error.strerror)
+                with self._lock:
+                    self._ended = ended = True
+            with self._lock:
+                self._size -= size  # what is being written is memory of ours as well
+        os.close(self._fd)
+
+    def close(self) -> None:
+        with self._lock:
+            self._ended = True
+        self._work.set()
+        briefly(self._thread.join)
