@@ -293,12 +293,10 @@ def test_never_above_the_pairs_in_use() -> None:
 def test_packets_with_extension_headers_follow_their_flow() -> None:
     steering = Steering()
     steering.set_pairs(4)
-    for pair in (3, 1):
-        steering.sent(ethernet(ipv6(B, A, TCP, transport(2000, 1000))), pair)
-        frame = ethernet(ipv6(A, B, TCP, PORTS))
-        assert steering.steer(frame)[0] == pair
-    extended = ethernet(ipv6(A, B, TCP, PORTS, (HOP_BY_HOP,)))
-    assert steering.steer(extended)[0] == 1
+    frames = [ethernet(ipv6(A, B, TCP, PORTS)), ethernet(ipv6(A, B, TCP, PORTS, (HOP_BY_HOP,)))]
+    for pair, extensions in ((3, ()), (1, (HOME_ADDRESS,)), (2, ())):
+        steering.sent(ethernet(ipv6(B, A, TCP, transport(2000, 1000), extensions)), pair)
+        assert [steering.steer(frame)[0] for frame in frames] == [pair, pair]
 
 
 def test_flows_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

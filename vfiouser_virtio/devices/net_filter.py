@@ -19,8 +19,8 @@ MAX_MACS = 256
 a driver could name as many as fill its memory, and each would take some of ours."""
 
 BROADCAST = b"\xff" * ETH_ALEN
-_VLAN_TAG = b"\x81\x00"
-"""EtherType of 802.1Q. Linux filters no other (``NETIF_F_HW_VLAN_CTAG_FILTER``)."""
+_TAG = 0x81
+"""First byte of the EtherType of 802.1Q, 0x8100. Linux filters no other (``NETIF_F_HW_VLAN_CTAG_FILTER``)."""
 _HEAD = 16
 """Bytes up to the end of the VLAN identifier."""
 
@@ -112,17 +112,15 @@ class ReceiveFilter:
             return True
         try:
             head = frame.segments[0][:_HEAD].tobytes()
-            if head[12] != _VLAN_TAG[0]:
-                known = self._known.get(head[:ETH_ALEN])
-                if known is not None:
-                    return known
-        except IndexError:  # a first segment that is shorter
-            pass
-        head = frame.head(_HEAD)
+        except IndexError:
+            head = b""
+        if len(head) < _HEAD:
+            head = frame.head(_HEAD).ljust(_HEAD, b"\0")
         vlans = self._vlans
-        if vlans is not None and head[12:14] == _VLAN_TAG and int.from_bytes(head[14:], "big") & 0xFFF not in vlans:
+        # A byte is compared in half of the time of a slice, and nearly no frame has a tag.
+        if head[12] == _TAG and head[13] == 0 and vlans is not None and (head[14] << 8 | head[15]) & 0xFFF not in vlans:
             return False
         known = self._known.get(head[:ETH_ALEN])
         if known is not None:
             return known
-        return self._multicast if head and head[0] & 1 else self._unicast
+        return self._multicast if head[0] & 1 else self._unicast

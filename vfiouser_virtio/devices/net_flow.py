@@ -83,7 +83,7 @@ def reverse(flow: Flow) -> Flow:
 
 
 def without_extensions(flow: Flow) -> Flow:
-    """The flow as it would be without IPv6 extension headers: what `reverse` gives."""
+    """The flow as it would be without IPv6 extension headers."""
     kind, fields = flow
     return (kind - (_V6_EX - _V6), fields[:-32]) if kind >= _V6_EX else flow
 

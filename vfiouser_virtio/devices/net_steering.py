@@ -53,7 +53,7 @@ class Steering:
         self._hash: Toeplitz | None = None
         self._plans: dict[int, tuple[int, slice, slice]] = {}
         self._placed: dict[Flow | None, Placement] = {}
-        # By the flow of the answers; the older half is dropped when the other one is full.
+        # On which pair the driver has sent a flow. The older half is dropped when the other one is full.
         self._sent: dict[Flow, int] = {}
         self._sent_before: dict[Flow, int] = {}
 
@@ -122,15 +122,15 @@ class Steering:
         flow = flow_of(frame)
         if flow is None:
             return
-        answers = reverse(flow)
+        flow = without_extensions(flow)
         sent = self._sent
-        if sent.get(answers) == pair:
+        if sent.get(flow) == pair:  # as of nearly every packet: for the others only the flow is reversed
             return
         if len(sent) >= _MAX_FLOWS:
             self._sent_before, self._sent = sent, {}
             sent = self._sent
-        sent[answers] = pair
-        self._placed.pop(answers, None)
+        sent[flow] = pair
+        self._placed.pop(reverse(flow), None)
 
     def _place(self, flow: Flow | None) -> Placement:
         value, report = (0, 0) if flow is None else self._hash_of(flow)
@@ -138,18 +138,21 @@ class Steering:
         if rss is not None:
             pair = rss.table[value & len(rss.table) - 1] if report else rss.unclassified
         else:
-            pair = 0 if flow is None else self._pair_of(without_extensions(flow))
+            pair = 0 if flow is None else self._pair_of(reverse(flow))
+        placement = pair, value, report
+        if rss is None and flow is not None and flow[0] >= HashReport.IPv6_EX:
+            return placement  # not to be found when the driver sends elsewhere
         if len(self._placed) >= _MAX_FLOWS:
             self._placed.clear()
-        placement = self._placed[flow] = pair, value, report
+        self._placed[flow] = placement
         return placement
 
-    def _pair_of(self, flow: Flow) -> int:
-        pair = self._sent.get(flow)
+    def _pair_of(self, answers: Flow) -> int:
+        pair = self._sent.get(answers)
         if pair is None:
-            pair = self._sent_before.get(flow)
+            pair = self._sent_before.get(answers)
         # Nothing was sent yet: any queue may be, and the same one for one flow keeps its order.
-        return hash(flow) % self.pairs if pair is None or pair >= self.pairs else pair
+        return hash(answers) % self.pairs if pair is None or pair >= self.pairs else pair
 
     def _hash_of(self, flow: Flow) -> tuple[int, int]:
         """Value and kind of a flow's hash; zeros where none is to be calculated."""
