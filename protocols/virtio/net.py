@@ -342,14 +342,14 @@ OFFLOAD_BITS: dict[NetFeature, int] = {
     NetFeature.GUEST_USO4: 54,
     NetFeature.GUEST_USO6: 55,
 }
-"""Bits of ``offloads`` (5.1.6.5.8.1), by the feature: the same number, but for those that 64 bits have no room for."""
+"""Bits of ``offloads`` (5.1.6.5.9.1), by the feature: the same number, but for those that 64 bits have no room for."""
 
 # struct virtio_net_ctrl_coal, of TX_SET and RX_SET (Linux: virtio_net_ctrl_coal_tx, _rx); virtio_net_ctrl_coal_vq.
 COAL = Struct("max_packets" / Int32ul, "max_usecs" / Int32ul)
 COAL_VQ = Struct("vq_index" / Int16ul, "reserved" / Int16ul, "coal" / COAL)
 
 
-# ---- device statistics (5.1.6.5.9) -----------------------------------------------------------------------------------
+# ---- device statistics (5.1.6.5.11) ----------------------------------------------------------------------------------
 
 
 class StatsType(IntEnum):

@@ -203,7 +203,7 @@ def _coalesce_all(first: int, to: Settings, data: bytes, _room: int) -> bytes:
 
 def _coalesce_one(to: Settings, data: bytes, _room: int) -> bytes:
     index, _, max_packets, max_usecs = _COAL_VQ.unpack(data)
-    # When it is reset and enabled again, what was set for all of its kind holds (5.1.6.5.10.5).
+    # When it is reset and enabled again, what was set for all of its kind holds (5.1.6.5.10.6).
     _enabled_queue(to, index).coalesce(max_packets, max_usecs, until_reset=True)
     return b""
 

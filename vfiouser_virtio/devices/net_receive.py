@@ -64,7 +64,7 @@ def does_of(features: int) -> Does:
 
 @dataclass(slots=True)
 class ReceiveQueue:
-    """Receive queue with its statistics (5.1.6.5.9.4), which grow until the device is reset."""
+    """Receive queue with its statistics (5.1.6.5.11.4), which grow until the device is reset."""
 
     queue: Queue
     packets: int = 0
@@ -282,7 +282,7 @@ class Receiver:
         return True
 
     def _deliver_elsewhere(self, receiveq: ReceiveQueue, frame: Frame) -> bool:
-        """The driver has reset the queue, or never enabled it: another one (5.1.6.5.6.2), or none (5.1.6.5.7.2)."""
+        """The driver has reset the queue, or never enabled it: another one (5.1.6.5.6.2), or none (5.1.6.5.7.3)."""
         for pair, each in enumerate(self.queues):
             if each.queue.enabled and self.steering.move(frame, pair):
                 return self._deliver(frame)

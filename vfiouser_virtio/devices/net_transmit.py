@@ -39,7 +39,7 @@ _GSO_TYPES = (
 
 @dataclass(slots=True)
 class TransmitQueue:
-    """Transmit queue with its statistics (5.1.6.5.9.5), which grow until the device is reset."""
+    """Transmit queue with its statistics (5.1.6.5.11.5), which grow until the device is reset."""
 
     queue: Queue
     pair: int
