@@ -204,6 +204,5 @@ def test_wireshark_or_tcpdump_opens_it(tmp_path: Path) -> None:
     as_root = [] if os.geteuid() else ["-Z", "root"]  # else it wants a user of its own
     program = ["tshark", "-t", "e"] if shutil.which("tshark") else ["tcpdump", "-n", "-e", "-tt", *as_root]
     shown = subprocess.run([*program, "-r", path], capture_output=True, text=True, check=True).stdout
-    assert len(shown.splitlines()) == 1
     assert "1700000000.123457" in shown
-    assert "52:00:00:00:00:01" in shown
+    assert shown.count("52:00:00:00:00:01") == 1
