@@ -4,14 +4,17 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 import trio
 from support.command import ServeProcess, run_command, serve_process
 
+from vfiouser_virtio.guest import bound_pci
 from vfiouser_virtio.protocols.vfio_user import Command
 from vfiouser_virtio.testing.raw.client import RawClient
+from vfiouser_virtio.vfio_user import SharedMemory, connect
 
 # `reset` and the constructor run in the event loop of the device's process.
 DEVICES = """\
@@ -33,7 +36,7 @@ class Broken(Device):
 """
 
 
-def connect(path: str) -> RawClient:
+def raw_client(path: str) -> RawClient:
     client = socket.socket(socket.AF_UNIX)
     try:
         client.connect(path)
@@ -67,7 +70,7 @@ def is_gone(pid: int) -> bool:
 async def test_a_busy_device_does_not_slow_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(DEVICES)
     async with serve_process("--processes", "--device", "mine.py:Stuck", "--device", "rng", folder=tmp_path) as served:
-        stuck, neighbour = map(connect, served.sockets)
+        stuck, neighbour = map(raw_client, served.sockets)
         await stuck.version()
         await stuck.send(stuck.request(Command.DEVICE_RESET))
         await neighbour.version()
@@ -100,8 +103,8 @@ async def test_one_that_dies_is_named_and_the_others_go_on(tmp_path: Path) -> No
         await wait_until(lambda: "first: its process was ended by SIGKILL" in served.log.read_text())
         assert children(served).keys() == {"second"}  # and no zombie
         with pytest.raises(ConnectionRefusedError):
-            connect(served.sockets[0])
-        client = connect(served.sockets[1])
+            raw_client(served.sockets[0])
+        client = raw_client(served.sockets[1])
         assert (await client.version()).error == 0
         client.close()
         assert await served.terminate() == 1
@@ -112,12 +115,41 @@ async def test_one_that_dies_is_named_and_the_others_go_on(tmp_path: Path) -> No
 async def test_none_outlives_its_parent(tmp_path: Path) -> None:
     async with serve_process("--processes", "--device", "rng", "--device", "rng", folder=tmp_path) as served:
         pids = children(served).values()
-        client = connect(served.sockets[0])
+        client = raw_client(served.sockets[0])
         await client.version()
         served.process.kill()
         await wait_until(lambda: all(is_gone(pid) for pid in pids))
         await client.no_more()
         client.close()
+
+
+async def test_a_hub_joins_devices_of_several_processes(tmp_path: Path) -> None:
+    """The third is isolated, as the second is: each of them reaches only the first."""
+    devices = ("net,hub=lan", "net,hub=lan,isolated=on", "net,hub=lan,isolated=on", "net,hub=other")
+    options = [word for device in devices for word in ("--device", device)]
+    async with serve_process("--processes", *options, folder=tmp_path) as served, AsyncExitStack() as stack:
+        guests = []
+        for path in served.sockets:
+            memory = stack.enter_context(SharedMemory(16 << 20))
+            client = await stack.enter_async_context(connect(path, memory=[memory]))
+            guests.append((await stack.enter_async_context(bound_pci(client))).driver_data)
+        macs = [guest.mac for guest in guests]
+
+        async def reach(sender: int, *receivers: int) -> None:
+            frame = b"\xff" * 6 + macs[sender] + b"\x88\xb5" + bytes([sender]) * 50
+            await guests[sender].send(frame)
+            for receiver in receivers:
+                assert (await guests[receiver].receive()).data == frame
+
+        with trio.fail_after(60):
+            await reach(0, 1, 2)
+            await reach(1, 0)
+            await reach(2, 0)
+            answer = macs[1] + macs[0] + b"\x88\xb5" + b"only for one"
+            await guests[0].send(answer)
+            assert (await guests[1].receive()).data == answer
+        await trio.sleep(0.2)
+        assert not any(guest.receive_nowait() for guest in guests)
 
 
 async def test_a_terminal_interrupts_all_of_them(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@
     yields when all are made  ◀──── its host side, or a mistake  serves its socket
     is left, or killed ──────────── end of file ──────────────▶ ends in good order
     logs a death              ◀──── end of file ─────────────── has ended, or died
+    has the hubs (`HubWire`)  ◀──── frames ───────────────────▶ has a network device
 
 Forked rather than started anew: a child is ready after 8 ms instead of 180, and has 6 MB of its own instead of 20 (ten
 entropy devices on two cores). What makes fork() dangerous is not there yet: it comes before ``trio.run``, when there is
@@ -34,6 +35,7 @@ from vfiouser_virtio.serving.child_process import ChildProcess, Line
 from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.serving.device_specs import DeviceSpec
 from vfiouser_virtio.serving.errors import ProcessError, StuckError
+from vfiouser_virtio.serving.hub_wires import HubWire, close_wires, hub_wires, keep_only
 from vfiouser_virtio.serving.serve import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on, tell_types
 from vfiouser_virtio.serving.signals import EndVerdict, run_until_signal, signals_blocked
 from vfiouser_virtio.serving.terminal import complain, flush
@@ -71,6 +73,8 @@ def serve_in_processes(
     died: list[str] = []
     with signals_blocked(), ExitStack() as stack:
         listeners = listen(wanted, places, chosen, stack)
+        wires = hub_wires(wanted)
+        stack.callback(close_wires, wires)
         stack.callback(_end, children, [setup.name for setup in wanted], died)
         endpoints = [endpoint_of(setup, listener) for setup, listener in zip(wanted, listeners, strict=True)]
 
@@ -79,6 +83,7 @@ def serve_in_processes(
                 inherited.close()
             for fd in not_for_children:
                 os.close(fd)
+            keep_only(wires, index)
             for other in listeners:
                 other.disown()
                 if other is not listeners[index]:
@@ -92,14 +97,15 @@ def serve_in_processes(
                 raise ConfigError(f"{setup.name}: no process for it: {error.strerror}") from None
         for listener in listeners:
             listener.stop_listening()  # a client of a child that has died is not to wait for us
-        yield _supervised(endpoints, children, died)
+        keep_only(wires, None)
+        yield _supervised(endpoints, children, wires, died)
     if died:
         raise ProcessError(f"until this end, the process of {', '.join(died)} had died")
 
 
 @asynccontextmanager
 async def _supervised(
-    endpoints: Sequence[Endpoint], children: Sequence[ChildProcess], died: list[str]
+    endpoints: Sequence[Endpoint], children: Sequence[ChildProcess], wires: Sequence[HubWire], died: list[str]
 ) -> AsyncIterator[Serving]:
     # In the order of the devices: of several mistakes the same one is told as without processes.
     made = [await _made(endpoint, child) for endpoint, child in zip(endpoints, children, strict=True)]
@@ -113,6 +119,8 @@ async def _supervised(
 
     async with background() as tasks:
         tasks.start_soon(watch_all)
+        for wire in wires:
+            tasks.start_soon(wire.run)
         yield served
 
 

@@ -9,7 +9,6 @@ LACP and LLDP go from guest to guest as over a cable.
 import struct
 import threading
 import weakref
-from typing import Annotated
 
 import trio
 
@@ -66,6 +65,8 @@ class _Station:
 class HubNetdev(Link):
     """`Netdev` that is a port of a hub, by the hub's name; all ports are in one process and one event loop.
 
+    An ``isolated`` port reaches only ports that are not, and is reached by those only.
+
     `Counters`: a frame that a device or guest has sent in vain (no address, not allowed, lies in its offload header) is
     in ``tx_dropped`` of its port; one that the receiver had no room for is in ``rx_dropped`` of the receiver's.
     """
@@ -75,8 +76,8 @@ class HubNetdev(Link):
     def __init__(
         self,
         *,
-        hub: Annotated[str, "name of the hub, such as lan: devices with the same name are on one network"],
-        isolated: Annotated[bool, "reach only ports that are not isolated, and be reached by those only"] = False,
+        hub: str,
+        isolated: bool = False,
     ) -> None:
         super().__init__(f"hub {hub}", link=True)
         self.hub = _hub(hub)

@@ -1,8 +1,9 @@
 """The netdevs that a user can choose from, by QEMU's names for them, and what can be put before any of them."""
 
 import inspect
+import socket
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from vfiouser_virtio.backends.net.dgram import DgramNetdev
 from vfiouser_virtio.backends.net.hub import HubNetdev
@@ -14,6 +15,7 @@ from vfiouser_virtio.backends.net.shaping import Shaped
 from vfiouser_virtio.backends.net.stream import StreamNetdev
 from vfiouser_virtio.backends.net.tap import TapNetdev
 from vfiouser_virtio.backends.net.user import UserNetdev
+from vfiouser_virtio.backends.net.wire import Wire
 from vfiouser_virtio.errors import ConfigError
 
 
@@ -21,6 +23,16 @@ def _parameters(constructor: Callable[..., Any]) -> list[inspect.Parameter]:
     """Those that have a name only: the options."""
     parameters = inspect.signature(constructor).parameters.values()
     return [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def _hub(
+    *,
+    hub: Annotated[str, "name of the hub, such as lan: devices with the same name are on one network"],
+    isolated: Annotated[bool, "reach only ports that are not isolated, and be reached by those only"] = False,
+    wire: socket.socket | None = None,
+) -> Netdev:
+    """A hub's port; with ``wire`` the hub is in another process, which has been told the rest."""
+    return HubNetdev(hub=hub, isolated=isolated) if wire is None else Wire(wire, f"hub {hub}")
 
 
 _SHAPE = _parameters(Shaped)
@@ -60,16 +72,16 @@ def _with_common_options(constructor: Callable[..., Netdev]) -> Callable[..., Ne
     return make
 
 
+_CONSTRUCTORS: dict[str, Callable[..., Netdev]] = {
+    "user": UserNetdev,
+    "tap": TapNetdev,
+    "stream": StreamNetdev,
+    "dgram": DgramNetdev,
+    "hub": _hub,
+    "pcap": PcapNetdev,
+    "null": NullNetdev,
+}
 NETDEVS: Mapping[str, Callable[..., Netdev]] = {
-    name: _with_common_options(constructor)
-    for name, constructor in {
-        "user": UserNetdev,
-        "tap": TapNetdev,
-        "stream": StreamNetdev,
-        "dgram": DgramNetdev,
-        "hub": HubNetdev,
-        "pcap": PcapNetdev,
-        "null": NullNetdev,
-    }.items()
+    name: _with_common_options(constructor) for name, constructor in _CONSTRUCTORS.items()
 }
 """For `virtio.options.OneOf`: their constructors' parameters are their options."""

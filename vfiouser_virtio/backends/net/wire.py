@@ -1,0 +1,116 @@
+"""Wire netdev: a socket between two processes of ours, over which frames go with their offload headers.
+
+::
+
+    struct virtio_net_hdr_v1, 12 bytes │ frame        a datagram of an AF_UNIX socket of type SOCK_SEQPACKET
+"""
+
+import contextlib
+import errno
+import socket
+
+import trio
+
+from vfiouser_virtio.backends.closing import close_fd
+from vfiouser_virtio.backends.net.frame import Frame, Offload
+from vfiouser_virtio.backends.net.link import Link
+from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, FrameSink
+from vfiouser_virtio.backends.net.offload import BadOffload, finish, takes
+from vfiouser_virtio.protocols.virtio.net import HDR_CODEC
+
+_SIZE = HDR_CODEC.size
+_COMPLETE = bytes(_SIZE)
+_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_IOV_MAX = 1024
+# Frames between two looks at what other tasks have to do.
+_BURST = 64
+_GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}
+
+
+class Wire(Link):
+    """`Netdev` over one end of a socket pair; the other end is another `Wire`.
+
+    Whoever receives a frame has the work that its device leaves, so that each process has its own. What has come before
+    there was a device is lost, or with ``keep`` is for it. The link is down once the other end is closed.
+    """
+
+    does = ALL
+
+    def __init__(self, end: socket.socket, description: str, *, keep: bool = False) -> None:
+        super().__init__(description, link=True)
+        end.setblocking(False)
+        self._socket = end
+        self._keep = keep
+        self._buffer = memoryview(bytearray(_SIZE + MAX_FRAME))
+
+    @staticmethod
+    def pair() -> tuple[socket.socket, socket.socket]:
+        """The two ends."""
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def put(self, frame: Frame) -> bool:
+        offload = frame.offload
+        header = _COMPLETE if offload is None else HDR_CODEC.pack(*offload, 0)
+        segments = frame.segments if len(frame.segments) < _IOV_MAX else [frame.tobytes()]
+        try:
+            self._socket.sendmsg([header, *segments], (), _FLAGS)
+        except BlockingIOError:
+            return False
+        except OSError as error:  # the other end is gone, or the frame is longer than the kernel takes
+            self.counters.tx_dropped += 1
+            if error.errno not in _GONE:
+                self.log.once(error.errno, "%s: frame of %#x bytes: %s", self.describe(), frame.length, error.strerror)
+            return True
+        self.counters.tx_packets += 1
+        self.counters.tx_bytes += frame.length
+        return True
+
+    async def wait_room(self) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self._socket)
+        except trio.ClosedResourceError:
+            await trio.lowlevel.checkpoint()
+
+    async def run(self, device: FrameSink) -> None:
+        if not self._keep:
+            self._forget()
+        with contextlib.suppress(trio.ClosedResourceError, ConnectionError):
+            await self._receive(device)
+        self.set_link(False)
+        await trio.sleep_forever()
+
+    def _forget(self) -> None:
+        with contextlib.suppress(OSError):
+            while self._socket.recv_into(self._buffer[:_SIZE], 0, socket.MSG_DONTWAIT):
+                self.counters.rx_dropped += 1
+
+    async def _receive(self, device: FrameSink) -> None:
+        burst = 0
+        while True:
+            try:
+                count = self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket)
+                burst = 0
+                continue
+            if not count:
+                return
+            offload = Offload(*HDR_CODEC.unpack_from(self._buffer)[:6])
+            frame = Frame([self._buffer[_SIZE:count]], count - _SIZE, offload if any(offload[:2]) else None)
+            try:
+                for piece in (frame,) if takes(device.does, frame) else finish(frame, device.does):
+                    while not device.put(piece):
+                        await device.wait_room()
+                    self.counters.rx_packets += 1
+                    self.counters.rx_bytes += piece.length
+            except BadOffload as error:
+                self.counters.rx_dropped += 1
+                self.log.once("offload", "%s: a frame is dropped: %s", self.describe(), error)
+            burst += 1
+            if burst == _BURST:
+                await trio.lowlevel.checkpoint()
+                burst = 0
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            close_fd(self._socket.detach())

@@ -1,0 +1,65 @@
+"""Hubs whose devices are in processes of their own: the hub is in the parent, a wire leads from it to each device."""
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from vfiouser_virtio.backends.net.hub import HubNetdev, join
+from vfiouser_virtio.backends.net.netdevs import NETDEVS
+from vfiouser_virtio.backends.net.wire import Wire
+from vfiouser_virtio.serving.device_setup import DeviceSetup
+from vfiouser_virtio.virtio.options import Making
+
+
+@dataclass(frozen=True, slots=True)
+class HubWire:
+    """Wire between a device and the port of a hub that its options name."""
+
+    device: int
+    """Index among the devices."""
+    port: HubNetdev
+    ours: socket.socket
+    theirs: socket.socket
+
+    async def run(self) -> None:
+        """Carry frames until the device's end is closed."""
+        wire = Wire(self.ours, self.port.describe(), keep=True)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(join, self.port, wire)
+                while wire.link:
+                    await wire.wait_link()
+                nursery.cancel_scope.cancel()
+        finally:
+            wire.close()
+
+
+def hub_wires(setups: Sequence[DeviceSetup]) -> list[HubWire]:
+    """One for each netdev that is a hub's port, which is made over its wire from now on. To be called before fork."""
+    wires: list[HubWire] = []
+    for index, setup in enumerate(setups):
+        for making in setup.arguments.values():
+            if isinstance(making, Making) and making.constructor is NETDEVS["hub"]:
+                ours, theirs = Wire.pair()
+                port = HubNetdev(hub=making.arguments["hub"], isolated=making.arguments.get("isolated", False))
+                making.arguments["wire"] = theirs
+                wires.append(HubWire(index, port, ours, theirs))
+    return wires
+
+
+def keep_only(wires: Sequence[HubWire], device: int | None) -> None:
+    """Close the ends that are for other processes: ``device`` is the device of this one, None for the parent."""
+    for wire in wires:
+        if wire.device != device:
+            wire.theirs.close()
+        if device is not None:
+            wire.ours.close()
+
+
+def close_wires(wires: Sequence[HubWire]) -> None:
+    """Close all ends that are still open."""
+    for wire in wires:
+        wire.ours.close()
+        wire.theirs.close()
