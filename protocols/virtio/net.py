@@ -492,7 +492,7 @@ TYPE = DeviceType(
     queue_features={"controlq": _F.CTRL_VQ},
     pci_class=0x020000,
     # virtio_net needs the two of failover; programs need packets (DHCP, tcpdump).
-    linux_modules=("virtio_net", "net_failover", "failover", "af_packet"),
+    linux_modules=("virtio_net", "net_failover", "failover", "af_packet", "8021q"),
     exercise=Exercise("net", 1, HDR_CODEC.pack(0, 0, 0, 0, 0, 0, 0) + _frame(0x02_00_00_00_00_02), 0, no_complaint),
     requests=(
         RequestShape(queues=_RECEIVEQS, writable=(1526, 1534, 4096, 65609, 0, 1, 11, 12, 20, 60), weight=4),
