@@ -32,6 +32,8 @@ TIMEOUT = 6.0
 
 ANSWERS = ("ok", "error", "short", "long", "empty", "wrong_id", "wrong_command", "twice", "lie", "late", "never")
 """How a DMA request can be answered."""
+# After these the server still waits for an answer.
+_NO_ANSWER = ("wrong_id", "wrong_command", "never")
 
 _ACCESS_SIZE = HEADER_SIZE + REGION_ACCESS_CODEC.size
 _DMA_SIZE = DMA_ACCESS.sizeof()
@@ -75,6 +77,8 @@ class FuzzClient:
         """How to answer the next DMA requests; then truthfully."""
         self.lied = False
         """A DMA request was not answered as it should be: the device may wait, or give up."""
+        self.silent = False
+        """One was never answered: while the connection lasts it counts as under way, and others may have to wait."""
         self._socket = RawClient(sock, timeout=math.inf)
         self._twin: RawClient | None = None
         self._ram = ram
@@ -234,6 +238,7 @@ class FuzzClient:
             raise Found("reply", f"{_name(command)} of {count:#x} bytes at {address:#x} with {len(data):#x}", "dma")
         how = self.answers.popleft() if self.answers else "ok"
         self.lied |= how != "ok"
+        self.silent |= how in _NO_ANSWER
         if writes and address < SIZE:
             self._bounds.check()
             self._bounds.check_store(address, data)
