@@ -1,0 +1,93 @@
+"""Segments and checksums in software, compared with those that Linux makes of the same packet.
+
+The packet goes into one TAP interface, over a bridge, and out of another one that has no offloads.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+from support.net_namespace import NetNamespace, net_namespace
+from support.net_sink import Sink
+from support.packets import MACS, TCP, UDP, Packet
+
+from vfiouser_virtio.backends.net.frame import Offload, frame_of
+from vfiouser_virtio.backends.net.netdev import Does
+from vfiouser_virtio.backends.net.offload import finish
+from vfiouser_virtio.backends.net.tap import TapNetdev
+from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
+
+pytestmark = pytest.mark.once
+
+ADDRESSES = bytes.fromhex("20010db8000000000000000000000001 20010db8000000000000000000000002")
+
+
+@pytest.fixture
+def namespace() -> Iterator[NetNamespace]:
+    with net_namespace() as made:
+        yield made
+
+
+@pytest.fixture
+def taps(namespace: NetNamespace) -> Iterator[tuple[TapNetdev, TapNetdev]]:
+    namespace.ip("link add br0 type bridge forward_delay 0")
+    namespace.ip("link set br0 up")
+    one, other = (namespace.run(partial(TapNetdev, ifname=name)) for name in ("tap0", "tap1"))
+    for name in ("tap0", "tap1"):
+        namespace.ip(f"link set {name} master br0")
+    yield one, other
+    one.close()
+    other.close()
+
+
+HOP_BY_HOP = {TCP: b"\x06\0\x01\x04\0\0\0\0", UDP: b"\x11\0\x01\x04\0\0\0\0"}
+
+
+@pytest.mark.parametrize(
+    ("packet", "kind"),
+    [
+        (Packet(b"", flags=0x99, seq=0xFFFFFF00, identification=0xFFFE), GsoType.TCPV4),
+        (Packet(b"", flags=0x99, tcp_options=b"\x01\x01\x08\x0a" + bytes(8)), GsoType.TCPV4 | GsoType.ECN),
+        (Packet(b"", version=6, flags=0x19, addresses=ADDRESSES), GsoType.TCPV6),
+        (Packet(b"", version=6, flags=0x10, addresses=ADDRESSES, options=HOP_BY_HOP[TCP]), GsoType.TCPV6),
+        (Packet(b"", flags=0x18, tags=((0x8100, 5),)), GsoType.TCPV4),
+        (Packet(b"", protocol=UDP, identification=7), GsoType.UDP_L4),
+        (Packet(b"", protocol=UDP, version=6, addresses=ADDRESSES), GsoType.UDP_L4),
+        (Packet(b"", flags=0x18), GsoType.NONE),
+        (Packet(b"", protocol=UDP), GsoType.NONE),
+    ],
+    ids=["tcp4", "ecn", "tcp6", "hop-by-hop", "vlan", "udp4", "udp6", "tcp-csum", "udp-csum"],
+)
+async def test_linux_makes_the_same_of_it(
+    taps: tuple[TapNetdev, TapNetdev], nursery: trio.Nursery, packet: Packet, kind: int
+) -> None:
+    packet = replace(
+        packet, payload=bytes(number * 7 % 256 for number in range(1001 if kind == GsoType.NONE else 5001))
+    )
+    check = 6 if packet.protocol == UDP else 16
+    size = 0 if kind == GsoType.NONE else 1000
+    headers = len(packet.build(partial=True)) - len(packet.payload)
+    offload = Offload(HdrFlags.NEEDS_CSUM, kind, headers, size, packet.transport, check)
+    frame = frame_of(packet.build(partial=True), offload)
+    expected = [each.tobytes() for each in finish(frame, Does(0))]
+
+    one, other = taps
+    sink = Sink(does=Does(0))
+    nursery.start_soon(one.run, Sink())
+    nursery.start_soon(other.run, sink)
+    await trio.testing.wait_all_tasks_blocked()
+    assert one.put(frame)
+    if one.counters.tx_dropped and kind == GsoType.UDP_L4:
+        pytest.skip("takes Linux 6.2")
+    got: list[bytes] = []
+    seen = 0
+    with trio.fail_after(60):
+        while len(got) < len(expected):
+            await sink.wait_frames(seen + 1)
+            # The host says other things as well, such as router solicitations.
+            got += [each.tobytes() for each in sink.frames[seen:] if each.head(12) == MACS]
+            seen = len(sink.frames)
+    assert got == expected
