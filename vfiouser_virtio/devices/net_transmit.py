@@ -146,7 +146,11 @@ class Transmitter:
                 if steering.learns:
                     steering.sent(frame, transmitq.pair)
                 if frame.offload is not None:
-                    pieces = self._put_offloaded(transmitq, frame)
+                    try:
+                        pieces = self._put_offloaded(transmitq, frame)
+                    except BadOffload as error:  # the driver has changed it since it was looked at
+                        self._drop_malformed(transmitq, chain, str(error))
+                        continue
                     if pieces is not _TAKEN:
                         return chain, frame, pieces
                     self._count(transmitq, frame)
@@ -179,19 +183,28 @@ class Transmitter:
         check(frame)
 
     def _put_offloaded(self, transmitq: TransmitQueue, frame: Frame) -> Pieces | None:
-        """Hand it over, or what it has to be cut into; returns `_TAKEN`, or what there is no room for: None for all."""
+        """Hand it over, or what it has to be cut into; returns `_TAKEN`, or what there is no room for: None for all.
+
+        Raises BadOffload.
+        """
         netdev = self.netdev
         assert frame.offload is not None
         if not needs(frame.offload) & ~int(netdev.does):
             return _TAKEN if netdev.put(frame) else None
-        pieces = iter(finish(frame, netdev.does))
+        pieces = self._cut(transmitq, frame)
         for piece in pieces:
-            if frame.offload.gso_type:
-                transmitq.gso_segments += 1
-                transmitq.gso_segments_bytes += piece.length
             if not netdev.put(piece):
                 return chain_of((piece,), pieces)
         return _TAKEN
+
+    def _cut(self, transmitq: TransmitQueue, frame: Frame) -> Pieces:
+        """What the netdev can take of a packet that it cannot; a copy, made when the first is asked for."""
+        segmented = frame.offload is not None and frame.offload.gso_type
+        for piece in finish(frame, self.netdev.does):
+            if segmented:
+                transmitq.gso_segments += 1
+                transmitq.gso_segments_bytes += piece.length
+            yield piece
 
     def _count(self, transmitq: TransmitQueue, frame: Frame) -> None:
         """It has been sent."""
