@@ -1,0 +1,56 @@
+"""What ethtool sets and shows in a Linux guest: channels, RSS, coalescing, offloads, statistics, rings."""
+
+import re
+
+import pytest
+import trio
+from support.vm_devices import booted
+
+from vfiouser_virtio import vm
+from vfiouser_virtio.backends.net.netdev import Does
+from vfiouser_virtio.devices.net import Net
+from vfiouser_virtio.protocols.virtio.net import NetFeature
+
+pytestmark = pytest.mark.qemu
+
+KEY = ":".join(f"{byte:02x}" for byte in range(40))
+
+
+async def test_ethtool(qemu: vm.Qemu, guest_image: vm.GuestImage, caplog: pytest.LogCaptureFixture) -> None:
+    device = Net(mac="52:54:00:00:00:01", queues=2, hash=True)
+    steering = device.control.settings.steering
+    async with booted(qemu, guest_image, {"nic": device}, cpus=2) as machine:
+        with trio.fail_after(400):
+            run = machine.run
+            for feature in ("CTRL_VQ", "MQ", "RSS", "HASH_REPORT", "NOTF_COAL", "VQ_NOTF_COAL", "DEVICE_STATS"):
+                assert device.negotiated(NetFeature[feature])
+            await run("ip link set eth0 up")
+            await run("ethtool -L eth0 combined 1")
+            assert steering.pairs == 1
+            await run("ethtool -L eth0 combined 2")
+            assert steering.pairs == 2
+
+            await run(f"ethtool -X eth0 hkey {KEY} equal 1")
+            assert KEY in await run("ethtool -x eth0")
+
+            await run("ethtool -C eth0 rx-usecs 5000 rx-frames 32 tx-usecs 3000 tx-frames 8")
+            assert [queue.coalescing for queue in device.queues[:4]] == [(32, 5000), (8, 3000)] * 2
+            await run("ethtool --per-queue eth0 queue_mask 0x2 --coalesce rx-usecs 2000 rx-frames 4")
+            assert [queue.coalescing for queue in device.queues[:4:2]] == [(32, 5000), (4, 2000)]
+            # Its ring is another one then, and Linux says again what it wants of it.
+            await run("ethtool -G eth0 rx 128")
+            assert [queue.size for queue in device.queues[:2]] == [128, 256]
+            await run("ethtool -C eth0 rx-usecs 0 rx-frames 0 tx-usecs 0 tx-frames 1")
+
+            before = device.receiver.does
+            await run("ethtool -K eth0 rx-gro-hw off")
+            assert device.receiver.does == Does.CSUM
+            await run("ethtool -K eth0 rx-gro-hw on")
+            assert device.receiver.does == before
+
+            statistics = await run("ethtool -S eth0")
+            counted = {name: int(value) for name, value in re.findall(r"(\w+): (\d+)", statistics)}
+            assert counted["cq_hw_command_num"] == counted["cq_hw_ok_num"] > 10
+            sent = device.transmitter.queues
+            assert 0 < counted["tx_hw_packets"] <= sum(each.packets for each in sent)
+            await machine.check_quiet(caplog)
