@@ -161,7 +161,7 @@ async def test_an_announcement_ends_before_its_ack_is_used() -> None:
     async with running(device, features=EVERYTHING) as driver:
         await wait_all_tasks_blocked()
         before = driver.config_interrupts
-        assert device.control.announce()
+        assert device.announce()
         await driver.wait_config_interrupt(before)
         assert driver.config(6, 2) == Status.LINK_UP | Status.ANNOUNCE
         token = driver.add(len(driver.rings) - 1, [bytes([CtrlClass.ANNOUNCE, CtrlAnnounce.ACK])], [1])

@@ -176,6 +176,13 @@ class Net(Device):
         self._link = up
         self._show_link()
 
+    def announce(self) -> bool:
+        """Ask the driver to make itself known on its network (5.1.6.5.4), as when it is at another place of it.
+
+        False where it has not negotiated GUEST_ANNOUNCE. A device that takes over does so by itself.
+        """
+        return self.control.announce()
+
     def _show_link(self) -> None:
         status = self.config["status"]
         assert isinstance(status, int)
