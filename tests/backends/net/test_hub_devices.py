@@ -1,0 +1,59 @@
+"""Network devices of a server joined by a hub, with the Python guest's driver in each."""
+
+from contextlib import AsyncExitStack
+
+import trio
+import trio.testing
+from support.packets import Packet
+
+from vfiouser_virtio.backends.net.hub import HubNetdev
+from vfiouser_virtio.devices.net import Net
+from vfiouser_virtio.guest.drivers.net import NetHeader, NetInterface
+from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags, NetFeature
+from vfiouser_virtio.testing.carriers import carry
+
+TSO = sum(feature.mask for feature in (NetFeature.GUEST_TSO4, NetFeature.GUEST_TSO6, NetFeature.GUEST_ECN))
+USO = NetFeature.GUEST_USO4.mask | NetFeature.GUEST_USO6.mask
+TO_ALL = b"\xff" * 6
+NO_OFFLOADS = ~(TSO | USO | NetFeature.GUEST_CSUM.mask)
+
+
+async def guest(stack: AsyncExitStack, number: int, feature_mask: int = -1) -> NetInterface:
+    net = Net(mac=f"52:54:00:00:00:{number:02x}", netdev=HubNetdev(hub="lan"))
+    device = await stack.enter_async_context(carry(net, feature_mask=feature_mask))
+    await trio.testing.wait_all_tasks_blocked()  # the device is on the network a moment after its driver is ready
+    interface: NetInterface = device.driver_data
+    return interface
+
+
+async def test_a_segment_of_64_kib_crosses_whole_or_is_cut_for_who_cannot_take_it() -> None:
+    packet = Packet(bytes(number * 11 % 256 for number in range(60_000)), flags=0x18)
+    header = NetHeader(HdrFlags.NEEDS_CSUM, GsoType.TCPV4, packet.transport + 20, 1448, packet.transport, 16)
+    data = TO_ALL + packet.build(partial=True)[6:]
+    async with AsyncExitStack() as stack:
+        sender, able, unable = [await guest(stack, 1), await guest(stack, 2), await guest(stack, 3, NO_OFFLOADS)]
+        with trio.fail_after(60):
+            await sender.send(data, header)
+
+            whole = await able.receive()
+            assert whole.data == data
+            assert (whole.header.flags, whole.header.gso_type, whole.header.gso_size) == (1, GsoType.TCPV4, 1448)
+
+            for part in packet.cut(1448):
+                received = await unable.receive()
+                assert received.data == TO_ALL + part.build(partial=False)[6:]
+                assert received.header[:2] == (0, 0)
+
+
+async def test_more_than_a_guest_has_buffers_for_waits_and_arrives() -> None:
+    async with AsyncExitStack() as stack:
+        sender, receiver = await guest(stack, 1), await guest(stack, 2)
+        await receiver.send(TO_ALL + receiver.mac + b"\x88\xb5")
+        with trio.fail_after(60):
+            await sender.receive()
+            frames = [receiver.mac + sender.mac + b"\x88\xb5" + number.to_bytes(2, "big") for number in range(300)]
+            async with trio.open_nursery() as nursery:
+                for frame in frames:
+                    nursery.start_soon(sender.send, frame)
+                got = [(await receiver.receive()).data for _ in frames]
+        assert sorted(got) == frames
