@@ -222,6 +222,7 @@ class Net(Device):
     def take_over(self, predecessor: Device) -> None:
         super().take_over(predecessor)
         if isinstance(predecessor, Net):
+            self._link = predecessor._link  # noqa: SLF001 - of the same class
             self.control.take_over(predecessor.control)
 
     def reset(self) -> None:
