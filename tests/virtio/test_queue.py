@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+import trio.testing
 
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.testing.driver import running
@@ -243,3 +244,75 @@ async def test_a_burst_without_awaits_is_shown_without_another_round(monkeypatch
         for each in tokens:
             await driver.wait(0, each)
         assert driver.device.bursts == [3, 2]
+
+
+class Gathers(Device):
+    """Answers requests by three, all at once; what are fewer it puts back until there are more."""
+
+    device_id = 63
+    requestq = queue(max_size=8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    async def run(self) -> None:
+        while True:
+            self.looks += 1
+            chains: list[Chain] = []
+            while len(chains) < 3 and (chain := self.requestq.next_nowait()) is not None:
+                chains.append(chain)
+            if len(chains) < 3:
+                for chain in reversed(chains):
+                    self.requestq.put_back(chain)
+                await self.requestq.wait(3)
+                continue
+            for number, chain in enumerate(chains):
+                chain.writable.write(bytes([number]))
+            self.requestq.complete_together([(chain, 1) for chain in chains])
+
+
+@pytest.mark.parametrize("private", [False, True])
+async def test_waiting_for_several(private: bool) -> None:
+    """The device looks again when there are as many, and not for each."""
+    async with running(device := Gathers(), private=private) as driver:
+        tokens: list[int] = []
+        for _ in range(3):
+            assert not any(driver.is_used(0, token) for token in tokens)
+            tokens.append(driver.add(0, [], [1]))
+            driver.kick(0)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+        assert [(await driver.wait(0, token)).data for token in tokens] == [[b"\0"], [b"\1"], [b"\2"]]
+        assert device.looks <= 4
+
+
+@pytest.mark.parametrize("private", [False, True])
+async def test_completed_together_is_shown_together(private: bool) -> None:
+    async with running(Gathers(), private=private, features=0) as driver:
+        for _ in range(3):
+            driver.add(0, [], [1])
+        driver.kick(0)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert driver.rings[0].used_idx == 3
+        assert driver.queue_interrupts == [1]
+
+
+async def test_to_complete_together_what_was_completed_is_a_mistake() -> None:
+    mistakes: list[str] = []
+
+    class Twice(Device):
+        device_id = 63
+        requestq = queue(max_size=8)
+
+        async def run(self) -> None:
+            chain = await self.requestq.next()
+            self.requestq.complete_together([(chain, 0)])
+            try:
+                self.requestq.complete_together([(chain, 0)])
+            except AuthorError as error:
+                mistakes.append(str(error))
+            await trio.sleep_forever()
+
+    async with running(Twice()) as driver:
+        await driver.request([b"x"])
+    assert mistakes == ["chain 0x0 completed twice"]

@@ -323,3 +323,76 @@ def test_buffers_at_any_address_are_taken_the_fast_way(base: int, direct: bool) 
     chain.finish_request(2, 512)
     assert (ram[0x6000], ram[0x7000]) == (1, 2)
     memory.clear()
+
+
+# ---- packets: `Chain.take_packet`, `Chain.fill` ----------------------------------------------------------------------
+
+HEADER = struct.Struct("<HH")
+
+
+def in_region(size: int, *, write: bool) -> tuple[bytearray, Chain]:
+    """A chain with one buffer, in a memory of numbered bytes that begins at 0x1000."""
+    memory = bytearray(range(100))
+    view = memoryview(memory)
+    region = (0x1000, 0x1000 + len(memory), view, view.toreadonly(), 0x1000)
+    ring = make_ring(8, GuestMemory(), RingFeatures())
+    return memory, Chain(ring, 0, [0x1010, size, 0, 0], 0 if write else 1, size if write else 0, region)
+
+
+def test_a_packet_in_one_buffer() -> None:
+    memory, chain = in_region(10, write=False)
+    fields, segments, length = chain.take_packet(HEADER)
+    assert fields == (0x1110, 0x1312)
+    assert ([bytes(each) for each in segments], length) == ([bytes(memory[20:26])], 6)
+    assert segments[0].readonly
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_packet_in_any_buffers(cut: tuple[int, ...]) -> None:
+    _, views = pieces(*cut)
+    ring = make_ring(8, GuestMemory(), RingFeatures())
+    layout = [number for length in cut for number in (0, length, 0, 0)]
+    chain = Chain(ring, 0, layout, len(cut), 0, None, segments=(views, []))
+    fields, segments, length = chain.take_packet(HEADER)
+    assert fields == (0x0100, 0x0302)
+    assert (b"".join(segments), length) == (bytes(range(4, 10)), 6)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_a_packet_that_is_a_header_at_most(size: int) -> None:
+    fields, segments, length = in_region(size, write=False)[1].take_packet(HEADER)
+    assert (bool(fields), b"".join(segments), length) == (size == 4, b"", 0)
+
+
+def test_no_packet_is_in_a_buffer_to_write_to() -> None:
+    assert in_region(10, write=True)[1].take_packet(HEADER) == ((), (), 0)
+
+
+def test_filling_one_buffer() -> None:
+    memory, chain = in_region(10, write=True)
+    chain.fill(b"ab", [memoryview(b"cde"), memoryview(b""), memoryview(b"f")], 6)
+    assert memory[:0x10] + memory[0x16:] == bytes(range(0x10)) + bytes(range(0x16, 100))
+    assert memory[0x10:0x16] == b"abcdef"
+    assert chain.ring is None
+    with pytest.raises(AuthorError):
+        chain.fill(b"ab", [], 2)
+    assert memory[0x10:0x16] == b"abcdef"
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_filling_any_buffers(cut: tuple[int, ...]) -> None:
+    whole, chain = writable(*cut)
+    ring = chain.ring
+    assert ring is not None
+    chain.fill(b"ab", [memoryview(b"cde"), memoryview(b"f")], 6)
+    assert whole == b"abcdef" + bytes(range(6, 10))
+    assert ring.completed == [0, 6]
+
+
+@pytest.mark.parametrize("in_one", [True, False])
+def test_filling_more_than_there_is_room_for(in_one: bool) -> None:
+    memory, chain = in_region(10, write=True) if in_one else writable(4, 6)
+    before = bytes(memory)
+    with pytest.raises(AuthorError, match="room for 0x"):
+        chain.fill(b"", [memoryview(bytes(11))], 11)
+    assert memory == before
