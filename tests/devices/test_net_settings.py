@@ -63,9 +63,7 @@ def receive(driver: Driver, pair: int = 0, count: int = 8) -> None:
 
 def received(driver: Driver, pair: int = 0, *, header: int = 12) -> list[bytes]:
     """The frames that are in the driver's buffers since it has last looked."""
-    driver.is_used(2 * pair, -1)
-    keys = [key for key in driver._done if key[0] == 2 * pair]
-    return [used.data[0][header : used.written] for used in map(driver._done.pop, keys)]
+    return [used.data[0][header : used.written] for used in driver.take_used(2 * pair)]
 
 
 # ---- filter ----------------------------------------------------------------------------------------------------------
@@ -190,8 +188,7 @@ async def test_offloads_are_changed_while_it_runs() -> None:
         frame = tcp4("10.0.0.1", 1, "10.0.0.2", 2)
         await cable.deliver(frame.tobytes()[:0] + MAC + frame.tobytes()[6:], offload=Offload(1, 0, 0, 0, 34, 16))
         await wait_all_tasks_blocked()
-        driver.is_used(0, -1)
-        [used] = [driver._done.pop(key) for key in list(driver._done) if key[0] == 0]
+        [used] = driver.take_used(0)
         assert used.data[0][0] == 0  # flags: it is complete
         await driver.reset()
         driver.probe()

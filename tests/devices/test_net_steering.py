@@ -308,8 +308,7 @@ def test_flows_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) 
         steering.sent(answer(1000 + port), 3)
         steering.steer(client(1000 + port))
         assert steering.steer(client(7))[0] == 2
-    assert len(steering._sent) + len(steering._sent_before) <= 32
-    assert len(steering._placed) <= 16
+    assert steering.flows <= 3 * 16
     assert steering.steer(client(1999))[0] == 3
 
 

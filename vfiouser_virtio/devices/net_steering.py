@@ -57,6 +57,11 @@ class Steering:
         self._sent: dict[Flow, int] = {}
         self._sent_before: dict[Flow, int] = {}
 
+    @property
+    def flows(self) -> int:
+        """Flows that are remembered, and those that were placed: their number has a bound."""
+        return len(self._sent) + len(self._sent_before) + len(self._placed)
+
     def reset(self) -> None:
         """One pair, and no hash."""
         self._rss = None

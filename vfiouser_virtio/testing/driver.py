@@ -249,6 +249,11 @@ class Driver:
         self._collect(queue)
         return (queue, token) in self._done
 
+    def take_used(self, queue: int) -> list[Used]:
+        """The chains that have come back, each once, without waiting: of a queue whose buffers the device fills."""
+        self._collect(queue)
+        return [self._done.pop(key) for key in list(self._done) if key[0] == queue]
+
     async def wait_broken(self) -> None:
         """Returns when the device has set NEEDS_RESET, with its configuration interrupt."""
         with trio.fail_after(TIMEOUT):

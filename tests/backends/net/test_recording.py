@@ -135,9 +135,9 @@ def test_a_reader_that_is_slow_loses_frames_and_is_told_how_many(
 
     thread = threading.Thread(target=drain)
     thread.start()
-    while not recorded._writer.put(b""):  # until there is room again
+    while not recorded.writer.put(b""):  # until there is room again
         pass
-    while recorded._writer._size:
+    while recorded.writer.waiting:
         pass
     recorded.put(frame_of(TO_ALL + b"late"))
     recorded.close()
@@ -159,7 +159,7 @@ def test_a_reader_that_leaves_ends_the_recording_and_nothing_else(
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     recorded = Recorded(NullNetdev(), dump=path)
     os.close(reader)
-    while recorded._writer._thread.is_alive():
+    while recorded.writer.thread.is_alive():
         assert recorded.put(frame_of(TO_ALL))
     assert recorded.put(frame_of(TO_ALL))
     recorded.close()

@@ -51,11 +51,12 @@ class Recorded:
         self._maxlen = dump_maxlen
         self._clock = clock
         try:
-            self._writer = _Writer(dump, dump_limit << 20)
+            self.writer = _Writer(dump, dump_limit << 20)
+            """What writes the file."""
         except OSError as error:
             what = "is a symbolic link: name the file itself" if error.errno == errno.ELOOP else error.strerror
             raise DeviceError(f"dump={dump}: {what}") from None
-        self._writer.put(section("vfiouser-virtio", netdev.describe(), dump_maxlen))
+        self.writer.put(section("vfiouser-virtio", netdev.describe(), dump_maxlen))
         self._lost = 0
 
     @property
@@ -91,7 +92,7 @@ class Recorded:
     def record(self, frame: Frame, direction: Direction) -> None:
         """Note that a frame has passed, as seen from the guest."""
         data = frame.tobytes() if frame.length <= self._maxlen else frame.head(self._maxlen)
-        if self._writer.put(packet(data, frame.length, self._clock(), direction, self._lost)):
+        if self.writer.put(packet(data, frame.length, self._clock(), direction, self._lost)):
             self._lost = 0
         else:
             self._lost += 1
@@ -99,7 +100,7 @@ class Recorded:
     def close(self) -> None:
         """What has passed is in the file then, unless that takes more than half a second."""
         self._netdev.close()
-        self._writer.close()
+        self.writer.close()
 
 
 class _Inward:
@@ -143,12 +144,13 @@ class _Writer:
         self._log = DeviceLog(logger, id_in_making() or "netdev")
         self._left = limit if regular else None  # bytes that the file may still get; -1 when that was said
         self._pending: list[bytes] = []
-        self._size = 0
+        self.waiting = 0
+        """Bytes that are not written yet."""
         self._lock = threading.Lock()
         self._work = threading.Event()
         self._ended = False
-        self._thread = threading.Thread(target=self._write, name="dump", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._write, name="dump", daemon=True)
+        self.thread.start()
 
     def put(self, data: bytes) -> bool:
         """Whether there was room for it, now and in the file."""
@@ -158,10 +160,10 @@ class _Writer:
                 self._log.error("dump=%s has its full size; what passes from now on is not in it", self._path)
             return False
         with self._lock:
-            if self._ended or self._size + len(data) > QUEUE_BYTES:
+            if self._ended or self.waiting + len(data) > QUEUE_BYTES:
                 return False
             self._pending.append(data)
-            self._size += len(data)
+            self.waiting += len(data)
         if not self._work.is_set():  # a system call, and the thread wakes
             self._work.set()
         if self._left is not None:
@@ -186,11 +188,11 @@ class _Writer:
                 with self._lock:
                     self._ended = ended = True
             with self._lock:
-                self._size -= size  # what is being written is memory of ours as well
+                self.waiting -= size  # what is being written is memory of ours as well
         os.close(self._fd)
 
     def close(self) -> None:
         with self._lock:
             self._ended = True
         self._work.set()
-        briefly(self._thread.join)
+        briefly(self.thread.join)
