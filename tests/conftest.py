@@ -91,7 +91,8 @@ def long_run(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="session")
 def amounts(request: pytest.FixtureRequest) -> Amounts:
     """How much to do of what could go on for as long as one likes."""
-    return amounts_of(long=request.config.getoption("--long"), quick=request.config.getoption("--quick"))
+    option = request.config.getoption
+    return amounts_of(long=bool(option("--long")), quick=bool(option("--quick")))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

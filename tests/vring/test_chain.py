@@ -155,7 +155,9 @@ def test_parts_are_made_once_whichever_is_asked_for_first(
     begin = ring.memory.hot[0]
     layout = [number for index, size in enumerate(sizes) for number in (begin + 64 * index, size, 0, 0)]
     chain = Chain.of(ring, 0, layout, count, sum(sizes[count:]), ring.memory.hot)
-    parts = (chain.readable, chain.writable) if first_readable else (chain.writable, chain.readable)[::-1]
+    if not first_readable:
+        assert chain.writable is chain.writable
+    parts = chain.readable, chain.writable
     assert [len(view) for view in parts[0].segments] == list(sizes[:count])
     assert [len(view) for view in parts[1].segments] == list(sizes[count:])
     assert (parts[0].length, parts[1].length) == (sum(sizes[:count]), chain.room)
@@ -336,7 +338,7 @@ def in_region(size: int, *, write: bool) -> tuple[bytearray, Chain]:
     view = memoryview(memory)
     region = (0x1000, 0x1000 + len(memory), view, view.toreadonly(), 0x1000)
     ring = make_ring(8, GuestMemory(), RingFeatures())
-    return memory, Chain(ring, 0, [0x1010, size, 0, 0], 0 if write else 1, size if write else 0, region)
+    return memory, Chain.of(ring, 0, [0x1010, size, 0, 0], 0 if write else 1, size if write else 0, region)
 
 
 def test_a_packet_in_one_buffer() -> None:
@@ -352,7 +354,7 @@ def test_a_packet_in_any_buffers(cut: tuple[int, ...]) -> None:
     _, views = pieces(*cut)
     ring = make_ring(8, GuestMemory(), RingFeatures())
     layout = [number for length in cut for number in (0, length, 0, 0)]
-    chain = Chain(ring, 0, layout, len(cut), 0, None, segments=(views, []))
+    chain = Chain.of(ring, 0, layout, len(cut), 0, None, segments=(views, []))
     fields, segments, length = chain.take_packet(HEADER)
     assert fields == (0x0100, 0x0302)
     assert (b"".join(segments), length) == (bytes(range(4, 10)), 6)

@@ -4,9 +4,9 @@ The ring itself refers to every chain in flight, so none is ever collected, and 
 Instead references are counted, a second after a task has started to wait for a queue, and again, less and less often,
 while chains are in flight::
 
-    references of a chain in flight: its ring, itself (a chain is its own writable part), the device's
-                                                                                          none: it is lost
-                                       the variable of an ``async for`` that waits for the next one: lost as well
+    references of a chain in flight: its ring, the device's
+                                               none: it is lost
+                                               the variable of an ``async for`` that waits for the next one: lost as well
 
 Nothing is paid for it per chain, and nothing by a device that is idle.
 """

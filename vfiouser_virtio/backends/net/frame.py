@@ -31,8 +31,8 @@ class Offload(NamedTuple):
 class Frame:
     """Ethernet frame, without its checksum (FCS): ``segments`` have ``length`` bytes together.
 
-    The views may be of a guest's memory: they are valid only until the call that they were handed to returns, and can
-    change under its hands. What is kept is a `copy`; what is looked at twice is copied first.
+    The views may be of a guest's memory: they, and the object itself, are valid only until the call that they were
+    handed to returns, and the bytes can change meanwhile. What is kept is a `copy`; what is looked at twice is copied.
     """
 
     __slots__ = ("length", "offload", "segments")

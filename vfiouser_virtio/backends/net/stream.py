@@ -138,6 +138,10 @@ class StreamNetdev(Link):
                     peer, _ = self._listener.accept()
                 except (BlockingIOError, ConnectionAbortedError):
                     await trio.lowlevel.wait_readable(self._listener)
+                except OSError:
+                    if self._listener.fileno() < 0:
+                        raise trio.ClosedResourceError from None
+                    raise
                 else:
                     self._attach(peer)
             elif self._reconnect:
