@@ -6,7 +6,7 @@ while chains are in flight::
 
     references of a chain in flight: its ring, the device's
                                                none: it is lost
-                                               the variable of an ``async for`` that waits for the next one: lost as well
+                                         the variable of an ``async for`` that waits for the next one: lost as well
 
 Nothing is paid for it per chain, and nothing by a device that is idle.
 """
