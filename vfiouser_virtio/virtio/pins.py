@@ -14,6 +14,11 @@ class Pins:
     def __init__(self) -> None:
         self._pins: dict[Pin, GuestMemory] = {}
         self._when_idle: list[Callable[[], None]] = []
+        # Not in `Virtqueue`: with more than 30 attributes, CPython (3.11) looks each of them up in a slower way.
+        self.held = 0
+        """How many of them are no tasks: see `Queue.hold`."""
+        self.reap: Callable[[], bool] | None = None
+        """See `Queue.bursts`."""
 
     @property
     def busy(self) -> bool:

@@ -102,7 +102,7 @@ class Queue:
         the device has to do that by itself.
         """
         virtqueue = self._served()
-        virtqueue.reap = reap
+        virtqueue.pins.reap = reap
         return Bursts(virtqueue, at_once)
 
     async def next(self) -> Chain:
@@ -176,10 +176,10 @@ class Queue:
         """
         virtqueue = self._served()
         pin = virtqueue.pins.add(virtqueue.memory, lambda: chain.ranges, cancel)
-        virtqueue.held += 1
+        virtqueue.pins.held += 1
 
         def release() -> None:
-            virtqueue.held -= 1
+            virtqueue.pins.held -= 1
             virtqueue.pins.remove(pin)
 
         return release
