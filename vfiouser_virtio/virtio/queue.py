@@ -50,12 +50,12 @@ class Queue:
     @property
     def notifications(self) -> int:
         """Available buffer notifications of the driver since the device's last reset."""
-        return 0 if self._virtqueue is None else self._virtqueue.notifications
+        return 0 if self._virtqueue is None else self._virtqueue.counts[0]
 
     @property
     def interrupts(self) -> int:
         """Used buffer notifications (interrupts) that were sent to the driver since the device's last reset."""
-        return 0 if self._virtqueue is None else self._virtqueue.interrupts
+        return 0 if self._virtqueue is None else self._virtqueue.counts[1]
 
     @property
     def coalescing(self) -> tuple[int, int]:

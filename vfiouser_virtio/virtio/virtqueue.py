@@ -56,6 +56,8 @@ class Virtqueue(QueueRegisters):
     """What is behind it, as negotiated."""
 
     # What few queues have is no attribute of all: of more than 30, CPython 3.11 looks each up in a slower way.
+    coalescing = (0, 0)
+    """See `Queue.coalesce`."""
     _coalescing: Coalescing | None = None
     _lasting = (0, 0)
 
@@ -82,10 +84,8 @@ class Virtqueue(QueueRegisters):
         """The reasons to hand out nothing: the value of a `Stop`; 0 for none."""
         self.notified = False
         """The driver has sent a notification since the last reset."""
-        self.notifications = self.interrupts = 0
-        """How many of them there were, in either direction, since `forget_counts`."""
-        self.coalescing = (0, 0)
-        """See `Queue.coalesce`."""
+        self.counts = [0, 0]
+        """Notifications of the driver, and interrupts, since `forget_counts`."""
         self.polling = Polling(poll)
         self.waiters: list[trio.lowlevel.Task] = []
         """The tasks that wait for this queue."""
@@ -136,7 +136,7 @@ class Virtqueue(QueueRegisters):
         if self.stopped:
             self.stopped &= _KICKED
         self.notified = self._asked = True
-        self.notifications += 1
+        self.counts[0] += 1
         self._wake()
 
     @property
@@ -164,7 +164,8 @@ class Virtqueue(QueueRegisters):
             self.memory.check(area.address, area.length, write=area.write)
         self._bound = self._new_ring(areas)
         self.enabled = True
-        self.coalesce(*self.coalescing, until_reset=True)  # with this size
+        if self.coalescing != (0, 0):
+            self.coalesce(*self.coalescing, until_reset=True)  # with this size
         self._wake()
 
     def _new_ring(self, areas: list[Area]) -> BoundRing:
@@ -226,7 +227,8 @@ class Virtqueue(QueueRegisters):
         self.notified = False
         self.burst.clear()
         self.pins.cancel()
-        self.coalesce(*self._lasting)
+        if self.coalescing != self._lasting or self._coalescing is not None:
+            self.coalesce(*self._lasting)
 
     async def _say_freed(self) -> None:
         self._room.freed()
@@ -526,7 +528,7 @@ class Virtqueue(QueueRegisters):
             elif self._coalescing is not None:
                 self._coalescing.shown(bound.ring.show(), self._spawn)
             elif bound.ring.publish():
-                self.interrupts += 1
+                self.counts[1] += 1
                 self._interrupt()
         except Exception as error:  # anything but a GuestError is a bug, but the caller may be the scheduler
             self._failed(error)
@@ -558,7 +560,7 @@ class Virtqueue(QueueRegisters):
 
     def forget_counts(self) -> None:
         """Count notifications and interrupts from 0 on."""
-        self.notifications = self.interrupts = 0
+        self.counts = [0, 0]
 
     def _notify_if_due(self) -> bool:
         """Interrupt the driver if it wants that for what it was shown; False while its ring is out of reach."""
@@ -575,5 +577,5 @@ class Virtqueue(QueueRegisters):
         return True
 
     def _notify(self) -> None:
-        self.interrupts += 1
+        self.counts[1] += 1
         self._interrupt()
