@@ -88,8 +88,32 @@ async def demo(folder: Path) -> None:
             title(6, "A line through our console, each way")
             await talk(guest, console)
             await guest.poweroff()
+    title(7, "Two guests on a network in this process")
+    await network(qemu, image)
     print(f"\n{BOLD}That was an unmodified QEMU; every register, ring and sector was Python's.{PLAIN}")
     print("Next: scripts/demo --shell, or docs/writing-a-device.md for a device of your own.")
+
+
+async def network(qemu: vm.Qemu, image: vm.GuestImage) -> None:
+    """Two guests, each with a network device of ours on the same hub: one gets a file of the other's."""
+    devices = ["net,hub=lan", "net,hub=lan"]
+    async with serve(*devices) as served:
+        one, other = served.qemu_devices
+        for device in devices:
+            print(f"   --device {device}")
+        async with (
+            vm.boot_guest(qemu, image, devices=[one], append="vm.guest=1") as first,
+            vm.boot_guest(qemu, image, devices=[other], append="vm.guest=2") as second,
+        ):
+            await tell(first, "hostname; ping -c 3 guest2 | tail -n 2")
+            await second.run("dd if=/dev/urandom of=/tmp/file bs=1M count=8 2>/dev/null; httpd -h /tmp", check=True)
+            sent = await tell(second, "hostname; sha256sum /tmp/file")
+            got = await tell(first, "wget -q http://guest2/file && sha256sum file")
+            assert got.split()[0] == sent.split()[1]
+            packets = await tell(first, "cat /sys/class/net/eth0/statistics/rx_packets")
+            print(f"   8 MiB in some {int(packets)} packets: segments of up to 64 KiB crossed whole")
+            await first.poweroff()
+            await second.poweroff()
 
 
 async def read_from_image(disk: Path, folder: Path) -> bytes:

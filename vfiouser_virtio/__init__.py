@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vfiouser_virtio.virtio.device import queue as queue
     from vfiouser_virtio.virtio.offer import Offer as Offer
     from vfiouser_virtio.virtio.options import Duration as Duration
+    from vfiouser_virtio.virtio.options import OneOf as OneOf
     from vfiouser_virtio.virtio.options import Size as Size
     from vfiouser_virtio.virtio.pins import Pinned as Pinned
     from vfiouser_virtio.virtio.queue import Queue as Queue
@@ -47,7 +48,7 @@ else:
         "serving.serve": ("Serving", "serve"),
         "transports": ("VirtioPci",),
         "virtio": ("Chain", "Device", "Offer", "Pinned", "Queue", "queue"),
-        "virtio.options": ("Duration", "Size"),
+        "virtio.options": ("Duration", "OneOf", "Size"),
     }
     __all__ = sorted(name for names in _HOMES.values() for name in names)
 
