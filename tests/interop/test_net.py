@@ -91,6 +91,7 @@ async def test_link_mtu_filter_and_vlan(
                 await machine.check_quiet(caplog)
 
 
+@pytest.mark.variant
 async def test_several_queues_and_a_driver_that_leaves_and_comes_back(
     qemu: vm.Qemu, guest_image: vm.GuestImage, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.qemu
 KEY = ":".join(f"{byte:02x}" for byte in range(40))
 
 
+@pytest.mark.variant
 async def test_ethtool(qemu: vm.Qemu, guest_image: vm.GuestImage, caplog: pytest.LogCaptureFixture) -> None:
     device = Net(mac="52:54:00:00:00:01", queues=2, hash=True)
     steering = device.control.settings.steering
