@@ -2,13 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 from support.vm_devices import MIB, Machine, booted
 
 from vfiouser_virtio import vm
-from vfiouser_virtio.backends.net.hub import HubNetdev
+from vfiouser_virtio.backends.net.hub import HubNetdev, join
+from vfiouser_virtio.backends.net.stream import StreamNetdev
 from vfiouser_virtio.devices.net import Net
 from vfiouser_virtio.protocols.virtio.net import NetFeature
 from vfiouser_virtio.virtio import Offer
@@ -113,3 +115,37 @@ async def test_several_queues_and_a_driver_that_leaves_and_comes_back(
             await one.run(f"ping -c 2 {ADDRESSES[1]}")
             for machine in machines:
                 await machine.check_quiet(caplog)
+
+
+@pytest.mark.variant
+async def test_a_guest_of_qemu_s_own_network_joins(
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two guests on a hub of ours, and a third one whose network device, and netdev, are QEMU's."""
+    stream = StreamNetdev(addr__path=tmp_path / "net.sock", server=True)
+    devices = [Net(netdev=HubNetdev(hub="lan"), mac=f"52:54:00:00:00:0{n}") for n in (1, 2)]
+    theirs = [
+        *("-netdev", f"stream,id=n0,server=off,addr.type=unix,addr.path={tmp_path / 'net.sock'}"),
+        *("-device", "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:03"),
+    ]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(join, HubNetdev(hub="lan"), stream)
+        async with (
+            booted(qemu, guest_image, {"one": devices[0]}) as first,
+            booted(qemu, guest_image, {"other": devices[1]}) as second,
+            vm.boot_guest(qemu, guest_image, extra_args=theirs) as third,
+        ):
+            with trio.fail_after(300):
+                for machine, address in zip((first, second), ADDRESSES, strict=True):
+                    await machine.run(SET_UP.format(address=address))
+                await third.run(
+                    f"ip addr add 192.0.2.3/24 dev eth0; ip link set eth0 up; ping -c 2 {ADDRESSES[0]}", check=True
+                )
+                await first.run("dd if=/dev/urandom of=/tmp/file bs=1M count=4 2>/dev/null")
+                expected = await first.run("sha256sum </tmp/file")
+                got = await third.run(f"wget -q -O - http://{ADDRESSES[0]}/file | sha256sum", check=True)
+                assert got.output.rstrip() == expected
+                await second.run("ping -c 2 192.0.2.3")
+                await first.check_quiet(caplog)
+        nursery.cancel_scope.cancel()
+    stream.close()
