@@ -82,7 +82,7 @@ class Opt(IntEnum):
     """64 bits: packets that were lost between this one and the one before."""
 
 
-class Direction(IntEnum):
+class PacketDirection(IntEnum):
     """Bits 0 and 1 of ``epb_flags``."""
 
     UNKNOWN = 0

@@ -37,7 +37,7 @@ _RSS_CONFIG, _RSS_QUEUE, _RSS_TAIL = map(codec, (net.RSS_CONFIG, net.RSS_QUEUE, 
 _HASH_CONFIG, _COAL, _COAL_VQ = map(codec, (net.HASH_CONFIG, net.COAL, net.COAL_VQ))
 
 
-class Refused(Exception):
+class CommandRefused(Exception):
     """Reason to answer ERR. Nothing has changed."""
 
 
@@ -81,9 +81,9 @@ class Settings:
             self.set_offloads(features)
 
     def check_pairs(self, pairs: int) -> None:
-        """Raises Refused for a number of pairs that cannot be used."""
+        """Raises CommandRefused for a number of pairs that cannot be used."""
         if not 0 < pairs <= self.pairs:
-            raise Refused(f"{pairs:#x} pairs of queues, of 0x1 to {self.pairs:#x}")
+            raise CommandRefused(f"{pairs:#x} pairs of queues, of 0x1 to {self.pairs:#x}")
 
 
 # ---- filter ----------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class Settings:
 
 def _set_mode(mode: CtrlRx, to: Settings, data: bytes, _room: int) -> bytes:
     if data[0] > 1:
-        raise Refused(f"value {data[0]:#x} is neither 0 nor 1")
+        raise CommandRefused(f"value {data[0]:#x} is neither 0 nor 1")
     to.filter.set_mode(mode, bool(data[0]))
     return b""
 
@@ -103,14 +103,14 @@ def _set_macs(to: Settings, data: bytes, _room: int) -> bytes:
     unicast, at = _macs(data, 0, group=False)
     multicast, at = _macs(data, at, group=True)
     if at != len(data):
-        raise Refused(f"{len(data) - at:#x} bytes follow its tables")
+        raise CommandRefused(f"{len(data) - at:#x} bytes follow its tables")
     to.filter.set_macs(unicast, multicast)
     return b""
 
 
 def _set_mac(to: Settings, mac: bytes, _room: int) -> bytes:
     if mac[0] & 1 or not any(mac):
-        raise Refused(f"{mac.hex(':')} is no address that a station can have")
+        raise CommandRefused(f"{mac.hex(':')} is no address that a station can have")
     if to.device.negotiated(NetFeature.MAC):
         to.device.config.set(mac=mac)
     to.filter.set_mac(mac)
@@ -143,10 +143,10 @@ def _change_offloads(to: Settings, data: bytes, _room: int) -> bytes:
             wanted ^= 1 << bit
             features |= feature.mask
     if wanted:
-        raise Refused(f"no offloads have the bits {wanted:#x}")
+        raise CommandRefused(f"no offloads have the bits {wanted:#x}")
     if more := features & ~to.device.driver_features:
         names = [each.name for each in net.OFFLOAD_BITS if more & each.mask]
-        raise Refused(f"{', '.join(names)} not negotiated")
+        raise CommandRefused(f"{', '.join(names)} not negotiated")
     to.change_offloads(features)
     return b""
 
@@ -163,17 +163,17 @@ def _set_pairs(to: Settings, data: bytes, _room: int) -> bytes:
 
 def _set_rss(to: Settings, data: bytes, _room: int) -> bytes:
     if len(data) < _RSS_CONFIG.size:
-        raise Refused(f"its data have {len(data):#x} bytes only")
+        raise CommandRefused(f"its data have {len(data):#x} bytes only")
     types, mask, unclassified = _RSS_CONFIG.unpack_from(data)
     count = mask + 1
     if count & mask or count > MAX_TABLE:
-        raise Refused(f"a table of {count:#x} entries, where a power of two is expected, up to {MAX_TABLE:#x}")
+        raise CommandRefused(f"a table of {count:#x} entries, where a power of two is expected, up to {MAX_TABLE:#x}")
     end = _RSS_CONFIG.size + count * _RSS_QUEUE.size
     if len(data) < end + _RSS_TAIL.size:
-        raise Refused(f"a table of {count:#x} entries and what follows it do not fit into {len(data):#x} bytes")
+        raise CommandRefused(f"a table of {count:#x} entries and what follows it do not fit into {len(data):#x} bytes")
     table = [queue for (queue,) in _RSS_QUEUE.iter_unpack(data[_RSS_CONFIG.size : end])]
     if (largest := max(unclassified, *table)) >= to.pairs:
-        raise Refused(f"receive queue {largest:#x}, of 0x0 to {to.pairs - 1:#x}")
+        raise CommandRefused(f"receive queue {largest:#x}, of 0x0 to {to.pairs - 1:#x}")
     pairs, length = _RSS_TAIL.unpack_from(data, end)
     to.check_pairs(pairs)
     key = _key(types, data[end + _RSS_TAIL.size :], length)
@@ -183,7 +183,7 @@ def _set_rss(to: Settings, data: bytes, _room: int) -> bytes:
 
 def _set_hash(to: Settings, data: bytes, _room: int) -> bytes:
     if len(data) < _HASH_CONFIG.size:
-        raise Refused(f"its data have {len(data):#x} bytes only")
+        raise CommandRefused(f"its data have {len(data):#x} bytes only")
     # Linux before 6.12 has a number of queues in what is reserved, as in the command for RSS.
     types, _, length = _HASH_CONFIG.unpack_from(data)
     key = _key(types, data[_HASH_CONFIG.size :], length)
@@ -227,61 +227,61 @@ def _get_statistics(to: Settings, data: bytes, room: int) -> bytes:
     try:
         return statistics(data, [*queues, own.__getitem__], to.device.driver_features, room)
     except ValueError as error:
-        raise Refused(str(error)) from None
+        raise CommandRefused(str(error)) from None
 
 
 # ---- parts of commands -----------------------------------------------------------------------------------------------
 
 
 def _macs(data: bytes, at: int, *, group: bool) -> tuple[list[bytes] | None, int]:
-    """A table of addresses (None: too many), and where it ends. Raises Refused."""
+    """A table of addresses (None: too many), and where it ends. Raises CommandRefused."""
     start = at + _MAC_TABLE.size
     if len(data) < start:
-        raise Refused(
+        raise CommandRefused(
             f"{len(data) - at:#x} bytes instead of a table of {'multicast' if group else 'unicast'} addresses"
         )
     (entries,) = _MAC_TABLE.unpack_from(data, at)
     end = start + entries * ETH_ALEN
     if end > len(data):
-        raise Refused(f"a table of {entries:#x} addresses, of {len(data) - start:#x} bytes")
+        raise CommandRefused(f"a table of {entries:#x} addresses, of {len(data) - start:#x} bytes")
     if entries > MAX_MACS:
         return None, end
     macs = [data[place : place + ETH_ALEN] for place in range(start, end, ETH_ALEN)]
     for mac in macs:
         if bool(mac[0] & 1) != group:
-            raise Refused(f"{mac.hex(':')} among the {'multicast' if group else 'unicast'} addresses")
+            raise CommandRefused(f"{mac.hex(':')} among the {'multicast' if group else 'unicast'} addresses")
     return macs, end
 
 
 def _vlan(data: bytes) -> int:
     vlan: int = _VLAN_ID.unpack(data)[0]
     if vlan > MAX_VLAN:
-        raise Refused(f"VLAN {vlan:#x}, of 0x0 to {MAX_VLAN:#x}")
+        raise CommandRefused(f"VLAN {vlan:#x}, of 0x0 to {MAX_VLAN:#x}")
     return vlan
 
 
 def _enabled_queue(to: Settings, index: int) -> Queue:
     queues = to.data_queues
     if index >= len(queues) or not queues[index].enabled:
-        raise Refused(f"queue {index:#x} is no receive or transmit queue that is enabled")
+        raise CommandRefused(f"queue {index:#x} is no receive or transmit queue that is enabled")
     return queues[index]
 
 
 def _key(types: int, data: bytes, length: int) -> bytes:
     """The hash key. More bytes may follow: Linux 6.12 sends one that pads its own structure."""
     if unknown := types & ~HASH_TYPES:
-        raise Refused(f"hash types {unknown:#x} are not among those that are supported, {HASH_TYPES:#x}")
+        raise CommandRefused(f"hash types {unknown:#x} are not among those that are supported, {HASH_TYPES:#x}")
     if length > MAX_KEY or (types and not length):
-        raise Refused(f"a key of {length:#x} bytes, of 0x1 to {MAX_KEY:#x}")
+        raise CommandRefused(f"a key of {length:#x} bytes, of 0x1 to {MAX_KEY:#x}")
     if length > len(data):
-        raise Refused(f"a key of {length:#x} bytes, in {len(data):#x}")
+        raise CommandRefused(f"a key of {length:#x} bytes, in {len(data):#x}")
     return data[:length]
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-class Command(NamedTuple):
+class ControlCommand(NamedTuple):
     """A command: what it needs, and what it does."""
 
     name: str
@@ -295,43 +295,49 @@ class Command(NamedTuple):
     """Bytes that its result has at least."""
 
 
-def _mode(mode: CtrlRx, feature: NetFeature) -> Command:
-    return Command(f"RX_{mode.name}", feature.mask, 1, partial(_set_mode, mode))
+def _mode(mode: CtrlRx, feature: NetFeature) -> ControlCommand:
+    return ControlCommand(f"RX_{mode.name}", feature.mask, 1, partial(_set_mode, mode))
 
 
-COMMANDS: dict[tuple[int, int], Command] = {
+COMMANDS: dict[tuple[int, int], ControlCommand] = {
     (CtrlClass.RX, CtrlRx.PROMISC): _mode(CtrlRx.PROMISC, NetFeature.CTRL_RX),
     (CtrlClass.RX, CtrlRx.ALLMULTI): _mode(CtrlRx.ALLMULTI, NetFeature.CTRL_RX),
     (CtrlClass.RX, CtrlRx.ALLUNI): _mode(CtrlRx.ALLUNI, NetFeature.CTRL_RX_EXTRA),
     (CtrlClass.RX, CtrlRx.NOMULTI): _mode(CtrlRx.NOMULTI, NetFeature.CTRL_RX_EXTRA),
     (CtrlClass.RX, CtrlRx.NOUNI): _mode(CtrlRx.NOUNI, NetFeature.CTRL_RX_EXTRA),
     (CtrlClass.RX, CtrlRx.NOBCAST): _mode(CtrlRx.NOBCAST, NetFeature.CTRL_RX_EXTRA),
-    (CtrlClass.MAC, CtrlMac.TABLE_SET): Command("MAC_TABLE_SET", NetFeature.CTRL_RX.mask, None, _set_macs),
-    (CtrlClass.MAC, CtrlMac.ADDR_SET): Command("MAC_ADDR_SET", NetFeature.CTRL_MAC_ADDR.mask, ETH_ALEN, _set_mac),
-    (CtrlClass.VLAN, CtrlVlan.ADD): Command("VLAN_ADD", NetFeature.CTRL_VLAN.mask, _VLAN_ID.size, _add_vlan),
-    (CtrlClass.VLAN, CtrlVlan.DEL): Command("VLAN_DEL", NetFeature.CTRL_VLAN.mask, _VLAN_ID.size, _remove_vlan),
-    (CtrlClass.ANNOUNCE, CtrlAnnounce.ACK): Command("ANNOUNCE_ACK", NetFeature.GUEST_ANNOUNCE.mask, 0, _announced),
-    (CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET): Command("MQ_VQ_PAIRS_SET", NetFeature.MQ.mask, _MQ_PAIRS.size, _set_pairs),
-    (CtrlClass.MQ, CtrlMq.RSS_CONFIG): Command("MQ_RSS_CONFIG", NetFeature.RSS.mask, None, _set_rss),
-    (CtrlClass.MQ, CtrlMq.HASH_CONFIG): Command("MQ_HASH_CONFIG", NetFeature.HASH_REPORT.mask, None, _set_hash),
-    (CtrlClass.GUEST_OFFLOADS, CtrlGuestOffloads.SET): Command(
+    (CtrlClass.MAC, CtrlMac.TABLE_SET): ControlCommand("MAC_TABLE_SET", NetFeature.CTRL_RX.mask, None, _set_macs),
+    (CtrlClass.MAC, CtrlMac.ADDR_SET): ControlCommand(
+        "MAC_ADDR_SET", NetFeature.CTRL_MAC_ADDR.mask, ETH_ALEN, _set_mac
+    ),
+    (CtrlClass.VLAN, CtrlVlan.ADD): ControlCommand("VLAN_ADD", NetFeature.CTRL_VLAN.mask, _VLAN_ID.size, _add_vlan),
+    (CtrlClass.VLAN, CtrlVlan.DEL): ControlCommand("VLAN_DEL", NetFeature.CTRL_VLAN.mask, _VLAN_ID.size, _remove_vlan),
+    (CtrlClass.ANNOUNCE, CtrlAnnounce.ACK): ControlCommand(
+        "ANNOUNCE_ACK", NetFeature.GUEST_ANNOUNCE.mask, 0, _announced
+    ),
+    (CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET): ControlCommand(
+        "MQ_VQ_PAIRS_SET", NetFeature.MQ.mask, _MQ_PAIRS.size, _set_pairs
+    ),
+    (CtrlClass.MQ, CtrlMq.RSS_CONFIG): ControlCommand("MQ_RSS_CONFIG", NetFeature.RSS.mask, None, _set_rss),
+    (CtrlClass.MQ, CtrlMq.HASH_CONFIG): ControlCommand("MQ_HASH_CONFIG", NetFeature.HASH_REPORT.mask, None, _set_hash),
+    (CtrlClass.GUEST_OFFLOADS, CtrlGuestOffloads.SET): ControlCommand(
         "GUEST_OFFLOADS_SET", NetFeature.CTRL_GUEST_OFFLOADS.mask, _OFFLOADS.size, _change_offloads
     ),
-    (CtrlClass.NOTF_COAL, CtrlNotfCoal.TX_SET): Command(
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.TX_SET): ControlCommand(
         "NOTF_COAL_TX_SET", NetFeature.NOTF_COAL.mask, _COAL.size, partial(_coalesce_all, 1)
     ),
-    (CtrlClass.NOTF_COAL, CtrlNotfCoal.RX_SET): Command(
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.RX_SET): ControlCommand(
         "NOTF_COAL_RX_SET", NetFeature.NOTF_COAL.mask, _COAL.size, partial(_coalesce_all, 0)
     ),
-    (CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_SET): Command(
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_SET): ControlCommand(
         "NOTF_COAL_VQ_SET", NetFeature.VQ_NOTF_COAL.mask, _COAL_VQ.size, _coalesce_one
     ),
-    (CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_GET): Command(
+    (CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_GET): ControlCommand(
         "NOTF_COAL_VQ_GET", NetFeature.VQ_NOTF_COAL.mask, _COAL_VQ.size - _COAL.size, _say_coalescing, _COAL.size
     ),
-    (CtrlClass.STATS, CtrlStats.QUERY): Command(
+    (CtrlClass.STATS, CtrlStats.QUERY): ControlCommand(
         "STATS_QUERY", NetFeature.DEVICE_STATS.mask, 0, _say_statistics, len(CAPABILITIES)
     ),
-    (CtrlClass.STATS, CtrlStats.GET): Command("STATS_GET", NetFeature.DEVICE_STATS.mask, None, _get_statistics),
+    (CtrlClass.STATS, CtrlStats.GET): ControlCommand("STATS_GET", NetFeature.DEVICE_STATS.mask, None, _get_statistics),
 }
 """By class and command."""

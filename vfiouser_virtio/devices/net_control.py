@@ -10,7 +10,7 @@
 A command has taken effect before its buffer is used. What no driver does is answered with ERR, and logged once.
 """
 
-from vfiouser_virtio.devices.net_commands import COMMANDS, Command, Refused, Settings
+from vfiouser_virtio.devices.net_commands import COMMANDS, CommandRefused, ControlCommand, Settings
 from vfiouser_virtio.protocols.virtio.net import CTRL_HDR_CODEC, Ack, NetFeature, Status
 from vfiouser_virtio.virtio import Chain, GuestError, Queue
 
@@ -80,24 +80,26 @@ class Control:
         command, settings = None, self.settings
         try:
             if len(request) < CTRL_HDR_CODEC.size:
-                raise Refused(f"{len(request):#x} bytes, of which class and command are {CTRL_HDR_CODEC.size:#x}")
+                raise CommandRefused(
+                    f"{len(request):#x} bytes, of which class and command are {CTRL_HDR_CODEC.size:#x}"
+                )
             command = COMMANDS.get(CTRL_HDR_CODEC.unpack_from(request))
             if command is None:
-                raise Refused(f"there is no command {request[1]:#x} of class {request[0]:#x}")
+                raise CommandRefused(f"there is no command {request[1]:#x} of class {request[0]:#x}")
             if not settings.device.driver_features & command.features:
-                raise Refused("its feature was not negotiated")
+                raise CommandRefused("its feature was not negotiated")
             data = request[CTRL_HDR_CODEC.size :]
             if command.size is not None and len(data) != command.size:
-                raise Refused(f"its data have {len(data):#x} bytes instead of {command.size:#x}")
+                raise CommandRefused(f"its data have {len(data):#x} bytes instead of {command.size:#x}")
             if room < command.result:
-                raise Refused(f"there is room for {room:#x} bytes of its result, which has {command.result:#x}")
+                raise CommandRefused(f"there is room for {room:#x} bytes of its result, which has {command.result:#x}")
             result = command.perform(settings, data, room)
-        except Refused as refused:
+        except CommandRefused as refused:
             self._refuse(command, str(refused))
             return bytes([Ack.ERR])
         settings.ok_num += 1
         return bytes([Ack.OK]) + result
 
-    def _refuse(self, command: Command | None, reason: str) -> None:
+    def _refuse(self, command: ControlCommand | None, reason: str) -> None:
         name = "a command" if command is None else f"command {command.name}"
         self.settings.device.log.once(("control", name), "control queue: %s of the driver is refused: %s", name, reason)

@@ -8,7 +8,7 @@ import trio
 
 from vfiouser_virtio.backends.net.hub import HubNetdev, join
 from vfiouser_virtio.backends.net.netdevs import NETDEVS
-from vfiouser_virtio.backends.net.wire import Wire
+from vfiouser_virtio.backends.net.wire import WireNetdev
 from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.virtio.options import Making
 
@@ -25,7 +25,7 @@ class HubWire:
 
     async def run(self) -> None:
         """Carry frames until the device's end is closed."""
-        wire = Wire(self.ours, self.port.describe(), keep=True)
+        wire = WireNetdev(self.ours, self.port.describe(), keep=True)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(join, self.port, wire)
@@ -42,7 +42,7 @@ def hub_wires(setups: Sequence[DeviceSetup]) -> list[HubWire]:
     for index, setup in enumerate(setups):
         for making in setup.arguments.values():
             if isinstance(making, Making) and making.constructor is NETDEVS["hub"]:
-                ours, theirs = Wire.pair()
+                ours, theirs = WireNetdev.pair()
                 port = HubNetdev(hub=making.arguments["hub"], isolated=making.arguments.get("isolated", False))
                 making.arguments["wire"] = theirs
                 wires.append(HubWire(index, port, ours, theirs))

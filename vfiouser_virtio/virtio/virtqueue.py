@@ -323,6 +323,8 @@ class Virtqueue(QueueRegisters):
             if burst:
                 if perf_counter() >= self.slice_end:
                     await self._wait_turn()
+                    if burst and not self.stopped and not burst[0].is_unmapped():
+                        return  # with no look at the clock: a chain a turn, however slow the machine is
                 else:
                     await self.park()  # until there is a reason to look again
             elif self._may_poll() and self.polling.should_spin():

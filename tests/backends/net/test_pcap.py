@@ -12,7 +12,7 @@ from vfiouser_virtio.backends.net.netdev import MAX_FRAME
 from vfiouser_virtio.backends.net.pcap import PcapNetdev
 from vfiouser_virtio.backends.net.pcap_file import packet, section
 from vfiouser_virtio.errors import DeviceError
-from vfiouser_virtio.protocols.pcap import Direction
+from vfiouser_virtio.protocols.pcap import PacketDirection
 
 START = 1_700_000_000_000_000_000
 
@@ -27,7 +27,7 @@ def frame(number: int) -> bytes:
     return number.to_bytes(4, "big").ljust(60, b".")
 
 
-def recorded(number: int, after: float = 0.0, direction: Direction = Direction.INBOUND) -> bytes:
+def recorded(number: int, after: float = 0.0, direction: PacketDirection = PacketDirection.INBOUND) -> bytes:
     return packet(frame(number), 60, START + round(after * 1e9), direction)
 
 
@@ -70,7 +70,7 @@ async def test_at_once_they_come_as_fast_as_the_guest_takes_them_and_each_time_a
 
 
 async def test_what_the_recorded_interface_sent_itself_is_left_out_unless_it_is_wanted(tmp_path: Path) -> None:
-    directions = [Direction.INBOUND, Direction.OUTBOUND, Direction.UNKNOWN]
+    directions = [PacketDirection.INBOUND, PacketDirection.OUTBOUND, PacketDirection.UNKNOWN]
     path = capture(tmp_path, *(recorded(number, direction=each) for number, each in enumerate(directions)))
     for outbound, expected in ((False, [frame(0), frame(2)]), (True, [frame(0), frame(1), frame(2)])):
         netdev, device = PcapNetdev(pcap=path, outbound=outbound), Device()
@@ -114,7 +114,7 @@ async def test_a_file_that_is_gone_later_ends_the_replay(tmp_path: Path, caplog:
 
 
 async def test_a_packet_that_is_no_frame_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = capture(tmp_path, packet(bytes(MAX_FRAME + 1), MAX_FRAME + 1, START, Direction.INBOUND), recorded(1))
+    path = capture(tmp_path, packet(bytes(MAX_FRAME + 1), MAX_FRAME + 1, START, PacketDirection.INBOUND), recorded(1))
     netdev, device = PcapNetdev(pcap=path), Device()
     async with running(netdev, device):
         await replayed(device, 1)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfiouser_virtio.backends.net.pcap_file import MAX_BLOCK, BadCapture, Packet, packet, packets, section
-from vfiouser_virtio.protocols.pcap import Direction
+from vfiouser_virtio.protocols.pcap import PacketDirection
 
 FRAME = bytes(range(61))  # of no length that is a multiple of four
 
@@ -43,7 +43,7 @@ def test_what_is_written_is_what_the_specification_says() -> None:
         + struct.pack("<I", 40)
     )  # fmt: skip
     stamp = 0x0123_4567_89AB_CDEF
-    assert packet(b"abcde", 60, stamp, Direction.OUTBOUND, lost=3) == (
+    assert packet(b"abcde", 60, stamp, PacketDirection.OUTBOUND, lost=3) == (
         struct.pack("<IIIIIII", 6, 64, 0, 0x01234567, 0x89ABCDEF, 5, 60) + b"abcde\0\0\0"
         + b"\x02\0\x04\0\x02\0\0\0" + b"\x04\0\x08\0" + struct.pack("<Q", 3) + b"\0\0\0\0" + struct.pack("<I", 64)
     )  # fmt: skip
@@ -51,12 +51,12 @@ def test_what_is_written_is_what_the_specification_says() -> None:
 
 @given(
     frames=st.lists(
-        st.tuples(st.binary(max_size=100), st.integers(0, (1 << 64) - 1), st.sampled_from(Direction)), max_size=5
+        st.tuples(st.binary(max_size=100), st.integers(0, (1 << 64) - 1), st.sampled_from(PacketDirection)), max_size=5
     ),
     size=st.integers(1, 200),
 )
 @settings(deadline=None)
-def test_what_was_written_is_read_back(frames: list[tuple[bytes, int, Direction]], size: int) -> None:
+def test_what_was_written_is_read_back(frames: list[tuple[bytes, int, PacketDirection]], size: int) -> None:
     data = section("app", "net0", 262144)
     for frame, stamp, direction in frames:
         data += packet(frame, len(frame), stamp, direction, lost=len(frame) % 3)
@@ -82,10 +82,10 @@ def test_pcapng_of_either_byte_order_is_read(order: str) -> None:
         + block(order, 3, struct.pack(f"{order}I", len(FRAME)) + FRAME)
     )
     assert list(packets([data])) == [
-        Packet(5_000_001_000, FRAME, Direction.UNKNOWN),
-        Packet(5 << 32, FRAME, Direction.INBOUND),
-        Packet(500_000_000, FRAME, Direction.UNKNOWN),
-        Packet(500_000_000, FRAME, Direction.UNKNOWN),  # a simple packet has no time of its own
+        Packet(5_000_001_000, FRAME, PacketDirection.UNKNOWN),
+        Packet(5 << 32, FRAME, PacketDirection.INBOUND),
+        Packet(500_000_000, FRAME, PacketDirection.UNKNOWN),
+        Packet(500_000_000, FRAME, PacketDirection.UNKNOWN),  # a simple packet has no time of its own
     ]
 
 
@@ -103,7 +103,7 @@ def test_classic_pcap_is_read(order: str, magic: int, unit: int) -> None:
     for fraction in (7, 8):
         data += struct.pack(f"{order}IIII", 3, fraction, len(FRAME), 100) + FRAME
     assert list(packets(in_pieces(data))) == [
-        Packet(3_000_000_000 + fraction * unit, FRAME, Direction.UNKNOWN) for fraction in (7, 8)
+        Packet(3_000_000_000 + fraction * unit, FRAME, PacketDirection.UNKNOWN) for fraction in (7, 8)
     ]
 
 

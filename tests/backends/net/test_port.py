@@ -12,14 +12,14 @@ from support.packets import Packet, ones_complement_sum
 from vfiouser_virtio.backends.net.frame import Offload, frame_of
 from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, Does
 from vfiouser_virtio.backends.net.offload import BadOffload
-from vfiouser_virtio.backends.net.port import QUEUE, Port
+from vfiouser_virtio.backends.net.port import QUEUE, NetPort
 from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
 
 FRAME = b"\xff" * 6 + b"\x52\0\0\0\0\1" + b"\x88\xb5hello"
 
 
 async def test_the_guests_frames_are_iterated_over_and_are_copies() -> None:
-    port = Port()
+    port = NetPort()
     async with running(port, Device()):
         memory = bytearray(FRAME)
         assert port.put(frame_of(memory))
@@ -32,7 +32,7 @@ async def test_the_guests_frames_are_iterated_over_and_are_copies() -> None:
 
 
 async def test_a_program_that_waits_gets_a_frame_when_it_comes_and_the_end_at_the_end() -> None:
-    port = Port()
+    port = NetPort()
     got = []
 
     async def read() -> None:
@@ -49,7 +49,7 @@ async def test_a_program_that_waits_gets_a_frame_when_it_comes_and_the_end_at_th
 
 
 async def test_what_a_slow_program_has_not_read_is_bounded_and_counted() -> None:
-    port = Port()
+    port = NetPort()
     for number in range(QUEUE + 3):
         assert port.put(frame_of(FRAME + bytes([number % 256])))
     assert port.counters.tx_dropped == 3
@@ -57,7 +57,7 @@ async def test_what_a_slow_program_has_not_read_is_bounded_and_counted() -> None
 
 
 async def test_frames_are_sent_when_the_guest_has_room() -> None:
-    port, device = Port(), Device(room=1)
+    port, device = NetPort(), Device(room=1)
     async with running(port, device) as nursery:
         assert await port.send(FRAME)
         nursery.start_soon(port.send, bytearray(FRAME))
@@ -70,7 +70,7 @@ async def test_frames_are_sent_when_the_guest_has_room() -> None:
 
 
 async def test_without_a_driver_frames_are_dropped() -> None:
-    port = Port()
+    port = NetPort()
     assert not await port.send(FRAME)
     sent = []
 
@@ -88,7 +88,7 @@ async def test_without_a_driver_frames_are_dropped() -> None:
 async def test_offloads_are_done_for_a_driver_that_has_not_accepted_them() -> None:
     packet = Packet(bytes(3000))
     offload = Offload(HdrFlags.NEEDS_CSUM, GsoType.TCPV4, 0, 1000, packet.transport, 16)
-    port, device = Port(), Device(does=Does(0))
+    port, device = NetPort(), Device(does=Does(0))
     async with running(port, device):
         await port.send(packet.build(partial=True), offload)
         assert device.taken() == [each.build(partial=False) for each in packet.cut(1000)]
@@ -103,8 +103,8 @@ async def test_offloads_are_done_for_a_driver_that_has_not_accepted_them() -> No
 
 
 async def test_the_example_answers_ping() -> None:
-    assert Port.__doc__ is not None
-    example = Port.__doc__.split("::\n", 1)[1].split("\n    ``does``", 1)[0]
+    assert NetPort.__doc__ is not None
+    example = NetPort.__doc__.split("::\n", 1)[1].split("\n    ``does``", 1)[0]
     names: dict[str, Any] = {}
     exec(textwrap.dedent(example), names)  # what the documentation says, as it says it
 
@@ -114,7 +114,7 @@ async def test_the_example_answers_ping() -> None:
     ip = bytes.fromhex("4500 0021 0001 0000 4001 0000") + bytes([10, 0, 0, 2, 10, 0, 0, 1])
     echo = other + guest + b"\x08\0" + ip + bytes.fromhex("0800 1234 0001 0001") + b"hello"
 
-    port, device = Port(), Device(does=Does(0))
+    port, device = NetPort(), Device(does=Does(0))
     async with running(port, device) as nursery:
         nursery.start_soon(names["answer_ping"], port)
         for data in (arp, echo, FRAME, arp[:-1] + b"\x09", b""):

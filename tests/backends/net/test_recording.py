@@ -17,10 +17,10 @@ from vfiouser_virtio.backends.net.frame import Frame, frame_of
 from vfiouser_virtio.backends.net.hub import HubNetdev
 from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.backends.net.pcap_file import Packet, packets
-from vfiouser_virtio.backends.net.port import Port
+from vfiouser_virtio.backends.net.port import NetPort
 from vfiouser_virtio.backends.net.recording import Recorded
 from vfiouser_virtio.errors import ConfigError, DeviceError
-from vfiouser_virtio.protocols.pcap import Direction
+from vfiouser_virtio.protocols.pcap import PacketDirection
 
 TO_ALL = b"\xff" * 6 + b"\x52\0\0\0\0\1" + b"\x88\xb5"
 
@@ -44,7 +44,7 @@ def ticks() -> Callable[[], int]:
 async def test_frames_of_both_directions_are_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.pcapng"
     path.write_bytes(b"an older recording" * 1000)
-    port = Port()
+    port = NetPort()
     recorded, device = Recorded(port, dump=path, clock=ticks()), Device()
     async with running(recorded, device):
         memory = bytearray(TO_ALL + b"question")
@@ -54,8 +54,8 @@ async def test_frames_of_both_directions_are_in_the_file(tmp_path: Path) -> None
     recorded.close()
 
     assert read(path) == [
-        Packet(1_700_000_000_123_457_000, TO_ALL + b"question", Direction.OUTBOUND),
-        Packet(1_700_000_000_123_458_000, TO_ALL + b"answer", Direction.INBOUND),
+        Packet(1_700_000_000_123_457_000, TO_ALL + b"question", PacketDirection.OUTBOUND),
+        Packet(1_700_000_000_123_458_000, TO_ALL + b"answer", PacketDirection.INBOUND),
     ]
     assert device.taken() == [TO_ALL + b"answer"]
 
@@ -69,7 +69,7 @@ def test_a_new_file_is_for_its_owner_only(tmp_path: Path) -> None:
 
 async def test_a_frame_that_waits_for_room_is_recorded_once(tmp_path: Path) -> None:
     path = tmp_path / "x.pcapng"
-    port = Port()
+    port = NetPort()
     recorded, device = Recorded(port, dump=path), Device(room=0)
     async with running(recorded, device) as nursery:
         nursery.start_soon(port.send, TO_ALL)

@@ -11,7 +11,7 @@ from support.packets import Packet
 
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
 from vfiouser_virtio.backends.net.netdev import MAX_FRAME, Does
-from vfiouser_virtio.backends.net.wire import Wire
+from vfiouser_virtio.backends.net.wire import WireNetdev
 from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
 
 PACKET = Packet(bytes(range(256)) * 20)
@@ -23,8 +23,8 @@ def numbered(number: int, length: int = 60) -> Frame:
 
 
 @asynccontextmanager
-async def wires(*devices: Device, keep: bool = False) -> AsyncIterator[tuple[Wire, Wire]]:
-    one, other = (Wire(end, "hub lan", keep=keep) for end in Wire.pair())
+async def wires(*devices: Device, keep: bool = False) -> AsyncIterator[tuple[WireNetdev, WireNetdev]]:
+    one, other = (WireNetdev(end, "hub lan", keep=keep) for end in WireNetdev.pair())
     async with running(one, devices[0]), running(other, devices[1]):
         yield one, other
     one.close()
@@ -107,7 +107,7 @@ async def test_a_device_without_room_holds_the_other_end_up() -> None:
 
 @pytest.mark.parametrize("keep", [False, True])
 async def test_what_comes_before_there_is_a_driver(keep: bool) -> None:
-    one, other = (Wire(end, "wire", keep=keep) for end in Wire.pair())
+    one, other = (WireNetdev(end, "wire", keep=keep) for end in WireNetdev.pair())
     for number in range(3):
         assert one.put(numbered(number))
     device = copying()
@@ -121,7 +121,7 @@ async def test_what_comes_before_there_is_a_driver(keep: bool) -> None:
 
 
 async def test_the_link_is_down_when_the_other_end_is_closed() -> None:
-    one, other = (Wire(end, "wire") for end in Wire.pair())
+    one, other = (WireNetdev(end, "wire") for end in WireNetdev.pair())
     async with running(one, Device()) as nursery:
         assert one.link
         nursery.start_soon(one.wait_link)

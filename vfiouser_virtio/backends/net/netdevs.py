@@ -15,7 +15,7 @@ from vfiouser_virtio.backends.net.shaping import Shaped
 from vfiouser_virtio.backends.net.stream import StreamNetdev
 from vfiouser_virtio.backends.net.tap import TapNetdev
 from vfiouser_virtio.backends.net.user import UserNetdev
-from vfiouser_virtio.backends.net.wire import Wire
+from vfiouser_virtio.backends.net.wire import WireNetdev
 from vfiouser_virtio.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def _hub(
     wire: socket.socket | None = None,
 ) -> Netdev:
     """A hub's port; with ``wire`` the hub is in another process, which has been told the rest."""
-    return HubNetdev(hub=hub, isolated=isolated) if wire is None else Wire(wire, f"hub {hub}")
+    return HubNetdev(hub=hub, isolated=isolated) if wire is None else WireNetdev(wire, f"hub {hub}")
 
 
 _SHAPE = _parameters(Shaped)

@@ -14,7 +14,7 @@ from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, FrameSink
 from vfiouser_virtio.backends.net.pcap_file import BadCapture, Packet, packets
 from vfiouser_virtio.backends.workers import Workers
 from vfiouser_virtio.errors import DeviceError
-from vfiouser_virtio.protocols.pcap import Direction
+from vfiouser_virtio.protocols.pcap import PacketDirection
 
 _PIECE = 256 << 10
 # Packets that are read from the file in one call of a thread.
@@ -96,7 +96,7 @@ class PcapNetdev(Link):
         batch, damage = await self._workers.run(read)
         while batch:
             for packet in batch:
-                if packet.direction is Direction.OUTBOUND and not self._outbound:
+                if packet.direction is PacketDirection.OUTBOUND and not self._outbound:
                     continue
                 if begin is None:
                     begin, first_ns = trio.current_time(), packet.time_ns

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from vfiouser_virtio.protocols import pcap
-from vfiouser_virtio.protocols.pcap import BlockType, Direction, Opt
+from vfiouser_virtio.protocols.pcap import BlockType, Opt, PacketDirection
 
 MAX_BLOCK = 16 << 20
 """Bytes of a block or packet that is read, as Wireshark has it: a file that says 4 GiB must not be believed."""
@@ -27,7 +27,7 @@ def _option(code: int, value: bytes) -> bytes:
 
 
 _END_OF_OPTIONS = _option(Opt.ENDOFOPT, b"")
-_EPB_FLAGS = {direction: _option(Opt.EPB_FLAGS, pcap.FLAGS_CODEC.pack(direction)) for direction in Direction}
+_EPB_FLAGS = {direction: _option(Opt.EPB_FLAGS, pcap.FLAGS_CODEC.pack(direction)) for direction in PacketDirection}
 
 
 def _block(kind: int, body: bytes) -> bytes:
@@ -45,7 +45,7 @@ def section(application: str, interface: str, snaplen: int) -> bytes:
     return _block(BlockType.SECTION_HEADER, header + options) + _block(BlockType.INTERFACE_DESCRIPTION, description)
 
 
-def packet(data: bytes, length: int, time_ns: int, direction: Direction, lost: int = 0) -> bytes:
+def packet(data: bytes, length: int, time_ns: int, direction: PacketDirection, lost: int = 0) -> bytes:
     """A packet of ``length`` bytes, of which these were captured; ``lost`` are missing before it."""
     options = _EPB_FLAGS[direction]
     if lost:
@@ -63,7 +63,7 @@ class Packet(NamedTuple):
     time_ns: int
     data: bytes
     """What was captured of it."""
-    direction: Direction
+    direction: PacketDirection
 
 
 class _Bytes:
@@ -132,7 +132,7 @@ def _classic(source: _Bytes, magic: bytes, big: bool, unit_ns: int) -> Iterator[
             if captured > MAX_BLOCK:
                 raise BadCapture(f"the packet at {at:#x} has {captured:#x} bytes, expected up to {MAX_BLOCK:#x}")
             data = source.must(captured, "a packet")
-            yield Packet(seconds * 1_000_000_000 + fraction * unit_ns, data, Direction.UNKNOWN)
+            yield Packet(seconds * 1_000_000_000 + fraction * unit_ns, data, PacketDirection.UNKNOWN)
 
     return read()
 
@@ -178,10 +178,14 @@ class _Section:
         per_second = 2**exponent if resolution & pcap.TSRESOL_BINARY else 10**exponent
         return _Interface(linktype, snaplen, (1_000_000_000, per_second))
 
-    def direction(self, options: bytes) -> Direction:
+    def direction(self, options: bytes) -> PacketDirection:
         value = self.option_of(options, Opt.EPB_FLAGS) or b""
         flags = int.from_bytes(value, "big" if self.big else "little") & pcap.DIRECTION_MASK
-        return Direction(flags) if flags in (Direction.INBOUND, Direction.OUTBOUND) else Direction.UNKNOWN
+        return (
+            PacketDirection(flags)
+            if flags in (PacketDirection.INBOUND, PacketDirection.OUTBOUND)
+            else PacketDirection.UNKNOWN
+        )
 
 
 def _pcapng(source: _Bytes) -> Iterator[Packet]:
@@ -210,7 +214,7 @@ def _pcapng(source: _Bytes) -> Iterator[Packet]:
                     (original,) = section.simple.unpack_from(body)
                     snaplen = section.interfaces[0].snaplen or original
                     data = body[section.simple.size :][: min(original, snaplen)]
-                    yield Packet(latest, data, Direction.UNKNOWN)
+                    yield Packet(latest, data, PacketDirection.UNKNOWN)
             except struct.error:
                 raise BadCapture(f"the block at {at:#x} has only {length:#x} bytes") from None
 

@@ -16,17 +16,17 @@ QUEUE = 256
 FrameLike: TypeAlias = "Frame | bytes | bytearray | memoryview"
 
 
-class Port(Link):
+class NetPort(Link):
     """`Netdev` whose network is a Python program: iterate over it to get the guest's frames, and `send` it others.
 
     Give it to a `Net` device and use it from a task beside the server. Here the other end answers ping, at 10.0.0.1::
 
         from vfiouser_virtio.backends.net.frame import Offload
-        from vfiouser_virtio.backends.net.port import Port
+        from vfiouser_virtio.backends.net.port import NetPort
 
         MAC, ADDRESS = bytes.fromhex("525400000001"), bytes([10, 0, 0, 1])
 
-        async def answer_ping(port: Port) -> None:
+        async def answer_ping(port: NetPort) -> None:
             async for frame in port:
                 data = bytearray(frame.tobytes())
                 if data[12:14] == b"\\x08\\x06" and data[38:42] == ADDRESS and data[20:22] == b"\\0\\1":  # who has it?
@@ -54,7 +54,7 @@ class Port(Link):
 
     # ---- for the program -----------------------------------------------------------------------------------------
 
-    def __aiter__(self) -> "Port":
+    def __aiter__(self) -> "NetPort":
         return self
 
     async def __anext__(self) -> Frame:

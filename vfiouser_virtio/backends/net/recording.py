@@ -16,7 +16,7 @@ from vfiouser_virtio.backends.net.pcap_file import packet, section
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.device_log import DeviceLog, id_in_making
 from vfiouser_virtio.errors import ConfigError, DeviceError
-from vfiouser_virtio.protocols.pcap import Direction
+from vfiouser_virtio.protocols.pcap import PacketDirection
 
 logger = logging.getLogger(__name__)
 
@@ -80,16 +80,16 @@ class Recorded:
     def put(self, frame: Frame) -> bool:
         if not self._netdev.put(frame):
             return False
-        self.record(frame, Direction.OUTBOUND)
+        self.record(frame, PacketDirection.OUTBOUND)
         return True
 
     async def wait_room(self) -> None:
         await self._netdev.wait_room()
 
     async def run(self, device: FrameSink) -> None:
-        await self._netdev.run(_Inward(self, device))
+        await self._netdev.run(_RecordedInward(self, device))
 
-    def record(self, frame: Frame, direction: Direction) -> None:
+    def record(self, frame: Frame, direction: PacketDirection) -> None:
         """Note that a frame has passed, as seen from the guest."""
         data = frame.tobytes() if frame.length <= self._maxlen else frame.head(self._maxlen)
         if self.writer.put(packet(data, frame.length, self._clock(), direction, self._lost)):
@@ -103,7 +103,7 @@ class Recorded:
         self.writer.close()
 
 
-class _Inward:
+class _RecordedInward:
     """`FrameSink` of the network's frames."""
 
     def __init__(self, recorded: Recorded, device: FrameSink) -> None:
@@ -117,7 +117,7 @@ class _Inward:
     def put(self, frame: Frame) -> bool:
         if not self._device.put(frame):
             return False
-        self._recorded.record(frame, Direction.INBOUND)
+        self._recorded.record(frame, PacketDirection.INBOUND)
         return True
 
     async def wait_room(self) -> None:

@@ -27,8 +27,8 @@ _BURST = 64
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}
 
 
-class Wire(Link):
-    """`Netdev` over one end of a socket pair; the other end is another `Wire`.
+class WireNetdev(Link):
+    """`Netdev` over one end of a socket pair; the other end is another `WireNetdev`.
 
     Whoever receives a frame has the work that its device leaves, so that each process has its own. What has come before
     there was a device is lost, or with ``keep`` is for it. The link is down once the other end is closed.
