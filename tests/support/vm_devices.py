@@ -248,3 +248,16 @@ def held() -> dict[str, int]:
         "threads": sum(not thread.name.startswith("Trio") for thread in threading.enumerate()),
         "tasks": trio.lowlevel.current_statistics().tasks_living,
     }
+
+
+async def check_held(before: Mapping[str, int]) -> None:
+    """No more is held than ``before``. What lasts for seconds, as the search for silent drivers, may end first."""
+    with trio.move_on_after(30):
+        while more_than(before):
+            await trio.sleep(0.2)
+    assert not more_than(before)
+
+
+def more_than(before: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """What `held` has more of than before: by kind, then and now."""
+    return {kind: (before[kind], count) for kind, count in held().items() if count > before[kind]}
