@@ -1,5 +1,6 @@
 """A Python program at the other end of the cable."""
 
+import inspect
 import textwrap
 from typing import Any
 
@@ -104,7 +105,8 @@ async def test_offloads_are_done_for_a_driver_that_has_not_accepted_them() -> No
 
 async def test_the_example_answers_ping() -> None:
     assert NetPort.__doc__ is not None
-    example = NetPort.__doc__.split("::\n", 1)[1].split("\n    ``does``", 1)[0]
+    # From 3.13 on Python takes the indentation off docstrings.
+    example = inspect.cleandoc(NetPort.__doc__).split("::\n", 1)[1].split("\n``does``", 1)[0]
     names: dict[str, Any] = {}
     exec(textwrap.dedent(example), names)  # what the documentation says, as it says it
 
