@@ -73,6 +73,30 @@ async def test_frames_in_pieces_and_many_at_once(tmp_path: Path, nursery: trio.N
     server.close()
 
 
+async def test_a_driver_that_leaves_in_the_middle_of_a_frame_costs_none(tmp_path: Path) -> None:
+    """The connection outlives it, and so does what of a frame has come."""
+    server = StreamNetdev(addr__path=tmp_path / "s", server=True)
+    peer = await trio.open_unix_socket(tmp_path / "s")
+    wire = struct.pack(">I", 60) + FRAME
+    full = Sink(room=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run, full)
+        await peer.send_all(wire + wire + wire[:30])  # the second one waits for room, the third is half there
+        await full.wait_frames(1)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    sink = Sink()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run, sink)
+        assert await sink.wait_frames(1) == [FRAME]
+        await peer.send_all(wire[30:])
+        assert await sink.wait_frames(2) == [FRAME, FRAME]
+        nursery.cancel_scope.cancel()
+    assert server.link
+    await peer.aclose()
+    server.close()
+
+
 async def test_the_length_of_no_frame_ends_the_connection(tmp_path: Path, nursery: trio.Nursery) -> None:
     server = StreamNetdev(addr__path=tmp_path / "s", server=True)
     sink = Sink()

@@ -70,6 +70,8 @@ class StreamNetdev(Link):
         self._peer: socket.socket | None = None
         self._inode = 0
         self._view = memoryview(bytearray(_READ + _LENGTH.size + MAX_LENGTH))
+        # Of what has come, this part is still to be handed over: also to the next driver, for a frame may be half here.
+        self._begin = self._end = 0
         # What of a frame the kernel has not taken: no other one may be sent before it.
         self._rest = b""
         if addr__type == "fd":
@@ -121,6 +123,7 @@ class StreamNetdev(Link):
         if peer.family != socket.AF_UNIX:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._peer = peer
+        self._begin = self._end = 0
         self._rest = b""
         self.set_link(True)
 
@@ -212,10 +215,19 @@ class StreamNetdev(Link):
 
     async def _receive(self, peer: socket.socket, device: FrameSink) -> None:
         """Until the peer has left, or says what no peer says."""
-        view, end = self._view, 0
+        view = self._view
         while True:
+            await self._deliver(device)
+            begin, end = self._begin, self._end
+            if end - begin >= _LENGTH.size and _LENGTH.unpack_from(view, begin)[0] > MAX_LENGTH:
+                self.log.once(
+                    "length", "%s: a frame longer than any is: no netdev is at the other end", self.describe()
+                )
+                return
+            view[: end - begin] = view[begin:end]
+            self._begin, self._end = 0, end - begin
             try:
-                count = peer.recv_into(view[end:], 0, socket.MSG_DONTWAIT)
+                count = peer.recv_into(view[self._end :], 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(peer)
                 continue
@@ -224,24 +236,16 @@ class StreamNetdev(Link):
                 return
             if not count:
                 return
-            end += count
-            done = await self._deliver(device, end)
-            if end - done >= _LENGTH.size and _LENGTH.unpack_from(view, done)[0] > MAX_LENGTH:
-                self.log.once(
-                    "length", "%s: a frame longer than any is: no netdev is at the other end", self.describe()
-                )
-                return
-            view[: end - done] = view[done:end]
-            end -= done
+            self._end += count
             await trio.lowlevel.checkpoint()
 
-    async def _deliver(self, device: FrameSink, end: int) -> int:
-        """Hand over all whole frames up to ``end``; the device may keep us waiting, and so the peer. Where they end."""
-        view, counters, done = self._view, self.counters, 0
-        while done + _LENGTH.size <= end:
-            (length,) = _LENGTH.unpack_from(view, done)
-            begin = done + _LENGTH.size
-            if length > MAX_LENGTH or begin + length > end:
+    async def _deliver(self, device: FrameSink) -> None:
+        """Hand over all whole frames that have come; the device may keep us waiting, and so the peer."""
+        view, counters = self._view, self.counters
+        while self._begin + _LENGTH.size <= self._end:
+            (length,) = _LENGTH.unpack_from(view, self._begin)
+            begin = self._begin + _LENGTH.size
+            if length > MAX_LENGTH or begin + length > self._end:
                 break
             if length:
                 frame = Frame([view[begin : begin + length]], length)
@@ -249,8 +253,7 @@ class StreamNetdev(Link):
                     await device.wait_room()
                 counters.rx_packets += 1
                 counters.rx_bytes += length
-            done = begin + length
-        return done
+            self._begin = begin + length
 
     # ---- end -----------------------------------------------------------------------------------------------------
 
