@@ -1,5 +1,6 @@
 """Network device (virtio 1.4, 5.1): configuration, packet header, control commands; names of linux/virtio_net.h.
 
+A long file, since the chapter is: it is one table after another, in the order of the chapter, with little between them.
 What is from "flow filter" on (5.1.6.6) is a matter of administration commands, and not here.
 """
 

@@ -1,4 +1,7 @@
-"""Commands of the network device's control queue: what each changes, and what is refused and changes nothing."""
+"""Commands of the network device's control queue: what each changes, and what is refused and changes nothing.
+
+A long file: one table of valid commands, which nearly all tests here go through, and what only one of them has.
+"""
 
 import itertools
 import logging

@@ -1,4 +1,7 @@
-"""Broken vfio-user servers (see `support.broken`)."""
+"""Broken vfio-user servers (see `support.broken`).
+
+A long file: one class a fault, each of a few lines, and the table that names them.
+"""
 
 import dataclasses
 import errno

@@ -1,4 +1,7 @@
-"""Queues that are looked at without a notification: when, for how long, and that it ends (virtio 1.4, 2.7.10)."""
+"""Queues that are looked at without a notification: when, for how long, and that it ends (virtio 1.4, 2.7.10).
+
+A long file, since its tests share a clock and a driver that are made for polling alone.
+"""
 
 import os
 import threading

@@ -84,11 +84,11 @@ async def test_stream_and_dgram(server: bool, tmp_path: Path) -> None:
 async def test_a_group(tmp_path: Path) -> None:
     path = tmp_path / "s"
     stream = StreamNetdev(addr__path=path, server=True)
-    group = {"host": "239.192.1.2", "port": 20000 + os.getpid() % 20000}
-    dgram = DgramNetdev(remote__host=group["host"], remote__port=group["port"], local__host="127.0.0.1")  # type: ignore[arg-type] # of two types
+    host, port = "239.192.1.2", 20000 + os.getpid() % 20000
+    dgram = DgramNetdev(remote__host=host, remote__port=port, local__host="127.0.0.1")
     async with qemu(
         f"stream,server=off,addr.type=unix,addr.path={path}",
-        f"dgram,remote.type=inet,remote.host={group['host']},remote.port={group['port']},"
+        f"dgram,remote.type=inet,remote.host={host},remote.port={port},"
         "local.type=inet,local.host=127.0.0.1,local.port=0",
     ):
         await exchange(stream, dgram)

@@ -28,7 +28,6 @@ MAX_LENGTH = 4096 + (64 << 10)
 """Bytes of a datagram that is taken: NET_BUFSIZE of QEMU."""
 # Frames between two looks at what other tasks have to do.
 _BURST = 64
-_IOV_MAX = 1024
 # Nobody is there at the moment, or it has no room: the frame is lost, and no error.
 _LOST = {errno.ECONNREFUSED, errno.ENOENT, errno.ENOBUFS, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
 
@@ -104,7 +103,7 @@ class DgramNetdev(Link):
     # ---- from the guest ------------------------------------------------------------------------------------------
 
     def put(self, frame: Frame) -> bool:
-        segments = frame.segments if len(frame.segments) <= _IOV_MAX else [memoryview(frame.tobytes())]
+        segments = frame.for_kernel()
         flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
         try:
             if self._to is None:

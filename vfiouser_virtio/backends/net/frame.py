@@ -7,6 +7,9 @@ into segments. It is struct virtio_net_hdr without what belongs to one ring (num
 from collections.abc import Sequence
 from typing import NamedTuple
 
+IOV_MAX = 1024
+"""Pieces that one system call takes (UIO_MAXIOV of Linux); a frame of a guest can have more."""
+
 
 class Offload(NamedTuple):
     """Work that is left to be done (virtio 1.4, 5.1.6.2): checksum, segmentation. Offsets are from the frame's start.
@@ -51,6 +54,12 @@ class Frame:
         """All of it."""
         segments = self.segments
         return segments[0].tobytes() if len(segments) == 1 else b"".join(segments)
+
+    def for_kernel(self, *header: bytes) -> list[bytes | memoryview]:
+        """What sendmsg(2) and writev(2) take: ``header``, then the frame, in one piece where it has too many."""
+        if len(self.segments) + len(header) > IOV_MAX:
+            return [*header, self.tobytes()]
+        return [*header, *self.segments]
 
     def copy(self) -> "Frame":
         """A frame with memory of its own."""

@@ -30,8 +30,6 @@ MAX_LENGTH = 4096 + (64 << 10)
 _LENGTH = struct.Struct(">I")
 # What is read at once: enough that a system call is shared by many small frames.
 _READ = 256 << 10
-# Buffers of one sendmsg(2), UIO_MAXIOV of Linux; a frame of a guest can have more.
-_IOV_MAX = 1024
 # Seconds; a host that does not answer at all would hold up the start for two minutes.
 _CONNECT_TIMEOUT = 5.0
 
@@ -164,11 +162,8 @@ class StreamNetdev(Link):
         if self._rest:
             return False
         length = frame.length
-        segments = frame.segments
-        if len(segments) >= _IOV_MAX:
-            segments = [memoryview(frame.tobytes())]
         try:
-            sent = peer.sendmsg([_LENGTH.pack(length), *segments], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sent = peer.sendmsg(frame.for_kernel(_LENGTH.pack(length)), (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return False
         except OSError:  # `run` will read the same, and say so

@@ -26,7 +26,6 @@ from vfiouser_virtio.protocols import tun
 from vfiouser_virtio.protocols.tun import IfFlags, TunOffload
 
 _DEVICE = "/dev/net/tun"
-_IOV_MAX = 1024
 # Frames between two looks at what other tasks have to do.
 _BURST = 64
 _COMPLETE = tun.VNET_HDR_CODEC.pack(0, 0, 0, 0, 0, 0)
@@ -83,12 +82,12 @@ class TapNetdev(Link):
     # ---- from the guest ------------------------------------------------------------------------------------------
 
     def put(self, frame: Frame) -> bool:
-        segments = frame.segments
-        if len(segments) >= _IOV_MAX:
-            segments = [memoryview(frame.tobytes())]
-        if self._with_header:
-            header = _COMPLETE if frame.offload is None else tun.VNET_HDR_CODEC.pack(*frame.offload)
-            segments = [header, *segments]  # type: ignore[list-item] # writev takes bytes as well
+        if not self._with_header:
+            segments = frame.for_kernel()
+        elif frame.offload is None:
+            segments = frame.for_kernel(_COMPLETE)
+        else:
+            segments = frame.for_kernel(tun.VNET_HDR_CODEC.pack(*frame.offload))
         try:
             os.writev(self._fd, segments)
         except BlockingIOError:

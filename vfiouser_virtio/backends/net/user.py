@@ -58,13 +58,14 @@ class UserNetdev(StreamNetdev):
         # One-off and fd: it ends with the socket, and so with this process, however that ends.
         self._command = [found, "--foreground", "--quiet", "--one-off", "--fd", str(self._theirs.fileno()), *forwards]
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = False
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         with ours:
             super().__init__(addr__type="fd", addr__str=ours.fileno())
         self.name_it(f"user {found}")
 
     async def run(self, device: FrameSink) -> None:
-        self.start()
+        await trio.to_thread.run_sync(self.start, abandon_on_cancel=True)  # its file system may hang
         async with trio.open_nursery() as nursery:
             nursery.start_soon(super().run, device)
             if self.link:
@@ -74,11 +75,11 @@ class UserNetdev(StreamNetdev):
 
     def start(self) -> None:
         """Start passt, once; `run` does so. It works in the network namespace of the thread that this is called in."""
-        if self._process is not None:
+        if self._started:
             return
+        self._started = True
         fd = self._theirs.fileno()
         try:
-            # Popen() returns when the program has been found and begun: some milliseconds.
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said, pass_fds=[fd]
             )

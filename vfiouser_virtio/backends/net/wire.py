@@ -21,7 +21,6 @@ from vfiouser_virtio.protocols.virtio.net import HDR_CODEC
 _SIZE = HDR_CODEC.size
 _COMPLETE = bytes(_SIZE)
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_IOV_MAX = 1024
 # Frames between two looks at what other tasks have to do.
 _BURST = 64
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}
@@ -51,9 +50,8 @@ class WireNetdev(Link):
     def put(self, frame: Frame) -> bool:
         offload = frame.offload
         header = _COMPLETE if offload is None else HDR_CODEC.pack(*offload, 0)
-        segments = frame.segments if len(frame.segments) < _IOV_MAX else [frame.tobytes()]
         try:
-            self._socket.sendmsg([header, *segments], (), _FLAGS)
+            self._socket.sendmsg(frame.for_kernel(header), (), _FLAGS)
         except BlockingIOError:
             return False
         except OSError as error:  # the other end is gone, or the frame is longer than the kernel takes
