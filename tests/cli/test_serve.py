@@ -45,6 +45,15 @@ async def greet(path: str) -> RawClient:
     return client
 
 
+async def listening(path: str) -> None:
+    """Wait until somebody listens at ``path``: the file is there from bind() on, listen() comes after it."""
+    while True:
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(path) == 0:
+                return
+        await trio.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("device", "status", "words"),
     [
@@ -287,8 +296,7 @@ async def test_a_reader_that_goes_away_is_no_reason_to_end(how: How, tmp_path: P
     )
     os.close(writer)
     with trio.fail_after(60):
-        while not os.path.exists(path):
-            await trio.sleep(0.01)
+        await listening(path)
         (await greet(path)).close()
         process.terminate()
         assert await process.wait() == 0
