@@ -29,6 +29,7 @@ def boot_disk(tmp_path: Path) -> Path:
     return disk
 
 
+@pytest.mark.diagonal("machine", "memory")
 @pytest.mark.parametrize("machine", ["q35", "pc"])
 @pytest.mark.parametrize("memory", ["shared", "private"])
 async def test_firmware_boots_from_our_disk(

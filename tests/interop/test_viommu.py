@@ -161,6 +161,7 @@ async def test_each_request_maps_its_pages_and_unmaps_them(
     target.unlink()
 
 
+@pytest.mark.variant
 async def test_thousands_of_pages_at_once(
     qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, amounts: Amounts
 ) -> None:
