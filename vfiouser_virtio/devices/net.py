@@ -15,6 +15,7 @@ from typing import Annotated
 
 import trio
 
+from vfiouser_virtio.backends.net.drops import DropReport
 from vfiouser_virtio.backends.net.netdev import Netdev
 from vfiouser_virtio.backends.net.netdevs import NETDEVS
 from vfiouser_virtio.backends.net.null import NullNetdev
@@ -139,6 +140,14 @@ class Net(Device):
         """The way from the network to the driver."""
         self.transmitter = Transmitter(self.queues[1 : 2 * queues : 2], self.netdev, steering, self.log)
         """The way from the driver to the network."""
+        self.drops = DropReport(
+            self.log,
+            self.netdev.describe,
+            to_guest=(self.netdev.counters.rx_drops, self.receiver.drops),
+            from_guest=(self.netdev.counters.tx_drops, self.transmitter.drops),
+            totals=lambda: str(self.netdev.counters),
+        )
+        """What the user is told of frames that were dropped."""
         counters = [
             counter_of(each, each.queue)
             for pair in zip(self.receiver.queues, self.transmitter.queues, strict=True)
@@ -231,14 +240,17 @@ class Net(Device):
         self.receiver.reset()
         self.transmitter.reset()
         self.log.forget()
+        self.drops.driver_left()
 
     def close(self) -> None:
+        self.drops.end()
         self.netdev.close()
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.receiver.run, self.netdev)
             nursery.start_soon(self._watch_link)
+            nursery.start_soon(self.drops.run)
             await trio.lowlevel.checkpoint()  # the netdev runs before it is given a frame
             for queue in self.transmitter.queues:
                 nursery.start_soon(self.transmitter.serve, queue)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 import trio
 
+from vfiouser_virtio.backends.net.drops import Drop, Drops
 from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.netdev import Does, Netdev
 from vfiouser_virtio.backends.net.offload import BadOffload, finish, needs
@@ -116,6 +117,8 @@ class Receiver:
         self.log = log
         self.filtered = 0
         """Frames that the driver does not want to see."""
+        self.drops = Drops()
+        """Those that it does not get to see for another reason; resets of the device do not change them."""
         self.does = Does(0)
         self._running, self._link = False, True
         self._open = False
@@ -188,6 +191,7 @@ class Receiver:
         """See `FrameSink`. A long function, since each call that it saves is a tenth of what a short frame takes."""
         if not self._open:
             self.queues[0].drops += 1
+            self.drops.add(Drop.LINK_DOWN if self._running else Drop.NO_DRIVER)
             return True
         if not self.filter.everything and not self.filter.accepts(frame):
             self.filtered += 1
@@ -222,6 +226,7 @@ class Receiver:
             pieces = iter(finish(frame, self._does))
         except BadOffload as error:
             self.queues[0].drops += 1
+            self.drops.add(Drop.BAD_OFFLOAD)
             self.log.once("bad offload of the network", "a frame of the network is dropped: %s", error)
             return True
         first = next(pieces)
@@ -257,6 +262,7 @@ class Receiver:
             hashed = (value, report, *self._no_hash[2:]) if self._no_hash else None
         if length > self._limit and (offload is None or not offload.gso_type) and not self._is_tagged(frame):
             receiveq.drops += 1
+            self.drops.add(Drop.TOO_LONG)
             return True
         queue, total = receiveq.queue, length + self._size
         try:
@@ -264,6 +270,10 @@ class Receiver:
             if chain is None:
                 if not queue.enabled:
                     return self._deliver_elsewhere(receiveq, frame)
+                if queue.abandoned:
+                    receiveq.drops += 1
+                    self.drops.add(Drop.NO_CLIENT)
+                    return True
                 self._lacking = queue, 1
                 return False
             if chain.room < total:
@@ -287,6 +297,7 @@ class Receiver:
             if each.queue.enabled and self.steering.move(frame, pair):
                 return self._deliver(frame)
         receiveq.drops += 1
+        self.drops.add(Drop.NO_QUEUE)
         return True
 
     def _spread(self, receiveq: ReceiveQueue, first: Chain, frame: Frame, hashed: tuple[int, ...] | None) -> bool:
@@ -312,6 +323,7 @@ class Receiver:
             self._gave_up = False
             receiveq.drops += 1
             receiveq.drop_overruns += 1
+            self.drops.add(Drop.SMALL_BUFFERS)
             self.log.once(
                 "receive buffers too small",
                 "a frame of %#x bytes is dropped: the driver has %d receive buffers for it, of %#x bytes together, and "
@@ -346,6 +358,7 @@ class Receiver:
 
     def _fail(self, error: Exception) -> None:
         self.queues[0].drops += 1
+        self.drops.add(Drop.BROKEN)
         self._error = error
         self._wake_pump.set()
 

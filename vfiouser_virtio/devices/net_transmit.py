@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain as chain_of
 
+from vfiouser_virtio.backends.net.drops import Drop, Drops
 from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.netdev import MAX_FRAME, Netdev
 from vfiouser_virtio.backends.net.offload import BadOffload, check, finish, needs
@@ -73,6 +74,8 @@ class Transmitter:
         self.netdev = netdev
         self.link = True
         """Packets are dropped while there is none."""
+        self.drops = Drops()
+        """Packets that did not get there; resets of the device do not change them."""
         self.steering = steering
         self.log = log
         self.begin(0)
@@ -141,6 +144,7 @@ class Transmitter:
                     frame.offload = None
                 if not self.link:
                     transmitq.drops += 1
+                    self.drops.add(Drop.LINK_DOWN)
                     chain.complete(0)
                     continue
                 if steering.learns:
@@ -225,5 +229,6 @@ class Transmitter:
     def _drop_malformed(self, transmitq: TransmitQueue, chain: Chain, why: str) -> None:
         transmitq.drops += 1
         transmitq.drop_malformed += 1
+        self.drops.add(Drop.MALFORMED)
         self.log.once("malformed packet", "the driver's packet is dropped: %s", why)
         chain.complete(0)

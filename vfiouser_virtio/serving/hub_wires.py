@@ -1,16 +1,21 @@
 """Hubs whose devices are in processes of their own: the hub is in the parent, a wire leads from it to each device."""
 
+import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import trio
 
+from vfiouser_virtio.backends.net.drops import DropReport
 from vfiouser_virtio.backends.net.hub import HubNetdev, join
 from vfiouser_virtio.backends.net.netdevs import NETDEVS
 from vfiouser_virtio.backends.net.wire import WireNetdev
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.virtio.options import Making
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,8 @@ class HubWire:
 
     device: int
     """Index among the devices."""
+    name: str
+    """Of the device."""
     port: HubNetdev
     ours: socket.socket
     theirs: socket.socket
@@ -26,13 +33,22 @@ class HubWire:
     async def run(self) -> None:
         """Carry frames until the device's end is closed."""
         wire = WireNetdev(self.ours, self.port.describe(), keep=True)
+        to_hub, to_device = self.port.counters, wire.counters  # the device's process has its own, and tells them
+        report = DropReport(
+            DeviceLog(logger, self.name),
+            self.port.describe,
+            to_guest=(to_hub.rx_drops, to_device.tx_drops),
+            from_guest=(to_hub.tx_drops, to_device.rx_drops),
+        )
         try:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(report.run)
                 nursery.start_soon(join, self.port, wire)
                 while wire.link:
                     await wire.wait_link()
                 nursery.cancel_scope.cancel()
         finally:
+            report.end()
             wire.close()
 
 
@@ -45,7 +61,7 @@ def hub_wires(setups: Sequence[DeviceSetup]) -> list[HubWire]:
                 ours, theirs = WireNetdev.pair()
                 port = HubNetdev(hub=making.arguments["hub"], isolated=making.arguments.get("isolated", False))
                 making.arguments["wire"] = theirs
-                wires.append(HubWire(index, port, ours, theirs))
+                wires.append(HubWire(index, setup.name, port, ours, theirs))
     return wires
 
 

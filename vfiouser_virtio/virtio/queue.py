@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
 from vfiouser_virtio.virtio.pins import Pinned
+from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.vring import Chain
+
+_ABANDONED = Stop.UNTIL_KICK.value
 
 
 class Queue:
@@ -44,6 +47,11 @@ class Queue:
     def enabled(self) -> bool:
         """Whether the driver has enabled the queue (``queue_enable``), and not reset it since."""
         return self._virtqueue is not None and self._virtqueue.enabled
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the client has left, and with it the guest: until another one goes on, no buffer will come."""
+        return self._virtqueue is not None and bool(self._virtqueue.stopped & _ABANDONED)
 
     # ---- notifications -------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import trio
 
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.address import AddressType, SocketAddress, SocketName
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink
@@ -113,7 +114,7 @@ class DgramNetdev(Link):
         except BlockingIOError:
             return False
         except OSError as error:
-            self.counters.tx_dropped += 1
+            self.counters.tx_drops.add(Drop.NO_PEER if error.errno in _LOST else Drop.REFUSED)
             if error.errno not in _LOST:
                 self.log.once(error.errno, "%s: frame of %#x bytes: %s", self.describe(), frame.length, error.strerror)
             return True
@@ -147,7 +148,7 @@ class DgramNetdev(Link):
                 await trio.lowlevel.checkpoint()
                 continue
             if flags & socket.MSG_TRUNC or not count:
-                self.counters.rx_dropped += 1
+                self.counters.rx_drops.add(Drop.TOO_LONG if count else Drop.MALFORMED)
             else:
                 frame = Frame([self._buffer[:count]], count)
                 while not device.put(frame):

@@ -12,6 +12,7 @@ import weakref
 
 import trio
 
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import ALL, FrameSink, Netdev
@@ -68,7 +69,7 @@ class HubNetdev(Link):
     An ``isolated`` port reaches only ports that are not, and is reached by those only.
 
     `Counters`: a frame that a device or guest has sent in vain (no address, not allowed, lies in its offload header) is
-    in ``tx_dropped`` of its port; one that the receiver had no room for is in ``rx_dropped`` of the receiver's.
+    in ``tx_drops`` of its port; one that the receiver had no room for is in ``rx_drops`` of the receiver's.
     """
 
     does = ALL
@@ -99,10 +100,10 @@ class HubNetdev(Link):
         if station is not None and station.port is self:
             station.seen = self._tick
         elif not self._learn(source):
-            counters.tx_dropped += 1
+            counters.tx_drops.add(Drop.BAD_SENDER)
             return True
         if hub.depth == _MAX_DEPTH:
-            counters.tx_dropped += 1
+            counters.tx_drops.add(Drop.LOOP)
             return True
 
         hub.depth += 1
@@ -113,12 +114,12 @@ class HubNetdev(Link):
             else:
                 target = station.port
                 if target is self or (self.isolated and target.isolated):
-                    counters.tx_dropped += 1
+                    counters.tx_drops.add(Drop.OWN_PORT if target is self else Drop.ISOLATED)
                 elif not target.outlet.take(frame):
                     self._blocked = target.outlet
                     return False
         except BadOffload as error:
-            counters.tx_dropped += 1
+            counters.tx_drops.add(Drop.BAD_OFFLOAD)
             self.log.once("offload", "%s: a frame that was sent here is dropped: %s", self.describe(), error)
         finally:
             hub.depth -= 1
@@ -130,7 +131,7 @@ class HubNetdev(Link):
         isolated = self.isolated
         for port in self.hub.ports:
             if port is not self and not (isolated and port.isolated) and not port.outlet.take(frame):
-                port.counters.rx_dropped += 1
+                port.counters.rx_drops.add(Drop.NO_BUFFERS)
 
     async def wait_room(self) -> None:
         """Wait until the port that had no room has some, or is waited for no more."""

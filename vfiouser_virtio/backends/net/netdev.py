@@ -9,10 +9,11 @@ A frame is handed over in a call: nothing is kept, copied or made for it on the 
 has no room says so, and what becomes of the frame is up to who has it: wait, keep it, or drop it and count it.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Protocol
 
+from vfiouser_virtio.backends.net.drops import Drops
 from vfiouser_virtio.backends.net.frame import Frame
 
 MAX_FRAME = (64 << 10) + 54
@@ -44,14 +45,27 @@ class Counters:
     tx_packets: int = 0
     tx_bytes: int = 0
     """From the guest to the network."""
-    tx_dropped: int = 0
     rx_packets: int = 0
     rx_bytes: int = 0
     """From the network to the guest."""
-    rx_dropped: int = 0
+    tx_drops: Drops = field(default_factory=Drops)
+    rx_drops: Drops = field(default_factory=Drops)
 
     def __str__(self) -> str:
-        return ", ".join(f"{each.name} {value}" for each in fields(self) if (value := getattr(self, each.name)))
+        return (
+            f"{self.tx_packets} frames ({self.tx_bytes} bytes) from the guest, "
+            f"{self.rx_packets} ({self.rx_bytes} bytes) to it"
+        )
+
+    @property
+    def tx_dropped(self) -> int:
+        """Frames of the guest that were dropped, for whatever reason."""
+        return self.tx_drops.total
+
+    @property
+    def rx_dropped(self) -> int:
+        """Frames for the guest that were dropped, for whatever reason."""
+        return self.rx_drops.total
 
 
 class FrameSink(Protocol):

@@ -2,6 +2,7 @@
 
 import trio
 
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.netdev import ALL, Counters, FrameSink
 
@@ -21,7 +22,7 @@ class NullNetdev:
     def put(self, frame: Frame) -> bool:
         self.counters.tx_packets += 1
         self.counters.tx_bytes += frame.length
-        self.counters.tx_dropped += 1
+        self.counters.tx_drops.add(Drop.NO_NETWORK)
         return True
 
     async def wait_room(self) -> None:

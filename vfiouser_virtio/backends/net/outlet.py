@@ -4,6 +4,7 @@ from collections import deque
 
 import trio
 
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.netdev import Counters, FrameSink
 from vfiouser_virtio.backends.net.offload import finish, takes
@@ -21,7 +22,7 @@ _EARNED_WITH_ROOM = 0.1
 
 
 class Outlet:
-    """Way to the device of one port, while one is there; counts ``rx_packets``, ``rx_bytes`` and ``rx_dropped``."""
+    """Way to the device of one port, while one is there; counts ``rx_packets``, ``rx_bytes`` and ``rx_drops``."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -48,7 +49,7 @@ class Outlet:
         sink = self._sink
         counters = self._counters
         if sink is None:
-            counters.rx_dropped += 1
+            counters.rx_drops.add(Drop.NO_DRIVER)
             return True
         if self._rest and not self._send_rest(sink):
             return self._no_room()
@@ -81,7 +82,7 @@ class Outlet:
             self._drop_at = now + self._patience
         if now < self._drop_at:
             return False
-        counters.rx_dropped += 1
+        counters.rx_drops.add(Drop.NO_BUFFERS)
         return True
 
     def _send_rest(self, sink: FrameSink) -> bool:
@@ -118,5 +119,5 @@ class Outlet:
                 self._has_rest = trio.Event()
         finally:
             self._sink = None
-            counters.rx_dropped += len(self._rest)
+            counters.rx_drops.add(Drop.DRIVER_LEFT, len(self._rest))
             self._rest.clear()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import trio
 
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, frame_of
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, FrameSink
@@ -61,7 +62,7 @@ class PcapNetdev(Link):
     def put(self, frame: Frame) -> bool:
         self.counters.tx_packets += 1
         self.counters.tx_bytes += frame.length
-        self.counters.tx_dropped += 1
+        self.counters.tx_drops.add(Drop.NO_NETWORK)
         return True
 
     async def wait_room(self) -> None:
@@ -111,7 +112,7 @@ class PcapNetdev(Link):
 
     async def _send(self, device: FrameSink, data: bytes) -> None:
         if len(data) > MAX_FRAME:
-            self.counters.rx_dropped += 1
+            self.counters.rx_drops.add(Drop.TOO_LONG)
             self.log.once("long", "%s: a packet of %#x bytes is left out", self.describe(), len(data))
             return
         frame = frame_of(data)

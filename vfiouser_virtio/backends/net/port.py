@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import trio
 
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import MAX_FRAME, Does, FrameSink
@@ -40,7 +41,7 @@ class NetPort(Link):
                     await port.send(data, Offload(1, 0, 34, 0, 34, 2))
 
     ``does`` says which offloads the program takes: what it does not is done before (nothing is left to do by default).
-    Frames that the program is not quick enough for are dropped beyond `QUEUE`, and counted as ``tx_dropped``.
+    Frames that the program is not quick enough for are dropped beyond `QUEUE`, and counted in ``counters.tx_drops``.
     """
 
     def __init__(self, name: str = "port", *, does: Does = Does(0)) -> None:  # noqa: B008 - a number
@@ -81,13 +82,13 @@ class NetPort(Link):
         await trio.lowlevel.checkpoint()
         device = self._device
         if device is None:
-            self.counters.rx_dropped += 1
+            self.counters.rx_drops.add(Drop.NO_DRIVER)
             return False
         for piece in finish(frame, device.does):
             while not device.put(piece):
                 await self._wait_room(device)
                 if self._device is not device:
-                    self.counters.rx_dropped += 1
+                    self.counters.rx_drops.add(Drop.DRIVER_LEFT)
                     return False
             self.counters.rx_packets += 1
             self.counters.rx_bytes += piece.length
@@ -111,7 +112,7 @@ class NetPort(Link):
             self._frames.append(frame.copy())
             self._arrived.set()
         else:
-            self.counters.tx_dropped += 1
+            self.counters.tx_drops.add(Drop.QUEUE_FULL)
         return True
 
     async def wait_room(self) -> None:

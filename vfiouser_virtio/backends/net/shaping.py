@@ -10,6 +10,7 @@ from typing import Annotated
 
 import trio
 
+from vfiouser_virtio.backends.net.drops import Drop, Drops
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.netdev import Counters, Does, FrameSink, Netdev
 from vfiouser_virtio.backends.net.offload import BadOffload, finish
@@ -103,7 +104,7 @@ class Shaped:
         self._netdev.close()
 
     def put(self, frame: Frame) -> bool:
-        self.counters.tx_dropped += self._out.put(frame)
+        self._out.put(frame, self.counters.tx_drops)
         return True
 
     async def wait_room(self) -> None:
@@ -116,22 +117,22 @@ class Shaped:
                 nursery.start_soon(self._carry_out)
                 nursery.start_soon(self._carry_in, device)
         finally:  # another driver gets nothing that was for this one
-            self.counters.tx_dropped += self._out.clear()
-            self.counters.rx_dropped += self._in.clear()
+            self.counters.tx_drops.add(Drop.DRIVER_LEFT, self._out.clear())
+            self.counters.rx_drops.add(Drop.DRIVER_LEFT, self._in.clear())
 
     async def _carry_out(self) -> None:
         async for frame in self._out:
             if not await _hand_on(frame, self._netdev):
-                self.counters.tx_dropped += 1
+                self.counters.tx_drops.add(Drop.BAD_OFFLOAD)
 
     async def _carry_in(self, device: FrameSink) -> None:
         async for frame in self._in:
             if not await _hand_on(frame, device):
-                self.counters.rx_dropped += 1
+                self.counters.rx_drops.add(Drop.BAD_OFFLOAD)
 
     def put_in(self, frame: Frame) -> None:
         """Take a frame from the network."""
-        self.counters.rx_dropped += self._in.put(frame)
+        self._in.put(frame, self.counters.rx_drops)
 
 
 class _Inward:
@@ -174,20 +175,20 @@ class _Way:
         self._changed = trio.Event()
         self._burst = 0
 
-    def put(self, frame: Frame) -> int:
-        """Take a frame; how many were lost."""
+    def put(self, frame: Frame, drops: Drops) -> None:
+        """Take a frame, or lose it."""
         shape, chance = self._shape, self._random
         # All are drawn for every frame: whether others are duplicated does not change which are lost.
         lost, doubled, early, more, still_more = chance(), chance(), chance(), chance(), chance()
         if lost < shape.loss:
-            return 1
+            drops.add(Drop.CHANCE)
+            return
         jitters = [more, still_more] if doubled < shape.duplicate else [more]
         now = trio.current_time()
         copy: Frame | None = None
-        missing = 0
         for jitter in jitters:
             if len(self._frames) >= MAX_FRAMES or self._bytes + frame.length > MAX_BYTES:
-                missing += 1
+                drops.add(Drop.QUEUE_FULL)
                 continue
             copy = copy or frame.copy()
             at = now
@@ -200,7 +201,6 @@ class _Way:
             self._bytes += frame.length
             if self._frames[0][1] == self._number:
                 self._changed.set()
-        return missing
 
     def clear(self) -> int:
         """Lose all; how many that were."""

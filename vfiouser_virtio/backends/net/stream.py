@@ -18,6 +18,7 @@ import trio
 
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink
@@ -157,7 +158,7 @@ class StreamNetdev(Link):
     def put(self, frame: Frame) -> bool:
         peer, counters = self._peer, self.counters
         if peer is None:
-            counters.tx_dropped += 1
+            counters.tx_drops.add(Drop.NO_PEER)
             return True
         if self._rest:
             return False
@@ -167,7 +168,7 @@ class StreamNetdev(Link):
         except BlockingIOError:
             return False
         except OSError:  # `run` will read the same, and say so
-            counters.tx_dropped += 1
+            counters.tx_drops.add(Drop.NO_PEER)
             return True
         if sent < _LENGTH.size + length:
             self._rest = (_LENGTH.pack(length) + frame.tobytes())[sent:]

@@ -18,6 +18,7 @@ from typing import Annotated
 import trio
 
 from vfiouser_virtio.backends.closing import close_fd
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, Does, FrameSink
@@ -26,6 +27,8 @@ from vfiouser_virtio.protocols import tun
 from vfiouser_virtio.protocols.tun import IfFlags, TunOffload
 
 _DEVICE = "/dev/net/tun"
+# The interface is down, or was deleted.
+_DOWN = {errno.EIO, errno.EBADFD}
 # Frames between two looks at what other tasks have to do.
 _BURST = 64
 _COMPLETE = tun.VNET_HDR_CODEC.pack(0, 0, 0, 0, 0, 0)
@@ -93,7 +96,7 @@ class TapNetdev(Link):
         except BlockingIOError:
             return False
         except OSError as error:  # EIO: it is down; EINVAL: a header that the kernel does not believe
-            self.counters.tx_dropped += 1
+            self.counters.tx_drops.add(Drop.NO_PEER if error.errno in _DOWN else Drop.REFUSED)
             if error.errno != errno.EIO:
                 self.log.once(error.errno, "%s: frame of %#x bytes: %s", self.describe(), frame.length, error.strerror)
             return True

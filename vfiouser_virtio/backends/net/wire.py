@@ -12,6 +12,7 @@ import socket
 import trio
 
 from vfiouser_virtio.backends.closing import close_fd
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, FrameSink
@@ -55,7 +56,7 @@ class WireNetdev(Link):
         except BlockingIOError:
             return False
         except OSError as error:  # the other end is gone, or the frame is longer than the kernel takes
-            self.counters.tx_dropped += 1
+            self.counters.tx_drops.add(Drop.NO_PEER if error.errno in _GONE else Drop.REFUSED)
             if error.errno not in _GONE:
                 self.log.once(error.errno, "%s: frame of %#x bytes: %s", self.describe(), frame.length, error.strerror)
             return True
@@ -80,7 +81,7 @@ class WireNetdev(Link):
     def _forget(self) -> None:
         with contextlib.suppress(OSError):
             while self._socket.recv_into(self._buffer[:_SIZE], 0, socket.MSG_DONTWAIT):
-                self.counters.rx_dropped += 1
+                self.counters.rx_drops.add(Drop.NO_DRIVER)
 
     async def _receive(self, device: FrameSink) -> None:
         burst = 0
@@ -102,7 +103,7 @@ class WireNetdev(Link):
                     self.counters.rx_packets += 1
                     self.counters.rx_bytes += piece.length
             except BadOffload as error:
-                self.counters.rx_dropped += 1
+                self.counters.rx_drops.add(Drop.BAD_OFFLOAD)
                 self.log.once("offload", "%s: a frame is dropped: %s", self.describe(), error)
             burst += 1
             if burst == _BURST:
