@@ -16,10 +16,12 @@ async def test_commands_reboot_and_poweroff(qemu: vm.Qemu, guest_image: vm.Guest
     async with vm.boot_guest(qemu, guest_image) as guest:
         result = await guest.run("echo out; echo err >&2; exit 3")
         assert (result.output, result.status) == ("out\nerr\n", 3)
-        # A cancelled command's answer is not taken for the next one's.
-        with trio.move_on_after(0.2):
-            await guest.run("sleep 1; echo late")
+        # A cancelled command's answer is not taken for the next one's, and what is sent while it runs is not lost.
+        for command in ("sleep 2; echo late", "echo later", "echo latest"):
+            with trio.move_on_after(0.2):
+                await guest.run(command)
         assert (await guest.run("echo next")).output == "next\n"
+        assert (await guest.run("")).output == ""
         # Every byte value, and 100 KB of them.
         binary = await guest.run(r"""awk 'BEGIN { for (i = 0; i < 256; i++) printf "\\%03o", i }' >/tmp/escapes
             printf "$(cat /tmp/escapes)" >/tmp/all; set -- $(seq 20); all=$(printf '/tmp/all %.0s' "$@")
