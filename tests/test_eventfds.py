@@ -19,10 +19,11 @@ import trio.testing
 
 from vfiouser_virtio import eventfds
 from vfiouser_virtio.devices.rng import Rng
-from vfiouser_virtio.eventfds import is_eventfd, signal, take
+from vfiouser_virtio.eventfds import Signaller, is_eventfd, signal, take
 from vfiouser_virtio.transports.pci import VIRTIO_BAR, VirtioPci
 
 _FULL = (1 << 64) - 2
+NO_SYSTEM_CALL = 0x7FFF
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def fd() -> Iterator[int]:
     os.close(eventfd)
 
 
-def signals(fd: int, count: int) -> None:
+def signals(fd: int, count: int, signal: Callable[[int], None] = signal) -> None:
     for _ in range(count):
         signal(fd)
 
@@ -201,11 +202,9 @@ def writers() -> list[threading.Thread]:
 class TestWithoutAsynchronousIo:
     """A container whose seccomp filter refuses io_setup(2), or fs.aio-max-nr used up."""
 
-    @pytest.fixture(autouse=True)
-    def refused(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr(eventfds, "_SUBMIT", 0x7FFF)
-        monkeypatch.setattr(eventfds, "_SETUP", 0x7FFF)
-        yield
+    @pytest.fixture
+    def signal(self) -> Iterator[Callable[[int], None]]:
+        yield Signaller((NO_SYSTEM_CALL,) * 3).signal
         # A thread ends only after its event has been seen.
         for _ in range(1500):
             if not writers():
@@ -213,12 +212,14 @@ class TestWithoutAsynchronousIo:
             threading.Event().wait(0.01)
         assert not writers()
 
-    def test_events_arrive(self, fd: int) -> None:
+    def test_events_arrive(self, fd: int, signal: Callable[[int], None]) -> None:
         signal(fd)
         assert select.select([fd], [], [], 15)[0]
         assert counted(fd) == 1
 
-    def test_a_full_counter_is_not_waited_for(self, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_counter_is_not_waited_for(
+        self, fd: int, signal: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         os.eventfd_write(fd, _FULL)
         signal(fd)
         assert not writers()
@@ -230,7 +231,7 @@ class TestWithoutAsynchronousIo:
                 return [1]  # there was room, a moment ago
 
         monkeypatch.setattr(select, "poll", Stale)
-        does_not_wait(partial(signals, fd, eventfds.MOST_THREADS), fd, unblock=lambda fd: os.eventfd_read(fd))
+        does_not_wait(partial(signals, fd, eventfds.MOST_THREADS, signal), fd, unblock=lambda fd: os.eventfd_read(fd))
         other = os.eventfd(0)
         signal(other)  # a neighbour's event: the counter is read down for it
         assert select.select([other], [], [], 15)[0]

@@ -183,16 +183,16 @@ def test_a_client_that_leaves_while_its_memory_is_in_use() -> None:
 @pytest.fixture
 def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], None]:
     """Lets mmap(2) over what is mapped already fail, where a function of the size says so."""
-    original: Callable[..., int | None] = address_space._mmap  # noqa: SLF001 - no limit is for one size alone
+    original = address_space.map_zeros
 
     def install(refused: Callable[[int], bool]) -> None:
-        def mmap_(address: int, size: int, protection: int, flags: int, fd: int, offset: int) -> int | None:
-            if fd == -1 and refused(size):
+        def map_zeros(address: int, size: int) -> bool:
+            if refused(size):
                 ctypes.set_errno(errno.ENOMEM)
-                return ctypes.c_void_p(-1).value
-            return original(address, size, protection, flags, fd, offset)
+                return False
+            return original(address, size)
 
-        monkeypatch.setattr(address_space, "_mmap", mmap_)
+        monkeypatch.setattr(address_space, "map_zeros", map_zeros)
 
     return install
 

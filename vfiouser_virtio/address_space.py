@@ -108,16 +108,18 @@ class Window:
 
         Raises OSError when that is impossible even with the mappings that are kept in reserve.
         """
-        if not self._cover(start, size):
-            done = RESERVED.spend(lambda: self._cover(start, size))
+        if not map_zeros(self.base + start, size):
+            done = RESERVED.spend(lambda: map_zeros(self.base + start, size))
             error = last_error()
             RESERVED.fill()
             if not done:
                 raise error
 
-    def _cover(self, start: int, size: int) -> bool:
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        return bool(_mmap(self.base + start, size, protection, _ANONYMOUS | _MAP_FIXED, -1, 0) != _MAP_FAILED)
+
+def map_zeros(address: int, size: int) -> bool:
+    """Map anonymous pages over whatever is mapped at an address of this process; False, with errno, where refused."""
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    return bool(_mmap(address, size, protection, _ANONYMOUS | _MAP_FIXED, -1, 0) != _MAP_FAILED)
 
 
 # ---- the limit of mappings -------------------------------------------------------------------------------------------

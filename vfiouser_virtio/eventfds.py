@@ -33,7 +33,7 @@ _ENTRIES = 128
 
 # io_setup, io_submit, io_getevents by machine; a machine that is not here signals from threads.
 _NUMBERS = {"x86_64": (206, 209, 208), "aarch64": (0, 2, 4), "riscv64": (0, 2, 4)}
-_SETUP, _SUBMIT, _GETEVENTS = _NUMBERS.get(platform.machine(), (-1, -1, -1))
+_NO_NUMBERS = (-1, -1, -1)
 
 # What holds the GIL, because none of these calls waits, and to let go of it costs more than they do.
 _library = ctypes.PyDLL(None, use_errno=True)
@@ -49,11 +49,6 @@ def _system_call(library: ctypes.PyDLL = _library) -> Callable[..., int]:
 # costs 0.7 µs.
 _submit = _system_call(ctypes.PyDLL(None))  # without errno, which costs 0.1 µs
 _call = _system_call()
-
-# 0 is none, and io_submit's answer to it EINVAL; so it is in a child after fork()
-_context: object = ctypes.c_ulong.from_param(0)
-_lock = threading.Lock()
-_events = ctypes.create_string_buffer(_IO_EVENT_SIZE * 8 * _ENTRIES)
 
 # More threads than this never wait for full eventfds: then the counters are read, which lets the threads go. A client
 # would have to clear a flag and fill a counter within the same microsecond for each of them.
@@ -87,68 +82,86 @@ def _empty_file() -> int:
     return os.memfd_create("vfiouser-virtio: nothing", os.MFD_CLOEXEC)
 
 
-_requests = _Requests()
+class Signaller:
+    """Signalling of eventfds by asynchronous I/O; ``numbers`` are those of io_setup, io_submit and io_getevents.
 
-
-def signal(fd: int) -> None:
-    """Add 1 to an eventfd without ever waiting; a counter that is full (2⁶⁴ - 1) keeps its event.
-
-    Raises OSError when ``fd`` is closed (EBADF) or is no eventfd (EINVAL).
+    Threads write where there is none: on another machine, in a kernel without CONFIG_AIO, behind a seccomp filter, and
+    where fs.aio-max-nr is used up. One serves all threads of a process, and after fork() the child's.
     """
-    if _submit(_SUBMIT, _context, 1, _requests[fd]) != 1:
-        _signal_again(fd)
+
+    __slots__ = (
+        "_context",
+        "_events",
+        "_getevents",
+        "_lock",
+        "_requests",
+        "_setup",
+        "_submit",
+        "_writing",
+    )
+
+    def __init__(self, numbers: tuple[int, int, int]) -> None:
+        self._setup, self._submit, self._getevents = numbers
+        # 0 is none, and io_submit's answer to it EINVAL; so it is in a child after fork()
+        self._context: object = ctypes.c_ulong.from_param(0)
+        self._lock = threading.Lock()
+        self._events = ctypes.create_string_buffer(_IO_EVENT_SIZE * 8 * _ENTRIES)
+        self._requests = _Requests()
+        self._writing: set[int] = set()
+
+    def signal(self, fd: int) -> None:
+        """Add 1 to an eventfd without ever waiting; a counter that is full (2⁶⁴ - 1) keeps its event.
+
+        Raises OSError when ``fd`` is closed (EBADF) or is no eventfd (EINVAL).
+        """
+        if _submit(self._submit, self._context, 1, self._requests[fd]) != 1:
+            self._signal_again(fd)
+
+    def _signal_again(self, fd: int) -> None:
+        """Whatever io_submit() lacked: room for its answers, a context, or the permission to use it."""
+        with self._lock:
+            if self._try(fd):
+                return
+            number = ctypes.get_errno()
+            if number == errno.EAGAIN:  # once in some 250 calls: the answers were not read
+                _call(self._getevents, self._context, 0, 8 * _ENTRIES, self._events, None)
+            elif number == errno.EINVAL and is_eventfd(fd):
+                made = ctypes.c_ulong(0)  # as io_setup() wants it
+                if _call(self._setup, _ENTRIES, ctypes.byref(made)) == 0:
+                    self._context = ctypes.c_ulong.from_param(made.value)
+            if self._try(fd):
+                return
+            number = ctypes.get_errno()
+        if number == errno.EBADF or not is_eventfd(fd):
+            raise OSError(number, os.strerror(number))
+        self._signal_from_thread(fd)
+
+    def _try(self, fd: int) -> bool:
+        return bool(_call(self._submit, self._context, 1, self._requests[fd]) == 1)
+
+    def _signal_from_thread(self, fd: int) -> None:
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        if not poll.poll(0):
+            return  # full: its event has not been read yet
+        with self._lock:
+            if len(self._writing) >= MOST_THREADS:
+                for copy in self._writing:
+                    take(copy)
+            copy = os.dup(fd)  # the caller may close its own
+            self._writing.add(copy)
+        threading.Thread(target=self._write, args=(copy,), name="eventfd", daemon=True).start()
+
+    def _write(self, fd: int) -> None:
+        with contextlib.suppress(OSError):
+            os.eventfd_write(fd, 1)
+        with self._lock:
+            self._writing.discard(fd)
+            os.close(fd)
 
 
-def _signal_again(fd: int) -> None:
-    """Whatever io_submit() lacked: room for its answers, a context, or the permission to use it."""
-    global _context
-    with _lock:
-        if _try(fd):
-            return
-        number = ctypes.get_errno()
-        if number == errno.EAGAIN:  # once in some 250 calls: the answers were not read
-            _call(_GETEVENTS, _context, 0, 8 * _ENTRIES, _events, None)
-        elif number == errno.EINVAL and is_eventfd(fd):
-            made = ctypes.c_ulong(0)  # as io_setup() wants it
-            if _call(_SETUP, _ENTRIES, ctypes.byref(made)) == 0:
-                _context = ctypes.c_ulong.from_param(made.value)
-        if _try(fd):
-            return
-        number = ctypes.get_errno()
-    if number == errno.EBADF or not is_eventfd(fd):
-        raise OSError(number, os.strerror(number))
-    _signal_from_thread(fd)
-
-
-def _try(fd: int) -> bool:
-    return bool(_call(_SUBMIT, _context, 1, _requests[fd]) == 1)
-
-
-# ---- where there is no asynchronous I/O: a kernel without CONFIG_AIO, a seccomp filter, fs.aio-max-nr used up --------
-
-_writing: set[int] = set()
-
-
-def _signal_from_thread(fd: int) -> None:
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    if not poll.poll(0):
-        return  # full: its event has not been read yet
-    with _lock:
-        if len(_writing) >= MOST_THREADS:
-            for copy in _writing:
-                take(copy)
-        copy = os.dup(fd)  # the caller may close its own
-        _writing.add(copy)
-    threading.Thread(target=_write, args=(copy,), name="eventfd", daemon=True).start()
-
-
-def _write(fd: int) -> None:
-    with contextlib.suppress(OSError):
-        os.eventfd_write(fd, 1)
-    with _lock:
-        _writing.discard(fd)
-        os.close(fd)
+signal = Signaller(_NUMBERS.get(platform.machine(), _NO_NUMBERS)).signal
+"""`Signaller.signal` of this process."""
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

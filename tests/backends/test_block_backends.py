@@ -219,7 +219,12 @@ async def test_short_transfers_are_continued(tmp_path: Path, monkeypatch: pytest
 async def test_zeros_are_written_where_fallocate_knows_nothing(
     backend: BlockBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FileBackend, "_allocate", lambda *_: False)
+    def fallocate(_fd: int, mode: int, _offset: int, _length: int) -> None:
+        modes.append(mode)
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    modes: list[int] = []
+    monkeypatch.setattr(file_module, "fallocate", fallocate)
     await backend.write_zeroes(512, SIZE - 1024, True)
     assert await _read(backend, 512, SIZE - 1024) == bytes(SIZE - 1024)
     assert any(await _read(backend, 0, 512))

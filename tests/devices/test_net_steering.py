@@ -6,7 +6,6 @@ import pytest
 from support.net_frames import ICMP, MACS, TCP, UDP, cut, ethernet, ipv4, ipv6, tcp4, transport
 
 from vfiouser_virtio.backends.net.frame import Frame, frame_of
-from vfiouser_virtio.devices import net_steering
 from vfiouser_virtio.devices.net_flow import HEAD, flow_of, parse, reverse, without_extensions
 from vfiouser_virtio.devices.net_steering import FIRST, HASH_TYPES, RssConfig, Steering
 from vfiouser_virtio.devices.net_toeplitz import MAX_INPUT, MAX_KEY, Toeplitz
@@ -299,9 +298,8 @@ def test_packets_with_extension_headers_follow_their_flow() -> None:
         assert [steering.steer(frame)[0] for frame in frames] == [pair, pair]
 
 
-def test_flows_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(net_steering, "_MAX_FLOWS", 16)
-    steering = Steering()
+def test_flows_that_are_remembered_are_bounded() -> None:
+    steering = Steering(max_flows=16)
     steering.set_pairs(4)
     for port in range(1000):
         steering.sent(answer(7), 2)  # this one is in use all the time

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import trio
 from support.amounts import Amounts
 
+from vfiouser_virtio.memory import GuestMemory, Ranges
 from vfiouser_virtio.testing.fuzz import (
     TARGETS,
     Case,
@@ -26,6 +28,7 @@ from vfiouser_virtio.testing.fuzz.case import Kind, Memory
 from vfiouser_virtio.testing.fuzz.run import KINDS
 from vfiouser_virtio.testing.fuzz.targets import Echo
 from vfiouser_virtio.virtio import Chain, Queue
+from vfiouser_virtio.virtio.guest_ram import GuestRam
 
 pytestmark = pytest.mark.slow
 
@@ -77,12 +80,22 @@ class Raises(Broken):
         raise RuntimeError("what was I thinking")
 
 
+class AllOfTheRam(GuestRam):
+    """What no device is meant to have."""
+
+    def attach(self, memory: GuestMemory, running: Callable[[], bool], rings: Callable[[], Ranges]) -> None:
+        super().attach(memory, running, rings)
+        self.memory = memory
+
+
 class WritesBeyond(Broken):
+    def __init__(self) -> None:
+        super().__init__()
+        self.guest_ram = self.ram = AllOfTheRam()
+
     async def misbehave(self, requests: Queue, chain: Chain) -> None:
-        virtqueue = requests._virtqueue  # noqa: SLF001 - no device can do this by what it is meant to use
-        assert virtqueue is not None
         address, length = chain.ranges[-1]
-        await virtqueue.memory.write(address + length, b"oops")
+        await self.ram.memory.write(address + length, b"oops")
 
 
 class Hangs(Broken):

@@ -1,5 +1,7 @@
 """The child device as drivers see it: status, queues, NEEDS_RESET, resets, and who waits for what."""
 
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -198,6 +200,28 @@ async def test_a_reset_ends_every_wait() -> None:
             await device.reset()
         with pytest.raises(DeviceGone):
             await device.wait(lot)
+
+
+async def test_nothing_is_kept_of_a_wait_that_has_ended() -> None:
+    async with started() as (device, _):
+        await device.ready()
+        woken, cancelled, scope = trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot(), trio.CancelScope()
+
+        async def wait(lot: trio.lowlevel.ParkingLot) -> None:
+            with scope:
+                await device.wait(lot)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(device.wait, woken)
+            nursery.start_soon(device.wait, woken)
+            nursery.start_soon(wait, cancelled)
+            await trio.testing.wait_all_tasks_blocked()
+            woken.unpark_all()
+            scope.cancel()
+        kept = [weakref.ref(lot) for lot in (woken, cancelled)]
+        del woken, cancelled
+        gc.collect()
+        assert [lot() for lot in kept] == [None, None]
 
 
 async def test_a_used_ring_that_cannot_be_ends_every_wait() -> None:

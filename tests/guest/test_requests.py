@@ -50,7 +50,6 @@ async def opened(*, indirect: bool = True) -> AsyncIterator[tuple[RequestQueue, 
             queue = await RequestQueue.open(device, 0)
             await device.ready()
             yield queue, slow, transport
-            assert not device._parked  # noqa: SLF001 - a lot that is kept for ever shows nowhere else
             await device.reset()
             queue.close()
             queue.vq.close()

@@ -1,6 +1,7 @@
 """The 2007 interface over rings of both kinds, with only a device's hand at the other end."""
 
 import random
+from collections import deque
 
 import pytest
 from support.driver_queue import INDIRECT, NEXT, WRITE, Make, a_buffer, keep_on
@@ -193,6 +194,8 @@ def test_long_life(make: Make, kind: str, event_idx: bool, indirect: bool, in_or
         dice = random.Random(2007)
         vq, hand = make(size=size, callback=keep_on, indirect=indirect, event_idx=event_idx, in_order=in_order)
         rooms: dict[int, int] = {}
+        shown: deque[int] = deque()
+        token_of: dict[int, int] = {}
         expected: list[tuple[int, int]] = []
         token, rounds = 0, 70_000 if wraps and size == 16 else 1000
         while token < rounds:
@@ -201,15 +204,16 @@ def test_long_life(make: Make, kind: str, event_idx: bool, indirect: bool, in_or
                 out = dice.randint(0, count)
                 vq.add_buf([(0x1000, 64)] * count, out, count - out, token)
                 rooms[token] = 64 * (count - out)
+                shown.append(token)
                 token += 1
                 continue
             vq.kick()
-            hand.take_all()
+            token_of.update((buffer, shown.popleft()) for buffer in hand.take_all())
             if hand.taken:
                 many = dice.randint(1, len(hand.taken)) if in_order else 1
                 which = 0 if in_order else dice.randrange(len(hand.taken))
                 batch, hand.taken[which : which + many] = hand.taken[which : which + many], []
-                tokens = [vq._in_flight[buffer][0] for buffer in batch]  # noqa: SLF001 - it alone knows its ids' tokens
+                tokens = [token_of.pop(buffer) for buffer in batch]
                 written = dice.randint(0, rooms[tokens[-1]])
                 hand.use(batch[-1], written, batch[:-1])
                 expected += [(skipped, rooms.pop(skipped)) for skipped in tokens[:-1]]

@@ -1,5 +1,6 @@
 """`Context` over the double and over the real library: what it adds to C's errors, lifetimes and callbacks."""
 
+import copy
 import errno
 import gc
 import logging
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.vfu_peer import Peer
@@ -85,12 +87,28 @@ def test_a_context_that_is_destroyed_says_so(context: Context) -> None:
             call()
 
 
+class Remembers:
+    """Library that knows which contexts it has made."""
+
+    def __init__(self, library: HasFunctions) -> None:
+        self.handles: list[int | None] = []
+        self.functions = copy.copy(library.functions)
+        self.functions.vfu_create_ctx = self.create
+        self._create = library.functions.vfu_create_ctx
+
+    def create(self, *arguments: Any) -> int | None:
+        self.handles.append(self._create(*arguments))
+        return self.handles[-1]
+
+
 def test_a_context_that_is_forgotten_is_noticed(library: HasFunctions, tmp_path: Path) -> None:
-    context = Context(library, tmp_path / "s")
-    functions, handle = library.functions, context._handle  # noqa: SLF001 - nobody else has it, to give it back
+    remembers = Remembers(library)
+    context = Context(remembers, tmp_path / "s")
     with pytest.warns(ResourceWarning, match="was not destroyed"):
         del context
-    functions.vfu_destroy_ctx(handle)
+    [handle] = remembers.handles
+    assert handle is not None
+    library.functions.vfu_destroy_ctx(handle)
 
 
 def test_errors_name_the_function_and_the_device(library: HasFunctions, tmp_path: Path, context: Context) -> None:

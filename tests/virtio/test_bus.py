@@ -80,3 +80,15 @@ def test_an_announced_type_is_replaced_only_explicitly(announced: Bus) -> None:
     assert announced.match("lazy") is announced.match("mine") is announced.match(40) is Mine
     __import__("lazy_device")
     assert announced.match(40) is Mine
+
+
+def test_a_class_can_be_taken_off_the_bus() -> None:
+    bus = Bus()
+    bus.register(Echo)
+    bus.unregister(Echo)
+    assert bus.names == []
+    with pytest.raises(ConfigError, match="device id 63"):
+        bus.match(63)
+    with pytest.raises(LookupError, match="Echo serves no device id"):
+        bus.unregister(Echo)
+    assert bus.register(Echo) is bus.match(63)

@@ -68,7 +68,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def patient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Polling takes so long before it gives up, however busy this machine is."""
     monkeypatch.setattr(polling, "BUDGET", seconds)
-    monkeypatch.setattr(polling, "_LOST", 1000.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
 
 

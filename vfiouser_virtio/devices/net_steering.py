@@ -22,8 +22,8 @@ MAX_TABLE = MIN_RSS_TABLE
 """Entries of an indirection table, ``rss_max_indirection_table_length``."""
 HASH_TYPES = int(HashType((1 << 9) - 1))
 """``supported_hash_types``: all of them."""
-# Flows that are remembered: a network can have as many as it likes. Those of the driver are two times as many.
-_MAX_FLOWS = 4096
+MAX_FLOWS = 4096
+"""Flows that are remembered: a network can have as many as it likes. Those of the driver are two times as many."""
 
 Placement = tuple[int, int, int]
 """Pair, ``hash_value`` and ``hash_report``: both 0 where there is no hash."""
@@ -40,15 +40,16 @@ class RssConfig(NamedTuple):
 
 
 class Steering:
-    """Choice of the receive queue for each frame."""
+    """Choice of the receive queue for each frame. ``max_flows`` bounds what is remembered: see `MAX_FLOWS`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_flows: int = MAX_FLOWS) -> None:
         self.pairs = 1
         """Queue pairs in use: the driver may send on so many, and automatic steering uses so many."""
         self.trivial = True
         """All goes to the first queue, without a hash: `steer` need not be asked."""
         self.learns = False
         """`sent` wants to know of what the driver sends."""
+        self._max_flows = max_flows
         self._rss: RssConfig | None = None
         self._hash: Toeplitz | None = None
         self._plans: dict[int, tuple[int, slice, slice]] = {}
@@ -131,7 +132,7 @@ class Steering:
         sent = self._sent
         if sent.get(flow) == pair:  # as of nearly every packet: for the others only the flow is reversed
             return
-        if len(sent) >= _MAX_FLOWS:
+        if len(sent) >= self._max_flows:
             self._sent_before, self._sent = sent, {}
             sent = self._sent
         sent[flow] = pair
@@ -147,7 +148,7 @@ class Steering:
         placement = pair, value, report
         if rss is None and flow is not None and flow[0] >= HashReport.IPv6_EX:
             return placement  # not to be found when the driver sends elsewhere
-        if len(self._placed) >= _MAX_FLOWS:
+        if len(self._placed) >= self._max_flows:
             self._placed.clear()
         self._placed[flow] = placement
         return placement

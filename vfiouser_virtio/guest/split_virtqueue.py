@@ -28,6 +28,8 @@ _pack_desc, _DESC_SIZE = DESC_CODEC.pack_into, DESC_CODEC.size
 class SplitVirtqueue(DriverVirtqueue):
     """Split virtqueue whose ``size`` is a power of two up to 32768."""
 
+    first_index: ClassVar[int] = 0
+    """Both indexes of a new ring; other ones only suit a device's ring that begins there as well."""
     _id_rule: ClassVar[str] = "2.7.8"
     _length_rule: ClassVar[str] = "UR2"
 
@@ -51,8 +53,9 @@ class SplitVirtqueue(DriverVirtqueue):
         self._used_event = len(self._avail) - 1
         self._avail_event = len(self._used) - 1
         self._mask = self.size - 1
-        self._added_idx = 0  # avail.idx as it will be after the next kick
-        self._last_used = 0
+        self._avail[_IDX] = self._used[_IDX] = self.first_index
+        self._added_idx = self.first_index  # avail.idx as it will be after the next kick
+        self._last_used = self.first_index
 
     # ---- to the device -------------------------------------------------------------------------------------------
 

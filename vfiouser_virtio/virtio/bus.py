@@ -57,6 +57,13 @@ class Bus:
         self._classes[number] = device_class
         return device_class
 
+    def unregister(self, device_class: type[Device]) -> None:
+        """Let ``device_class`` serve nothing any more. Raises LookupError where it does not."""
+        if self._classes.get(device_class.device_id) is not device_class:
+            raise LookupError(f"{device_class.__name__} serves no device id")
+        del self._classes[device_class.device_id]
+        self._overridden.discard(device_class.device_id)
+
     def announce(self, name: str, device_id: int, module: str) -> None:
         """``module`` registers the class ``name`` of this id when it is imported; `match` imports it."""
         self._announced[name] = Announced(device_id, module)

@@ -41,9 +41,9 @@ PERIOD = 1e-3
 """With ``on``, how often a queue is looked at after that."""
 # How many of these periods there are between two looks that take messages, and while no queue can be looked at.
 _IDLE_PERIODS = 20
-# What is found so long after the look before has waited for other programs, to which we had left the CPU: a process
-# that sleeps would have been woken. The threads of QEMU need less at a time.
-_LOST = 300e-6
+# What is found so much of the budget (300 µs) after the look before has waited for other programs, to which we had left
+# the CPU: a process that sleeps would have been woken. The threads of QEMU need less at a time.
+_LOST_PART = 0.75
 # For each second that was lost so there are so many without polling: no more than 5 % is lost.
 _REST = 20
 # The average is that of about so many gaps, and the longest that is counted is so many times the budget: an idle minute
@@ -146,7 +146,7 @@ class Polling:
                     waiting = outstanding()
                     turn_at = perf_counter() + STRETCH
                 now = perf_counter()
-            if found and now - before > _LOST:
+            if found and now - before > _LOST_PART * self._budget:
                 self._rest_until = now + _REST * (now - before)
         finally:
             spinning.count -= 1

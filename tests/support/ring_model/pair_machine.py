@@ -7,7 +7,9 @@ woken by the time there is something to do; that is checked after each step, so 
 import os
 import random
 from collections import deque
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support.ring_model.device_machine import start_at
 
 from vfiouser_virtio.dma import DmaBuffer, SharedMemory
-from vfiouser_virtio.guest import DriverVirtqueue, QueueFull, make_virtqueue
+from vfiouser_virtio.guest import DriverVirtqueue, QueueFull, SplitVirtqueue, make_virtqueue
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.vring import Chain, RingFeatures, make_ring, ring_areas
@@ -34,6 +36,15 @@ _BARRIERS = {
     "device": ("vfiouser_virtio.vring.split", "vfiouser_virtio.vring.packed"),
     "driver": ("vfiouser_virtio.guest.split_virtqueue", "vfiouser_virtio.guest.packed_virtqueue"),
 }
+
+
+def begun_at(index: int) -> type[SplitVirtqueue]:
+    """Split rings as if so many buffers had been through them."""
+
+    class BegunAt(SplitVirtqueue):
+        first_index = index
+
+    return BegunAt
 
 
 class PairMachine(RuleBasedStateMachine):
@@ -72,12 +83,16 @@ class PairMachine(RuleBasedStateMachine):
         length = odd if self.packed else 1 << size
         self.kicked = self.interrupted = False
         self.keep_on = True
-        self.vq = make_virtqueue(self.ram, 0, length, self._on_kick, lambda _vq: self.keep_on, features=features)
+        make: Callable[..., DriverVirtqueue] = partial(make_virtqueue, features=features)
+        if not self.packed:
+            make = partial(begun_at(first), indirect=indirect, event_idx=event_idx, in_order=in_order)
+        self.vq = make(self.ram, 0, length, self._on_kick, lambda _vq: self.keep_on)
         self.ring = make_ring(length, memory, RingFeatures.of(features))
         areas = ring_areas(length, RingFeatures.of(features), self.vq.desc, self.vq.driver, self.vq.device)
         self.ring.bind(*(memory.writable(area.address, area.length)[0] for area in areas))
         if not self.packed:
-            self._begin_at(first)
+            start_at(self.ring, first)
+            self.ring.request_notification()
         self.number = 0
         self.added: list[int] = []
         self.shown: deque[int] = deque()
@@ -93,14 +108,6 @@ class PairMachine(RuleBasedStateMachine):
                 self._patch(import_module(name), "full_barrier", lambda side=side: self._at_barrier(side))
                 if weak:  # as on a machine that reorders more: there are more barriers then
                     self._patch(import_module(name), "TSO", False)
-
-    def _begin_at(self, index: int) -> None:
-        """As if the split ring had been used so often before: a driver, unlike a device, has no state to restore."""
-        vq: Any = self.vq
-        vq._added_idx = vq._last_used = vq._avail[1] = vq._used[1] = index  # noqa: SLF001 - see above
-        vq._enable_interrupts()  # noqa: SLF001 - likewise
-        start_at(self.ring, index)
-        self.ring.request_notification()
 
     def teardown(self) -> None:
         if not hasattr(self, "vq"):

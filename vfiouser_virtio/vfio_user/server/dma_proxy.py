@@ -23,7 +23,7 @@ MAX_WRITE_WINDOW = 2 << 20
 
 # A short reply takes a whole socket buffer of the kernel: 768 bytes and more of the 208 KiB that a socket has.
 _MIN_COST = 512
-_ID_SPACE = 1 << 16
+_IDS = 1 << 16  # of 16 bits
 
 
 class _Window:
@@ -70,10 +70,19 @@ class _DmaRequest:
 
 
 class DmaProxy:
-    """Proxy of the client's memory over one connection (`vfio_device.DmaClient`). ``send`` queues a whole message."""
+    """Proxy of the client's memory over one connection (`vfio_device.DmaClient`). ``send`` queues a whole message.
+
+    Messages are numbered modulo ``ids``, which is more than can be under way.
+    """
 
     def __init__(
-        self, name: str, send: Callable[[bytes], None], max_data_xfer_size: int, *, uid: int | None = None
+        self,
+        name: str,
+        send: Callable[[bytes], None],
+        max_data_xfer_size: int,
+        *,
+        uid: int | None = None,
+        ids: int = _IDS,
     ) -> None:
         self.uid = uid
         self._name = name
@@ -83,6 +92,7 @@ class DmaProxy:
         self._reads = _Window(MAX_READ)
         self._writes = _Window(MAX_WRITE_WINDOW)
         self._requests: dict[int, _DmaRequest] = {}
+        self._ids = ids
         self._last_id = 0
         self._closed = False
 
@@ -125,7 +135,7 @@ class DmaProxy:
         """An id that no message under way has. The windows allow 4096 of them at most, so there always is one."""
         message_id = self._last_id
         while True:
-            message_id = (message_id + 1) % _ID_SPACE
+            message_id = (message_id + 1) % self._ids
             if message_id not in self._requests:
                 self._requests[message_id] = request
                 self._last_id = message_id
