@@ -159,7 +159,7 @@ def test_a_dead_socket_is_replaced_a_live_one_is_not(tmp_path: Path) -> None:
 
 def test_bad_paths(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DeviceError, match="file: there is something that is no socket"):
+    with pytest.raises(DeviceError, match="file: something that is not a socket has that name"):
         UnixSocket(tmp_path / "file")
     with pytest.raises(DeviceError, match="No such file or directory"):
         UnixSocket(tmp_path / "no" / "x.sock")

@@ -81,7 +81,7 @@ def test_a_live_server_that_knows_no_lock_is_refused(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen(1)
-        with pytest.raises(ListenError, match="another program does") as caught:
+        with pytest.raises(ListenError, match="another program listens there") as caught:
             listen_path(path)
         one_line(caught.value)
         connect(path)

@@ -3,6 +3,7 @@
 import os
 
 from vfiouser_virtio.libvfio_user.bindings import Context, HasFunctions
+from vfiouser_virtio.socket_file import SocketFile
 from vfiouser_virtio.vfio_user.server.listening import ListenError, PathClaim, claim_path
 
 # Read and write for the owner alone: what bind() leaves of a socket's mode 0777 under this umask.
@@ -45,7 +46,7 @@ class LibraryListener:
             os.umask(umask)
         os.chmod(self.name, 0o600)  # a umask that takes away from the owner
         if self._claim is not None:
-            self._claim.bound()
+            self._claim.file = SocketFile(self.name)
 
     def close(self) -> None:
         """Stop listening, drop the client if there is one, and remove the socket."""

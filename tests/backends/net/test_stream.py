@@ -207,7 +207,7 @@ def test_what_cannot_be_had(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"stream unix:.*is its server there"):
         StreamNetdev(addr__path=tmp_path / "none")
     (tmp_path / "file").touch()
-    with pytest.raises(DeviceError, match="no socket"):
+    with pytest.raises(DeviceError, match="not a socket"):
         StreamNetdev(addr__path=tmp_path / "file", server=True)
     with (tmp_path / "file").open() as file, pytest.raises(DeviceError, match="is no socket"):
         StreamNetdev(addr__type="fd", addr__str=file.fileno())

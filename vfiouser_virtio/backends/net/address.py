@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from vfiouser_virtio.backends.unix_socket import MAX_PATH
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.socket_file import MAX_PATH, SocketFile, bind_path
 
 AddressType = Literal["unix", "inet", "fd"]
 SocketName: TypeAlias = tuple[Any, ...] | str
@@ -61,6 +61,17 @@ class SocketAddress:
         except OSError as error:
             raise DeviceError(f"{self.option}: {self}: {error.strerror}") from None
         return found[0][0], found[0][4]
+
+    def bind(self, sock: socket.socket, where: SocketName) -> SocketFile | None:
+        """Bind a socket to it, which is ``where`` (see `resolve`). Raises OSError.
+
+        Returns the file, to be removed in the end, if it has a path: a dead program's socket is replaced.
+        """
+        if self.path is not None:
+            return bind_path(sock, self.path)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        return None
 
     def given(self, kind: socket.SocketKind) -> socket.socket:
         """The socket that ``fd`` is, as our own copy. Raises DeviceError where it is none, or of another kind."""

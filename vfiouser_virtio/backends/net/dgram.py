@@ -7,7 +7,6 @@ a wire.
 import contextlib
 import errno
 import ipaddress
-import os
 import socket
 import struct
 from pathlib import Path
@@ -21,9 +20,9 @@ from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink
-from vfiouser_virtio.backends.unix_socket import remove_stale
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.socket_file import SocketFile
 
 MAX_LENGTH = 4096 + (64 << 10)
 """Bytes of a datagram that is taken: NET_BUFSIZE of QEMU."""
@@ -63,7 +62,7 @@ class DgramNetdev(Link):
         _check(local, remote, group)
         super().__init__(f"dgram {remote or local}", link=True)
         self._local = local
-        self._inode = 0
+        self._file: SocketFile | None = None
         self._buffer = memoryview(bytearray(MAX_LENGTH))
         self._to: SocketName | None = None
         if local is not None and local.type == "fd":
@@ -92,14 +91,7 @@ class DgramNetdev(Link):
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, interface)
         elif local is not None:
             _, where = local.resolve(socket.SOCK_DGRAM)
-            if local.path is not None:
-                remove_stale(local.path, socket.SOCK_DGRAM)
-                os.fchmod(self._socket.fileno(), 0o600)
-            else:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind(where)
-            if local.path is not None:
-                self._inode = local.path.stat().st_ino
+            self._file = local.bind(self._socket, where)
 
     # ---- from the guest ------------------------------------------------------------------------------------------
 
@@ -165,15 +157,9 @@ class DgramNetdev(Link):
     def close(self) -> None:
         if self._socket.fileno() < 0:
             return
-        if self._inode:
-            briefly(self._remove)
+        if self._file is not None:
+            briefly(self._file.remove)
         close_fd(self._socket.detach())
-
-    def _remove(self) -> None:
-        assert self._local is not None
-        assert self._local.path is not None
-        if self._local.path.stat().st_ino == self._inode:
-            self._local.path.unlink()
 
 
 def _address(

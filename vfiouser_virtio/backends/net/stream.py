@@ -8,7 +8,6 @@ No offload header goes over the wire, so frames are finished before. Servers tak
 """
 
 import contextlib
-import os
 import socket
 import struct
 from pathlib import Path
@@ -22,9 +21,9 @@ from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink
-from vfiouser_virtio.backends.unix_socket import remove_stale
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.socket_file import SocketFile
 
 MAX_LENGTH = 4096 + (64 << 10)
 """Bytes of a frame on the wire: NET_BUFSIZE of QEMU, which ends a connection that has a longer one."""
@@ -67,7 +66,7 @@ class StreamNetdev(Link):
         self._reconnect = reconnect_ms / 1000
         self._listener: socket.socket | None = None
         self._peer: socket.socket | None = None
-        self._inode = 0
+        self._file: SocketFile | None = None
         self._view = memoryview(bytearray(_READ + _LENGTH.size + MAX_LENGTH))
         # Of what has come, this part is still to be handed over: also to the next driver, for a frame may be half here.
         self._begin = self._end = 0
@@ -90,16 +89,9 @@ class StreamNetdev(Link):
         family, where = self._address.resolve(socket.SOCK_STREAM)
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
-            if self._address.path is not None:
-                remove_stale(self._address.path)
-                os.fchmod(listener.fileno(), 0o600)  # bind() gives this mode to the file: never a moment too open
-            else:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(where)
+            self._file = self._address.bind(listener, where)
             listener.listen(1)
             listener.setblocking(False)
-            if self._address.path is not None:
-                self._inode = self._address.path.stat().st_ino
         except OSError as error:
             listener.close()
             raise DeviceError(f"stream {self._address}: {error.strerror}") from None
@@ -256,11 +248,6 @@ class StreamNetdev(Link):
     def close(self) -> None:
         self._detach()
         if self._listener is not None and self._listener.fileno() >= 0:
-            if self._address.path is not None:
-                briefly(self._remove)
+            if self._file is not None:
+                briefly(self._file.remove)
             close_fd(self._listener.detach())
-
-    def _remove(self) -> None:
-        assert self._address.path is not None
-        if self._address.path.stat().st_ino == self._inode:
-            self._address.path.unlink()

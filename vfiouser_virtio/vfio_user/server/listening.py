@@ -1,20 +1,18 @@
 """Listening sockets: a path, an inherited fd ("Backend Program Conventions"), or systemd (sd_listen_fds(3))."""
 
-import errno
 import fcntl
 import os
 import socket
 import stat
 from collections.abc import MutableMapping
+from contextlib import suppress
 
 import trio
 
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.fds import close_all
-
-MAX_PATH = 107
-"""Bytes of a socket's path: ``sun_path`` has 108, the last is NUL (unix(7))."""
+from vfiouser_virtio.socket_file import MAX_PATH, SocketFile, bind_path, remove_stale
 
 _FIRST_SYSTEMD_FD = 3
 _BACKLOG = 16
@@ -103,11 +101,7 @@ def listen_path(path: str | os.PathLike[str]) -> Listener:
     name = claim.path
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # The mode of the unbound socket is what bind() gives to the file, less the umask: never a moment too open.
-        os.fchmod(sock.fileno(), 0o600)
-        sock.bind(name)
-        claim.bound()
-        os.chmod(name, 0o600)  # a umask that takes away from the owner
+        claim.file = bind_path(sock, name)
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
@@ -128,13 +122,10 @@ def claim_path(path: str | os.PathLike[str]) -> "PathClaim":
     except OSError as error:
         raise ListenError(f"cannot listen on '{name}': {error.strerror}") from None
     try:
-        _remove_stale(name)
+        remove_stale(name)
     except OSError as error:
         claim.release()
         raise ListenError(f"cannot listen on '{name}': {error.strerror}") from None
-    except ListenError:
-        claim.release()
-        raise
     return claim
 
 
@@ -200,30 +191,14 @@ def sd_notify(state: str) -> bool:
     return True
 
 
-def _remove_stale(path: str) -> None:
-    """Remove a socket without a listener. Raises ListenError where it has one, or it is no socket."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ListenError(f"cannot listen on '{path}': something that is not a socket has that name")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        number = probe.connect_ex(path)
-    if number == errno.ECONNREFUSED:
-        os.unlink(path)
-    elif number != errno.ENOENT:  # 0, or EAGAIN from a full backlog
-        raise ListenError(f"cannot listen on '{path}': another program does")
-
-
 class PathClaim:
     """Lock file ``PATH.lock``, locked while the path is served: no race between our servers about a stale socket."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._lock_path = path + ".lock"
-        self._identity: tuple[int, int] | None = None
+        self.file: SocketFile | None = None
+        """What was bound at the path, to be removed with the lock."""
         while True:
             self._fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -241,11 +216,6 @@ class PathClaim:
         except FileNotFoundError:
             return False
 
-    def bound(self) -> None:
-        """Remember which socket is ours, so that no other is removed."""
-        status = os.lstat(self.path)
-        self._identity = (status.st_dev, status.st_ino)
-
     def disown(self) -> None:
         """Close our copy of the lock, which stays locked by the process that we were forked from."""
         os.close(self._fd)
@@ -256,10 +226,7 @@ class PathClaim:
         close_all([self._fd])
 
     def _remove(self) -> None:
-        try:
-            status = os.lstat(self.path)
-            if self._identity == (status.st_dev, status.st_ino):
-                os.unlink(self.path)
-        except OSError:
-            pass
+        with suppress(OSError):
+            if self.file is not None:
+                self.file.remove()
         os.unlink(self._lock_path)
