@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 from vfiouser_virtio.backends.net.frame import Frame
-from vfiouser_virtio.backends.net.netdev import Counters, Does, FrameSink, Netdev
+from vfiouser_virtio.backends.net.netdev import FrameSink, Netdev
+from vfiouser_virtio.backends.net.netfilter import NetFilter
 from vfiouser_virtio.backends.net.pcap_file import packet, section
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.device_log import DeviceLog, id_in_making
@@ -25,7 +26,7 @@ QUEUE_BYTES = 16 << 20
 MIN_MAXLEN, MAX_MAXLEN = 14, 262_144
 
 
-class Recorded:
+class Recorded(NetFilter):
     """`Netdev` before another one, which writes every frame that passes to a file, from both directions.
 
     Frames are recorded as they pass: with checksums and segmentation still to be done, where offloads leave them so.
@@ -47,7 +48,7 @@ class Recorded:
             raise ConfigError(f"dump-maxlen={dump_maxlen}: expected {MIN_MAXLEN} to {MAX_MAXLEN}")
         if dump_limit < 1:
             raise ConfigError(f"dump-limit={dump_limit}: expected 1 or more MiB")
-        self._netdev = netdev
+        super().__init__(netdev)
         self._maxlen = dump_maxlen
         self._clock = clock
         try:
@@ -59,35 +60,17 @@ class Recorded:
         self.writer.put(section("vfiouser-virtio", netdev.describe(), dump_maxlen))
         self._lost = 0
 
-    @property
-    def does(self) -> Does:
-        return self._netdev.does
-
-    @property
-    def link(self) -> bool:
-        return self._netdev.link
-
-    @property
-    def counters(self) -> Counters:
-        return self._netdev.counters
-
-    def describe(self) -> str:
-        return self._netdev.describe()
-
-    async def wait_link(self) -> None:
-        await self._netdev.wait_link()
-
     def put(self, frame: Frame) -> bool:
-        if not self._netdev.put(frame):
+        if not self.netdev.put(frame):
             return False
         self.record(frame, PacketDirection.OUTBOUND)
         return True
 
-    async def wait_room(self) -> None:
-        await self._netdev.wait_room()
-
-    async def run(self, device: FrameSink) -> None:
-        await self._netdev.run(_RecordedInward(self, device))
+    def put_in(self, frame: Frame, device: FrameSink) -> bool:
+        if not device.put(frame):
+            return False
+        self.record(frame, PacketDirection.INBOUND)
+        return True
 
     def record(self, frame: Frame, direction: PacketDirection) -> None:
         """Note that a frame has passed, as seen from the guest."""
@@ -99,29 +82,8 @@ class Recorded:
 
     def close(self) -> None:
         """What has passed is in the file then, unless that takes more than half a second."""
-        self._netdev.close()
+        super().close()
         self.writer.close()
-
-
-class _RecordedInward:
-    """`FrameSink` of the network's frames."""
-
-    def __init__(self, recorded: Recorded, device: FrameSink) -> None:
-        self._recorded = recorded
-        self._device = device
-
-    @property
-    def does(self) -> Does:
-        return self._device.does
-
-    def put(self, frame: Frame) -> bool:
-        if not self._device.put(frame):
-            return False
-        self._recorded.record(frame, PacketDirection.INBOUND)
-        return True
-
-    async def wait_room(self) -> None:
-        await self._device.wait_room()
 
 
 class _Writer:

@@ -12,7 +12,8 @@ import trio
 
 from vfiouser_virtio.backends.net.drops import Drop, Drops
 from vfiouser_virtio.backends.net.frame import Frame
-from vfiouser_virtio.backends.net.netdev import Counters, Does, FrameSink, Netdev
+from vfiouser_virtio.backends.net.netdev import FrameSink, Netdev
+from vfiouser_virtio.backends.net.netfilter import NetFilter
 from vfiouser_virtio.backends.net.offload import BadOffload, finish
 from vfiouser_virtio.errors import ConfigError
 
@@ -27,7 +28,7 @@ _MAX_DELAY_MS = 3_600_000
 _BURST = 64
 
 
-class Shaped:
+class Shaped(NetFilter):
     """`Netdev` before another one, which delays, drops, doubles and reorders frames in both directions.
 
     A frame's fate is drawn once for the whole of it, also where it is a packet that is still to be cut. What is dropped
@@ -63,7 +64,7 @@ class Shaped:
             )
         if reorder and not delay_ms:
             raise ConfigError(f"reorder={reorder:g}: needs delay-ms, or there is nothing to come before")
-        self._netdev = netdev
+        super().__init__(netdev)
         shape = _Shape(delay_ms / 1000, jitter_ms / 1000, loss / 100, duplicate / 100, reorder / 100, rate * 1e6 / 8)
         self._out = _Way(shape, random.Random(f"{seed} out"))
         self._in = _Way(shape, random.Random(f"{seed} in"))
@@ -81,27 +82,9 @@ class Shaped:
             if value
         )
 
-    @property
-    def does(self) -> Does:
-        return self._netdev.does
-
-    @property
-    def link(self) -> bool:
-        return self._netdev.link
-
-    @property
-    def counters(self) -> Counters:
-        return self._netdev.counters
-
     def describe(self) -> str:
         """``hub lan with delay 10 ms, loss 1 %``."""
-        return f"{self._netdev.describe()} with {self._text}" if self._text else self._netdev.describe()
-
-    async def wait_link(self) -> None:
-        await self._netdev.wait_link()
-
-    def close(self) -> None:
-        self._netdev.close()
+        return f"{super().describe()} with {self._text}" if self._text else super().describe()
 
     def put(self, frame: Frame) -> bool:
         self._out.put(frame, self.counters.tx_drops)
@@ -110,10 +93,14 @@ class Shaped:
     async def wait_room(self) -> None:
         await trio.lowlevel.checkpoint()
 
+    def put_in(self, frame: Frame, device: FrameSink) -> bool:  # noqa: ARG002 - the device gets it later
+        self._in.put(frame, self.counters.rx_drops)
+        return True
+
     async def run(self, device: FrameSink) -> None:
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._netdev.run, _Inward(self, device))
+                nursery.start_soon(super().run, device)
                 nursery.start_soon(self._carry_out)
                 nursery.start_soon(self._carry_in, device)
         finally:  # another driver gets nothing that was for this one
@@ -122,36 +109,13 @@ class Shaped:
 
     async def _carry_out(self) -> None:
         async for frame in self._out:
-            if not await _hand_on(frame, self._netdev):
+            if not await _hand_on(frame, self.netdev):
                 self.counters.tx_drops.add(Drop.BAD_OFFLOAD)
 
     async def _carry_in(self, device: FrameSink) -> None:
         async for frame in self._in:
             if not await _hand_on(frame, device):
                 self.counters.rx_drops.add(Drop.BAD_OFFLOAD)
-
-    def put_in(self, frame: Frame) -> None:
-        """Take a frame from the network."""
-        self._in.put(frame, self.counters.rx_drops)
-
-
-class _Inward:
-    """`FrameSink` of the network's frames."""
-
-    def __init__(self, shaped: Shaped, device: FrameSink) -> None:
-        self._shaped = shaped
-        self._device = device
-
-    @property
-    def does(self) -> Does:
-        return self._device.does
-
-    def put(self, frame: Frame) -> bool:
-        self._shaped.put_in(frame)
-        return True
-
-    async def wait_room(self) -> None:
-        await trio.lowlevel.checkpoint()
 
 
 class _Shape:
