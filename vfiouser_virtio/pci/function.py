@@ -20,7 +20,7 @@ from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.pci.intx import Intx
 from vfiouser_virtio.pci.irqs import IrqIndex, set_irqs
 from vfiouser_virtio.pci.msix import Msix
-from vfiouser_virtio.pci.unraised_irq import UnraisedIrq
+from vfiouser_virtio.pci.single_irq import SingleIrq
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import (
     CFG_SPACE_SIZE,
@@ -110,7 +110,7 @@ class PciFunction:
         self.bars = Bars(self.config)
         self.intx = Intx(interrupt_pin, self._resample_fd_changed)
         self.msix: Msix | None = None
-        self._unraised: dict[int, UnraisedIrq] = {PciIrq.ERR: UnraisedIrq(), PciIrq.REQ: UnraisedIrq()}
+        self._unraised: dict[int, SingleIrq] = {PciIrq.ERR: SingleIrq(), PciIrq.REQ: SingleIrq()}
         self._irqs: dict[int, IrqIndex] = {PciIrq.INTX: self.intx, **self._unraised}
         self.msix_enabled = False
         self.bus_master = False
@@ -213,7 +213,7 @@ class PciFunction:
         return RegionInfo(RegionFlags.READ | RegionFlags.WRITE, size) if size else RegionInfo()
 
     def irq_info(self, index: int) -> IrqInfo:
-        """INTx, MSI-X, and one ERR and one REQ that are never raised (see `UnraisedIrq`); MSI has none."""
+        """INTx, MSI-X, and one ERR and one REQ that are never raised (see `SingleIrq`); MSI has none."""
         _known(PciIrq, index, "GET_IRQ_INFO")
         irqs = self._irqs.get(index)
         # Without NORESIZE a client adds vectors one by one; with it QEMU takes all away first.

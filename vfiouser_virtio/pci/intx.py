@@ -12,20 +12,20 @@ old one had announced is forgotten.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from vfiouser_virtio.eventfds import signal
+from vfiouser_virtio.pci.single_irq import NO_FD, SingleIrq
 from vfiouser_virtio.vfio_device import Trigger
 
-_NO_FD = -1
 
-
-class Intx:
+class Intx(SingleIrq):
     """Interrupt of index INTX. ``pin``: 1 is INTA#, 0 means that the function has none."""
 
     def __init__(self, pin: int, on_resample_fd: Callable[[int | None], None]) -> None:
         if not 0 <= pin <= 4:
             raise ValueError(f"interrupt pin {pin} is none of 0 (no INTx) and 1 to 4 (INTA# to INTD#)")
+        super().__init__()
         self.count = 1 if pin else 0
         self.level = False
         self.masked = False
@@ -33,7 +33,6 @@ class Intx:
         self.trigger_elsewhere: Trigger | None = None
         """Signals the interrupt where an engine keeps the eventfd itself."""
         self._blocked = False
-        self._fd = _NO_FD
         self._on_resample_fd = on_resample_fd
 
     def set_level(self, level: bool) -> None:
@@ -71,31 +70,16 @@ class Intx:
             os.close(old)
 
     def assign(self, start: int, fds: Sequence[int]) -> None:
-        """SET_IRQS with an eventfd; closes the one before and forgets what it was told. ``start`` is always 0."""
-        assert start == 0
-        for fd in fds:
-            self.deassign(0, 1)
-            self._fd = fd
+        """SET_IRQS with an eventfd; closes the one before and forgets what it was told."""
+        super().assign(start, fds)
+        if fds:
             self.unmask()
-
-    def deassign(self, start: int, count: int) -> None:
-        """SET_IRQS without an eventfd, for the only interrupt there is."""
-        assert start == 0
-        if count and self._fd != _NO_FD:
-            os.close(self._fd)
-            self._fd = _NO_FD
 
     def disable(self) -> None:
         """SET_IRQS with count 0: neither eventfd nor resample eventfd, unmasked."""
-        self.deassign(0, 1)
+        super().disable()
         self.set_resample_fd(None)
         self.masked = False
-
-    def trigger(self, vectors: Iterable[int]) -> None:
-        """SET_IRQS' loopback test: signal the eventfd, masked or not."""
-        for _ in vectors:
-            if self._fd != _NO_FD:
-                signal(self._fd)
 
     def reset(self) -> None:
         """Line down and unmasked; the eventfds stay, because a client does not send them again."""
@@ -104,7 +88,7 @@ class Intx:
     def _update(self) -> None:
         if not self.level or self._blocked or self.masked:
             return
-        if self._fd != _NO_FD:
+        if self._fd != NO_FD:
             self.masked = True
             signal(self._fd)
         elif self.trigger_elsewhere is not None:
