@@ -12,8 +12,9 @@ from vfiouser_virtio.virtio.author_line import definition, log_bug
 from vfiouser_virtio.virtio.device import Device
 from vfiouser_virtio.virtio.lost_chains import watch_for_lost_chains
 from vfiouser_virtio.virtio.polling import pulse
+from vfiouser_virtio.virtio.queue_ring import Spawn
 from vfiouser_virtio.virtio.unnotified import serve_unnotified
-from vfiouser_virtio.virtio.virtqueue import Spawn, Virtqueue
+from vfiouser_virtio.virtio.virtqueue import Virtqueue
 
 logger = logging.getLogger(__name__)
 

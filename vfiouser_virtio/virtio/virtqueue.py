@@ -1,4 +1,4 @@
-"""Virtqueue, device side (virtio 1.4, 2.6): registers, ring, notifications, and what was used.
+"""Virtqueue, device side (virtio 1.4, 2.6): what is done for each kick, burst of chains, and interrupt.
 
 ::
 
@@ -8,58 +8,40 @@
 A look at the ring comes first, and the wait for a kick only when it is empty, perhaps after some `polling`. While there
 is a reason to stand still (`Stop`), or RAM is being remapped under the ring, nothing is handed out.
 
-A long file, since all of it is about the same burst and the same ring; what stands apart has rooms of its own.
+What is done with the same object more seldom is in `queue_ring` (set-up, reset, saved state) and `coalescing`. These
+are base classes, not parts: what is here would otherwise look up two attributes where it looks up one.
 """
 
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from time import perf_counter
-from typing import ClassVar
 
 import trio
 
-from vfiouser_virtio.errors import AuthorError, GuestError, Unmapped
+from vfiouser_virtio.errors import GuestError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.turns import turns
 from vfiouser_virtio.virtio import remote
 from vfiouser_virtio.virtio.binding import BoundRing
-from vfiouser_virtio.virtio.coalescing import RESOLUTION, Coalescing
+from vfiouser_virtio.virtio.coalescing import CoalescedQueue
 from vfiouser_virtio.virtio.offer import Poll
-from vfiouser_virtio.virtio.pins import Pins
 from vfiouser_virtio.virtio.polling import Polling
-from vfiouser_virtio.virtio.queue_registers import QueueRegisters
 from vfiouser_virtio.virtio.stop import UNTOUCHABLE, Stop
-from vfiouser_virtio.virtio.virtqueue_state import VirtqueueState
-from vfiouser_virtio.vring import Area, Chain, CopyRoom, PackedRing, SplitRing
+from vfiouser_virtio.vring import Chain, CopyRoom
 
 # Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues.
 BURST = 64
-MISSED = 1.0
-"""Seconds that a ring's memory may be unmapped before that is logged."""
-
-Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
 # Plain ints: what is looked at for each chain is worth more than the tenth of a microsecond that a Flag takes.
 _UNTOUCHABLE = UNTOUCHABLE.value
 _KICKED = ~Stop.UNTIL_KICK.value
 
 
-class Virtqueue(QueueRegisters):
+class Virtqueue(CoalescedQueue):
     """Virtqueue of a device: the registers that a driver sets, and the ring behind them once it is enabled.
 
     ``interrupt`` sends a used buffer notification, ``failed`` is told of what the driver or the device has done wrong,
     ``warn`` of what a user should know: one line. ``room`` is that of the device's copies of memory that is not mapped.
     """
-
-    split_ring: ClassVar[type[SplitRing]] = SplitRing
-    packed_ring: ClassVar[type[PackedRing]] = PackedRing
-    """What is behind it, as negotiated."""
-
-    # What few queues have is no attribute of all: of more than 30, CPython 3.11 looks each up in a slower way.
-    coalescing = (0, 0)
-    """See `Queue.coalesce`."""
-    _coalescing: Coalescing | None = None
-    _lasting = (0, 0)
 
     def __init__(
         self,
@@ -73,48 +55,21 @@ class Virtqueue(QueueRegisters):
         poll: Poll = "off",
         room: CopyRoom | None = None,
     ) -> None:
-        super().__init__(index, max_size)
-        self.memory = memory
-        self.pins = Pins()
-        self.burst: deque[Chain] = deque()
-        """Chains that were taken from the ring, and not handed out yet."""
+        super().__init__(index, max_size, memory, interrupt=interrupt, failed=failed, warn=warn, room=room)
         self.slice_end = 0.0
         """Until when (``perf_counter``) chains may be handed out without waiting: then others have their turn."""
-        self.stopped = Stop.NOT_DRIVER_OK.value
-        """The reasons to hand out nothing: the value of a `Stop`; 0 for none."""
-        self.notified = False
-        """The driver has sent a notification since the last reset."""
-        self.counts = [0, 0]
-        """Notifications of the driver, and interrupts, since `forget_counts`."""
         self.polling = Polling(poll)
         self.waiters: list[trio.lowlevel.Task] = []
         """The tasks that wait for this queue."""
-        self._interrupt = interrupt
-        self._failed = failed
-        self._warn = warn
-        self._room = room or CopyRoom()
         self._poll: Poll = poll
-        self._spawn: Spawn | None = None
         self._on_park: Callable[[], None] | None = None
         self._asked = False
         """The driver has notified the device since the ring was last within reach."""
-        self._bound: BoundRing | None = None
         self._wakes = self._round = 0
         self._publish_scheduled = False
 
-    # ---- the device's run ----------------------------------------------------------------------------------------
-
-    def begin_run(self, spawn: Spawn) -> None:
-        """The device runs: ``spawn`` starts tasks that end with that run."""
-        self._spawn = spawn
-        if self._coalescing is not None:
-            self._coalescing.resume(spawn)
-
     def end_run(self) -> None:
-        """The run has ended, and with it all that was spawned."""
-        self._spawn = self.pins.reap = None
-        if self._coalescing is not None:
-            self._coalescing.end()
+        super().end_run()
         self.polling = Polling(self._poll)
 
     def poll_always(self) -> None:
@@ -125,11 +80,7 @@ class Virtqueue(QueueRegisters):
         """Call ``callback`` whenever a task starts to wait for this queue; None: do not."""
         self._on_park = callback
 
-    # ---- registers, status, and what else a transport says -------------------------------------------------------
-
-    def may_be_next(self, next_available: int) -> bool:
-        """Whether a notification can say this of where the driver goes on: next_off and next_wrap, 16 bits (2.9)."""
-        return self._bound is None or self._bound.ring.may_be_next(next_available)
+    # ---- what a transport says -----------------------------------------------------------------------------------
 
     def kick(self) -> None:
         """The driver's available buffer notification. One too many does no harm (AN2)."""
@@ -156,146 +107,6 @@ class Virtqueue(QueueRegisters):
         if self.waiters and (by_message if bound.by_message else bound.ring.again or bound.ring.has_available()):
             self._wake()
         return True
-
-    def enable(self) -> None:
-        """``queue_enable`` = 1. Raises GuestError for rings that are not aligned (2.7), or not in guest memory."""
-        areas = self.areas()
-        for area in areas:
-            self.memory.check(area.address, area.length, write=area.write)
-        self._bound = self._new_ring(areas)
-        self.enabled = True
-        if self.coalescing != (0, 0):
-            self.coalesce(*self.coalescing, until_reset=True)  # with this size
-        self._wake()
-
-    def _new_ring(self, areas: list[Area]) -> BoundRing:
-        ring_class = self.packed_ring if self.features.packed else self.split_ring
-        ring = ring_class(self.size, self.memory, self.features)
-        ring.on_push = self._pushed
-        return BoundRing(f"queue {self.index}", ring, self.memory, areas, self._room, self._wake)
-
-    def stop(self, reason: Stop) -> None:
-        """Hand out no more chains until `start` with the same reason."""
-        self.stopped |= reason.value
-
-    def start(self, reason: Stop) -> None:
-        """Undo `stop`."""
-        self.stopped &= ~reason.value
-        self._wake()
-
-    @property
-    def at_work(self) -> bool:
-        """Whether guest memory is being used: by requests that are pinned, or by messages to and from the ring."""
-        bound = self._bound
-        return self.pins.busy or (bound is not None and (bound.fetching or bound.flushing))
-
-    @property
-    def outstanding(self) -> int:
-        """Chains that the device was given, and that the driver does not have back."""
-        bound = self._bound
-        if bound is None:
-            return 0
-        ring = bound.ring
-        return len(ring.in_flight) - len(self.burst) - len(ring.again) + bound.ring.unpublished + len(bound.unsent)
-
-    def uncompleted_chains(self) -> list[Chain]:
-        """The chains that the device was given and has not completed."""
-        bound = self._bound
-        if bound is None:
-            return []
-        waiting = {*bound.ring.again, *(chain.head for chain in self.burst)}
-        return [chain for chain in bound.ring.in_flight.values() if chain.ring and chain.head not in waiting]
-
-    def memory_changed(self) -> None:
-        """The memory map is another one: chains in flight look again before they touch their buffers."""
-        bound = self._bound
-        if bound is None:
-            return
-        bound.ring.memory_changed()
-        # Otherwise a ring is bound to its new place at the next look.
-        if bound.unmapped or bound.fetching or bound.has_unpublished or self.burst or bound.ring.again:
-            self._wake()
-
-    def reset(self) -> None:
-        """Back to power-on state (2.6.1). To complete a chain of before has no effect."""
-        if self._bound is not None:
-            self._bound.kill()
-            self._bound = None
-            if self._spawn is not None:
-                self._spawn(self._say_freed)  # to other queues, where it is this one alone that is reset
-        self.clear()
-        self.notified = False
-        self.burst.clear()
-        self.pins.cancel()
-        if self.coalescing != self._lasting or self._coalescing is not None:
-            self.coalesce(*self._lasting)
-
-    async def _say_freed(self) -> None:
-        self._room.freed()
-
-    # ---- going on with another device, or elsewhere --------------------------------------------------------------
-
-    def put_back(self, chain: Chain) -> None:
-        """See `Queue.put_back`."""
-        if chain.ring is None:
-            raise AuthorError(f"chain {chain.head:#x} was completed, and cannot be put back")
-        bound = self._bound
-        if bound is not None and chain.ring is bound.ring:
-            self._offer_again(bound, [chain, *self.burst])
-        # Else the queue was reset meanwhile, or has another device.
-
-    def offer_again(self) -> None:
-        """Hand out anew the chains that were not completed: they are not those of the device that had them any more.
-
-        Nothing may be using their buffers: see `at_work`.
-        """
-        if self._bound is not None:
-            self._offer_again(self._bound, None)
-
-    def _offer_again(self, bound: BoundRing, chains: list[Chain] | None) -> None:
-        bound.shadow.forget(bound.ring.offer_again(chains))
-        self.burst.clear()
-        self._wake()
-
-    def state(self) -> VirtqueueState:
-        """What has to be kept of the queue, beside guest memory. Changes nothing.
-
-        Buffers that the device has, or that it has completed but whose contents are still to be sent by messages, are
-        offered again after `restore`, so that what was done for them is done twice.
-        """
-        bound = self._bound
-        return VirtqueueState(
-            size=self.size,
-            desc=self.desc,
-            driver=self.driver,
-            device=self.device,
-            enabled=self.enabled,
-            features=self.features,
-            notified=self.notified,
-            ring=None if bound is None else bound.ring.state(bound.shadow.claims),
-            unsent=() if bound is None else tuple(bound.unsent),
-        )
-
-    def restore(self, state: VirtqueueState) -> None:
-        """Go on where another queue was: instead of all that a driver does until the queue is enabled.
-
-        Guest memory need not be mapped yet. Raises ValueError for a state that no queue of this size can have, and
-        GuestError for one that no driver can have made.
-        """
-        if self.enabled:
-            raise ValueError(f"queue {self.index} is in use already")
-        self.negotiate(state.features)
-        if not self.allows(state.size):
-            raise ValueError(f"queue {self.index} cannot have {state.size:#x} entries, but up to {self.max_size:#x}")
-        self.configure(size=state.size, desc=state.desc, driver=state.driver, device=state.device)
-        self.notified = state.notified
-        if state.ring is not None:
-            bound = self._new_ring(self.areas())
-            bound.ring.restore(state.ring)
-            bound.unsent.extend(state.unsent)
-            self._bound = bound
-        self.enabled = state.enabled
-        self._wake()
 
     # ---- looking at the ring: for `Queue` ------------------------------------------------------------------------
 
@@ -468,17 +279,6 @@ class Virtqueue(QueueRegisters):
             self._spawn(lambda: self._tell_missed(bound))
         return None
 
-    async def _tell_missed(self, bound: BoundRing) -> None:
-        """QEMU's remapping of RAM unmaps the ring for some milliseconds; what lasts is worth a line."""
-        await trio.sleep(MISSED)
-        bound.missed = False
-        if bound.alive() and not self.stopped & _UNTOUCHABLE and not bound.bind():
-            bound.missed = True  # said once, until a reset
-            self._warn(
-                f"queue {self.index} waits for its ring's memory, which its client has unmapped or mapped read-only "
-                f"({bound.lacks}): until it is mapped again, or the driver resets the device, no request is served"
-            )
-
     async def park(self) -> None:
         """Wait for `_wake`. A ParkingLot does the same, but costs 2 µs more to leave, and every kick pays that."""
         if self._on_park is not None:
@@ -544,40 +344,3 @@ class Virtqueue(QueueRegisters):
             bound.flushing = False
         self._publish()  # what was completed meanwhile, or could not be sent while its memory was unmapped
         self._room.freed()
-
-    # ---- notifications -------------------------------------------------------------------------------------------
-
-    def coalesce(self, max_packets: int, max_usecs: int, *, until_reset: bool = False) -> None:
-        """See `Queue.coalesce`."""
-        if not until_reset:
-            self._lasting = max_packets, max_usecs
-        self.coalescing = max_packets, max_usecs
-        before, self._coalescing = self._coalescing, None
-        if max_packets and max_usecs >= RESOLUTION:
-            # A driver whose buffers are all used, and who does not know it, has none for what comes next.
-            at_most = max(1, self.size // 2)
-            self._coalescing = Coalescing(min(max_packets, at_most), max_usecs / 1e6, self._notify_if_due)
-        if before is not None and not before.end():
-            self._notify()  # one too many does no harm
-
-    def forget_counts(self) -> None:
-        """Count notifications and interrupts from 0 on."""
-        self.counts = [0, 0]
-
-    def _notify_if_due(self) -> bool:
-        """Interrupt the driver if it wants that for what it was shown; False while its ring is out of reach."""
-        bound = self._bound
-        if bound is None:
-            return True
-        try:
-            if self._usable() is None:
-                return False
-            if bound.by_message or bound.ring.interrupt_due():
-                self._notify()
-        except Exception as error:  # as in `_publish`
-            self._failed(error)
-        return True
-
-    def _notify(self) -> None:
-        self.counts[1] += 1
-        self._interrupt()
