@@ -75,6 +75,7 @@ async def test_what_makes_virtqueues_can_be_chosen() -> None:
 def test_an_author_sees_nothing_but_a_small_queue() -> None:
     public = {name for name in dir(Queue) if not name.startswith("_")}
     for_authors = {"bursts", "hold", "index", "max_size", "next", "next_nowait", "pinned", "put_back", "size"} | {
+        "abandoned",
         "complete_together",
         "wait",
     }
