@@ -9,6 +9,7 @@ from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
 from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.pins import Pinned
 from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.virtio.singles import Singles
 from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.virtio.virtqueue_state import VirtqueueState
@@ -26,6 +27,7 @@ __all__ = [
     "Offer",
     "Pinned",
     "Queue",
+    "Singles",
     "Stop",
     "Unmapped",
     "Virtqueue",

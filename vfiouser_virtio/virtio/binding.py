@@ -15,6 +15,9 @@ from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.vring import Area, CopyRoom, Ring, Shadow
 
+BURST = 64
+"""Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues."""
+
 
 class BoundRing:
     """Ring bound to memory; ``areas`` are its three parts where the driver put them, ``name`` is for errors.
@@ -52,6 +55,8 @@ class BoundRing:
         """Have the ring looked at again."""
         self.unsent: list[tuple[int, int, bytes]] = []
         """(part, offset, bytes) that are stored in the copies, and that the driver does not have yet."""
+        self.chunk = BURST
+        """Chains to take from the ring at once; one, while the device takes most buffers as `Singles`."""
         self.round = 0
         """Of the loop, in which chains were last taken by messages (see `turns`)."""
         self.generation = -1

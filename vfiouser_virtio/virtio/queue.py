@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
 from vfiouser_virtio.virtio.pins import Pinned
+from vfiouser_virtio.virtio.singles import Singles
 from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.vring import Chain
+from vfiouser_virtio.vring.descriptors import WRITE
 
 _ABANDONED = Stop.UNTIL_KICK.value
 
@@ -131,6 +133,14 @@ class Queue:
             return None
         # `is_unmapped` looks at the same first, but a call takes longer than all of this.
         return None if burst[0].stale and burst[0].is_unmapped() else burst.popleft()
+
+    def take_singles(self, limit: int, *, writable: bool) -> Singles | None:
+        """Up to ``limit`` buffers that come next, as far as each is one piece of memory to be written, or to be read.
+
+        None where the next one is of another kind, or there is none: `next_nowait` says which. They must be given back
+        by `Singles.end` before the next await, and before anything else is done with the queue.
+        """
+        return self._served().singles(limit, WRITE if writable else 0)
 
     async def wait(self, count: int = 1) -> None:
         """Return when ``count`` chains can be had with `next_nowait`, which is to be called before the next await.

@@ -21,15 +21,14 @@ from vfiouser_virtio.errors import GuestError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.turns import turns
 from vfiouser_virtio.virtio import remote
-from vfiouser_virtio.virtio.binding import BoundRing
+from vfiouser_virtio.virtio.binding import BURST, BoundRing
 from vfiouser_virtio.virtio.coalescing import CoalescedQueue
 from vfiouser_virtio.virtio.offer import Poll
 from vfiouser_virtio.virtio.polling import Polling
+from vfiouser_virtio.virtio.singles import Singles
 from vfiouser_virtio.virtio.stop import UNTOUCHABLE, Stop
 from vfiouser_virtio.vring import Chain, CopyRoom
 
-# Chains taken from the ring at once: enough to spread the cost of a look, few enough to be fair to other queues.
-BURST = 64
 
 # Plain ints: what is looked at for each chain is worth more than the tenth of a microsecond that a Flag takes.
 _UNTOUCHABLE = UNTOUCHABLE.value
@@ -126,6 +125,38 @@ class Virtqueue(CoalescedQueue):
             self._publish()
         return not self.stopped and bool(self._fill(bound))
 
+    def singles(self, limit: int, flags: int) -> Singles | None:
+        """Take up to ``limit`` buffers that come next, as `Singles`; None where the next one is none of that kind.
+
+        Chains that have been taken for the burst are taken so too: that they are there says nothing of what follows.
+        """
+        bound, burst = self._usable(), self.burst
+        if bound is None or self.stopped or bound.needs_messages or bound.ring.again:
+            return None
+        ring = bound.ring
+        if burst:
+            if len(burst[0].layout) != 4 or (len(burst) == 1 and not ring.has_available()):
+                return None  # one alone is as quick
+            while burst and ring.undo_pop(burst[-1]):
+                burst.pop()
+            if burst:
+                return None
+        singles = Singles.taken(bound, limit, flags, self)
+        if singles is None:
+            if ring.has_available():
+                bound.chunk = BURST
+                self._fill(bound)  # anew, what was taken for the burst
+            return None
+        bound.chunk = 1
+        self.polling.filled()
+        ring.suppress_notifications()
+        return singles
+
+    def show_singles(self, bound: BoundRing) -> None:
+        """Some were completed."""
+        if bound is self._bound and bound.ring.on_push is not None:
+            self._publish()
+
     async def wait_chain(self) -> None:
         """Return when the first chain of the burst may be handed out. For one that is not `ready`."""
         burst = self.burst
@@ -171,6 +202,8 @@ class Virtqueue(CoalescedQueue):
         if at_once and bound is not None:
             bound.ring.on_push = None  # to be told of each takes 0.1 µs
         try:
+            if not burst:  # the device has taken what was there as `singles`: what is left is of another kind
+                self.fill_nowait()
             while burst and not self.stopped:
                 if burst[0].stale and burst[0].is_unmapped():
                     return
@@ -221,7 +254,7 @@ class Virtqueue(CoalescedQueue):
             return None
         ring = bound.ring
         try:
-            chains = self._retake(bound) if ring.again else ring.pop(BURST)
+            chains = self._retake(bound) if ring.again else ring.pop(bound.chunk)
         except NeedsMessages:  # for a buffer
             return None
         if not chains:

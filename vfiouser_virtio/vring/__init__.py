@@ -3,7 +3,7 @@
 from vfiouser_virtio.vring.chain import Chain, Readable, Writable
 from vfiouser_virtio.vring.features import RingFeatures
 from vfiouser_virtio.vring.packed import PackedRing
-from vfiouser_virtio.vring.ring import Ring
+from vfiouser_virtio.vring.ring import Ring, Single
 from vfiouser_virtio.vring.set_up import Area, make_ring, ring_areas
 from vfiouser_virtio.vring.shadow import CopyRoom, NoRoom, Shadow
 from vfiouser_virtio.vring.split import SplitRing
@@ -21,6 +21,7 @@ __all__ = [
     "RingFeatures",
     "RingState",
     "Shadow",
+    "Single",
     "SplitRing",
     "Writable",
     "make_ring",

@@ -518,6 +518,9 @@ class _Disowned:
 
 DISOWNED = _Disowned()
 
+SINGLE = Chain.of(None, 0, (), 0, 0, None)
+"""In the place of a chain in flight: a buffer that `Ring.pop_singles` has handed out without making a chain of it."""
+
 # Parts without a buffer: nothing can be taken of them, so they never change.
 _NO_DATA, _NO_ROOM = Readable.of([], 0, 0), Writable.of([], 0)
 # The writable part of a chain that was completed.

@@ -13,6 +13,8 @@ A descriptor is available when AVAIL is our wrap counter and USED is not, and us
 one of ``2 * size``: the index of a descriptor, plus ``size`` while the wrap counter is 0.
 """
 
+from collections.abc import Sequence
+
 from vfiouser_virtio.barrier import TSO, full_barrier
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import HotRegion, NeedsMessages
@@ -24,7 +26,7 @@ from vfiouser_virtio.protocols.virtio.ring import (
     DescFlags,
     RingEventFlags,
 )
-from vfiouser_virtio.vring.chain import Chain
+from vfiouser_virtio.vring.chain import SINGLE, Chain
 from vfiouser_virtio.vring.descriptors import (
     INDIRECT,
     MAX_CHAIN,
@@ -38,7 +40,7 @@ from vfiouser_virtio.vring.descriptors import (
     too_long,
 )
 from vfiouser_virtio.vring.features import RingFeatures
-from vfiouser_virtio.vring.ring import Ring
+from vfiouser_virtio.vring.ring import Ring, Single
 from vfiouser_virtio.vring.tables import THREE, of_three, packed_table, table_of_three, unpack_three
 
 _unpack_desc = PACKED_DESC_CODEC.unpack_from
@@ -133,7 +135,9 @@ class PackedRing(Ring):
                     slot += 1
                 else:
                     found = None
-                    if flags == available | INDIRECT and self.indirect and head not in taken:
+                    if flags == available and begin <= address and stop <= end and length and head not in taken:
+                        found = Chain.of(self, head, layout, 1, 0, hot)  # as of a packet to be sent
+                    elif flags == available | INDIRECT and self.indirect and head not in taken:
                         if length == THREE and begin <= address and stop <= end:
                             found = table_of_three(self, head, address, hot, False)
                         else:
@@ -166,6 +170,48 @@ class PackedRing(Ring):
         if self._order is not None:
             self._order.take([chain.head for chain in chains])
         return chains
+
+    def pop_singles(self, limit: int, flags: int) -> list[Single]:
+        if self._order is not None:
+            return []
+        size, desc, flags_at, taken = self.size, self._desc, self._flags, self._taken
+        begin, end, _, _, origin = self.memory.hot
+        position = self.next_avail
+        room = size - (position - self.next_used) % (2 * size)
+        slot, available = (position, _AVAIL) if position < size else (position - size, _USED)
+        singles: list[Single] = []
+        for _ in range(min(limit, room)):
+            if flags_at[slot] & _BOTH != available:
+                break
+            if not TSO:  # as in `pop`
+                full_barrier()
+            address, length, head, kind = _unpack_desc(desc, slot << 4)
+            if kind != available | flags or address < begin or address + length > end or not length or head in taken:
+                break
+            taken[head] = SINGLE
+            singles.append((head, address - origin, length))
+            slot += 1
+            if slot == size:
+                slot = 0
+                available ^= _BOTH
+        self.next_avail = slot if available == _AVAIL else slot + size
+        return singles
+
+    def undo_singles(self, singles: Sequence[Single]) -> None:
+        for head, _, _ in singles:
+            del self._taken[head]
+        self.next_avail = (self.next_avail - len(singles)) % (2 * self.size)
+
+    def undo_pop(self, chain: Chain) -> bool:
+        # A dict keeps the order of its keys, so that of the taking.
+        if self._order is not None or next(reversed(self._taken), None) != chain.head:
+            return False
+        if self._taken[chain.head] is not chain:
+            return False
+        del self._taken[chain.head]
+        self.next_avail = (self.next_avail - chain.slots) % (2 * self.size)
+        chain.disown()
+        return True
 
     def has_available(self) -> bool:
         position, size = self.next_avail, self.size

@@ -1,7 +1,7 @@
 """Base class of split and packed rings: chains in flight, completions, and what a change of the memory map means."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from vfiouser_virtio.errors import Unmapped
 from vfiouser_virtio.memory import NeedsMessages
@@ -12,6 +12,9 @@ from vfiouser_virtio.vring.in_order import AvailableOrder
 from vfiouser_virtio.vring.state import BufferState, RingState
 
 _BUFFER_FLAGS = NEXT | WRITE | INDIRECT
+
+Single = tuple[int, int, int]
+"""Buffer of one descriptor: its head, and where it lies in the views of `Memory.hot`, as offset and length in bytes."""
 
 
 class Ring(ABC):
@@ -84,6 +87,23 @@ class Ring(ABC):
         Buffers and tables are looked up in ``memory``, by default the ring's own. Raises GuestError for a broken ring;
         NeedsMessages, with nothing taken, where memory must be fetched first.
         """
+
+    @abstractmethod
+    def pop_singles(self, limit: int, flags: int) -> list[Single]:
+        """As `pop`, of buffers with one descriptor each, without a chain for any of them; it ends before another kind.
+
+        So what is no such buffer, what is wrong with it, and all of a ring with IN_ORDER is left to `pop`. ``flags``:
+        WRITE, or 0 for what the device is to read. They are completed, or given back with `undo_singles`, before
+        anything else happens to the ring or to the memory map.
+        """
+
+    @abstractmethod
+    def undo_singles(self, singles: Sequence[Single]) -> None:
+        """Make these available again, the last that `pop_singles` has handed out, as if they had never been taken."""
+
+    @abstractmethod
+    def undo_pop(self, chain: Chain) -> bool:
+        """The same for a chain that was taken last, and nothing done with; False where that is not known."""
 
     @abstractmethod
     def has_available(self) -> bool:

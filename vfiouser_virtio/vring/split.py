@@ -10,12 +10,13 @@ stores the used elements, then the index, then says whether an interrupt is due.
 """
 
 import struct
+from collections.abc import Sequence
 
 from vfiouser_virtio.barrier import TSO, full_barrier
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.memory import HotRegion, NeedsMessages
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, MAX_QUEUE_SIZE, USED_ELEM_CODEC, AvailFlags, UsedFlags
-from vfiouser_virtio.vring.chain import Chain
+from vfiouser_virtio.vring.chain import SINGLE, Chain
 from vfiouser_virtio.vring.descriptors import (
     INDIRECT,
     MAX_CHAIN,
@@ -29,7 +30,7 @@ from vfiouser_virtio.vring.descriptors import (
     too_long,
 )
 from vfiouser_virtio.vring.features import RingFeatures
-from vfiouser_virtio.vring.ring import Ring
+from vfiouser_virtio.vring.ring import Ring, Single
 from vfiouser_virtio.vring.tables import THREE, linked_three, of_three, split_table, table_of_three, unpack_three
 
 _unpack_desc = DESC_CODEC.unpack_from
@@ -144,7 +145,9 @@ class SplitRing(Ring):
                     chain = Chain.of(self, head, layout, 0, length, hot)
                 else:
                     found = None
-                    if flags == INDIRECT and self.indirect:
+                    if not flags and begin <= address and stop <= end and length:
+                        found = Chain.of(self, head, layout, 1, 0, hot)  # as of a packet to be sent
+                    elif flags == INDIRECT and self.indirect:
                         if length == THREE and begin <= address and stop <= end:
                             found = table_of_three(self, head, address, hot, True)
                         else:
@@ -173,6 +176,46 @@ class SplitRing(Ring):
         if self._order is not None:
             self._order.take(heads[: len(chains)])
         return chains
+
+    def pop_singles(self, limit: int, flags: int) -> list[Single]:
+        avail, size, last, taken, desc = self._avail, self.size, self.last_avail, self._taken, self._desc
+        available = (avail[1] - last) & 0xFFFF
+        if available > size or self._order is not None:
+            return []
+        if not TSO:  # as in `pop`
+            full_barrier()
+        start = 2 + (last & self._mask)
+        stop = start + min(available, limit)
+        heads = avail[start:stop].tolist()
+        if stop > size + 2:  # round the end of the ring
+            heads = avail[start : size + 2].tolist() + avail[2 : stop - size].tolist()
+        begin, end, _, _, origin = self.memory.hot
+        singles: list[Single] = []
+        for head in heads:
+            if head >= size or taken[head] is not None:
+                break
+            address, length, kind, _ = _unpack_desc(desc, head << 4)
+            if kind != flags or address < begin or address + length > end or not length:
+                break
+            taken[head] = SINGLE
+            singles.append((head, address - origin, length))
+        self.last_avail = (last + len(singles)) & 0xFFFF
+        return singles
+
+    def undo_singles(self, singles: Sequence[Single]) -> None:
+        for head, _, _ in singles:
+            self._taken[head] = None
+        self.last_avail = (self.last_avail - len(singles)) & 0xFFFF
+
+    def undo_pop(self, chain: Chain) -> bool:
+        # The entry of a buffer in flight is still there: a driver that is not out of its mind has not overwritten it.
+        last, head = (self.last_avail - 1) & 0xFFFF, chain.head
+        if self._order is not None or self._taken[head] is not chain or self._avail[2 + (last & self._mask)] != head:
+            return False
+        self._taken[head] = None
+        self.last_avail = last
+        chain.disown()
+        return True
 
     def has_available(self) -> bool:
         return bool(self._avail[1] != self.last_avail)
