@@ -5,6 +5,7 @@ into segments. It is struct virtio_net_hdr without what belongs to one ring (num
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 IOV_MAX = 1024
@@ -76,6 +77,10 @@ class Frame:
             if len(head) == count:
                 break
         return head
+
+
+LENGTH = attrgetter("length")
+"""The length of a frame: to add up those of many."""
 
 
 def frame_of(data: bytes | bytearray | memoryview, offload: Offload | None = None) -> Frame:

@@ -9,11 +9,12 @@ LACP and LLDP go from guest to guest as over a cable.
 import struct
 import threading
 import weakref
+from collections.abc import Sequence
 
 import trio
 
 from vfiouser_virtio.backends.net.drops import Drop
-from vfiouser_virtio.backends.net.frame import Frame
+from vfiouser_virtio.backends.net.frame import LENGTH, Frame
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import ALL, FrameSink, Netdev
 from vfiouser_virtio.backends.net.offload import BadOffload
@@ -27,7 +28,7 @@ MAX_STATIONS = 1024
 # Two hubs joined twice are a loop. A frame in it ends here, long before Python's stack does.
 _MAX_DEPTH = 8
 _NO_STATION = bytes(6)
-_ADDRESSES = struct.Struct("6s6s")
+_ADDRESSES = struct.Struct("12s")
 _TICKS = 8
 
 _hubs: "weakref.WeakValueDictionary[str, Hub]" = weakref.WeakValueDictionary()
@@ -90,48 +91,83 @@ class HubNetdev(Link):
         self._blocked: Outlet | None = None  # what the last `put` found without room
 
     def put(self, frame: Frame) -> bool:
-        counters, hub = self.counters, self.hub
+        return self.put_burst((frame,)) == 1
+
+    def put_burst(self, frames: Sequence[Frame]) -> int:
+        """Frames in a row with the same addresses are looked up once, and handed on together."""
         try:
-            destination, source = _ADDRESSES.unpack_from(frame.segments[0])
+            pairs = [_ADDRESSES.unpack_from(frame.segments[0])[0] for frame in frames]
         except (struct.error, IndexError):
-            destination, source = frame.head(6), frame.head(12)[6:]
-        stations = hub.stations
+            pairs = [frame.head(12) for frame in frames]
+        start, count = 0, len(frames)
+        if pairs.count(pairs[0]) == count:  # as mostly
+            return self._put_run(pairs[0], frames)
+        for stop in range(1, count + 1):
+            if stop < count and pairs[stop] == pairs[start]:
+                continue
+            run = frames[start:stop]
+            taken = self._put_run(pairs[start], run)
+            if taken < len(run):
+                return start + taken
+            start = stop
+        return count
+
+    def _put_run(self, pair: bytes, frames: Sequence[Frame]) -> int:
+        """Frames from one station to another, or to a group; how many of them were taken."""
+        counters, hub, stations, count = self.counters, self.hub, self.hub.stations, len(frames)
+        destination, source = pair[:6], pair[6:]
         station = stations.get(source)
         if station is not None and station.port is self:
             station.seen = self._tick
         elif not self._learn(source):
-            counters.tx_drops.add(Drop.BAD_SENDER)
-            return True
+            counters.tx_drops.add(Drop.BAD_SENDER, count)
+            return count
         if hub.depth == _MAX_DEPTH:
-            counters.tx_drops.add(Drop.LOOP)
-            return True
+            counters.tx_drops.add(Drop.LOOP, count)
+            return count
 
         hub.depth += 1
         try:
             station = stations.get(destination)  # never one for a group: none is learned
             if station is None:
-                self._flood(frame)
+                self._flood(frames)
+            elif station.port is self or (self.isolated and station.port.isolated):
+                counters.tx_drops.add(Drop.OWN_PORT if station.port is self else Drop.ISOLATED, count)
             else:
-                target = station.port
-                if target is self or (self.isolated and target.isolated):
-                    counters.tx_drops.add(Drop.OWN_PORT if target is self else Drop.ISOLATED)
-                elif not target.outlet.take(frame):
-                    self._blocked = target.outlet
-                    return False
-        except BadOffload as error:
-            counters.tx_drops.add(Drop.BAD_OFFLOAD)
-            self.log.once("offload", "%s: a frame that was sent here is dropped: %s", self.describe(), error)
+                count = self._hand_on(station.port.outlet, frames)
         finally:
             hub.depth -= 1
-        counters.tx_packets += 1
-        counters.tx_bytes += frame.length
-        return True
+        counters.tx_packets += count
+        counters.tx_bytes += sum(map(LENGTH, frames[:count]))
+        return count
 
-    def _flood(self, frame: Frame) -> None:
+    def _hand_on(self, outlet: Outlet, frames: Sequence[Frame]) -> int:
+        taken = 0
+        while taken < len(frames):
+            try:
+                count = outlet.take_burst(frames[taken:] if taken else frames)
+            except BadOffload as error:
+                self._drop(error)
+                count = 1
+            if not count:
+                self._blocked = outlet
+                break
+            taken += count
+        return taken
+
+    def _flood(self, frames: Sequence[Frame]) -> None:
         isolated = self.isolated
-        for port in self.hub.ports:
-            if port is not self and not (isolated and port.isolated) and not port.outlet.take(frame):
-                port.counters.rx_drops.add(Drop.NO_BUFFERS)
+        for frame in frames:
+            try:
+                for port in self.hub.ports:
+                    if port is not self and not (isolated and port.isolated) and not port.outlet.take(frame):
+                        port.counters.rx_drops.add(Drop.NO_BUFFERS)
+            except BadOffload as error:
+                self._drop(error)
+
+    def _drop(self, error: BadOffload) -> None:
+        self.counters.tx_drops.add(Drop.BAD_OFFLOAD)
+        self.log.once("offload", "%s: a frame that was sent here is dropped: %s", self.describe(), error)
 
     async def wait_room(self) -> None:
         """Wait until the port that had no room has some, or is waited for no more."""

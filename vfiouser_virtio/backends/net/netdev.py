@@ -7,8 +7,11 @@
 
 A frame is handed over in a call: nothing is kept, copied or made for it on the way unless somebody has to keep it. Who
 has no room says so, and what becomes of the frame is up to who has it: wait, keep it, or drop it and count it.
+
+Frames that come together go on together where the sink has a ``put_burst`` as well: see `burst_putter`.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Protocol
@@ -86,6 +89,32 @@ class FrameSink(Protocol):
     async def wait_room(self) -> None:
         """Wait until `put` may take a frame again; it need not."""
         ...
+
+
+PutBurst = Callable[[Sequence[Frame]], int]
+
+
+def burst_putter(sink: FrameSink) -> PutBurst:
+    """What puts frames into a sink, one after the other, until it has no room; returns how many were taken.
+
+    That is the sink's own ``put_burst`` where it has one: a device shows its driver all of a burst at once.
+    """
+    # Not that of a base class whose `put` was overridden.
+    for each in type(sink).__mro__:
+        if "put_burst" in vars(each):
+            of_its_own: PutBurst = sink.put_burst  # type: ignore[attr-defined]  # optional, and so no part of FrameSink
+            return of_its_own
+        if "put" in vars(each):
+            break
+    put = sink.put
+
+    def put_each(frames: Sequence[Frame]) -> int:
+        for count, frame in enumerate(frames):
+            if not put(frame):
+                return count
+        return len(frames)
+
+    return put_each
 
 
 class Netdev(FrameSink, Protocol):

@@ -1,9 +1,11 @@
 """Netdev that takes every frame and has none: a cable without a network."""
 
+from collections.abc import Sequence
+
 import trio
 
 from vfiouser_virtio.backends.net.drops import Drop
-from vfiouser_virtio.backends.net.frame import Frame
+from vfiouser_virtio.backends.net.frame import LENGTH, Frame
 from vfiouser_virtio.backends.net.netdev import ALL, Counters, FrameSink
 
 
@@ -24,6 +26,12 @@ class NullNetdev:
         self.counters.tx_bytes += frame.length
         self.counters.tx_drops.add(Drop.NO_NETWORK)
         return True
+
+    def put_burst(self, frames: Sequence[Frame]) -> int:
+        self.counters.tx_packets += len(frames)
+        self.counters.tx_bytes += sum(map(LENGTH, frames))
+        self.counters.tx_drops.add(Drop.NO_NETWORK, len(frames))
+        return len(frames)
 
     async def wait_room(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -1,12 +1,13 @@
 """Outlet of a switch's port: hands frames to the port's device, and says how long others wait for it to have room."""
 
 from collections import deque
+from collections.abc import Sequence
 
 import trio
 
 from vfiouser_virtio.backends.net.drops import Drop
-from vfiouser_virtio.backends.net.frame import Frame
-from vfiouser_virtio.backends.net.netdev import Counters, FrameSink
+from vfiouser_virtio.backends.net.frame import LENGTH, Frame
+from vfiouser_virtio.backends.net.netdev import Counters, FrameSink, PutBurst, burst_putter
 from vfiouser_virtio.backends.net.offload import finish, takes
 
 PATIENCE = 0.1
@@ -27,6 +28,7 @@ class Outlet:
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._sink: FrameSink | None = None
+        self._put_burst: PutBurst = len
         # What a packet that was cut into segments has left of them. Nothing goes before it, so it is one packet's.
         self._rest: deque[Frame] = deque()
         self._has_rest = trio.Event()
@@ -63,10 +65,39 @@ class Outlet:
             if not self._send_rest(sink):
                 return True
         if self._drop_at is not None:
-            self._room_since = trio.current_time()
-            self._patience = max(self._patience - (self._room_since - self._full_since), 0.0)
-            self._drop_at = None
+            self._has_room()
         return True
+
+    def take_burst(self, frames: Sequence[Frame]) -> int:
+        """As `take`, for the first of these frames, one at least, which the device is handed together; how many.
+
+        0: no room. Raises BadOffload, which is about the first one.
+        """
+        sink = self._sink
+        if sink is None or self._rest:
+            return int(self.take(frames[0]))
+        does = sink.does
+        for count, frame in enumerate(frames):
+            if frame.offload is not None and not takes(does, frame):
+                if not count:
+                    return int(self.take(frame))
+                frames = frames[:count]
+                break
+        taken = self._put_burst(frames)
+        if not taken:
+            return int(self._no_room())
+        counters = self._counters
+        counters.rx_packets += taken
+        counters.rx_bytes += sum(map(LENGTH, frames[:taken]))
+        if self._drop_at is not None:
+            self._has_room()
+        return taken
+
+    def _has_room(self) -> None:
+        """Again, after it had none."""
+        self._room_since = trio.current_time()
+        self._patience = max(self._patience - (self._room_since - self._full_since), 0.0)
+        self._drop_at = None
 
     def _no_room(self) -> bool:
         """Whether the frame is dropped for that."""
@@ -109,7 +140,7 @@ class Outlet:
     async def run(self, device: FrameSink) -> None:
         """Have this device, until cancelled."""
         counters = self._counters
-        self._sink = device
+        self._sink, self._put_burst = device, burst_putter(device)
         self._patience, self._drop_at = PATIENCE, None
         try:
             while True:
