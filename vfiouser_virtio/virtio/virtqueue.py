@@ -29,7 +29,6 @@ from vfiouser_virtio.virtio.singles import Singles
 from vfiouser_virtio.virtio.stop import UNTOUCHABLE, Stop
 from vfiouser_virtio.vring import Chain, CopyRoom
 
-
 # Plain ints: what is looked at for each chain is worth more than the tenth of a microsecond that a Flag takes.
 _UNTOUCHABLE = UNTOUCHABLE.value
 _KICKED = ~Stop.UNTIL_KICK.value
