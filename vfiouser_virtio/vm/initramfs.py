@@ -92,7 +92,7 @@ def _tree(kernel: Kernel, tools: Path) -> list[newc.Entry]:
         newc.file("sbin/console-shell", _script("console-shell"), 0o755),
         newc.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"),
         newc.file("etc/group", b"root:x:0:\n"),
-        newc.file("usr/share/udhcpc/default.script", _script("udhcpc"), 0o755),
+        newc.file("etc/udhcpc/default.script", _script("udhcpc"), 0o755),
         newc.file("etc/hosts", b"127.0.0.1 localhost guest\n"),
         # What `mount` without -t tries; the kernel loads the module of each.
         newc.file("etc/filesystems", b"ext4\nvfat\n"),

@@ -1,6 +1,5 @@
 """The user netdev with a real passt, fetched from Debian, in a network namespace of its own."""
 
-import shlex
 import socket
 import struct
 from collections.abc import Iterator
@@ -8,35 +7,25 @@ from pathlib import Path
 
 import pytest
 import trio
-from support.net_namespace import NetNamespace, net_namespace
+from support.net_namespace import NetNamespace
 from support.net_sink import Sink
+from support.passt import HOST, passt_namespace, passt_script
 
 from vfiouser_virtio.backends.net.frame import frame_of
 from vfiouser_virtio.backends.net.user import UserNetdev
 from vfiouser_virtio.errors import ConfigError, DeviceError
-from vfiouser_virtio.vm import debian, programs
 
-HOST, ROUTER = "192.0.2.7", "192.0.2.1"
 MAC = bytes.fromhex("525400123456")
 
 
 @pytest.fixture
 def passt(tmp_path: Path) -> Path:
-    """A script that runs the fetched program with its own libraries."""
-    argv = programs.argv(debian.fetch("passt", ["passt"], megabytes=3), "passt")
-    script = tmp_path / "passt"
-    script.write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "$@"\n')
-    script.chmod(0o755)
-    return script
+    return passt_script(tmp_path)
 
 
 @pytest.fixture
 def namespace() -> Iterator[NetNamespace]:
-    """One with an address and a route, which passt gives to the guest."""
-    with net_namespace() as made:
-        for command in ("tuntap add up0 mode tap", f"addr add {HOST}/24 dev up0", "link set up0 up"):
-            made.ip(command)
-        made.ip(f"route add default via {ROUTER} dev up0")
+    with passt_namespace() as made:
         yield made
 
 
