@@ -36,6 +36,9 @@ class TunOffload(IntFlag):
     UFO = 0x10
     USO4 = 0x20
     USO6 = 0x40
+    UDP_TUNNEL_GSO = 0x80
+    """From Linux 6.17 on. Then the kernel also takes such packets, and there is `virtio.net.HDR_TUNNEL` before all frames."""
+    UDP_TUNNEL_GSO_CSUM = 0x100
 
 
 # struct ifreq of linux/if.h, as far as these ioctls use it.

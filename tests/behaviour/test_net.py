@@ -55,9 +55,9 @@ async def test_offload_headers_go_through_as_they_are(virtio_guest: VirtioDevice
     frame = MAC + PEER + b"\x08\0" + ip + bytes.fromhex("0001000200180000") + os.urandom(16)
     offload = Offload(HdrFlags.NEEDS_CSUM, GsoType.NONE, 0, 0, 34, 6)
     with trio.fail_after(60):
-        await guest.send(frame, NetHeader(*offload))
+        await guest.send(frame, NetHeader(*offload[:6]))
     assert cable.sent[-1].offload is not None
-    assert cable.sent[-1].offload[4:] == (34, 6)
+    assert cable.sent[-1].offload[4:6] == (34, 6)
     await cable.deliver(frame, offload=offload)
     with trio.fail_after(60):
         received = await guest.receive()

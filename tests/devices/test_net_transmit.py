@@ -23,7 +23,7 @@ OFFLOADS = mask_of(
 
 
 def header(offload: Offload, num_buffers: int = 0) -> bytes:
-    return HDR_CODEC.pack(*offload, num_buffers)
+    return HDR_CODEC.pack(*offload[:6], num_buffers)
 
 
 async def send(driver: Driver, *packets: bytes) -> None:

@@ -95,6 +95,16 @@ class Net(Device):
         hash: Annotated[  # noqa: A002 - QEMU's name for it
             bool, "tell the guest the RSS hash of each packet, which takes time for each, even if it has no use for it"
         ] = False,
+        host_tunnel: Annotated[
+            bool, "let the guest send packets in UDP tunnels (VXLAN, GENEVE) uncut, up to 64 KiB; Linux: from 6.17 on"
+        ] = False,
+        host_tunnel_csum: Annotated[
+            bool, "and with an outer UDP checksum that is not computed either; goes with host-tunnel=on"
+        ] = False,
+        guest_tunnel: Annotated[bool, "hand such packets to the guest uncut, where it takes them"] = False,
+        guest_tunnel_csum: Annotated[
+            bool, "and those with an outer UDP checksum that is not computed; goes with guest-tunnel=on"
+        ] = False,
     ) -> None:
         if not 1 <= queues <= MAX_PAIRS:
             raise DeviceError(f"queues={queues}: expected 1 to {MAX_PAIRS}")
@@ -104,6 +114,12 @@ class Net(Device):
             raise DeviceError(f"speed={speed}: expected Mbit/s, 0 to {0x7FFF_FFFF}")
         if duplex not in _DUPLEX:
             raise DeviceError(f"duplex={duplex}: expected {', '.join(_DUPLEX)}")
+        for name, csum, tunnel in (
+            ("host-tunnel", host_tunnel_csum, host_tunnel),
+            ("guest-tunnel", guest_tunnel_csum, guest_tunnel),
+        ):
+            if csum and not tunnel:
+                raise DeviceError(f"{name}-csum=on: goes with {name}=on")
         address = parse_mac(mac) if mac else None
         offered = set(OFFERED)
         if mtu is not None:
@@ -112,6 +128,16 @@ class Net(Device):
             offered |= {NetFeature.MQ, NetFeature.RSS}
         if hash:
             offered.add(NetFeature.HASH_REPORT)
+        offered |= {
+            feature
+            for feature, wanted in (
+                (NetFeature.HOST_UDP_TUNNEL_GSO, host_tunnel),
+                (NetFeature.HOST_UDP_TUNNEL_GSO_CSUM, host_tunnel_csum),
+                (NetFeature.GUEST_UDP_TUNNEL_GSO, guest_tunnel),
+                (NetFeature.GUEST_UDP_TUNNEL_GSO_CSUM, guest_tunnel_csum),
+            )
+            if wanted
+        }
         self.netdev: Netdev = netdev or NullNetdev()
         self._link = True
         super().__init__(
@@ -296,4 +322,5 @@ def made_up_mac(name: str) -> bytes:
 
 def example() -> Net:
     """An interface with two pairs of queues and everything that can be offered, on a cable without a network."""
-    return Net(queues=2, mtu=9000, speed=10_000, hash=True)
+    tunnels = {"host_tunnel": True, "host_tunnel_csum": True, "guest_tunnel": True, "guest_tunnel_csum": True}
+    return Net(queues=2, mtu=9000, speed=10_000, hash=True, **tunnels)

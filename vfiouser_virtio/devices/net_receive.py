@@ -21,7 +21,7 @@ from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.devices.net_filter import ReceiveFilter
 from vfiouser_virtio.devices.net_steering import Steering
 from vfiouser_virtio.protocols.virtio import net
-from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags, NetFeature
+from vfiouser_virtio.protocols.virtio.net import HdrFlags, NetFeature
 from vfiouser_virtio.virtio import Chain, GuestError, Queue, Singles
 
 STUCK = 1.0
@@ -34,21 +34,11 @@ _NO_LIMIT = 1 << 32
 _HEAD = struct.Struct("16s")
 # Buffers that are taken at once for a long frame.
 _SPREAD = 16
-_COMPLETE = (0,) * 6
 _VLAN_TAG, _VLAN_HLEN = b"\x81\x00", 4
 _FLAGS = int(HdrFlags.NEEDS_CSUM | HdrFlags.DATA_VALID)
 _NEEDS_CSUM, _DATA_VALID = int(HdrFlags.NEEDS_CSUM), int(HdrFlags.DATA_VALID)
-# What `needs` knows; another one is none that a driver has accepted (5.1.6.4.1).
-_GSO_TYPES = frozenset(
-    {
-        int(GsoType.NONE),
-        int(GsoType.TCPV4),
-        GsoType.TCPV4 | GsoType.ECN,
-        int(GsoType.TCPV6),
-        GsoType.TCPV6 | GsoType.ECN,
-        int(GsoType.UDP_L4),
-    }
-)
+_TUNNEL_FLAGS = int(HdrFlags.NEEDS_CSUM | HdrFlags.UDP_TUNNEL_CSUM)
+_TUNNEL = int(net.GSO_UDP_TUNNEL)
 
 
 def does_of(features: int) -> Does:
@@ -62,6 +52,8 @@ def does_of(features: int) -> Does:
             ((NetFeature.GUEST_ECN,), Does.ECN),
             # A frame does not say of which of the two it is.
             ((NetFeature.GUEST_USO4, NetFeature.GUEST_USO6), Does.USO),
+            ((NetFeature.GUEST_UDP_TUNNEL_GSO,), Does.TUNNEL),
+            ((NetFeature.GUEST_UDP_TUNNEL_GSO_CSUM,), Does.TUNNEL_CSUM),
         ):
             if all(features & bit.mask for bit in bits):
                 does |= what
@@ -204,7 +196,7 @@ class Receiver:
         if self._rest is not None and not self._put_rest():
             return False
         offload = frame.offload
-        if offload is not None and (needs(offload) & ~self._does or offload.gso_type not in _GSO_TYPES):
+        if offload is not None and needs(offload) & ~self._does:
             return self._put_finished(frame)
         return self._deliver(frame)
 
@@ -241,7 +233,7 @@ class Receiver:
                         passed = first
                 offload, length = frame.offload, frame.length
                 if offload is not None:
-                    if needs(offload) & ~does or offload.gso_type not in _GSO_TYPES:
+                    if needs(offload) & ~does:
                         break
                     if length > limit and not offload.gso_type:
                         break
@@ -339,8 +331,6 @@ class Receiver:
         """Deliver a frame of which the driver has to be spared some work."""
         assert frame.offload is not None
         try:
-            if frame.offload.gso_type not in _GSO_TYPES:
-                raise BadOffload(f"gso_type {frame.offload.gso_type:#x}, which no driver has accepted")
             pieces = iter(finish(frame, self._does))
         except BadOffload as error:
             self.queues[0].drops += 1
@@ -467,8 +457,12 @@ class Receiver:
         return True
 
     def _header(self, offload: Offload | None, hashed: tuple[int, ...] | None, buffers: int = 1) -> bytes:
-        numbers = _COMPLETE if offload is None else (offload.flags & _FLAGS, *offload[1:])
-        return self._pack(*numbers, buffers, *(self._no_hash if hashed is None else hashed))
+        rest = self._no_hash if hashed is None else hashed
+        if offload is None:
+            return self._pack(0, 0, 0, 0, 0, 0, buffers, *rest)
+        if offload[1] & _TUNNEL:  # the last two fields are there: the driver takes such packets
+            return self._pack(offload[0] & _TUNNEL_FLAGS, *offload[1:6], buffers, *rest[:3], *offload[6:])
+        return self._pack(offload[0] & _FLAGS, *offload[1:6], buffers, *rest)
 
     def _is_tagged(self, frame: Frame) -> bool:
         """Whether the frame is longer than the MTU allows by a VLAN tag only, which is part of the Ethernet header."""

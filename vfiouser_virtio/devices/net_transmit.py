@@ -34,7 +34,10 @@ BURST = 64
 _MAX_BURST = 128 << 10
 _TCP_HLEN, _UDP_HLEN = 20, 8
 _ETH_HLEN = net.ETH_HLEN
-_NEEDS_CSUM = int(HdrFlags.NEEDS_CSUM)
+_NEEDS_CSUM, _UDP_TUNNEL_CSUM = int(HdrFlags.NEEDS_CSUM), int(HdrFlags.UDP_TUNNEL_CSUM)
+_TUNNEL_FLAGS = int(HdrFlags.NEEDS_CSUM | HdrFlags.DATA_VALID | HdrFlags.UDP_TUNNEL_CSUM)
+_KIND = ~int(GsoType.ECN)
+_TUNNELS = (int(GsoType.UDP_TUNNEL_IPV4), int(GsoType.UDP_TUNNEL_IPV6))
 _GSO_TYPES = (
     (NetFeature.HOST_TSO4, GsoType.TCPV4),
     (NetFeature.HOST_TSO6, GsoType.TCPV6),
@@ -90,10 +93,15 @@ class Transmitter:
         """A driver has accepted these features."""
         self._codec = net.hdr_codec(features)
         self._flags = _NEEDS_CSUM if features & NetFeature.CSUM.mask else 0
+        if features & NetFeature.HOST_UDP_TUNNEL_GSO.mask:
+            self._flags |= _UDP_TUNNEL_CSUM  # which a packet that is not of a tunnel must not have
         allowed = {int(kind) for feature, kind in _GSO_TYPES if features & feature.mask}
         if features & NetFeature.HOST_ECN.mask:
             allowed |= {kind | GsoType.ECN for kind in allowed - {GsoType.UDP_L4}}
         self._gso_types = frozenset(allowed)
+        tunnels = _TUNNELS if features & NetFeature.HOST_UDP_TUNNEL_GSO.mask else ()
+        self._tunnel_types = frozenset(kind | tunnel for kind in allowed for tunnel in tunnels)
+        self._tunnel_csum = bool(features & NetFeature.HOST_UDP_TUNNEL_GSO_CSUM.mask)
 
     def reset(self) -> None:
         """The driver has reset the device."""
@@ -228,17 +236,30 @@ class Transmitter:
         """Set what a packet's header says that is left to do. Raises BadOffload for what cannot be (5.1.6.2)."""
         flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = fields[:6]
         flags &= self._flags  # others are to be ignored
-        if gso_type & ~GsoType.ECN:
-            if gso_type not in self._gso_types:
+        if gso_type & _KIND:
+            if gso_type in self._gso_types:
+                least = csum_start + (_UDP_HLEN if gso_type == GsoType.UDP_L4 else _TCP_HLEN)
+                hdr_len = min(max(hdr_len, least), frame.length)  # another guest is to be told the truth
+                frame.offload = Offload(flags, gso_type, hdr_len, gso_size, csum_start, csum_offset)
+            elif gso_type in self._tunnel_types:
+                frame.offload = self._read_tunnel(frame.length, fields)
+            else:
                 raise BadOffload(f"gso_type {gso_type:#x}, which was not negotiated")
-            least = csum_start + (_UDP_HLEN if gso_type == GsoType.UDP_L4 else _TCP_HLEN)
-            hdr_len = min(max(hdr_len, least), frame.length)  # another guest is to be told the truth
-            frame.offload = Offload(flags, gso_type, hdr_len, gso_size, csum_start, csum_offset)
         elif flags:
             frame.offload = Offload(flags, 0, 0, 0, csum_start, csum_offset)
         else:
             frame.offload = None
         check(frame)
+
+    def _read_tunnel(self, length: int, fields: tuple[int, ...]) -> Offload:
+        """What the header of a packet in a tunnel says. Raises BadOffload."""
+        flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, _, _, _, _, outer_th, inner_nh = fields
+        if flags & _UDP_TUNNEL_CSUM and not self._tunnel_csum:
+            raise BadOffload(f"flags {flags:#x} have UDP_TUNNEL_CSUM, which was not negotiated")
+        flags &= _TUNNEL_FLAGS
+        least = csum_start + (_UDP_HLEN if gso_type & ~net.GSO_UDP_TUNNEL == GsoType.UDP_L4 else _TCP_HLEN)
+        hdr_len = min(max(hdr_len, least), length)
+        return Offload(flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, outer_th, inner_nh)
 
     def _put_offloaded(self, transmitq: TransmitQueue, frame: Frame) -> Pieces | None:
         """Hand it over, or what it has to be cut into; returns `_TAKEN`, or what there is no room for: None for all.

@@ -30,6 +30,10 @@ class Offload(NamedTuple):
     """From where on the checksum is taken, if ``flags`` has NEEDS_CSUM."""
     csum_offset: int
     """Where it is stored, in bytes from ``csum_start``."""
+    outer_th_offset: int = 0
+    """Where the outer UDP header is, if ``gso_type`` is one of a tunnel; the others are about what is in it then."""
+    inner_nh_offset: int = 0
+    """Where the inner IP header is, if so."""
 
 
 class Frame:

@@ -43,7 +43,16 @@ def find_headers(head: bytes) -> Headers:
         if head[at : at + 2] not in VLAN_TAGS:
             break
         at += VLAN_HLEN
-    ethertype, network = int.from_bytes(head[at : at + 2], "big"), at + 2
+    return _headers(head, int.from_bytes(head[at : at + 2], "big"), at + 2)
+
+
+def find_ip_headers(head: bytes, network: int) -> Headers:
+    """As `find_headers`, of an IP packet at ``network``; what it is, its first byte says: 0 for what is no IP."""
+    version = head[network] >> 4 if network < len(head) else 0
+    return _headers(head, {4: IPV4, 6: IPV6}.get(version, 0), network)
+
+
+def _headers(head: bytes, ethertype: int, network: int) -> Headers:
     protocol, transport = NO_TRANSPORT, network
     if ethertype == IPV4:
         protocol, transport = ipv4_transport(head, network)

@@ -33,11 +33,12 @@ class Does(IntFlag):
     ECN = 8
     USO = 16
     TUNNEL = 32
-    """UDP tunnel segmentation."""
+    """Segmentation of what is in a UDP tunnel, beside that of its kind."""
     TUNNEL_CSUM = 64
+    """The outer UDP checksum of such segments."""
 
 
-ALL = Does.CSUM | Does.TSO4 | Does.TSO6 | Does.ECN | Does.USO
+ALL = Does.CSUM | Does.TSO4 | Does.TSO6 | Does.ECN | Does.USO | Does.TUNNEL | Does.TUNNEL_CSUM
 """What a network of guests passes on untouched."""
 
 

@@ -25,13 +25,18 @@ from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, Does, FrameSink
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.protocols import tun
 from vfiouser_virtio.protocols.tun import IfFlags, TunOffload
+from vfiouser_virtio.protocols.virtio.net import HDR_TUNNEL_CODEC
 
 _DEVICE = "/dev/net/tun"
 # The interface is down, or was deleted.
 _DOWN = {errno.EIO, errno.EBADFD}
 # Frames between two looks at what other tasks have to do.
 _BURST = 64
-_COMPLETE = tun.VNET_HDR_CODEC.pack(0, 0, 0, 0, 0, 0)
+_TUNNEL = Does.TUNNEL | Does.TUNNEL_CSUM
+_PLAIN = ALL & ~_TUNNEL
+"""What every kernel that we run on takes; one before 6.2 refuses segments of UDP, which are dropped and counted."""
+_TUNNEL_OFFLOADS = TunOffload.UDP_TUNNEL_GSO | TunOffload.UDP_TUNNEL_GSO_CSUM
+_USO_OFFLOADS = TunOffload.USO4 | TunOffload.USO6
 # net/if.h and linux/sockios.h
 _IFF_UP = 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
@@ -43,7 +48,8 @@ class TapNetdev(Link):
     Raises ConfigError for options that contradict each other, DeviceError for an interface that cannot be had.
     """
 
-    does = ALL
+    does = _PLAIN
+    """With tunnels, where the kernel knows them, while the guest takes their packets uncut (the kernel's condition)."""
 
     def __init__(
         self,
@@ -66,7 +72,7 @@ class TapNetdev(Link):
             self.ifname = name.rstrip(b"\0").decode(errors="replace")
             self._with_header = bool(flags & IfFlags.VNET_HDR)
             if self._with_header:
-                fcntl.ioctl(self._fd, tun.TUNSETVNETHDRSZ, struct.pack("i", tun.VNET_HDR_CODEC.size))
+                self._set_header(tun.VNET_HDR_CODEC)
                 fcntl.ioctl(self._fd, tun.TUNSETVNETLE, struct.pack("i", 1))
             if fd is None:
                 _bring_up(self.ifname)
@@ -80,7 +86,6 @@ class TapNetdev(Link):
             self.does = Does(0)
         super().__init__(f"tap {self.ifname}", link=True)
         self._buffer = memoryview(bytearray(MAX_FRAME))
-        self._header = bytearray(tun.VNET_HDR_CODEC.size if self._with_header else 0)
 
     # ---- from the guest ------------------------------------------------------------------------------------------
 
@@ -88,9 +93,9 @@ class TapNetdev(Link):
         if not self._with_header:
             segments = frame.for_kernel()
         elif frame.offload is None:
-            segments = frame.for_kernel(_COMPLETE)
+            segments = frame.for_kernel(self._complete)
         else:
-            segments = frame.for_kernel(tun.VNET_HDR_CODEC.pack(*frame.offload))
+            segments = frame.for_kernel(self._pack(frame.offload))
         try:
             os.writev(self._fd, segments)
         except BlockingIOError:
@@ -103,6 +108,11 @@ class TapNetdev(Link):
         self.counters.tx_packets += 1
         self.counters.tx_bytes += frame.length
         return True
+
+    def _pack(self, offload: Offload) -> bytes:
+        if self._codec is HDR_TUNNEL_CODEC:
+            return self._codec.pack(*offload[:6], 0, 0, 0, 0, *offload[6:])
+        return self._codec.pack(*offload[:6])
 
     async def wait_room(self) -> None:
         try:
@@ -120,8 +130,9 @@ class TapNetdev(Link):
             await trio.sleep_forever()
 
     async def _receive(self, device: FrameSink) -> None:
-        header, buffer, counters = self._header, self._buffer, self.counters
-        unpack, size, burst = tun.VNET_HDR_CODEC.unpack, len(self._header), 0
+        codec, buffer, counters = self._codec, self._buffer, self.counters
+        size = codec.size if self._with_header else 0
+        header, burst = bytearray(size), 0
         while True:
             try:
                 count = os.readv(self._fd, [header, buffer] if size else [buffer]) - size
@@ -133,7 +144,10 @@ class TapNetdev(Link):
                 self.log.once(error.errno, "%s: %s", self.describe(), error.strerror)
                 self.set_link(False)
                 await trio.sleep_forever()
-            offload = Offload(*unpack(header)) if size and any(header) else None
+            offload = None
+            if size and (header[0] or header[1]):  # flags, gso_type
+                fields = codec.unpack(header)
+                offload = Offload(*fields) if codec is tun.VNET_HDR_CODEC else Offload(*fields[:6], *fields[-2:])
             frame = Frame([buffer[:count]], count, offload)
             while not device.put(frame):
                 await device.wait_room()
@@ -145,7 +159,7 @@ class TapNetdev(Link):
                 burst = 0
 
     def _let_offload(self, does: Does) -> None:
-        """Tell the kernel which work may be left in the frames that it sends to the guest."""
+        """Tell the kernel which work may be left in the frames that it sends to the guest, and learn what it takes."""
         if not self._with_header:
             return
         flags = TunOffload(0)
@@ -155,17 +169,29 @@ class TapNetdev(Link):
                 (Does.TSO4, TunOffload.TSO4),
                 (Does.TSO6, TunOffload.TSO6),
                 (Does.ECN, TunOffload.TSO_ECN),
-                (Does.USO, TunOffload.USO4 | TunOffload.USO6),
+                (Does.USO, _USO_OFFLOADS),
+                (Does.TUNNEL, TunOffload.UDP_TUNNEL_GSO),
+                (Does.TUNNEL_CSUM, TunOffload.UDP_TUNNEL_GSO_CSUM),
             ):
                 if does & ours:
                     flags |= theirs
-        for wanted in (flags, flags & ~(TunOffload.USO4 | TunOffload.USO6)):  # before Linux 6.2 there was no USO
+        # Before Linux 6.17 there were no tunnels, before 6.2 no USO.
+        for wanted in (flags, flags & ~_TUNNEL_OFFLOADS, flags & ~_TUNNEL_OFFLOADS & ~_USO_OFFLOADS):
             try:
                 fcntl.ioctl(self._fd, tun.TUNSETOFFLOAD, int(wanted))
-                return
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
+                continue
+            tunnels = does & _TUNNEL if wanted & TunOffload.UDP_TUNNEL_GSO else Does(0)
+            self.does = _PLAIN | tunnels
+            self._set_header(HDR_TUNNEL_CODEC if tunnels else tun.VNET_HDR_CODEC)
+            return
+
+    def _set_header(self, codec: struct.Struct) -> None:
+        """Have this header before each frame, in both directions."""
+        fcntl.ioctl(self._fd, tun.TUNSETVNETHDRSZ, struct.pack("i", codec.size))
+        self._codec, self._complete = codec, bytes(codec.size)
 
     # ---- end -----------------------------------------------------------------------------------------------------
 

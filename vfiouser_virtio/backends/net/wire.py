@@ -2,7 +2,7 @@
 
 ::
 
-    struct virtio_net_hdr_v1, 12 bytes │ frame        a datagram of an AF_UNIX socket of type SOCK_SEQPACKET
+    struct virtio_net_hdr_v1_hash_tunnel, 24 bytes │ frame        a datagram of an AF_UNIX socket of type SOCK_SEQPACKET
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, FrameSink
 from vfiouser_virtio.backends.net.offload import BadOffload, finish, takes
-from vfiouser_virtio.protocols.virtio.net import HDR_CODEC
+from vfiouser_virtio.protocols.virtio.net import HDR_TUNNEL_CODEC
 
-_SIZE = HDR_CODEC.size
+_SIZE = HDR_TUNNEL_CODEC.size
 _COMPLETE = bytes(_SIZE)
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 # Frames between two looks at what other tasks have to do.
@@ -50,7 +50,7 @@ class WireNetdev(Link):
 
     def put(self, frame: Frame) -> bool:
         offload = frame.offload
-        header = _COMPLETE if offload is None else HDR_CODEC.pack(*offload, 0)
+        header = _COMPLETE if offload is None else HDR_TUNNEL_CODEC.pack(*offload[:6], 0, 0, 0, 0, *offload[6:])
         try:
             self._socket.sendmsg(frame.for_kernel(header), (), _FLAGS)
         except BlockingIOError:
@@ -94,8 +94,11 @@ class WireNetdev(Link):
                 continue
             if not count:
                 return
-            offload = Offload(*HDR_CODEC.unpack_from(self._buffer)[:6])
-            frame = Frame([self._buffer[_SIZE:count]], count - _SIZE, offload if any(offload[:2]) else None)
+            offload = None
+            if any(self._buffer[:2]):  # flags, gso_type
+                fields = HDR_TUNNEL_CODEC.unpack_from(self._buffer)
+                offload = Offload(*fields[:6], *fields[-2:])
+            frame = Frame([self._buffer[_SIZE:count]], count - _SIZE, offload)
             try:
                 for piece in (frame,) if takes(device.does, frame) else finish(frame, device.does):
                     while not device.put(piece):

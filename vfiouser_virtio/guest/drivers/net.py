@@ -32,10 +32,6 @@ _UNUSED = {
     NetFeature.STANDBY,
     NetFeature.RSS_CONTEXT,
     NetFeature.HASH_TUNNEL,
-    NetFeature.GUEST_UDP_TUNNEL_GSO,
-    NetFeature.GUEST_UDP_TUNNEL_GSO_CSUM,
-    NetFeature.HOST_UDP_TUNNEL_GSO,
-    NetFeature.HOST_UDP_TUNNEL_GSO_CSUM,
     NetFeature.OUT_NET_HEADER,
     NetFeature.IPSEC,
 }
@@ -58,6 +54,9 @@ class NetHeader(NamedTuple):
     num_buffers: int = 0
     hash_value: int = 0
     hash_report: int = 0
+    padding_reserved: int = 0
+    outer_th_offset: int = 0
+    inner_nh_offset: int = 0
 
 
 COMPLETE = NetHeader()
@@ -83,8 +82,8 @@ class NetInterface:
         """Zeros, where the device has given none."""
         self.controls: RequestQueue | None = None
         """None without CTRL_VQ."""
-        codecs = {each.size: each for each in (wire.HDR_CODEC, wire.HDR_HASH_CODEC)}
-        self._codec = codecs[wire.hdr_size(device.features)]
+        self._codec = wire.hdr_codec(device.features)
+        self._fields = len(self._codec.unpack(bytes(self._codec.size)))
 
     @property
     def pairs(self) -> int:
@@ -102,7 +101,7 @@ class NetInterface:
         self.transmit[pair].post(self._cut(frame, header, 1))
 
     def _cut(self, frame: bytes, header: NetHeader, pieces: int) -> list[bytes]:
-        packed = self._codec.pack(*header, 0) if self._codec is wire.HDR_HASH_CODEC else self._codec.pack(*header[:7])
+        packed = self._codec.pack(*header[: self._fields])
         size = -(-len(frame) // pieces) or 1
         return [packed, *(frame[at : at + size] for at in range(0, len(frame), size))]
 
@@ -113,7 +112,7 @@ class NetInterface:
         if len(first) < size:
             raise self._broken(f"a buffer of {len(first):#x} bytes has no header")
         fields = self._codec.unpack_from(first)
-        header = NetHeader(*fields[: len(NetHeader._fields)])
+        header = NetHeader(*fields)
         mergeable = self.device.has_feature(NetFeature.MRG_RXBUF)
         count = header.num_buffers
         if count == 0 or (count != 1 and not mergeable):
