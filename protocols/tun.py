@@ -11,6 +11,7 @@ TUNGETIFF = 0x800454D2
 TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETHDRSZ = 0x400454D8
 TUNSETVNETLE = 0x400454DC
+TUNSETQUEUE = 0x400454D9
 
 IFNAMSIZ = 16
 """Bytes of an interface's name, with a NUL."""
@@ -22,6 +23,8 @@ class IfFlags(IntFlag):
     TUN = 0x0001
     TAP = 0x0002
     MULTI_QUEUE = 0x0100
+    ATTACH_QUEUE = 0x0200
+    DETACH_QUEUE = 0x0400
     NO_PI = 0x1000
     VNET_HDR = 0x4000
 
@@ -37,7 +40,7 @@ class TunOffload(IntFlag):
     USO4 = 0x20
     USO6 = 0x40
     UDP_TUNNEL_GSO = 0x80
-    """From Linux 6.17 on. Then the kernel also takes such packets, and there is `virtio.net.HDR_TUNNEL` before all frames."""
+    """From Linux 6.17 on; the kernel takes such packets as well then, and all frames have `virtio.net.HDR_TUNNEL`."""
     UDP_TUNNEL_GSO_CSUM = 0x100
 
 

@@ -21,8 +21,14 @@ def cable() -> Cable:
 
 @pytest.fixture
 def virtio_device(cable: Cable) -> Net:
-    on = {"host_tunnel": True, "host_tunnel_csum": True, "guest_tunnel": True, "guest_tunnel_csum": True}
-    return Net(netdev=cable, mac=MACS[:6].hex(":"), **on)
+    return Net(
+        netdev=cable,
+        mac=MACS[:6].hex(":"),
+        host_tunnel=True,
+        host_tunnel_csum=True,
+        guest_tunnel=True,
+        guest_tunnel_csum=True,
+    )
 
 
 async def test_a_packet_of_a_tunnel_goes_through_whole(virtio_guest: VirtioDevice, cable: Cable) -> None:

@@ -54,8 +54,9 @@ SILENT = replace(PACKET, checksum=False)
 
 
 def tunnel_net(cable: Cable) -> Net:
-    on = {"host_tunnel": True, "host_tunnel_csum": True, "guest_tunnel": True, "guest_tunnel_csum": True}
-    return Net(netdev=cable, hash=True, **on)
+    return Net(
+        netdev=cable, hash=True, host_tunnel=True, host_tunnel_csum=True, guest_tunnel=True, guest_tunnel_csum=True
+    )
 
 
 def header(offload: Offload, buffers: int = 0, value: int = 0, report: int = 0) -> bytes:
@@ -139,7 +140,7 @@ async def test_lies_of_a_header(
     private: bool, does: Does, lies: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     net = tunnel_net(cable := Cable(does))
-    packet = header(PACKET.offload(1000, **lies)) + PACKET.build(partial=True)
+    packet = header(PACKET.offload(1000)._replace(**lies)) + PACKET.build(partial=True)
     async with running(net, private=private, features=HOST | HOST_CSUM) as driver:
         await send(driver, packet, packet, NOTHING + a_frame(61))
         assert await cable.wait_sent(1) == [a_frame(61)]

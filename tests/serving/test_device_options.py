@@ -180,6 +180,32 @@ def test_a_function_may_make_what_is_chosen() -> None:
     assert (device.link.radio, device.link.length) == ("band 7", 8)
 
 
+class Sharing(Device):
+    device_id = 42
+
+    def __init__(
+        self,
+        *,
+        link: Annotated[
+            Cable | Radio | None, OneOf({"cable": Cable, "radio": Radio}, shares=("length", "broken")), "its link"
+        ] = None,
+        length: Annotated[int, "of all of it"] = 7,
+        broken: bool = False,
+    ) -> None:
+        super().__init__()
+        self.link, self.length = link, length
+
+
+@pytest.mark.parametrize(("text", "lengths"), [("link=cable,addr.path=x,length=5", (5, 5)), ("radio=fm", (7, 3))])
+def test_a_parameter_that_the_device_shares_with_what_is_chosen(text: str, lengths: tuple[int, int]) -> None:
+    """Where the user gives it: each has its own default; ``broken`` neither of the two classes knows."""
+    assert class_options(Sharing)["length"].help == "of all of it"
+    device = setups([replace(parse_device(f"sharing,{text},broken=on"), device_class=Sharing)])[0].make()
+    assert isinstance(device, Sharing)
+    assert device.link is not None
+    assert (device.length, device.link.length) == lengths
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -46,7 +46,7 @@ class Tunneled:
             for index, part in enumerate(self.inner.cut(size))
         ]
 
-    def offload(self, size: int, *, ecn: bool = False, **lies: int) -> Offload:
+    def offload(self, size: int, *, ecn: bool = False) -> Offload:
         """What a driver says of it, that it is to be cut."""
         flags = HdrFlags.NEEDS_CSUM | (HdrFlags.UDP_TUNNEL_CSUM if self.checksum else 0)
         kind = GsoType.UDP_L4 if self.inner.protocol == UDP else GsoType.TCPV4
@@ -55,7 +55,7 @@ class Tunneled:
         # Linux's reading of these two; the specification's is that of the inner header.
         tunnel = GsoType.UDP_TUNNEL_IPV4 if self.outer.version == 4 else GsoType.UDP_TUNNEL_IPV6
         start = self.inner_at + self.inner.transport
-        said = Offload(
+        return Offload(
             int(flags),
             kind | tunnel | (GsoType.ECN if ecn else 0),
             start + (8 if self.inner.protocol == UDP else 20 + len(self.inner.tcp_options)),
@@ -65,11 +65,10 @@ class Tunneled:
             self.outer.transport,
             self.inner_at + self.inner.network,
         )
-        return said._replace(**lies)
 
-    def frame(self, size: int, *, ecn: bool = False, **lies: int) -> Frame:
+    def frame(self, size: int, *, ecn: bool = False) -> Frame:
         """It, to be cut into segments of ``size``."""
-        return frame_of(self.build(partial=True), self.offload(size, ecn=ecn, **lies))
+        return frame_of(self.build(partial=True), self.offload(size, ecn=ecn))
 
 
 def equal_zeros(packet: Tunneled, data: bytes) -> bytes:

@@ -16,7 +16,7 @@ from typing import Annotated
 import trio
 
 from vfiouser_virtio.backends.net.drops import DropReport
-from vfiouser_virtio.backends.net.netdev import Netdev
+from vfiouser_virtio.backends.net.netdev import Netdev, QueuedNetdev
 from vfiouser_virtio.backends.net.netdevs import NETDEVS
 from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.devices.net_commands import Settings
@@ -83,13 +83,17 @@ class Net(Device):
         self,
         *,
         netdev: Annotated[
-            Netdev | None, OneOf(NETDEVS), "network that it is on; hub=NAME says netdev=hub as well; default: null"
+            Netdev | None,
+            OneOf(NETDEVS, shares=("queues",)),
+            "network that it is on; hub=NAME says netdev=hub as well; default: null",
         ] = None,
         mac: Annotated[str, "address, such as 52:54:00:12:34:56; default: made up from the device's id"] = "",
         mtu: Annotated[
             int | None, "longest packet in bytes without Ethernet header, 68 to 65535; told to the guest"
         ] = None,
-        queues: Annotated[int, "pairs of queues, 1 to 64; a guest uses up to one per CPU"] = 1,
+        queues: Annotated[
+            int, "pairs of queues, 1 to 64; a guest uses up to one per CPU, and netdev=tap has one for each"
+        ] = 1,
         speed: Annotated[int | None, "what the guest shows as its speed, in Mbit/s; default: unknown"] = None,
         duplex: Annotated[str, "what it shows beside that: half, full, unknown"] = "full",
         hash: Annotated[  # noqa: A002 - QEMU's name for it
@@ -161,7 +165,8 @@ class Net(Device):
         self.add_queue(CONTROL_QUEUE_SIZE)
         self.pairs = queues
         """Pairs of queues that there are."""
-        steering, wanted = Steering(), ReceiveFilter()
+        steering = Steering(self.netdev.use) if isinstance(self.netdev, QueuedNetdev) else Steering()
+        wanted = ReceiveFilter()
         self.receiver = Receiver(self.queues[0 : 2 * queues : 2], wanted, steering, self.log)
         """The way from the network to the driver."""
         self.transmitter = Transmitter(self.queues[1 : 2 * queues : 2], self.netdev, steering, self.log)
@@ -322,5 +327,13 @@ def made_up_mac(name: str) -> bytes:
 
 def example() -> Net:
     """An interface with two pairs of queues and everything that can be offered, on a cable without a network."""
-    tunnels = {"host_tunnel": True, "host_tunnel_csum": True, "guest_tunnel": True, "guest_tunnel_csum": True}
-    return Net(queues=2, mtu=9000, speed=10_000, hash=True, **tunnels)
+    return Net(
+        queues=2,
+        mtu=9000,
+        speed=10_000,
+        hash=True,
+        host_tunnel=True,
+        host_tunnel_csum=True,
+        guest_tunnel=True,
+        guest_tunnel_csum=True,
+    )

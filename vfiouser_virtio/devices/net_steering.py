@@ -10,7 +10,7 @@
 Of two ways to configure it the last command counts (5.1.6.5.5). Pairs are numbered from 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from vfiouser_virtio.backends.net.frame import Frame
@@ -42,7 +42,9 @@ class RssConfig(NamedTuple):
 class Steering:
     """Choice of the receive queue for each frame. ``max_flows`` bounds what is remembered: see `MAX_FLOWS`."""
 
-    def __init__(self, *, max_flows: int = MAX_FLOWS) -> None:
+    def __init__(self, told: Callable[[int], None] = lambda _pairs: None, *, max_flows: int = MAX_FLOWS) -> None:
+        self.told = told
+        """Called with the pairs in use when the driver may have changed them."""
         self.pairs = 1
         """Queue pairs in use: the driver may send on so many, and automatic steering uses so many."""
         self.trivial = True
@@ -71,7 +73,8 @@ class Steering:
 
     def take_over(self, predecessor: "Steering") -> None:
         """What the driver had told that one holds here, and where it has sent."""
-        vars(self).update(vars(predecessor))
+        vars(self).update(vars(predecessor) | {"told": self.told})
+        self.told(self.pairs)
 
     def set_pairs(self, pairs: int) -> None:
         """Steer automatically, with so many pairs, from 1 on."""
@@ -103,6 +106,7 @@ class Steering:
         self._sent, self._sent_before = {}, {}
         self.learns = self._rss is None and self.pairs > 1
         self.trivial = self._rss is None and self.pairs == 1 and not self._plans
+        self.told(self.pairs)
 
     # ---- frames --------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from itertools import chain as chain_of
 
 from vfiouser_virtio.backends.net.drops import Drop, Drops
 from vfiouser_virtio.backends.net.frame import LENGTH, Frame, Offload
-from vfiouser_virtio.backends.net.netdev import MAX_FRAME, Netdev, burst_putter
+from vfiouser_virtio.backends.net.netdev import MAX_FRAME, FrameSink, Netdev, PutBurst, burst_putter, sinks_of
 from vfiouser_virtio.backends.net.offload import BadOffload, check, finish, needs
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.devices.net_steering import Steering
@@ -51,6 +51,9 @@ class TransmitQueue:
 
     queue: Queue
     pair: int
+    sink: FrameSink
+    """Where its packets go."""
+    put_burst: PutBurst
     packets: int = 0
     bytes: int = 0
     drops: int = 0
@@ -69,7 +72,7 @@ class TransmitQueue:
 
     def forget(self) -> None:
         """The device was reset."""
-        for each in fields(self)[2:]:
+        for each in fields(self)[4:]:
             setattr(self, each.name, 0)
 
 
@@ -77,15 +80,16 @@ class Transmitter:
     """Hands the driver's packets to the netdev."""
 
     def __init__(self, queues: Sequence[Queue], netdev: Netdev, steering: Steering, log: DeviceLog) -> None:
-        self.queues = [TransmitQueue(queue, pair) for pair, queue in enumerate(queues)]
-        self.netdev = netdev
+        self.queues = [
+            TransmitQueue(queue, pair, sink, burst_putter(sink))
+            for pair, (queue, sink) in enumerate(zip(queues, sinks_of(netdev, len(queues)), strict=True))
+        ]
         self.link = True
         """Packets are dropped while there is none."""
         self.drops = Drops()
         """Packets that did not get there; resets of the device do not change them."""
         self.steering = steering
         self.log = log
-        self._put_burst = burst_putter(netdev)
         self._frames = [Frame((), 0) for _ in range(BURST)]  # of a burst: to make one takes as long as five statements
         self.begin(0)
 
@@ -113,7 +117,7 @@ class Transmitter:
         """Send what comes in one queue, until cancelled."""
         async for burst in transmitq.queue.bursts(at_once=True):
             if not self._send_singles(transmitq):
-                await self.netdev.wait_room()
+                await transmitq.sink.wait_room()
                 continue
             held = self._send(transmitq, burst)
             del burst  # what was sent is shown now, not after the wait
@@ -122,14 +126,14 @@ class Transmitter:
 
     async def _wait_and_send(self, transmitq: TransmitQueue, chain: Chain, frame: Frame, pieces: Pieces | None) -> None:
         """Send what the netdev had no room for, and complete its chain."""
-        netdev = self.netdev
+        sink = transmitq.sink
         if pieces is not None:
             for piece in pieces:
-                while not netdev.put(piece):
-                    await netdev.wait_room()
+                while not sink.put(piece):
+                    await sink.wait_room()
         else:
-            while not netdev.put(frame):
-                await netdev.wait_room()
+            while not sink.put(frame):
+                await sink.wait_room()
                 if chain.stale:  # the frame is in memory that may have gone meanwhile
                     transmitq.queue.put_back(chain)
                     return
@@ -159,7 +163,7 @@ class Transmitter:
                     except BadOffload:
                         break
                     if frame.offload is not None:
-                        if needs(frame.offload) & ~int(self.netdev.does):
+                        if needs(frame.offload) & ~int(transmitq.sink.does):
                             break
                         offloaded = True
                 else:
@@ -169,7 +173,7 @@ class Transmitter:
                 octets += length
                 count += 1
             if count:
-                taken = self._put_burst(self._frames[:count])
+                taken = transmitq.put_burst(self._frames[:count])
         finally:
             singles.end([0] * taken)
         if offloaded:
@@ -186,7 +190,7 @@ class Transmitter:
 
         A long function, since each call that it saves is a tenth of what a short packet takes.
         """
-        put, codec, steering = self.netdev.put, self._codec, self.steering
+        put, codec, steering = transmitq.sink.put, self._codec, self.steering
         frame = Frame((), 0)  # for each in turn: to make one takes as long as five statements
         packets = octets = 0
         try:
@@ -266,20 +270,20 @@ class Transmitter:
 
         Raises BadOffload.
         """
-        netdev = self.netdev
+        sink = transmitq.sink
         assert frame.offload is not None
-        if not needs(frame.offload) & ~int(netdev.does):
-            return _TAKEN if netdev.put(frame) else None
+        if not needs(frame.offload) & ~int(sink.does):
+            return _TAKEN if sink.put(frame) else None
         pieces = self._cut(transmitq, frame)
         for piece in pieces:
-            if not netdev.put(piece):
+            if not sink.put(piece):
                 return chain_of((piece,), pieces)
         return _TAKEN
 
     def _cut(self, transmitq: TransmitQueue, frame: Frame) -> Pieces:
         """What the netdev can take of a packet that it cannot; a copy, made when the first is asked for."""
         segmented = frame.offload is not None and frame.offload.gso_type
-        for piece in finish(frame, self.netdev.does):
+        for piece in finish(frame, transmitq.sink.does):
             if segmented:
                 transmitq.gso_segments += 1
                 transmitq.gso_segments_bytes += piece.length
@@ -297,7 +301,7 @@ class Transmitter:
         if offload.gso_type:
             transmitq.gso_packets += 1
             transmitq.gso_bytes += frame.length
-            if not needs(offload) & ~int(self.netdev.does):
+            if not needs(offload) & ~int(transmitq.sink.does):
                 transmitq.gso_packets_noseg += 1
                 transmitq.gso_bytes_noseg += frame.length
 

@@ -50,6 +50,8 @@ class Option:
     """It says which of these is made: see `OneOf`."""
     of: tuple[str, ...] = ()
     """It is an option of these of them, not of the device itself."""
+    shares: tuple[str, ...] = ()
+    """Parameters of the device that the one which is made gets too."""
 
 
 def class_options(device_class: type[Device]) -> dict[str, Option]:
@@ -97,12 +99,20 @@ def _add_classes(options: dict[str, Option], parameter: inspect.Parameter, one_o
     """The option that chooses a class, and those of all the classes, each once."""
     chooser, classes = spelled(parameter.name), one_of.classes
     options[chooser] = Option(
-        chooser, parameter.name, _choice(tuple(classes)), help_text, parameter.default, classes=classes
+        chooser,
+        parameter.name,
+        _choice(tuple(classes)),
+        help_text,
+        parameter.default,
+        classes=classes,
+        shares=one_of.shares,
     )
     theirs: dict[str, Option] = {}
     for name, constructor in classes.items():
         made: Any = constructor.__init__ if isinstance(constructor, type) else constructor  # type: ignore[misc] # a class's own
         for option in options_of(made, bound=made is constructor).values():
+            if option.parameter in one_of.shares:
+                continue
             known = theirs.get(option.name, option)
             if option.name in options or known.kind.shown != option.kind.shown:
                 raise ConfigError(f"{constructor.__qualname__}: {option.name} is another option already")
@@ -165,7 +175,12 @@ def _choose(
         if chosen in option.of and option.default is REQUIRED and name not in given:
             raise _missing(option, f"{label}: {chooser.name}={chosen}")
     theirs = {options[name].parameter: value for name, value in given.items()}
+    theirs |= {name: arguments[name] for name in chooser.shares if name in arguments and _has(chooser, chosen, name)}
     arguments[chooser.parameter] = Making(chooser.classes[chosen], theirs)
+
+
+def _has(chooser: Option, chosen: str, parameter: str) -> bool:
+    return parameter in inspect.signature(chooser.classes[chosen]).parameters
 
 
 def _missing(option: Option, label: str) -> ConfigError:

@@ -30,6 +30,8 @@ class OneOf:
 
     classes: Mapping[str, Callable[..., Any]]
     """By name, as users write it."""
+    shares: tuple[str, ...] = ()
+    """Parameters of the device that are given to the class's constructor as well, where it has them."""
 
 
 class Making:

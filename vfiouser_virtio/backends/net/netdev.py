@@ -14,7 +14,7 @@ Frames that come together go on together where the sink has a ``put_burst`` as w
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vfiouser_virtio.backends.net.drops import Drops
 from vfiouser_virtio.backends.net.frame import Frame
@@ -149,3 +149,23 @@ class Netdev(FrameSink, Protocol):
     def close(self) -> None:
         """Let go of everything on the host. Called once, without waiting."""
         ...
+
+
+@runtime_checkable
+class QueuedNetdev(Netdev, Protocol):
+    """`Netdev` with several queues, over which it spreads flows: it wants to know which of them the guest has used."""
+
+    @property
+    def queues(self) -> Sequence[FrameSink]:
+        """For the device's queue pairs, in order: what the guest sends on one of them goes there."""
+        ...
+
+    def use(self, count: int) -> None:
+        """The driver has so many queue pairs in use from now on."""
+        ...
+
+
+def sinks_of(netdev: Netdev, pairs: int) -> list[FrameSink]:
+    """Where the frames go that the guest sends on each of so many queue pairs."""
+    queues = netdev.queues if isinstance(netdev, QueuedNetdev) else [netdev]
+    return [queues[pair % len(queues)] for pair in range(pairs)]

@@ -5,7 +5,8 @@
     guest ◀──▶ tap0 ◀──▶ routes, bridges, firewalls of the host         ip link set tap0 master br0
 
 Offload headers go through (IFF_VNET_HDR): a segment of 64 KiB crosses whole. The interface is made, and brought up,
-where this program may do so (CAP_NET_ADMIN), else it is one that was made for its user, or ``fd``.
+where this program may do so (CAP_NET_ADMIN), else it is one that was made for its user, or ``fd``. With several queues
+the host spreads flows over them, by what the guest has sent on each.
 """
 
 import errno
@@ -17,21 +18,16 @@ from typing import Annotated
 
 import trio
 
-from vfiouser_virtio.backends.closing import close_fd
-from vfiouser_virtio.backends.net.drops import Drop
-from vfiouser_virtio.backends.net.frame import Frame, Offload
+from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.link import Link
-from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, Does, FrameSink
+from vfiouser_virtio.backends.net.netdev import ALL, Does, FrameSink
+from vfiouser_virtio.backends.net.tap_queue import TapQueue, VnetHeader
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.protocols import tun
 from vfiouser_virtio.protocols.tun import IfFlags, TunOffload
 from vfiouser_virtio.protocols.virtio.net import HDR_TUNNEL_CODEC
 
 _DEVICE = "/dev/net/tun"
-# The interface is down, or was deleted.
-_DOWN = {errno.EIO, errno.EBADFD}
-# Frames between two looks at what other tasks have to do.
-_BURST = 64
 _TUNNEL = Does.TUNNEL | Does.TUNNEL_CSUM
 _PLAIN = ALL & ~_TUNNEL
 """What every kernel that we run on takes; one before 6.2 refuses segments of UDP, which are dropped and counted."""
@@ -44,6 +40,8 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 
 class TapNetdev(Link):
     """`Netdev` on the TAP interface ``ifname``, or on one that was opened by another program.
+
+    With several queues each is a `FrameSink` of its own, for one queue pair of the device (`QueuedNetdev`).
 
     Raises ConfigError for options that contradict each other, DeviceError for an interface that cannot be had.
     """
@@ -58,109 +56,83 @@ class TapNetdev(Link):
             str, "name of the interface, up to 15 bytes; default: the next free of tap0, tap1, …"
         ] = "tap%d",
         fd: Annotated[int | None, "number of a file descriptor: /dev/net/tun, opened and with TUNSETIFF done"] = None,
+        fds: Annotated[str, "as fd, for several queues of one interface: 3:4:5"] = "",
+        queues: Annotated[int, "queues of the interface, one for each queue pair of the device"] = 1,
     ) -> None:
-        if fd is not None and ifname != "tap%d":
-            raise ConfigError("fd is an interface already: it goes without ifname")
+        given = _given_fds(fd, fds)
+        if given and ifname != "tap%d":
+            raise ConfigError("fd and fds are an interface already: they go without ifname")
+        if given and len(given) != queues:
+            raise ConfigError(f"{len(given)} queues in fds, but queues={queues}")
         if len(ifname.encode()) >= tun.IFNAMSIZ or not ifname or "/" in ifname or not ifname.isprintable():
             raise ConfigError(f"ifname={ifname}: expected up to {tun.IFNAMSIZ - 1} bytes")
-        self._fd = _open(ifname) if fd is None else _given(fd)
+        opened: list[int] = []
         try:
-            request = fcntl.ioctl(self._fd, tun.TUNGETIFF, bytes(tun.IFREQ_CODEC.size))
-            name, flags = tun.IFREQ_CODEC.unpack(request)
-            if not flags & IfFlags.TAP or not flags & IfFlags.NO_PI:
-                raise DeviceError("tap: fd is no TAP interface with IFF_NO_PI")
-            self.ifname = name.rstrip(b"\0").decode(errors="replace")
-            self._with_header = bool(flags & IfFlags.VNET_HDR)
-            if self._with_header:
-                self._set_header(tun.VNET_HDR_CODEC)
-                fcntl.ioctl(self._fd, tun.TUNSETVNETLE, struct.pack("i", 1))
-            if fd is None:
+            if given:
+                opened += map(_given, given)
+            else:
+                _open(ifname, queues, opened)
+            self.ifname, flags = _interface(opened)
+            self._header = VnetHeader() if flags & IfFlags.VNET_HDR else None
+            if self._header is not None:
+                fcntl.ioctl(opened[0], tun.TUNSETVNETHDRSZ, struct.pack("i", self._header.size))
+                fcntl.ioctl(opened[0], tun.TUNSETVNETLE, struct.pack("i", 1))
+            if not given:
                 _bring_up(self.ifname)
         except OSError as error:
-            os.close(self._fd)
-            raise DeviceError(f"tap {ifname if fd is None else f'fd {fd}'}: {error.strerror}") from None
+            _close(opened)
+            raise DeviceError(f"tap {f'fd {given[0]}' if given else ifname}: {error.strerror}") from None
         except DeviceError:
-            os.close(self._fd)
+            _close(opened)
             raise
-        if not self._with_header:
-            self.does = Does(0)
         super().__init__(f"tap {self.ifname}", link=True)
-        self._buffer = memoryview(bytearray(MAX_FRAME))
+        self._fd = opened[0]
+        self.queues = [TapQueue(self, index, each, self._header) for index, each in enumerate(opened)]
+        """One for each queue of the interface."""
+        self._set_does(_PLAIN if self._header is not None else Does(0))
+        self._wanted = 1
+        self._rewanted = trio.Event()
 
-    # ---- from the guest ------------------------------------------------------------------------------------------
+    # ---- queues --------------------------------------------------------------------------------------------------
+
+    def use(self, count: int) -> None:
+        """Take part in the host's spreading of flows with so many queues; the others are detached (TUNSETQUEUE)."""
+        if count != self._wanted:
+            self._wanted = count
+            self._rewanted.set()
+
+    async def _attach(self) -> None:
+        """Attach and detach as `use` says, one after the other, in threads: each waits for other CPUs of the host.
+
+        A guest that changes its mind all the time has one such call under way, never more.
+        """
+        while True:
+            self._rewanted = trio.Event()
+            for queue in self.queues[1:]:
+                await queue.attach(queue.index < self._wanted)
+            await self._rewanted.wait()
+
+    # ---- frames --------------------------------------------------------------------------------------------------
 
     def put(self, frame: Frame) -> bool:
-        if not self._with_header:
-            segments = frame.for_kernel()
-        elif frame.offload is None:
-            segments = frame.for_kernel(self._complete)
-        else:
-            segments = frame.for_kernel(self._pack(frame.offload))
-        try:
-            os.writev(self._fd, segments)
-        except BlockingIOError:
-            return False
-        except OSError as error:  # EIO: it is down; EINVAL: a header that the kernel does not believe
-            self.counters.tx_drops.add(Drop.NO_PEER if error.errno in _DOWN else Drop.REFUSED)
-            if error.errno != errno.EIO:
-                self.log.once(error.errno, "%s: frame of %#x bytes: %s", self.describe(), frame.length, error.strerror)
-            return True
-        self.counters.tx_packets += 1
-        self.counters.tx_bytes += frame.length
-        return True
-
-    def _pack(self, offload: Offload) -> bytes:
-        if self._codec is HDR_TUNNEL_CODEC:
-            return self._codec.pack(*offload[:6], 0, 0, 0, 0, *offload[6:])
-        return self._codec.pack(*offload[:6])
+        return self.queues[0].put(frame)
 
     async def wait_room(self) -> None:
-        try:
-            await trio.lowlevel.wait_writable(self._fd)
-        except trio.ClosedResourceError:
-            await trio.lowlevel.checkpoint()
-
-    # ---- from the host -------------------------------------------------------------------------------------------
+        await self.queues[0].wait_room()
 
     async def run(self, device: FrameSink) -> None:
         self._let_offload(device.does)
-        try:
-            await self._receive(device)
-        except trio.ClosedResourceError:
-            await trio.sleep_forever()
+        async with trio.open_nursery() as nursery:
+            for queue in self.queues:
+                nursery.start_soon(queue.run, device)
+            if len(self.queues) > 1:
+                nursery.start_soon(self._attach)
 
-    async def _receive(self, device: FrameSink) -> None:
-        codec, buffer, counters = self._codec, self._buffer, self.counters
-        size = codec.size if self._with_header else 0
-        header, burst = bytearray(size), 0
-        while True:
-            try:
-                count = os.readv(self._fd, [header, buffer] if size else [buffer]) - size
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._fd)
-                burst = 0
-                continue
-            except OSError as error:  # EBADFD: the interface was deleted
-                self.log.once(error.errno, "%s: %s", self.describe(), error.strerror)
-                self.set_link(False)
-                await trio.sleep_forever()
-            offload = None
-            if size and (header[0] or header[1]):  # flags, gso_type
-                fields = codec.unpack(header)
-                offload = Offload(*fields) if codec is tun.VNET_HDR_CODEC else Offload(*fields[:6], *fields[-2:])
-            frame = Frame([buffer[:count]], count, offload)
-            while not device.put(frame):
-                await device.wait_room()
-            counters.rx_packets += 1
-            counters.rx_bytes += count
-            burst += 1
-            if burst == _BURST:
-                await trio.lowlevel.checkpoint()
-                burst = 0
+    # ---- offloads ------------------------------------------------------------------------------------------------
 
     def _let_offload(self, does: Does) -> None:
         """Tell the kernel which work may be left in the frames that it sends to the guest, and learn what it takes."""
-        if not self._with_header:
+        if self._header is None:
             return
         flags = TunOffload(0)
         if does & Does.CSUM:
@@ -175,6 +147,9 @@ class TapNetdev(Link):
             ):
                 if does & ours:
                     flags |= theirs
+        if self.does & ~does & _TUNNEL:
+            for queue in self.queues:  # the kernel has no header for what is left of the driver before, and warns of it
+                queue.drain()
         # Before Linux 6.17 there were no tunnels, before 6.2 no USO.
         for wanted in (flags, flags & ~_TUNNEL_OFFLOADS, flags & ~_TUNNEL_OFFLOADS & ~_USO_OFFLOADS):
             try:
@@ -184,40 +159,66 @@ class TapNetdev(Link):
                     raise
                 continue
             tunnels = does & _TUNNEL if wanted & TunOffload.UDP_TUNNEL_GSO else Does(0)
-            self.does = _PLAIN | tunnels
-            self._set_header(HDR_TUNNEL_CODEC if tunnels else tun.VNET_HDR_CODEC)
+            self._header.use(HDR_TUNNEL_CODEC if tunnels else tun.VNET_HDR_CODEC)
+            fcntl.ioctl(self._fd, tun.TUNSETVNETHDRSZ, struct.pack("i", self._header.size))
+            self._set_does(_PLAIN | tunnels)
             return
 
-    def _set_header(self, codec: struct.Struct) -> None:
-        """Have this header before each frame, in both directions."""
-        fcntl.ioctl(self._fd, tun.TUNSETVNETHDRSZ, struct.pack("i", codec.size))
-        self._codec, self._complete = codec, bytes(codec.size)
+    def _set_does(self, does: Does) -> None:
+        self.does = does
+        for queue in self.queues:
+            queue.does = does
 
     # ---- end -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            close_fd(fd)
+        for queue in self.queues:
+            queue.close()
 
 
-def _open(ifname: str) -> int:
+def _open(ifname: str, queues: int, opened: list[int]) -> None:
+    """Add so many queues of an interface, which is made where there is none of that name."""
+    flags = IfFlags.TAP | IfFlags.NO_PI | IfFlags.VNET_HDR
+    if queues > 1:
+        flags |= IfFlags.MULTI_QUEUE
+    hint = ""
     try:
-        fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        for _ in range(queues):
+            try:
+                opened.append(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+            except OSError as error:
+                raise DeviceError(f"tap: {_DEVICE}: {error.strerror}; netdev=user needs no privilege") from None
+            request = tun.IFREQ_CODEC.pack(ifname.encode(), flags)
+            try:
+                answer = fcntl.ioctl(opened[-1], tun.TUNSETIFF, request)
+            except OSError as error:
+                if error.errno != errno.EINVAL or queues > 1:
+                    raise
+                # It is there already, and for several: then we are one of them.
+                request = tun.IFREQ_CODEC.pack(ifname.encode(), flags | IfFlags.MULTI_QUEUE)
+                answer = fcntl.ioctl(opened[-1], tun.TUNSETIFF, request)
+            ifname = _name(answer)
     except OSError as error:
-        raise DeviceError(f"tap: {_DEVICE}: {error.strerror}; netdev=user needs no privilege") from None
-    try:
-        flags = IfFlags.TAP | IfFlags.NO_PI | IfFlags.VNET_HDR
-        fcntl.ioctl(fd, tun.TUNSETIFF, tun.IFREQ_CODEC.pack(ifname.encode(), flags))
-    except OSError as error:
-        os.close(fd)
-        hint = ""
+        several = " multi_queue" if queues > 1 else ""
+        made = f"ip tuntap add {ifname} mode tap user $USER vnet_hdr{several}"
         if error.errno == errno.EPERM:
+            hint = f": to make it takes CAP_NET_ADMIN; else, as root: {made}"
+        elif error.errno == errno.EINVAL:
             hint = (
-                f": to make it takes CAP_NET_ADMIN; else, as root: ip tuntap add {ifname} mode tap user $USER vnet_hdr"
+                f": it is no TAP interface, or one for {'one queue' if several else 'other flags'}; make it by: {made}"
             )
         raise DeviceError(f"tap {ifname}: {error.strerror}{hint}") from None
-    return fd
+
+
+def _given_fds(fd: int | None, fds: str) -> list[int]:
+    if fd is not None and fds:
+        raise ConfigError("fd and fds do not go together")
+    if fd is not None:
+        return [fd]
+    try:
+        return [int(each) for each in fds.split(":")] if fds else []
+    except ValueError:
+        raise ConfigError(f"fds={fds}: expected numbers of file descriptors, such as 3:4:5") from None
 
 
 def _given(fd: int) -> int:
@@ -227,6 +228,29 @@ def _given(fd: int) -> int:
     except OSError as error:
         raise DeviceError(f"tap: fd {fd}: {error.strerror}") from None
     return copy
+
+
+def _interface(opened: list[int]) -> tuple[str, int]:
+    """Name and flags of the interface that these are queues of."""
+    found = [tun.IFREQ_CODEC.unpack(fcntl.ioctl(each, tun.TUNGETIFF, bytes(tun.IFREQ_CODEC.size))) for each in opened]
+    (name, flags), *others = found
+    if not flags & IfFlags.TAP or not flags & IfFlags.NO_PI:
+        raise DeviceError("tap: fd is no TAP interface with IFF_NO_PI")
+    if any(other != name for other, _ in others):
+        raise DeviceError("tap: fds are of several interfaces")
+    if any(each & IfFlags.DETACH_QUEUE for _, each in found):
+        raise DeviceError("tap: fds has a queue that is detached")
+    return name.rstrip(b"\0").decode(errors="replace"), flags
+
+
+def _name(answer: bytes) -> str:
+    name: bytes = tun.IFREQ_CODEC.unpack(answer)[0]
+    return name.rstrip(b"\0").decode(errors="replace")
+
+
+def _close(opened: list[int]) -> None:
+    for each in opened:
+        os.close(each)
 
 
 def _bring_up(ifname: str) -> None:

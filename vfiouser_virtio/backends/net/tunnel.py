@@ -72,7 +72,7 @@ def plan(head: bytes, length: int, offload: Offload) -> TunnelPlan:
 
 
 def cut(data: bytes, tunnel: TunnelPlan, partial: bool) -> Iterator[Frame]:
-    """Segments as of `segmentation.cut`; with ``partial`` their inner checksums are left to do, never the outer ones."""
+    """Segments as of `segmentation.cut`; with ``partial`` their inner checksums are left to do, the outer never."""
     inner, (ethertype, network, _, transport), checksum = tunnel
     inner_at = inner.transport
     inner_check = inner_at + inner.offload.csum_offset

@@ -1,0 +1,202 @@
+"""Queue of a TAP interface: frames through one file descriptor, each with struct virtio_net_hdr before it."""
+
+import errno
+import fcntl
+import os
+import struct
+from typing import TYPE_CHECKING
+
+import trio
+
+from vfiouser_virtio.backends.closing import close_fd
+from vfiouser_virtio.backends.net.drops import Drop
+from vfiouser_virtio.backends.net.frame import Frame, Offload
+from vfiouser_virtio.backends.net.netdev import MAX_FRAME, Does, FrameSink
+from vfiouser_virtio.protocols import tun
+from vfiouser_virtio.protocols.tun import IfFlags
+from vfiouser_virtio.protocols.virtio.net import HDR_TUNNEL_CODEC
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.backends.net.tap import TapNetdev
+
+# The interface is down, or was deleted.
+_DOWN = {errno.EIO, errno.EBADFD}
+# Frames between two looks at what other tasks have to do.
+_BURST = 64
+# Frames that are thrown away at once; Linux keeps 1000 of a TAP interface.
+_MAX_DRAIN = 4096
+
+
+class VnetHeader:
+    """Header before each frame of an interface, in both directions: one of two lengths (TUNSETVNETHDRSZ)."""
+
+    def __init__(self, codec: struct.Struct = tun.VNET_HDR_CODEC) -> None:
+        self.use(codec)
+
+    def use(self, codec: struct.Struct) -> None:
+        """Have this one: VNET_HDR_CODEC, or with tunnels HDR_TUNNEL_CODEC."""
+        self.codec = codec
+        self.size = codec.size
+        self.complete = bytes(codec.size)
+        """That of a frame with which nothing is left to be done."""
+
+    def pack(self, offload: Offload) -> bytes:
+        """That of any other frame."""
+        if self.codec is HDR_TUNNEL_CODEC:
+            return self.codec.pack(*offload[:6], 0, 0, 0, 0, *offload[6:])
+        return self.codec.pack(*offload[:6])
+
+    def unpack(self, header: bytearray) -> Offload:
+        """What one says."""
+        fields = self.codec.unpack(header)
+        return Offload(*fields) if len(fields) == 6 else Offload(*fields[:6], *fields[-2:])
+
+
+class TapQueue:
+    """`FrameSink` for the guest's frames, and source of the host's; ``header`` is None for frames without one."""
+
+    def __init__(self, netdev: "TapNetdev", index: int, fd: int, header: VnetHeader | None) -> None:
+        self.netdev = netdev
+        self.index = index
+        self.does = Does(0)
+        self.attached = True
+        """The host uses it; the first one always is."""
+        self._fd = fd
+        self._header = header
+        self._buffer = memoryview(bytearray(MAX_FRAME))
+        self._reattached = trio.Event()
+        self._waiting: trio.CancelScope | None = None
+
+    # ---- from the guest ------------------------------------------------------------------------------------------
+
+    def put(self, frame: Frame) -> bool:
+        """See `FrameSink`."""
+        header, netdev = self._header, self.netdev
+        if header is None:
+            segments = frame.for_kernel()
+        elif frame.offload is None:
+            segments = frame.for_kernel(header.complete)
+        else:
+            segments = frame.for_kernel(header.pack(frame.offload))
+        try:
+            os.writev(self._fd, segments)
+        except BlockingIOError:
+            return False
+        except OSError as error:  # EIO: it is down; EINVAL: a header that the kernel does not believe
+            if not self.attached:
+                return netdev.queues[0].put(frame)
+            netdev.counters.tx_drops.add(Drop.NO_PEER if error.errno in _DOWN else Drop.REFUSED)
+            if error.errno != errno.EIO:
+                said = "%s: frame of %#x bytes: %s"
+                netdev.log.once(error.errno, said, netdev.describe(), frame.length, error.strerror)
+            return True
+        netdev.counters.tx_packets += 1
+        netdev.counters.tx_bytes += frame.length
+        return True
+
+    async def wait_room(self) -> None:
+        """See `FrameSink`."""
+        queue = self if self.attached else self.netdev.queues[0]
+        try:
+            await trio.lowlevel.wait_writable(queue._fd)  # noqa: SLF001 - of the same class
+        except trio.ClosedResourceError:
+            await trio.lowlevel.checkpoint()
+
+    # ---- from the host -------------------------------------------------------------------------------------------
+
+    async def run(self, device: FrameSink) -> None:
+        """Hand the frames of this queue to the device, while it is attached, until cancelled."""
+        try:
+            while await self._receive(device):
+                await self._reattached.wait()
+        except trio.ClosedResourceError:
+            pass
+        await trio.sleep_forever()
+
+    async def _receive(self, device: FrameSink) -> bool:
+        """False: the interface is gone; True: the queue is not attached."""
+        header, buffer, counters = self._header, self._buffer, self.netdev.counters
+        size = 0 if header is None else header.size
+        said, burst = bytearray(size), 0
+        while True:
+            try:
+                count = os.readv(self._fd, [said, buffer] if size else [buffer]) - size
+            except BlockingIOError:
+                await self._wait_readable()
+                burst = 0
+                continue
+            except OSError as error:
+                if not self.attached:
+                    return True
+                if error.errno == errno.EINVAL:  # one of a tunnel that is left of a driver that took them
+                    counters.rx_drops.add(Drop.NO_DRIVER)
+                    continue
+                # EBADFD: the interface was deleted
+                self.netdev.log.once(error.errno, "%s: %s", self.netdev.describe(), error.strerror)
+                self.netdev.set_link(False)
+                return False
+            offload = None
+            if header is not None and (said[0] or said[1]):  # flags, gso_type
+                offload = header.unpack(said)
+            frame = Frame([buffer[:count]], count, offload)
+            while not device.put(frame):
+                await device.wait_room()
+            counters.rx_packets += 1
+            counters.rx_bytes += count
+            burst += 1
+            if burst == _BURST:
+                await trio.lowlevel.checkpoint()
+                burst = 0
+
+    async def _wait_readable(self) -> None:
+        if not self.index:
+            await trio.lowlevel.wait_readable(self._fd)
+            return
+        with trio.CancelScope() as self._waiting:  # `attach` may end it
+            await trio.lowlevel.wait_readable(self._fd)
+
+    def drain(self) -> None:
+        """Throw away what the host has sent so far."""
+        for _ in range(_MAX_DRAIN):
+            try:
+                os.readv(self._fd, [bytearray(HDR_TUNNEL_CODEC.size), self._buffer])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    return
+            self.netdev.counters.rx_drops.add(Drop.NO_DRIVER)
+
+    # ---- several queues ------------------------------------------------------------------------------------------
+
+    async def attach(self, on: bool) -> None:
+        """Have the host use it, or no longer. What it holds for the guest is lost then, as the host's kernel has it."""
+        if on == self.attached or self._fd < 0:
+            return
+        fd = self._fd
+
+        def change() -> None:
+            request = tun.IFREQ_CODEC.pack(b"", IfFlags.ATTACH_QUEUE if on else IfFlags.DETACH_QUEUE)
+            self.attached = False  # before it is true: a read that fails is no surprise then
+            try:
+                fcntl.ioctl(fd, tun.TUNSETQUEUE, request)
+                self.attached = on
+            except OSError:
+                self.attached = not on
+                raise
+
+        self._reattached = trio.Event()
+        try:
+            await trio.to_thread.run_sync(change)
+        except OSError as error:
+            self.netdev.log.once("queue", "%s: queue %d: %s", self.netdev.describe(), self.index, error.strerror)
+        if self.attached:
+            self._reattached.set()
+        elif self._waiting is not None:
+            self._waiting.cancel()
+
+    def close(self) -> None:
+        """Let go of it; closing the last one ends an interface that was made here."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            close_fd(fd)
