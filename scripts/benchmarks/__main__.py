@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         default="",
         metavar="REGEX",
-        help="requests, guest-io, engines, isolation: only metrics with such a name",
+        help="requests, guest-io, net, engines, isolation: only metrics with such a name",
     )
     parser.add_argument(
         "--libvfio-user",

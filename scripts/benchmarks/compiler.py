@@ -7,8 +7,8 @@ from pathlib import Path
 from vfiouser_virtio.errors import ConfigError
 
 
-def compile_c(name: str, folder: Path) -> Path | None:
-    """The program of ``name``.c, made in ``folder``; None when this machine has no C compiler.
+def compile_c(name: str, folder: Path, *flags: str) -> Path | None:
+    """The program of ``name``.c, made in ``folder`` with these flags as well; None when this machine has no C compiler.
 
     Raises ConfigError, with what the compiler says, when it does not compile.
     """
@@ -16,7 +16,7 @@ def compile_c(name: str, folder: Path) -> Path | None:
     if compiler is None:
         return None
     program = folder / name
-    command = [compiler, "-O2", "-pthread", "-o", str(program), str(Path(__file__).parent / f"{name}.c")]
+    command = [compiler, "-O2", "-pthread", *flags, "-o", str(program), str(Path(__file__).parent / f"{name}.c")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise ConfigError(f"{name}.c does not compile:\n{result.stderr}")

@@ -5,7 +5,6 @@ that what is compared is the way to the host and back.
 """
 
 import math
-import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,7 +64,7 @@ async def _run(options: Options) -> list[Row]:
         ) as guest:
             paths = await find_disks(guest, disks, (OURS, BUILT_IN))
             rows = await measure_disks(guest, options, disks, paths, LOADS)
-            if _wanted(options, CONSOLE_OUTPUT):
+            if options.wants(CONSOLE_OUTPUT):
                 options.progress(CONSOLE_OUTPUT)
                 rows.append(await console_output(guest, folder, options))
             return rows
@@ -95,7 +94,7 @@ async def measure_disks(
     loads: Iterable[FioLoad],
 ) -> list[Row]:
     """Speed under each load that is wanted, and the CPU time that the servers use for a request."""
-    loads = [load for load in loads if _wanted(options, load.name)]
+    loads = [load for load in loads if options.wants(load.name)]
     speed: Figures = {load: defaultdict(list) for load in loads}
     cpu: Figures = {load: defaultdict(list) for load in loads}
     seconds = 0.2 if options.quick else 0.5
@@ -115,10 +114,6 @@ async def measure_disks(
                     used_s = disk.usage.cpu_s - used[disk.name]
                     cpu[load][disk.name].append(used_s * 1e6 / max(result.requests, 1))
     return [*_speed_rows(speed), *_cpu_rows(cpu)] if loads else []
-
-
-def _wanted(options: Options, metric: str) -> bool:
-    return re.search(options.only, metric) is not None
 
 
 def _figure(load: FioLoad, per_second: float) -> float:

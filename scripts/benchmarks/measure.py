@@ -4,6 +4,7 @@ On two noisy cores an absolute figure moves by a factor of two between runs. So 
 round gives one ratio, and it is the median of the ratios that counts; their middle half says how much they vary.
 """
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,6 +127,10 @@ class Options:
     """Says what is being measured."""
     note: Callable[[str], None] = lambda _text: None
     """Keeps a sentence to be shown with the figures."""
+
+    def wants(self, metric: str) -> bool:
+        """Whether a metric of this name is to be measured."""
+        return re.search(self.only, metric) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

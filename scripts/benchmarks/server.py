@@ -37,11 +37,13 @@ class ServerProcess:
 
 
 @contextmanager
-def server(devices: Sequence[str], *options: str, stderr: int | None = None) -> Iterator[ServerProcess]:
-    """Serve devices for as long as the block runs; ``stderr`` as for Popen."""
+def server(
+    devices: Sequence[str], *options: str, prefix: Sequence[str] = (), stderr: int | None = None
+) -> Iterator[ServerProcess]:
+    """Serve devices for as long as the block runs; ``stderr`` as for Popen, ``prefix`` a program that runs another."""
     words = [word for device in devices for word in ("--device", device)]
     begin = time.perf_counter()
-    command = [*COMMAND, *options, *words]
+    command = [*prefix, *COMMAND, *options, *words]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         try:
             assert process.stdout is not None

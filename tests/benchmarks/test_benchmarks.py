@@ -10,6 +10,8 @@ from benchmarks import (
     first_request,
     guest_io,
     isolation,
+    net,
+    net_rings,
     processes,
     registers,
     requests,
@@ -79,6 +81,31 @@ def test_steps() -> None:
     rows = check(steps.run(SHORT))
     assert {"interrupt by eventfd", "DMA map and unmap", "block read, 64 at once"} <= rows.keys()
     assert all(row.ours[0] > 0 for row in rows.values())
+
+
+def test_net_rings() -> None:
+    rows = check(net_rings.rows(SHORT))
+    assert [row.metric for row in rows.values() if row.targets] == [net_rings.THROUGH_HUB]
+    assert all(row.ours[0] > 0 for row in rows.values())
+
+
+@pytest.mark.qemu
+@pytest.mark.slow
+@pytest.mark.variant
+def test_net_in_guests() -> None:
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    rows = check(net.run(Options(rounds=1, quick=True, only="^guest to guest: (TCP in|64.*out|round)")), "QEMU, stream")
+    assert len(rows) == 2 + 2 + 3
+    assert sum(bool(row.targets) for row in rows.values()) == 3
+    assert all(row.ours[0] > 0 for row in rows.values())
+
+
+def test_net_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.compiler.shutil.which", lambda name: None)
+    notes: list[str] = []
+    assert net.run(Options(rounds=1, quick=True, only="^tap", note=notes.append)) == []
+    assert notes == ["no C compiler: there is no load for guests"]
 
 
 @pytest.mark.parametrize("compiler", [True, False])

@@ -18,9 +18,9 @@ import trio
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
 from vfiouser_virtio.backends.net.drops import Drop
-from vfiouser_virtio.backends.net.frame import Frame
+from vfiouser_virtio.backends.net.frame import LENGTH, Frame
 from vfiouser_virtio.backends.net.link import Link
-from vfiouser_virtio.backends.net.netdev import Does, FrameSink
+from vfiouser_virtio.backends.net.netdev import Does, FrameSink, burst_putter
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.socket_file import SocketFile
@@ -30,6 +30,8 @@ MAX_LENGTH = 4096 + (64 << 10)
 _LENGTH = struct.Struct(">I")
 # What is read at once: enough that a system call is shared by many small frames.
 _READ = 256 << 10
+# Frames that the device is handed together.
+_BURST = 64
 # Seconds; a host that does not answer at all would hold up the start for two minutes.
 _CONNECT_TIMEOUT = 5.0
 
@@ -229,19 +231,33 @@ class StreamNetdev(Link):
 
     async def _deliver(self, device: FrameSink) -> None:
         """Hand over all whole frames that have come; the device may keep us waiting, and so the peer."""
-        view, counters = self._view, self.counters
-        while self._begin + _LENGTH.size <= self._end:
-            (length,) = _LENGTH.unpack_from(view, self._begin)
-            begin = self._begin + _LENGTH.size
-            if length > MAX_LENGTH or begin + length > self._end:
+        put, counters = burst_putter(device), self.counters
+        while frames := self._whole():
+            taken = put(frames)
+            octets = sum(map(LENGTH, frames[:taken]))
+            counters.rx_packets += taken
+            counters.rx_bytes += octets
+            self._begin += octets + _LENGTH.size * taken
+            if taken < len(frames):
+                await device.wait_room()
+
+    def _whole(self) -> list[Frame]:
+        """Frames that have come whole, one behind the other, up to `_BURST`."""
+        view, at, end = self._view, self._begin, self._end
+        frames: list[Frame] = []
+        while at + _LENGTH.size <= end and len(frames) < _BURST:
+            (length,) = _LENGTH.unpack_from(view, at)
+            at += _LENGTH.size
+            if length > MAX_LENGTH or at + length > end:
                 break
             if length:
-                frame = Frame([view[begin : begin + length]], length)
-                while not device.put(frame):
-                    await device.wait_room()
-                counters.rx_packets += 1
-                counters.rx_bytes += length
-            self._begin = begin + length
+                frames.append(Frame([view[at : at + length]], length))
+                at += length
+            elif frames:
+                break
+            else:  # an empty one is none
+                self._begin = at
+        return frames
 
     # ---- end -----------------------------------------------------------------------------------------------------
 
