@@ -6,7 +6,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from vfiouser_virtio.testing.driver import EVENT_IDX, VERSION_1, Driver, running
 from vfiouser_virtio.virtio import Device, Queue, queue
-from vfiouser_virtio.virtio.coalescing import RESOLUTION
+from vfiouser_virtio.virtio.coalescing import SHORTEST
 
 MS = 1000
 ways = pytest.mark.parametrize(
@@ -135,7 +135,7 @@ async def test_never_more_than_half_of_the_ring_waits(mock_clock: MockClock) -> 
         assert driver.queue_interrupts[0] == 1
 
 
-@pytest.mark.parametrize(("chains", "usecs"), [(0, 100 * MS), (100, 0), (0, 0), (100, RESOLUTION - 1), (1, 100 * MS)])
+@pytest.mark.parametrize(("chains", "usecs"), [(0, 100 * MS), (100, 0), (0, 0), (100, SHORTEST - 1), (1, 100 * MS)])
 async def test_what_is_no_delay(chains: int, usecs: int, mock_clock: MockClock) -> None:
     device = Both()
     async with running(device) as driver:
@@ -145,6 +145,42 @@ async def test_what_is_no_delay(chains: int, usecs: int, mock_clock: MockClock) 
             await send(driver)
             assert driver.queue_interrupts[0] == interrupts
             look(driver)
+
+
+@pytest.mark.parametrize(("usecs", "brief"), [(SHORTEST, [20e-6]), (999, [999e-6]), (1500, [])])
+async def test_less_than_a_millisecond(
+    usecs: int, brief: list[float], mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is slept with a timer of its own, since trio's are of milliseconds."""
+    asked: list[float] = []
+    over = trio.Event()
+
+    async def sleep_briefly(seconds: float) -> None:
+        asked.append(seconds)
+        await over.wait()
+
+    monkeypatch.setattr("vfiouser_virtio.virtio.coalescing.sleep_briefly", sleep_briefly)
+    device = Both()
+    async with running(device) as driver:
+        device.first.coalesce(5, usecs)
+        await send(driver, count=3)
+        assert driver.queue_interrupts[0] == 0
+        assert asked == pytest.approx(brief)
+        mock_clock.jump(2e-3)
+        over.set()
+        await wait_all_tasks_blocked()
+        assert driver.queue_interrupts[0] == 1
+
+
+async def test_less_than_a_millisecond_with_a_real_clock() -> None:
+    device = Both()
+    async with running(device) as driver:
+        device.first.coalesce(5, 200)
+        for _ in range(3):
+            token = driver.add(0, [b"x"])
+            driver.kick(0)
+            await driver.wait(0, token)
+        assert driver.queue_interrupts[0] == 3
 
 
 async def test_another_setting_sends_what_waits(mock_clock: MockClock) -> None:

@@ -76,7 +76,7 @@ class Queue:
         """Send an interrupt only when so many chains have been completed since the last, or so long after the first.
 
         What is completed is shown to the driver as ever, and whether it wants an interrupt is looked at when one would
-        be sent. 0 for one of the two: send each at once, as at first; so does a time below a millisecond, and a ring
+        be sent. 0 for one of the two: send each at once, as at first; so does a time below 20 µs, and a ring
         that is reached by messages. No more than half of the ring waits. The setting holds until the device is reset;
         ``until_reset``: until the driver resets this queue, where the setting before holds again.
         """
