@@ -3,12 +3,12 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vfiouser_virtio.cli.exit_status import EXPLAINED
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.serving.device_specs import DeviceSpec
 
 if TYPE_CHECKING:
     from vfiouser_virtio.serving.serve import Serving
@@ -156,17 +156,17 @@ def log_rate(arguments: argparse.Namespace) -> float:
     return by_level if arguments.log_rate is None else float(arguments.log_rate)
 
 
-def serving_of(
-    specs: Sequence[DeviceSpec],
+def server_of(
     arguments: argparse.Namespace,
     abandoned: list[Callable[[], None]],
     *,
     not_for_children: Sequence[int] = (),
     **options: Any,
-) -> AbstractContextManager[AbstractAsyncContextManager["Serving"]]:
-    """What serves the devices as `add_serving_arguments` says: entered before ``trio.run``, what it gives inside of it.
+) -> "Callable[..., AbstractContextManager[AbstractAsyncContextManager[Serving]]]":
+    """`serve`, or `serve_in_processes`, as `add_serving_arguments` says: to be called with the devices' descriptions.
 
-    The rest is as with `serve` and `serve_in_processes`. Raises ConfigError.
+    What that returns is entered before ``trio.run``, and what it gives inside of it. The rest is as with these two.
+    Raises ConfigError, as does the call.
     """
     options |= {name: getattr(arguments, name) for name in ("ids", "write_multiple", "engine", "libvfio_user")}
     if arguments.trace is not None:
@@ -179,10 +179,10 @@ def serving_of(
     if getattr(arguments, "processes", False):
         from vfiouser_virtio.serving.processes import serve_in_processes
 
-        return serve_in_processes(*specs, **options, not_for_children=not_for_children)
-    from vfiouser_virtio.serving.serve import serve
+        return partial(serve_in_processes, **options, not_for_children=not_for_children)
+    from vfiouser_virtio.serving.serve import serve_in_one
 
-    return nullcontext(serve(*specs, **options, abandoned=abandoned))
+    return partial(serve_in_one, **options, abandoned=abandoned)
 
 
 def _size(text: str) -> int:

@@ -13,7 +13,7 @@ from vfiouser_virtio.cli.arguments import (
     add_command,
     add_device_arguments,
     add_serving_arguments,
-    serving_of,
+    server_of,
 )
 from vfiouser_virtio.cli.exit_status import OutputError, RunError, TimedOutError, status_of
 from vfiouser_virtio.cli.several_guests import MAX_GUESTS, NETWORK, GuestPlace, Output, Rendezvous, one_error
@@ -134,7 +134,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
     abandoned: list[Callable[[], None]] = []
     verdict = EndVerdict()
-    with serving_of(specs * arguments.guests, arguments, abandoned) as made:
+    with server_of(arguments, abandoned)(*specs * arguments.guests) as made:
         work = partial(_run, arguments, made, verdict, own_guest=own_guest)
         give_up_after = KINDNESS_S + GIVE_UP_S
         outcome = trio.run(partial(run_until_signal, work, abandoned, give_up_after=give_up_after, verdict=verdict))

@@ -24,7 +24,7 @@ from vfiouser_virtio.cli.arguments import (
     add_device_arguments,
     add_serving_arguments,
     add_socket_arguments,
-    serving_of,
+    server_of,
 )
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.fds import close_all
@@ -82,14 +82,14 @@ def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace) ->
     from vfiouser_virtio.serving.signals import EndVerdict, run_until_signal
 
     abandoned: list[Callable[[], None]] = []
-    making = serving_of(
-        specs,
+    server = server_of(
         arguments,
         abandoned,
         places=arguments.places or (),
         once=arguments.once,
         not_for_children=() if arguments.ready_fd is None else (arguments.ready_fd,),
     )
+    making = server(*specs)
     gc.freeze()  # nor later, and what forked processes share with us stays shared
     gc.enable()
     verdict = EndVerdict()

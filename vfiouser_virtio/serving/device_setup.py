@@ -2,13 +2,17 @@
 
 import logging
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import trio
+
 from vfiouser_virtio import devices
+from vfiouser_virtio.background import background
 from vfiouser_virtio.device_log import being_made
 from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
 from vfiouser_virtio.memory import UnsealedMemory
@@ -20,6 +24,7 @@ from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Offer, bus
 from vfiouser_virtio.virtio.author_line import author_line
+from vfiouser_virtio.virtio.device_checks import close_device
 from vfiouser_virtio.virtio.options import Making
 
 logger = logging.getLogger(__name__)
@@ -33,6 +38,8 @@ _IDENTITY_FIELDS = {
     "class_code": "class_code",
     "revision": "revision",
 }
+# Seconds after which it is said what is being waited for.
+_SAY_AFTER_S = 1.0
 # QEMU's rule for ids (id_wellformed() in its util/id.c).
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
@@ -150,6 +157,40 @@ class DeviceSetup:
         where = author_line(error)
         what = str(error) if isinstance(error, AuthorError) else f"{did}{type(error).__name__}: {error}"
         return DeviceError(f"{self.driver}: a bug in the device: {f'{where}: ' if where else ''}{what}")
+
+
+async def made_in_thread(setup: DeviceSetup) -> Device:
+    """`DeviceSetup.make`, in a thread: what ``__init__`` opens may lie on a file system that hangs.
+
+    Cancelled, it closes the device when that has been made after all.
+    """
+    made: list[Device] = []
+    given_up = False
+    lock = threading.Lock()
+
+    def make() -> None:
+        device = setup.make()
+        with lock:
+            if not given_up:
+                made.append(device)
+                return
+        close_device(device, setup.name)
+
+    async def say_what_takes_so_long() -> None:
+        await trio.sleep(_SAY_AFTER_S)
+        logger.warning("%s: to make it takes long: a file system of the host is slow, or hangs", setup.name)
+
+    async with background() as tasks:
+        tasks.start_soon(say_what_takes_so_long)
+        try:
+            await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+        except trio.Cancelled:
+            with lock:
+                given_up = True
+            for device in made:
+                close_device(device, setup.name)
+            raise
+    return made[0]
 
 
 def _close_half_made(device: Device) -> None:

@@ -12,12 +12,18 @@
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import trio
 
@@ -25,9 +31,8 @@ from vfiouser_virtio.background import background
 from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.serving.device_setup import DeviceSetup, setups
+from vfiouser_virtio.serving.device_setup import DeviceSetup, made_in_thread, setups
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
-from vfiouser_virtio.serving.making import made_in_thread
 from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_arguments, qemu_device, shell_lines
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
@@ -141,6 +146,13 @@ async def serve(
         async with serving_on(listeners, wanted, chosen, ids=ids, once=once) as served:
             unserved.pop_all()  # `VirtioPci.serve` closes them
             yield served
+
+
+def serve_in_one(
+    *devices: str | DeviceSpec | Device | VirtioPci, **options: Any
+) -> AbstractContextManager[AbstractAsyncContextManager[Serving]]:
+    """`serve` in the form of `processes.serve_in_processes`: what is entered before ``trio.run`` does nothing."""
+    return nullcontext(serve(*devices, **options))
 
 
 @asynccontextmanager
