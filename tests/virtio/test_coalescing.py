@@ -285,3 +285,11 @@ async def test_another_device_goes_on_with_it(mock_clock: MockClock) -> None:
         assert driver.queue_interrupts[0] == 1
         await send(driver)
         assert driver.queue_interrupts[0] == 2
+
+
+async def test_queues_that_do_not_coalesce_keep_few_attributes() -> None:
+    """CPython 3.11 looks up each attribute of an object in a slower way once it has more than 30."""
+    device = Both()
+    async with running(device) as driver:
+        driver.core.write_status(0)
+        assert [len(vars(queue)) <= 30 for queue in driver.core.queues] == [True] * len(driver.core.queues)

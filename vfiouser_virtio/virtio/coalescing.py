@@ -107,6 +107,8 @@ class CoalescedQueue(QueueRing):
 
     def coalesce(self, max_packets: int, max_usecs: int, *, until_reset: bool = False) -> None:
         """See `Queue.coalesce`."""
+        if (max_packets, max_usecs) == self.coalescing == self._lasting and self._coalescing is None:
+            return  # as at each reset of a device that does not coalesce: it must not get the attributes for that
         if not until_reset:
             self._lasting = max_packets, max_usecs
         self.coalescing = max_packets, max_usecs
