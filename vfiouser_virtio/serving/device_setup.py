@@ -4,8 +4,9 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +16,12 @@ from vfiouser_virtio import devices
 from vfiouser_virtio.background import background
 from vfiouser_virtio.device_log import being_made
 from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
+from vfiouser_virtio.faults import FaultPlan, FaultSpec
 from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.serving.device_files import is_device_file, load_device_class
 from vfiouser_virtio.serving.device_specs import DeviceSpec
+from vfiouser_virtio.serving.fault_log import fault_log
 from vfiouser_virtio.serving.options import Option, class_options, convert_options, options_of, spelled, suggestion
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
@@ -58,6 +61,15 @@ class CommonOptions:
     subsystem_id: Annotated[int | None, "PCI subsystem, 16 bits"] = None
     class_code: Annotated[int | None, "PCI class code, 24 bits"] = None
     revision: Annotated[int | None, "PCI revision, 8 bits; a modern virtio device has at least 1"] = None
+    fault: Annotated[
+        Sequence[FaultSpec],
+        "what the device does wrong on purpose, to test its driver: NAME[:KEY=VALUE]…, profile:NAME or replay:FILE; "
+        "`vfiouser-virtio list-faults` shows all (docs/evil.md)",
+    ] = ()
+    fault_seed: Annotated[int | None, "decides where faults happen; default: another one each time, see fault-log"] = (
+        None
+    )
+    fault_log: Annotated[Path | None, "write what faults have done, and when, to this file: JSON lines"] = None
     unsealed_memory: Annotated[
         UnsealedMemory,
         "guest memory whose file can become shorter under us, which would kill this process (anything but a sealed "
@@ -114,7 +126,7 @@ class DeviceSetup:
         if isinstance(device, VirtioPci):
             return device
         try:
-            return VirtioPci(
+            return self._function_class()(
                 device,
                 ids=self.identity(style),
                 vectors=self.common.vectors,
@@ -128,6 +140,18 @@ class DeviceSetup:
             if isinstance(error, Exception) and not isinstance(error, ConfigError):
                 raise self._bug(error) from error
             raise
+
+    def _function_class(self) -> Callable[..., VirtioPci]:
+        common = self.common
+        if not common.fault:
+            if common.fault_log is not None or common.fault_seed is not None:
+                raise ConfigError("fault-log and fault-seed are for fault=NAME, and there is none")
+            return VirtioPci
+        from vfiouser_virtio.faults.pci import FaultyPci  # only here: other devices start without it
+
+        write = None if common.fault_log is None else fault_log(common.fault_log)
+        plan = FaultPlan(common.fault, seed=common.fault_seed, device=self.name, write=write)
+        return partial(FaultyPci, faults=plan)
 
     def make(self) -> Device:
         """The first half of `create`: the device of ``arguments``. Raises as that."""

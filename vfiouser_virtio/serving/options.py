@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.faults.spec import FaultSpec, parse_fault
 from vfiouser_virtio.virtio import Device
 from vfiouser_virtio.virtio.options import Duration, Making, OneOf, Size
 
@@ -197,6 +198,8 @@ def _convert(option: Option, value: object, label: str) -> object:
         raise ConfigError(f"{label}: {option.name} is given {len(value)} times, expected {option.kind.expected}")
     try:
         return option.kind.convert(value)
+    except ConfigError as error:
+        raise ConfigError(f"{label}: {error}") from None
     except (ValueError, TypeError):
         shown = value if isinstance(value, str) else repr(value)
         raise ConfigError(f"{label}: {option.name}={shown}: expected {option.kind.expected}") from None
@@ -345,4 +348,5 @@ _KINDS: dict[Any, Kind] = {
     float: Kind("NUMBER", "a number", _number),
     Size: Kind("SIZE", "a size in bytes such as 512, 64M or 1.5G", to_size),
     Duration: Kind("TIME", "a time such as 2s or 50ms", _duration),
+    FaultSpec: Kind("FAULT", "a fault such as used-never:at=3", parse_fault),
 }

@@ -18,8 +18,9 @@ that gives up (NEEDS_RESET) ends every `Driver.wait` with `DeviceNeedsReset`. Th
 
 import math
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -112,10 +113,12 @@ class Driver:
         features: int | None = None,
         offer: Offer | None = None,
         virtqueue: type[Virtqueue] = Virtqueue,
+        core: Callable[..., DeviceCore] | None = None,
     ) -> None:
         self.memory = GuestMemory()
         self.ram = Ram(self.memory, private=private)
-        self.core = DeviceCore(device, self.memory, self, offer=offer, virtqueue=virtqueue)
+        make = core or partial(DeviceCore, virtqueue=virtqueue)
+        self.core = make(device, self.memory, self, offer=offer)
         self.offered = self.core.device_features
         self.wanted = features
         self.queue_interrupts = [0] * len(device.queues)
@@ -279,15 +282,16 @@ async def running(
     features: int | None = None,
     offer: Offer | None = None,
     virtqueue: type[Virtqueue] = Virtqueue,
+    core: Callable[..., DeviceCore] | None = None,
     probe: bool = True,
 ) -> AsyncIterator[Driver]:
     """A device with its driver, until the end of the block; then it is closed.
 
     ``features`` is what the driver accepts, by default all it is offered and can do, ``offer`` what it may choose from
-    beside the features of the device's type, ``virtqueue`` makes its queues; without ``probe`` it
-    does nothing by itself.
+    beside the features of the device's type, ``virtqueue`` makes its queues, ``core`` all of it; without
+    ``probe`` the driver does nothing by itself.
     """
-    driver = Driver(device, private=private, features=features, offer=offer, virtqueue=virtqueue)
+    driver = Driver(device, private=private, features=features, offer=offer, virtqueue=virtqueue, core=core)
     try:
         async with background() as tasks:
             tasks.start_soon(driver.core.serve)

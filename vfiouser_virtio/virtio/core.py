@@ -11,6 +11,7 @@ A transport (virtio-pci, loopback) calls these methods for the driver and is an 
 """
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import trio
@@ -55,7 +56,7 @@ class DeviceCore:
         *,
         name: str = "",
         offer: Offer | None = None,
-        virtqueue: type[Virtqueue] = Virtqueue,
+        virtqueue: Callable[..., Virtqueue] = Virtqueue,
     ) -> None:
         check_device(device)
         self.device = device
@@ -181,6 +182,9 @@ class DeviceCore:
             self.log.error("%s; the device needs a reset", error)
         else:
             log_bug(self.log, "a bug in the device, which now needs a reset", error)
+        self._show_needs_reset()
+
+    def _show_needs_reset(self) -> None:
         for queue in self.queues:
             queue.stop(Stop.NEEDS_RESET)
         if self._suspension.phase is Phase.DRAINING:

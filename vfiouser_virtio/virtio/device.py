@@ -13,7 +13,7 @@
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, overload
 
@@ -71,6 +71,11 @@ class Config:
     def size(self) -> int:
         """Bytes; 0 where a device type has none."""
         return 0 if self._record is None else len(self._record.data)
+
+    @property
+    def layout(self) -> Mapping[str, tuple[int, int]]:
+        """Name to (offset, size), in bytes, of each field."""
+        return {} if self._record is None else self._record.offsets
 
     @property
     def fields(self) -> tuple[str, ...]:

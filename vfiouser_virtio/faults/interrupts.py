@@ -1,0 +1,70 @@
+"""Interrupts that get lost, come late, too often, elsewhere: an `InterruptSink` before the real one."""
+
+from vfiouser_virtio.faults.later import Later
+from vfiouser_virtio.faults.plan import FaultPlan
+from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
+
+MAX_STORM = 100_000
+"""Interrupts of one storm."""
+
+
+class FaultyInterrupts:
+    """Interrupt sink with faults; ``real`` delivers what is sent."""
+
+    def __init__(self, real: InterruptSink, faults: FaultPlan, later: Later) -> None:
+        self.real = real
+        self._faults = faults
+        self._later = later
+
+    def queue_interrupt(self, index: int) -> None:
+        """As `InterruptSink.queue_interrupt`."""
+        hit = self._faults.hit
+        if lost := hit("interrupt-lost", index):
+            lost.did("not sent")
+        elif wrong := hit("interrupt-wrong-vector", index):
+            to = wrong["to"]
+            wrong.did("sent as a configuration change" if to < 0 else f"sent as one of queue {to}")
+            self._send(to)
+        elif late := hit("interrupt-late", index):
+            late.did(f"sent {late['time']:g} s later")
+            self._later(late["time"], lambda: self._send(index))
+        else:
+            self._send(index)
+        if storm := hit("interrupt-storm", index):
+            times = max(0, min(storm["times"], MAX_STORM) - 1)
+            storm.did(f"sent {times} times more")
+            self._repeat(index, times, storm["time"])
+
+    def config_interrupt(self) -> None:
+        """As `InterruptSink.config_interrupt`."""
+        if lost := self._faults.hit("config-interrupt-lost"):
+            lost.did("not sent")
+        else:
+            self.real.config_interrupt()
+
+    def kicked(self, index: int) -> None:
+        """The driver has notified a queue."""
+        if spurious := self._faults.hit("interrupt-spurious", index):
+            spurious.did("sent, and nothing was used")
+            self._send(index)
+        if spurious := self._faults.hit("config-interrupt-spurious", index):
+            spurious.did("sent, and nothing has changed")
+            self.real.config_interrupt()
+
+    def enabled(self, index: int) -> None:
+        """The driver has enabled a queue."""
+        if early := self._faults.hit("interrupt-early", index):
+            early.did("sent before DRIVER_OK")
+            self._send(index)
+
+    def _send(self, index: int) -> None:
+        if index < 0:
+            self.real.config_interrupt()
+        else:
+            self.real.queue_interrupt(index)
+
+    def _repeat(self, index: int, times: int, pause: float) -> None:
+        if times:
+            self._send(index)
+            # Not at once, which would be a call in a call, and an eventfd makes one of those that come together.
+            self._later(max(pause, 1e-6), lambda: self._repeat(index, times - 1, pause))

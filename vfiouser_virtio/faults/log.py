@@ -1,0 +1,88 @@
+"""Log of faults: JSON lines that say what was done when, and from which the same can be done again.
+
+::
+
+    {"device": "blk0", "seed": 7, "faults": ["used-never:p=0.01"], "time": 1796000000.0}
+    {"fault": "used-never", "spec": 0, "queue": 0, "n": 212, "did": "0x5 is not given back", "time": 12.034}
+    {"event": "stopped", "time": 20.0}
+
+``spec`` is the place in ``faults``, ``n`` the count of what the fault's declaration counts, from 1 on; ``time`` is in
+seconds since the first line, for people: nothing of a replay depends on it.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vfiouser_virtio.errors import ConfigError
+
+MAX_KEPT = 10_000
+"""Entries in memory: a guest that asks for a register a million times a second causes as many."""
+MAX_BYTES = 64 << 20
+"""Of a file, after which there is a last line, for the same reason."""
+MAX_READ = 2 * MAX_BYTES
+
+
+class FaultLog:
+    """Log of one device; ``write`` takes each line, with its newline, and must not wait."""
+
+    def __init__(self, write: Callable[[str], None] | None = None) -> None:
+        self.entries: deque[Mapping[str, Any]] = deque(maxlen=MAX_KEPT)
+        """The last ones, without the first line: what each says, but for ``time``."""
+        self.header: Mapping[str, Any] = {}
+        """What the first line says."""
+        self._write = write
+        self._left = MAX_BYTES
+        self._began = time.monotonic()
+
+    def begin(self, **said: object) -> None:
+        """The first line."""
+        self.header = said
+        self._began = time.monotonic()
+        self._put({**said, "time": round(time.time(), 3)})
+
+    def add(self, **said: object) -> None:
+        """A line."""
+        self.entries.append(said)
+        if self._write is not None:
+            self._put({**said, "time": round(time.monotonic() - self._began, 6)})
+
+    def _put(self, said: Mapping[str, object]) -> None:
+        if self._write is None or self._left <= 0:
+            return
+        line = json.dumps(said) + "\n"
+        self._left -= len(line)
+        self._write(line)
+        if self._left <= 0:
+            self._write(json.dumps({"event": "truncated", "bytes": MAX_BYTES}) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a log says: which faults were asked for, with which seed, and where each has happened."""
+
+    seed: int
+    faults: tuple[str, ...]
+    hits: frozenset[tuple[int, int | None, int]]
+    """Place in ``faults``, queue, count."""
+
+
+def read_log(path: str) -> Recorded:
+    """What is needed of a log to do the same again. Raises ConfigError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read(MAX_READ).splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        first, *others = [json.loads(line) for line in lines]
+        return Recorded(
+            seed=int(first["seed"]),
+            faults=tuple(str(fault) for fault in first["faults"]),
+            hits=frozenset((entry["spec"], entry["queue"], entry["n"]) for entry in others if "fault" in entry),
+        )
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(f"{path}: this is no log of faults: {error!r}") from None

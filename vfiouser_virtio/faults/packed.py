@@ -1,0 +1,57 @@
+"""Packed ring with faults: see `rings`."""
+
+from vfiouser_virtio.barrier import full_barrier
+from vfiouser_virtio.faults.rings import FaultyRing, RingPlace, Used
+from vfiouser_virtio.protocols.virtio.ring import PACKED_DESC_CODEC, DescFlags
+from vfiouser_virtio.vring import PackedRing
+
+_USED_MARK = int(DescFlags.AVAIL | DescFlags.USED) << 48
+_WRITTEN = int(DescFlags.WRITE) << 48
+_HALF = PACKED_DESC_CODEC.size // 2
+
+
+class FaultyPackedRing(FaultyRing, PackedRing):
+    """Packed ring with faults.
+
+    ``next_used`` stays where an honest device would write; `_shift` is how much further on this one does.
+    """
+
+    _shift = 0
+
+    def _put_used(self, elements: list[Used]) -> list[RingPlace]:
+        size, words = self.size, []
+        for each in elements:
+            if hit := self._hit("packed-gap"):
+                hit.did(f"{hit['by']} descriptors are left out before {each.id:#x}")
+                self._shift += hit["by"]
+            position = (self.next_used + self._shift) % (2 * size)
+            words.append((position % size, self._word(each, position < size)))
+            if each.extra:
+                self._shift += each.slots
+            else:
+                self.next_used = (self.next_used + each.slots) % (2 * size)
+            if each.head is not None:
+                self._give_back(each.head, self._taken.pop(each.head, None))
+        first, word = words[0]
+        for slot, other in words[1:]:
+            self._halves[slot] = other
+        full_barrier()  # the first of them last, as `PackedRing` has it
+        self._halves[first] = word
+        if hit := self._hit("used-rewritten"):
+            slot, word = words[-1]
+            false = Used(None, hit["id"], hit["len"])
+            hit.did(f"used descriptor {slot:#x} becomes {hit['id']:#x}, length {hit['len']:#x}")
+            self.later(hit["time"], lambda: self._rewrite(slot, self._word(false, bool(word & _USED_MARK))))
+        at = 2 * _HALF * first + _HALF
+        return [*((0, 2 * _HALF * slot + _HALF, _HALF) for slot, _ in words[1:]), (0, at, 6), (0, at + 6, 2)]
+
+    @staticmethod
+    def _word(element: Used, wrap: bool) -> int:
+        """Length, id and flags, as one number."""
+        mark = _USED_MARK if wrap is not element.flipped else 0
+        written = _WRITTEN if element.length else 0
+        return element.length & 0xFFFF_FFFF | (element.id & 0xFFFF) << 32 | written | mark
+
+    def _rewrite(self, slot: int, word: int) -> None:
+        if not self._dead:
+            self._halves[slot] = word

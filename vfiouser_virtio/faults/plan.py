@@ -1,0 +1,181 @@
+"""Plan of a device's faults: at which of all the opportunities each of them happens, and the log of what has happened.
+
+Whether a fault happens depends on nothing but its seed, its place among the faults that were asked for, its queue, and
+how many opportunities there have been before on that queue. So timing makes no difference, nor do other faults, and
+the same requests meet the same faults. Counts go on over resets.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.faults.declaration import Place
+from vfiouser_virtio.faults.log import FaultLog, Recorded, read_log
+from vfiouser_virtio.faults.profiles import PROFILES
+from vfiouser_virtio.faults.spec import FaultSpec, parse_fault
+
+_WORD = 1 << 64
+
+
+class Hit:
+    """Fault that happens now. `did` has to be called, once: that is the line in the log."""
+
+    __slots__ = ("_armed", "_digest", "_draws", "n", "queue")
+
+    def __init__(self, armed: "_Armed", queue: int | None, n: int, digest: bytes) -> None:
+        self._armed = armed
+        self._digest = digest
+        self._draws = 0
+        self.queue = queue
+        self.n = n
+
+    def __getitem__(self, argument: str) -> Any:
+        """The value of an argument of the fault."""
+        return self._armed.spec.arguments[argument]
+
+    def draw(self, limit: int) -> int:
+        """A number from 0 to ``limit - 1``, another one each time, that the seed and the place decide."""
+        self._draws += 1
+        word = blake2b(self._digest + self._draws.to_bytes(4, "little"), digest_size=8).digest()
+        return int.from_bytes(word, "little") % limit
+
+    def did(self, what: str) -> None:
+        """Log what was done."""
+        armed = self._armed
+        armed.log.add(fault=armed.spec.name, spec=armed.place, queue=self.queue, n=self.n, did=what)
+
+
+class _Armed:
+    """Fault that was asked for, and how often it could have happened, and has, on each queue."""
+
+    __slots__ = ("_fired", "_recorded", "_seed", "_seen", "log", "place", "spec")
+
+    def __init__(self, spec: FaultSpec, place: int, seed: int, log: FaultLog, recorded: Recorded | None) -> None:
+        self.spec = spec
+        self.place = place
+        self.log = log
+        self._recorded = recorded
+        self._seed = f"{seed}:{place}:{spec.name}"
+        self._seen: dict[int | None, int] = {}
+        self._fired: dict[int | None, int] = {}
+
+    def look(self, queue: int | None, running: bool) -> Hit | None:
+        """Count an opportunity; the hit if the fault happens at it."""
+        spec = self.spec
+        if spec.queue is not None and queue != spec.queue:
+            return None
+        n = self._seen[queue] = self._seen.get(queue, 0) + 1
+        if not running:
+            return None
+        recorded = self._recorded
+        if recorded is not None:
+            if (self.place, queue, n) not in recorded.hits:
+                return None
+        elif not self._is_due(queue, n):
+            return None
+        self._fired[queue] = self._fired.get(queue, 0) + 1
+        return Hit(self, queue, n, self._digest(queue, n))
+
+    def _is_due(self, queue: int | None, n: int) -> bool:
+        spec = self.spec
+        if n <= spec.after or (spec.count is not None and self._fired.get(queue, 0) >= spec.count):
+            return False
+        if (spec.at and n not in spec.at) or (spec.every is not None and (n - spec.after) % spec.every):
+            return False
+        return spec.p is None or int.from_bytes(self._digest(queue, n)[:8], "little") < spec.p * _WORD
+
+    def _digest(self, queue: int | None, n: int) -> bytes:
+        return blake2b(f"{self._seed}:{queue}:{n}".encode(), digest_size=16).digest()
+
+
+class FaultPlan:
+    """Faults of one device, and their `log`.
+
+    ``faults`` are texts, mappings or `FaultSpec` as `parse_fault` takes them. Without ``seed`` it is another one each
+    time; the log's first line has it. ``write`` takes the log's lines. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        faults: Iterable[object] = (),
+        *,
+        seed: int | None = None,
+        device: str = "",
+        write: Callable[[str], None] | None = None,
+        running: bool = True,
+    ) -> None:
+        self.log = FaultLog(write)
+        self.running = running
+        """Whether faults happen; else they are only counted."""
+        specs, recorded = _expand([parse_fault(fault) for fault in faults])
+        self.specs = specs
+        self.seed = recorded.seed if recorded is not None else secrets.randbits(32) if seed is None else seed
+        self._armed: dict[str, list[_Armed]] = {}
+        for place, spec in enumerate(specs):
+            self._armed.setdefault(spec.name, []).append(_Armed(spec, place, self.seed, self.log, recorded))
+        self.log.begin(device=device, seed=self.seed, faults=[spec.text for spec in specs])
+
+    def __bool__(self) -> bool:
+        """Whether there is any fault."""
+        return bool(self._armed)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether this fault can happen at all."""
+        return name in self._armed
+
+    def has(self, place: Place) -> bool:
+        """Whether there is any fault in this part of a device."""
+        return any(spec.fault.place is place for spec in self.specs)
+
+    def hit(self, name: str, queue: int | None = None) -> Hit | None:
+        """Count an opportunity of a fault; the hit if it happens now, of the first that were asked for if of several.
+
+        ``queue`` is given for faults that are ``of_queue``, and for no others.
+        """
+        found = None
+        for armed in self._armed.get(name, ()):
+            hit = armed.look(queue, self.running and found is None)
+            found = found or hit
+        return found
+
+    def hits(self, name: str, wanted: Callable[[Mapping[str, Any]], object]) -> list[Hit]:
+        """As `hit`, of all of those for whose arguments it is an opportunity, as ``wanted`` says."""
+        armed = (each for each in self._armed.get(name, ()) if wanted(each.spec.arguments))
+        return [hit for each in armed if (hit := each.look(None, self.running))]
+
+    def stop(self) -> None:
+        """No fault happens until `start`."""
+        if self.running:
+            self.running = False
+            self.log.add(event="stopped")
+
+    def start(self) -> None:
+        """Undo `stop`."""
+        if not self.running:
+            self.running = True
+            self.log.add(event="started")
+
+
+def replay(path: str) -> FaultPlan:
+    """The plan in which everything happens at the places that a log has. Raises ConfigError."""
+    return FaultPlan([FaultSpec("replay", path)])
+
+
+def _expand(given: list[FaultSpec]) -> tuple[list[FaultSpec], Recorded | None]:
+    """The single faults, and the log that says where they happen."""
+    specs: list[FaultSpec] = []
+    for spec in given:
+        if spec.name == "replay":
+            if len(given) > 1:
+                raise ConfigError(f"fault=replay:{spec.which} says all: no other fault can be beside it")
+            recorded = read_log(spec.which)
+            return [parse_fault(fault) for fault in recorded.faults], recorded
+        if spec.name == "profile":
+            if spec.which not in PROFILES:
+                raise ConfigError(f"fault=profile:{spec.which}: the profiles are {', '.join(PROFILES)}")
+            specs += [parse_fault(fault) for fault in PROFILES[spec.which].faults]
+        else:
+            specs.append(spec)
+    return specs, None

@@ -1,0 +1,215 @@
+"""Rings that lie about used buffers: `Ring`'s used side once more, slowly, and with faults.
+
+::
+
+    Chain.complete ─▶ completed ─▶ _lie() ─▶ [Used, …] ─▶ _put_used() ─▶ used ring
+                          ▲          │
+                          └── held ◀─┘  late, out of order, in a storm
+
+What the device knows of its ring stays true: it takes buffers as before, and does not blame the driver for what it has
+been told.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from vfiouser_virtio.faults.later import Later
+from vfiouser_virtio.faults.plan import FaultPlan, Hit
+from vfiouser_virtio.vring import Chain, Ring
+
+_LEN = 0xFFFF_FFFF
+
+RingPlace = tuple[int, int, int]
+"""Part of the ring, offset, length."""
+
+
+class Used(NamedTuple):
+    """Used element as it will be stored."""
+
+    head: int | None
+    """The buffer that the driver gets back by it; None: the driver was told something else."""
+    id: int
+    length: int
+    slots: int = 0
+    """Descriptors of a packed ring that it stands for."""
+    flipped: bool = False
+    """On a packed ring: with the other wrap counter."""
+    extra: bool = False
+    """One that the device has no buffer for."""
+
+
+class FaultyRing(Ring):
+    """Mixin before `SplitRing` or `PackedRing`. `arm` comes right after it was made."""
+
+    faults: FaultPlan
+    queue: int
+    later: Later
+    republish: Callable[[], None]
+    _storm_is_due = False
+
+    def arm(self, faults: FaultPlan, queue: int, later: Later, republish: Callable[[], None]) -> None:
+        """What is to go wrong; ``republish`` has what may be shown shown."""
+        self.faults, self.queue, self.later, self.republish = faults, queue, later, republish
+        self._held: dict[str, list[int]] = {"used-out-of-order": [], "used-storm": []}
+        self._honest: set[int] = set()  # heads that were kept back, and whose turn it is
+        self._given_back: dict[int, Chain] = {}  # by head: the driver was told that they are used, and they are not
+
+    def _hit(self, name: str) -> Hit | None:
+        return self.faults.hit(name, self.queue)
+
+    # ---- what `Ring` promises ------------------------------------------------------------------------------------
+
+    def publish(self) -> bool:
+        return self.show() > 0 and self.interrupt_due()
+
+    def show(self) -> int:
+        ready = self._ready()
+        given = ready[:]
+        ready.clear()
+        elements = self._lie(given)
+        if elements:
+            self._put_used(elements)
+        return len(elements)
+
+    def store_used(self, count: int | None = None) -> list[RingPlace]:
+        ready = self._ready()
+        count = len(ready) // 2 if count is None else count
+        given = ready[: 2 * count]
+        del ready[: 2 * count]
+        elements = self._lie(given)
+        return self._put_used(elements) if elements else []
+
+    def interrupt_due(self) -> bool:
+        due = super().interrupt_due()  # type: ignore[safe-super] # of the ring that comes after this class
+        hit = self._hit("interrupt-unwanted")
+        if hit is not None:
+            hit.did("an interrupt that was due" if due else "an interrupt that the driver has suppressed")
+        return due or hit is not None
+
+    def request_notification(self) -> bool:
+        hit = self._hit("notify-not-asked")
+        if hit is None:
+            return super().request_notification()  # type: ignore[safe-super] # as above
+        hit.did("the driver was not asked to notify")
+        return self.has_available()
+
+    @property
+    def in_flight(self) -> dict[int, Chain]:
+        return {**self._given_back, **super().in_flight}  # type: ignore[safe-super] # as above
+
+    @abstractmethod
+    def _put_used(self, elements: list[Used]) -> list[RingPlace]:
+        """Store them, and show them to the driver; what has changed, in the order that must be kept."""
+
+    # ---- lies about single buffers -------------------------------------------------------------------------------
+
+    def _lie(self, given: list[int]) -> list[Used]:
+        elements: list[Used] = []
+        for head, length in zip(given[::2], given[1::2], strict=True):
+            if head in self._honest:
+                self._honest.discard(head)
+                elements.append(self._true(head, length))
+            elif not self._hold(head, length):
+                elements += self._of_one(head, length)
+                elements += self._take_held("used-out-of-order")
+            if self._storm_is_due:
+                elements += self._take_held("used-storm")
+        return elements
+
+    def _true(self, head: int, length: int) -> Used:
+        return Used(head, head, length, self._slots(self.in_flight[head]))
+
+    def _of_one(self, head: int, length: int) -> list[Used]:
+        """The elements for one buffer."""
+        true = self._true(head, length)
+        if hit := self._hit("used-never"):
+            hit.did(f"{head:#x} is not given back")
+            return []
+        if hit := self._hit("used-id-out-of-range"):
+            wrong = self.size + hit.draw(1000) if hit["id"] is None else hit["id"]
+            hit.did(f"{head:#x} is given back as {wrong:#x}")
+            return [true._replace(head=None, id=wrong)]
+        if hit := self._hit("used-id-not-in-flight"):
+            wrong = self._unused_id(hit)
+            hit.did(f"{head:#x} is given back as {wrong:#x}")
+            return [true._replace(head=None, id=wrong)]
+        if (others := self._others(head)) and (hit := self._hit("used-id-of-another")):
+            other = others[hit.draw(len(others))]
+            hit.did(f"{head:#x} is given back as {other:#x}")
+            slots = self._slots(self.in_flight[other])
+            self._given_back[other] = self.in_flight[other]
+            return [Used(other, other, length, slots)]
+        if hit := self._hit("used-len-long"):
+            room = self.in_flight[head].room
+            length = (room + 1 if hit["len"] is None else hit["len"]) & _LEN
+            hit.did(f"{head:#x}: length {length:#x}, for which it has room for {room:#x}")
+        if hit := self._hit("used-len-short"):
+            hit.did(f"{head:#x}: length {hit['len']:#x} instead of {length:#x}")
+            length = hit["len"] & _LEN
+        true = true._replace(length=length)
+        if hit := self._hit("packed-wrap-flipped"):
+            hit.did(f"{head:#x}: flags of the other wrap counter")
+            true = true._replace(flipped=True)
+        if hit := self._hit("used-twice"):
+            hit.did(f"{head:#x} is given back twice")
+            return [true, true._replace(extra=True)]
+        return [true]
+
+    def _others(self, head: int) -> list[int]:
+        """Buffers that the device has, and has not completed."""
+        return [each for each, chain in self.in_flight.items() if each != head and chain.ring is self]
+
+    def _unused_id(self, hit: Hit) -> int:
+        taken = self.in_flight
+        free = [each for each in range(self.size) if each not in taken]
+        return free[hit.draw(len(free))] if free else self.size - 1
+
+    # ---- buffers that are given back later -----------------------------------------------------------------------
+
+    def _hold(self, head: int, length: int) -> bool:
+        """Whether it is given back later."""
+        if hit := self._hit("used-late"):
+            hit.did(f"{head:#x} is given back {hit['time']:g} s later")
+            pair = [head, length]
+            self.later(hit["time"], lambda: self._give(pair))
+            return True
+        for name in self._held:
+            if hit := self._hit(name):
+                hit.did(f"{head:#x} is kept back")
+                if not self._held[name]:
+                    self.later(hit["time"], partial(self._release, name))
+                self._held[name] += head, length
+                self._storm_is_due = name == "used-storm" and len(self._held[name]) >= 2 * hit["size"]
+                return True
+        return False
+
+    def _take_held(self, name: str) -> list[Used]:
+        held, self._held[name] = self._held[name], []
+        self._storm_is_due = False
+        return [self._true(head, length) for head, length in zip(held[::2], held[1::2], strict=True)]
+
+    def _release(self, name: str) -> None:
+        held, self._held[name] = self._held[name], []
+        self._give(held)
+
+    def _give(self, pairs: list[int]) -> None:
+        """These are shown now, as they are."""
+        if pairs and not self._dead:
+            self._honest.update(pairs[::2])
+            self._ready().extend(pairs)
+            self.republish()
+
+    # ---- what the driver has -------------------------------------------------------------------------------------
+
+    def _give_back(self, head: int, current: Chain | None) -> None:
+        """The driver has this buffer back; ``current`` is the chain in flight with that head, and will not be any more.
+
+        Where it was told so too early, one of two completions is still to come.
+        """
+        if head in self._given_back:
+            if current is None:
+                del self._given_back[head]
+            else:
+                self._given_back[head] = current

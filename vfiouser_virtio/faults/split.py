@@ -1,0 +1,58 @@
+"""Split ring with faults: see `rings`."""
+
+from vfiouser_virtio.barrier import full_barrier
+from vfiouser_virtio.faults.rings import FaultyRing, RingPlace, Used
+from vfiouser_virtio.protocols.virtio.ring import USED_ELEM_CODEC, UsedFlags
+from vfiouser_virtio.vring import SplitRing
+
+_LEN = 0xFFFF_FFFF
+
+
+class FaultySplitRing(FaultyRing, SplitRing):
+    """Split ring with faults."""
+
+    @property
+    def outstanding(self) -> int:
+        return sum(chain is not None for chain in self._taken)
+
+    def suppress_notifications(self) -> None:
+        super().suppress_notifications()
+        if self.event_idx and (hit := self._hit("used-flags-set")):
+            hit.did("used.flags is 1")
+            self._used_words[0] = int(UsedFlags.NO_NOTIFY)
+
+    def _put_used(self, elements: list[Used]) -> list[RingPlace]:
+        index, count, changed = self.used_idx, len(elements), []
+        early = self._hit("used-idx-early")
+        if early is None:
+            changed = self._store_elements(index, elements)
+        for each in elements:
+            if each.head is not None:
+                self._give_back(each.head, self._taken[each.head])
+                self._taken[each.head] = None
+        jump = self._hit("used-idx-jump")
+        by = 0 if jump is None else jump["by"]
+        full_barrier()  # elements before the index, as `SplitRing` has it
+        self._used_words[1] = self.used_idx = (index + count + by) & 0xFFFF
+        if jump is not None:
+            jump.did(f"used.idx moves by {count + by} instead of {count}")
+        if early is not None:
+            early.did(f"used.idx moves to {self.used_idx:#x}; its elements come {early['time']:g} s later")
+            self.later(early["time"], lambda: self._come_late(index, elements))
+        if hit := self._hit("used-rewritten"):
+            place = (index + count - 1) & self._mask
+            hit.did(f"used element {place:#x} becomes {hit['id']:#x}, length {hit['len']:#x}")
+            self.later(hit["time"], lambda: self._come_late(place, [Used(None, hit["id"], hit["len"])]))
+        return [*changed, (2, 2, 2)]
+
+    def _store_elements(self, index: int, elements: list[Used]) -> list[RingPlace]:
+        changed = []
+        for position, each in enumerate(elements, index):
+            at = 4 + USED_ELEM_CODEC.size * (position & self._mask)
+            USED_ELEM_CODEC.pack_into(self._used, at, each.id & _LEN, each.length & _LEN)
+            changed.append((2, at, USED_ELEM_CODEC.size))
+        return changed
+
+    def _come_late(self, index: int, elements: list[Used]) -> None:
+        if not self._dead:
+            self._store_elements(index, elements)

@@ -1,0 +1,39 @@
+"""Virtqueue with faults: its rings are those of `split` and `packed`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from vfiouser_virtio.faults.later import Later
+from vfiouser_virtio.faults.packed import FaultyPackedRing
+from vfiouser_virtio.faults.plan import FaultPlan
+from vfiouser_virtio.faults.rings import FaultyRing
+from vfiouser_virtio.faults.split import FaultySplitRing
+from vfiouser_virtio.virtio import Virtqueue
+from vfiouser_virtio.virtio.binding import BoundRing
+from vfiouser_virtio.vring import Area
+
+
+class FaultyVirtqueue(Virtqueue):
+    """Virtqueue with faults; ``kicked`` is told of each notification, before the queue is."""
+
+    split_ring = FaultySplitRing
+    packed_ring = FaultyPackedRing
+
+    def __init__(
+        self, *arguments: Any, faults: FaultPlan, later: Later, kicked: Callable[[int], None], **named: Any
+    ) -> None:
+        super().__init__(*arguments, **named)
+        self._faults = faults
+        self._later = later
+        self._kicked = kicked
+
+    def _new_ring(self, areas: list[Area]) -> BoundRing:
+        bound = super()._new_ring(areas)
+        assert isinstance(bound.ring, FaultyRing)
+        bound.ring.arm(self._faults, self.index, self._later, self._publish)
+        return bound
+
+    def kick(self) -> None:
+        """As `Virtqueue.kick`."""
+        self._kicked(self.index)
+        super().kick()
