@@ -10,8 +10,8 @@ import trio
 
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.drops import Drop
-from vfiouser_virtio.backends.net.frame import Frame, Offload
-from vfiouser_virtio.backends.net.netdev import MAX_FRAME, Does, FrameSink
+from vfiouser_virtio.backends.net.frame import LENGTH, Frame, Offload
+from vfiouser_virtio.backends.net.netdev import MAX_FRAME, Does, FrameSink, burst_putter
 from vfiouser_virtio.protocols import tun
 from vfiouser_virtio.protocols.tun import IfFlags
 from vfiouser_virtio.protocols.virtio.net import HDR_TUNNEL_CODEC
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # The interface is down, or was deleted.
 _DOWN = {errno.EIO, errno.EBADFD}
-# Frames between two looks at what other tasks have to do.
-_BURST = 64
+# Frames that the device is handed together, and bytes of them, but for the last.
+_BURST, _ROOM = 64, 128 << 10
 # Frames that are thrown away at once; Linux keeps 1000 of a TAP interface.
 _MAX_DRAIN = 4096
 
@@ -63,7 +63,7 @@ class TapQueue:
         """The host uses it; the first one always is."""
         self._fd = fd
         self._header = header
-        self._buffer = memoryview(bytearray(MAX_FRAME))
+        self._buffer = memoryview(bytearray(_ROOM + MAX_FRAME))
         self._reattached = trio.Event()
         self._waiting: trio.CancelScope | None = None
 
@@ -115,38 +115,64 @@ class TapQueue:
 
     async def _receive(self, device: FrameSink) -> bool:
         """False: the interface is gone; True: the queue is not attached."""
-        header, buffer, counters = self._header, self._buffer, self.netdev.counters
-        size = 0 if header is None else header.size
-        said, burst = bytearray(size), 0
+        put, counters = burst_putter(device), self.netdev.counters
         while True:
             try:
-                count = os.readv(self._fd, [said, buffer] if size else [buffer]) - size
-            except BlockingIOError:
-                await self._wait_readable()
-                burst = 0
-                continue
+                frames, more = self._read()
             except OSError as error:
                 if not self.attached:
                     return True
-                if error.errno == errno.EINVAL:  # one of a tunnel that is left of a driver that took them
-                    counters.rx_drops.add(Drop.NO_DRIVER)
-                    continue
                 # EBADFD: the interface was deleted
                 self.netdev.log.once(error.errno, "%s: %s", self.netdev.describe(), error.strerror)
                 self.netdev.set_link(False)
                 return False
+            taken = 0
+            try:
+                while taken < len(frames):
+                    count = put(frames[taken:])
+                    counters.rx_packets += count
+                    counters.rx_bytes += sum(map(LENGTH, frames[taken : taken + count]))
+                    taken += count
+                    if taken < len(frames):
+                        await device.wait_room()
+            finally:  # its driver may leave meanwhile
+                counters.rx_drops.add(Drop.DRIVER_LEFT, len(frames) - taken)
+            if more:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._wait_readable()
+
+    def _read(self) -> tuple[list[Frame], bool]:
+        """What the host has sent, as far as `_BURST` and the buffer go, and whether there may be more.
+
+        Raises OSError, once there is nothing before the error.
+        """
+        header, buffer, at = self._header, self._buffer, 0
+        size = 0 if header is None else header.size
+        said = bytearray(size)
+        frames: list[Frame] = []
+        for _ in range(_BURST):
+            room = buffer[at:]
+            try:
+                count = os.readv(self._fd, [said, room] if size else [room]) - size
+            except BlockingIOError:
+                return frames, False
+            except OSError as error:
+                if error.errno == errno.EINVAL and self.attached:
+                    # One of a tunnel that is left of a driver that took them.
+                    self.netdev.counters.rx_drops.add(Drop.NO_DRIVER)
+                    continue
+                if frames:
+                    break
+                raise
             offload = None
             if header is not None and (said[0] or said[1]):  # flags, gso_type
                 offload = header.unpack(said)
-            frame = Frame([buffer[:count]], count, offload)
-            while not device.put(frame):
-                await device.wait_room()
-            counters.rx_packets += 1
-            counters.rx_bytes += count
-            burst += 1
-            if burst == _BURST:
-                await trio.lowlevel.checkpoint()
-                burst = 0
+            frames.append(Frame([room[:count]], count, offload))
+            at += count
+            if at > _ROOM:
+                break
+        return frames, True
 
     async def _wait_readable(self) -> None:
         if not self.index:
