@@ -270,7 +270,7 @@ async def test_what_is_under_way_is_not_polled_for_in_vain(depth: int, monkeypat
         await subject.spin(news, lambda: outstanding)
     assert sleeps.of
     assert set(sleeps.of) == {polling.NAP}
-    assert looks < 0.1 / polling.NAP * 2  # without the sleep a look takes some µs
+    assert looks <= 2 * len(sleeps.of)  # without the sleep there are thousands
 
 
 @pytest.mark.usefixtures("clock")
