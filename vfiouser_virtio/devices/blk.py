@@ -3,6 +3,7 @@
 This is its configuration, and what changes it; `blk_requests` is what it does.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +35,9 @@ WATCH_PERIOD = 1.0
 
 @register
 class Blk(Device):
-    """Disk. ``Annotated`` parameters are the user's options; ``backend`` is for programs; `close` closes it."""
+    """Disk. ``Annotated`` parameters are the user's options. ``backend`` is for programs, and `close` closes it;
+    so is ``wrap_backend``, which gets it and returns what requests go through.
+    """
 
     device_id = blk.DEVICE_ID
     made_in_thread = True
@@ -67,6 +70,7 @@ class Blk(Device):
         discard: Annotated[bool, "let the guest give back space (fstrim), where the host can"] = True,
         delay: Annotated[Duration | None, "slow the disk down: wait this long before each request"] = None,
         backend: BlockBackend | None = None,
+        wrap_backend: Callable[[BlockBackend], BlockBackend] | None = None,
     ) -> None:
         physical_block_size = logical_block_size if physical_block_size is None else physical_block_size
         _check_power_of_two("logical-block-size", logical_block_size, SECTOR_SIZE, 1 << 20)
@@ -135,6 +139,8 @@ class Blk(Device):
                 self.log.warning("%s", note)
         if delay:
             self.backend = DelayedBackend(backend, delay)
+        if wrap_backend is not None:
+            self.backend = wrap_backend(self.backend)
         self._requests = BlockRequests(self.backend, self.log, serial=serial.encode(), unmaps=unmaps)
 
     def resize_queues(self, size: int) -> None:

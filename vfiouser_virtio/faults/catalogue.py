@@ -1,6 +1,6 @@
 """The faults that there are, by name: one declaration each."""
 
-from vfiouser_virtio.faults.declaration import Argument, Fault, Place, integer, seconds, text
+from vfiouser_virtio.faults.declaration import Argument, Fault, Place, integer, operation, seconds, text
 
 _USED, _SHOWN, _RING = "used buffer", "publication of used buffers", Place.RING
 
@@ -228,5 +228,78 @@ _STATUS = (
     ),
 )  # fmt: skip
 
-FAULTS = {fault.name: fault for fault in (*_RINGS, *_INTERRUPTS, *_CONFIGURATION, *_STATUS)}
+_MADE = "making of the device"
+
+_PCI = (
+    Fault(
+        "capability-loop", Place.PCI, _MADE, "the list of capabilities in config space goes round and round",
+        "the list ends with a pointer of 0 (PCI 3.0)", "6.7 of PCI", transport="PCI",
+    ),
+    Fault(
+        "capability-outside", Place.PCI, _MADE, "a structure of virtio is said to be outside of its BAR",
+        "the structure is inside of the BAR", "4.1.4",
+        (Argument("type", integer, 1, "cfg_type of the structure; 1 is the common configuration"),), transport="PCI",
+    ),
+    Fault(
+        "capability-overlap", Place.PCI, _MADE, "a structure of virtio is said to be where the common configuration is",
+        "each structure has its own place", "4.1.4",
+        (Argument("type", integer, 2, "cfg_type of the structure; 2 are the notifications"),), transport="PCI",
+    ),
+    Fault(
+        "capability-missing", Place.PCI, _MADE, "a structure of virtio has no capability",
+        "there is at least one capability of each mandatory structure", "4.1.4",
+        (Argument("type", integer, 1, "cfg_type of the structure; 1 is the common configuration"),), transport="PCI",
+    ),
+    Fault(
+        "registers-all-ones", Place.PCI, "read of a register",
+        "all registers read as ones, config space too, and writes are lost: surprise removal",
+        "none: a driver has to cope with a device that is gone", "3.1.1",
+        (Argument("time", seconds, None, "how long; default: for ever"),), transport="PCI",
+    ),
+)  # fmt: skip
+
+_REQUEST, _READ, _WRITE = "read or write of the disk", "read of the disk", "write to the disk"
+
+_DISKS = (
+    Fault(
+        "io-error", Place.BLK, "read or write that touches it",
+        "a request fails with VIRTIO_BLK_S_IOERR, and nothing of it is done",
+        "none: a driver has to cope with errors", "5.2.6",
+        (
+            Argument("sector", integer, None, "the first sector (of 512 bytes) that is bad; default: all"),
+            Argument("sectors", integer, 1, "how many are bad"),
+            Argument("op", operation, "any", "read, write or any"),
+        ), devices="blk",
+    ),
+    Fault(
+        "read-short", Place.BLK, _READ, "only the first half of the data is read, and the status is OK",
+        "the device reads the whole request, or fails it", "5.2.6.2", devices="blk",
+    ),
+    Fault(
+        "read-flipped", Place.BLK, _READ, "one bit of the data is wrong",
+        "what is read is what was written", "5.2.6", devices="blk",
+    ),
+    Fault(
+        "write-torn", Place.BLK, _WRITE, "only the first sectors are stored, and the status is OK",
+        "the device writes the whole request, or fails it", "5.2.6.2",
+        (Argument("keep", integer, None, "bytes that are stored, in whole sectors; default: half of them"),),
+        devices="blk",
+    ),
+    Fault(
+        "write-dropped", Place.BLK, _WRITE,
+        "the write is done, and seen by reads, but gone after the next reset, unless it was flushed before",
+        "none, with a volatile cache: a driver has to flush", "5.2.6.2", devices="blk",
+    ),
+    Fault(
+        "flush-ignored", Place.BLK, "flush",
+        "the flush makes nothing durable: what write-dropped keeps back may still be dropped",
+        "what was completed before a flush is stable after it", "5.2.6.2", devices="blk",
+    ),
+    Fault(
+        "disk-slow", Place.BLK, _REQUEST, "the request begins later",
+        "none: a driver has to wait", "5.2.6", (Argument("time", seconds, 1.0, "how much later"),), devices="blk",
+    ),
+)  # fmt: skip
+
+FAULTS = {fault.name: fault for fault in (*_RINGS, *_INTERRUPTS, *_CONFIGURATION, *_STATUS, *_PCI, *_DISKS)}
 """By name."""

@@ -7,6 +7,8 @@ from typing import Any
 import trio
 
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.faults.declaration import Place
+from vfiouser_virtio.faults.disk import FaultyDisk
 from vfiouser_virtio.faults.interrupts import FaultyInterrupts
 from vfiouser_virtio.faults.later import Timer
 from vfiouser_virtio.faults.plan import FaultPlan
@@ -43,6 +45,9 @@ class FaultyCore(DeviceCore):
         virtqueue = partial(FaultyVirtqueue, faults=faults, later=self._timer.later, kicked=self._kicked)
         super().__init__(device, memory, self._sink, virtqueue=virtqueue, **named)
         check_fits(faults, device, transport)
+        self._disk = backend if isinstance(backend := getattr(device, "backend", None), FaultyDisk) else None
+        if self._disk is not None:
+            self._disk.arm(faults)
 
     async def serve(self) -> None:
         """As `DeviceCore.serve`, with what faults do later beside it."""
@@ -78,6 +83,8 @@ class FaultyCore(DeviceCore):
     def reset(self) -> Hold | None:
         """As `DeviceCore.reset`."""
         self._stuck_status = 0
+        if self._disk is not None:
+            self._disk.device_reset()
         return super().reset()
 
     def enable_queue(self, index: int) -> None:
@@ -161,8 +168,8 @@ def check_fits(faults: FaultPlan, device: Device, transport: str) -> None:
             raise ConfigError(f"fault={spec.text}: {device.name} has no field {field} (it has {known})")
         if spec.fault.transport not in ("any", transport):
             raise ConfigError(f"fault={spec.text} is for devices on {spec.fault.transport}")
-        if spec.fault.devices not in ("any", device.name):
-            raise ConfigError(f"fault={spec.text} is for {spec.fault.devices}, and this is {device.name}")
+        if spec.fault.place is Place.BLK and not isinstance(getattr(device, "backend", None), FaultyDisk):
+            raise ConfigError(f"fault={spec.text} is for a disk that was made with wrap_backend=FaultyDisk")
 
 
 def _word(mask: int, select: int) -> int:

@@ -39,6 +39,13 @@ def text(value: object) -> str:
     return value
 
 
+def operation(value: object) -> str:
+    """``read``, ``write`` or ``any``. Raises ValueError."""
+    if value not in ("read", "write", "any"):
+        raise ValueError
+    return str(value)
+
+
 class Place(Enum):
     """Part of a device that a fault is in."""
 

@@ -1,13 +1,26 @@
 """PCI function with faults: registers, capabilities, and a core with the others."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
+
+import trio
 
 from vfiouser_virtio.faults.core import FaultyCore
 from vfiouser_virtio.faults.plan import FaultPlan
 from vfiouser_virtio.faults.registers import FaultyCommonCfg
-from vfiouser_virtio.transports.pci import VirtioPci
+from vfiouser_virtio.pci import Capability
+from vfiouser_virtio.protocols.codec import offsets
+from vfiouser_virtio.protocols.pci import TYPE0_HEADER, CapId
+from vfiouser_virtio.transports.pci import COMMON, VirtioPci
+from vfiouser_virtio.vfio_device import Buffer
 from vfiouser_virtio.virtio import Device
+
+_HEADER = offsets(TYPE0_HEADER)
+# Of struct virtio_pci_cap.
+_CFG_TYPE, _OFFSET = 3, 8
+# Beyond every BAR that a device of ours has.
+_OUTSIDE = 0x1000_0000
 
 
 class FaultyPci(VirtioPci):
@@ -17,4 +30,50 @@ class FaultyPci(VirtioPci):
 
     def __init__(self, device: Device, *, faults: FaultPlan, **named: Any) -> None:
         self.faults = faults
+        self._gone_until = float("-inf")
         super().__init__(device, core=partial(FaultyCore, faults=faults, transport="PCI"), **named)
+
+    # ---- capabilities --------------------------------------------------------------------------------------------
+
+    def _add_capabilities(self, vectors: int) -> None:
+        super()._add_capabilities(vectors)
+        if hit := self.faults.hit("capability-loop"):
+            first = last = self.config.load(*_HEADER["capability_list"])
+            while following := self.config.load(last + 1, 1):
+                last = following
+            hit.did(f"the last capability, at {last:#x}, points to the first, at {first:#x}")
+            self.config.define_bits(last + 1, bytes([first]))
+
+    def add_capability(self, capability: Capability) -> int:
+        """As `PciFunction.add_capability`."""
+        data = bytearray(capability.data)
+        if data[0] == CapId.VNDR:
+            kind = data[_CFG_TYPE]
+            for name, offset in (("capability-outside", _OUTSIDE), ("capability-overlap", COMMON)):
+                for hit in self.faults.hits(name, lambda given: given["type"] == kind):
+                    hit.did(f"structure {kind} is said to be at {offset:#x}")
+                    data[_OFFSET : _OFFSET + 4] = offset.to_bytes(4, "little")
+            if hits := self.faults.hits("capability-missing", lambda given: given["type"] == kind):
+                for hit in hits:
+                    hit.did(f"structure {kind} has no capability")
+                data[0] = 0  # the null capability
+        return super().add_capability(replace(capability, data=bytes(data)))
+
+    # ---- surprise removal ----------------------------------------------------------------------------------------
+
+    def region_read(self, index: int, offset: int, count: int) -> Buffer:
+        """As `PciFunction.region_read`, or all ones."""
+        data = super().region_read(index, offset, count)
+        if not self._is_gone() and (hit := self.faults.hit("registers-all-ones")):
+            seconds = hit["time"]
+            hit.did(f"gone {'for ever' if seconds is None else f'for {seconds:g} s'}")
+            self._gone_until = float("inf") if seconds is None else trio.current_time() + seconds
+        return b"\xff" * count if self._is_gone() else data
+
+    def region_write(self, index: int, offset: int, data: Buffer) -> None:
+        """As `PciFunction.region_write`, or without effect."""
+        if not self._is_gone():
+            super().region_write(index, offset, data)
+
+    def _is_gone(self) -> bool:
+        return self._gone_until > 0 and (self._gone_until == float("inf") or trio.current_time() < self._gone_until)

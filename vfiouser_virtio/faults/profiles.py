@@ -29,6 +29,27 @@ PROFILES = {
             "config-changes:p=0.01",
         ),
     ),
+    "flaky-disk": Profile(
+        "a disk at its end: errors, long waits, now and then a wrong bit, and writes that a reset loses",
+        (
+            "io-error:p=0.001",
+            "disk-slow:p=0.01:time=200ms",
+            "disk-slow:p=0.0005:time=5s",
+            "read-flipped:p=0.0001",
+            "write-torn:p=0.0001",
+            "write-dropped:p=0.05",
+        ),
+        devices="blk",
+    ),
+    "hotplug-storm": Profile(
+        "a device that comes and goes: resets that are asked for, configuration changes, and registers that vanish",
+        (
+            "needs-reset:p=0.002",
+            "config-interrupt-spurious:p=0.2",
+            "config-changes:p=0.02",
+            "registers-all-ones:p=0.0005:time=200ms",
+        ),
+    ),
     "slow-tail": Profile(
         "a device that is quick mostly, and sometimes very slow",
         ("used-late:p=0.01:time=200ms", "used-late:p=0.001:time=2s"),

@@ -1,5 +1,6 @@
 """Set-up of a device from its description: a class, its arguments, a name and an identity."""
 
+import inspect
 import logging
 import re
 import threading
@@ -16,7 +17,7 @@ from vfiouser_virtio import devices
 from vfiouser_virtio.background import background
 from vfiouser_virtio.device_log import being_made
 from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
-from vfiouser_virtio.faults import FaultPlan, FaultSpec
+from vfiouser_virtio.faults import FaultPlan, FaultSpec, Place
 from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.serving.device_files import is_device_file, load_device_class
@@ -169,9 +170,16 @@ class DeviceSetup:
             raise self._bug(error, "__init__ raised ") from error
 
     def _make(self) -> Device:
+        wrapper: dict[str, Any] = {}
+        if self.common.fault and FaultPlan(self.common.fault).has(Place.BLK):
+            from vfiouser_virtio.faults.disk import FaultyDisk  # only here, as above
+
+            if "wrap_backend" not in inspect.signature(self.device_class.__init__).parameters:
+                raise ConfigError("a fault of disks needs a disk: blk")
+            wrapper["wrap_backend"] = FaultyDisk
         made = {name: value() for name, value in self.arguments.items() if isinstance(value, Making)}
         try:
-            return self.device_class(**{**self.arguments, **made})
+            return self.device_class(**{**self.arguments, **made, **wrapper})
         except BaseException:
             for each in made.values():
                 each.close()
