@@ -134,7 +134,11 @@ class VirtioDevice:
     async def queue_sets(self) -> int | None:
         """How many sets of queues there are before the last one, of a type for which that is to be known."""
         sets = self.type.sets
-        return None if sets is None else sets.count(self.features, await self.config.get_int(sets.field))
+        if sets is None:
+            return None
+        # Without the features the field is not there, and not to be read (2.5.1).
+        there = any(self.features >> bit & 1 for bit in sets.features)
+        return sets.count(self.features, await self.config.get_int(sets.field) if there else 0)
 
     async def ready(self) -> None:
         """Step 8: DRIVER_OK; the device is live, and its queues may be kicked."""
