@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +11,7 @@ from vfiouser_virtio.cli.exit_status import EXPLAINED
 from vfiouser_virtio.errors import ConfigError
 
 if TYPE_CHECKING:
+    from vfiouser_virtio.cli.audit_report import AuditReport
     from vfiouser_virtio.serving.serve import Serving
 
 LOG_RATE = 10
@@ -127,6 +128,15 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str, se
     )
 
     parser.add_argument(
+        "--audit",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="watch what drivers do against the rules that virtio 1.4 has for them, and say in the end which were "
+        "broken, how often, and what was seen first: on stderr, or in FILE (JSON if it is called FILE.json). The exit "
+        "status is 8 when a MUST was broken. Devices are slower for it, and no driver notices (docs/audit.md)",
+    )
+    parser.add_argument(
         "--trace",
         nargs="?",
         const="",
@@ -161,14 +171,19 @@ def server_of(
     abandoned: list[Callable[[], None]],
     *,
     not_for_children: Sequence[int] = (),
+    audit: "AuditReport | None" = None,
     **options: Any,
 ) -> "Callable[..., AbstractContextManager[AbstractAsyncContextManager[Serving]]]":
     """`serve`, or `serve_in_processes`, as `add_serving_arguments` says: to be called with the devices' descriptions.
 
-    What that returns is entered before ``trio.run``, and what it gives inside of it. The rest is as with these two.
-    Raises ConfigError, as does the call.
+    What that returns is entered before ``trio.run``, and what it gives inside of it. ``audit`` is what `audit_of`
+    gives. The rest is as with these two. Raises ConfigError, as does the call.
     """
     options |= {name: getattr(arguments, name) for name in ("ids", "write_multiple", "engine", "libvfio_user")}
+    if audit is not None:
+        if getattr(arguments, "processes", False):
+            raise ConfigError("--audit: not with --processes, whose devices are in processes of their own")
+        options["audit"] = audit.log
     if arguments.trace is not None:
         from vfiouser_virtio.serving.trace import TraceLog, wants_json
 
@@ -183,6 +198,15 @@ def server_of(
     from vfiouser_virtio.serving.serve import serve_in_one
 
     return partial(serve_in_one, **options, abandoned=abandoned)
+
+
+def audit_of(arguments: argparse.Namespace) -> AbstractContextManager["AuditReport | None"]:
+    """The audit that ``--audit`` asks for, with its report at the end of the block. Raises ConfigError."""
+    if arguments.audit is None:
+        return nullcontext()
+    from vfiouser_virtio.cli.audit_report import AuditReport  # only here: it brings all of trio with it
+
+    return AuditReport(arguments.audit)
 
 
 def _size(text: str) -> int:

@@ -17,6 +17,7 @@ class ExitStatus(IntEnum):
     GUEST = 5
     OUTPUT = 6
     NO_SERVER = 7
+    AUDIT = 8
     TIMEOUT = 124
 
 
@@ -31,6 +32,7 @@ exit status:
   6  what was to be printed could not be: stdout is full, or the reader of what `run --exec` prints is gone
      (of the other commands that is no failure: `list-devices | head` ends with 0)
   7  conform, probe: the socket has no listener, the server is busy, or it is no vfio-user server
+  8  --audit: a driver has broken a rule of virtio 1.4 (a MUST), and nothing else went wrong
   124  run --timeout: the guest's command had not ended
   128+N  signal N ended `run`, or had to interrupt a device that did not yield
 """

@@ -13,6 +13,7 @@ from vfiouser_virtio.cli.arguments import (
     add_command,
     add_device_arguments,
     add_serving_arguments,
+    audit_of,
     server_of,
 )
 from vfiouser_virtio.cli.exit_status import OutputError, RunError, TimedOutError, status_of
@@ -23,6 +24,7 @@ from vfiouser_virtio.serving.qemu_command import QemuDevice
 from vfiouser_virtio.serving.terminal import note
 
 if TYPE_CHECKING:
+    from vfiouser_virtio.cli.audit_report import AuditReport
     from vfiouser_virtio.serving.serve import Serving
     from vfiouser_virtio.serving.signals import EndVerdict
     from vfiouser_virtio.vm import GuestImage, Qemu
@@ -39,6 +41,7 @@ _EXAMPLES = """\
   vfiouser-virtio run --device rng --timeout 60 --exec 'head -c 1M /dev/hwrng' >random 2>errors
   vfiouser-virtio run --guests 2 --device net,hub=lan --exec 'test $GUEST = 2 || ping -c 3 guest2'
   vfiouser-virtio run --ids 2007 --device rng --exec 'lspci -nn; head -c 8 /dev/hwrng | hexdump -C'
+  vfiouser-virtio run --audit --device blk,size=64M --exec 'dd if=/dev/vda of=/dev/null'   # what its driver does wrong
   vfiouser-virtio run --memory private --device blk,size=64M --exec 'dd if=/dev/vda of=/dev/null bs=64k count=16'
   vfiouser-virtio run --device blk,path=disk.img --memory-size 2G -- -cdrom debian.iso    # a guest of your own
   vfiouser-virtio run --device blk,path=disk.img -- -boot c                              # boot from our disk
@@ -127,6 +130,14 @@ def execute(arguments: argparse.Namespace) -> int:
         if arguments.timeout is not None:
             raise ConfigError("--timeout is for --exec")
 
+    with audit_of(arguments) as audit:
+        status = _run_all(specs, arguments, audit, own_guest=own_guest)
+    return status if audit is None else audit.status(status)
+
+
+def _run_all(
+    specs: Sequence[DeviceSpec], arguments: argparse.Namespace, audit: "AuditReport | None", *, own_guest: bool
+) -> int:
     import trio
 
     from vfiouser_virtio.serving.signals import GIVE_UP_S, EndVerdict, run_until_signal
@@ -134,7 +145,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
     abandoned: list[Callable[[], None]] = []
     verdict = EndVerdict()
-    with server_of(arguments, abandoned)(*specs * arguments.guests) as made:
+    with server_of(arguments, abandoned, audit=audit)(*specs * arguments.guests) as made:
         work = partial(_run, arguments, made, verdict, own_guest=own_guest)
         give_up_after = KINDNESS_S + GIVE_UP_S
         outcome = trio.run(partial(run_until_signal, work, abandoned, give_up_after=give_up_after, verdict=verdict))

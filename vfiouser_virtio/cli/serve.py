@@ -24,6 +24,7 @@ from vfiouser_virtio.cli.arguments import (
     add_device_arguments,
     add_serving_arguments,
     add_socket_arguments,
+    audit_of,
     server_of,
 )
 from vfiouser_virtio.errors import ConfigError
@@ -32,6 +33,7 @@ from vfiouser_virtio.serving.device_specs import DeviceSpec, all_specs
 from vfiouser_virtio.serving.terminal import flush, write_patiently
 
 if TYPE_CHECKING:
+    from vfiouser_virtio.cli.audit_report import AuditReport
     from vfiouser_virtio.serving.serve import Serving
     from vfiouser_virtio.serving.signals import EndVerdict
 
@@ -77,6 +79,12 @@ def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace) ->
     _check_ready_fd(arguments.ready_fd)
 
     gc.disable()  # what an import makes stays, so looking for garbage among it is 5 % of the start for nothing
+    with audit_of(arguments) as audit:
+        status = _serve_all(specs, arguments, audit)
+    return status if audit is None else audit.status(status)
+
+
+def _serve_all(specs: Sequence[DeviceSpec], arguments: argparse.Namespace, audit: "AuditReport | None") -> int:
     import trio
 
     from vfiouser_virtio.serving.signals import EndVerdict, run_until_signal
@@ -85,6 +93,7 @@ def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace) ->
     server = server_of(
         arguments,
         abandoned,
+        audit=audit,
         places=arguments.places or (),
         once=arguments.once,
         not_for_children=() if arguments.ready_fd is None else (arguments.ready_fd,),

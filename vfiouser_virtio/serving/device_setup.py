@@ -114,20 +114,25 @@ class DeviceSetup:
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
 
-    def create(self, style: Style = "default") -> VirtioPci:
-        """The device on a PCI function of its own; both are made, unless a program has.
+    def create(self, style: Style = "default", function: Callable[..., VirtioPci] = VirtioPci) -> VirtioPci:
+        """The device on a PCI function of its own; both are made, unless a program has. ``function`` makes the latter.
 
         Raises ConfigError for values that clash, DeviceError for what cannot be had, and for mistakes of the device's
         author: with the line of the author's code.
         """
-        return self.attach(self.made or self.make(), style)
+        return self.attach(self.made or self.make(), style, function)
 
-    def attach(self, device: Device | VirtioPci, style: Style = "default") -> VirtioPci:
+    def attach(
+        self,
+        device: Device | VirtioPci,
+        style: Style = "default",
+        function: Callable[..., VirtioPci] = VirtioPci,
+    ) -> VirtioPci:
         """The second half of `create`: ``device`` on its PCI function; it is closed where that cannot be."""
         if isinstance(device, VirtioPci):
             return device
         try:
-            return self._function_class()(
+            return self._function_class(function)(
                 device,
                 ids=self.identity(style),
                 vectors=self.common.vectors,
@@ -142,12 +147,16 @@ class DeviceSetup:
                 raise self._bug(error) from error
             raise
 
-    def _function_class(self) -> Callable[..., VirtioPci]:
+    def _function_class(self, function: Callable[..., VirtioPci]) -> Callable[..., VirtioPci]:
         common = self.common
         if not common.fault:
             if common.fault_log is not None or common.fault_seed is not None:
                 raise ConfigError("fault-log and fault-seed are for fault=NAME, and there is none")
-            return VirtioPci
+            return function
+        if function is not VirtioPci:
+            raise ConfigError(
+                "fault=NAME is not for a device that is audited: what a driver does then is no fault of its own"
+            )
         from vfiouser_virtio.faults.pci import FaultyPci  # only here: other devices start without it
 
         write = None if common.fault_log is None else fault_log(common.fault_log)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import trio
 
@@ -39,6 +39,9 @@ from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.vfio_user import ListenError, OpenTrace, from_systemd
 from vfiouser_virtio.virtio import Device
 from vfiouser_virtio.virtio.device_checks import close_device
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.audit.findings import AuditLog
 
 Place = str | int
 """Where a device is served: a path for its socket, or an inherited file descriptor."""
@@ -111,6 +114,7 @@ async def serve(
     libvfio_user: str | None = None,
     open_trace: OpenTrace | None = None,
     abandoned: list[Callable[[], None]] | None = None,
+    audit: "AuditLog | None" = None,
 ) -> AsyncIterator[Serving]:
     """Serve devices on vfio-user sockets for as long as the block runs; when it is entered, clients can connect.
 
@@ -123,6 +127,8 @@ async def serve(
     sockets in a new private folder. A socket has one client at a time; with ``once``, each device serves one client and
     no other. ``ids`` is the identity on the PCI bus. ``engine`` speaks the protocol; ``libvfio_user``, the file of its
     library, ``write_multiple`` and ``open_trace`` are as with `engines.engine`, and none of them for an engine object.
+    ``audit`` gets what the devices' drivers do against the rules of virtio 1.4 (see `vfiouser_virtio.audit`); not for
+    a `VirtioPci`, which may be an `AuditedVirtioPci` of your own.
     ``abandoned`` gets what removes the sockets where the block can come to no end, for `run_until_signal`.
 
     Raises ConfigError, DeviceError when a device cannot be made, ListenError when a socket cannot be had. An exception
@@ -143,7 +149,7 @@ async def serve(
         listeners = listen(wanted, places, chosen, stack)
         if abandoned is not None:
             abandoned.append(stack.close)
-        async with serving_on(listeners, wanted, chosen, ids=ids, once=once) as served:
+        async with serving_on(listeners, wanted, chosen, ids=ids, once=once, audit=audit) as served:
             unserved.pop_all()  # `VirtioPci.serve` closes them
             yield served
 
@@ -157,13 +163,19 @@ def serve_in_one(
 
 @asynccontextmanager
 async def serving_on(
-    listeners: Sequence[Socket], wanted: Sequence[DeviceSetup], engine: Engine, *, ids: Style, once: bool
+    listeners: Sequence[Socket],
+    wanted: Sequence[DeviceSetup],
+    engine: Engine,
+    *,
+    ids: Style,
+    once: bool,
+    audit: "AuditLog | None" = None,
 ) -> AsyncIterator[Serving]:
     """Make the devices, and serve each on its socket for as long as the block runs. The rest is as with `serve`."""
     # First the sockets: what waits for one to appear can connect while a device is still being made.
     for listener in listeners:
         engine.open(listener)
-    functions = await _create(wanted, ids)
+    functions = await _create(wanted, ids, audit)
     endpoints = [
         endpoint_of(setup, listener, host_side(function))
         for setup, listener, function in zip(wanted, listeners, functions, strict=True)
@@ -212,7 +224,7 @@ async def _serve_sockets(served: Serving, listeners: Sequence[Socket], engine: E
     served.finished.set()
 
 
-async def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
+async def _create(wanted: Sequence[DeviceSetup], ids: Style, audit: "AuditLog | None") -> list[VirtioPci]:
     """Make all devices, or none: what has been opened is closed again when one cannot be made.
 
     Yields after each: a hundred take longer than the watchdog gives one task.
@@ -220,10 +232,11 @@ async def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
     functions: list[VirtioPci] = []
     try:
         for setup in wanted:
+            make = _function_maker(setup, audit)
             if setup.made is None and setup.device_class.made_in_thread:
-                functions.append(setup.attach(await made_in_thread(setup), ids))
+                functions.append(setup.attach(await made_in_thread(setup), ids, make))
             else:
-                functions.append(setup.create(ids))
+                functions.append(setup.create(ids, make))
                 await trio.lowlevel.checkpoint()
     except BaseException:
         for setup, function in zip(wanted, functions, strict=False):
@@ -231,6 +244,16 @@ async def _create(wanted: Sequence[DeviceSetup], ids: Style) -> list[VirtioPci]:
                 function.device.close()
         raise
     return functions
+
+
+def _function_maker(setup: DeviceSetup, audit: "AuditLog | None") -> Callable[..., VirtioPci]:
+    if audit is None:
+        return VirtioPci
+    from vfiouser_virtio.audit import audited  # only here: what is served without an audit starts without it
+
+    if isinstance(setup.made, VirtioPci):
+        raise ConfigError(f"{setup.name}: audit: it is a VirtioPci already; make it an AuditedVirtioPci")
+    return audited(audit, setup.name)
 
 
 def listen(wanted: Sequence[DeviceSetup], places: Sequence[Place], engine: Engine, stack: ExitStack) -> list[Socket]:

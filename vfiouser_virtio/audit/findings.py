@@ -1,0 +1,62 @@
+"""Findings of an audit: which rules a driver has broken, how often, and what was seen the first time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vfiouser_virtio.audit.rule import Rule
+from vfiouser_virtio.device_log import printable
+
+# What was seen is a sentence with some numbers; a driver decides about a few of them.
+_MAX_SEEN = 500
+
+
+@dataclass(slots=True)
+class Finding:
+    """Broken rule."""
+
+    rule: Rule
+    first: str
+    """What was seen the first time, in words, values in hex."""
+    count: int = 1
+
+
+class Findings:
+    """What was found of the drivers of one device: no more entries than there are rules, whatever a driver does.
+
+    ``told`` is called with each finding the first time.
+    """
+
+    def __init__(self, device: str = "", told: Callable[[Finding], None] | None = None) -> None:
+        self.device = device
+        self.by_rule: dict[str, Finding] = {}
+        self._told = told
+
+    def broke(self, rule: Rule, seen: str) -> None:
+        """The driver has broken this rule."""
+        known = self.by_rule.get(rule.id)
+        if known is not None:
+            known.count += 1
+            return
+        finding = self.by_rule[rule.id] = Finding(rule, printable(seen)[:_MAX_SEEN])
+        if self._told is not None:
+            self._told(finding)
+
+    def all(self) -> list[Finding]:
+        """The findings, those of MUST rules first, in the order in which they were made."""
+        return sorted(self.by_rule.values(), key=lambda finding: finding.rule.keyword != "MUST")
+
+
+class AuditLog:
+    """Findings of all devices that are served together, by the device's id."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, Findings] = {}
+
+    def of(self, device: str, told: Callable[[Finding], None] | None = None) -> Findings:
+        """The findings of a device, to be filled."""
+        return self.devices.setdefault(device, Findings(device, told))
+
+    @property
+    def must_broken(self) -> int:
+        """How many MUST rules were broken, counted for each device."""
+        return sum(each.rule.keyword == "MUST" for found in self.devices.values() for each in found.by_rule.values())

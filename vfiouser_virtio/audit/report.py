@@ -1,0 +1,52 @@
+"""Report of an audit as text and JSON."""
+
+import json
+import textwrap
+
+from vfiouser_virtio.audit.findings import AuditLog, Finding
+
+
+def as_text(log: AuditLog) -> str:
+    """One paragraph for each finding, and a last line with counts."""
+    lines = [_paragraph(found.device, finding) for found in log.devices.values() for finding in found.all()]
+    total = sum(len(found.by_rule) for found in log.devices.values())
+    musts = log.must_broken
+    devices = f"{len(log.devices)} device{'' if len(log.devices) == 1 else 's'}"
+    if total:
+        lines.append(f"audit of {devices}: {musts} MUST and {total - musts} SHOULD rules of virtio 1.4 broken\n")
+    else:
+        lines.append(f"audit of {devices}: no broken rule\n")
+    return "".join(lines)
+
+
+def _paragraph(device: str, finding: Finding) -> str:
+    rule = finding.rule
+    times = "once" if finding.count == 1 else f"{finding.count} times"
+    head = f"{device}: the driver broke {rule.id}, {rule.keyword}, {times}; virtio 1.4, {rule.section}\n"
+    return head + _wrapped("rule: ", rule.text) + _wrapped("seen: ", finding.first)
+
+
+def _wrapped(label: str, text: str) -> str:
+    return textwrap.fill(text, 118, initial_indent=f"    {label}", subsequent_indent=" " * (4 + len(label))) + "\n"
+
+
+def as_json(log: AuditLog) -> str:
+    """All that is known, for programs."""
+    devices = [
+        {
+            "device": found.device,
+            "findings": [
+                {
+                    "rule": finding.rule.id,
+                    "keyword": finding.rule.keyword,
+                    "section": finding.rule.section,
+                    "text": finding.rule.text,
+                    "count": finding.count,
+                    "seen": finding.first,
+                }
+                for finding in found.all()
+            ],
+        }
+        for found in log.devices.values()
+    ]
+    return json.dumps({"must-broken": log.must_broken, "devices": devices}, indent=2) + "\n"

@@ -1,0 +1,129 @@
+"""Driver MUSTs of virtio 1.4 that the audit does not look at, and why."""
+
+from typing import NamedTuple
+
+
+class Unseen(NamedTuple):
+    """MUSTs of one section."""
+
+    section: str
+    why: str
+    rules: tuple[str, ...]
+
+
+_MIND = "what a driver relies on, or assumes, does not show"
+_INSIDE = "happens within the guest"
+_TIME = "would need a time after which something is late"
+_NOT_HERE = "our devices do not have this"
+_LATER = "not built yet"
+
+UNSEEN: list[Unseen] = [
+    Unseen(
+        "2.2.1 Feature Bits",
+        _INSIDE,
+        (
+            "The offered bits are validated.",
+            "Without a feature that it needs, and no fall-back, a driver sets FAILED and ceases.",
+            "A driver does not fail only because a feature is offered that it does not know.",
+        ),
+    ),
+    Unseen(
+        "2.5.1 Device Configuration Space",
+        _MIND,
+        (
+            "Reads of fields wider than 32 bits, or of several fields, are not assumed to be atomic.",
+            "The sizes of structures and of the configuration space are not limited.",
+        ),
+    ),
+    Unseen(
+        "2.7.7.1 Used Buffer Notification Suppression",
+        _MIND,
+        ("Spurious notifications are handled.",),
+    ),
+    Unseen(
+        "2.7.8.2 The Virtqueue Used Ring", _MIND, ("Nothing is assumed of data behind the first len bytes written.",)
+    ),
+    Unseen(
+        "2.7.10.1 Available Buffer Notification Suppression",
+        _TIME,
+        (
+            "Where flags are 0, a notification is sent after a buffer was made available.",
+            "Where idx was avail_event, a notification is sent.",
+        ),
+    ),
+    Unseen(
+        "2.7.10.1 Available Buffer Notification Suppression",
+        _MIND,
+        (
+            "Without EVENT_IDX, avail_event is ignored.",
+            "With EVENT_IDX, bit 0 of flags is ignored.",
+        ),
+    ),
+    Unseen(
+        "2.7.13.3.1 Updating idx, 2.7.13.4.1 Notifying The Device, 2.8.21.1.1 Updating flags",
+        "a missing barrier shows only now and then, as a descriptor that is not written yet",
+        (
+            "There is a memory barrier before idx is updated.",
+            "There is a memory barrier before flags or avail_event are read.",
+            "There is a memory barrier before the flags of a packed descriptor are updated.",
+        ),
+    ),
+    Unseen(
+        "2.8.17 Scatter-Gather Support",
+        _MIND,
+        ("The device is not relied upon to use more descriptors, so that a list can be written out.",),
+    ),
+    Unseen(
+        "2.12, 2.13 Device groups, Administration virtqueues; 4.1.4.3.2",
+        _NOT_HERE,
+        (
+            "LIST_USE comes before any other command, and while none is under way.",
+            "No command is used that was not reported and listed.",
+            "Reserved status and status_qualifier values are handled as EINVAL and INVALID_COMMAND.",
+            "The parts of a command are multiples of 64 bits.",
+            "What the device has not written of a result counts as zero.",
+            "Commands on several administration virtqueues are ordered by the driver.",
+            "Administration virtqueues have the indices that the device says.",
+        ),
+    ),
+    Unseen(
+        "3.1.1 Device Initialization", _INSIDE, ("Initialization ends where one of its steps goes wrong for good.",)
+    ),
+    Unseen("3.4.1 Device Suspend", _LATER, ("No buffer is made available to a suspended device.",)),
+    Unseen(
+        "4.1.2.2 PCI Device Discovery",
+        _INSIDE,
+        (
+            "Devices are matched by vendor 0x1af4 and 0x1040 plus the device id.",
+            "Types with a transitional id are matched by that as well.",
+            "Any PCI revision is matched.",
+        ),
+    ),
+    Unseen(
+        "4.1.4.1 Virtio Structure PCI Capabilities",
+        _INSIDE,
+        (
+            "Capabilities with a reserved cfg_type are ignored.",
+            "Those with a reserved bar are ignored.",
+            "A larger cap_len is accepted.",
+            "An unexpectedly large length is handled.",
+        ),
+    ),
+    Unseen("4.1.4.8.2 Vendor data capability", _NOT_HERE, ("vendor_id is qualified before the rest is interpreted.",)),
+    Unseen("4.1.5.1.2.2 MSI-X Vector Configuration", _INSIDE, ("Any MSI-X Table Size is supported.",)),
+    Unseen(
+        "4.1.5.4.2 Notification of Device Configuration Changes",
+        _INSIDE,
+        ("One interrupt may mean used buffers and a change of the configuration.",),
+    ),
+    Unseen(
+        "6.1 Reserved Feature Bits",
+        _INSIDE,
+        (
+            "With ACCESS_PLATFORM, the IOMMU is set up for the device, or disabled.",
+            "Without it, addresses are physical ones.",
+            "With ORDER_PLATFORM, barriers are those for hardware.",
+        ),
+    ),
+    Unseen("6.1 Reserved Feature Bits", _NOT_HERE, ("SR_IOV is negotiated before virtual functions are enabled.",)),
+]

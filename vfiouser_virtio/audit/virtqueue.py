@@ -1,0 +1,97 @@
+"""Virtqueue whose rings are watched: each look, each chain that is taken, each one that is used."""
+
+from vfiouser_virtio.audit.chains import ChainWatch
+from vfiouser_virtio.audit.findings import Findings
+from vfiouser_virtio.audit.packed import PackedWatch
+from vfiouser_virtio.audit.split import SplitWatch
+from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.virtio import Virtqueue
+from vfiouser_virtio.virtio.binding import BoundRing
+from vfiouser_virtio.vring import Area, Chain, PackedRing, SplitRing
+from vfiouser_virtio.vring.descriptors import Memory
+
+
+class AuditedSplitRing(SplitRing):
+    """`SplitRing` that tells its watch what it finds."""
+
+    watch: SplitWatch
+
+    def pop(self, limit: int, memory: Memory | None = None) -> list[Chain]:
+        """As `SplitRing`."""
+        first = self.last_avail
+        self.watch.looks(self.parts, first)
+        refused = 0
+        try:
+            return super().pop(limit, memory)
+        except GuestError:
+            # The entry that is refused is looked at, too; when there are more than can be, nothing is.
+            refused = int((self.parts[1].cast("H")[1] - self.last_avail) & 0xFFFF <= self.size)
+            raise
+        finally:
+            self.watch.takes(self.parts, first, self.last_avail + refused & 0xFFFF, memory or self.memory)
+
+    def _store(self, used: list[int]) -> None:
+        self.watch.stores(self.parts, self.used_idx)
+        self.watch.uses(self.parts, used[::2], self.memory)
+        super()._store(used)
+
+
+class AuditedPackedRing(PackedRing):
+    """`PackedRing` that tells its watch what it finds."""
+
+    watch: PackedWatch
+
+    def pop(self, limit: int, memory: Memory | None = None) -> list[Chain]:
+        """As `PackedRing`."""
+        self.watch.looks(self.parts)
+        position, before = self.next_avail, set(self.in_flight)
+        try:
+            return super().pop(limit, memory)
+        except GuestError:
+            self._tell(position, before, memory)
+            round_trip = 2 * self.size
+            room = self.size - (self.next_avail - self.next_used) % round_trip
+            self.watch.refuses(self.parts, self.next_avail, room, memory or self.memory)
+            raise
+        finally:
+            self._tell(position, before, memory)
+
+    def _tell(self, position: int, before: set[int], memory: Memory | None) -> None:
+        """Of the chains that were taken: they are in flight in the order in which they were."""
+        for head, chain in self.in_flight.items():
+            if head not in before:
+                before.add(head)
+                self.watch.takes(self.parts, position % self.size, chain.slots, memory or self.memory)
+                position = (position + chain.slots) % (2 * self.size)
+
+    def _store(self, used: list[int]) -> None:
+        places = []
+        position = self.next_used
+        for head in used[::2]:
+            places.append((head, position % self.size))
+            position += self.in_flight[head].slots
+        self.watch.uses(self.parts, places)
+        super()._store(used)
+
+
+class AuditedVirtqueue(Virtqueue):
+    """`Virtqueue` whose rings have a watch; ``watch_with`` comes before it is enabled."""
+
+    split_ring = AuditedSplitRing
+    packed_ring = AuditedPackedRing
+    findings: Findings
+    chains: ChainWatch | None = None
+
+    def watch_with(self, findings: Findings, chains: ChainWatch | None) -> None:
+        """What is found goes there; ``chains`` is told of what is asked of the device."""
+        self.findings = findings
+        self.chains = chains
+
+    def _new_ring(self, areas: list[Area]) -> BoundRing:
+        bound = super()._new_ring(areas)
+        ring = bound.ring
+        if isinstance(ring, AuditedSplitRing):
+            ring.watch = SplitWatch(self.index, self.size, self.features, self.findings, self.chains)
+        elif isinstance(ring, AuditedPackedRing):
+            ring.watch = PackedWatch(self.index, self.size, self.features, self.findings, self.chains)
+        return bound
