@@ -11,8 +11,8 @@ A watch only looks: the device does what it does without one. Each rule is decla
 beside the watch that sees it; `rule.RULES` has them all, `unseen.UNSEEN` those that no device can see.
 """
 
-from vfiouser_virtio.audit.findings import AuditLog, Finding, Findings
+from vfiouser_virtio.audit.findings import AuditLog, BrokenRule, Findings
 from vfiouser_virtio.audit.function import AuditedVirtioPci, audited
 from vfiouser_virtio.audit.rule import RULES, Rule
 
-__all__ = ["RULES", "AuditLog", "AuditedVirtioPci", "Finding", "Findings", "Rule", "audited"]
+__all__ = ["RULES", "AuditLog", "AuditedVirtioPci", "BrokenRule", "Findings", "Rule", "audited"]

@@ -11,7 +11,7 @@ _MAX_SEEN = 500
 
 
 @dataclass(slots=True)
-class Finding:
+class BrokenRule:
     """Broken rule."""
 
     rule: Rule
@@ -26,9 +26,9 @@ class Findings:
     ``told`` is called with each finding the first time.
     """
 
-    def __init__(self, device: str = "", told: Callable[[Finding], None] | None = None) -> None:
+    def __init__(self, device: str = "", told: Callable[[BrokenRule], None] | None = None) -> None:
         self.device = device
-        self.by_rule: dict[str, Finding] = {}
+        self.by_rule: dict[str, BrokenRule] = {}
         self._told = told
 
     def broke(self, rule: Rule, seen: str) -> None:
@@ -37,11 +37,11 @@ class Findings:
         if known is not None:
             known.count += 1
             return
-        finding = self.by_rule[rule.id] = Finding(rule, printable(seen)[:_MAX_SEEN])
+        finding = self.by_rule[rule.id] = BrokenRule(rule, printable(seen)[:_MAX_SEEN])
         if self._told is not None:
             self._told(finding)
 
-    def all(self) -> list[Finding]:
+    def all(self) -> list[BrokenRule]:
         """The findings, those of MUST rules first, in the order in which they were made."""
         return sorted(self.by_rule.values(), key=lambda finding: finding.rule.keyword != "MUST")
 
@@ -52,7 +52,7 @@ class AuditLog:
     def __init__(self) -> None:
         self.devices: dict[str, Findings] = {}
 
-    def of(self, device: str, told: Callable[[Finding], None] | None = None) -> Findings:
+    def of(self, device: str, told: Callable[[BrokenRule], None] | None = None) -> Findings:
         """The findings of a device, to be filled."""
         return self.devices.setdefault(device, Findings(device, told))
 

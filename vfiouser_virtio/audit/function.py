@@ -8,7 +8,7 @@ from typing import Any
 from vfiouser_virtio.audit.common_cfg import CommonCfgWatch
 from vfiouser_virtio.audit.config import ConfigWatch
 from vfiouser_virtio.audit.features import FeatureWatch
-from vfiouser_virtio.audit.findings import AuditLog, Finding, Findings
+from vfiouser_virtio.audit.findings import AuditLog, BrokenRule, Findings
 from vfiouser_virtio.audit.notifications import NotifyWatch
 from vfiouser_virtio.audit.pci_config import PciConfigWatch
 from vfiouser_virtio.audit.queues import QueueWatch
@@ -107,7 +107,7 @@ def audited(log: AuditLog, name: str) -> Callable[..., VirtioPci]:
     """What makes the function of a device called ``name``, as `VirtioPci` does, with its findings in ``log``."""
     lines = DeviceLog(logger, name)
 
-    def told(finding: Finding) -> None:
+    def told(finding: BrokenRule) -> None:
         rule = finding.rule
         lines.info("driver broke %s (%s, %s): %s", rule.id, rule.keyword, rule.section, finding.first)
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Peer(NamedTuple):
-    """Finding of a driver that somebody ships, or that there is none."""
+    """BrokenRule of a driver that somebody ships, or that there is none."""
 
     driver: str
     date: str

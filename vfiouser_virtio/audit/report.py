@@ -3,7 +3,7 @@
 import json
 import textwrap
 
-from vfiouser_virtio.audit.findings import AuditLog, Finding
+from vfiouser_virtio.audit.findings import AuditLog, BrokenRule
 
 
 def as_text(log: AuditLog) -> str:
@@ -19,7 +19,7 @@ def as_text(log: AuditLog) -> str:
     return "".join(lines)
 
 
-def _paragraph(device: str, finding: Finding) -> str:
+def _paragraph(device: str, finding: BrokenRule) -> str:
     rule = finding.rule
     times = "once" if finding.count == 1 else f"{finding.count} times"
     head = f"{device}: the driver broke {rule.id}, {rule.keyword}, {times}; virtio 1.4, {rule.section}\n"
