@@ -6,7 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from vfiouser_virtio.devices.input import MAX_FRAMES, TABLET_MAX, Input, Kind
+from vfiouser_virtio.devices.input import MAX_FRAMES, Input
+from vfiouser_virtio.devices.input_face import TABLET_MAX, Kind
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.guest import VirtioDevice, bound
 from vfiouser_virtio.guest.drivers.input import InputEvents as Driver

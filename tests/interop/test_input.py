@@ -9,7 +9,8 @@ import trio
 from support.vm_devices import Machine, booted
 
 from vfiouser_virtio import vm
-from vfiouser_virtio.devices.input import Event, Input, Kind
+from vfiouser_virtio.devices.input import Input
+from vfiouser_virtio.devices.input_face import Event, Kind
 from vfiouser_virtio.protocols.virtio.input import KEYS, RECORDED_EVENT_CODEC, Abs, Btn, Ev, Led, Rel, Syn
 
 pytestmark = pytest.mark.qemu

@@ -10,71 +10,25 @@
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated
 
 import trio
 
+from vfiouser_virtio.devices.input_face import CHARACTERS, SLOTS, Event, Kind, face_of
+from vfiouser_virtio.devices.input_recording import recorded
 from vfiouser_virtio.protocols.virtio import input as wire
-from vfiouser_virtio.protocols.virtio.input import Abs, Btn, Ev, Led, Prop, Rel, Rep, Select, Snd, Syn
-from vfiouser_virtio.virtio import ConfigError, Device, DeviceError, queue, register
+from vfiouser_virtio.protocols.virtio.input import Abs, Btn, Ev, Led, Rel, Select, Syn
+from vfiouser_virtio.virtio import ConfigError, Device, queue, register
 from vfiouser_virtio.virtio.options import Duration
 
 MAX_FRAMES = 256
 """Frames that wait for buffers of the guest: one that takes none must not fill our memory."""
-MAX_FRAME = 64
-"""Events of one frame; ten fingers take 50."""
-MAX_RECORDING = 16 << 20
-"""Bytes of a recording, 700,000 events: all of it is in our memory."""
 MAX_STATUS = 64
 """Events of one buffer of the statusq; Linux puts one into each."""
-TABLET_MAX = 0x7FFF
-"""The largest coordinate of a tablet and of a multitouch screen."""
-SLOTS = 10
-"""Fingers of a multitouch screen."""
-
-Kind = Literal["keyboard", "mouse", "tablet", "multitouch"]
-Event = tuple[int, int, int]
-"""Type, code and value of evdev."""
 
 _END: Event = (Ev.SYN, Syn.REPORT, 0)
-_BUTTONS = (Btn.LEFT, Btn.RIGHT, Btn.MIDDLE, Btn.SIDE, Btn.EXTRA)
-_COORDINATE = (0, TABLET_MAX)
-
-
-class _Face(NamedTuple):
-    """What a device can send and take: codes by event type, ranges of axes, properties."""
-
-    codes: dict[int, set[int]]
-    axes: dict[int, tuple[int, int]]
-    properties: tuple[Prop, ...] = ()
-
-
-def _face(kind: Kind) -> _Face:
-    if kind == "keyboard":
-        return _Face({Ev.KEY: set(wire.KEYS.values()), Ev.LED: set(Led), Ev.SND: set(Snd), Ev.REP: set(Rep)}, {})
-    if kind == "mouse":
-        return _Face({Ev.KEY: set(_BUTTONS), Ev.REL: set(Rel)}, {}, (Prop.POINTER,))
-    if kind == "tablet":
-        axes: dict[int, tuple[int, int]] = {Abs.X: _COORDINATE, Abs.Y: _COORDINATE}
-        return _Face({Ev.KEY: set(_BUTTONS), Ev.REL: {Rel.WHEEL}, Ev.ABS: set(axes)}, axes, (Prop.POINTER,))
-    places = (Abs.X, Abs.Y, Abs.MT_POSITION_X, Abs.MT_POSITION_Y)
-    axes = {Abs.MT_SLOT: (0, SLOTS - 1), Abs.MT_TRACKING_ID: (0, 0xFFFF), **dict.fromkeys(places, _COORDINATE)}
-    return _Face({Ev.KEY: {Btn.TOUCH}, Ev.ABS: set(axes)}, axes, (Prop.DIRECT,))
-
-
-# Characters of a keyboard with US layout: without and with shift.
-_PLAIN = "1234567890-=[]\\;'`,./ \n\t"
-_SHIFTED = '!@#$%^&*()_+{}|:"~<>?'
-_NAMED = "1 2 3 4 5 6 7 8 9 0 minus equal leftbrace rightbrace backslash semicolon apostrophe grave comma dot slash"
-_NAMES = [*_NAMED.split(), "space", "enter", "tab"]
-_CHARACTERS: dict[str, tuple[str, ...]] = {
-    **{character: (name,) for character, name in zip(_PLAIN, _NAMES, strict=True)},
-    **{character: ("leftshift", name) for character, name in zip(_SHIFTED, _NAMES[: len(_SHIFTED)], strict=True)},
-    **{letter: (letter,) for letter in "abcdefghijklmnopqrstuvwxyz"},
-    **{letter.upper(): ("leftshift", letter) for letter in "abcdefghijklmnopqrstuvwxyz"},
-}
 
 
 @register
@@ -114,10 +68,10 @@ class Input(Device):
         """Lights that are on."""
         self.on_status: Callable[[int, int, int], None] = lambda _type, _code, _value: None
         """Called with type, code and value of what the guest says: lights (EV_LED), sounds (EV_SND)."""
-        self._face = _face(kind)
-        self._recording = [] if replay is None else list(_recorded(replay))
+        self._face = face_of(kind)
+        self._recording = [] if replay is None else list(recorded(replay))
         for _, events in self._recording:
-            self._extend(events)
+            self._face.extend(events)
         texts = {Select.ID_NAME: f"vfiouser-virtio {kind}" if name is None else name, Select.ID_SERIAL: serial}
         self._texts = {select: text.encode() for select, text in texts.items()}
         if any(len(text) > wire.MAX_DATA for text in self._texts.values()):
@@ -126,7 +80,6 @@ class Input(Device):
         self._frames: deque[tuple[Event, ...]] = deque()
         self.running = False
         """Whether a driver is there, and the device at work: otherwise what is sent goes nowhere."""
-        """Whether a driver is there: what is sent goes nowhere else."""
         self._changed = trio.lowlevel.ParkingLot()
         self.fingers: set[int] = set()
         """Those that are on the screen."""
@@ -151,20 +104,20 @@ class Input(Device):
 
     async def key_down(self, *keys: str | int) -> None:
         """Press keys or buttons. Errors as `press`."""
-        for code in [self._key(key) for key in keys]:
+        for code in [self._face.key(key) for key in keys]:
             await self.send((Ev.KEY, code, 1))
 
     async def key_up(self, *keys: str | int) -> None:
         """Let go of them. Errors as `press`."""
-        for code in [self._key(key) for key in keys]:
+        for code in [self._face.key(key) for key in keys]:
             await self.send((Ev.KEY, code, 0))
 
     async def write(self, text: str) -> None:
         """Type a text on a keyboard with US layout. Raises ValueError for other characters before anything is typed."""
-        if strange := sorted(set(text) - _CHARACTERS.keys()):
+        if strange := sorted(set(text) - CHARACTERS.keys()):
             raise ValueError(f"no key of a US keyboard types {strange[0]!r}")
         for character in text:
-            await self.press(*_CHARACTERS[character])
+            await self.press(*CHARACTERS[character])
 
     async def wait_led(self, led: Led, *, on: bool = True) -> None:
         """Wait until the guest has turned a light on, or off."""
@@ -186,7 +139,7 @@ class Input(Device):
         await self.send(*((Ev.REL, axis, by) for axis, by in ((Rel.WHEEL, lines), (Rel.HWHEEL, columns)) if by))
 
     async def move_to(self, x: int, y: int) -> None:
-        """Point a tablet to a place, 0 to `TABLET_MAX` each."""
+        """Point a tablet to a place, 0 to `input_face.TABLET_MAX` each."""
         await self.send((Ev.ABS, Abs.X, x), (Ev.ABS, Abs.Y, y))
 
     async def touch(self, finger: int, x: int, y: int) -> None:
@@ -204,7 +157,7 @@ class Input(Device):
             events.append((Ev.KEY, Btn.TOUCH, 1))
         if min(self.fingers, default=finger) >= finger:  # what programs see that know of one finger only
             events += [(Ev.ABS, Abs.X, x), (Ev.ABS, Abs.Y, y)]
-        self._check(events)
+        self._face.check(events)
         if new and self.running:
             self.fingers.add(finger)
             self.last_touch = number
@@ -224,15 +177,16 @@ class Input(Device):
         """Send events as one frame, to which SYN_REPORT is added; waits while `MAX_FRAMES` wait for the guest.
 
         Without a driver they are dropped, and counted. Raises ValueError for what the device does not have, for a value
-        that is not in the range of its axis or does not fit into 32 bits, and for more than `MAX_FRAME` events.
+        that is not in the range of its axis or does not fit into 32 bits, and for more events than
+        `input_face.MAX_FRAME`.
         """
-        self._check(events)
+        self._face.check(events)
         await self._room()
         self._put(events)
 
     def send_nowait(self, *events: Event) -> bool:
         """As `send`; where it would wait, the whole frame is dropped and counted, and the result is False (5.8.6.2)."""
-        self._check(events)
+        self._face.check(events)
         if len(self._frames) >= MAX_FRAMES:
             self.dropped += len(events)
             return False
@@ -251,35 +205,6 @@ class Input(Device):
             self._frames.append((*events, _END))
             self._changed.unpark_all()
         return True
-
-    def _key(self, key: str | int) -> int:
-        code = key
-        if isinstance(key, str):
-            code = wire.KEYS.get(key, -1)
-            # The arrow keys "left" and "right" have the names of buttons: a device has either.
-            if code not in self._face.codes.get(Ev.KEY, ()) and key.upper() in Btn.__members__:
-                code = Btn[key.upper()]
-        if code not in self._face.codes.get(Ev.KEY, ()):
-            raise ValueError(f"a {self.kind} has no key or button {key!r}")
-        return int(code)
-
-    def _check(self, events: Sequence[Event]) -> None:
-        if len(events) > MAX_FRAME:
-            raise ValueError(f"{len(events)} events in one frame; there may be {MAX_FRAME}")
-        for kind, code, value in events:
-            if code not in self._face.codes.get(kind, ()) or kind in (Ev.LED, Ev.SND, Ev.REP):
-                raise ValueError(f"a {self.kind} sends no event of type {kind:#x}, code {code:#x}")
-            low, high = self._face.axes.get(code, _ANY) if kind == Ev.ABS else _ANY
-            if not low <= value <= high and not (value == -1 and code == Abs.MT_TRACKING_ID):
-                raise ValueError(f"event of type {kind:#x}, code {code:#x}: {value} is not {low} to {high}")
-
-    def _extend(self, events: Iterable[Event]) -> None:
-        """What is recorded can be sent, whatever the kind has otherwise."""
-        for kind, code, value in events:
-            self._face.codes.setdefault(kind, set()).add(code)
-            if kind == Ev.ABS and value != -1:
-                low, high = self._face.axes.get(code, (0, 0))
-                self._face.axes[code] = min(low, value), max(high, value)
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -379,48 +304,6 @@ class Input(Device):
         elif select == Select.ID_DEVIDS and not subsel:
             ids = {"bustype": wire.BUS_VIRTUAL, "vendor": 0x1AF4, "product": self._product, "version": 1}
             data = wire.DEVIDS.build(ids)
-        elif select == Select.PROP_BITS and not subsel:
-            data = _bitmap(self._face.properties)
-        elif select == Select.EV_BITS:
-            data = _bitmap(self._face.codes.get(subsel, ()))
-        elif select == Select.ABS_INFO and subsel in self._face.axes:
-            low, high = self._face.axes[subsel]
-            data = wire.ABSINFO.build({"min": low, "max": high, "fuzz": 0, "flat": 0, "res": 0})
+        else:
+            data = self._face.bits(select, subsel)
         return {"size": len(data), "data": data.ljust(wire.MAX_DATA, b"\0")}
-
-
-_ANY = (-(1 << 31), (1 << 31) - 1)
-
-
-def _bitmap(bits: Iterable[int]) -> bytes:
-    mask = 0
-    for bit in bits:
-        mask |= 1 << bit
-    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
-
-
-def _recorded(path: Path) -> Iterator[tuple[float, list[Event]]]:
-    """Frames of a recording, each with its time in seconds; without lights and sounds, which are the other way."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_RECORDING + 1)
-    except OSError as error:
-        raise DeviceError(f"input: cannot read replay {path}: {error.strerror}") from None
-    size = wire.RECORDED_EVENT.sizeof()
-    if not data or len(data) % size or len(data) > MAX_RECORDING:
-        raise ConfigError(
-            f"input: replay {path} has {len(data)} bytes, which is no recording of /dev/input/eventN: events of {size} "
-            f"bytes, up to {MAX_RECORDING >> 20} MiB"
-        )
-    frame: list[Event] = []
-    for number, (sec, usec, kind, code, value) in enumerate(wire.RECORDED_EVENT_CODEC.iter_unpack(data)):
-        if kind > wire.MAX_TYPE or (kind in wire.MAX_CODE and code > wire.MAX_CODE[Ev(kind)]):
-            raise ConfigError(f"input: replay {path}: event {number} has type {kind:#x}, code {code:#x}: no recording")
-        if kind == Ev.SYN and code == Syn.REPORT:
-            if frame:
-                yield sec + usec / 1e6, frame
-            frame = []
-        elif kind in wire.MAX_CODE and not (kind == Ev.SYN and code == Syn.DROPPED):
-            frame.append((kind, code, value))
-            if len(frame) > MAX_FRAME:
-                raise ConfigError(f"input: replay {path}: event {number}: more than {MAX_FRAME} without a SYN_REPORT")
