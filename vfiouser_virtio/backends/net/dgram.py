@@ -18,7 +18,7 @@ from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.address import AddressType, SocketAddress, SocketName
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
-from vfiouser_virtio.backends.net.link import Link
+from vfiouser_virtio.backends.net.link import Link, wait_writable
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError, DeviceError
@@ -106,19 +106,14 @@ class DgramNetdev(Link):
         except BlockingIOError:
             return False
         except OSError as error:
-            self.counters.tx_drops.add(Drop.NO_PEER if error.errno in _LOST else Drop.REFUSED)
-            if error.errno not in _LOST:
-                self.log.once(error.errno, "%s: frame of %#x bytes: %s", self.describe(), frame.length, error.strerror)
+            self.lose(frame, error, _LOST, quiet=_LOST)
             return True
         self.counters.tx_packets += 1
         self.counters.tx_bytes += frame.length
         return True
 
     async def wait_room(self) -> None:
-        try:
-            await trio.lowlevel.wait_writable(self._socket)
-        except trio.ClosedResourceError:
-            await trio.lowlevel.checkpoint()
+        await wait_writable(self._socket)
 
     # ---- from the network ----------------------------------------------------------------------------------------
 

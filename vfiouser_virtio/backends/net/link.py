@@ -1,9 +1,13 @@
 """State that all netdevs with a peer share: whether it is there, who waits to hear of it, and what went through."""
 
 import logging
+import socket
+from collections.abc import Container
 
 import trio
 
+from vfiouser_virtio.backends.net.drops import Drop
+from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.netdev import Counters
 from vfiouser_virtio.device_log import DeviceLog, id_in_making
 
@@ -35,3 +39,20 @@ class Link:
         if up is not self.link:
             self.link = up
             self._changed.unpark_all()
+
+    def lose(self, frame: Frame, error: OSError, no_peer: Container[int | None], quiet: Container[int | None]) -> None:
+        """Count a frame that the kernel has not taken, and say why: once, and not for errors that are ``quiet``.
+
+        ``no_peer`` are the errors that say that nothing is at the other end.
+        """
+        self.counters.tx_drops.add(Drop.NO_PEER if error.errno in no_peer else Drop.REFUSED)
+        if error.errno not in quiet:
+            self.log.once(error.errno, "%s: frame of %#x bytes: %s", self.describe(), frame.length, error.strerror)
+
+
+async def wait_writable(fd: int | socket.socket) -> None:
+    """Wait until the kernel takes more, or the file is closed."""
+    try:
+        await trio.lowlevel.wait_writable(fd)
+    except trio.ClosedResourceError:
+        await trio.lowlevel.checkpoint()

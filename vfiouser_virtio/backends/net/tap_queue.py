@@ -11,6 +11,7 @@ import trio
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import LENGTH, Frame, Offload
+from vfiouser_virtio.backends.net.link import wait_writable
 from vfiouser_virtio.backends.net.netdev import MAX_FRAME, Does, FrameSink, burst_putter
 from vfiouser_virtio.protocols import tun
 from vfiouser_virtio.protocols.tun import IfFlags
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # The interface is down, or was deleted.
 _DOWN = {errno.EIO, errno.EBADFD}
+_QUIET = {errno.EIO}
 # Frames that the device is handed together, and bytes of them, but for the last.
 _BURST, _ROOM = 64, 128 << 10
 # Frames that are thrown away at once; Linux keeps 1000 of a TAP interface.
@@ -85,10 +87,7 @@ class TapQueue:
         except OSError as error:  # EIO: it is down; EINVAL: a header that the kernel does not believe
             if not self.attached:
                 return netdev.queues[0].put(frame)
-            netdev.counters.tx_drops.add(Drop.NO_PEER if error.errno in _DOWN else Drop.REFUSED)
-            if error.errno != errno.EIO:
-                said = "%s: frame of %#x bytes: %s"
-                netdev.log.once(error.errno, said, netdev.describe(), frame.length, error.strerror)
+            netdev.lose(frame, error, _DOWN, quiet=_QUIET)
             return True
         netdev.counters.tx_packets += 1
         netdev.counters.tx_bytes += frame.length
@@ -97,10 +96,7 @@ class TapQueue:
     async def wait_room(self) -> None:
         """See `FrameSink`."""
         queue = self if self.attached else self.netdev.queues[0]
-        try:
-            await trio.lowlevel.wait_writable(queue._fd)  # noqa: SLF001 - of the same class
-        except trio.ClosedResourceError:
-            await trio.lowlevel.checkpoint()
+        await wait_writable(queue._fd)  # noqa: SLF001 - of the same class
 
     # ---- from the host -------------------------------------------------------------------------------------------
 

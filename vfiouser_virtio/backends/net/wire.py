@@ -14,7 +14,7 @@ import trio
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, Offload
-from vfiouser_virtio.backends.net.link import Link
+from vfiouser_virtio.backends.net.link import Link, wait_writable
 from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, FrameSink
 from vfiouser_virtio.backends.net.offload import BadOffload, finish, takes
 from vfiouser_virtio.protocols.virtio.net import HDR_TUNNEL_CODEC
@@ -56,19 +56,14 @@ class WireNetdev(Link):
         except BlockingIOError:
             return False
         except OSError as error:  # the other end is gone, or the frame is longer than the kernel takes
-            self.counters.tx_drops.add(Drop.NO_PEER if error.errno in _GONE else Drop.REFUSED)
-            if error.errno not in _GONE:
-                self.log.once(error.errno, "%s: frame of %#x bytes: %s", self.describe(), frame.length, error.strerror)
+            self.lose(frame, error, _GONE, quiet=_GONE)
             return True
         self.counters.tx_packets += 1
         self.counters.tx_bytes += frame.length
         return True
 
     async def wait_room(self) -> None:
-        try:
-            await trio.lowlevel.wait_writable(self._socket)
-        except trio.ClosedResourceError:
-            await trio.lowlevel.checkpoint()
+        await wait_writable(self._socket)
 
     async def run(self, device: FrameSink) -> None:
         if not self._keep:
