@@ -30,7 +30,7 @@ class IfFlags(IntFlag):
 
 
 class TunOffload(IntFlag):
-    """What the reader of a frame will do itself, for TUNSETOFFLOAD: ``TUN_F_*``."""
+    """Work that the reader of a frame will do itself, for TUNSETOFFLOAD: ``TUN_F_*``."""
 
     CSUM = 0x01
     TSO4 = 0x02

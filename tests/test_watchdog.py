@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from vfiouser_virtio.watchdog import Place, watchdog, where
+from vfiouser_virtio.watchdog import TaskPlace, watchdog, where
 
 PATIENCE = 60
 
@@ -34,7 +34,7 @@ def ticks() -> Iterator[Ticks]:
 
 async def test_a_task_that_does_not_yield_is_found_and_its_end_noticed() -> None:
     silences: list[float] = []
-    places: list[Place] = []
+    places: list[TaskPlace] = []
     enough, back = threading.Event(), threading.Event()
     loop = threading.get_ident()
 

@@ -31,7 +31,7 @@ class SocketFile:
 def bind_path(sock: socket.socket, path: str | os.PathLike[str]) -> SocketFile:
     """Bind an unbound UNIX socket to ``path``, for our user alone (mode 0600), whatever the umask.
 
-    A socket that nobody listens on any more is replaced: see `remove_stale`. Raises OSError as that and bind(2).
+    A socket on which no program listens any more is replaced: see `remove_stale`. Raises OSError as that and bind(2).
     """
     remove_stale(path, sock.type)
     # The mode of the unbound socket is what bind() gives to the file, less the umask: never a moment too open.

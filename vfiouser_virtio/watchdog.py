@@ -189,7 +189,7 @@ def give_turn(*_: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TaskPlace:
     """Position of a thread that runs a device."""
 
     device: str
@@ -200,7 +200,7 @@ class Place:
     """The last of the device's own: ``mine.py:12 in run``."""
 
 
-def where(thread: int) -> Place:
+def where(thread: int) -> TaskPlace:
     """What the thread of an event loop does, known by its ``threading.get_ident()``."""
     frames = _in_loop(_frames(sys._current_frames().get(thread)))  # noqa: SLF001 - documented, for debuggers
     own = [frame for frame in frames if _is_device(frame.f_code.co_filename)] or frames
@@ -208,7 +208,7 @@ def where(thread: int) -> Place:
     if own and own[-1] is not frames[-1]:
         lines.append(f"  (now in {_short(frames[-1])})\n")
     name = next(filter(None, map(_name, reversed(frames))), "")
-    return Place(name, "".join(lines).rstrip("\n"), _short(own[-1]) if own else "a place unknown")
+    return TaskPlace(name, "".join(lines).rstrip("\n"), _short(own[-1]) if own else "a place unknown")
 
 
 def _frames(innermost: FrameType | None) -> list[FrameType]:

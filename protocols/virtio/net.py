@@ -83,7 +83,7 @@ class Status(IntFlag):
 
 
 class Duplex(IntEnum):
-    """``duplex``, as everybody has it: 5.1.4.1 says it the other way round than the text before it, and than Linux."""
+    """``duplex``, as it is in use: 5.1.4.1 says it the other way round than the text before it, and than Linux."""
 
     HALF = 0
     FULL = 1
@@ -91,7 +91,7 @@ class Duplex(IntEnum):
 
 
 SPEED_UNKNOWN = 0xFFFF_FFFF
-"""``speed`` that nobody knows; else it is in Mbit/s, up to 0x7fffffff."""
+"""``speed`` that is not known; else it is in Mbit/s, up to 0x7fffffff."""
 
 # struct virtio_net_config (5.1.4).
 CONFIG = Struct(
@@ -420,7 +420,7 @@ _LOCAL_EXPERIMENTAL = 0x88B5
 
 
 def _frame(to: int) -> bytes:
-    """A frame of the shortest length, from and to addresses that are nobody's (locally administered)."""
+    """A frame of the shortest length, from and to addresses of no card (locally administered)."""
     header = b"".join(number.to_bytes(6, "big") for number in (to, 0x02_00_00_00_00_01))
     return (header + _LOCAL_EXPERIMENTAL.to_bytes(2, "big")).ljust(60, b"\0")
 

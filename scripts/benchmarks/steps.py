@@ -33,7 +33,7 @@ _QEMU_LAYOUT = ((0, 0xA_0000), (0xC_0000, 0x2_0000), (0xE_0000, 0x2_0000), (0x10
 
 
 class _Sink(Device):
-    """Fills whatever buffer it gets, without touching it."""
+    """Device that fills whatever buffer it gets, without touching it."""
 
     device_id = 63
 
@@ -60,7 +60,7 @@ class Nobody:
 
 
 class _Driver:
-    """Makes the same chains available over and over, and reads no more than the used index."""
+    """Driver that makes the same chains available over and over, and reads no more than the used index."""
 
     def __init__(self, device: Device, lay: Callable[[memoryview], int]) -> None:
         self.function = VirtioPci(device, offer=Offer(poll="off"))  # it polls where others wait

@@ -21,7 +21,7 @@ class BrokenRule:
 
 
 class Findings:
-    """What was found of the drivers of one device: no more entries than there are rules, whatever a driver does.
+    """Findings about the drivers of one device: no more entries than there are rules, whatever a driver does.
 
     ``told`` is called with each finding the first time.
     """

@@ -1,4 +1,4 @@
-"""What known drivers were found to do: for docs/audit.md."""
+"""Findings about known drivers, for docs/audit.md."""
 
 from typing import NamedTuple
 

@@ -122,7 +122,7 @@ _MAX_TABLE = 1 << 16
 
 @dataclass(slots=True)
 class _InFlight:
-    """What the driver must not touch."""
+    """Buffer in flight, which the driver must not touch."""
 
     places: tuple[int, ...]
     """Indices of its descriptors."""

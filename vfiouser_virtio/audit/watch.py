@@ -9,7 +9,7 @@ from vfiouser_virtio.virtio import DeviceCore
 
 
 class Registers(Protocol):
-    """What a watch has to know of the PCI function."""
+    """Registers of the PCI function, as far as watches have to know them."""
 
     @property
     def core(self) -> DeviceCore: ...

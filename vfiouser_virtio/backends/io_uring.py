@@ -95,7 +95,7 @@ class IoUring:
 
     @property
     def busy(self) -> bool:
-        """Whether the kernel may be using anybody's buffers."""
+        """Whether the kernel may be using buffers of a request."""
         return bool(self._under_way)
 
     def start(

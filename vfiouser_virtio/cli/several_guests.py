@@ -47,7 +47,7 @@ class GuestPlace:
 
 
 class Output:
-    """What a guest's command prints, on our own streams; with a prefix, line by line."""
+    """Output of a guest's command, on our own streams; with a prefix, line by line."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix.encode()

@@ -25,7 +25,7 @@ _ANY = (-(1 << 31), (1 << 31) - 1)
 
 @dataclass(slots=True)
 class InputFace:
-    """What a device can send and take."""
+    """Events that a device can send and take, by its configuration."""
 
     kind: Kind
     codes: dict[int, set[int]]
@@ -78,7 +78,7 @@ class InputFace:
 
 
 def face_of(kind: Kind) -> InputFace:
-    """What a device of that kind has, without a recording."""
+    """The face of a device of that kind, without a recording."""
     if kind == "keyboard":
         return InputFace(
             kind, {Ev.KEY: set(wire.KEYS.values()), Ev.LED: set(Led), Ev.SND: set(Snd), Ev.REP: set(Rep)}, {}

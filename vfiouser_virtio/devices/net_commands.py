@@ -43,7 +43,7 @@ class CommandRefused(Exception):
 
 @dataclass
 class Settings:
-    """What commands change, beside the configuration of ``device``."""
+    """Settings that commands change, beside the configuration of ``device``."""
 
     device: Device
     pairs: int

@@ -77,7 +77,7 @@ class TransmitQueue:
 
 
 class Transmitter:
-    """Hands the driver's packets to the netdev."""
+    """Transmission of the driver's packets to the netdev."""
 
     def __init__(self, queues: Sequence[Queue], netdev: Netdev, steering: Steering, log: DeviceLog) -> None:
         self.queues = [

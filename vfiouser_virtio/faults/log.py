@@ -62,7 +62,7 @@ class FaultLog:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a log says: which faults were asked for, with which seed, and where each has happened."""
+    """Record of a log: which faults were asked for, with which seed, and where each has happened."""
 
     seed: int
     faults: tuple[str, ...]

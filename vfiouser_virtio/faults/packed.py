@@ -1,7 +1,7 @@
 """Packed ring with faults: see `rings`."""
 
 from vfiouser_virtio.barrier import full_barrier
-from vfiouser_virtio.faults.rings import FaultyRing, RingPlace, Used
+from vfiouser_virtio.faults.rings import FaultyRing, RingPlace, UsedElement
 from vfiouser_virtio.protocols.virtio.ring import PACKED_DESC_CODEC, DescFlags
 from vfiouser_virtio.vring import PackedRing
 
@@ -18,7 +18,7 @@ class FaultyPackedRing(FaultyRing, PackedRing):
 
     _shift = 0
 
-    def _put_used(self, elements: list[Used]) -> list[RingPlace]:
+    def _put_used(self, elements: list[UsedElement]) -> list[RingPlace]:
         size, words = self.size, []
         for each in elements:
             if hit := self._hit("packed-gap"):
@@ -39,14 +39,14 @@ class FaultyPackedRing(FaultyRing, PackedRing):
         self._halves[first] = word
         if hit := self._hit("used-rewritten"):
             slot, word = words[-1]
-            false = Used(None, hit["id"], hit["len"])
+            false = UsedElement(None, hit["id"], hit["len"])
             hit.did(f"used descriptor {slot:#x} becomes {hit['id']:#x}, length {hit['len']:#x}")
             self.later(hit["time"], lambda: self._rewrite(slot, self._word(false, bool(word & _USED_MARK))))
         at = 2 * _HALF * first + _HALF
         return [*((0, 2 * _HALF * slot + _HALF, _HALF) for slot, _ in words[1:]), (0, at, 6), (0, at + 6, 2)]
 
     @staticmethod
-    def _word(element: Used, wrap: bool) -> int:
+    def _word(element: UsedElement, wrap: bool) -> int:
         """Length, id and flags, as one number."""
         mark = _USED_MARK if wrap is not element.flipped else 0
         written = _WRITTEN if element.length else 0

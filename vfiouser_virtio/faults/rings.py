@@ -2,7 +2,7 @@
 
 ::
 
-    Chain.complete ─▶ completed ─▶ _lie() ─▶ [Used, …] ─▶ _put_used() ─▶ used ring
+    Chain.complete ─▶ completed ─▶ _lie() ─▶ [UsedElement, …] ─▶ _put_used() ─▶ used ring
                           ▲          │
                           └── held ◀─┘  late, out of order, in a storm
 
@@ -25,7 +25,7 @@ RingPlace = tuple[int, int, int]
 """Part of the ring, offset, length."""
 
 
-class Used(NamedTuple):
+class UsedElement(NamedTuple):
     """Used element as it will be stored."""
 
     head: int | None
@@ -100,13 +100,13 @@ class FaultyRing(Ring):
         return {**self._given_back, **super().in_flight}  # type: ignore[safe-super] # as above
 
     @abstractmethod
-    def _put_used(self, elements: list[Used]) -> list[RingPlace]:
+    def _put_used(self, elements: list[UsedElement]) -> list[RingPlace]:
         """Store them, and show them to the driver; what has changed, in the order that must be kept."""
 
     # ---- lies about single buffers -------------------------------------------------------------------------------
 
-    def _lie(self, given: list[int]) -> list[Used]:
-        elements: list[Used] = []
+    def _lie(self, given: list[int]) -> list[UsedElement]:
+        elements: list[UsedElement] = []
         for head, length in zip(given[::2], given[1::2], strict=True):
             if head in self._honest:
                 self._honest.discard(head)
@@ -118,10 +118,10 @@ class FaultyRing(Ring):
                 elements += self._take_held("used-storm")
         return elements
 
-    def _true(self, head: int, length: int) -> Used:
-        return Used(head, head, length, self._slots(self.in_flight[head]))
+    def _true(self, head: int, length: int) -> UsedElement:
+        return UsedElement(head, head, length, self._slots(self.in_flight[head]))
 
-    def _of_one(self, head: int, length: int) -> list[Used]:
+    def _of_one(self, head: int, length: int) -> list[UsedElement]:
         """The elements for one buffer."""
         true = self._true(head, length)
         if hit := self._hit("used-never"):
@@ -140,7 +140,7 @@ class FaultyRing(Ring):
             hit.did(f"{head:#x} is given back as {other:#x}")
             slots = self._slots(self.in_flight[other])
             self._given_back[other] = self.in_flight[other]
-            return [Used(other, other, length, slots)]
+            return [UsedElement(other, other, length, slots)]
         if hit := self._hit("used-len-long"):
             room = self.in_flight[head].room
             length = (room + 1 if hit["len"] is None else hit["len"]) & _LEN
@@ -185,7 +185,7 @@ class FaultyRing(Ring):
                 return True
         return False
 
-    def _take_held(self, name: str) -> list[Used]:
+    def _take_held(self, name: str) -> list[UsedElement]:
         held, self._held[name] = self._held[name], []
         self._storm_is_due = False
         return [self._true(head, length) for head, length in zip(held[::2], held[1::2], strict=True)]

@@ -1,7 +1,7 @@
 """Split ring with faults: see `rings`."""
 
 from vfiouser_virtio.barrier import full_barrier
-from vfiouser_virtio.faults.rings import FaultyRing, RingPlace, Used
+from vfiouser_virtio.faults.rings import FaultyRing, RingPlace, UsedElement
 from vfiouser_virtio.protocols.virtio.ring import USED_ELEM_CODEC, UsedFlags
 from vfiouser_virtio.vring import SplitRing
 
@@ -21,7 +21,7 @@ class FaultySplitRing(FaultyRing, SplitRing):
             hit.did("used.flags is 1")
             self._used_words[0] = int(UsedFlags.NO_NOTIFY)
 
-    def _put_used(self, elements: list[Used]) -> list[RingPlace]:
+    def _put_used(self, elements: list[UsedElement]) -> list[RingPlace]:
         index, count, changed = self.used_idx, len(elements), []
         early = self._hit("used-idx-early")
         if early is None:
@@ -42,10 +42,10 @@ class FaultySplitRing(FaultyRing, SplitRing):
         if hit := self._hit("used-rewritten"):
             place = (index + count - 1) & self._mask
             hit.did(f"used element {place:#x} becomes {hit['id']:#x}, length {hit['len']:#x}")
-            self.later(hit["time"], lambda: self._come_late(place, [Used(None, hit["id"], hit["len"])]))
+            self.later(hit["time"], lambda: self._come_late(place, [UsedElement(None, hit["id"], hit["len"])]))
         return [*changed, (2, 2, 2)]
 
-    def _store_elements(self, index: int, elements: list[Used]) -> list[RingPlace]:
+    def _store_elements(self, index: int, elements: list[UsedElement]) -> list[RingPlace]:
         changed = []
         for position, each in enumerate(elements, index):
             at = 4 + USED_ELEM_CODEC.size * (position & self._mask)
@@ -53,6 +53,6 @@ class FaultySplitRing(FaultyRing, SplitRing):
             changed.append((2, at, USED_ELEM_CODEC.size))
         return changed
 
-    def _come_late(self, index: int, elements: list[Used]) -> None:
+    def _come_late(self, index: int, elements: list[UsedElement]) -> None:
         if not self._dead:
             self._store_elements(index, elements)

@@ -255,7 +255,7 @@ class VirtioDevice:
             raise DeviceGone(f"{self.name} has been reset")
 
     def fail(self, error: DeviceBroken) -> None:
-        """The device cannot be used any more: everybody who waits for it learns that."""
+        """The device cannot be used any more: what waits for it learns that."""
         if self.broken is None:
             self.broken = error
             logger.warning("%s", error)

@@ -23,7 +23,7 @@ from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.lock_holder import LockHolder, stderr_for_stacks
 from vfiouser_virtio.serving.errors import StuckError
 from vfiouser_virtio.serving.terminal import complain, flush_stderr
-from vfiouser_virtio.watchdog import Place, give_turn, watchdog, where
+from vfiouser_virtio.watchdog import TaskPlace, give_turn, watchdog, where
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class _Interruption(BaseException):
 
 
 class _Ending:
-    """What a signal does, and what is done about a device that does not yield."""
+    """End by a signal, and what is done about a device that does not yield."""
 
     def __init__(self, received: Callable[[signal.Signals], None], abandoned: Sequence[Callable[[], None]]) -> None:
         self._received = received
@@ -77,7 +77,7 @@ class _Ending:
         self._say_after = _SAY_AFTER_S
         self._said_at = 0.0
         self._said = False
-        self.interrupted: Place | None = None
+        self.interrupted: TaskPlace | None = None
         """What had to be; None while nothing had."""
 
     # ---- in the loop's thread ------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class _Ending:
 
 
 class _Steps(trio.abc.Instrument):
-    """Counts how often any task goes on."""
+    """Count of how often any task goes on."""
 
     def __init__(self) -> None:
         self.count = 2
@@ -172,7 +172,7 @@ class _Steps(trio.abc.Instrument):
         self.count += 1
 
 
-def _stuck_error(done: str, place: Place, number: signal.Signals) -> StuckError:
+def _stuck_error(done: str, place: TaskPlace, number: signal.Signals) -> StuckError:
     return StuckError(
         f"{number.name}: {done} {place.device or 'a device'}, which did not yield at {place.innermost}", number
     )

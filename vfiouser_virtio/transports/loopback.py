@@ -214,7 +214,7 @@ class Loopback:
 
 
 class _Client:
-    """What `GuestMemory` reaches private memory through."""
+    """Client of `GuestMemory` for private memory."""
 
     def __init__(self, region: DmaRegion, name: str) -> None:
         self.name = name

@@ -164,7 +164,7 @@ class Guest:
         while received := await self._receive_serial():
             self._log += received
             if _PANIC in self._log[-len(received) - len(_PANIC) :]:
-                # It will never answer again: do not let anyone wait for a time limit.
+                # It will never answer again: nothing has to wait for a time limit.
                 self.agent.shut_down()
             self._log_grew.set()
             self._log_grew = trio.Event()

@@ -11,7 +11,7 @@ from vfiouser_virtio.backends.net.netdevs import NETDEVS
 from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.backends.net.pcap import PcapNetdev
 from vfiouser_virtio.backends.net.pcap_file import packets
-from vfiouser_virtio.backends.net.recording import Recorded
+from vfiouser_virtio.backends.net.recording import RecordedNetdev
 from vfiouser_virtio.backends.net.shaping import Shaped
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.serving.options import class_options, convert_options
@@ -51,7 +51,7 @@ def test_every_netdev_can_be_shaped() -> None:
 
 def test_every_netdev_can_be_recorded(tmp_path: Path) -> None:
     netdev = made(**{"hub": "lan", "loss": "1", "dump": str(tmp_path / "x"), "dump-limit": "5"})
-    assert isinstance(netdev, Recorded)
+    assert isinstance(netdev, RecordedNetdev)
     assert netdev.describe() == "hub lan with loss 1 %"
     netdev.close()
     assert list(packets([(tmp_path / "x").read_bytes()])) == []

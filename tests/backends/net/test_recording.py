@@ -18,7 +18,7 @@ from vfiouser_virtio.backends.net.hub import HubNetdev
 from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.backends.net.pcap_file import Packet, packets
 from vfiouser_virtio.backends.net.port import NetPort
-from vfiouser_virtio.backends.net.recording import Recorded
+from vfiouser_virtio.backends.net.recording import RecordedNetdev
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.protocols.pcap import PacketDirection
 
@@ -45,7 +45,7 @@ async def test_frames_of_both_directions_are_in_the_file(tmp_path: Path) -> None
     path = tmp_path / "x.pcapng"
     path.write_bytes(b"an older recording" * 1000)
     port = NetPort()
-    recorded, device = Recorded(port, dump=path, clock=ticks()), Device()
+    recorded, device = RecordedNetdev(port, dump=path, clock=ticks()), Device()
     async with running(recorded, device):
         memory = bytearray(TO_ALL + b"question")
         assert recorded.put(Frame([memoryview(memory)[:10], memoryview(memory)[10:]], len(memory)))
@@ -62,7 +62,7 @@ async def test_frames_of_both_directions_are_in_the_file(tmp_path: Path) -> None
 
 def test_a_new_file_is_for_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "x.pcapng"
-    Recorded(NullNetdev(), dump=path).close()
+    RecordedNetdev(NullNetdev(), dump=path).close()
     assert path.stat().st_mode & 0o777 == 0o600
     assert read(path) == []
 
@@ -70,7 +70,7 @@ def test_a_new_file_is_for_its_owner_only(tmp_path: Path) -> None:
 async def test_a_frame_that_waits_for_room_is_recorded_once(tmp_path: Path) -> None:
     path = tmp_path / "x.pcapng"
     port = NetPort()
-    recorded, device = Recorded(port, dump=path), Device(room=0)
+    recorded, device = RecordedNetdev(port, dump=path), Device(room=0)
     async with running(recorded, device) as nursery:
         nursery.start_soon(port.send, TO_ALL)
         await trio.testing.wait_all_tasks_blocked()
@@ -82,7 +82,7 @@ async def test_a_frame_that_waits_for_room_is_recorded_once(tmp_path: Path) -> N
 
 async def test_the_rest_is_the_other_netdevs(tmp_path: Path) -> None:
     hub, far = HubNetdev(hub="lan"), HubNetdev(hub="lan")
-    recorded, device = Recorded(hub, dump=tmp_path / "x"), Device()
+    recorded, device = RecordedNetdev(hub, dump=tmp_path / "x"), Device()
     async with running(recorded, Device()), running(far, device):
         recorded.put(frame_of(TO_ALL))
         await recorded.wait_room()
@@ -96,7 +96,7 @@ async def test_the_rest_is_the_other_netdevs(tmp_path: Path) -> None:
 
 def test_long_frames_may_be_recorded_in_part(tmp_path: Path) -> None:
     path = tmp_path / "x.pcapng"
-    recorded = Recorded(NullNetdev(), dump=path, dump_maxlen=20)
+    recorded = RecordedNetdev(NullNetdev(), dump=path, dump_maxlen=20)
     recorded.put(frame_of(TO_ALL + bytes(100)))
     recorded.close()
     assert [each.data for each in read(path)] == [TO_ALL + bytes(6)]
@@ -104,7 +104,7 @@ def test_long_frames_may_be_recorded_in_part(tmp_path: Path) -> None:
 
 def test_a_file_grows_to_its_limit_and_no_further(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "x.pcapng"
-    recorded = Recorded(NullNetdev(), dump=path, dump_limit=1)
+    recorded = RecordedNetdev(NullNetdev(), dump=path, dump_limit=1)
     for _ in range(40):
         assert recorded.put(frame_of(TO_ALL + bytes(60_000)))
     recorded.close()
@@ -122,7 +122,7 @@ def test_a_reader_that_is_slow_loses_frames_and_is_told_how_many(
     path = tmp_path / "fifo"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    recorded = Recorded(NullNetdev(), dump=path)
+    recorded = RecordedNetdev(NullNetdev(), dump=path)
     for _ in range(100):
         assert recorded.put(frame_of(TO_ALL + bytes(10_000)))
 
@@ -157,7 +157,7 @@ def test_a_reader_that_leaves_ends_the_recording_and_nothing_else(
     path = tmp_path / "fifo"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    recorded = Recorded(NullNetdev(), dump=path)
+    recorded = RecordedNetdev(NullNetdev(), dump=path)
     os.close(reader)
     while recorded.writer.thread.is_alive():
         assert recorded.put(frame_of(TO_ALL))
@@ -175,7 +175,7 @@ def test_a_reader_that_leaves_ends_the_recording_and_nothing_else(
 )
 def test_numbers_out_of_range_are_said(tmp_path: Path, options: dict[str, int], what: str) -> None:
     with pytest.raises(ConfigError, match=what):
-        Recorded(NullNetdev(), dump=tmp_path / "x", **options)  # type: ignore[arg-type] # one of several
+        RecordedNetdev(NullNetdev(), dump=tmp_path / "x", **options)  # type: ignore[arg-type] # one of several
 
 
 def test_files_that_cannot_be_written_are_said(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_files_that_cannot_be_written_are_said(tmp_path: Path) -> None:
         ("fifo", "No such device or address"),
     ):
         with pytest.raises(DeviceError, match=what):
-            Recorded(NullNetdev(), dump=tmp_path / name)
+            RecordedNetdev(NullNetdev(), dump=tmp_path / name)
     assert not (tmp_path / "x").exists()
 
 
@@ -198,7 +198,7 @@ def test_files_that_cannot_be_written_are_said(tmp_path: Path) -> None:
 )
 def test_wireshark_or_tcpdump_opens_it(tmp_path: Path) -> None:
     path = tmp_path / "x.pcapng"
-    recorded = Recorded(NullNetdev(), dump=path, clock=ticks())
+    recorded = RecordedNetdev(NullNetdev(), dump=path, clock=ticks())
     recorded.put(frame_of(TO_ALL + b"question"))
     recorded.close()
     as_root = [] if os.geteuid() else ["-Z", "root"]  # else it wants a user of its own

@@ -10,7 +10,7 @@ from vfiouser_virtio.backends.net.hub import HubNetdev
 from vfiouser_virtio.backends.net.netdev import Netdev
 from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.backends.net.pcap import PcapNetdev
-from vfiouser_virtio.backends.net.recording import Recorded
+from vfiouser_virtio.backends.net.recording import RecordedNetdev
 from vfiouser_virtio.backends.net.shaping import Shaped
 from vfiouser_virtio.backends.net.stream import StreamNetdev
 from vfiouser_virtio.backends.net.tap import TapNetdev
@@ -38,13 +38,13 @@ def _hub(
 _SHAPE = _parameters(Shaped)
 _RECORDING = [
     parameter.replace(default=None) if parameter.default is parameter.empty else parameter
-    for parameter in _parameters(Recorded)
+    for parameter in _parameters(RecordedNetdev)
     if parameter.name != "clock"
 ]
 
 
 def _with_common_options(constructor: Callable[..., Netdev]) -> Callable[..., Netdev]:
-    """A constructor of the same netdev with the options of `Shaped` and `Recorded`.
+    """A constructor of the same netdev with the options of `Shaped` and `RecordedNetdev`.
 
     They stand before it where one of their options is given; recorded is what the guest sends and gets to see.
     """
@@ -59,7 +59,7 @@ def _with_common_options(constructor: Callable[..., Netdev]) -> Callable[..., Ne
             if shape:
                 netdev = Shaped(netdev, **shape)
             if recording:
-                netdev = Recorded(netdev, **recording)
+                netdev = RecordedNetdev(netdev, **recording)
         except BaseException:
             netdev.close()
             raise

@@ -137,7 +137,7 @@ def _classic(source: _Bytes, magic: bytes, big: bool, unit_ns: int) -> Iterator[
     return read()
 
 
-class _Interface(NamedTuple):
+class _CapturedInterface(NamedTuple):
     linktype: int
     snaplen: int
     unit: tuple[int, int]
@@ -145,7 +145,7 @@ class _Interface(NamedTuple):
 
 
 class _Section:
-    """What a section header decides."""
+    """Byte order and interfaces of a section, as its header decides."""
 
     def __init__(self, big: bool) -> None:
         self.big = big
@@ -155,7 +155,7 @@ class _Section:
         self.simple = _ordered(pcap.SIMPLE_PACKET_CODEC, big)
         self.description = _ordered(pcap.INTERFACE_DESCRIPTION_CODEC, big)
         self.option = _ordered(pcap.OPTION_CODEC, big)
-        self.interfaces: list[_Interface] = []
+        self.interfaces: list[_CapturedInterface] = []
 
     def option_of(self, options: bytes, wanted: int) -> bytes | None:
         """The value of an option."""
@@ -170,13 +170,13 @@ class _Section:
             at += length + -length % 4
         return None
 
-    def interface(self, body: bytes) -> _Interface:
+    def interface(self, body: bytes) -> _CapturedInterface:
         linktype, _, snaplen = self.description.unpack_from(body)
         value = self.option_of(body[self.description.size :], Opt.IF_TSRESOL)
         resolution = value[0] if value else pcap.TSRESOL_DEFAULT
         exponent = resolution & ~pcap.TSRESOL_BINARY
         per_second = 2**exponent if resolution & pcap.TSRESOL_BINARY else 10**exponent
-        return _Interface(linktype, snaplen, (1_000_000_000, per_second))
+        return _CapturedInterface(linktype, snaplen, (1_000_000_000, per_second))
 
     def direction(self, options: bytes) -> PacketDirection:
         value = self.option_of(options, Opt.EPB_FLAGS) or b""

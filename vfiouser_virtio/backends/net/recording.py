@@ -26,7 +26,7 @@ QUEUE_BYTES = 16 << 20
 MIN_MAXLEN, MAX_MAXLEN = 14, 262_144
 
 
-class Recorded(NetFilter):
+class RecordedNetdev(NetFilter):
     """`Netdev` before another one, which writes every frame that passes to a file, from both directions.
 
     Frames are recorded as they pass: with checksums and segmentation still to be done, where offloads leave them so.

@@ -64,8 +64,8 @@ def ones_complement_sum(data: bytes | bytearray | memoryview) -> int:
     return total << 8 if len(data) & 1 else total
 
 
-class Plan(NamedTuple):
-    """How a packet is cut."""
+class CutPlan(NamedTuple):
+    """Plan of how a packet is cut."""
 
     ethertype: int
     network: int
@@ -77,7 +77,7 @@ class Plan(NamedTuple):
     offload: Offload
 
 
-def plan(head: bytes, length: int, offload: Offload, headers: Headers) -> Plan:
+def plan(head: bytes, length: int, offload: Offload, headers: Headers) -> CutPlan:
     """How to cut a frame of ``length`` bytes that begins with ``head``; ``headers`` are those that are in it.
 
     Raises BadOffload.
@@ -121,7 +121,7 @@ def plan(head: bytes, length: int, offload: Offload, headers: Headers) -> Plan:
             f"gso_size {offload.gso_size:#x} cuts {length - payload:#x} bytes into more than {MAX_SEGMENTS:#x} segments"
         )
     check_longest(ethertype, network, payload + min(offload.gso_size, length - payload))
-    return Plan(ethertype, network, transport, payload, offload.gso_size, offload)
+    return CutPlan(ethertype, network, transport, payload, offload.gso_size, offload)
 
 
 def check_longest(ethertype: int, network: int, length: int) -> None:
@@ -143,7 +143,7 @@ def pseudo_sum(data: bytes, ethertype: int, network: int, transport: int, check_
     return partial - (len(data) - transport)
 
 
-def cut(data: bytes, plan: Plan, partial: bool) -> Iterator[Frame]:
+def cut(data: bytes, plan: CutPlan, partial: bool) -> Iterator[Frame]:
     """Segments, each a header of its own and a view of the payload; with ``partial`` their checksums are left to do."""
     ethertype, network, transport, start, size, offload = plan
     tcp = offload.csum_offset == _TCP_CHECK

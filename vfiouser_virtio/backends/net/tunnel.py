@@ -20,7 +20,7 @@ from vfiouser_virtio.backends.net.segmentation import (
     UDP_CHECK,
     UDP_HLEN,
     BadOffload,
-    Plan,
+    CutPlan,
     ones_complement_sum,
     pseudo_sum,
 )
@@ -30,9 +30,9 @@ _DATA_VALID, _UDP_TUNNEL_CSUM = int(HdrFlags.DATA_VALID), int(HdrFlags.UDP_TUNNE
 
 
 class TunnelPlan(NamedTuple):
-    """How a packet in a tunnel is cut."""
+    """Plan of how a packet in a tunnel is cut."""
 
-    inner: Plan
+    inner: CutPlan
     outer: Headers
     checksum: bool
     """The outer UDP checksum is to be completed; else it is none, or that of each segment already."""

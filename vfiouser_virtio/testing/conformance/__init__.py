@@ -1,4 +1,4 @@
-"""Checks any vfio-user virtio server against the rules of virtio 1.4 and of the protocol ("conformance").
+"""Conformance of any vfio-user virtio server: checks of the rules of virtio 1.4 and of the protocol ("conformance").
 
 ::
 

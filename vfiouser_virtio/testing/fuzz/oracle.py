@@ -121,7 +121,7 @@ class LogWatch(logging.Handler):
 
 @cache
 def _open_what_is_kept() -> None:
-    """From its first interrupt on a process keeps one descriptor (`eventfds`): it is nobody's leak."""
+    """From its first interrupt on a process keeps one descriptor (`eventfds`): it is no leak."""
     fd = os.eventfd(0, os.EFD_CLOEXEC)
     signal(fd)
     os.close(fd)

@@ -76,7 +76,7 @@ async def _serve_later(chain: Chain, number: int, delay: float) -> None:
 
 
 class _Sleep(trio.abc.Instrument):
-    """Tells the score board when the whole process has nothing to do, and no time to wait for."""
+    """Instrument that tells the score board when the whole process has nothing to do, and no time to wait for."""
 
     def __init__(self, table: Table) -> None:
         self.board = table.board

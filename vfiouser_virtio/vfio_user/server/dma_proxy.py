@@ -27,7 +27,7 @@ _IDS = 1 << 16  # of 16 bits
 
 
 class _Window:
-    """How many bytes may be under way, first come, first served."""
+    """Limit of the bytes that are under way; first come, first served."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -163,7 +163,7 @@ class DmaProxy:
         request.done.set()
 
     def close(self) -> None:
-        """The connection is gone: everybody who waits gets a ClientGone."""
+        """The connection is gone: what waits for an answer gets a ClientGone."""
         self._closed = True
         requests, self._requests = self._requests, {}
         for request in requests.values():
