@@ -26,25 +26,42 @@ async def test_ethtool(qemu: vm.Qemu, guest_image: vm.GuestImage, caplog: pytest
             for feature in ("CTRL_VQ", "MQ", "RSS", "HASH_REPORT", "NOTF_COAL", "VQ_NOTF_COAL", "DEVICE_STATS"):
                 assert device.negotiated(NetFeature[feature])
             await run("ip link set eth0 up")
+            about = await run("ethtool -i eth0")
+            assert "driver: virtio_net" in about
+            assert "bus-info: 0000:00:01.0" in about
+            assert re.search(r"Current.*Combined:\t2", await run("ethtool -l eth0"), re.DOTALL)
             await run("ethtool -L eth0 combined 1")
+            assert re.search(r"Current.*Combined:\t1", await run("ethtool -l eth0"), re.DOTALL)
             assert steering.pairs == 1
             await run("ethtool -L eth0 combined 2")
             assert steering.pairs == 2
 
             await run(f"ethtool -X eth0 hkey {KEY} equal 1")
-            assert KEY in await run("ethtool -x eth0")
+            shown = await run("ethtool -x eth0")
+            assert KEY in shown
+            assert "toeplitz: on" in shown
 
             await run("ethtool -C eth0 rx-usecs 5000 rx-frames 32 tx-usecs 3000 tx-frames 8")
             assert [queue.coalescing for queue in device.queues[:4]] == [(32, 5000), (8, 3000)] * 2
+            shown = await run("ethtool -c eth0")
+            for setting in ("rx-usecs:\t5000", "rx-frames:\t32", "tx-usecs:\t3000", "tx-frames:\t8"):
+                assert setting in shown
             await run("ethtool --per-queue eth0 queue_mask 0x2 --coalesce rx-usecs 2000 rx-frames 4")
             assert [queue.coalescing for queue in device.queues[:4:2]] == [(32, 5000), (4, 2000)]
+            shown = await run("ethtool --per-queue eth0 queue_mask 0x2 --show-coalesce")
+            assert re.search(r"rx-usecs:\s+2000", shown)
+            assert re.search(r"rx-frames:\s+4\b", shown)
             # Its ring is another one then, and Linux says again what it wants of it.
             await run("ethtool -G eth0 rx 128")
             assert [queue.size for queue in device.queues[:2]] == [128, 256]
             await run("ethtool -C eth0 rx-usecs 0 rx-frames 0 tx-usecs 0 tx-frames 1")
 
             before = device.receiver.does
+            offloads = await run("ethtool -k eth0")
+            for offload in ("rx-checksumming", "tx-checksumming", "tcp-segmentation-offload", "rx-gro-hw"):
+                assert f"{offload}: on" in offloads
             await run("ethtool -K eth0 rx-gro-hw off")
+            assert "rx-gro-hw: off" in await run("ethtool -k eth0")
             assert device.receiver.does == Does.CSUM
             await run("ethtool -K eth0 rx-gro-hw on")
             assert device.receiver.does == before

@@ -27,6 +27,8 @@ class Amounts:
     """Requests of 254 pages that are under way at a time behind an IOMMU."""
     rebinds: int = 10
     """How often, and twice, drivers leave their devices and come back."""
+    tcp_file: int = 8 * MIB
+    """Bytes of the file that guests move over TCP, each way."""
 
 
 USUAL = Amounts()
@@ -34,7 +36,7 @@ QUICK = replace(
     USUAL, ring_examples=20, fuzz_cases=8, every_switch=2 * MIB, polled=2 * MIB, by_pages=4 * MIB, requests_of_pages=24,
     rebinds=4,
 )  # fmt: skip
-LONG = replace(USUAL, ring_examples=5000, every_switch=1024 * MIB, by_pages=1024 * MIB)
+LONG = replace(USUAL, ring_examples=5000, every_switch=1024 * MIB, by_pages=1024 * MIB, tcp_file=100 * MIB)
 
 
 def amounts(*, long: bool, quick: bool) -> Amounts:

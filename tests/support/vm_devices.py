@@ -23,8 +23,8 @@ from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Offer
 
 MIB = 1 << 20
-# On a busy machine TCG's clock can jump, which looks like a stall of Linux's.
-_APPEND = "rcupdate.rcu_cpu_stall_suppress=1 nosoftlockup"
+APPEND = "rcupdate.rcu_cpu_stall_suppress=1 nosoftlockup"
+"""For the kernel's command line: on a busy machine TCG's clock can jump, which looks like a stall of Linux's."""
 # Warnings that could be about a device of ours.
 _OURS = re.compile(r"virtio|vport|\bvd[a-z]|hvc|hwrng|hw_random|I/O error|msi|irq|rcu:|blocked for", re.IGNORECASE)
 _HARMLESS = re.compile(r"ACPI: IRQ \d+ override")
@@ -77,7 +77,7 @@ async def booted(
     made = {name: VirtioPci(device, ids=ids, name=name, offer=offer) for name, device in devices.items()}
     async with (
         serve(*made.values(), engine=current_engine()) as served,
-        vm.boot_guest(qemu, image, devices=served.qemu_devices, append=f"{_APPEND} {append}", **options) as guest,
+        vm.boot_guest(qemu, image, devices=served.qemu_devices, append=f"{APPEND} {append}", **options) as guest,
     ):
         yield Machine(guest, devices, made)
 
@@ -89,7 +89,7 @@ async def booted_from_options(
     """As `booted`, with devices as the command line takes them: ``blk,path=disk.img,packed=on``."""
     async with (
         serve(*devices, engine=current_engine()) as served,
-        vm.boot_guest(qemu, image, devices=served.qemu_devices, append=f"{_APPEND} {append}", **options) as guest,
+        vm.boot_guest(qemu, image, devices=served.qemu_devices, append=f"{APPEND} {append}", **options) as guest,
     ):
         functions = {
             endpoint.name: function for endpoint, function in zip(served.endpoints, served.functions, strict=True)
