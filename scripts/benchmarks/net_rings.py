@@ -31,7 +31,7 @@ from vfiouser_virtio.virtio import Offer
 
 THROUGH_HUB = "packets through the hub, 128 at once"
 _SIZE, _BURST = 256, 128
-_FRAME, _HEADER, _BUFFER = 60, 12, 2048
+_FRAME, _HEADER, _BUFFER = 60, 12, 1600
 # Of each queue: its rings, and its buffers.
 _RINGS, _DATA = 0x1_0000, 0x10_0000
 _RAM_SIZE = _DATA + 2 * _SIZE * _BUFFER

@@ -13,6 +13,7 @@ one, and a guest's program may have made it (AF_PACKET with PACKET_VNET_HDR).
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain as chain_of
+from itertools import islice
 
 from vfiouser_virtio.backends.net.drops import Drop, Drops
 from vfiouser_virtio.backends.net.frame import LENGTH, Frame, Offload
@@ -275,9 +276,10 @@ class Transmitter:
         if not needs(frame.offload) & ~int(sink.does):
             return _TAKEN if sink.put(frame) else None
         pieces = self._cut(transmitq, frame)
-        for piece in pieces:
-            if not sink.put(piece):
-                return chain_of((piece,), pieces)
+        while some := list(islice(pieces, BURST)):
+            taken = transmitq.put_burst(some)
+            if taken < len(some):
+                return chain_of(some[taken:], pieces)
         return _TAKEN
 
     def _cut(self, transmitq: TransmitQueue, frame: Frame) -> Pieces:
