@@ -15,9 +15,9 @@ from support import mapping_limit_child as child
 from vfiouser_virtio import address_space
 from vfiouser_virtio.address_space import PROCESS, WINDOW_SIZE, MappingBudget, Reserve
 from vfiouser_virtio.devices.rng import Rng
-from vfiouser_virtio.dma_mappings import STEP
 from vfiouser_virtio.errors import PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory
+from vfiouser_virtio.memory_removal import STEP
 from vfiouser_virtio.pci import Identity, PciFunction
 from vfiouser_virtio.transports.pci import VirtioPci
 

@@ -11,7 +11,7 @@ walk those would take milliseconds for each.
 ::
 
     map           ──▶ checked ──▶ laid into this process (`Places`) ──▶ in the `RegionMap`, where look-ups find it
-    unmap, clear  ──▶ forgotten at once ──▶ pins end ──▶ Removal, in small steps ──▶ hold ends ──▶ reply, next client
+    unmap, clear  ──▶ forgotten at once ──▶ pins end ──▶ `Removal`, in small steps ─▶ hold ends ──▶ reply, next client
                       (no look-up finds it)
 
 Nothing of a client's memory stays mapped when its reply has gone, or when the next client comes. Where the kernel
@@ -28,13 +28,12 @@ from vfiouser_virtio.address_space import Places, Region, Window
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError, Unmapped
 from vfiouser_virtio.memory_pins import MemoryPins
+from vfiouser_virtio.memory_removal import STEP, Removal
 from vfiouser_virtio.vfio_device import MAX_DMA_MAPS, Hold
 
 MAX_SPANS = 512
 """Spans that one range may cross. Rights that alternate from page to page keep 28,000 of them apart: to walk all of
 them for each descriptor of a guest is an attack on our time. 1 MiB in pages, each in a window of its own, are 257."""
-STEP = 256
-"""Regions that are unmapped at once, which takes some 2 ms. All of 28,000 pages would stop every device for 150 ms."""
 
 Later = Callable[[Callable[[], bool]], None]
 """Calls a function again and again until it returns False, with turns of other tasks in between: to unmap 28,000 pages
@@ -188,76 +187,6 @@ class RegionMap:
     def between(self, address: int, end: int) -> list[Region]:
         """The regions of a range that has no hole (see `check`)."""
         return self.regions[bisect_right(self._starts, address) - 1 : bisect_left(self._starts, end)]
-
-
-# ---- unmapping -------------------------------------------------------------------------------------------------------
-
-
-class Removal:
-    """Regions to unmap, in order of their addresses; with ``whole``, all there are, and their windows go with them."""
-
-    def __init__(self, places: Places, regions: list[Region], *, whole: bool = False) -> None:
-        self.regions = regions
-        self.whole = whole
-        self.hold: Hold | None = None
-        """What ends when it is done."""
-        self.error: OSError | None = None
-        """Why something is still mapped."""
-        self._places = places
-        self._position = 0
-        self._failed: list[Region] = []
-
-    @property
-    def is_short(self) -> bool:
-        """Whether it takes one step."""
-        return len(self.regions) <= STEP
-
-    @property
-    def still_mapped(self) -> list[Region]:
-        """After it has ended: what could not be unmapped. Otherwise also what it has not come to."""
-        return self._failed + self.regions[self._position :]
-
-    def touches(self, address: int, end: int) -> bool:
-        """Whether a range has something of what is being unmapped, or of what lies in between."""
-        return self.regions[0].address < end and self.regions[-1].end > address
-
-    def run(self) -> None:
-        """Do all of it at once."""
-        while self.step():
-            pass
-
-    def step(self) -> bool:
-        """Do a part of it; whether there is more. Look at ``error`` after the last one."""
-        first = self._position
-        self._position = last = min(first + STEP, len(self.regions))
-        try:
-            self._places.take_out(self.regions, first, last)
-        except OSError as error:
-            self._failed += self.regions[first:last]
-            self.error = error
-        if last < len(self.regions):
-            return True
-        if self.whole:
-            self._finish()
-        return False
-
-    def _finish(self) -> None:
-        """Nothing of a client may be left. A window as a whole can be covered where its middle could not."""
-        failed, self._failed, self.error = self._failed, [], None
-        try:
-            self._places.cover_windows()
-        except OSError as error:
-            self.error = error
-        for region in failed:
-            if self.error is None and self._places.covered(region):
-                continue
-            try:
-                self._places.take_out([region], 0, 1)
-            except OSError as error:
-                self._failed.append(region)
-                self.error = error
-        if self.error is None:
-            self._places.forget()
 
 
 # ---- the order of it all ---------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ import trio
 
 from vfiouser_virtio.address_space import Places
 from vfiouser_virtio.devices.rng import Rng
-from vfiouser_virtio.dma_mappings import STEP
 from vfiouser_virtio.guest import Entropy, EntropyDriver, bound_pci
+from vfiouser_virtio.memory_removal import STEP
 from vfiouser_virtio.protocols.vfio_user import PciRegion
 from vfiouser_virtio.testing.served import served
 from vfiouser_virtio.vfio_user import SharedMemory, connect
