@@ -38,7 +38,12 @@ class Sink:
 
     async def wait_frames(self, count: int) -> list[bytes]:
         """The bytes of all frames so far, once there are so many."""
-        with trio.fail_after(60):
-            while len(self.frames) < count:
-                await self._changed.park()
+        await self.wait_frame(count - 1)
         return [frame.tobytes() for frame in self.frames]
+
+    async def wait_frame(self, index: int) -> bytes:
+        """The bytes of one frame, once it is there."""
+        with trio.fail_after(60):
+            while len(self.frames) <= index:
+                await self._changed.park()
+        return self.frames[index].tobytes()

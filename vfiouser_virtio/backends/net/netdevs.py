@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
+from vfiouser_virtio.backends.net.boot.netdev import BootNetdev
 from vfiouser_virtio.backends.net.dgram import DgramNetdev
 from vfiouser_virtio.backends.net.hub import HubNetdev
 from vfiouser_virtio.backends.net.netdev import Netdev
@@ -79,6 +80,7 @@ _CONSTRUCTORS: dict[str, Callable[..., Netdev]] = {
     "dgram": DgramNetdev,
     "hub": _hub,
     "pcap": PcapNetdev,
+    "boot": BootNetdev,
     "null": NullNetdev,
 }
 NETDEVS: Mapping[str, Callable[..., Netdev]] = {
