@@ -110,7 +110,7 @@ def test_kernel_of_the_users_own_finds_its_modules(tmp_path: Path) -> None:
     image = tmp_path / "boot/vmlinuz-6.99-test"
     image.parent.mkdir()
     image.write_bytes(bzimage(b"6.99-test (someone@here) #1 SMP\0"))
-    assert kernel.find_kernel(str(image)) == kernel.Kernel("6.99-test", image, None)
+    assert kernel.find_kernel(str(image)) == kernel.Kernel("6.99-test", image, None, image)
     folder = tmp_path / "usr/lib/modules/6.99-test"
     folder.mkdir(parents=True)
     (folder / "modules.dep").write_text("")

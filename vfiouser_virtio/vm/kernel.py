@@ -26,11 +26,15 @@ _PVH_NOTE = re.compile(rb"\x04\0\0\0[\x04\x08]\0\0\0\x12\0\0\0Xen\0")
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """Kernel: `image` is what QEMU's -kernel gets; `modules` the folder that has modules.dep, None without modules."""
+    """Kernel: `image` is what QEMU's -kernel gets; `modules` the folder that has modules.dep, None without modules.
+
+    `bzimage` is what boot loaders get; None for a file of the user's that is none.
+    """
 
     version: str
     image: Path
     modules: Path | None
+    bzimage: Path | None = None
 
 
 def find_kernel(wanted: str | None = None, *, modules: Path | None = None) -> Kernel:
@@ -72,13 +76,13 @@ def kernel_from_file(image: Path, modules: Path | None = None) -> Kernel:
     if modules is None and version:
         places = (image.parent, image.parent.parent / "usr/lib/modules" / version, Path("/lib/modules") / version)
         modules = next((place for place in places if (place / "modules.dep").is_file()), None)
-    return Kernel(version or image.name, image, modules)
+    return Kernel(version or image.name, image, modules, image if _is_bzimage(head) else None)
 
 
 def _kernel_in(root: Path) -> Kernel:
     modules = _modules_dir(root)
-    unpacked = root / "vmlinux"
-    return Kernel(modules.name, unpacked if unpacked.exists() else _vmlinuz(root, modules), modules)
+    unpacked, bzimage = root / "vmlinux", _vmlinuz(root, modules)
+    return Kernel(modules.name, unpacked if unpacked.exists() else bzimage, modules, bzimage)
 
 
 def _modules_dir(root: Path) -> Path:
