@@ -7,6 +7,7 @@ from support.net_cable import Cable, a_frame
 from support.net_packets import CSUM, HEADERS, is_complete, tcp_packet, tso
 from trio.testing import MockClock
 
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
 from vfiouser_virtio.backends.net.netdev import Does
 from vfiouser_virtio.devices.net import Net
@@ -172,6 +173,7 @@ async def test_buffers_that_never_suffice_do_not_stop_the_network(mock_clock: Mo
             mock_clock.jump(STUCK * 1.1)
         assert (await received(driver, tokens[0]))[0][12:] == a_frame(100)
         assert (net.receiver.queues[0].drops, net.receiver.queues[0].drop_overruns) == (1, 1)
+        assert net.receiver.drops.by_reason == {Drop.SMALL_BUFFERS: 1}
 
 
 async def test_a_frame_that_all_buffers_together_are_too_small_for_is_dropped_at_once() -> None:
@@ -355,6 +357,7 @@ async def test_what_the_network_must_not_send_is_dropped(offload: Offload, caplo
         await cable.deliver(a_frame(60))
         assert (await received(driver, *tokens))[0][12:] == a_frame(60)
         assert net.receiver.queues[0].drops == 2
+        assert net.receiver.drops.by_reason == {Drop.BAD_OFFLOAD: 2}
     assert caplog.text.count("a frame of the network is dropped") == 1
 
 
@@ -385,6 +388,7 @@ async def test_a_frame_longer_than_the_mtu_is_not_passed_on(negotiated: bool) ->
         lengths = [len(each) - 12 for each in await received(driver, *tokens[: 3 if negotiated else 5])]
         assert lengths == ([] if negotiated else [1015, 1019]) + [1014, 1018, 3054]
         assert net.receiver.queues[0].drops == (2 if negotiated else 0)
+        assert net.receiver.drops.by_reason == ({Drop.TOO_LONG: 2} if negotiated else {})
 
 
 async def test_without_a_link_frames_are_dropped_and_counted() -> None:

@@ -6,6 +6,7 @@ from support.net_cable import MAC, PEER, Cable, a_frame
 from support.net_frames import tcp4
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Offload
 from vfiouser_virtio.backends.net.netdev import Does
 from vfiouser_virtio.devices.net import Net
@@ -307,6 +308,7 @@ async def test_frames_that_rss_sends_to_a_queue_that_is_being_reset_are_dropped(
         await wait_all_tasks_blocked()
         assert [received(driver, pair) for pair in range(3)] == [[], [a_frame()], []]
         assert device.receiver.queues[3].drops == 4
+        assert device.receiver.drops.by_reason == {Drop.NO_QUEUE: 4}
 
 
 # ---- coalescing ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from support.net_sink import Sink
 
 from vfiouser_virtio.backends.net import dgram
 from vfiouser_virtio.backends.net.dgram import DgramNetdev
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, frame_of
 from vfiouser_virtio.errors import ConfigError, DeviceError
 
@@ -63,7 +64,7 @@ async def test_where_nobody_is_frames_are_dropped_and_counted(tmp_path: Path, nu
     sink = Sink()
     nursery.start_soon(one.run, sink)
     assert one.put(frame_of(FRAME))
-    assert (one.counters.tx_packets, one.counters.tx_dropped) == (0, 1)
+    assert (one.counters.tx_packets, one.counters.tx_drops.by_reason) == (0, {Drop.NO_PEER: 1})
     other = DgramNetdev(local__path=tmp_path / "b", remote__path=tmp_path / "a")
     assert other.put(frame_of(FRAME))
     assert await sink.wait_frames(1) == [FRAME]

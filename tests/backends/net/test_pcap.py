@@ -7,6 +7,7 @@ import trio
 import trio.testing
 from support.net_device import Device, running
 
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import frame_of
 from vfiouser_virtio.backends.net.netdev import MAX_FRAME
 from vfiouser_virtio.backends.net.pcap import PcapNetdev
@@ -83,7 +84,7 @@ async def test_what_the_recorded_interface_sent_itself_is_left_out_unless_it_is_
 async def test_what_the_guest_sends_is_dropped_and_counted(tmp_path: Path) -> None:
     netdev = PcapNetdev(pcap=capture(tmp_path))
     assert netdev.put(frame_of(frame(1)))
-    assert netdev.counters.tx_dropped == 1
+    assert netdev.counters.tx_drops.by_reason == {Drop.NO_NETWORK: 1}
     await netdev.wait_room()
     netdev.close()
 
@@ -119,7 +120,7 @@ async def test_a_packet_that_is_no_frame_is_left_out(tmp_path: Path, caplog: pyt
     async with running(netdev, device):
         await replayed(device, 1)
     assert device.taken() == [frame(1)]
-    assert netdev.counters.rx_dropped == 1
+    assert netdev.counters.rx_drops.by_reason == {Drop.TOO_LONG: 1}
     assert "a packet of 0x10037 bytes is left out" in caplog.text
     netdev.close()
 

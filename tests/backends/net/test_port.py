@@ -10,6 +10,7 @@ import trio.testing
 from support.net_device import Device, running
 from support.packets import Packet, ones_complement_sum
 
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Offload, frame_of
 from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, Does
 from vfiouser_virtio.backends.net.offload import BadOffload
@@ -53,7 +54,7 @@ async def test_what_a_slow_program_has_not_read_is_bounded_and_counted() -> None
     port = NetPort()
     for number in range(QUEUE + 3):
         assert port.put(frame_of(FRAME + bytes([number % 256])))
-    assert port.counters.tx_dropped == 3
+    assert port.counters.tx_drops.by_reason == {Drop.QUEUE_FULL: 3}
     assert (await anext(port)).tobytes() == FRAME + b"\0"
 
 
@@ -83,7 +84,7 @@ async def test_without_a_driver_frames_are_dropped() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert not sent
     assert sent == [False]
-    assert port.counters.rx_dropped == 2
+    assert port.counters.rx_drops.by_reason == {Drop.NO_DRIVER: 1, Drop.DRIVER_LEFT: 1}
 
 
 async def test_offloads_are_done_for_a_driver_that_has_not_accepted_them() -> None:

@@ -8,6 +8,7 @@ import trio.testing
 from support.net_device import Device, running
 from support.packets import Packet
 
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
 from vfiouser_virtio.backends.net.hub import HubNetdev
 from vfiouser_virtio.backends.net.netdev import Counters, Does, FrameSink
@@ -97,7 +98,7 @@ async def test_jitter_keeps_to_its_limits_and_lets_frames_overtake(autojump_cloc
 async def test_a_seed_says_which_frames_are_lost(autojump_clock: trio.testing.MockClock) -> None:
     first, counters = await through(1000, loss=10, seed=1)
     assert 850 < len(first) < 950
-    assert counters.tx_dropped == 1000 - len(first)
+    assert counters.tx_drops.by_reason == {Drop.CHANCE: 1000 - len(first)}
     assert first == sorted(first)
     assert (await through(1000, loss=10, seed=1))[0] == first
     assert (await through(1000, loss=10, seed=2))[0] != first
@@ -154,8 +155,10 @@ async def test_what_waits_is_bounded(autojump_clock: trio.testing.MockClock) -> 
         for _ in range(300):
             network.device.put(big)
         assert shaped.counters.rx_dropped == 300 - MAX_BYTES // (1 << 16)
-    assert shaped.counters.tx_dropped == MAX_FRAMES + 10  # and none waits for the next driver
-    assert shaped.counters.rx_dropped == 300
+    # None waits for the next driver.
+    assert shaped.counters.tx_drops.by_reason == {Drop.QUEUE_FULL: 10, Drop.DRIVER_LEFT: MAX_FRAMES}
+    waited = MAX_BYTES // (1 << 16)
+    assert shaped.counters.rx_drops.by_reason == {Drop.QUEUE_FULL: 300 - waited, Drop.DRIVER_LEFT: waited}
     async with running(shaped, device):
         await trio.sleep(7200)
     assert not network.sink.frames
@@ -186,7 +189,7 @@ async def test_offloads_that_the_receiver_no_longer_takes_are_done(autojump_cloc
         device.does = Does(0)
         await trio.sleep(1)
         assert device.taken() == [each.build(partial=False) for each in packet.cut(1000)]
-        assert shaped.counters.rx_dropped == 1
+        assert shaped.counters.rx_drops.by_reason == {Drop.BAD_OFFLOAD: 1}
 
 
 async def test_the_rest_is_the_other_netdevs(autojump_clock: trio.testing.MockClock) -> None:

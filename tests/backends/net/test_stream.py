@@ -10,6 +10,7 @@ import trio
 from support.net_sink import Sink
 
 from vfiouser_virtio.backends.net import stream
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, frame_of
 from vfiouser_virtio.backends.net.stream import StreamNetdev
 from vfiouser_virtio.errors import ConfigError, DeviceError
@@ -147,7 +148,7 @@ async def test_without_a_peer_frames_are_dropped_and_counted(tmp_path: Path, nur
     await peer.aclose()
     await linked(server, up=False)
     assert server.put(frame_of(FRAME))
-    assert server.counters.tx_dropped == 2
+    assert server.counters.tx_drops.by_reason == {Drop.NO_PEER: 2}
     server.close()
 
 

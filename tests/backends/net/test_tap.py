@@ -11,6 +11,7 @@ import trio
 from support.net_namespace import NetNamespace, net_namespace
 from support.net_sink import Sink
 
+from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Offload, frame_of
 from vfiouser_virtio.backends.net.netdev import ALL, Does
 from vfiouser_virtio.backends.net.tap import TapNetdev
@@ -91,7 +92,7 @@ async def test_to_the_host_with_a_checksum_that_the_host_completes(
         assert tap.put(frame_of(data, Offload(HdrFlags.NEEDS_CSUM, 0, 0, 0, 60000, 6)))
         assert tap.put(frame_of(data, offload))
         await trio.to_thread.run_sync(host.recvfrom, 100)
-    assert (tap.counters.tx_packets, tap.counters.tx_dropped) == (2, 1)
+    assert (tap.counters.tx_packets, tap.counters.tx_drops.by_reason) == (2, {Drop.REFUSED: 1})
 
 
 @pytest.mark.parametrize("does", [ALL, Does(0)], ids=["offloads", "none"])
@@ -157,7 +158,7 @@ async def test_an_interface_that_is_deleted(namespace: NetNamespace, tap: TapNet
         while tap.link:
             await tap.wait_link()
     assert tap.put(frame_of(bytes(60)))
-    assert tap.counters.tx_dropped == 1
+    assert tap.counters.tx_drops.by_reason == {Drop.NO_PEER: 1}
 
 
 def test_mistakes() -> None:

@@ -85,6 +85,11 @@ class Drops:
             self.on_loss()
 
     @property
+    def by_reason(self) -> dict[Drop, int]:
+        """Frames by reason, of those that there were."""
+        return {why: self.counts[why] for why in Drop if self.counts[why]}
+
+    @property
     def total(self) -> int:
         """Frames, for whatever reason."""
         return sum(self.counts)
