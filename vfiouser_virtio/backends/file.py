@@ -6,10 +6,8 @@ On a file system that is not known to keep NOWAIT (FUSE, NFS) nothing is tried a
 """
 
 import errno
-import fcntl
 import os
 import stat
-import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +16,8 @@ from typing import Literal
 import trio
 
 from vfiouser_virtio.backends.block import Cancel, Done, Range, Segments
-from vfiouser_virtio.backends.direct import bypass_page_cache, is_aligned, page_buffer
-from vfiouser_virtio.backends.file_changes import FileChanges
+from vfiouser_virtio.backends.direct import is_aligned, page_buffer
+from vfiouser_virtio.backends.disk_image import bypass_cache, lock_image, open_image, size_of, watch_size
 from vfiouser_virtio.backends.io_uring import IOV_MAX, IoUring
 from vfiouser_virtio.backends.nowait import keeps_nowait
 from vfiouser_virtio.backends.vectored import preadv, pwritev
@@ -61,18 +59,18 @@ class FileBackend:
     def __init__(self, path: Path, *, readonly: bool = False, aio: Aio = "io_uring", direct: bool = False) -> None:
         self.readonly = readonly
         self._path = path
-        self._fd = _open(path, readonly)
+        self._fd = open_image(path, readonly)
         try:
-            self._size = _size(self._fd)
+            self._size = size_of(self._fd)
             if self._size == 0:
                 raise DeviceError(f"{path} is empty: make it as large as the disk, such as with truncate -s 64M {path}")
-            self.notes = _lock(self._fd, path, readonly)
+            self.notes = lock_image(self._fd, path, readonly)
             self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
             self.block_size = max(os.fstat(self._fd).st_blksize, 512) if self._regular else 512
             self.can_discard = not readonly and self._can_punch()
             if os.pread(self._fd, 4, 0) == b"QFI\xfb":
                 self.notes.append(f"{path} looks like qcow2, and is served as raw bytes: convert it with qemu-img")
-            self.alignment = _bypass(self._fd, path) if direct else 0
+            self.alignment = bypass_cache(self._fd, path) if direct else 0
             """With ``direct``: what offsets and lengths must be multiples of, in bytes."""
         except BaseException:
             close_all([self._fd])
@@ -84,7 +82,7 @@ class FileBackend:
             pwritev: not readonly and ((nowait and not direct) or aio == "inline"),
         }
         self._workers = Workers(path.name)
-        self._changes = _watch(self._fd) if self._regular else None
+        self._changes = watch_size(self._fd) if self._regular else None
         self._writes_inline = aio == "inline"
         self._ring = _ring(never_inline=not nowait) if aio != "threads" else None
 
@@ -154,7 +152,7 @@ class FileBackend:
         await self._workers.run(work)
 
     async def refresh(self) -> int:
-        self._size = await self._workers.run(lambda: _size(self._fd))
+        self._size = await self._workers.run(lambda: size_of(self._fd))
         return self._size
 
     async def wait_size_changed(self) -> None:
@@ -287,57 +285,3 @@ def _ring(*, never_inline: bool) -> IoUring | None:
         return IoUring(never_inline=never_inline)
     except OSError:  # kernel.io_uring_disabled, a container's seccomp filter, no more locked memory
         return None
-
-
-def _open(path: Path, readonly: bool) -> int:
-    try:
-        # NONBLOCK: a FIFO must be refused, not waited for.
-        fd = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise DeviceError(f"no such file: {path}") from None
-    except IsADirectoryError:
-        raise DeviceError(f"{path} is a directory, not a disk image") from None
-    except (PermissionError, OSError) as error:
-        advice = "; readonly=on needs no more than reading" if not readonly and os.access(path, os.R_OK) else ""
-        raise DeviceError(f"cannot open {path}: {error.strerror}{advice}") from error
-    mode = os.fstat(fd).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        os.close(fd)
-        raise DeviceError(f"{path} is neither a regular file nor a block device")
-    os.set_blocking(fd, True)
-    return fd
-
-
-def _bypass(fd: int, path: Path) -> int:
-    try:
-        return bypass_page_cache(fd)
-    except OSError as error:
-        raise DeviceError(
-            f"{path} cannot be used with cache=none ({error.strerror}): its file system has no direct I/O"
-        ) from error
-
-
-def _size(fd: int) -> int:
-    # Unlike fstat this also knows the size of a block device.
-    return os.lseek(fd, 0, os.SEEK_END)
-
-
-def _watch(fd: int) -> FileChanges | None:
-    try:
-        return FileChanges(fd)
-    except OSError:  # fs.inotify.max_user_instances is 128 in most places
-        return None
-
-
-def _lock(fd: int, path: Path, readonly: bool) -> list[str]:
-    """Lock it; what there is to say where it cannot be locked. Raises DeviceError where another process has."""
-    # An OFD lock on the whole file belongs to this open file: a second server in the same process is refused as well,
-    # and so is QEMU, which locks bytes of its images in the same way. struct flock, with l_pid 0.
-    lock = struct.pack("hhqqi0q", fcntl.F_RDLCK if readonly else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
-    except (BlockingIOError, PermissionError):
-        raise DeviceError(f"{path} is in use by another server or QEMU (it is locked)") from None
-    except OSError as error:
-        return [f"{path} cannot be locked ({error.strerror}): nothing keeps others from writing to it"]
-    return []
