@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 from support.command import ServeProcess, run_command, serve_process
+from support.connecting import raw_client
 
 from vfiouser_virtio.guest import bound_pci
 from vfiouser_virtio.protocols.vfio_user import Command
-from vfiouser_virtio.testing.raw.client import RawClient
 from vfiouser_virtio.vfio_user import SharedMemory, connect
 
 # `reset` and the constructor run in the event loop of the device's process.
@@ -34,16 +33,6 @@ class Broken(Device):
     def __init__(self):
         raise RuntimeError("as it is")
 """
-
-
-def raw_client(path: str) -> RawClient:
-    client = socket.socket(socket.AF_UNIX)
-    try:
-        client.connect(path)
-    except OSError:
-        client.close()
-        raise
-    return RawClient(client)
 
 
 def children(served: ServeProcess) -> dict[str, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 from support.command import COMMAND, Process, environment, run_command, serve_process
+from support.connecting import raw_client
 
 from vfiouser_virtio.protocols.vfio_user import Command
 from vfiouser_virtio.testing.raw.client import RawClient
@@ -24,18 +25,8 @@ def how(request: pytest.FixtureRequest) -> How:
     return options
 
 
-async def connect(path: str) -> RawClient:
-    client = socket.socket(socket.AF_UNIX)
-    try:
-        client.connect(path)
-    except OSError:
-        client.close()
-        raise
-    return RawClient(client)
-
-
 async def greet(path: str) -> RawClient:
-    client = await connect(path)
+    client = raw_client(path)
     try:
         reply = await client.version()
     except BaseException:
@@ -169,7 +160,7 @@ async def test_one_client_after_another_or_only_once(how: How, tmp_path: Path) -
     async with serve_process(*how, "--device", "rng", "--socket", path, "--once", folder=tmp_path) as served:
         client = await greet(path)
         with pytest.raises(ConnectionRefusedError):
-            await connect(path)
+            raw_client(path)
         client.close()
         assert await served.wait() == 0
 

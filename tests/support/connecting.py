@@ -7,15 +7,24 @@ from contextlib import ExitStack, contextmanager
 from vfiouser_virtio.testing.raw.client import RawClient
 
 
+def raw_client(path: str) -> RawClient:
+    """A client that has connected, and is to be closed. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return RawClient(sock)
+
+
 @contextmanager
 def connecting(path: str) -> Iterator[Callable[[], RawClient]]:
     """What connects a new client to the socket each time it is called; all are closed at the end of the block."""
     with ExitStack() as stack:
 
         def connect() -> RawClient:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.connect(path)
-            client = RawClient(sock)
+            client = raw_client(path)
             stack.callback(client.close)
             return client
 
