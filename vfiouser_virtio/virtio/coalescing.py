@@ -12,10 +12,8 @@ from collections.abc import Callable
 
 import trio
 
-from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.trio_timer import sleep_briefly
 from vfiouser_virtio.virtio.queue_ring import QueueRing, Spawn
-from vfiouser_virtio.vring import CopyRoom
 
 SHORTEST = 20
 """Microseconds, the shortest delay that is kept to. A timer takes as long by itself, and twice that of the CPU: who
@@ -77,29 +75,13 @@ class Coalescing:
 
 
 class CoalescedQueue(QueueRing):
-    """Virtqueue whose notifications may be coalesced, and are counted. Arguments are those of `Virtqueue`."""
+    """Virtqueue whose notifications may be coalesced."""
 
     # What few queues have is no attribute of all: of more than 30, CPython 3.11 looks each up in a slower way.
     coalescing = (0, 0)
     """See `Queue.coalesce`."""
     _coalescing: Coalescing | None = None
     _lasting = (0, 0)
-
-    def __init__(
-        self,
-        index: int,
-        max_size: int,
-        memory: GuestMemory,
-        *,
-        interrupt: Callable[[], None],
-        failed: Callable[[Exception], None],
-        warn: Callable[[str], None],
-        room: CopyRoom | None = None,
-    ) -> None:
-        super().__init__(index, max_size, memory, failed=failed, warn=warn, room=room)
-        self.counts = [0, 0]
-        """Notifications of the driver, and interrupts, since `forget_counts`."""
-        self._interrupt = interrupt
 
     def forget_counts(self) -> None:
         """Count notifications and interrupts from 0 on."""

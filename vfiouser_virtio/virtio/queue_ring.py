@@ -38,6 +38,7 @@ class QueueRing(QueueRegisters, ABC):
         max_size: int,
         memory: GuestMemory,
         *,
+        interrupt: Callable[[], None],
         failed: Callable[[Exception], None],
         warn: Callable[[str], None],
         room: CopyRoom | None = None,
@@ -51,6 +52,9 @@ class QueueRing(QueueRegisters, ABC):
         """The reasons to hand out nothing: the value of a `Stop`; 0 for none."""
         self.notified = False
         """The driver has sent a notification since the last reset."""
+        self.counts = [0, 0]
+        """Notifications of the driver, and interrupts, since `forget_counts`."""
+        self._interrupt = interrupt
         self._failed = failed
         self._warn = warn
         self._room = room or CopyRoom()

@@ -162,11 +162,6 @@ class NetInterface:
         tables = (wire.MAC_TABLE.build({"entries": len(table)}) + b"".join(table) for table in (unicast, multicast))
         return (await self.control(CtrlClass.MAC, wire.CtrlMac.TABLE_SET, b"".join(tables)))[0]
 
-    async def set_vlan(self, vlan: int, *, on: bool = True) -> int:
-        """Take frames of a VLAN, or no longer; the ack."""
-        command = wire.CtrlVlan.ADD if on else wire.CtrlVlan.DEL
-        return (await self.control(CtrlClass.VLAN, command, wire.VLAN_ID.build({"vlan": vlan})))[0]
-
     # ---- configuration ---------------------------------------------------------------------------------------------
 
     async def link_is_up(self) -> bool:
