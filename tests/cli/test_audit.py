@@ -34,7 +34,7 @@ async def test_what_was_broken_is_said(tmp_path: Path) -> None:
         await drive(server.sockets[0], badly=True)
         assert await server.wait() == 8
         assert server.log.read_text().endswith(
-            "rng0: the driver broke queue/enable-zero, MUST, once; "
+            "rng0: the driver broke queue/enable-zero, MUST, once (driver run 1); "
             "virtio 1.4, 4.1.4.3.2 Common configuration structure layout\n"
             "    rule: 0 is never written to queue_enable.\n"
             "    seen: queue 0: wrote queue_enable 0x0\n"
@@ -55,6 +55,7 @@ async def test_a_file_for_programs(tmp_path: Path) -> None:
     assert finding["rule"] == "queue/enable-zero"
     assert finding["keyword"] == "MUST"
     assert finding["count"] == 2
+    assert finding["runs"] == [1, 2]
 
 
 @pytest.mark.parametrize(

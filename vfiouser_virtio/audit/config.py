@@ -200,6 +200,8 @@ class ConfigWatch(Watch):
                 right = (offset, count) == (at, size)
             elif size == 8:
                 right = count == 4 and offset in (at, at + 4)
+            elif self._type == DeviceId.INPUT:  # a union of bytes, and of structures of 16 and 32 bits (5.8.4)
+                right = count in (1, 2, 4) and (offset - at) % count == 0
             else:
                 right = count == 1  # an array of bytes
             if not right:

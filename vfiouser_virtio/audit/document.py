@@ -18,11 +18,14 @@ vfiouser-virtio serve --audit=found.json --device blk,path=disk.img,socket=/run/
 ```
 
 ```
-blk0: the driver broke queue/enable-zero, MUST, once; virtio 1.4, 4.1.4.3.2 Common configuration structure layout
-    rule: 0 is never written to queue_enable.
-    seen: queue 0: wrote queue_enable 0x0
+blk0: the driver broke split/indirect-next, MUST, once (driver run 1); virtio 1.4, 2.7.5.3.1 Indirect Descriptors
+    rule: INDIRECT and NEXT are not set both.
+    seen: queue 0: chain 0x0 has INDIRECT and NEXT
 audit of 1 device: 1 MUST and 0 SHOULD rules of virtio 1.4 broken
 ```
+
+A driver run begins when a driver sets status bits after a reset: firmware that looks for a disk to boot from is run 1,
+the system that it boots run 2.
 
 The report comes when the command ends, on stderr or in a file (JSON, if it is called `….json`); `serve` logs each
 broken rule when it is first seen. The exit status is 8 when a MUST was broken and nothing else went wrong; a broken

@@ -1,13 +1,15 @@
 """Findings of an audit: which rules a driver has broken, how often, and what was seen the first time."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vfiouser_virtio.audit.rule import Rule
 from vfiouser_virtio.device_log import printable
 
 # What was seen is a sentence with some numbers; a driver decides about a few of them.
 _MAX_SEEN = 500
+# A driver can begin as many as it likes.
+_MAX_RUNS = 64
 
 
 @dataclass(slots=True)
@@ -18,6 +20,8 @@ class BrokenRule:
     first: str
     """What was seen the first time, in words, values in hex."""
     count: int = 1
+    runs: set[int] = field(default_factory=set)
+    """Numbers of the driver runs in which it was seen: each begins when a driver sets status bits after a reset."""
 
 
 class Findings:
@@ -29,6 +33,8 @@ class Findings:
     def __init__(self, device: str = "", told: Callable[[BrokenRule], None] | None = None) -> None:
         self.device = device
         self.by_rule: dict[str, BrokenRule] = {}
+        self.run = 0
+        """Number of the driver run, from 1 on: firmware's comes before that of the system that it boots."""
         self._told = told
 
     def broke(self, rule: Rule, seen: str) -> None:
@@ -36,8 +42,10 @@ class Findings:
         known = self.by_rule.get(rule.id)
         if known is not None:
             known.count += 1
+            if len(known.runs) < _MAX_RUNS:
+                known.runs.add(self.run)
             return
-        finding = self.by_rule[rule.id] = BrokenRule(rule, printable(seen)[:_MAX_SEEN])
+        finding = self.by_rule[rule.id] = BrokenRule(rule, printable(seen)[:_MAX_SEEN], runs={self.run})
         if self._told is not None:
             self._told(finding)
 

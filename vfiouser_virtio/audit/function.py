@@ -14,16 +14,19 @@ from vfiouser_virtio.audit.pci_config import PciConfigWatch
 from vfiouser_virtio.audit.queues import QueueWatch
 from vfiouser_virtio.audit.status import StatusWatch
 from vfiouser_virtio.audit.suspend import SuspendWatch
-from vfiouser_virtio.audit.types import chain_watch
+from vfiouser_virtio.audit.types import request_watch
 from vfiouser_virtio.audit.vectors import VectorWatch
 from vfiouser_virtio.audit.virtqueue import AuditedVirtqueue
 from vfiouser_virtio.audit.watch import Watches
 from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.transports.pci import DEVICE, ISR, NOTIFY, VIRTIO_BAR, VirtioPci
 from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, PciRegion
 from vfiouser_virtio.virtio import Device, DeviceCore
 
 logger = logging.getLogger(__name__)
+
+_STATUS, _ = COMMON_CFG_OFFSETS["device_status"]
 
 
 class AuditedVirtioPci(VirtioPci):
@@ -34,10 +37,10 @@ class AuditedVirtioPci(VirtioPci):
 
     def __init__(self, device: Device, *, findings: Findings, **more: Any) -> None:
         super().__init__(device, **more, core=partial(DeviceCore, virtqueue=AuditedVirtqueue))
-        chains = chain_watch(self.core, findings)
+        self._requests = request_watch(self.core, findings)
         for queue in self.core.queues:
             assert isinstance(queue, AuditedVirtqueue)
-            queue.watch_with(findings, chains)
+            queue.watch_with(findings, self._requests)
         kinds = (StatusWatch, FeatureWatch, QueueWatch, VectorWatch, NotifyWatch, SuspendWatch, ConfigWatch)
         self._watches = Watches([kind(self, findings) for kind in kinds])
         self._common_watch = CommonCfgWatch(self._watches, findings)
@@ -77,6 +80,7 @@ class AuditedVirtioPci(VirtioPci):
 
     def reset(self) -> Hold | None:
         """As `VirtioPci`; the driver has not done this by ``device_status``."""
+        self._requests.reset()
         for watch in self._watches.all:
             watch.reset()
         return super().reset()
@@ -95,6 +99,8 @@ class AuditedVirtioPci(VirtioPci):
     def _will_be_written(self, offset: int, data: bytes) -> None:
         if offset < ISR:
             self._common_watch.write(offset, data)
+            if offset == _STATUS and not any(data):
+                self._requests.reset()
         elif DEVICE <= offset < NOTIFY:
             for watch in self._watches.all:
                 watch.config_written(offset - DEVICE, data)

@@ -22,6 +22,8 @@ def as_text(log: AuditLog) -> str:
 def _paragraph(device: str, finding: BrokenRule) -> str:
     rule = finding.rule
     times = "once" if finding.count == 1 else f"{finding.count} times"
+    runs = ", ".join(map(str, sorted(finding.runs)))
+    times += f" (driver run{'s' if len(finding.runs) > 1 else ''} {runs})"
     head = f"{device}: the driver broke {rule.id}, {rule.keyword}, {times}; virtio 1.4, {rule.section}\n"
     return head + _wrapped("rule: ", rule.text) + _wrapped("seen: ", finding.first)
 
@@ -42,6 +44,7 @@ def as_json(log: AuditLog) -> str:
                     "section": finding.rule.section,
                     "text": finding.rule.text,
                     "count": finding.count,
+                    "runs": sorted(finding.runs),
                     "seen": finding.first,
                 }
                 for finding in found.all()

@@ -133,6 +133,8 @@ class StatusWatch(Watch):
             self._was_reset = self._reset_unread = True
             self._forget()
             return
+        if self._was_reset or not self.core.status & _OWN:
+            self.findings.run += 1
         words = f"wrote device_status {status_names(value)}"
         if self._reset_unread:
             self._reset_unread = False

@@ -1,0 +1,213 @@
+"""Each rule about requests is found broken by a driver that breaks it, and no other rule is."""
+
+import struct
+
+import pytest
+from support.audit_cases import CASES, breaks, check
+from support.bad_driver import BadDriver
+
+from vfiouser_virtio.devices.balloon import Balloon
+from vfiouser_virtio.devices.blk import Blk
+from vfiouser_virtio.devices.console import Console
+from vfiouser_virtio.devices.input import Input
+from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio.protocols.virtio.balloon import BalloonFeature
+from vfiouser_virtio.protocols.virtio.blk import REQUEST_HEADER_CODEC, SEGMENT_CODEC, RequestType
+from vfiouser_virtio.protocols.virtio.console import Event
+from vfiouser_virtio.virtio import Device, Offer
+
+QUIET = Offer(poll="off")
+SECTORS = 2048
+
+
+# ---- blk ------------------------------------------------------------------------------------------------------------
+
+
+def disk() -> tuple[Device, Offer]:
+    device = Blk(size=512 * SECTORS)
+    device.config.set(max_discard_seg=2, max_write_zeroes_seg=2, max_secure_erase_seg=2)
+    return device, QUIET
+
+
+async def ask(driver: BadDriver, kind: int, sector: int = 0, data: bytes = b"", room: int = 0) -> None:
+    driver.start()
+    header = REQUEST_HEADER_CODEC.pack(kind, 0, sector)
+    await driver.request(0, [header, data] if data else [header], [room, 1] if room else [1])
+
+
+def segments(count: int, *, sector: int = 0, flags: int = 0) -> bytes:
+    return SEGMENT_CODEC.pack(sector, 8, flags) * count
+
+
+@breaks("blk/layout", disk)
+async def _short(driver: BadDriver) -> None:
+    driver.start()
+    await driver.request(0, [bytes(8)], [1])
+
+
+@breaks("blk/capacity", disk)
+async def _capacity(driver: BadDriver) -> None:
+    await ask(driver, RequestType.IN, SECTORS - 1, room=1024)
+
+
+@breaks("blk/flush-sector", disk)
+async def _flush(driver: BadDriver) -> None:
+    await ask(driver, RequestType.FLUSH, 1)
+
+
+@breaks("blk/flush-data", disk)
+async def _flush_data(driver: BadDriver) -> None:
+    await ask(driver, RequestType.FLUSH, data=bytes(512))
+
+
+@breaks("blk/data-length", disk)
+async def _data(driver: BadDriver) -> None:
+    await ask(driver, RequestType.OUT, data=bytes(100))
+
+
+@breaks("blk/segments-length", disk)
+async def _segments(driver: BadDriver) -> None:
+    await ask(driver, RequestType.WRITE_ZEROES, data=segments(1) + bytes(3))
+
+
+@breaks("blk/get-id-length", disk)
+async def _get_id(driver: BadDriver) -> None:
+    await ask(driver, RequestType.GET_ID, room=21)
+
+
+@breaks("blk/discard-segments", disk)
+async def _discard(driver: BadDriver) -> None:
+    await ask(driver, RequestType.DISCARD, data=segments(3))
+
+
+@breaks("blk/write-zeroes-segments", disk)
+async def _zeroes(driver: BadDriver) -> None:
+    await ask(driver, RequestType.WRITE_ZEROES, data=segments(3))
+
+
+@breaks("blk/secure-erase-segments", disk)
+async def _erase(driver: BadDriver) -> None:
+    await ask(driver, RequestType.SECURE_ERASE, data=segments(3))
+
+
+@breaks("blk/discard-unmap", disk)
+async def _unmap(driver: BadDriver) -> None:
+    await ask(driver, RequestType.DISCARD, data=segments(1, flags=1))
+
+
+# ---- rng, input -----------------------------------------------------------------------------------------------------
+
+
+@breaks("rng/readable", lambda: (Rng(), QUIET))
+async def _rng(driver: BadDriver) -> None:
+    driver.start()
+    await driver.request(0, [b"seed"], [16])
+
+
+@breaks("input/event-buffer", lambda: (Input(), QUIET))
+async def _event(driver: BadDriver) -> None:
+    driver.start(queues=(0, 1))
+    await driver.request(0, [], [7])
+    # A device looks at eventq when it has an event.
+    driver.function.core.queues[0].fill_nowait()
+
+
+@breaks("input/status-buffer", lambda: (Input(), QUIET))
+async def _status(driver: BadDriver) -> None:
+    driver.start(queues=(0, 1))
+    await driver.request(1, [bytes(4)])
+
+
+# ---- console --------------------------------------------------------------------------------------------------------
+
+
+def console() -> tuple[Device, Offer]:
+    return Console(chardev=["null", "null"]), QUIET
+
+
+@breaks("console/receive-readable", console)
+async def _receive(driver: BadDriver) -> None:
+    driver.start(queues=range(6))
+    await driver.request(0, [b"x"], [16])
+    driver.function.core.queues[0].fill_nowait()
+
+
+@breaks("console/transmit-writable", console)
+async def _transmit(driver: BadDriver) -> None:
+    driver.start(queues=range(6))
+    await driver.request(1, [b"x"], [1])
+
+
+@breaks("console/device-ready", console)
+async def _ready(driver: BadDriver) -> None:
+    driver.start(queues=range(6))
+    await driver.request(3, [struct.pack("<IHH", 0, Event.PORT_READY, 1)])
+
+
+# ---- balloon --------------------------------------------------------------------------------------------------------
+
+
+def balloon() -> tuple[Device, Offer]:
+    return Balloon(free_page_hint=True), QUIET
+
+
+def start_balloon(driver: BadDriver) -> None:
+    driver.start(queues=range(4), without=BalloonFeature.PAGE_POISON.mask)
+
+
+@breaks("balloon/deflate-early", balloon)
+async def _deflate(driver: BadDriver) -> None:
+    start_balloon(driver)
+    # Both before the device has its turn.
+    driver.add(0, [struct.pack("<I", 0x1000)])
+    driver.add(1, [struct.pack("<I", 0x1000)])
+    inflate, deflate = driver.function.core.queues[:2]
+    inflate.fill_nowait()
+    deflate.fill_nowait()
+    await driver.settle()
+
+
+@breaks("balloon/stats-one", balloon)
+async def _one(driver: BadDriver) -> None:
+    start_balloon(driver)
+    stats = struct.pack("<HQ", 1, 2)
+    await driver.request(2, [stats])
+    await driver.request(2, [stats])
+    driver.function.core.queues[2].fill_nowait()
+
+
+@breaks("balloon/stats-same", balloon)
+async def _same(driver: BadDriver) -> None:
+    start_balloon(driver)
+    queue = driver.function.core.queues[2]
+    for tag in (1, 2):
+        await driver.request(2, [struct.pack("<HQ", tag, 2)])
+        queue.fill_nowait()
+        for chain in queue.uncompleted_chains():
+            chain.complete()
+        await driver.settle()
+
+
+@breaks("balloon/hint-size", balloon)
+async def _hint(driver: BadDriver) -> None:
+    start_balloon(driver)
+    await driver.request(3, [bytes(8)])
+    driver.function.core.queues[3].fill_nowait()
+
+
+@breaks("balloon/hint-once", balloon)
+async def _hint_once(driver: BadDriver) -> None:
+    start_balloon(driver)
+    for _ in range(2):
+        await driver.request(3, [struct.pack("<I", 2)])
+        driver.function.core.queues[3].fill_nowait()
+
+
+PREFIXES = ("blk/", "rng/", "input/", "console/", "balloon/")
+RULES_HERE = [rule for rule, (case, _) in CASES.items() if case.__module__ == __name__]
+
+
+@pytest.mark.parametrize("rule", RULES_HERE)
+async def test_rule(rule: str) -> None:
+    assert rule.startswith(PREFIXES)
+    await check(rule)

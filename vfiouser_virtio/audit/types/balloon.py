@@ -1,0 +1,86 @@
+"""Watch of a balloon's queues (virtio 1.4, 5.5.6)."""
+
+from vfiouser_virtio.audit.chains import SeenChain
+from vfiouser_virtio.audit.findings import Findings
+from vfiouser_virtio.audit.rule import must
+from vfiouser_virtio.audit.types.base import RequestWatch
+from vfiouser_virtio.protocols.virtio.balloon import PFN_CODEC, STAT_CODEC, BalloonFeature, CommandId
+from vfiouser_virtio.virtio import DeviceCore
+
+_STATS, _HINT = "5.5.6.3.1 Memory Statistics", "5.5.6.5.1 Free Page Hinting"
+
+UNACKNOWLEDGED = must(
+    "balloon/deflate-early",
+    "5.5.6.1 Device Operation",
+    "No page is deflated before the device has acknowledged that it was inflated.",
+    "pages in deflateq that are in a buffer of inflateq in flight",
+)
+ONE = must("balloon/stats-one", _STATS, "statsq has one buffer at most.", "buffers of statsq in flight")
+SAME = must(
+    "balloon/stats-same",
+    _STATS,
+    "All buffers of statsq have the same subset of statistics.",
+    "the tags of each buffer of statsq, and of the one before",
+)
+HINT_SIZE = must("balloon/hint-size", _HINT, "Output buffers of free_page_vq have 4 bytes.", "buffers of that queue")
+HINT_ONCE = must(
+    "balloon/hint-once",
+    _HINT,
+    "A command id is provided in one output buffer at most.",
+    "ids, but for STOP, since the device's reset: the same twice in a row",
+)
+
+
+class BalloonWatch(RequestWatch):
+    """Watch of all queues. Those of features that were not accepted do not exist: the numbers are of those that do."""
+
+    def __init__(self, core: DeviceCore, findings: Findings) -> None:
+        super().__init__(core, findings)
+        self._inflating: dict[int, set[int]] = {}
+        self._stats: set[int] = set()
+        self._tags: list[int] | None = None
+        self._command: int | None = None
+
+    def reset(self) -> None:
+        """Nothing is in flight."""
+        self._inflating.clear()
+        self._stats.clear()
+        self._tags = self._command = None
+
+    def available(self, chain: SeenChain) -> None:
+        """By queue."""
+        raw = chain.peek()
+        if chain.queue in (0, 1):
+            pages = {page for (page,) in PFN_CODEC.iter_unpack(raw[: len(raw) // PFN_CODEC.size * PFN_CODEC.size])}
+            if chain.queue == 0:
+                self._inflating[chain.head] = pages
+            elif early := next((page for inflated in self._inflating.values() for page in pages & inflated), None):
+                self.broke(UNACKNOWLEDGED, f"deflates page {early:#x}, which is being inflated")
+        elif chain.queue == 2 and self.accepted(BalloonFeature.STATS_VQ):
+            self._statistics(chain, raw)
+        elif chain.queue == 3 and self.accepted(BalloonFeature.FREE_PAGE_HINT) and chain.readable:
+            self._hint(chain, raw)
+
+    def _statistics(self, chain: SeenChain, raw: bytes) -> None:
+        if self._stats:
+            self.broke(ONE, f"{len(self._stats) + 1} buffers are in statsq")
+        self._stats.add(chain.head)
+        tags = sorted({tag for tag, _ in STAT_CODEC.iter_unpack(raw[: len(raw) // STAT_CODEC.size * STAT_CODEC.size])})
+        if tags and self._tags and tags != self._tags:
+            self.broke(SAME, f"statistics {tags}, and {self._tags} before")
+        self._tags = tags or self._tags
+
+    def _hint(self, chain: SeenChain, raw: bytes) -> None:
+        if chain.out_length != 4:
+            self.broke(HINT_SIZE, f"an output buffer of {chain.out_length:#x} bytes in free_page_vq")
+        command = int.from_bytes(raw[:4], "little")
+        if command == self._command and command != CommandId.STOP:
+            self.broke(HINT_ONCE, f"command id {command:#x} came twice")
+        self._command = command
+
+    def used(self, queue: int, head: int) -> None:
+        """The device acknowledges."""
+        if queue == 0:
+            self._inflating.pop(head, None)
+        elif queue == 2:
+            self._stats.discard(head)
