@@ -77,6 +77,23 @@ def test_mistakes(tmp_path: Path) -> None:
     assert done.stderr == f"vfiouser-virtio: cannot connect to '{tmp_path}/none': No such file or directory\n"
 
 
+async def test_a_network_device_and_its_peer(tmp_path: Path) -> None:
+    net = f"net,hub=lan,id=net{{}},socket={tmp_path}/net{{}}.sock"
+    async with serve_process("--device", net.format(0, 0), "--device", net.format(1, 1), folder=tmp_path):
+        asked = ["--only", "virtio14/NR1", "--only", "virtio14/NX5"]
+        with_peer = await conform(*asked, "--peer", f"{tmp_path}/net1.sock", f"{tmp_path}/net0.sock")
+        alone = await conform(*asked, f"{tmp_path}/net0.sock")
+        itself = await conform(*asked, "--peer", f"{tmp_path}/net0.sock", f"{tmp_path}/net0.sock")
+        nobody = await conform(*asked, "--peer", f"{tmp_path}/none.sock", f"{tmp_path}/net0.sock")
+    assert with_peer.stdout.endswith("2 checks: 2 pass\n"), with_peer.stdout + with_peer.stderr
+    assert alone.stdout.endswith("2 checks: 2 not applicable\n")
+    assert "needs a second one on its network (--peer)" in alone.stdout
+    for done, status, words in ((itself, 2, "--peer is another device"), (nobody, 7, "none.sock': No such file")):
+        assert done.returncode == status
+        [line] = done.stderr.splitlines()
+        assert words in line
+
+
 async def test_a_function_that_is_not_virtio(tmp_path: Path, nursery: trio.Nursery) -> None:
     function = PciFunction(Identity(0x1234, 0x5678, class_code=0xFF0000), interrupt_pin=0)
     with listen_path(tmp_path / "s") as listener:

@@ -35,6 +35,7 @@ from vfiouser_virtio.testing.conformance import (
     summary,
     text_line,
 )
+from vfiouser_virtio.testing.conformance.checks import NET
 from vfiouser_virtio.testing.conformance.peer_verdicts import SPDK_ADVICE, SPDK_FAILURES, SPDK_SUMMARY
 from vfiouser_virtio.testing.conformance.placed import Placed, place_request
 from vfiouser_virtio.testing.conformance.verdicts import GOOD, Failed, NotApplicable
@@ -117,7 +118,9 @@ SWITCHED = {
 }
 # What some device types have no use for.
 EVERYTHING = Offer(packed=True, in_order=True, notification_data=True, notif_config_data=True, suspend=True)
-OF_SOME_TYPES = {"CF1", "CC4", "UR2", "UR2-readable", "PK3", "PK4", "MF1-packed"}
+OF_SOME_TYPES = {"CF1", "CC4", "UR2", "UR2-readable", "PK3", "PK4", "MF1-packed"} | {
+    name.partition("/")[2] for name, check in CHECKS.items() if NET in check.needs
+}
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,16 @@ import logging
 import re
 
 import pytest
-from support import broken_devices, broken_packed, broken_protocol, broken_rings  # noqa: F401 - all fill the table
+from support import (  # noqa: F401 - all fill the table
+    broken_devices,
+    broken_net,
+    broken_net_peer,
+    broken_packed,
+    broken_protocol,
+    broken_rings,
+)
 from support.broken import BROKEN, Make, made_with
-from support.conformance_target import serving
+from support.conformance_target import serving, serving_on_a_hub
 from support.faithful import FAITHFUL
 
 from vfiouser_virtio.engines import VfioUserEngine
@@ -41,8 +48,9 @@ def test_every_check_has_a_broken_server() -> None:
 @pytest.mark.parametrize("check_id", sorted(BROKEN))
 async def test_a_broken_server_fails(check_id: str, caplog: pytest.LogCaptureFixture) -> None:
     broken = BROKEN[check_id]
+    serve = serving_on_a_hub if broken.device == "net" else functools.partial(serving, broken.device)
     on = engine(broken.session)
-    async with serving(broken.device, offer=broken.offer, timeout=1, make=broken.make, engine=on) as wire:
+    async with serve(offer=broken.offer, timeout=1, make=broken.make, engine=on) as wire:
         result = await run_check(wire, CHECKS[check_id])
     expected = Verdict.FAIL if CHECKS[check_id].keyword == "MUST" else Verdict.ADVICE
     assert result.verdict in (expected, Verdict.BROKE), result

@@ -25,10 +25,11 @@ def add_parser(commands: SubParsers) -> None:
         "check what it does against the rules of virtio 1.4 and of vfio-user. The device is used and reset: a disk\n"
         "is read, a console gets a line of text. docs/conformance.md lists the checks. The exit status is 0 when\n"
         "every check passes or does not apply, and 1 otherwise.",
-        usage="[--only ID …] [--json] [--junit FILE] SOCKET",
+        usage="[--only ID …] [--json] [--junit FILE] [--peer SOCKET] SOCKET",
         examples="  vfiouser-virtio conform /run/x/blk0.sock\n"
         "  vfiouser-virtio conform --only virtio14/RS1 --only 'vfio-user/*' /run/x/blk0.sock\n"
         "  vfiouser-virtio conform --junit report.xml /run/x/blk0.sock\n"
+        "  vfiouser-virtio conform --peer /run/x/net1.sock /run/x/net0.sock\n"
         "  vfiouser-virtio conform --list\n",
     )
     parser.add_argument(
@@ -52,6 +53,12 @@ def add_parser(commands: SubParsers) -> None:
         metavar="FILE.py:NAME",
         help="a request for a device of a type that the checks do not know: an Exercise of yours in a Python file",
     )
+    parser.add_argument(
+        "--peer",
+        metavar="SOCKET",
+        help="where a second network device is served, on the network of the one to be checked, such as a port of the "
+        "same hub: checks of what is received, and of what is sent, send and receive there",
+    )
     parser.add_argument("socket", nargs="?", metavar="SOCKET", help="where the server listens")
     add_log_arguments(parser, log_level="error")
     parser.set_defaults(execute=execute)
@@ -70,8 +77,14 @@ def execute(arguments: argparse.Namespace) -> int:
         return ExitStatus.OK
     if arguments.socket is None:
         raise ConfigError("conform: which SOCKET? (or --list)")
+    if arguments.peer is not None and Path(arguments.peer).resolve() == Path(arguments.socket).resolve():
+        raise ConfigError("conform: --peer is another device than the one to be checked, on the same network")
     wire = Wire(
-        arguments.socket, timeout=arguments.timeout, settle=arguments.settle, exercise=_exercise(arguments.exercise)
+        arguments.socket,
+        timeout=arguments.timeout,
+        settle=arguments.settle,
+        exercise=_exercise(arguments.exercise),
+        peer=arguments.peer,
     )
     try:
         results = trio.run(_run, wire, checks, not arguments.json)
@@ -93,6 +106,13 @@ async def _run(wire: "Wire", checks: "list[Check]", shown: bool) -> "list[Result
 
     results: list[Result] = []
     without_virtio = False
+    if wire.peer is not None:
+        busy = has_client(str(wire.peer))
+        try:
+            async with wire.at_peer().connect():
+                pass
+        except (ConnectError, PeerError, RemoteError) as error:
+            raise await explain(str(wire.peer), error, busy=busy) from None
     busy = has_client(str(wire.path))
     try:
         async for result in run_checks(wire, checks):

@@ -24,6 +24,7 @@ from vfiouser_virtio.testing.conformance import (  # noqa: F401 - each registers
     notifications,
     interrupts,
     suspend,
+    net,
 )
 from vfiouser_virtio.testing.conformance.bench import NO_VIRTIO
 from vfiouser_virtio.testing.conformance.checks import CHECKS, Check

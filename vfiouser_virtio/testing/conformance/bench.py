@@ -54,7 +54,7 @@ class Bench:
         self.memory = memory
         self.info = info
         self.layout: VirtioLayout = locate(info)
-        self.device_type = _device_type(info)
+        self.device_type = wire.found["device_type"] = _device_type(info)
         self._exercise = wire.exercise or device_type(self.device_type).exercise
         self.offered = 0
         self._request_works = False

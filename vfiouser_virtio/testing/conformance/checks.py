@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
+from vfiouser_virtio.protocols.virtio.features import FeatureBit, mask_of
+from vfiouser_virtio.protocols.virtio.ids import DeviceId
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.verdicts import NotApplicable
 from vfiouser_virtio.testing.conformance.wire import Wire
@@ -36,7 +37,7 @@ class Need:
     is_met: Callable[[Bench], bool]
 
 
-def offers(*features: Feature) -> Need:
+def offers(*features: FeatureBit) -> Need:
     """The device offers all of these features."""
     mask = mask_of(features)
     names = " and ".join(feature.name for feature in features)
@@ -48,6 +49,8 @@ READS = Need("requests that the device reads", lambda bench: bool(bench.exercise
 WRITES = Need("requests that the device writes to", lambda bench: bool(bench.exercise and bench.exercise.writable))
 MSIX = Need("MSI-X", lambda bench: bench.info.msix is not None)
 INTX = Need("an INTx pin", lambda bench: bench.info.interrupt_pin != 0)
+NET = Need("a network device", lambda bench: bench.device_type == DeviceId.NET)
+PEER = Need("a second one on its network (--peer)", lambda bench: bench.wire.peer is not None)
 CONFIG = Need("device-specific configuration", lambda bench: bench.layout.device is not None)
 
 
@@ -83,12 +86,24 @@ def wire_check(
 
 
 def check(
-    check_id: str, *, section: str, keyword: Keyword = MUST, observe: str, needs: Sequence[Need] = ()
+    check_id: str,
+    *,
+    section: str,
+    keyword: Keyword = MUST,
+    observe: str,
+    needs: Sequence[Need] = (),
+    device_type: DeviceId | None = None,
 ) -> Callable[[Callable[[Bench], Awaitable[None]]], Callable[[Bench], Awaitable[None]]]:
-    """Register a check of a virtio function: it gets a `Bench`, with the device found and reset."""
+    """Register a check of a virtio function: it gets a `Bench`, with the device found and reset.
+
+    ``device_type``: the first of its ``needs`` is a device of this type. Where an earlier check has seen that it is of
+    another one, there is no connection.
+    """
 
     def register(function: Callable[[Bench], Awaitable[None]]) -> Callable[[Bench], Awaitable[None]]:
         async def run(wire: Wire) -> None:
+            if device_type is not None and wire.found.get("device_type", device_type) != device_type:
+                raise NotApplicable(f"needs {needs[0].text}")
             async with Bench.open(wire) as bench:
                 for need in needs:
                     if not need.is_met(bench):

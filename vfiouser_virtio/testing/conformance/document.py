@@ -13,6 +13,7 @@ This page is printed by `python -m vfiouser_virtio.testing.conformance`; do not 
 vfiouser-virtio conform /run/x/blk0.sock
 vfiouser-virtio conform --only virtio14/RS1 --only 'vfio-user/*' /run/x/blk0.sock
 vfiouser-virtio conform --junit report.xml /run/x/blk0.sock
+vfiouser-virtio conform --peer /run/x/net1.sock /run/x/net0.sock
 ```
 
 It connects to any vfio-user server as a client and drives the device as a guest's driver would, and as none should.
@@ -32,6 +33,11 @@ console. It is cut as Linux's driver cuts it (a read of a disk: 16, 512 and 1 by
 cut it otherwise. `virtio14/RQ1` says whether the request itself works; where it does not, the checks that need it are
 *not run*, because its failure says nothing of their rules. For other device types they are not applicable, unless
 `--exercise FILE.py:NAME` gives a request for them: an `Exercise` of yours in a Python file.
+
+A network device is checked alone, and what it does with frames of the network where `--peer` names the socket of a
+second one on its network, as `serve --device net,hub=lan,socket=/run/x/net0.sock --device
+net,hub=lan,socket=/run/x/net1.sock` has them. The peer sends what the device is to receive, and sees what it has sent;
+nothing else should send there meanwhile. Packed rings are used in all of these checks where the device offers them.
 
 `virtio14/…` are rules of virtio 1.4, `vfio-user/…` those of the vfio-user protocol, and `qemu/…` what QEMU's client
 demands beyond it.

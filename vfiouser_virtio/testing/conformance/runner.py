@@ -95,7 +95,7 @@ async def _judge(wire: Wire, check: Check) -> tuple[Verdict, str]:
     except (NotApplicable, RingFullError) as reason:
         return Verdict.NOT_APPLICABLE, str(reason)
     except ExerciseFailed as error:
-        return Verdict.NOT_RUN, f"the plain request that it needs failed for its own sake (virtio14/RQ1): {error}"
+        return Verdict.NOT_RUN, f"the plain request that it needs failed for its own sake ({error.rule}): {error}"
     except RemoteError as error:
         return Verdict.FAIL, error.strerror or str(error)
     except (Failed, DeviceBroken) as error:

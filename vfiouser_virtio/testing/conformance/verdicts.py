@@ -44,6 +44,17 @@ class NotApplicable(Exception):
 class ExerciseFailed(Exception):
     """Failure of the plain request that a rule is to be seen by, which says nothing of the rule."""
 
+    rule = "virtio14/RQ1"
+    """The check that says so."""
+
+
+class FrameLost(ExerciseFailed):
+    """Plain frame that does not get from one network device to the other."""
+
+    def __init__(self, message: str, rule: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
 
 FINDINGS: ContextVar[list[str]] = ContextVar("findings")
 """What `note` has seen in the check that runs."""

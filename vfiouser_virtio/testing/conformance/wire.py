@@ -3,7 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vfiouser_virtio.protocols.vfio_user import Command, MessageFlags
 from vfiouser_virtio.protocols.virtio.device_type import Exercise
@@ -34,6 +34,15 @@ class Wire:
     """Seconds in which what must not happen would have happened."""
     exercise: Exercise | None = None
     """What to ask the device for, in place of the exercise of its type."""
+    peer: str | os.PathLike[str] | None = None
+    """Where a second network device is served, of the same network as the one under test; see `at_peer`."""
+    found: dict[str, int] = field(default_factory=dict, compare=False)
+    """What a connection has found out that holds for all: ``device_type``."""
+
+    def at_peer(self) -> "Wire":
+        """The way to the peer, with the same timeouts."""
+        assert self.peer is not None
+        return replace(self, path=self.peer, peer=None, exercise=None, found={})
 
     @asynccontextmanager
     async def connect(

@@ -1,0 +1,74 @@
+"""Checks of network devices: ours keep every rule, and each fault is seen by its own check, and by no other."""
+
+import functools
+
+import pytest
+from support import broken_net, broken_net_peer  # noqa: F401 - both fill the table
+from support.broken import BROKEN
+from support.conformance_target import serving, serving_on_a_hub
+
+from vfiouser_virtio.testing.conformance import CHECKS, GOOD, Check, Verdict, run_check
+from vfiouser_virtio.testing.conformance.checks import NET, PEER
+from vfiouser_virtio.transports.identity import Style
+from vfiouser_virtio.virtio import Offer
+
+pytestmark = pytest.mark.slow
+
+NET_CHECKS = [name for name, check in CHECKS.items() if NET in check.needs]
+NEIGHBOURS = 2
+"""Other checks of the same group that look at each fault; all do in a ``variant``."""
+
+
+def groups() -> dict[str, list[str]]:
+    """The checks by their two letters, those of one device apart from those that need a peer."""
+    found: dict[str, list[str]] = {}
+    for name in NET_CHECKS:
+        found.setdefault(name[:11] + str(PEER in CHECKS[name].needs), []).append(name)
+    return found
+
+
+def neighbours(name: str) -> list[Check]:
+    """The next ones of a check's group, in a circle."""
+    [group] = [each for each in groups().values() if name in each]
+    at = group.index(name)
+    return [CHECKS[each] for each in (group[at + 1 :] + group[:at])[:NEIGHBOURS]]
+
+
+@pytest.mark.parametrize(("ids", "packed"), [("default", False), ("2007", True)])
+async def test_our_network_device_keeps_every_rule(ids: Style, packed: bool) -> None:
+    async with serving_on_a_hub(ids=ids, offer=Offer(packed=packed)) as wire:
+        results = [await run_check(wire, CHECKS[name]) for name in NET_CHECKS]
+    assert [result for result in results if result.verdict is not Verdict.PASS] == []
+
+
+async def test_without_a_peer_the_checks_of_traffic_do_not_apply() -> None:
+    """And every other one does."""
+    async with serving("net") as wire:
+        results = [await run_check(wire, CHECKS[name]) for name in NET_CHECKS]
+    absent = {result.check_id for result in results if result.verdict is Verdict.NOT_APPLICABLE}
+    assert absent == {name for name in NET_CHECKS if PEER in CHECKS[name].needs}
+    assert len(set(NET_CHECKS) - absent) >= 30
+    assert all(result.verdict in GOOD for result in results)
+
+
+async def test_a_peer_that_is_no_network_device() -> None:
+    async with serving_on_a_hub() as wire, serving("rng") as other:
+        wire = functools.partial(type(wire), wire.path, timeout=wire.timeout)(peer=other.path)
+        result = await run_check(wire, CHECKS["virtio14/NR1"])
+    assert result.verdict is Verdict.NOT_APPLICABLE
+    assert result.detail == "needs a peer that is a network device"
+
+
+@pytest.mark.parametrize("name", NET_CHECKS)
+async def test_no_other_check_sees_the_fault(name: str) -> None:
+    """Two of the neighbours are asked, of which the ones that see it, too, are known."""
+    await _only_its_own_check_sees(name, neighbours(name))
+
+
+async def _only_its_own_check_sees(name: str, others: list[Check]) -> None:
+    broken = BROKEN[name]
+    async with serving_on_a_hub(offer=broken.offer, timeout=1, make=broken.make) as wire:
+        results = [await run_check(wire, check) for check in others]
+    silent = {Verdict.PASS, Verdict.NOT_APPLICABLE}
+    seen = {result.check_id: result.detail for result in results if result.verdict not in silent}
+    assert {*seen} <= {*broken.also}, seen
