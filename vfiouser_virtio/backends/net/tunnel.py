@@ -66,8 +66,9 @@ def plan(head: bytes, length: int, offload: Offload) -> TunnelPlan:
     if not headers.ethertype:
         raise BadOffload(f"no IP header at inner_nh_offset {inner:#x}")
     within = segmentation.plan(head, length, plain, headers)
-    longest = within.payload + min(within.size, length - within.payload)
-    segmentation.check_longest(outer.ethertype, outer.network, longest)
+    if length > outer.network + 0xFFFF:
+        longest = within.payload + min(within.size, length - within.payload)
+        segmentation.check_longest(outer.ethertype, outer.network, longest)
     return TunnelPlan(within, outer, bool(offload.flags & _UDP_TUNNEL_CSUM))
 
 
