@@ -12,7 +12,7 @@ from vfiouser_virtio.serving.device_setup import DeviceSetup, common_options, of
 from vfiouser_virtio.serving.device_specs import parse_device
 from vfiouser_virtio.serving.options import class_options, convert_options
 from vfiouser_virtio.virtio import Device, Offer, bus
-from vfiouser_virtio.virtio.options import OneOf, Size
+from vfiouser_virtio.virtio.options import Making, OneOf, Size
 
 SECTOR = Size(512)
 
@@ -204,6 +204,15 @@ def test_a_parameter_that_the_device_shares_with_what_is_chosen(text: str, lengt
     assert isinstance(device, Sharing)
     assert device.link is not None
     assert (device.length, device.link.length) == lengths
+
+
+def test_a_tap_has_as_many_queues_as_its_device() -> None:
+    [setup] = setups([parse_device("net,netdev=tap,ifname=tap7,queues=3,host_tunnel=on,host-tunnel-csum=on")])
+    tap = setup.arguments["netdev"]
+    assert isinstance(tap, Making)
+    assert tap.arguments == {"ifname": "tap7", "queues": 3}
+    del setup.arguments["netdev"]
+    assert setup.arguments == {"queues": 3, "host_tunnel": True, "host_tunnel_csum": True}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 import trio
 import trio.testing
 from support.net_device import Device, running, send
-from support.packets import Packet
+from support.packets import UDP, Packet
+from support.tunnels import Tunneled
 
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
@@ -17,6 +18,7 @@ from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
 
 PACKET = Packet(bytes(range(256)) * 20)
 GSO = frame_of(PACKET.build(partial=True), Offload(HdrFlags.NEEDS_CSUM, GsoType.TCPV4, 7, 1000, PACKET.transport, 16))
+TUNNEL = Tunneled(PACKET, Packet(b"", protocol=UDP)).frame(1000)
 
 
 def numbered(number: int, length: int = 60) -> Frame:
@@ -54,15 +56,17 @@ async def test_frames_go_both_ways_with_their_offloads() -> None:
     async with wires(near, far) as (one, other):
         assert one.put(Frame([memoryview(b"ab"), memoryview(b"cd")], 4))
         assert one.put(GSO)
+        assert one.put(TUNNEL)
         assert other.put(numbered(1))
-        await arrived(far, 2)
+        await arrived(far, 3)
         await arrived(near, 1)
         assert [(each.tobytes(), each.offload) for each in far.frames] == [
             (b"abcd", None),
             (GSO.tobytes(), GSO.offload),
+            (TUNNEL.tobytes(), TUNNEL.offload),
         ]
         assert near.taken() == [numbered(1).tobytes()]
-        assert (one.counters.tx_packets, other.counters.rx_packets) == (2, 2)
+        assert (one.counters.tx_packets, other.counters.rx_packets) == (3, 3)
         assert one.describe() == "hub lan"
 
 
