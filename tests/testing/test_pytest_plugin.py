@@ -283,3 +283,40 @@ async def test_linux(guest, vfio_device):
 """
     assert "1 passed" in run("--virtio-ids=2007", test_it=test)
     assert "1 deselected" in run("-m", "not qemu", status=5, test_it=test)
+
+
+FAULTS_TEST = """
+import pytest
+from pattern import Pattern
+from vfiouser_virtio.guest import DeviceBroken
+
+@pytest.fixture
+def virtio_device():
+    return Pattern(7)
+
+@pytest.mark.virtio_faults("used-id-out-of-range:at=3:id=999", seed=7)
+async def test_the_driver_finds_it(virtio_guest, virtio_faults):
+    assert virtio_faults.seed == 7
+    await virtio_guest.driver_data.read(2)
+    virtio_faults.stop()
+    with pytest.raises(DeviceBroken, match="0x3e7"):
+        for _ in range(100):
+            virtio_faults.start()
+            await virtio_guest.driver_data.read_some(1)
+    assert [entry["n"] for entry in virtio_faults.log.entries if "fault" in entry] == [3]
+
+@pytest.mark.virtio_faults("used-len-long:at=1:len=5")
+async def test_the_driver_does_not(virtio_guest):
+    assert await virtio_guest.driver_data.read(1) == b"\\0"
+"""
+
+
+def test_faults(run: Run) -> None:
+    """They are in the report of a test that fails; a test without the mark has none."""
+    printed = run("-v", status=1, test_it=FAULTS_TEST, test_other=TEST)
+    carriers_of = "loopback", "socket", "socket-private"
+    for name in carriers_of:
+        assert f"test_the_driver_finds_it[{name}] PASSED" in printed
+        assert f"test_the_driver_does_not[{name}] FAILED" in printed
+        assert f"test_pattern[{name}] PASSED" in printed
+    assert printed.count("used-len-long, n=1 of queue 0: 0x0: length 0x5, for which it has room for 0x") == 3

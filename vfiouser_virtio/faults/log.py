@@ -50,6 +50,14 @@ class FaultLog:
         if self._write is not None:
             self._put({**said, "time": round(time.monotonic() - self._began, 6)})
 
+    def text(self) -> str:
+        """What it says, a line each."""
+        lines = [f"seed {self.header.get('seed')}: {', '.join(self.header.get('faults', ()))}"]
+        for entry in self.entries:
+            where = "" if entry.get("queue") is None else f" of queue {entry['queue']}"
+            lines.append(entry.get("event") or f"{entry['fault']}, n={entry['n']}{where}: {entry['did']}")
+        return "\n".join(lines)
+
     def _put(self, said: Mapping[str, object]) -> None:
         if self._write is None or self._left <= 0:
             return

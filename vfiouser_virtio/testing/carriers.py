@@ -29,6 +29,8 @@ from typing import Literal, get_args
 import trio
 
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.faults import FaultPlan
+from vfiouser_virtio.faults.core import faulty_core
 from vfiouser_virtio.guest import VirtioDevice, VirtioDriver, bound, bound_pci
 from vfiouser_virtio.guest.ports import PciPort
 from vfiouser_virtio.libvfio_user.engine import LibraryEngine
@@ -40,7 +42,7 @@ from vfiouser_virtio.testing.served import served
 from vfiouser_virtio.transports import Loopback
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.vfio_user import ClientOptions, PrivateMemory, SharedMemory, connect
-from vfiouser_virtio.virtio import Device, Offer
+from vfiouser_virtio.virtio import Device, DeviceCore, Offer
 from vfiouser_virtio.vm import Qemu, find_qemu
 
 Carrier = Literal["loopback", "socket", "socket-private", "qtest", "qtest-private", "libvfio-user", "qtest-library"]
@@ -66,6 +68,7 @@ async def pci_port(
     offer: Offer | None = None,
     conversation: Conversation | None = None,
     qemu: Qemu | None = None,
+    faults: FaultPlan | None = None,
 ) -> AsyncIterator[PciPort]:
     """A device's PCI function as a guest's CPU reaches it, over any carrier but loopback; ``qemu`` as in `carry`.
 
@@ -83,7 +86,13 @@ async def pci_port(
         # QEMU sends an fd for whatever memory we can see ourselves: not taking it is what makes it private.
         async with (
             served(
-                device, ids=ids, offer=offer, conversation=conversation, accept_fds=not private, engine=chosen
+                device,
+                ids=ids,
+                offer=offer,
+                conversation=conversation,
+                accept_fds=not private,
+                engine=chosen,
+                faults=faults,
             ) as at,
             qtest_machine(found, {device.name: at.path}) as machine,
         ):
@@ -93,7 +102,7 @@ async def pci_port(
         options = ClientOptions(trace=conversation.record) if chosen else ClientOptions()
         with PrivateMemory(_MEMORY_SIZE) if private else SharedMemory(_MEMORY_SIZE) as memory:
             async with (
-                served(device, ids=ids, offer=offer, conversation=conversation, engine=chosen) as at,
+                served(device, ids=ids, offer=offer, conversation=conversation, engine=chosen, faults=faults) as at,
                 connect(at.path, memory=[memory], options=options) as client,
             ):
                 yield client
@@ -110,6 +119,7 @@ async def carry(
     offer: Offer | None = None,
     conversation: Conversation | None = None,
     qemu: Qemu | None = None,
+    faults: FaultPlan | None = None,
 ) -> AsyncIterator[VirtioDevice]:
     """A device under test, and the guest's side of it over a carrier: found by a bus, bound to its driver, running.
 
@@ -117,19 +127,22 @@ async def carry(
     the features of the device's type; the driver accepts no feature outside of ``feature_mask``. ``interrupts`` are
     those of PCI, by default the best that the device has.
     ``conversation`` records what is said. ``qemu`` is for the qtest carriers, by default what `vm.find_qemu` finds.
+    ``faults`` are what the device does wrong on purpose: see `faults`.
 
     Raises ConfigError for a carrier that cannot be, DeviceBroken when the device does not let itself be driven.
     """
     conversation = conversation or Conversation(device.name)
     if carrier == "loopback":
         async with (
-            Loopback(device, ids=ids, offer=offer) as transport,
+            Loopback(device, ids=ids, offer=offer, core=faulty_core(faults) if faults else DeviceCore) as transport,
             bound(recorded(transport, conversation), *drivers, feature_mask=feature_mask) as found,
         ):
             yield found
     else:
         async with (
-            pci_port(device, carrier, ids=ids, offer=offer, conversation=conversation, qemu=qemu) as port,
+            pci_port(
+                device, carrier, ids=ids, offer=offer, conversation=conversation, qemu=qemu, faults=faults
+            ) as port,
             bound_pci(port, *drivers, interrupts=interrupts, feature_mask=feature_mask) as found,
         ):
             yield found

@@ -11,6 +11,7 @@ virtio_carrier         the name of the carrier; a test with this fixture, or `vi
 virtio_drivers         drivers to choose from, if you have your own; by default those of `guest.drivers`
 virtio_interrupts      ``None`` (the best that the device has), ``"msix"``, ``"intx"`` or ``"poll"``
 virtio_offer           what the driver may choose from, a `virtio.Offer`; None: what devices offer by default
+virtio_faults          what the device does wrong on purpose, a `faults.FaultPlan`: those of the mark ``virtio_faults``
 virtio_feature_mask    features that the driver may accept; by default all that it knows
 virtio_ids             the identity style, from the command line
 virtio_conversation    what is said; printed, decoded, when the test fails
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 if TYPE_CHECKING:
+    from vfiouser_virtio.faults import FaultPlan
     from vfiouser_virtio.guest import VirtioDevice, VirtioDriver
     from vfiouser_virtio.testing.carriers import Carrier, Interrupts
     from vfiouser_virtio.testing.conversation import Conversation
@@ -47,6 +49,7 @@ _DEFAULT_CARRIERS = ["loopback", "socket", "socket-private"]
 _MARKERS = [
     "virtio_carriers(*names): run only over these of the chosen carriers",
     "guest(**options): how the Linux guest is booted, for vfiouser_virtio.vm.boot_guest (memory, append, …)",
+    "virtio_faults(*faults, seed=0): what the device under test does wrong on purpose (docs/evil.md)",
     "qemu: runs QEMU; set by vfiouser-virtio for the qtest carriers and for tests with a Linux guest",
 ]
 
@@ -54,6 +57,7 @@ _MARKERS = [
 _INTERRUPT = signal.SIGVTALRM
 
 _CONVERSATIONS = pytest.StashKey["list[Conversation]"]()
+_FAULTS = pytest.StashKey["FaultPlan"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -124,8 +128,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed:
         for conversation in item.stash.get(_CONVERSATIONS, []):
             report.sections.append((f"conversation with {conversation.name}", conversation.text()))
+        if plan := item.stash.get(_FAULTS, None):
+            report.sections.append(("faults of the device", plan.log.text()))
     if report.when == "teardown" and _CONVERSATIONS in item.stash:
         del item.stash[_CONVERSATIONS]  # items live until the end of the session
+    if report.when == "teardown" and _FAULTS in item.stash:
+        del item.stash[_FAULTS]
     return report
 
 
@@ -195,6 +203,20 @@ def virtio_offer() -> "Offer | None":
 
 
 @pytest.fixture
+def virtio_faults(request: pytest.FixtureRequest) -> "FaultPlan":
+    """What the device does wrong on purpose: the faults of ``@pytest.mark.virtio_faults("used-never:at=3", seed=7)``.
+
+    A test may stop and start them, and read their log; without the mark there are none.
+    """
+    from vfiouser_virtio.faults import FaultPlan
+
+    mark = request.node.get_closest_marker("virtio_faults")
+    plan = FaultPlan() if mark is None else FaultPlan(mark.args, seed=mark.kwargs.get("seed", 0))
+    request.node.stash[_FAULTS] = plan
+    return plan
+
+
+@pytest.fixture
 def virtio_feature_mask() -> int:
     """The driver accepts no feature bits outside of this."""
     return -1
@@ -248,6 +270,7 @@ async def virtio_guest(
     virtio_feature_mask: int,
     virtio_drivers: "Sequence[VirtioDriver]",
     virtio_conversation: "Conversation",
+    virtio_faults: "FaultPlan",
     pytestconfig: pytest.Config,
     _carrier_qemu: "Qemu | None",
 ) -> "AsyncIterator[VirtioDevice]":
@@ -272,6 +295,7 @@ async def virtio_guest(
                 feature_mask=virtio_feature_mask,
                 conversation=virtio_conversation,
                 qemu=_carrier_qemu,
+                faults=virtio_faults,
             ) as found:
                 yield found
 
@@ -323,6 +347,7 @@ async def vfio_device(
     virtio_ids: "Style",
     virtio_offer: "Offer | None",
     virtio_conversation: "Conversation",
+    virtio_faults: "FaultPlan",
     pytestconfig: pytest.Config,
 ) -> "AsyncIterator[ServedDevice]":
     """The device under test on a socket: ``vfio_device.path``.
@@ -332,7 +357,13 @@ async def vfio_device(
     from vfiouser_virtio.testing.served import served
 
     with _must_yield(float(pytestconfig.getini("virtio_timeout"))):
-        async with served(virtio_device, ids=virtio_ids, offer=virtio_offer, conversation=virtio_conversation) as at:
+        async with served(
+            virtio_device,
+            ids=virtio_ids,
+            offer=virtio_offer,
+            conversation=virtio_conversation,
+            faults=virtio_faults,
+        ) as at:
             yield at
 
 

@@ -2,12 +2,15 @@
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from vfiouser_virtio.engines import Engine, VfioUserEngine
+from vfiouser_virtio.faults import FaultPlan
+from vfiouser_virtio.faults.pci import FaultyPci
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.serving.serve import serve
 from vfiouser_virtio.testing.conversation import Conversation
@@ -44,14 +47,19 @@ async def served(
     accept_fds: bool = True,
     offer: Offer | None = None,
     engine: Engine | None = None,
+    faults: FaultPlan | None = None,
 ) -> AsyncIterator[ServedDevice]:
     """Serve a device on a socket of its own until the end of the block.
 
     ``offer`` is what a driver may choose from. Without ``accept_fds``, memory that comes with a file descriptor is
     reached by messages all the same. ``engine`` is our own by default; another one keeps its conversation to itself.
+    ``faults`` are what the device does wrong on purpose.
     """
     conversation = conversation or Conversation(device.name)
-    function = (VirtioPci if accept_fds else _PciWithoutFds)(device, ids=ids, name=device.name, offer=offer)
+    make: Callable[..., VirtioPci] = VirtioPci if accept_fds else _PciWithoutFds
+    if faults:
+        make = partial(FaultyPci if accept_fds else _FaultyPciWithoutFds, faults=faults)
+    function = make(device, ids=ids, name=device.name, offer=offer)
     engine = engine or VfioUserEngine(trace=conversation.record)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{device.name}.sock")
@@ -59,10 +67,18 @@ async def served(
             yield ServedDevice(path, function, conversation)
 
 
-class _PciWithoutFds(VirtioPci):
-    """A function that cannot map its client's memory."""
+class _WithoutFds(VirtioPci):
+    """Mixin: a function that cannot map its client's memory."""
 
     def dma_map(self, address: int, size: int, *, readable: bool, writable: bool, fd: int | None, offset: int) -> None:
         if fd is not None:
             os.close(fd)
         super().dma_map(address, size, readable=readable, writable=writable, fd=None, offset=offset)
+
+
+class _PciWithoutFds(_WithoutFds):
+    """A function that cannot map its client's memory."""
+
+
+class _FaultyPciWithoutFds(_WithoutFds, FaultyPci):
+    """The same with faults."""
