@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfiouser_virtio.devices.net import Net
+from vfiouser_virtio.faults import FaultPlan
+from vfiouser_virtio.faults.pci import FaultyPci
 from vfiouser_virtio.transports import VirtioPci
 from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.vfio_user.server.session import Session
@@ -56,6 +58,17 @@ def breaks(
         return fault
 
     return register
+
+
+def faulty(*faults: str) -> Make:
+    """What makes a device with these faults (see `vfiouser_virtio.faults`)."""
+    return lambda device, **named: FaultyPci(device, faults=FaultPlan(faults, seed=1), **named)
+
+
+def breaks_by_fault(check_id: str, *faults: str, device: str = "rng", logs: str = "", **offer: Any) -> None:
+    """As `breaks`: these faults are what the check must see."""
+    assert check_id not in BROKEN, check_id
+    BROKEN[check_id] = Broken(faulty(*faults), Session, device, Offer(**offer), logs)
 
 
 def made_with(fault: type, make: type[VirtioPci] = VirtioPci) -> Make:

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from support.broken import breaks
-from support.faithful import answering, offering, with_capability, with_structure
+from support.broken import breaks, breaks_by_fault
+from support.faithful import offering, with_capability, with_structure
 
 from vfiouser_virtio.pci import Capability, Identity
 from vfiouser_virtio.protocols.codec import offsets
@@ -113,11 +113,7 @@ class HasABlindWindow(VirtioPci):
         return None
 
 
-@breaks("virtio14/DC1", device="blk")
-class HidesItsConfiguration(VirtioPci):
-    def add_capability(self, capability: Any) -> int:
-        return 0 if capability.data[3] == CfgType.DEVICE else super().add_capability(capability)
-
+breaks_by_fault("virtio14/DC1", "capability-missing:type=4", device="blk")
 
 # ---- registers ---------------------------------------------------------------------------------------------------
 
@@ -134,19 +130,8 @@ class ForgetsDriverFeatures(DeviceCore):
         return 0
 
 
-@breaks("virtio14/CC4", device="blk")
-class ChangesSilently(DeviceCore):
-    reads = 0
-
-    def read_config(self, offset: int, count: int) -> bytes:
-        self.reads += 1
-        return bytes([self.reads & 0xFF]) + super().read_config(offset, count)[1:]
-
-
-@breaks("virtio14/CC5")
-class IsNeverReset(DeviceCore):
-    def write_status(self, value: int) -> Hold | None:
-        return super().write_status(value) if value else None
+breaks_by_fault("virtio14/CC4", "config-changes", device="blk")
+breaks_by_fault("virtio14/CC5", "reset-stuck")
 
 
 @breaks("virtio14/CC6")
@@ -164,8 +149,7 @@ class ResetsQueuesForEver(DeviceCore):
         return Hold()
 
 
-HasQueuesOfThree = answering(queue_size=lambda _cfg, original: original() or 3)
-breaks("virtio14/CC8")(HasQueuesOfThree)
+breaks_by_fault("virtio14/CC8", "queue-size:value=3")
 
 
 @breaks("virtio14/CC8-reset")
@@ -210,7 +194,9 @@ class TakesErrorsLightly(DeviceCore):
         pass
 
 
-breaks("virtio14/FB1")(offering(1 << 44))
+breaks_by_fault("virtio14/FB1", "features-extra:bit=44")
+breaks_by_fault("virtio14/FB3", "features-refused:after=1")
+breaks_by_fault("virtio14/RB1", "features-missing:bit=32")  # a legacy device
 
 
 @breaks("virtio14/FB2")
@@ -218,18 +204,6 @@ class AcceptsWhatItHasNotOffered(DeviceCore):
     def _accept_features(self) -> bool:
         self.driver_features &= self.device_features
         return super()._accept_features()
-
-
-@breaks("virtio14/FB3")
-class NegotiatesOnce(DeviceCore):
-    times = 0
-
-    def _accept_features(self) -> bool:
-        self.times += 1
-        return self.times == 1 and super()._accept_features()
-
-
-breaks("virtio14/RB1")(offering(0, without=Feature.VERSION_1.mask))  # a legacy device
 
 
 @breaks("virtio14/RB1-accept")

@@ -1,6 +1,6 @@
 """Broken packed virtqueues (see `support.broken`)."""
 
-from support.broken import breaks
+from support.broken import breaks, breaks_by_fault
 from support.broken_rings import backwards, write_to_requests
 
 from vfiouser_virtio.errors import GuestError
@@ -13,12 +13,7 @@ from vfiouser_virtio.vring.descriptors import Descriptor, Memory, read_table
 RESERVED = 3 << 16
 
 
-@breaks("virtio14/PK1", packed=True)
-class LeavesGaps(PackedRing):
-    def _store(self, used: list[int]) -> None:
-        self.next_used = (self.next_used + 1) % (2 * self.size)
-        super()._store(used)
-        self.next_used = (self.next_used - 1) % (2 * self.size)
+breaks_by_fault("virtio14/PK1", "packed-gap", packed=True)
 
 
 @breaks("virtio14/PK2", device="blk", packed=True)

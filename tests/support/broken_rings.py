@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from support.broken import breaks
+from support.broken import breaks, breaks_by_fault
 
 from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.errors import GuestError
@@ -96,23 +96,7 @@ class TakesTablesAlone(SplitRing):
         return super()._indirect(head, descriptor, memory)
 
 
-@breaks("virtio14/RQ1")
-class GivesNothing(SplitRing):
-    """The used length is always 0, and an entropy device must give a byte or more."""
-
-    def _store(self, used: list[int]) -> None:
-        super()._store([value * (at % 2 == 0) for at, value in enumerate(used)])
-
-
 # ---- used ring ---------------------------------------------------------------------------------------------------
-
-
-@breaks("virtio14/UR1")
-class MovesTheIndexFirst(SplitRing):
-    def _store(self, used: list[int]) -> None:
-        before = bytes(self.parts[2])
-        super()._store(used)
-        self.parts[2][4:] = before[4:]  # and the elements much later: never
 
 
 @breaks("virtio14/UR2")
@@ -124,48 +108,29 @@ class CountsWhatItHasNotWritten(Rng):
             chain.complete(length)
 
 
-@breaks("virtio14/UR2-readable", device="console")
-class CountsWhatItHasRead(SplitRing):
-    def _store(self, used: list[int]) -> None:
-        super()._store([value + 4 * (place & 1) for place, value in enumerate(used)])
-
-
 def backwards(used: list[int]) -> list[int]:
     """Pairs of head and length, the last one first."""
     return [value for place in range(len(used) - 2, -1, -2) for value in used[place : place + 2]]
 
 
-@breaks("virtio14/RB2", in_order=True)
-class UsesBuffersBackwards(SplitRing):
-    def _store(self, used: list[int]) -> None:
-        super()._store(backwards(used))
-
+breaks_by_fault("virtio14/RQ1", "used-len-short")  # an entropy device must give a byte or more
+breaks_by_fault("virtio14/UR1", "used-idx-early:time=3600s")
+breaks_by_fault("virtio14/UR2-readable", "used-len-long", device="console")
+breaks_by_fault("virtio14/RB2", "used-out-of-order:every=2", in_order=True)
 
 # ---- notifications -----------------------------------------------------------------------------------------------
 
 
-@breaks("virtio14/UN1")
-class NeverInterrupts(SplitRing):
-    def interrupt_due(self) -> bool:
-        return False
-
-
-@breaks("virtio14/UN1-flags", "virtio14/UN2-silent")
-class AlwaysInterrupts(SplitRing):
-    def interrupt_due(self) -> bool:
-        return True
+breaks_by_fault("virtio14/UN1", "interrupt-lost")
+breaks_by_fault("virtio14/UN1-flags", "interrupt-unwanted")
+breaks_by_fault("virtio14/UN2-silent", "interrupt-unwanted")
+breaks_by_fault("virtio14/AN1", "used-flags-set")
 
 
 @breaks("virtio14/UN2")
 class ObeysFlagsWithEventIdx(SplitRing):
     def interrupt_due(self) -> bool:
         return not self.parts[1][0] & 1 and super().interrupt_due()
-
-
-@breaks("virtio14/AN1")
-class SetsFlagsWithEventIdx(SplitRing):
-    def suppress_notifications(self) -> None:
-        self.parts[2][0] = 1
 
 
 @breaks("virtio14/AN2", logs=r"broke virtio.* queue \d+ was notified")

@@ -80,7 +80,7 @@ _RINGS = (
     Fault(
         "used-flags-set", _RING, "look at the ring",
         "NO_NOTIFY is set in used.flags although EVENT_IDX was negotiated",
-        "with EVENT_IDX the device sets used.flags to 0", "2.7.10.1", of_queue=True, ring="split",
+        "with EVENT_IDX the device sets used.flags to 0", "2.7.10.2", of_queue=True, ring="split",
     ),
     Fault(
         "packed-wrap-flipped", _RING, _USED, "the flags of the used descriptor are those of the other wrap counter",
@@ -94,7 +94,7 @@ _RINGS = (
     Fault(
         "notify-not-asked", _RING, "wish for a notification",
         "the device does not ask to be notified, and waits for a notification all the same",
-        "a device that waits for buffers has asked for notifications", "2.7.10.1", of_queue=True,
+        "a device that waits for buffers has asked for notifications", "2.7.10.2", of_queue=True,
     ),
 )  # fmt: skip
 
@@ -119,7 +119,7 @@ _INTERRUPTS = (
     Fault(
         "interrupt-wrong-vector", Place.INTERRUPT, _INTERRUPT,
         "the notification comes as that of another queue, or as one of a configuration change",
-        "a notification is sent with the vector that the driver has mapped for it", "4.1.5.2",
+        "a notification is sent with the vector that the driver has mapped for it", "4.1.5.3",
         (Argument("to", integer, -1, "the other queue; -1 is the configuration"),), of_queue=True,
     ),
     Fault(
@@ -210,7 +210,7 @@ _STATUS = (
     ),
     Fault(
         "features-missing", Place.STATUS, "read of the bit's word", "a feature bit is not offered",
-        "VERSION_1 is offered", "6.1", (Argument("bit", integer, 32, "its number; 32 is VERSION_1"),),
+        "VERSION_1 is offered", "6.2", (Argument("bit", integer, 32, "its number; 32 is VERSION_1"),),
     ),
     Fault(
         "features-refused", Place.STATUS, "FEATURES_OK of the driver", "FEATURES_OK does not stay set",
