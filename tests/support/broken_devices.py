@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from support.broken import breaks, breaks_by_fault
-from support.faithful import offering, with_capability, with_structure
+from support.faithful import answering, offering, with_capability, with_structure
 
 from vfiouser_virtio.pci import Capability, Identity
 from vfiouser_virtio.protocols.codec import offsets
@@ -149,7 +149,8 @@ class ResetsQueuesForEver(DeviceCore):
         return Hold()
 
 
-breaks_by_fault("virtio14/CC8", "queue-size:value=3")
+HasQueuesOfThree = answering(queue_size=lambda _cfg, original: original() or 3)
+breaks("virtio14/CC8")(HasQueuesOfThree)
 
 
 @breaks("virtio14/CC8-reset")

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import trio
 import trio.testing
-from support.broken import made_with
+from support.broken import faulty, made_with
 from support.conformance_target import DEVICES, serving
 from support.faithful import answering
 
@@ -294,11 +294,8 @@ async def test_it_stops_when_a_server_is_gone(
 
 
 async def test_a_request_that_fails_for_its_own_sake_is_nobody_elses_verdict() -> None:
-    from support.broken import made_with
-    from support.broken_rings import GivesNothing
-
     checks = [CHECKS[f"virtio14/{name}"] for name in ("RQ1", "IS1", "MF1", "PI2")]
-    async with serving("rng", make=made_with(GivesNothing)) as wire:
+    async with serving("rng", make=faulty("used-len-short")) as wire:
         results = [result async for result in run_checks(wire, checks)]
     assert [each.verdict for each in results] == [Verdict.FAIL, Verdict.NOT_RUN, Verdict.NOT_RUN, Verdict.PASS]
     assert "failed for its own sake (virtio14/RQ1): used.len is 0x0" in results[1].detail
