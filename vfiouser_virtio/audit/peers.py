@@ -12,4 +12,39 @@ class Peer(NamedTuple):
     seen: str
 
 
-PEERS: list[Peer] = []
+_DATE = "2026-11-29"
+_SEABIOS = "SeaBIOS 1.17.0, as QEMU 11.1.3 of Debian has it (blk)"
+_SPDK = "SPDK 26.09-pre, bdevperf over vfio-user (blk)"
+_BALLOON = "kicks statsq (queue 2) in its probe, before DRIVER_OK (drivers/virtio/virtio_balloon.c: init_vqs)"
+
+PEERS: list[Peer] = [
+    Peer(
+        _SEABIOS,
+        _DATE,
+        "`status/reset-wait`",
+        "writes device_status 0, then 3, with no read of it but one of ISR status (src/hw/virtio-pci.c: vp_reset)",
+    ),
+    Peer(_SEABIOS, _DATE, "`init/acknowledge-first`", "sets ACKNOWLEDGE and DRIVER in one write"),
+    Peer(_SEABIOS, _DATE, "`config/optional`", "reads the geometry of a disk that does not offer GEOMETRY"),
+    Peer(_SEABIOS, _DATE, "`config/generation` (SHOULD)", "reads capacity with no config_generation around it"),
+    Peer(
+        _SPDK,
+        _DATE,
+        "`config/width`",
+        "reads the 64 bits of capacity at once (module/bdev/virtio/bdev_virtio_blk.c:418)",
+    ),
+    Peer(
+        _SPDK,
+        _DATE,
+        "`queue/enable-zero`",
+        "writes queue_enable 0 for each queue when it lets go of the device (lib/virtio/virtio_vfio_user.c:355)",
+    ),
+    Peer("Linux 6.12 (balloon)", _DATE, "`init/notify-early`", _BALLOON),
+    Peer("Linux 7.3 (balloon)", _DATE, "`init/notify-early`", _BALLOON),
+    Peer(
+        "Linux 6.12 and 7.3 (blk, net, rng, console, input)",
+        _DATE,
+        "none",
+        "a boot each, with reads, writes, random bytes and a few packets",
+    ),
+]

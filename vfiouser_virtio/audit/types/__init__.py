@@ -7,11 +7,13 @@ from vfiouser_virtio.audit.types.balloon import BalloonWatch
 from vfiouser_virtio.audit.types.base import RequestWatch
 from vfiouser_virtio.audit.types.blk import BlkWatch
 from vfiouser_virtio.audit.types.console import ConsoleWatch
+from vfiouser_virtio.audit.types.net import NetWatch
 from vfiouser_virtio.audit.types.simple import InputWatch, RngWatch
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
 from vfiouser_virtio.virtio import DeviceCore
 
 _WATCHES: Mapping[int, type[RequestWatch]] = {
+    DeviceId.NET: NetWatch,
     DeviceId.BLOCK: BlkWatch,
     DeviceId.CONSOLE: ConsoleWatch,
     DeviceId.RNG: RngWatch,
