@@ -204,7 +204,7 @@ class TestWithoutAsynchronousIo:
 
     @pytest.fixture
     def signal(self) -> Iterator[Callable[[int], None]]:
-        yield Signaller((NO_SYSTEM_CALL,) * 3).signal
+        yield Signaller((NO_SYSTEM_CALL, NO_SYSTEM_CALL, NO_SYSTEM_CALL)).signal
         # A thread ends only after its event has been seen.
         for _ in range(1500):
             if not writers():

@@ -130,6 +130,7 @@ async def check_filter(one: Machine, other: Machine) -> None:
 
     async def check(destination: str, *, seen: bool) -> None:
         """Linux tells the device of a new mode at its leisure, so that the first pings may be too early."""
+        passed = 0
         for _ in range(5):
             before, filtered = await count(), device.receiver.filtered
             await one.run(f"ping -c {PINGS} -i 0.05 -W 1 {destination} >/dev/null || true")

@@ -39,6 +39,8 @@ _FLAGS = int(HdrFlags.NEEDS_CSUM | HdrFlags.DATA_VALID)
 _NEEDS_CSUM, _DATA_VALID = int(HdrFlags.NEEDS_CSUM), int(HdrFlags.DATA_VALID)
 _TUNNEL_FLAGS = int(HdrFlags.NEEDS_CSUM | HdrFlags.UDP_TUNNEL_CSUM)
 _TUNNEL = int(net.GSO_UDP_TUNNEL)
+_NO_VIEW = memoryview(bytearray())
+_NO_BUFFERS: list[tuple[int, int, int]] = []
 
 
 def does_of(features: int) -> Does:
@@ -221,6 +223,7 @@ class Receiver:
         receiveq, singles, hashed, passed = self.queues[0], None, None, None
         header, done, complete, octets = self._plain, 0, 0, 0
         written: list[int] = []
+        view, buffers = _NO_VIEW, _NO_BUFFERS
         try:
             for frame in frames:
                 if not everything:

@@ -41,7 +41,7 @@ ARP = bytes.fromhex("0001 0800 06 04 0001") + MAC + packed(CLIENT) + bytes(6) + 
 def test_what_a_user_says_wrong(tmp_path: Path) -> None:
     (tmp_path / "kernel").touch()
     boot: dict[str, Any] = {"tftp": tmp_path}
-    for options, mistake in (
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"net": "10.0.2.0"}, "net=10.0.2.0: expected an IPv4 network such as 10.0.2.0/24"),
         ({"net": "fec0::/64"}, "net=fec0::/64: expected an IPv4 network"),
         ({"net": "10.0.2.0/31"}, "net=10.0.2.0/31: expected an IPv4 network .* of 8 to 30 bits"),
@@ -57,7 +57,8 @@ def test_what_a_user_says_wrong(tmp_path: Path) -> None:
         (boot | {"bootfile": "missing"}, "bootfile=missing: No such file or directory: it has to be in tftp="),
         (boot | {"bootfile": "../x"}, "bootfile=../x: it leads out of the folder, or is no regular file: it has to"),
         ({"tftp": tmp_path / "missing"}, "tftp=.*: No such file or directory"),
-    ):
+    ]
+    for options, mistake in mistakes:
         with pytest.raises(ConfigError, match=mistake):
             BootNetdev(**options)
     with pytest.raises(DeviceError):

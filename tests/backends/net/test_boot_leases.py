@@ -78,6 +78,7 @@ def test_an_address_that_is_in_use_is_not_given_out_for_a_while() -> None:
     pool = leases(clock)
     for expected in POOL:
         address = pool.offer(ONE, POOL[0])
+        assert address is not None
         assert address == expected
         pool.decline(ONE, address)
     assert pool.offer(ONE, None) is None
