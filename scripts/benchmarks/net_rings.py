@@ -31,10 +31,13 @@ from vfiouser_virtio.virtio import Offer
 
 THROUGH_HUB = "packets through the hub, 128 at once"
 _SIZE, _BURST = 256, 128
-_FRAME, _HEADER, _BUFFER = 60, 12, 1600
+_FRAME, _HEADER = 60, 12
+# Of receive and transmit buffers: as long as Linux has them, and as short as such a frame lets them be. What is a power
+# of two apart shares a few lines of the cache.
+_STRIDES = 1600, 192
 # Of each queue: its rings, and its buffers.
 _RINGS, _DATA = 0x1_0000, 0x10_0000
-_RAM_SIZE = _DATA + 2 * _SIZE * _BUFFER
+_RAM_SIZE = _DATA + 0x10_0000
 _FEATURES = 1 << 32 | mask_of((NetFeature.MRG_RXBUF, NetFeature.CTRL_VQ, NetFeature.CTRL_RX))  # the filter is at work
 # A figure is the best of some slices, each of a few ms: other programs make code slower, never faster.
 _SLICES, _SLICE_BURSTS = 60, 30
@@ -46,12 +49,12 @@ class _Ring:
     def __init__(self, ram: memoryview, index: int) -> None:
         base = index * _RINGS
         self.areas = base, base + 0x2000, base + 0x3000
-        self.buffers = _DATA + index * _SIZE * _BUFFER
+        stride = _STRIDES[index]
+        self.buffers = [_DATA + index * 0x8_0000 + number * stride for number in range(_SIZE)]
         desc, avail, used = self.areas
         for number in range(_SIZE):
-            length, flags = (_BUFFER, WRITE) if index == 0 else (_HEADER + _FRAME, 0)
-            place = self.buffers + number * _BUFFER
-            DESC_CODEC.pack_into(ram, desc + DESC_CODEC.size * number, place, length, flags, 0)
+            length, flags = (stride, WRITE) if index == 0 else (_HEADER + _FRAME, 0)
+            DESC_CODEC.pack_into(ram, desc + DESC_CODEC.size * number, self.buffers[number], length, flags, 0)
         self._avail, self._used = ram[avail:].cast("H"), ram[used:].cast("H")
         for number in range(_SIZE):
             self._avail[2 + number] = number
@@ -78,8 +81,7 @@ class _Interface:
         [ram] = self.function.memory.writable(0, _RAM_SIZE)
         self.receive, self.transmit = _Ring(ram, 0), _Ring(ram, 1)
         frame = other + mac + struct.pack(">H", 0x88B5) + bytes(_FRAME - 14)
-        for number in range(_SIZE):
-            at = self.transmit.buffers + number * _BUFFER
+        for at in self.transmit.buffers:
             ram[at + _HEADER : at + _HEADER + _FRAME] = frame
         address = NOTIFY + NOTIFY_MULTIPLIER
         self.kick = partial(self.function.region_write, PciRegion.BAR4, address, b"\1\0")

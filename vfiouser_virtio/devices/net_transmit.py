@@ -117,8 +117,10 @@ class Transmitter:
     async def serve(self, transmitq: TransmitQueue) -> None:
         """Send what comes in one queue, until cancelled."""
         async for burst in transmitq.queue.bursts(at_once=True):
-            if not self._send_singles(transmitq):
+            sent, room = self._send_singles(transmitq)
+            if not room:
                 await transmitq.sink.wait_room()
+            if sent or not room:
                 continue
             held = self._send(transmitq, burst)
             del burst  # what was sent is shown now, not after the wait
@@ -141,14 +143,14 @@ class Transmitter:
         self._count(transmitq, frame)
         chain.complete(0)
 
-    def _send_singles(self, transmitq: TransmitQueue) -> bool:
+    def _send_singles(self, transmitq: TransmitQueue) -> tuple[int, bool]:
         """Send packets that come next, together, while each is one buffer and none is malformed or has to be cut.
 
-        False: the netdev has no room for the next one.
+        Returns how many, and whether the netdev has room for the next one.
         """
         singles = transmitq.queue.take_singles(len(self._frames), writable=False) if self.link else None
         if singles is None:
-            return True
+            return 0, True
         steering, codec, size, view = self.steering, self._codec, self._codec.size, singles.readonly_view
         count = taken = octets = 0
         offloaded = False
@@ -184,7 +186,7 @@ class Transmitter:
             transmitq.packets += taken
             transmitq.csum_none += taken
             transmitq.bytes += octets if taken == count else sum(map(LENGTH, self._frames[:taken]))
-        return taken == count
+        return taken, taken == count
 
     def _send(self, transmitq: TransmitQueue, burst: Iterator[Chain]) -> tuple[Chain, Frame, Pieces | None] | None:
         """Send a burst; returns a packet for which the netdev has no room, and what is left of it if it was cut.
