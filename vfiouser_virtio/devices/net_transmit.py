@@ -179,6 +179,9 @@ class Transmitter:
                 taken = transmitq.put_burst(self._frames[:count])
         finally:
             singles.end([0] * taken)
+            # Else the memory of a client that goes would stay mapped until the next one sends as many.
+            for frame in self._frames[: count + 1]:
+                frame.segments = ()
         if offloaded:
             for frame in self._frames[:taken]:
                 self._count(transmitq, frame)
