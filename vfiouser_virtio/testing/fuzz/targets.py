@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +15,13 @@ from vfiouser_virtio import devices
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.console import Console
 from vfiouser_virtio.protocols.record import record
-from vfiouser_virtio.protocols.virtio import blk, console
+from vfiouser_virtio.protocols.virtio import blk, console, net
 from vfiouser_virtio.protocols.virtio.device_type import DeviceType, RequestShape
 from vfiouser_virtio.protocols.virtio.device_types import declared_types
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG  # any flat structure does for a configuration
 from vfiouser_virtio.testing.fuzz.driver import FuzzDriver
+from vfiouser_virtio.testing.fuzz.net_loop import looped_net, looped_net_works
+from vfiouser_virtio.testing.fuzz.net_requests import NET_REQUESTS
 from vfiouser_virtio.testing.fuzz.oracle import Found
 from vfiouser_virtio.virtio import Device, Queue, queue
 from vfiouser_virtio.virtio.options import Size
@@ -172,12 +174,15 @@ def _target(kind: DeviceType, make: Callable[[], Device] | None = None) -> FuzzT
     return FuzzTarget(make or partial(devices.example, kind.name), partial(_exercised, kind), kind)
 
 
+_NET = replace(net.TYPE, requests=(*net.TYPE.requests, *NET_REQUESTS))
+
 TARGETS: dict[str, FuzzTarget] = {
     "echo": FuzzTarget(Echo, _echo_works),
     **{kind.name: _target(kind) for kind in declared_types()},
     # Types that cannot be made without options, or are to be asked more than their declaration says.
     "blk": FuzzTarget(lambda: _with_small_queues(Blk(size=Size(DISK_SIZE), num_queues=2)), _blk_works, blk.TYPE),
     "blk-file": FuzzTarget(_disk_in_a_file, _blk_works, blk.TYPE),
+    "net": FuzzTarget(looped_net, looped_net_works, _NET),
     "console": _target(console.TYPE, lambda: Console(chardev=[_Echo(), _Echo()], name=["", "second"])),
 }
 """By the name that a case has: every declared type, and variants."""
