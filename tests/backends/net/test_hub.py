@@ -13,7 +13,7 @@ from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
 from vfiouser_virtio.backends.net.hub import AGEING, MAX_STATIONS, HubNetdev, hub, join
 from vfiouser_virtio.backends.net.netdev import Does
-from vfiouser_virtio.backends.net.outlet import PATIENCE
+from vfiouser_virtio.backends.net.outlet import MAX_KEPT, PATIENCE
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
 
@@ -255,10 +255,10 @@ async def test_a_dead_device_stops_the_others_once_and_not_for_long(autojump_clo
         await send(ports[0], *[frame(mac(2), mac(1)), frame(mac(3), mac(1))] * 100)
         assert trio.current_time() - start == pytest.approx(PATIENCE)
         assert len(living.taken()) == 100
-        assert ports[1].counters.rx_drops.by_reason == {Drop.NO_BUFFERS: 101}  # one of them was flooded
+        assert ports[1].counters.rx_drops.by_reason == {Drop.NO_BUFFERS: 100}
         dead.room = 1 << 30
         await send(ports[0], frame(mac(2), mac(1)))
-        assert len(dead.taken()) == 1
+        assert [data[:6] for data in dead.taken()] == [BROADCAST, mac(2)]  # what was flooded was kept
 
 
 async def test_a_device_that_takes_a_frame_now_and_then_is_as_good_as_dead(
@@ -312,12 +312,18 @@ async def test_a_device_with_big_packets_needs_take_fewer(autojump_clock: trio.t
         assert drops(ports[1]) == (0, 0)
 
 
-async def test_a_flooded_frame_waits_for_nobody() -> None:
+async def test_a_flooded_frame_waits_for_nobody_and_is_kept_where_there_is_no_room() -> None:
     devices = [Device(), Device(room=0), Device()]
     async with switch(*devices) as (ports, _):
-        assert ports[0].put(frame(BROADCAST, mac(1)))
-        assert len(devices[2].taken()) == 1
-        assert [drops(port) for port in ports] == [(0, 0), (0, 1), (0, 0)]
+        sent = [frame(BROADCAST, mac(1), bytes([number])) for number in range(MAX_KEPT + 3)]
+        for each in sent:
+            assert ports[0].put(each)
+        assert len(devices[2].taken()) == len(sent)
+        assert ports[1].counters.rx_drops.by_reason == {Drop.NO_BUFFERS: 3}
+        devices[1].make_room(1 << 30)
+        await trio.testing.wait_all_tasks_blocked()
+        assert devices[1].taken() == [each.tobytes() for each in sent[:MAX_KEPT]]
+        assert [drops(port) for port in ports] == [(0, 0), (0, 3), (0, 0)]
 
 
 async def test_who_waits_for_a_device_that_leaves_goes_on(autojump_clock: trio.testing.MockClock) -> None:

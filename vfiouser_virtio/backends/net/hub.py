@@ -160,8 +160,8 @@ class HubNetdev(Link):
         for frame in frames:
             try:
                 for port in self.hub.ports:
-                    if port is not self and not (isolated and port.isolated) and not port.outlet.take(frame):
-                        port.counters.rx_drops.add(Drop.NO_BUFFERS)
+                    if port is not self and not (isolated and port.isolated):
+                        port.outlet.take_or_keep(frame)
             except BadOffload as error:
                 self._drop(error)
 

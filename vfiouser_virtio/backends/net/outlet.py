@@ -20,6 +20,11 @@ without room, and grows by what the port takes (`MIN_BYTES`, `MIN_PACKETS`), and
 MIN_BYTES, MIN_PACKETS = 3e6, 2000
 """What a port has to take in a second, one or the other, so that the others wait for it as long as it likes."""
 _EARNED_WITH_ROOM = 0.1
+MAX_KEPT = 64
+"""Frames, of up to 64 KiB, that a port without room keeps of those that nobody waits with, such as broadcasts.
+
+A guest that takes nothing, or floods those that are slow, must not fill the host's memory.
+"""
 
 
 class Outlet:
@@ -29,7 +34,7 @@ class Outlet:
         self._counters = counters
         self._sink: FrameSink | None = None
         self._put_burst: PutBurst = len
-        # What a packet that was cut into segments has left of them. Nothing goes before it, so it is one packet's.
+        # What a packet that was cut into segments has left of them, and frames that are kept. Nothing goes before it.
         self._rest: deque[Frame] = deque()
         self._has_rest = trio.Event()
         self._drop_at: float | None = None  # there is no room now, and from then on frames are dropped
@@ -67,6 +72,26 @@ class Outlet:
         if self._drop_at is not None:
             self._has_room()
         return True
+
+    def take_or_keep(self, frame: Frame) -> None:
+        """Hand a frame to the device, or keep a copy until it has room: who sends it waits for nobody.
+
+        Memory that is reached by messages has never room at once. Raises BadOffload.
+        """
+        sink = self._sink
+        if sink is None:
+            self._counters.rx_drops.add(Drop.NO_DRIVER)
+            return
+        ready = not self._rest or self._send_rest(sink)
+        taken = frame.offload is None or takes(sink.does, frame)
+        if ready and taken and sink.put(frame):
+            self._counters.rx_packets += 1
+            self._counters.rx_bytes += frame.length
+        elif len(self._rest) >= MAX_KEPT:
+            self._counters.rx_drops.add(Drop.NO_BUFFERS)
+        else:
+            self._rest.extend((frame.copy(),) if taken else finish(frame, sink.does))
+            self._send_rest(sink)
 
     def take_burst(self, frames: Sequence[Frame]) -> int:
         """As `take`, for the first of these frames, one at least, which the device is handed together; how many.
