@@ -41,6 +41,29 @@ PAGE = 4096
 RAM_END = 512 * MIB
 
 
+# The second interface is in a network namespace of its own, so that what is sent to it goes over both devices.
+SEPARATE_NETWORKS = """
+unshare -n sleep 3600 &
+other=$!
+echo $other >/tmp/other
+while [ "$(readlink /proc/$other/ns/net)" = "$(readlink /proc/$$/ns/net)" ]; do sleep 0.1; done
+ip link set eth1 netns $other
+ip addr add 192.0.2.1/24 dev eth0
+ip link set eth0 up
+nsenter -t $other -n sh -c 'ip addr add 192.0.2.2/24 dev eth1 && ip link set eth1 up && httpd -p 80 -h /tmp'
+httpd -p 80 -h /tmp
+"""
+TRANSFER = """
+inside="nsenter -t $(cat /tmp/other) -n"
+ping -c 2 192.0.2.2
+dd if=/dev/urandom of=/tmp/file bs=256k count=2 2>/dev/null
+wget -q -O /tmp/there http://192.0.2.2/file
+cmp /tmp/file /tmp/there
+$inside wget -q -O /tmp/back http://192.0.2.1/file
+cmp /tmp/file /tmp/back
+"""
+
+
 def behind_iommu(intremap: str = "off", kernel: str = "") -> dict[str, Any]:
     """`vm.boot_guest`'s options."""
     return {
@@ -99,6 +122,8 @@ async def test_every_device_behind_an_iommu(
         f"blk,path={target}",
         f"rng,source={random}",
         f"console,name=p,chardev=unix:{tmp_path / 'p'}",
+        "net,hub=lan,mac=52:54:00:00:00:01",
+        "net,hub=lan,mac=52:54:00:00:00:02",
     ]
     async with booted_from_options(
         qemu,
@@ -117,8 +142,12 @@ async def test_every_device_behind_an_iommu(
         assert read.raw_output[:16] in random.read_bytes()
         async with await trio.open_unix_socket(tmp_path / "p") as stream:
             await talk(machine, stream, "p")
+        await machine.run(SEPARATE_NETWORKS)
+        await machine.run(TRANSFER)
 
         await machine.guest.reboot()
+        await machine.run(SEPARATE_NETWORKS)
+        await machine.run("ping -c 2 192.0.2.2")
         await machine.run("dd if=/dev/vdb of=/dev/vda bs=1M iflag=direct oflag=direct 2>/dev/null")
         assert await difference(source, target, 2 * MIB) == ""
         for function in machine.functions.values():
