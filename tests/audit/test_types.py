@@ -4,7 +4,7 @@ import struct
 
 import pytest
 from support.audit_cases import CASES, breaks, check
-from support.bad_driver import BadDriver
+from support.bad_driver import BadDriver, bad_driver
 
 from vfiouser_virtio.devices.balloon import Balloon
 from vfiouser_virtio.devices.blk import Blk
@@ -14,7 +14,8 @@ from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.protocols.virtio.balloon import BalloonFeature
 from vfiouser_virtio.protocols.virtio.blk import REQUEST_HEADER_CODEC, SEGMENT_CODEC, RequestType
 from vfiouser_virtio.protocols.virtio.console import Event
-from vfiouser_virtio.virtio import Device, Offer
+from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK
+from vfiouser_virtio.virtio import Device, Offer, queue
 
 QUIET = Offer(poll="off")
 SECTORS = 2048
@@ -179,11 +180,11 @@ async def _one(driver: BadDriver) -> None:
 @breaks("balloon/stats-same", balloon)
 async def _same(driver: BadDriver) -> None:
     start_balloon(driver)
-    queue = driver.function.core.queues[2]
+    statsq = driver.function.core.queues[2]
     for tag in (1, 2):
         await driver.request(2, [struct.pack("<HQ", tag, 2)])
-        queue.fill_nowait()
-        for chain in queue.uncompleted_chains():
+        statsq.fill_nowait()
+        for chain in statsq.uncompleted_chains():
             chain.complete()
         await driver.settle()
 
@@ -211,3 +212,22 @@ RULES_HERE = [rule for rule, (case, _) in CASES.items() if case.__module__ == __
 async def test_rule(rule: str) -> None:
     assert rule.startswith(PREFIXES)
     await check(rule)
+
+
+class Bare(Device):
+    """A disk, by its id, of which nothing else is there."""
+
+    device_id = 2
+    requestq = queue(16)
+
+    async def run(self) -> None:
+        async for chain in self.requestq:
+            chain.complete()
+
+
+async def test_a_device_without_its_configuration_is_watched_all_the_same() -> None:
+    async with bad_driver(Bare(), QUIET) as driver:
+        await ask(driver, RequestType.OUT, 1 << 40, data=bytes(512))
+        await ask(driver, RequestType.DISCARD, data=segments(100))
+        assert driver.get("device_status") == DRIVER_OK
+        assert not driver.broken

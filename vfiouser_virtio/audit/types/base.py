@@ -21,11 +21,13 @@ class RequestWatch:
         """Whether the driver has accepted this feature bit."""
         return bool(self.core.driver_features >> feature & 1)
 
-    def config(self, field: str) -> int:
-        """A field of the device's configuration."""
-        value = self.core.device.config[field]
-        assert isinstance(value, int), field
-        return value
+    def config(self, field: str, otherwise: int) -> int:
+        """A field of the device's configuration; ``otherwise`` for a device whose author has left it out."""
+        try:
+            value = self.core.device.config[field]
+        except KeyError:
+            return otherwise
+        return value if isinstance(value, int) else otherwise
 
     def available(self, chain: SeenChain) -> None:
         """See `ChainWatch`."""

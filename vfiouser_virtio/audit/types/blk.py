@@ -12,6 +12,7 @@ from vfiouser_virtio.protocols.virtio.blk import (
 )
 
 _OPERATION = "5.2.6.1 Device Operation"
+_ANY = 1 << 64
 
 SHORT = must(
     "blk/layout",
@@ -92,8 +93,9 @@ class BlkWatch(RequestWatch):
         if rest:
             self.broke(SEGMENTS, f"{where}: {kind.name} with {data:#x} bytes of data")
         field, rule = _MOST[kind]
-        if count > self.config(field):
-            self.broke(rule, f"{where}: {kind.name} of {count:#x} segments; {field} is {self.config(field):#x}")
+        most = self.config(field, _ANY)
+        if count > most:
+            self.broke(rule, f"{where}: {kind.name} of {count:#x} segments; {field} is {most:#x}")
         raw = chain.peek()[REQUEST_HEADER_CODEC.size :]
         for sector, sectors, flags in SEGMENT_CODEC.iter_unpack(raw[: len(raw) // 16 * 16]):
             what = f"{where}: {kind.name} of {sectors:#x} sectors at {sector:#x}"
@@ -102,6 +104,6 @@ class BlkWatch(RequestWatch):
             self._check_capacity(sector, sectors, what)
 
     def _check_capacity(self, sector: int, sectors: int, what: str) -> None:
-        capacity = self.config("capacity")
+        capacity = self.config("capacity", _ANY)
         if sector + sectors > capacity:
             self.broke(CAPACITY, f"{what}; capacity is {capacity:#x}")

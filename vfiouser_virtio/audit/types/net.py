@@ -5,7 +5,15 @@ from vfiouser_virtio.audit.findings import Findings
 from vfiouser_virtio.audit.rule import must, should
 from vfiouser_virtio.audit.types.base import RequestWatch
 from vfiouser_virtio.audit.types.net_commands import CommandWatch
-from vfiouser_virtio.protocols.virtio.net import GSO_UDP_TUNNEL, HDR_CODEC, GsoType, HdrFlags, NetFeature, hdr_size
+from vfiouser_virtio.protocols.virtio.net import (
+    GSO_UDP_TUNNEL,
+    HDR_CODEC,
+    MAX_MTU,
+    GsoType,
+    HdrFlags,
+    NetFeature,
+    hdr_size,
+)
 from vfiouser_virtio.virtio import DeviceCore
 
 _SEND = "5.1.9.2.1 Packet Transmission"
@@ -113,7 +121,7 @@ class NetWatch(RequestWatch):
 
     def _pairs(self) -> int:
         several = self.accepted(NetFeature.MQ) or self.accepted(NetFeature.RSS)
-        return self.config("max_virtqueue_pairs") if several else 1
+        return self.config("max_virtqueue_pairs", 1) if several else 1
 
     def _receive_buffer(self, chain: SeenChain) -> None:
         features = self.core.driver_features
@@ -150,9 +158,9 @@ class NetWatch(RequestWatch):
         self._check_gso(where, flags, gso, gso_size)
         length = chain.out_length - size
         if not gso & ~GsoType.ECN and self.accepted(NetFeature.MTU):
-            most = self.config("mtu") + _ETHERNET + _VLAN
-            if length > most:
-                self.broke(MTU, f"{where}: a packet of {length:#x} bytes, mtu is {self.config('mtu'):#x}")
+            mtu = self.config("mtu", MAX_MTU)
+            if length > mtu + _ETHERNET + _VLAN:
+                self.broke(MTU, f"{where}: a packet of {length:#x} bytes, mtu is {mtu:#x}")
 
     def _check_gso(self, where: str, flags: int, gso: int, gso_size: int) -> None:
         tunnel = gso & GSO_UDP_TUNNEL

@@ -138,7 +138,7 @@ class CommandWatch(RequestWatch):
 
     def _queues(self, command: int, data: bytes) -> None:
         if command == CtrlMq.VQ_PAIRS_SET:
-            pairs, most = int.from_bytes(data[:2], "little"), self.config("max_virtqueue_pairs")
+            pairs, most = int.from_bytes(data[:2], "little"), self.config("max_virtqueue_pairs", 1)
             if not 1 <= pairs <= most:
                 self.broke(PAIRS, f"virtqueue_pairs {pairs:#x} of {most:#x}")
             else:
@@ -147,11 +147,11 @@ class CommandWatch(RequestWatch):
             if not self.accepted(NetFeature.RSS):
                 self.broke(RSS, "RSS_CONFIG without RSS")
                 return
-            self.pairs = self.config("max_virtqueue_pairs")  # max_tx_vq is not a number of pairs
+            self.pairs = self.config("max_virtqueue_pairs", 1)  # max_tx_vq is not a number of pairs
             types, mask = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:6], "little")
-            if (mask + 1) & mask or mask >= self.config("rss_max_indirection_table_length"):
+            if (mask + 1) & mask or mask >= self.config("rss_max_indirection_table_length", 1 << 16):
                 self.broke(RSS_POWER, f"indirection_table_mask {mask:#x}")
-            if types & ~self.config("supported_hash_types"):
+            if types & ~self.config("supported_hash_types", 0xFFFF_FFFF):
                 self.broke(RSS_TYPES, f"hash_types {types:#x}")
 
     def _coalescing(self, command: int, data: bytes) -> None:
@@ -160,6 +160,6 @@ class CommandWatch(RequestWatch):
             self.broke(COALESCING, f"command {command:#x} of class NOTF_COAL without {feature.name}")
         elif command not in _GLOBAL:
             index = int.from_bytes(data[:2], "little")
-            pairs = self.config("max_virtqueue_pairs") if self.accepted(NetFeature.MQ) else 1
-            if index >= 2 * pairs or not self.core.queues[index].enabled:
+            pairs = self.config("max_virtqueue_pairs", 1) if self.accepted(NetFeature.MQ) else 1
+            if index >= min(2 * pairs, len(self.core.queues)) or not self.core.queues[index].enabled:
                 self.broke(COALESCING_QUEUE, f"vq_index {index:#x}")
