@@ -39,12 +39,11 @@ PEERS: list[Peer] = [
         "`queue/enable-zero`",
         "writes queue_enable 0 for each queue when it lets go of the device (lib/virtio/virtio_vfio_user.c:355)",
     ),
-    Peer("Linux 6.12 (balloon)", _DATE, "`init/notify-early`", _BALLOON),
-    Peer("Linux 7.3 (balloon)", _DATE, "`init/notify-early`", _BALLOON),
+    Peer("Linux 6.1, 6.12 and 7.3 (balloon)", _DATE, "`init/notify-early`", _BALLOON),
     Peer(
-        "Linux 6.12 and 7.3 (blk, net, rng, console, input)",
+        "Linux 6.1, 6.12 and 7.3 (blk, net, rng, console, input)",
         _DATE,
         "none",
-        "a boot each, with reads, writes, random bytes and a few packets",
+        "a boot each, with reads, writes, random bytes and a few packets (tests/interop/test_audit.py)",
     ),
 ]
