@@ -1,9 +1,10 @@
 """Machines whose firmware boots from our network device: iPXE under SeaBIOS, and OVMF's own driver."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-from support.net_boot import HELLO, boot_folder
+from support.net_boot import HELLO, PAYLOAD, boot_folder
 
 from vfiouser_virtio import serve, vm
 
@@ -18,6 +19,7 @@ async def hello(guest: vm.Guest) -> None:
     assert not guest.qemu_stderr
 
 
+@pytest.mark.variant
 async def test_ipxe_loads_linux(
     qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -27,4 +29,22 @@ async def test_ipxe_loads_linux(
         boots = {**device, "romfile": "pxe-virtio.rom", "bootindex": 0}
         async with vm.boot_guest(qemu, None, devices=[boots], machine="q35,graphics=off") as guest:
             await hello(guest)
+    assert not caplog.records
+
+
+async def test_ovmf_loads_ipxe_which_loads_linux(
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, long_run: bool
+) -> None:
+    """OVMF's own driver: DHCP, and iPXE by TFTP; then iPXE by that driver a file, and Linux only in a long run."""
+    folder = boot_folder(tmp_path / "tftp", guest_image.kernel)
+    shutil.copy(vm.ipxe_program(), folder / "snponly.efi")
+    async with serve(f"net,netdev=boot,tftp={folder},bootfile=snponly.efi", "rng") as served:
+        net, rng = served.qemu_devices
+        devices = [{**net, "bootindex": 0}, rng]
+        async with vm.boot_guest(qemu, None, devices=devices, extra_args=vm.ovmf_arguments()) as guest:
+            await guest.wait_serial("NBP filename is snponly.efi", timeout=PATIENCE)
+            await guest.wait_serial(f"payload : {len(PAYLOAD)} bytes", timeout=PATIENCE)
+            await guest.wait_serial("hello from 10.0.2.15", timeout=PATIENCE)
+            if long_run:
+                await hello(guest)
     assert not caplog.records

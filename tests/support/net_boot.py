@@ -20,7 +20,7 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 exec >/dev/console 2>&1
-modprobe -a virtio_pci virtio_net
+modprobe -a -q virtio_pci virtio_net
 ip link set eth0 up
 udhcpc -i eth0 -q -n -s /lease
 ping -c 1 10.0.2.2
@@ -42,10 +42,19 @@ kernel vmlinuz initrd=initrd {BASE_APPEND}
 initrd initrd
 boot
 """
+# Under UEFI iPXE has no address at first, where its driver is the firmware's.
+_AUTOEXEC = """\
+#!ipxe
+dhcp
+imgfetch --name payload below/payload
+imgstat payload
+echo hello from ${net0/ip}
+chain boot.ipxe
+"""
 
 
 def boot_folder(folder: Path, kernel: vm.Kernel) -> Path:
-    """Fill a new folder: ``boot.ipxe`` loads the rest."""
+    """Fill a new folder: ``boot.ipxe`` loads Linux, ``autoexec.ipxe`` a file before."""
     assert kernel.modules is not None
     assert kernel.bzimage is not None
     busybox = programs.find_program(initramfs.fetch_tools(), "busybox")
@@ -65,4 +74,5 @@ def boot_folder(folder: Path, kernel: vm.Kernel) -> Path:
     (folder / "vmlinuz").symlink_to(f"vmlinuz-{kernel.version}")
     (folder / "initrd").write_bytes(archive)
     (folder / "boot.ipxe").write_text(_SCRIPT)
+    (folder / "autoexec.ipxe").write_text(_AUTOEXEC)
     return folder
