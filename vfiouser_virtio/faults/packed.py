@@ -25,7 +25,11 @@ class FaultyPackedRing(FaultyRing, PackedRing):
                 hit.did(f"{hit['by']} descriptors are left out before {each.id:#x}")
                 self._shift += hit["by"]
             position = (self.next_used + self._shift) % (2 * size)
-            words.append((position % size, self._word(each, position < size)))
+            wrap = position < size
+            if hit := self._hit("packed-wrap-flipped"):
+                hit.did(f"{each.id:#x}: flags of the other wrap counter")
+                wrap = not wrap
+            words.append((position % size, self._word(each, wrap)))
             if each.extra:
                 self._shift += each.slots
             else:
@@ -48,7 +52,7 @@ class FaultyPackedRing(FaultyRing, PackedRing):
     @staticmethod
     def _word(element: UsedElement, wrap: bool) -> int:
         """Length, id and flags, as one number."""
-        mark = _USED_MARK if wrap is not element.flipped else 0
+        mark = _USED_MARK if wrap else 0
         written = _WRITTEN if element.length else 0
         return element.length & 0xFFFF_FFFF | (element.id & 0xFFFF) << 32 | written | mark
 

@@ -34,8 +34,6 @@ class UsedElement(NamedTuple):
     length: int
     slots: int = 0
     """Descriptors of a packed ring that it stands for."""
-    flipped: bool = False
-    """On a packed ring: with the other wrap counter."""
     extra: bool = False
     """One that the device has no buffer for."""
 
@@ -149,9 +147,6 @@ class FaultyRing(Ring):
             hit.did(f"{head:#x}: length {hit['len']:#x} instead of {length:#x}")
             length = hit["len"] & _LEN
         true = true._replace(length=length)
-        if hit := self._hit("packed-wrap-flipped"):
-            hit.did(f"{head:#x}: flags of the other wrap counter")
-            true = true._replace(flipped=True)
         if hit := self._hit("used-twice"):
             hit.did(f"{head:#x} is given back twice")
             return [true, true._replace(extra=True)]

@@ -1,0 +1,81 @@
+"""Each profile, and each fault at every opportunity: the device's side stays sound, whatever its driver sees."""
+
+import pytest
+import trio
+import trio.testing
+
+from vfiouser_virtio.devices.blk import Blk
+from vfiouser_virtio.faults import FAULTS, FaultPlan, Place
+from vfiouser_virtio.faults.disk import FaultyDisk
+from vfiouser_virtio.faults.profiles import PROFILES
+from vfiouser_virtio.groups import leaves
+from vfiouser_virtio.guest import DeviceBroken, DeviceGone, Disk
+from vfiouser_virtio.guest.drivers.blk import RequestFailed
+from vfiouser_virtio.testing.carriers import Carrier, carry
+from vfiouser_virtio.virtio import Offer
+
+_ARGUMENTS = {"config-value": ":field=capacity", "interrupt-storm": ":times=3"}
+# One request at a time, and a configuration that does not change, give no opportunity.
+_NEVER = {"used-id-of-another", "config-interrupt-lost"}
+# What a driver may make of a device that lies: it says so, also that a queue is not there, and does not go on.
+_EXPECTED = (DeviceBroken, DeviceGone, RequestFailed, LookupError)
+
+
+async def use(plan: FaultPlan, carrier: Carrier, seconds: float, *, packed: bool) -> None:
+    """A driver's work until it ends, or finds something wrong, or has waited for long enough."""
+    disk = Blk(size=1 << 20, wrap_backend=FaultyDisk)
+    try:
+        with trio.move_on_after(seconds):
+            async with carry(disk, carrier, offer=Offer(packed=packed, poll="off"), faults=plan) as found:
+                drive: Disk = found.driver_data
+                await drive.capacity()
+                for number in range(100):
+                    await drive.write(number, bytes(512))
+                    await drive.read(number, 1)
+                    if number % 10 == 0:
+                        await drive.flush()
+    except BaseException as error:
+        unexpected = [leaf for leaf in leaves(error) if not isinstance(leaf, _EXPECTED)]
+        if unexpected:
+            raise
+
+
+def needs_pci(plan: FaultPlan) -> bool:
+    return any(spec.fault.transport == "PCI" for spec in plan.specs)
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Bugs of ours, and blame for the driver: neither must be."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.exc_info or "broke virtio" in record.getMessage() or "a bug" in record.getMessage()
+    ]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("carrier", ["socket", "socket-private"])
+@pytest.mark.parametrize("profile", PROFILES)
+async def test_profiles(profile: str, carrier: Carrier, packed: bool, caplog: pytest.LogCaptureFixture) -> None:
+    plan = FaultPlan([f"profile:{profile}"], seed=3)
+    await use(plan, carrier, 1, packed=packed)
+    assert not complaints(caplog)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("name", FAULTS)
+async def test_each_fault_often(
+    name: str, packed: bool, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    """What there are few opportunities for at each of them, the others at a third."""
+    often = FAULTS[name].place in (Place.RING, Place.INTERRUPT, Place.BLK) and name != "interrupt-early"
+    plan = FaultPlan([f"{name}{_ARGUMENTS.get(name, '')}{':p=0.3' * often}"], seed=1)
+    if needs_pci(plan):
+        autojump_clock.autojump_threshold = float("inf")  # sockets are no reason to wait that it knows
+        autojump_clock.rate = 1
+        await use(plan, "socket-private", 1, packed=packed)
+    else:
+        await use(plan, "loopback", 10_000, packed=packed)
+    fits = FAULTS[name].ring in ("", "packed" if packed else "split")
+    assert bool(plan.log.entries) == (fits and name not in _NEVER)
+    assert not complaints(caplog)
