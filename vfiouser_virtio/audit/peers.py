@@ -41,9 +41,18 @@ PEERS: list[Peer] = [
     ),
     Peer("Linux 6.1, 6.12 and 7.3 (balloon)", _DATE, "`init/notify-early`", _BALLOON),
     Peer(
+        "Linux 6.12 (blk, net, rng)",
+        _DATE,
+        "`features/notif-config-data` (SHOULD)",
+        "notif-config-data=on: not accepted",
+    ),
+    Peer(
         "Linux 6.1, 6.12 and 7.3 (blk, net, rng, console, input)",
         _DATE,
         "none",
         "a boot each, with reads, writes, random bytes and a few packets (tests/interop/test_audit.py)",
+    ),
+    Peer(
+        "Linux 6.12 (blk, net, rng)", _DATE, "no MUST", "packed=on; with in-order=on and notification-data=on as well"
     ),
 ]
