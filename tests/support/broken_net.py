@@ -22,6 +22,7 @@ from vfiouser_virtio.protocols.virtio.net import (
     NetFeature,
     Status,
 )
+from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.virtio import Chain, GuestError, Queue
 
 _REFUSED = "control queue: .* of the driver is refused: "
@@ -37,10 +38,11 @@ QUERY, GET = (CtrlClass.STATS, CtrlStats.QUERY), (CtrlClass.STATS, CtrlStats.GET
 
 # ---- configuration -----------------------------------------------------------------------------------------------
 
+_QUEUE_SELECT = COMMON_CFG_OFFSETS["queue_select"]
 _SECOND_PAIR = tuple(f"virtio14/{name}" for name in ("NM1", "NM3", "NM4", "NM5", "NH5"))
 # It says that there are two pairs, and its second transmit queue is not there.
 breaks("virtio14/NC1", device="net", also=_SECOND_PAIR)(
-    answering(queue_size=lambda cfg, original: 0 if cfg._queue_select == 3 else original())  # noqa: SLF001
+    answering(queue_size=lambda cfg, original: 0 if cfg.read(*_QUEUE_SELECT) == b"\3\0" else original())
 )
 
 

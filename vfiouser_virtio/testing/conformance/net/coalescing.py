@@ -7,7 +7,7 @@ from vfiouser_virtio.protocols.virtio.net import CtrlNotfCoal, NetFeature
 from vfiouser_virtio.testing.conformance.checks import offers
 from vfiouser_virtio.testing.conformance.net.control import SECTION
 from vfiouser_virtio.testing.conformance.net.declare import net_check
-from vfiouser_virtio.testing.conformance.net.driver import NetDriver
+from vfiouser_virtio.testing.conformance.net.driver import ConformanceDriver
 from vfiouser_virtio.testing.conformance.verdicts import note
 
 _SECTION = f"{SECTION} / Notifications Coalescing"
@@ -20,7 +20,7 @@ Setting = tuple[int, int]
 """max_packets and max_usecs."""
 
 
-async def _get(driver: NetDriver, index: int, reserved: int = 0) -> Setting:
+async def _get(driver: ConformanceDriver, index: int, reserved: int = 0) -> Setting:
     """What VQ_GET says. Raises Failed where it is not OK."""
     data = _COAL_VQ.pack(index, reserved, 0, 0)[: -_COAL.size]
     answer = await driver.ok(CtrlNotfCoal.VQ_GET, data, room=_COAL.size)
@@ -28,11 +28,11 @@ async def _get(driver: NetDriver, index: int, reserved: int = 0) -> Setting:
     return packets, usecs
 
 
-async def _set(driver: NetDriver, index: int, setting: Setting, reserved: int = 0) -> None:
+async def _set(driver: ConformanceDriver, index: int, setting: Setting, reserved: int = 0) -> None:
     await driver.ok(CtrlNotfCoal.VQ_SET, _COAL_VQ.pack(index, reserved, *setting))
 
 
-async def _expect(driver: NetDriver, index: int, setting: Setting, when: str) -> None:
+async def _expect(driver: ConformanceDriver, index: int, setting: Setting, when: str) -> None:
     seen = await _get(driver, index)
     note(seen == setting, f"queue {index}: max_packets and max_usecs are {seen} {when}, not {setting}")
 
@@ -43,7 +43,7 @@ async def _expect(driver: NetDriver, index: int, setting: Setting, when: str) ->
     observe="VQ_SET and VQ_GET of the control queue, of a queue that there is not, and of one that is not enabled: ack",
     features=_VQ,
 )
-async def nn1(driver: NetDriver) -> None:
+async def nn1(driver: ConformanceDriver) -> None:
     """VQ_SET and VQ_GET of what is no enabled receive or transmit queue are answered ERR."""
     await driver.start(*_VQ, *([_F.MQ] if driver.offers(_F.MQ) else []))
     wrong = {"of the control queue": await driver.control_index(), "of a queue that there is not": _FAR}
@@ -61,7 +61,7 @@ async def nn1(driver: NetDriver) -> None:
     observe="VQ_SET and VQ_GET with all bits of reserved set: ack, and what VQ_GET says",
     features=_VQ,
 )
-async def nn2(driver: NetDriver) -> None:
+async def nn2(driver: ConformanceDriver) -> None:
     """reserved is ignored."""
     await driver.start(*_VQ)
     await _set(driver, _RECEIVEQ, (5, 50), reserved=0xFFFF)
@@ -75,7 +75,7 @@ async def nn2(driver: NetDriver) -> None:
     observe="VQ_GET of both queues after VQ_SET of both and a reset",
     features=_VQ,
 )
-async def nn3(driver: NetDriver) -> None:
+async def nn3(driver: ConformanceDriver) -> None:
     """All parameters are 0 after a reset."""
     for time in (1, 2):
         await driver.start(*_VQ)
@@ -91,7 +91,7 @@ async def nn3(driver: NetDriver) -> None:
     features=_BOTH,
     needs=(offers(Feature.RING_RESET),),
 )
-async def nn4(driver: NetDriver) -> None:
+async def nn4(driver: ConformanceDriver) -> None:
     """A queue that was disabled and enabled again has the parameters of TX_SET or RX_SET, or zeros without."""
     for index, command in ((_RECEIVEQ, CtrlNotfCoal.RX_SET), (_TRANSMITQ, CtrlNotfCoal.TX_SET)):
         await driver.start(*_BOTH, Feature.RING_RESET)
@@ -110,7 +110,7 @@ async def nn4(driver: NetDriver) -> None:
     observe="VQ_GET after each of RX_SET, VQ_SET of a receive queue, VQ_SET of a transmit queue, TX_SET",
     features=_BOTH,
 )
-async def nn5(driver: NetDriver) -> None:
+async def nn5(driver: ConformanceDriver) -> None:
     """Of several commands for a queue the last one holds, whichever it is; other queues keep theirs."""
     await driver.start(*_BOTH)
     receive = transmit = (0, 0)
@@ -133,7 +133,7 @@ async def nn5(driver: NetDriver) -> None:
         await _expect(driver, _TRANSMITQ, transmit, when)
 
 
-async def _again(driver: NetDriver, index: int) -> None:
+async def _again(driver: ConformanceDriver, index: int) -> None:
     """Reset a queue, and enable it with a new ring."""
     bench = driver.bench
     await bench.select(index)

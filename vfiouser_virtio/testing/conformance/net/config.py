@@ -6,7 +6,7 @@ from vfiouser_virtio.protocols.virtio.features import DeviceStatus
 from vfiouser_virtio.protocols.virtio.net import SPEED_UNKNOWN, VQ_PAIRS_MAX, VQ_PAIRS_MIN, Duplex, NetFeature, Status
 from vfiouser_virtio.testing.conformance.checks import CONFIG, SHOULD
 from vfiouser_virtio.testing.conformance.net.declare import net_check
-from vfiouser_virtio.testing.conformance.net.driver import NetDriver
+from vfiouser_virtio.testing.conformance.net.driver import ConformanceDriver
 from vfiouser_virtio.testing.conformance.verdicts import expect, note
 from vfiouser_virtio.vfio_user import RemoteError
 
@@ -21,7 +21,7 @@ _MAX_SPEED = 0x7FFF_FFFF
     observe="max_virtqueue_pairs, and queue_size of the last pair and of the control queue behind it",
     features=(NetFeature.MQ, NetFeature.CTRL_VQ),
 )
-async def nc1(driver: NetDriver) -> None:
+async def nc1(driver: ConformanceDriver) -> None:
     """max_virtqueue_pairs is 1 to 0x8000, and there are so many pairs of queues, and a control queue behind them."""
     bench, pairs = driver.bench, await driver.max_pairs()
     expect(VQ_PAIRS_MIN <= pairs <= VQ_PAIRS_MAX, f"max_virtqueue_pairs is {pairs:#x}")
@@ -37,7 +37,7 @@ async def nc1(driver: NetDriver) -> None:
     observe="mtu after a reset, while the driver runs, and after the next reset",
     features=(NetFeature.MTU,),
 )
-async def nc2(driver: NetDriver) -> None:
+async def nc2(driver: ConformanceDriver) -> None:
     """mtu is 68 to 65535, and never changes."""
     mtu = await driver.number("mtu")
     note(net.MIN_MTU <= mtu <= net.MAX_MTU, f"mtu is {mtu}")
@@ -50,7 +50,7 @@ async def nc2(driver: NetDriver) -> None:
 
 
 @net_check("virtio14/NC2-1280", section=_LAYOUT, keyword=SHOULD, observe="mtu", features=(NetFeature.MTU,))
-async def nc2_1280(driver: NetDriver) -> None:
+async def nc2_1280(driver: ConformanceDriver) -> None:
     """mtu is at least 1280, so that IPv6 works."""
     mtu = await driver.number("mtu")
     expect(mtu >= _LEAST_IPV6_MTU, f"mtu is {mtu}")
@@ -62,7 +62,7 @@ async def nc2_1280(driver: NetDriver) -> None:
     observe="rss_max_key_size, and rss_max_indirection_table_length where RSS is offered",
     features=(NetFeature.HASH_REPORT,),
 )
-async def nc3(driver: NetDriver) -> None:
+async def nc3(driver: ConformanceDriver) -> None:
     """A hash key may have at least 40 bytes, and an indirection table at least 128 entries."""
     key, table = await driver.number("rss_max_key_size"), await driver.number("rss_max_indirection_table_length")
     note(key >= net.MIN_RSS_KEY, f"rss_max_key_size is {key}")
@@ -71,7 +71,7 @@ async def nc3(driver: NetDriver) -> None:
 
 
 @net_check("virtio14/NC4", section=_LAYOUT, observe="speed and duplex", features=(NetFeature.SPEED_DUPLEX,))
-async def nc4(driver: NetDriver) -> None:
+async def nc4(driver: ConformanceDriver) -> None:
     """speed is 0 to 0x7fffffff Mbit/s, or 0xffffffff for unknown; duplex is 0, 1 or 0xff."""
     speed, duplex = await driver.number("speed"), await driver.number("duplex")
     note(speed <= _MAX_SPEED or speed == SPEED_UNKNOWN, f"speed is {speed:#x}")
@@ -84,7 +84,7 @@ async def nc4(driver: NetDriver) -> None:
     observe="write to each field after FEATURES_OK, read it again; an error reply is as good",
     needs=(CONFIG,),
 )
-async def nc5(driver: NetDriver) -> None:
+async def nc5(driver: ConformanceDriver) -> None:
     """All fields of the configuration are read-only for the driver."""
     bench = driver.bench
     await driver.start()
@@ -111,7 +111,7 @@ async def nc5(driver: NetDriver) -> None:
     observe="status without GUEST_ANNOUNCE, before and after DRIVER_OK",
     features=(NetFeature.STATUS,),
 )
-async def nc6(driver: NetDriver) -> None:
+async def nc6(driver: ConformanceDriver) -> None:
     """status has no bits but LINK_UP and ANNOUNCE; ANNOUNCE is only for a driver that knows of it."""
     await driver.start(NetFeature.STATUS)
     assert await driver.bench.get("device_status") & DeviceStatus.DRIVER_OK

@@ -17,7 +17,7 @@ from vfiouser_virtio.protocols.virtio.net import (
 )
 from vfiouser_virtio.testing.conformance.checks import ADVICE
 from vfiouser_virtio.testing.conformance.net.declare import net_check
-from vfiouser_virtio.testing.conformance.net.driver import Command, NetDriver
+from vfiouser_virtio.testing.conformance.net.driver import Command, ConformanceDriver
 from vfiouser_virtio.testing.conformance.net.frames import GROUP, STRANGER
 from vfiouser_virtio.testing.conformance.verdicts import expect, note
 
@@ -45,7 +45,7 @@ def vlan_id(vlan: int) -> bytes:
     observe="a command in queue 2 with neither MQ nor RSS, and behind max_virtqueue_pairs with each that is offered",
     features=(_F.CTRL_VQ, _F.CTRL_RX),
 )
-async def nq1(driver: NetDriver) -> None:
+async def nq1(driver: ConformanceDriver) -> None:
     """The control queue is behind all pairs of queues with MQ or RSS, and behind the first pair without."""
     for features in ((), (_F.MQ,), (_F.RSS,)):
         if driver.offers(*features):
@@ -59,7 +59,7 @@ async def nq1(driver: NetDriver) -> None:
     observe="PROMISC and ALLMULTI with 1 and with 0: ack",
     features=(_F.CTRL_VQ, _F.CTRL_RX),
 )
-async def nq2(driver: NetDriver) -> None:
+async def nq2(driver: ConformanceDriver) -> None:
     """With CTRL_RX the commands PROMISC and ALLMULTI are supported."""
     await _modes(driver, (_F.CTRL_VQ, _F.CTRL_RX), CtrlRx.PROMISC, CtrlRx.ALLMULTI)
 
@@ -70,13 +70,13 @@ async def nq2(driver: NetDriver) -> None:
     observe="ALLUNI, NOMULTI, NOUNI and NOBCAST with 1 and with 0: ack",
     features=(_F.CTRL_VQ, _F.CTRL_RX, _F.CTRL_RX_EXTRA),
 )
-async def nq3(driver: NetDriver) -> None:
+async def nq3(driver: ConformanceDriver) -> None:
     """With CTRL_RX_EXTRA the commands ALLUNI, NOMULTI, NOUNI and NOBCAST are supported."""
     features = (_F.CTRL_VQ, _F.CTRL_RX, _F.CTRL_RX_EXTRA)
     await _modes(driver, features, CtrlRx.ALLUNI, CtrlRx.NOMULTI, CtrlRx.NOUNI, CtrlRx.NOBCAST)
 
 
-async def _modes(driver: NetDriver, features: tuple[NetFeature, ...], *modes: CtrlRx) -> None:
+async def _modes(driver: ConformanceDriver, features: tuple[NetFeature, ...], *modes: CtrlRx) -> None:
     await driver.start(*features)
     for mode in modes:
         for value in (ON, OFF):
@@ -91,7 +91,7 @@ async def _modes(driver: NetDriver, features: tuple[NetFeature, ...], *modes: Ct
     observe="a class that nothing defines, and a command that its class does not have: ack",
     features=(_F.CTRL_VQ, _F.CTRL_RX),
 )
-async def nq4(driver: NetDriver) -> None:
+async def nq4(driver: ConformanceDriver) -> None:
     """A command that the device does not know is answered ERR."""
     await driver.start(_F.CTRL_VQ, _F.CTRL_RX)
     for unknown in ((0xFF, 0), (0x77, 1), (CtrlClass.RX, 0xFF)):
@@ -104,7 +104,7 @@ async def nq4(driver: NetDriver) -> None:
     observe="PROMISC in one descriptor, in two, and in descriptors of one byte each: ack",
     features=(_F.CTRL_VQ, _F.CTRL_RX),
 )
-async def nq5(driver: NetDriver) -> None:
+async def nq5(driver: ConformanceDriver) -> None:
     """It makes no difference how the bytes of a command are spread over descriptors."""
     await driver.start(_F.CTRL_VQ, _F.CTRL_RX)
     for pieces in (1, 2, 3):
@@ -119,7 +119,7 @@ async def nq5(driver: NetDriver) -> None:
     observe="a command of each feature that is offered, with CTRL_VQ alone negotiated: ack",
     features=(_F.CTRL_VQ,),
 )
-async def nq6(driver: NetDriver) -> None:
+async def nq6(driver: ConformanceDriver) -> None:
     """A command whose feature was not negotiated is answered ERR."""
     commands: dict[NetFeature, tuple[Command, bytes]] = {
         _F.CTRL_RX: (CtrlRx.PROMISC, OFF),
@@ -146,7 +146,7 @@ async def nq6(driver: NetDriver) -> None:
     observe="a command of one byte, and one without its data: ack",
     features=(_F.CTRL_VQ, _F.CTRL_RX),
 )
-async def nq7(driver: NetDriver) -> None:
+async def nq7(driver: ConformanceDriver) -> None:
     """A command that is cut off is answered ERR."""
     await driver.start(_F.CTRL_VQ, _F.CTRL_RX)
     for limit in (1, _HEADER):
@@ -160,7 +160,7 @@ async def nq7(driver: NetDriver) -> None:
     observe="mac in the configuration when MAC_ADDR_SET is used",
     features=(_F.CTRL_VQ, _F.CTRL_RX, _F.CTRL_MAC_ADDR, _F.MAC),
 )
-async def na1(driver: NetDriver) -> None:
+async def na1(driver: ConformanceDriver) -> None:
     """With MAC, mac in the configuration is what MAC_ADDR_SET has set, before that command is used."""
     await driver.start(_F.CTRL_VQ, _F.CTRL_RX, _F.CTRL_MAC_ADDR, _F.MAC)
     for last in (1, 2):
@@ -176,7 +176,7 @@ async def na1(driver: NetDriver) -> None:
     observe="MAC_TABLE_SET with no addresses, one of each kind, and 300 of each: ack",
     features=(_F.CTRL_VQ, _F.CTRL_RX),
 )
-async def na2(driver: NetDriver) -> None:
+async def na2(driver: ConformanceDriver) -> None:
     """MAC_TABLE_SET takes any number of addresses; no number is too small, or too large."""
     await driver.start(_F.CTRL_VQ, _F.CTRL_RX)
     for unicast, multicast in ((0, 0), (1, 0), (0, 1), (1, 1), (300, 300)):
@@ -194,7 +194,7 @@ async def na2(driver: NetDriver) -> None:
     observe="VLAN_ADD and VLAN_DEL of the VLANs 1, 2 and 4094, of those that were added, and of others: ack",
     features=(_F.CTRL_VQ, _F.CTRL_VLAN),
 )
-async def nv1(driver: NetDriver) -> None:
+async def nv1(driver: ConformanceDriver) -> None:
     """With CTRL_VLAN the commands VLAN_ADD and VLAN_DEL are supported."""
     await driver.start(_F.CTRL_VQ, _F.CTRL_VLAN)
     for vlan in (1, 2, 4094):
@@ -209,7 +209,7 @@ async def nv1(driver: NetDriver) -> None:
     observe="ANNOUNCE_ACK, whether the device has asked for it or not: status when it is used",
     features=(_F.CTRL_VQ, _F.GUEST_ANNOUNCE, _F.STATUS),
 )
-async def ng1(driver: NetDriver) -> None:
+async def ng1(driver: ConformanceDriver) -> None:
     """ANNOUNCE_ACK clears ANNOUNCE in status before it is used."""
     await driver.start(_F.CTRL_VQ, _F.GUEST_ANNOUNCE, _F.STATUS)
     await driver.command(CtrlAnnounce.ACK)  # ERR is fine where nothing was asked for
@@ -228,7 +228,7 @@ def offloads(*features: NetFeature) -> bytes:
     observe="GUEST_OFFLOADS_SET with none, and with all that were negotiated: ack",
     features=(_F.CTRL_VQ, _F.CTRL_GUEST_OFFLOADS, _F.GUEST_CSUM),
 )
-async def no1(driver: NetDriver) -> None:
+async def no1(driver: ConformanceDriver) -> None:
     """With CTRL_GUEST_OFFLOADS any offload that was negotiated can be turned off, and on again."""
     has = [each for each in (_F.GUEST_CSUM, _F.GUEST_TSO4, _F.GUEST_TSO6) if driver.offers(each)]
     await driver.start(_F.CTRL_VQ, _F.CTRL_GUEST_OFFLOADS, *has)
@@ -244,7 +244,7 @@ async def no1(driver: NetDriver) -> None:
     observe="GUEST_OFFLOADS_SET with GUEST_TSO4 where it was not negotiated, and with a bit that is none: ack",
     features=(_F.CTRL_VQ, _F.CTRL_GUEST_OFFLOADS, _F.GUEST_CSUM),
 )
-async def no2(driver: NetDriver) -> None:
+async def no2(driver: ConformanceDriver) -> None:
     """An offload that was not negotiated is answered ERR."""
     await driver.start(_F.CTRL_VQ, _F.CTRL_GUEST_OFFLOADS, _F.GUEST_CSUM)
     await driver.refused(CtrlGuestOffloads.SET, offloads(_F.GUEST_CSUM, _F.GUEST_TSO4), "with GUEST_TSO4")

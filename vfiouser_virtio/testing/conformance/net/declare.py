@@ -8,11 +8,11 @@ from vfiouser_virtio.protocols.virtio.ids import DeviceId
 from vfiouser_virtio.protocols.virtio.net import NetFeature
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import MUST, NET, PEER, Keyword, Need, check, offers
-from vfiouser_virtio.testing.conformance.net.driver import NetDriver
+from vfiouser_virtio.testing.conformance.net.driver import ConformanceDriver
 from vfiouser_virtio.testing.conformance.verdicts import NotApplicable
 
-OneDevice = Callable[[NetDriver], Awaitable[None]]
-TwoDevices = Callable[[NetDriver, NetDriver], Awaitable[None]]
+OneDevice = Callable[[ConformanceDriver], Awaitable[None]]
+TwoDevices = Callable[[ConformanceDriver, ConformanceDriver], Awaitable[None]]
 """A check that gets the device under test, and its peer."""
 
 
@@ -30,7 +30,7 @@ def net_check(
     def register(function: OneDevice) -> OneDevice:
         @wraps(function)
         async def run(bench: Bench) -> None:
-            await function(NetDriver(bench))
+            await function(ConformanceDriver(bench))
 
         _register(check_id, section, observe, keyword, _needs(features, *needs), run)
         return function
@@ -58,7 +58,7 @@ def peer_check(
                 if mask_of(peer_features) & ~other.offered:
                     names = ", ".join(each.name for each in peer_features if each.mask & ~other.offered)
                     raise NotApplicable(f"needs a peer that offers {names}")
-                await function(NetDriver(bench), NetDriver(other))
+                await function(ConformanceDriver(bench), ConformanceDriver(other))
 
         _register(check_id, section, observe, keyword, _needs(features, PEER), run)
         return function

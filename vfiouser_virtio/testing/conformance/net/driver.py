@@ -55,7 +55,7 @@ COMPLETE = Header()
 """Header of a packet for which nothing is left to be done."""
 
 
-class Received(NamedTuple):
+class ReceivedFrame(NamedTuple):
     """Packet that has arrived."""
 
     pair: int
@@ -69,7 +69,7 @@ class Received(NamedTuple):
     """All of them were used when the first one was."""
 
 
-class Answer(NamedTuple):
+class ControlAnswer(NamedTuple):
     """Answer to a command."""
 
     ack: int
@@ -79,7 +79,7 @@ class Answer(NamedTuple):
     """``len`` of the used element."""
 
 
-class NetDriver:
+class ConformanceDriver:
     """Driver of one network device, from a reset on."""
 
     def __init__(self, bench: Bench) -> None:
@@ -182,7 +182,7 @@ class NetDriver:
 
     async def command(
         self, command: Command, data: bytes = b"", *, room: int = 0, pieces: int = 0, limit: int | None = None
-    ) -> Answer:
+    ) -> ControlAnswer:
         """A command, cut as Linux cuts it, or into that many ``pieces``; it may end after ``limit`` bytes, too early.
 
         ``room`` is for its result. Raises Failed where the buffer is not used.
@@ -204,12 +204,12 @@ class NetDriver:
         ring.add(segments)
         await self.bench.kick(index)
         used = await self._used(ring, f"{_name(command)} is not answered")
-        answer = Answer(into.view[0], bytes(into.view[1:]), used)
+        answer = ControlAnswer(into.view[0], bytes(into.view[1:]), used)
         memory.free(out)
         memory.free(into)
         return answer
 
-    async def ok(self, command: Command, data: bytes = b"", *, room: int = 0) -> Answer:
+    async def ok(self, command: Command, data: bytes = b"", *, room: int = 0) -> ControlAnswer:
         """A command that must succeed. Raises Failed."""
         answer = await self.command(command, data, room=room)
         expect(answer.ack == Ack.OK, f"{_name(command)} with data {_shown(data)}: ack is {answer.ack:#x}, not OK")
@@ -243,9 +243,9 @@ class NetDriver:
         expect(not status & DeviceStatus.NEEDS_RESET, f"{what}: device_status is {status:#x}, it needs a reset")
         await self.send(frames.frame(frames.BROADCAST))
 
-    async def received(self) -> list[Received]:
+    async def received(self) -> list[ReceivedFrame]:
         """What has arrived since the last look; its buffers are offered again."""
-        found: list[Received] = []
+        found: list[ReceivedFrame] = []
         for pair in range(self.pairs):
             index = 2 * pair
             waiting = self._waiting[index]
@@ -259,9 +259,9 @@ class NetDriver:
             await self.bench.kick(index)
         return found
 
-    async def receive(self, wanted: Callable[[Received], bool]) -> list[Received] | None:
+    async def receive(self, wanted: Callable[[ReceivedFrame], bool]) -> list[ReceivedFrame] | None:
         """What arrives, up to a packet that is wanted and what is there then; None where that does not come."""
-        found: list[Received] = []
+        found: list[ReceivedFrame] = []
         with trio.move_on_after(self.bench.wire.timeout):
             while True:
                 found += await self.received()
@@ -270,7 +270,7 @@ class NetDriver:
                 await trio.sleep(_POLL)
         return None
 
-    def _packet(self, pair: int) -> Received | None:
+    def _packet(self, pair: int) -> ReceivedFrame | None:
         """The next packet of a queue, where all of its buffers are used."""
         index = 2 * pair
         waiting, size = self._waiting[index], self._hdr.size
@@ -291,7 +291,7 @@ class NetDriver:
         data = b"".join(bytes(buffer.view[:length]) for buffer, length in taken)
         for buffer, _ in taken:
             self._offer(index, buffer)
-        return Received(pair, header, data[size:], [length for _, length in taken], together)
+        return ReceivedFrame(pair, header, data[size:], [length for _, length in taken], together)
 
     def _offer(self, index: int, buffer: DmaBuffer) -> None:
         """Make a receive buffer available."""

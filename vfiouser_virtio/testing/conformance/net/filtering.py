@@ -1,4 +1,4 @@
-"""What of the network's frames a driver gets to see (virtio 1.4, 5.1.6.5.1 to 5.1.6.5.3). A peer sends them.
+"""Filtering of the network's frames (virtio 1.4, 5.1.6.5.1 to 5.1.6.5.3): those that a driver gets to see, of a peer's.
 
 A device may pass on more than it should ("best-effort"): that it drops is SHOULD, and what it must pass on is MUST.
 """
@@ -8,9 +8,9 @@ from vfiouser_virtio.testing.conformance.checks import SHOULD
 from vfiouser_virtio.testing.conformance.net import frames
 from vfiouser_virtio.testing.conformance.net.control import OFF, ON, SECTION, mac_tables, vlan_id
 from vfiouser_virtio.testing.conformance.net.declare import peer_check
-from vfiouser_virtio.testing.conformance.net.driver import NetDriver
+from vfiouser_virtio.testing.conformance.net.driver import ConformanceDriver
 from vfiouser_virtio.testing.conformance.net.frames import BROADCAST, GROUP, STRANGER
-from vfiouser_virtio.testing.conformance.net.traffic import Way
+from vfiouser_virtio.testing.conformance.net.traffic import TrafficWay
 from vfiouser_virtio.testing.conformance.verdicts import NotApplicable, expect, note
 
 _MODES, _ADDRESSES, _VLANS = (
@@ -30,7 +30,7 @@ _VLAN = (_F.CTRL_VQ, _F.CTRL_VLAN)
     observe="frames to the address of nobody, and to a group that is in no table",
     features=_RX,
 )
-async def nf1(driver: NetDriver, peer: NetDriver) -> None:
+async def nf1(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """A frame to another address than mac, and than those of the table, is dropped."""
     way = await _way(driver, peer, _RX)
     note(not await way.arrives(frames.frame(STRANGER)), f"a frame to {STRANGER.hex(':')} arrives")
@@ -43,7 +43,7 @@ async def nf1(driver: NetDriver, peer: NetDriver) -> None:
     observe="frames to an address and to a group when the MAC_TABLE_SET with them is used",
     features=_RX,
 )
-async def nf2(driver: NetDriver, peer: NetDriver) -> None:
+async def nf2(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """Frames to the addresses of the table are passed on from when the command that sets it is used."""
     way = await _way(driver, peer, _RX)
     await driver.ok(CtrlMac.TABLE_SET, mac_tables([STRANGER], [GROUP]))
@@ -57,7 +57,7 @@ async def nf2(driver: NetDriver, peer: NetDriver) -> None:
     observe="frames to an address that was in the table before a reset, where others are dropped",
     features=_RX,
 )
-async def nf3(driver: NetDriver, peer: NetDriver) -> None:
+async def nf3(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """The table of addresses is empty on reset."""
     way = await _way(driver, peer, _RX)
     await driver.ok(CtrlMac.TABLE_SET, mac_tables([STRANGER], []))
@@ -74,7 +74,7 @@ async def nf3(driver: NetDriver, peer: NetDriver) -> None:
     observe="with PROMISC: frames to the address of nobody and to a group, also with NOUNI and NOMULTI where offered",
     features=_RX,
 )
-async def nf4(driver: NetDriver, peer: NetDriver) -> None:
+async def nf4(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """In promiscuous mode everything is received, whatever the other modes are."""
     extra = driver.offers(_F.CTRL_RX_EXTRA)
     way = await _way(driver, peer, _EXTRA if extra else _RX)
@@ -94,7 +94,7 @@ async def nf4(driver: NetDriver, peer: NetDriver) -> None:
     observe="with ALLMULTI, and without: frames to a group that is in no table",
     features=_RX,
 )
-async def nf5(driver: NetDriver, peer: NetDriver) -> None:
+async def nf5(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """With all-multicast receive all multicast frames are received."""
     way = await _way(driver, peer, _RX)
     if await way.arrives(frames.frame(GROUP)):
@@ -112,7 +112,7 @@ async def nf5(driver: NetDriver, peer: NetDriver) -> None:
     observe="with each of ALLUNI, NOMULTI, NOUNI and NOBCAST, and ALLMULTI: frames to all kinds of addresses",
     features=_EXTRA,
 )
-async def nf6(driver: NetDriver, peer: NetDriver) -> None:
+async def nf6(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """ALLUNI lets all unicast frames in; NOMULTI, NOUNI and NOBCAST keep theirs out, whatever else is on."""
     way = await _way(driver, peer, _EXTRA)
     mac = await driver.mac()
@@ -146,7 +146,7 @@ async def nf6(driver: NetDriver, peer: NetDriver) -> None:
     observe="frames to an address that MAC_ADDR_SET has set",
     features=_ADDR,
 )
-async def nf7(driver: NetDriver, peer: NetDriver) -> None:
+async def nf7(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """MAC_ADDR_SET sets the address for which frames are received."""
     way = await _way(driver, peer, _ADDR)
     await driver.ok(CtrlMac.ADDR_SET, STRANGER)
@@ -155,7 +155,7 @@ async def nf7(driver: NetDriver, peer: NetDriver) -> None:
 
 
 @peer_check("virtio14/NV2", section=_VLANS, observe="frames with VLAN tags, without CTRL_VLAN")
-async def nv2(driver: NetDriver, peer: NetDriver) -> None:
+async def nv2(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """Without CTRL_VLAN all frames with VLAN tags are received."""
     way = await _way(driver, peer, ())
     for vlan in (1, 4094):
@@ -168,7 +168,7 @@ async def nv2(driver: NetDriver, peer: NetDriver) -> None:
     observe="frames of VLANs that are in the table, and frames without a tag",
     features=_VLAN,
 )
-async def nv3(driver: NetDriver, peer: NetDriver) -> None:
+async def nv3(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """With CTRL_VLAN frames of the VLANs in the table are received."""
     way = await _way(driver, peer, _VLAN)
     for vlan in (1, 4094):
@@ -184,7 +184,7 @@ async def nv3(driver: NetDriver, peer: NetDriver) -> None:
     observe="frames of a VLAN before it is added, and after it was removed",
     features=_VLAN,
 )
-async def nv3_absent(driver: NetDriver, peer: NetDriver) -> None:
+async def nv3_absent(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """With CTRL_VLAN frames of VLANs that are not in the table are dropped; it is empty at first."""
     way = await _way(driver, peer, _VLAN)
     note(not await way.arrives(frames.tagged(BROADCAST, 7)), "a frame of VLAN 7 arrives, which was not added")
@@ -193,9 +193,9 @@ async def nv3_absent(driver: NetDriver, peer: NetDriver) -> None:
     note(not await way.arrives(frames.tagged(BROADCAST, 7)), "a frame of VLAN 7 arrives, which was removed")
 
 
-async def _way(driver: NetDriver, peer: NetDriver, features: tuple[NetFeature, ...]) -> Way:
+async def _way(driver: ConformanceDriver, peer: ConformanceDriver, features: tuple[NetFeature, ...]) -> TrafficWay:
     """From the peer to the device's own address, which it receives in any case, or to all."""
     await driver.start(*features)
     if not peer.rings:
         await peer.start()
-    return await Way.open(peer, driver, to=await driver.mac() if _F.MAC in features else BROADCAST)
+    return await TrafficWay.open(peer, driver, to=await driver.mac() if _F.MAC in features else BROADCAST)

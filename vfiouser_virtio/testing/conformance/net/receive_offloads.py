@@ -7,9 +7,9 @@ from vfiouser_virtio.protocols.virtio.net import CtrlGuestOffloads, GsoType, Hdr
 from vfiouser_virtio.testing.conformance.checks import SHOULD
 from vfiouser_virtio.testing.conformance.net import frames
 from vfiouser_virtio.testing.conformance.net.declare import peer_check
-from vfiouser_virtio.testing.conformance.net.driver import Header, NetDriver, Received
+from vfiouser_virtio.testing.conformance.net.driver import ConformanceDriver, Header, ReceivedFrame
 from vfiouser_virtio.testing.conformance.net.receive import SECTION
-from vfiouser_virtio.testing.conformance.net.traffic import Packet, Way
+from vfiouser_virtio.testing.conformance.net.traffic import SentPacket, TrafficWay
 from vfiouser_virtio.testing.conformance.net.transmit import PAYLOAD, segmented
 from vfiouser_virtio.testing.conformance.verdicts import NotApplicable, expect, note
 
@@ -25,7 +25,7 @@ PARTIAL = Header(HdrFlags.NEEDS_CSUM, csum_start=frames.TCP_AT, csum_offset=fram
     observe="flags of packets whose sender has left the checksum open, and of others",
     peer_features=_CSUM,
 )
-async def nr4(driver: NetDriver, peer: NetDriver) -> None:
+async def nr4(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """Without GUEST_CSUM flags is 0."""
     for each in await _carry(driver, peer, (), _CSUM, *_partial(), frames.tcp(frames.BROADCAST, 99)):
         note(each.header.flags == 0, f"flags is {each.header.flags:#x}")
@@ -38,7 +38,7 @@ async def nr4(driver: NetDriver, peer: NetDriver) -> None:
     observe="the checksum of a packet whose sender has left it open",
     peer_features=_CSUM,
 )
-async def nr4_sum(driver: NetDriver, peer: NetDriver) -> None:
+async def nr4_sum(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """Without GUEST_CSUM packets are fully checksummed."""
     found = await _carry(driver, peer, (), _CSUM, *_partial())
     expect(len(found) == 1 and frames.is_complete(found[0].data), f"{len(found)} arrive, or with a wrong checksum")
@@ -51,13 +51,13 @@ async def nr4_sum(driver: NetDriver, peer: NetDriver) -> None:
     features=_GUEST_CSUM,
     peer_features=_TSO,
 )
-async def nr5(driver: NetDriver, peer: NetDriver) -> None:
+async def nr5(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """Without GUEST_TSO4, TSO6, UFO and USO gso_type is NONE."""
     for each in await _carry(driver, peer, _GUEST_CSUM, _TSO, *_large()):
         note(each.header.gso_type == GsoType.NONE, f"gso_type is {each.header.gso_type:#x}")
 
 
-async def _unsegmented(driver: NetDriver, peer: NetDriver) -> list[Received]:
+async def _unsegmented(driver: ConformanceDriver, peer: ConformanceDriver) -> list[ReceivedFrame]:
     """Packets of a kind that the driver is to segment. Raises NotApplicable where the device does it itself."""
     found = await _carry(driver, peer, _GUEST_TSO, _TSO, *_large())
     whole = [each for each in found if each.header.gso_type]
@@ -73,7 +73,7 @@ async def _unsegmented(driver: NetDriver, peer: NetDriver) -> list[Received]:
     features=_GUEST_TSO,
     peer_features=_TSO,
 )
-async def nr6(driver: NetDriver, peer: NetDriver) -> None:
+async def nr6(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """Where gso_type is not NONE, flags has NEEDS_CSUM, and gso_size says the size of segments."""
     for each in await _unsegmented(driver, peer):
         note(bool(each.header.flags & HdrFlags.NEEDS_CSUM), f"flags is {each.header.flags:#x}, without NEEDS_CSUM")
@@ -88,7 +88,7 @@ async def nr6(driver: NetDriver, peer: NetDriver) -> None:
     features=_GUEST_TSO,
     peer_features=_TSO,
 )
-async def nr6_hdr_len(driver: NetDriver, peer: NetDriver) -> None:
+async def nr6_hdr_len(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """With GUEST_TSO4, hdr_len is not less than the length of all headers."""
     for each in await _unsegmented(driver, peer):
         note(each.header.hdr_len >= frames.HEADERS, f"hdr_len is {each.header.hdr_len}, headers have {frames.HEADERS}")
@@ -101,7 +101,7 @@ async def nr6_hdr_len(driver: NetDriver, peer: NetDriver) -> None:
     features=_GUEST_CSUM,
     peer_features=_CSUM,
 )
-async def nr7(driver: NetDriver, peer: NetDriver) -> None:
+async def nr7(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """With NEEDS_CSUM, the sum from csum_start on, stored at csum_offset, makes a fully checksummed packet."""
     found = await _carry(driver, peer, _GUEST_CSUM, _CSUM, *_partial())
     expect(len(found) == 1, f"{len(found)} packets arrive")
@@ -119,7 +119,7 @@ async def nr7(driver: NetDriver, peer: NetDriver) -> None:
     features=_GUEST_CSUM,
     peer_features=_CSUM,
 )
-async def nr8(driver: NetDriver, peer: NetDriver) -> None:
+async def nr8(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """flags has no bit that was not negotiated, such as RSC_INFO."""
     for each in await _carry(driver, peer, _GUEST_CSUM, _CSUM, *_partial(), frames.tcp(frames.BROADCAST, 99)):
         unknown = each.header.flags & ~int(HdrFlags.NEEDS_CSUM | HdrFlags.DATA_VALID)
@@ -133,7 +133,7 @@ async def nr8(driver: NetDriver, peer: NetDriver) -> None:
     features=(NetFeature.CTRL_VQ, NetFeature.CTRL_GUEST_OFFLOADS, *_GUEST_CSUM),
     peer_features=_CSUM,
 )
-async def no3(driver: NetDriver, peer: NetDriver) -> None:
+async def no3(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """An offload that the driver has turned off is used no more."""
     way = await _way(driver, peer, (NetFeature.CTRL_VQ, NetFeature.CTRL_GUEST_OFFLOADS, *_GUEST_CSUM), _CSUM)
     await driver.ok(CtrlGuestOffloads.SET, bytes(8))
@@ -142,29 +142,32 @@ async def no3(driver: NetDriver, peer: NetDriver) -> None:
         note(frames.is_complete(each.data), "the checksum is wrong")
 
 
-def _partial() -> tuple[Packet, ...]:
-    return (Packet(frames.tcp(frames.BROADCAST, 99, partial=True), PARTIAL),)
+def _partial() -> tuple[SentPacket, ...]:
+    return (SentPacket(frames.tcp(frames.BROADCAST, 99, partial=True), PARTIAL),)
 
 
-def _large() -> tuple[Packet, ...]:
-    return (Packet(frames.tcp(frames.BROADCAST, PAYLOAD, partial=True), segmented()),)
+def _large() -> tuple[SentPacket, ...]:
+    return (SentPacket(frames.tcp(frames.BROADCAST, PAYLOAD, partial=True), segmented()),)
 
 
 async def _way(
-    driver: NetDriver, peer: NetDriver, features: tuple[NetFeature, ...], peer_features: tuple[NetFeature, ...]
-) -> Way:
+    driver: ConformanceDriver,
+    peer: ConformanceDriver,
+    features: tuple[NetFeature, ...],
+    peer_features: tuple[NetFeature, ...],
+) -> TrafficWay:
     await driver.start(*features)
     await peer.start(*peer_features)
-    return await Way.open(peer, driver, to=frames.BROADCAST)
+    return await TrafficWay.open(peer, driver, to=frames.BROADCAST)
 
 
 async def _carry(
-    driver: NetDriver,
-    peer: NetDriver,
+    driver: ConformanceDriver,
+    peer: ConformanceDriver,
     features: tuple[NetFeature, ...],
     peer_features: tuple[NetFeature, ...],
-    *packets: Packet | bytes,
-) -> list[Received]:
+    *packets: SentPacket | bytes,
+) -> list[ReceivedFrame]:
     """What arrives of packets of the peer, with these features negotiated here and there. Raises Failed for nothing."""
     way = await _way(driver, peer, features, peer_features)
     found = await way.carry(*packets)

@@ -6,7 +6,7 @@ from vfiouser_virtio.protocols.virtio.net import CtrlStats, NetFeature, StatsTyp
 from vfiouser_virtio.testing.conformance.net import frames
 from vfiouser_virtio.testing.conformance.net.control import OFF, SECTION
 from vfiouser_virtio.testing.conformance.net.declare import net_check
-from vfiouser_virtio.testing.conformance.net.driver import Answer, NetDriver
+from vfiouser_virtio.testing.conformance.net.driver import ConformanceDriver, ControlAnswer
 from vfiouser_virtio.testing.conformance.verdicts import NotApplicable, expect, note
 
 _SECTION = f"{SECTION} / Device Statistics"
@@ -27,7 +27,7 @@ def _size(kind: StatsType) -> int:
     return _HDR.size + codec(net.STATS[kind]).size
 
 
-async def _start(driver: NetDriver, *features: NetFeature) -> int:
+async def _start(driver: ConformanceDriver, *features: NetFeature) -> int:
     """Bring the device up; the kinds of statistics that it has. Raises Failed."""
     await driver.start(*_STATS, *features)
     answer = await driver.ok(CtrlStats.QUERY, room=_QUERY.size)
@@ -35,7 +35,7 @@ async def _start(driver: NetDriver, *features: NetFeature) -> int:
     return kinds
 
 
-async def _basic(driver: NetDriver) -> None:
+async def _basic(driver: ConformanceDriver) -> None:
     """Start a device that has the statistics which need no other feature. Raises NotApplicable."""
     kinds = await _start(driver)
     for kind in (StatsType.RX_BASIC, StatsType.TX_BASIC):
@@ -49,7 +49,7 @@ async def _basic(driver: NetDriver) -> None:
     observe="STATS_QUERY: ack, used length, and the bits of the result",
     features=_STATS,
 )
-async def ns1(driver: NetDriver) -> None:
+async def ns1(driver: ConformanceDriver) -> None:
     """STATS_QUERY is answered with the kinds of statistics that the device has."""
     await driver.start(*_STATS)
     answer = await driver.ok(CtrlStats.QUERY, room=_QUERY.size)
@@ -65,7 +65,7 @@ async def ns1(driver: NetDriver) -> None:
     observe="STATS_GET of a queue that there is not, of kinds that are unknown, or of another queue or feature: ack",
     features=_STATS,
 )
-async def ns2(driver: NetDriver) -> None:
+async def ns2(driver: ConformanceDriver) -> None:
     """One wrong entry fails the whole STATS_GET."""
     await _basic(driver)
     good = _entry(_RECEIVEQ, StatsType.RX_BASIC)
@@ -88,7 +88,7 @@ async def ns2(driver: NetDriver) -> None:
     observe="STATS_GET of each kind that is supported, with its features: type, vq_index and size of the reply",
     features=_STATS,
 )
-async def ns3(driver: NetDriver) -> None:
+async def ns3(driver: ConformanceDriver) -> None:
     """Each reply has its type, the index of its queue, and its size with the header."""
     more = [each for each in (_F.CSUM, _F.GUEST_CSUM, _F.GUEST_TSO4, _F.HOST_TSO4) if driver.offers(each)]
     kinds = await _start(driver, *more)
@@ -106,7 +106,7 @@ async def ns3(driver: NetDriver) -> None:
         note(answer.used == 1 + _size(kind), f"{kind.name}: {answer.used:#x} bytes are used, of {1 + _size(kind):#x}")
 
 
-async def _queue_of(driver: NetDriver, kind: StatsType) -> int:
+async def _queue_of(driver: ConformanceDriver, kind: StatsType) -> int:
     if kind is StatsType.CVQ:
         return await driver.control_index()
     return _RECEIVEQ if kind < StatsType.TX_BASIC else _TRANSMITQ
@@ -118,7 +118,7 @@ async def _queue_of(driver: NetDriver, kind: StatsType) -> int:
     observe="STATS_GET of two kinds, with room for one and a half, and for more than two: used length, bytes behind it",
     features=_STATS,
 )
-async def ns4(driver: NetDriver) -> None:
+async def ns4(driver: ConformanceDriver) -> None:
     """The device fills the result only up to the valid bytes, whatever room there is."""
     await _basic(driver)
     wanted = _entry(_RECEIVEQ, StatsType.RX_BASIC) + _entry(_TRANSMITQ, StatsType.TX_BASIC)
@@ -139,7 +139,7 @@ async def ns4(driver: NetDriver) -> None:
     observe="command_num and ok_num after commands of which one fails, in the replies to two STATS_GET",
     features=_STATS,
 )
-async def ns5(driver: NetDriver) -> None:
+async def ns5(driver: ConformanceDriver) -> None:
     """command_num counts all commands, ok_num those that succeed, the current one included."""
     if not await _start(driver) >> StatsType.CVQ & 1:
         raise NotApplicable("needs CVQ supported")
@@ -159,7 +159,7 @@ async def ns5(driver: NetDriver) -> None:
     observe="tx_packets, tx_bytes and tx_drops before and after three packets",
     features=_STATS,
 )
-async def ns6(driver: NetDriver) -> None:
+async def ns6(driver: ConformanceDriver) -> None:
     """tx_packets counts the packets that were sent, tx_drops those that were dropped."""
     await _basic(driver)
     before = await _values(driver, StatsType.TX_BASIC)
@@ -171,10 +171,10 @@ async def ns6(driver: NetDriver) -> None:
     note(more["tx_bytes"] == 100 * more["tx_packets"], f"three packets of 100 bytes later: {more}")
 
 
-async def _values(driver: NetDriver, kind: StatsType) -> dict[str, int]:
+async def _values(driver: ConformanceDriver, kind: StatsType) -> dict[str, int]:
     """One kind of statistics, by name."""
     data = _entry(await _queue_of(driver, kind), kind)
-    answer: Answer = await driver.ok(CtrlStats.GET, data, room=_size(kind))
+    answer: ControlAnswer = await driver.ok(CtrlStats.GET, data, room=_size(kind))
     expect(answer.used == 1 + _size(kind), f"{answer.used:#x} bytes are used, of {1 + _size(kind):#x}")
     parsed = net.STATS[kind].parse(answer.result[_HDR.size :])
     return {name: int(value) for name, value in parsed.items() if not name.startswith("_")}

@@ -8,7 +8,7 @@ from vfiouser_virtio.protocols.virtio.net import MIN_RSS_KEY, MIN_RSS_TABLE, Ack
 from vfiouser_virtio.testing.conformance.checks import ADVICE
 from vfiouser_virtio.testing.conformance.net.control import SECTION
 from vfiouser_virtio.testing.conformance.net.declare import net_check
-from vfiouser_virtio.testing.conformance.net.driver import NetDriver
+from vfiouser_virtio.testing.conformance.net.driver import ConformanceDriver
 from vfiouser_virtio.testing.conformance.verdicts import NotApplicable, note
 
 AUTOMATIC = f"{SECTION} / Automatic receive steering in multiqueue mode"
@@ -46,7 +46,7 @@ def hash_data(types: int, key: bytes = KEY) -> bytes:
     return _HASH_CONFIG.pack(types, bytes(8), len(key)) + key
 
 
-def with_mq(driver: NetDriver) -> list[NetFeature]:
+def with_mq(driver: ConformanceDriver) -> list[NetFeature]:
     """RSS, and MQ where it is offered, too, as Linux negotiates them."""
     return [_F.RSS, *([_F.MQ] if driver.offers(_F.MQ) else [])]
 
@@ -57,7 +57,7 @@ def with_mq(driver: NetDriver) -> list[NetFeature]:
     observe="VQ_PAIRS_SET with 1, with 2, and with 1 again: ack",
     features=(_F.CTRL_VQ, _F.MQ),
 )
-async def nm1(driver: NetDriver) -> None:
+async def nm1(driver: ConformanceDriver) -> None:
     """With MQ a driver may use any number of pairs from 1 to max_virtqueue_pairs."""
     await driver.start(_F.CTRL_VQ, _F.MQ, pairs=2)
     for pairs in (1, 2, 1):
@@ -72,7 +72,7 @@ async def nm1(driver: NetDriver) -> None:
     observe="VQ_PAIRS_SET with 0, max_virtqueue_pairs + 1 and 0xffff: ack",
     features=(_F.CTRL_VQ, _F.MQ),
 )
-async def nm2(driver: NetDriver) -> None:
+async def nm2(driver: ConformanceDriver) -> None:
     """A number of pairs of 0, or beyond max_virtqueue_pairs, is answered ERR."""
     await driver.start(_F.CTRL_VQ, _F.MQ)
     for pairs in (0, await driver.max_pairs() + 1, 0xFFFF):
@@ -85,7 +85,7 @@ async def nm2(driver: NetDriver) -> None:
     observe="MQ_RSS_CONFIG with a table of the greatest length where RSS is offered, else MQ_HASH_CONFIG: ack",
     features=(_F.CTRL_VQ, _F.HASH_REPORT),
 )
-async def nh1(driver: NetDriver) -> None:
+async def nh1(driver: ConformanceDriver) -> None:
     """With HASH_REPORT the device supports MQ_RSS_CONFIG if it offers RSS, and MQ_HASH_CONFIG if it does not."""
     types = await driver.number("supported_hash_types")
     if driver.offers(_F.RSS):
@@ -104,7 +104,7 @@ async def nh1(driver: NetDriver) -> None:
     observe="tables of 3 and of too many entries, queues that there are not, unknown hash types, too long a key: ack",
     features=(_F.CTRL_VQ, _F.RSS),
 )
-async def nh2(driver: NetDriver) -> None:
+async def nh2(driver: ConformanceDriver) -> None:
     """An RSS configuration that no driver may send is answered ERR."""
     await driver.start(_F.CTRL_VQ, *with_mq(driver))
     queues = await driver.max_pairs()

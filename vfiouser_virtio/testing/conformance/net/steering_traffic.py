@@ -4,10 +4,10 @@ from vfiouser_virtio.protocols.virtio.net import CtrlMq, HashReport, HashType, N
 from vfiouser_virtio.testing.conformance.checks import SHOULD
 from vfiouser_virtio.testing.conformance.net import frames
 from vfiouser_virtio.testing.conformance.net.declare import peer_check
-from vfiouser_virtio.testing.conformance.net.driver import NetDriver, Received
+from vfiouser_virtio.testing.conformance.net.driver import ConformanceDriver, ReceivedFrame
 from vfiouser_virtio.testing.conformance.net.frames import BROADCAST
 from vfiouser_virtio.testing.conformance.net.steering import AUTOMATIC, RSS, hash_data, pairs_data, rss_data, with_mq
-from vfiouser_virtio.testing.conformance.net.traffic import Way
+from vfiouser_virtio.testing.conformance.net.traffic import TrafficWay
 from vfiouser_virtio.testing.conformance.verdicts import NotApplicable, expect, note
 
 _F = NetFeature
@@ -26,7 +26,7 @@ def _flow(number: int) -> bytes:
     return frames.tcp(BROADCAST, 20, source=("10.0.0.1", 1000 + number))
 
 
-async def _flows(way: Way) -> list[Received]:
+async def _flows(way: TrafficWay) -> list[ReceivedFrame]:
     """What arrives of a packet of each of many flows."""
     found = await way.carry(*map(_flow, range(_FLOWS // 2))) + await way.carry(*map(_flow, range(_FLOWS // 2, _FLOWS)))
     expect(len(found) == _FLOWS, f"{len(found)} of {_FLOWS} packets arrive")
@@ -39,7 +39,7 @@ async def _flows(way: Way) -> list[Received]:
     observe=f"packets of {_FLOWS} flows with two pairs of queues, before VQ_PAIRS_SET: by which queue each comes",
     features=_MQ,
 )
-async def nm3(driver: NetDriver, peer: NetDriver) -> None:
+async def nm3(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """After a reset packets come by receiveq1 only."""
     way = await _way(driver, peer, _MQ)
     _only_first(await _flows(way), "before MQ_VQ_PAIRS_SET")
@@ -51,7 +51,7 @@ async def nm3(driver: NetDriver, peer: NetDriver) -> None:
     observe=f"packets of {_FLOWS} flows when VQ_PAIRS_SET with 2, and then with 1, is used: by which queue each comes",
     features=_MQ,
 )
-async def nm4(driver: NetDriver, peer: NetDriver) -> None:
+async def nm4(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """When VQ_PAIRS_SET is used, no packet comes by a queue beyond its number of pairs."""
     way = await _way(driver, peer, _MQ)
     await driver.ok(CtrlMq.VQ_PAIRS_SET, pairs_data(2))
@@ -60,7 +60,7 @@ async def nm4(driver: NetDriver, peer: NetDriver) -> None:
     _only_first(await _flows(way), "after MQ_VQ_PAIRS_SET 1")
 
 
-def _only_first(found: list[Received], when: str) -> None:
+def _only_first(found: list[ReceivedFrame], when: str) -> None:
     others = {each.pair + 1 for each in found} - {1}
     expect(not others, f"packets come by receiveq{', receiveq'.join(map(str, sorted(others)))} {when}")
 
@@ -72,7 +72,7 @@ def _only_first(found: list[Received], when: str) -> None:
     observe="send packets of flows by transmitq1 and transmitq2: by which queue those of the other direction come",
     features=_MQ,
 )
-async def nm5(driver: NetDriver, peer: NetDriver) -> None:
+async def nm5(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """Packets of a flow come by the queue of the pair by which the driver has sent a packet of that flow."""
     way = await _way(driver, peer, _MQ)
     await driver.ok(CtrlMq.VQ_PAIRS_SET, pairs_data(2))
@@ -91,7 +91,7 @@ async def nm5(driver: NetDriver, peer: NetDriver) -> None:
     observe="hash_value and hash_report of packets of two well-known flows, with IPv4, and with TCPv4, too",
     features=_HASH,
 )
-async def nh3(driver: NetDriver, peer: NetDriver) -> None:
+async def nh3(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """The hash is Toeplitz's, of the fields that the enabled hash types name, with the key that was set."""
     way = await _way(driver, peer, _HASH, pairs=1)
     for types, report in ((HashType.IPv4, HashReport.IPv4), (HashType.IPv4 | HashType.TCPv4, HashReport.TCPv4)):
@@ -109,7 +109,7 @@ async def nh3(driver: NetDriver, peer: NetDriver) -> None:
     observe="hash_report of packets before hash types were enabled, and of a frame that is no IP packet after that",
     features=_HASH,
 )
-async def nh4(driver: NetDriver, peer: NetDriver) -> None:
+async def nh4(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """Without a hash type that is enabled for a packet, hash_report is NONE; at first none is enabled."""
     way = await _way(driver, peer, _HASH, pairs=1)
     before = await way.carry(_flow(0))
@@ -124,7 +124,7 @@ async def nh4(driver: NetDriver, peer: NetDriver) -> None:
     observe="tables that name receiveq2 alone, and receiveq1 alone, the other one for what is unclassified",
     features=(_F.CTRL_VQ, _F.RSS),
 )
-async def nh5(driver: NetDriver, peer: NetDriver) -> None:
+async def nh5(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """With RSS the hash of a packet says its queue, by the indirection table; unclassified_queue is for all others."""
     if not await driver.number("supported_hash_types") & HashType.IPv4:
         raise NotApplicable("needs the hash type IPv4")
@@ -137,17 +137,19 @@ async def nh5(driver: NetDriver, peer: NetDriver) -> None:
             note(by == [pair + 1], f"for receiveq{pair + 1}, a packet comes by receiveq{by}")
 
 
-async def _set_hash(driver: NetDriver, types: int) -> None:
+async def _set_hash(driver: ConformanceDriver, types: int) -> None:
     supported = await driver.number("supported_hash_types")
     if types & ~supported:
         raise NotApplicable(f"needs the hash types {types:#x}, of which {supported:#x} are supported")
     await driver.ok(CtrlMq.HASH_CONFIG, hash_data(types))
 
 
-async def _way(driver: NetDriver, peer: NetDriver, features: tuple[NetFeature, ...], *, pairs: int = 2) -> Way:
+async def _way(
+    driver: ConformanceDriver, peer: ConformanceDriver, features: tuple[NetFeature, ...], *, pairs: int = 2
+) -> TrafficWay:
     await driver.start(*features, pairs=pairs, buffers=16)
     await peer.start()
-    return await Way.open(peer, driver, to=BROADCAST)
+    return await TrafficWay.open(peer, driver, to=BROADCAST)
 
 
 def _hex(numbers: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import trio
 
-from vfiouser_virtio.testing.conformance.net.driver import COMPLETE, Header, NetDriver, Received
+from vfiouser_virtio.testing.conformance.net.driver import COMPLETE, ConformanceDriver, Header, ReceivedFrame
 from vfiouser_virtio.testing.conformance.net.frames import STATION, is_marker, marker
 from vfiouser_virtio.testing.conformance.verdicts import FrameLost, fail
 
@@ -22,24 +22,26 @@ RECEIVED, SENT = "virtio14/NR1", "virtio14/NX5"
 _AGAIN = 0.1  # seconds after which the first frame is sent again: a device may take its time to join a network
 
 
-class Packet(NamedTuple):
+class SentPacket(NamedTuple):
     """Frame to be sent."""
 
     data: bytes
     header: Header = COMPLETE
 
 
-class Way:
+class TrafficWay:
     """Way from one driver to another, both of which run."""
 
-    def __init__(self, source: NetDriver, sink: NetDriver, to: bytes) -> None:
+    def __init__(self, source: ConformanceDriver, sink: ConformanceDriver, to: bytes) -> None:
         self.source = source
         self.sink = sink
         self._to = to
         self._number = 0
 
     @classmethod
-    async def open(cls, source: NetDriver, sink: NetDriver, *, to: bytes, rule: str = RECEIVED) -> "Way":
+    async def open(
+        cls, source: ConformanceDriver, sink: ConformanceDriver, *, to: bytes, rule: str = RECEIVED
+    ) -> "TrafficWay":
         """Send frames to the address ``to`` until one arrives; ``rule`` is the check of that. Raises FrameLost."""
         way = cls(source, sink, to)
         with trio.move_on_after(source.bench.wire.timeout):
@@ -51,13 +53,13 @@ class Way:
                     return way
         raise FrameLost(f"no frame arrives that is sent to {to.hex(':')}", rule)
 
-    async def carry(self, *packets: Packet | bytes, to: bytes | None = None) -> list[Received]:
+    async def carry(self, *packets: SentPacket | bytes, to: bytes | None = None) -> list[ReceivedFrame]:
         """What arrives of these packets, in order. ``to``: where the marker behind them goes.
 
         Raises Failed where that does not arrive: others before it did.
         """
         for packet in packets:
-            data, header = packet if isinstance(packet, Packet) else Packet(packet)
+            data, header = packet if isinstance(packet, SentPacket) else SentPacket(packet)
             await self.source.send(data, header)
         to = self._to if to is None else to
         last = await self._mark(to)

@@ -4,7 +4,7 @@ from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags, NetFeature
 from vfiouser_virtio.testing.conformance.checks import ADVICE
 from vfiouser_virtio.testing.conformance.net import frames
 from vfiouser_virtio.testing.conformance.net.declare import net_check
-from vfiouser_virtio.testing.conformance.net.driver import Header, NetDriver
+from vfiouser_virtio.testing.conformance.net.driver import ConformanceDriver, Header
 
 SECTION = "Device Operation / Packet Transmission"
 UNKNOWN_FLAG = 0x80
@@ -25,7 +25,7 @@ def segmented(hdr_len: int = frames.HEADERS) -> Header:
     section=SECTION,
     observe="packets with bit 7 of flags: their buffers are used, NEEDS_RESET is not set, the next packet is taken",
 )
-async def nx1(driver: NetDriver) -> None:
+async def nx1(driver: ConformanceDriver) -> None:
     """Bits of flags that the device does not know are ignored."""
     await driver.start()
     await driver.send(frames.frame(frames.BROADCAST), Header(UNKNOWN_FLAG))
@@ -38,7 +38,7 @@ async def nx1(driver: NetDriver) -> None:
     observe="packets without NEEDS_CSUM whose csum_start is beyond their end: used, no NEEDS_RESET, the next is taken",
     features=(NetFeature.CSUM,),
 )
-async def nx2(driver: NetDriver) -> None:
+async def nx2(driver: ConformanceDriver) -> None:
     """Without NEEDS_CSUM in flags, csum_start and csum_offset are not used."""
     await driver.start(NetFeature.CSUM)
     for start, offset in ((0xFFFF, 0), (0, 0xFFFF), (0xFFFF, 0xFFFF)):
@@ -52,7 +52,7 @@ async def nx2(driver: NetDriver) -> None:
     observe="packets to be segmented whose hdr_len is 0, 1 and 0xffff: used, no NEEDS_RESET, the next is taken",
     features=(NetFeature.CSUM, NetFeature.HOST_TSO4),
 )
-async def nx3(driver: NetDriver) -> None:
+async def nx3(driver: ConformanceDriver) -> None:
     """The device does not rely on hdr_len."""
     await driver.start(NetFeature.CSUM, NetFeature.HOST_TSO4)
     for hdr_len in LIES:
@@ -66,7 +66,7 @@ async def nx3(driver: NetDriver) -> None:
     keyword=ADVICE,
     observe="buffers too short for a header, a frame of 1 byte, a gso_type that was not negotiated: as NX1",
 )
-async def nx4(driver: NetDriver) -> None:
+async def nx4(driver: ConformanceDriver) -> None:
     """A packet that cannot be sent is dropped, and the device goes on: a program in the guest may have made it."""
     await driver.start()
     for message in (b"\0", bytes(11), bytes(12)):
