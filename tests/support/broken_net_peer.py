@@ -92,6 +92,8 @@ class Spreads(SpoiltReceiver):
     """Bytes that stay unused of each buffer but the last."""
 
     def _spread(self, receiveq: ReceiveQueue, first: Chain, frame: Frame, hashed: tuple[int, ...] | None) -> bool:
+        if not self._mergeable:
+            return super()._spread(receiveq, first, frame, hashed)
         chains, rest = [first], frame.length + self._size
         while sum(chain.room - self.unused for chain in chains) < rest:
             chain = receiveq.queue.next_nowait()
