@@ -25,7 +25,7 @@ from support.blk_device import (
     status,
 )
 
-from vfiouser_virtio.backends import file
+from vfiouser_virtio.backends import disk_image, file
 from vfiouser_virtio.backends.direct import page_buffer
 from vfiouser_virtio.backends.file import Aio, FileBackend
 from vfiouser_virtio.backends.io_uring import IoUring
@@ -189,7 +189,7 @@ async def test_past_the_page_cache(image: Path, aio: Aio, first: int, monkeypatc
 
 async def test_direct_io_needs_whole_blocks(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a disk whose blocks are larger than a sector."""
-    monkeypatch.setattr(file, "bypass_page_cache", lambda _: 4096)
+    monkeypatch.setattr(disk_image, "bypass_page_cache", lambda _: 4096)
     with pytest.raises(DeviceError, match=r"cache=none needs blocks of 4096 bytes with .*: logical-block-size=4096"):
         Blk(path=image, cache="none")
     async with running(Blk(path=image, cache="none", logical_block_size=4096)) as driver:
@@ -209,7 +209,7 @@ def test_a_file_system_without_direct_io_is_named(image: Path, monkeypatch: pyte
     def refuse(fd: int) -> int:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(file, "bypass_page_cache", refuse)
+    monkeypatch.setattr(disk_image, "bypass_page_cache", refuse)
     with pytest.raises(DeviceError, match=r"cannot be used with cache=none \(Invalid argument\)"):
         Blk(path=image, cache="none")
 

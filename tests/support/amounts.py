@@ -34,7 +34,7 @@ class Amounts:
 USUAL = Amounts()
 QUICK = replace(
     USUAL, ring_examples=20, fuzz_cases=8, every_switch=2 * MIB, polled=2 * MIB, by_pages=4 * MIB, requests_of_pages=24,
-    rebinds=4,
+    rebinds=4, tcp_file=4 * MIB,
 )  # fmt: skip
 LONG = replace(USUAL, ring_examples=5000, every_switch=1024 * MIB, by_pages=1024 * MIB, tcp_file=100 * MIB)
 
