@@ -1,7 +1,7 @@
 """Network device (virtio 1.4, 5.1): configuration, packet header, control commands; names of linux/virtio_net.h.
 
 A long file, since the chapter is: it is one table after another, in the order of the chapter, with little between them.
-What is from "flow filter" on (5.1.6.6) is a matter of administration commands, and not here.
+What is from "flow filter" on (5.1.9.6) is a matter of administration commands, and not here.
 """
 
 import struct
@@ -109,7 +109,7 @@ CONFIG = Struct(
 Config = record(CONFIG)
 
 
-# ---- packet header (5.1.6) -------------------------------------------------------------------------------------------
+# ---- packet header (5.1.9) -------------------------------------------------------------------------------------------
 
 
 class HdrFlags(IntFlag):
@@ -172,7 +172,7 @@ def hdr_size(features: int) -> int:
 
 
 class HashType(IntFlag):
-    """``hash_types`` and ``supported_hash_types`` (5.1.6.4.3): ``VIRTIO_NET_HASH_TYPE_*``, Linux's RSS_HASH_TYPE."""
+    """``hash_types`` and ``supported_hash_types`` (5.1.9.4.3): ``VIRTIO_NET_HASH_TYPE_*``, Linux's RSS_HASH_TYPE."""
 
     IPv4 = 1 << 0
     TCPv4 = 1 << 1
@@ -186,7 +186,7 @@ class HashType(IntFlag):
 
 
 class HashReport(IntEnum):
-    """``hash_report`` (5.1.6.4.5): ``VIRTIO_NET_HASH_REPORT_*``."""
+    """``hash_report`` (5.1.9.4.5): ``VIRTIO_NET_HASH_REPORT_*``."""
 
     NONE = 0
     IPv4 = 1
@@ -201,7 +201,7 @@ class HashReport(IntEnum):
 
 
 class HashTunnelType(IntFlag):
-    """``supported_tunnel_types``, ``enabled_tunnel_types`` (5.1.6.4.4): ``VIRTIO_NET_HASH_TUNNEL_TYPE_*``."""
+    """``supported_tunnel_types``, ``enabled_tunnel_types`` (5.1.9.4.4): ``VIRTIO_NET_HASH_TUNNEL_TYPE_*``."""
 
     GRE_2784 = 1 << 0
     GRE_2890 = 1 << 1
@@ -214,7 +214,7 @@ class HashTunnelType(IntFlag):
     NVGRE = 1 << 8
 
 
-# ---- control queue (5.1.6.5) -----------------------------------------------------------------------------------------
+# ---- control queue (5.1.9.5) -----------------------------------------------------------------------------------------
 
 
 class Ack(IntEnum):
@@ -343,14 +343,14 @@ OFFLOAD_BITS: dict[NetFeature, int] = {
     NetFeature.GUEST_USO4: 54,
     NetFeature.GUEST_USO6: 55,
 }
-"""Bits of ``offloads`` (5.1.6.5.9.1), by the feature: the same number, but for those that 64 bits have no room for."""
+"""Bits of ``offloads`` (5.1.9.5.9.1), by the feature: the same number, but for those that 64 bits have no room for."""
 
 # struct virtio_net_ctrl_coal, of TX_SET and RX_SET (Linux: virtio_net_ctrl_coal_tx, _rx); virtio_net_ctrl_coal_vq.
 COAL = Struct("max_packets" / Int32ul, "max_usecs" / Int32ul)
 COAL_VQ = Struct("vq_index" / Int16ul, "reserved" / Int16ul, "coal" / COAL)
 
 
-# ---- device statistics (5.1.6.5.11) ----------------------------------------------------------------------------------
+# ---- device statistics (5.1.9.5.11) ----------------------------------------------------------------------------------
 
 
 class StatsType(IntEnum):

@@ -422,7 +422,7 @@ def coalesce(card: Card, command: CtrlNotfCoal, packets: int, usecs: int, *, ind
 
 
 def test_the_last_command_that_names_a_queue_counts(card: Card) -> None:
-    """The example of 5.1.6.5.10."""
+    """The example of 5.1.9.5.10."""
     assert coalesce(card, CtrlNotfCoal.RX_SET, 1, 1000) == OK
     assert [coalescing(card, index) for index in range(4)] == [(1, 1000), (0, 0), (1, 1000), (0, 0)]
     assert coalesce(card, CtrlNotfCoal.VQ_SET, 2, 2000, index=0) == OK

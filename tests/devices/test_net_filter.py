@@ -71,7 +71,7 @@ def test_at_first_only_what_is_for_it_and_for_all(by_address: ReceiveFilter) -> 
         ((CtrlRx.NOUNI,), {"broadcast"}),
         ((CtrlRx.NOBCAST,), {"own"}),
         ((CtrlRx.NOMULTI,), {"own", "broadcast"}),
-        # The stronger one wins (5.1.6.5.1.1), and promiscuous over all.
+        # The stronger one wins (5.1.9.5.1.1), and promiscuous over all.
         ((CtrlRx.ALLUNI, CtrlRx.NOUNI), {"broadcast"}),
         ((CtrlRx.ALLMULTI, CtrlRx.NOMULTI), {"own", "broadcast"}),
         ((CtrlRx.ALLMULTI, CtrlRx.NOBCAST), {"own", "group", "other group"}),

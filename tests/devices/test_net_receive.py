@@ -1,4 +1,4 @@
-"""The receive path of the network device (virtio 1.4, 5.1.6.3, 5.1.6.4): buffers, mergeable or not, and offloads."""
+"""The receive path of the network device (virtio 1.4, 5.1.9.3, 5.1.9.4): buffers, mergeable or not, and offloads."""
 
 import pytest
 import trio
@@ -49,7 +49,7 @@ def unused(driver: Driver, *tokens: int) -> bool:
 @both_memories
 @pytest.mark.parametrize("features", [0, MERGEABLE], ids=["big", "mergeable"])
 async def test_frames_arrive_in_order_behind_a_header_that_says_nothing(private: bool, features: int) -> None:
-    """num_buffers is 1, with and without MRG_RXBUF; flags and gso_type are 0 (5.1.6.4.1)."""
+    """num_buffers is 1, with and without MRG_RXBUF; flags and gso_type are 0 (5.1.9.4.1)."""
     cable = Cable()
     frames = [a_frame(60 + number, seed=number) for number in range(100)]
     async with running(Net(netdev=cable), private=private, features=features) as driver:
@@ -92,7 +92,7 @@ async def test_a_frame_in_pieces_arrives_whole(private: bool) -> None:
 @both_memories
 @pytest.mark.parametrize("extra", [0, IN_ORDER], ids=["any-order", "in-order"])
 async def test_a_long_frame_fills_all_its_buffers_but_the_last(private: bool, extra: int) -> None:
-    """ "The device uses all buffers but the last completely; num_buffers says how many (5.1.6.4.1)."""
+    """ "The device uses all buffers but the last completely; num_buffers says how many (5.1.9.4.1)."""
     cable, frame = Cable(), a_frame(9014)
     async with running(Net(netdev=cable), private=private, features=MERGEABLE | extra) as driver:
         tokens = add(driver, 1500, 1000, 4096, 4096, 4096)
@@ -114,7 +114,7 @@ async def test_a_frame_that_fits_exactly_takes_no_buffer_more(private: bool) -> 
 
 @pytest.mark.parametrize("count", [1, 3, 64, 70], ids=str)
 async def test_the_buffers_of_a_frame_are_shown_together(count: int) -> None:
-    """ "The device uses all buffers of a packet together (5.1.6.4.1).
+    """ "The device uses all buffers of a packet together (5.1.9.4.1).
 
     The last of them is the last that the driver has made available, or the last that was taken from the ring at once:
     where a chain that is completed alone is shown to the driver alone.
@@ -190,7 +190,7 @@ async def test_a_frame_that_all_buffers_together_are_too_small_for_is_dropped_at
 async def test_without_merging_a_frame_that_is_too_long_is_dropped(
     private: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only one buffer may be used (5.1.6.3.2). The buffer is there for the next frame; one line says so."""
+    """Only one buffer may be used (5.1.9.3.2). The buffer is there for the next frame; one line says so."""
     net = Net(netdev=(cable := Cable()))
     async with running(net, private=private, features=0) as driver:
         tokens = add(driver, 512, 512)
@@ -261,7 +261,7 @@ async def test_a_driver_with_offloads_gets_packets_whole(private: bool) -> None:
 @both_memories
 @pytest.mark.parametrize("features", [0, NetFeature.GUEST_CSUM.mask], ids=["none", "csum"])
 async def test_for_a_driver_without_segmentation_packets_are_cut(private: bool, features: int) -> None:
-    """gso_type is NONE without a GUEST_ feature for it, and flags are 0 without GUEST_CSUM (5.1.6.4.1)."""
+    """gso_type is NONE without a GUEST_ feature for it, and flags are 0 without GUEST_CSUM (5.1.9.4.1)."""
     cable, packet = Cable(), tcp_packet(5000)
     async with running(Net(netdev=cable), private=private, features=features) as driver:
         tokens = add(driver, *[1526] * 4)

@@ -1,4 +1,4 @@
-"""The transmit path of the network device (virtio 1.4, 5.1.6.2): headers, buffers, offloads, a netdev without room."""
+"""The transmit path of the network device (virtio 1.4, 5.1.9.2): headers, buffers, offloads, a netdev without room."""
 
 from itertools import pairwise
 
@@ -153,7 +153,7 @@ async def test_what_the_netdev_does_not_do_is_done_here(private: bool, does: Doe
 
 @pytest.mark.parametrize("flags", [0x02, 0x04, 0x10, 0x60, 0xFE])
 async def test_unknown_flags_are_ignored(flags: int) -> None:
-    """5.1.6.2.2; those that only a device may set are none that a driver can."""
+    """5.1.9.2.2; those that only a device may set are none that a driver can."""
     async with running(Net(netdev=(cable := Cable())), features=OFFLOADS) as driver:
         await send(driver, header(Offload(flags, 0, 0, 0, 0xFFFF, 0xFFFF)) + a_frame(64))
         assert await cable.wait_sent(1) == [a_frame(64)]
@@ -161,7 +161,7 @@ async def test_unknown_flags_are_ignored(flags: int) -> None:
 
 
 async def test_without_needs_csum_its_fields_are_not_used() -> None:
-    """csum_start and csum_offset, whatever they are (5.1.6.2.2)."""
+    """csum_start and csum_offset, whatever they are (5.1.9.2.2)."""
     async with running(Net(netdev=(cable := Cable(Does(0)))), features=OFFLOADS) as driver:
         await send(driver, header(Offload(0, 0, 0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF), 0xFFFF) + a_frame(64))
         assert await cable.wait_sent(1) == [a_frame(64)]
@@ -177,7 +177,7 @@ async def test_needs_csum_counts_as_negotiated() -> None:
 @pytest.mark.parametrize("hdr_len", [0, 1, 20, 53, 54, 100, 0xFFFF])
 @pytest.mark.parametrize("does", [ALL, Does(0)], ids=["whole", "cut"])
 async def test_hdr_len_is_not_relied_on(hdr_len: int, does: Does) -> None:
-    """It may be wrong (5.1.6.2.2); who is told it then is told what can be."""
+    """It may be wrong (5.1.9.2.2); who is told it then is told what can be."""
     packet = tcp_packet(3000)
     async with running(Net(netdev=(cable := Cable(does))), features=OFFLOADS) as driver:
         await send(driver, header(tso(1448)._replace(hdr_len=hdr_len)) + packet)

@@ -1,4 +1,4 @@
-"""UDP tunnel segmentation of the network device (virtio 1.4, 5.1.6.2, 5.1.6.4): longer headers, what they may say."""
+"""UDP tunnel segmentation of the network device (virtio 1.4, 5.1.9.2, 5.1.9.4): longer headers, what they may say."""
 
 from dataclasses import replace
 
@@ -149,7 +149,7 @@ async def test_lies_of_a_header(
 
 
 async def test_udp_tunnel_csum_where_it_must_not_be() -> None:
-    """In a packet of no tunnel (5.1.6.2.2), and without its feature."""
+    """In a packet of no tunnel (5.1.9.2.2), and without its feature."""
     net = tunnel_net(cable := Cable())
     async with running(net, features=HOST) as driver:
         for offload in (Offload(8, 0, 0, 0, 0, 0), CSUM._replace(flags=9), tso(1000)._replace(flags=9)):
@@ -161,7 +161,7 @@ async def test_udp_tunnel_csum_where_it_must_not_be() -> None:
 
 
 async def test_without_the_feature_no_tunnel_is_taken_and_its_flag_is_ignored() -> None:
-    """ "The device MUST ignore flag bits that it does not recognize" (5.1.6.2.2)."""
+    """ "The device MUST ignore flag bits that it does not recognize" (5.1.9.2.2)."""
     net = tunnel_net(cable := Cable())
     features = HOST & ~NetFeature.HOST_UDP_TUNNEL_GSO.mask | GUEST
     async with running(net, features=features) as driver:  # the header is the long one, for what is received

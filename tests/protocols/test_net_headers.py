@@ -102,7 +102,7 @@ def test_limits_are_linux_s() -> None:
 
 
 def test_variable_structures_have_the_specification_s_order() -> None:
-    # 5.1.6.5.6.4, with a mask of 1: two queues; no C compiler lays a field behind a flexible one.
+    # 5.1.9.5.6.4, with a mask of 1: two queues; no C compiler lays a field behind a flexible one.
     head = codec(net.RSS_CONFIG).pack(0x3F, 1, 2)
     table = codec(net.RSS_QUEUE).pack(0) + codec(net.RSS_QUEUE).pack(1)
     assert head + table + codec(net.RSS_CONFIG_TAIL).pack(4, 40) == bytes.fromhex(

@@ -255,7 +255,7 @@ class Balloon(Device):
 
     async def _take_reports(self, reports: Queue) -> None:
         async for chain in reports:
-            # Pages with a poison value must keep it (5.5.6.8), and a hole reads zeros.
+            # Pages with a poison value must keep it (5.5.6.6), and a hole reads zeros.
             keeps = self.negotiated(BalloonFeature.PAGE_POISON) and self._config("poison_val") != 0
             if chain.readable.length:
                 self.log.once("report", "ignored: a report of free pages that the device is to read")

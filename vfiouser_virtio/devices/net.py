@@ -217,7 +217,7 @@ class Net(Device):
         self._show_link()
 
     def announce(self) -> bool:
-        """Ask the driver to make itself known on its network (5.1.6.5.4), as when it is at another place of it.
+        """Ask the driver to make itself known on its network (5.1.9.5.4), as when it is at another place of it.
 
         False where it has not negotiated GUEST_ANNOUNCE. A device that takes over does so by itself.
         """

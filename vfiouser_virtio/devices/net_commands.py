@@ -1,4 +1,4 @@
-"""Commands of a network device's control queue (virtio 1.4, 5.1.6.5): what each needs, checks and changes.
+"""Commands of a network device's control queue (virtio 1.4, 5.1.9.5): what each needs, checks and changes.
 
 A command checks all of its data before it changes something, so that one that is refused has changed nothing.
 """
@@ -203,7 +203,7 @@ def _coalesce_all(first: int, to: Settings, data: bytes, _room: int) -> bytes:
 
 def _coalesce_one(to: Settings, data: bytes, _room: int) -> bytes:
     index, _, max_packets, max_usecs = _COAL_VQ.unpack(data)
-    # When it is reset and enabled again, what was set for all of its kind holds (5.1.6.5.10.6).
+    # When it is reset and enabled again, what was set for all of its kind holds (5.1.9.5.10.6).
     _enabled_queue(to, index).coalesce(max_packets, max_usecs, until_reset=True)
     return b""
 
@@ -222,7 +222,7 @@ def _say_statistics(_to: Settings, _data: bytes, _room: int) -> bytes:
 
 def _get_statistics(to: Settings, data: bytes, room: int) -> bytes:
     queues = to.counters[: len(to.data_queues)]
-    # This command is among those that are counted, and one that succeeds (5.1.6.5.11.3).
+    # This command is among those that are counted, and one that succeeds (5.1.9.5.11.3).
     own = {"command_num": to.command_num, "ok_num": to.ok_num + 1}
     try:
         return statistics(data, [*queues, own.__getitem__], to.device.driver_features, room)

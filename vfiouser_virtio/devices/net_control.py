@@ -1,4 +1,4 @@
-"""Control queue of a network device (virtio 1.4, 5.1.6.5): what the driver may set while the device runs.
+"""Control queue of a network device (virtio 1.4, 5.1.9.5): what the driver may set while the device runs.
 
 ::
 
@@ -45,7 +45,7 @@ class Control:
         settings.change_offloads(before.offloads)
 
     def announce(self) -> bool:
-        """Ask the driver to make itself known on its network, by gratuitous packets (5.1.6.5.4).
+        """Ask the driver to make itself known on its network, by gratuitous packets (5.1.9.5.4).
 
         False where it has not negotiated GUEST_ANNOUNCE.
         """

@@ -1,4 +1,4 @@
-"""Receive filter of a network device (virtio 1.4, 5.1.6.5.1 to 5.1.6.5.3): which frames the driver gets to see.
+"""Receive filter of a network device (virtio 1.4, 5.1.9.5.1 to 5.1.9.5.3): which frames the driver gets to see.
 
 ::
 

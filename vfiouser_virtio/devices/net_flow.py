@@ -1,4 +1,4 @@
-"""Flow of an Ethernet frame: addresses and ports, as automatic steering and RSS hashes know it (virtio 1.4, 5.1.6.4.3).
+"""Flow of an Ethernet frame: addresses and ports, as automatic steering and RSS hashes know it (virtio 1.4, 5.1.9.4.3).
 
 Looked at are the first bytes only. What is in them comes from a network or another guest, and may lie: each length is
 checked, and what cannot be found is not there.

@@ -1,4 +1,4 @@
-"""Receive path of a network device (virtio 1.4, 5.1.6.3, 5.1.6.4): from the network into the driver's buffers.
+"""Receive path of a network device (virtio 1.4, 5.1.9.3, 5.1.9.4): from the network into the driver's buffers.
 
 ::
 
@@ -64,7 +64,7 @@ def does_of(features: int) -> Does:
 
 @dataclass(slots=True)
 class ReceiveQueue:
-    """Receive queue with its statistics (5.1.6.5.11.4), which grow until the device is reset."""
+    """Receive queue with its statistics (5.1.9.5.11.4), which grow until the device is reset."""
 
     queue: Queue
     packets: int = 0
@@ -293,7 +293,7 @@ class Receiver:
     def _spread_singles(
         self, singles: Singles, frame: Frame, hashed: tuple[int, ...] | None, written: list[int]
     ) -> bool:
-        """Over as many buffers as it takes (5.1.6.4.1), behind those that were written; False where that cannot be."""
+        """Over as many buffers as it takes (5.1.9.4.1), behind those that were written; False where that cannot be."""
         view, buffers, total = singles.view, singles.buffers, frame.length + self._size
         begin = end = len(written)
         if not self._mergeable or buffers[begin][2] < self._size:
@@ -403,7 +403,7 @@ class Receiver:
         return True
 
     def _deliver_elsewhere(self, receiveq: ReceiveQueue, frame: Frame) -> bool:
-        """The driver has reset the queue, or never enabled it: another one (5.1.6.5.6.2), or none (5.1.6.5.7.3)."""
+        """The driver has reset the queue, or never enabled it: another one (5.1.9.5.6.2), or none (5.1.9.5.7.3)."""
         for pair, each in enumerate(self.queues):
             if each.queue.enabled and self.steering.move(frame, pair):
                 return self._deliver(frame)
@@ -412,7 +412,7 @@ class Receiver:
         return True
 
     def _spread(self, receiveq: ReceiveQueue, first: Chain, frame: Frame, hashed: tuple[int, ...] | None) -> bool:
-        """Over as many buffers as it takes (5.1.6.4.1): all but the last full, and shown to the driver together."""
+        """Over as many buffers as it takes (5.1.9.4.1): all but the last full, and shown to the driver together."""
         queue, total = receiveq.queue, frame.length + self._size
         chains, room = [first], first.room
         while room < total and self._mergeable:

@@ -1,4 +1,4 @@
-"""Device statistics of a network device (virtio 1.4, 5.1.6.5.11): how a driver reads the counters of its queues."""
+"""Device statistics of a network device (virtio 1.4, 5.1.9.5.11): how a driver reads the counters of its queues."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

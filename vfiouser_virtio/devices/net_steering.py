@@ -1,4 +1,4 @@
-"""Receive steering of a network device (virtio 1.4, 5.1.6.5.5 to 5.1.6.5.7): automatic, RSS, and hash reports.
+"""Receive steering of a network device (virtio 1.4, 5.1.9.5.5 to 5.1.9.5.7): automatic, RSS, and hash reports.
 
 ::
 
@@ -7,7 +7,7 @@
                 │        │            └─ RSS: Toeplitz hash ──▶ indirection table
                 └──── cached ──▶ (pair, hash, kind of hash)
 
-Of two ways to configure it the last command counts (5.1.6.5.5). Pairs are numbered from 0.
+Of two ways to configure it the last command counts (5.1.9.5.5). Pairs are numbered from 0.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Toeplitz hash, by tables that are made once for a key (virtio 1.4, 5.1.6.4.3; the hash of Microsoft's RSS).
+"""Toeplitz hash, by tables that are made once for a key (virtio 1.4, 5.1.9.4.3; the hash of Microsoft's RSS).
 
 Each bit of the input that is set adds (xor) the 32 bits of the key from there on. So each byte of the input adds one of
 256 numbers, which depend on its place and the key only.

@@ -1,4 +1,4 @@
-"""Transmit path of a network device (virtio 1.4, 5.1.6.2): from the driver's buffers to the netdev.
+"""Transmit path of a network device (virtio 1.4, 5.1.9.2): from the driver's buffers to the netdev.
 
 ::
 
@@ -48,7 +48,7 @@ _GSO_TYPES = (
 
 @dataclass(slots=True)
 class TransmitQueue:
-    """Transmit queue with its statistics (5.1.6.5.11.5), which grow until the device is reset."""
+    """Transmit queue with its statistics (5.1.9.5.11.5), which grow until the device is reset."""
 
     queue: Queue
     pair: int
@@ -243,7 +243,7 @@ class Transmitter:
         return None
 
     def _read_header(self, frame: Frame, fields: tuple[int, ...]) -> None:
-        """Set what a packet's header says that is left to do. Raises BadOffload for what cannot be (5.1.6.2)."""
+        """Set what a packet's header says that is left to do. Raises BadOffload for what cannot be (5.1.9.2)."""
         flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = fields[:6]
         flags &= self._flags  # others are to be ignored
         if gso_type & _KIND:

@@ -31,12 +31,12 @@ _RINGS = (
     ),
     Fault(
         "used-len-long", _RING, _USED, "the used length is more than the buffer has room for",
-        "len is the number of bytes that were written into the device-writable part", "2.7.8.2",
+        "len is the number of bytes that were written into the device-writable part", "2.7.8.1",
         (Argument("len", integer, None, "the length; default: one more than there is room for"),), of_queue=True,
     ),
     Fault(
         "used-len-short", _RING, _USED, "the used length is less than what the device has written",
-        "len is the number of bytes that were written into the device-writable part", "2.7.8.2",
+        "len is the number of bytes that were written into the device-writable part", "2.7.8.1",
         (Argument("len", integer, 0, "the length"),), of_queue=True,
     ),
     Fault(
@@ -60,7 +60,7 @@ _RINGS = (
     Fault(
         "used-rewritten", _RING, _SHOWN,
         "after the used element is public it is written once more, with another id and length",
-        "an element before used.idx belongs to the driver", "2.7.8.2",
+        "an element before used.idx belongs to the driver", "2.7.8.1",
         (
             Argument("id", integer, 0xDEAD, "the id it gets"),
             Argument("len", integer, 0xFFFF_FFFF, "the length it gets"),
@@ -74,7 +74,7 @@ _RINGS = (
     ),
     Fault(
         "used-idx-early", _RING, _SHOWN, "used.idx moves before the element is written",
-        "the device writes the element before it updates idx", "2.7.8.2",
+        "the device writes the element before it updates idx", "2.7.8.1",
         (Argument("time", seconds, 0.1, "how much later the element comes"),), of_queue=True, ring="split",
     ),
     Fault(

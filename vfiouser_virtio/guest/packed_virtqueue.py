@@ -99,7 +99,7 @@ class PackedVirtqueue(DriverVirtqueue):
             full_barrier()  # all of the batch is stored before the flags that show it (2.8.21.1.1)
         self._halves[_HALVES * at + _FLAGS] = flags
         self._added = 0
-        # The flags are stored before event suppression is read, or the device falls asleep in between (2.8.21.4.1).
+        # The flags are stored before event suppression is read, or the device falls asleep in between (2.8.21.3.1).
         full_barrier()
         event = self._device_event[0]
         wanted = (event >> 16) & 3

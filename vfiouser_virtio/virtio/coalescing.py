@@ -17,7 +17,7 @@ from vfiouser_virtio.virtio.queue_ring import QueueRing, Spawn
 
 SHORTEST = 20
 """Microseconds, the shortest delay that is kept to. A timer takes as long by itself, and twice that of the CPU: who
-wants less gets an interrupt after each burst, as without (5.1.6.5.10: "more or less frequently")."""
+wants less gets an interrupt after each burst, as without (5.1.9.5.10: "more or less frequently")."""
 _TRIO_SECONDS = 1e-3
 """From here on trio's own time-outs are exact enough."""
 

@@ -1,6 +1,6 @@
 """Detection of drivers that never notify, such as SPDK's: their queues are polled as with ``poll=on``.
 
-A driver that sends available buffer notifications (virtio 1.4, 2.7.23) is known by its first one, and the search ends.
+A driver that sends available buffer notifications (virtio 1.4, 2.9) is known by its first one, and the search ends.
 Until then queues are looked at now and then, at growing intervals: that costs next to nothing.
 """
 

@@ -349,7 +349,7 @@ class Chain:
         """Store the status of a request that was taken with `take_request`, and `complete` the chain.
 
         ``filled`` counts the bytes from the start of the room for data. They are the used length, which counts the
-        status as well when all of the room was filled: there must be no gap in front of what it counts (2.7.8.2).
+        status as well when all of the room was filled: there must be no gap in front of what it counts (2.7.8.1).
         Raises AuthorError as `complete`. The chain must be pinned, or have been taken since the last await.
         """
         room = self.room - 1

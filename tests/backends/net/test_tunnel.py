@@ -114,7 +114,7 @@ def test_which_tunnel_it_is_the_frame_says(outer: int, inner: int, bit: int) -> 
 
 
 def test_a_checksum_that_the_driver_has_computed_for_each_segment_stays() -> None:
-    """Virtio 1.4, 5.1.6.2.1: without UDP_TUNNEL_CSUM it is none, or that of each segment already."""
+    """Virtio 1.4, 5.1.9.2.1: without UDP_TUNNEL_CSUM it is none, or that of each segment already."""
     data = bytearray(replace(PACKET, checksum=False).build(partial=True))
     at = PACKET.outer.transport + 6
     data[at : at + 2] = b"\x12\x34"

@@ -13,7 +13,7 @@ IOV_MAX = 1024
 
 
 class Offload(NamedTuple):
-    """Work that is left to be done (virtio 1.4, 5.1.6.2): checksum, segmentation. Offsets are from the frame's start.
+    """Work that is left to be done (virtio 1.4, 5.1.9.2): checksum, segmentation. Offsets are from the frame's start.
 
     Its numbers come from a driver or a peer, and may lie: see `offload.check`.
     """

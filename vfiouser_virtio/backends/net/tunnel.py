@@ -6,7 +6,7 @@
               outer ▲ outer_th_offset   inner_nh_offset ▲    ▲ csum_start
 
 What is between the outer UDP header and the inner IP header is not looked at, so any tunnel will do. The same as Linux
-does in ``__skb_udp_tunnel_segment`` (virtio 1.4, 5.1.6.2).
+does in ``__skb_udp_tunnel_segment`` (virtio 1.4, 5.1.9.2).
 """
 
 from collections.abc import Iterator

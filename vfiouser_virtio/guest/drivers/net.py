@@ -21,7 +21,7 @@ from vfiouser_virtio.protocols.virtio.net import CtrlClass, NetFeature
 RECEIVE_BUFFERS, MERGEABLE_SIZE = 64, 2048
 """Of each pair. With MRG_RXBUF a long frame is spread over several."""
 BIG_BUFFERS, BIG_SIZE = 16, 65562 + 32
-"""Without MRG_RXBUF, but with segmentation offload: 5.1.6.3.1."""
+"""Without MRG_RXBUF, but with segmentation offload: 5.1.9.3.1."""
 MAX_PAIRS = 16
 """Pairs that are set up, however many a device has."""
 
@@ -43,7 +43,7 @@ _BIG = sum(
 
 
 class NetHeader(NamedTuple):
-    """Header of a packet (5.1.6); as it is, it says that nothing is left to be done."""
+    """Header of a packet (5.1.9); as it is, it says that nothing is left to be done."""
 
     flags: int = 0
     gso_type: int = 0
@@ -106,7 +106,7 @@ class NetInterface:
         return [packed, *(frame[at : at + size] for at in range(0, len(frame), size))]
 
     async def receive(self, *, pair: int = 0) -> Received:
-        """The next frame; waits for it. Raises DeviceBroken for buffers that 5.1.6.4 does not allow."""
+        """The next frame; waits for it. Raises DeviceBroken for buffers that 5.1.9.4 does not allow."""
         first = await self._buffer(pair)
         size = self._codec.size
         if len(first) < size:
@@ -135,12 +135,12 @@ class NetInterface:
         return data
 
     def _broken(self, what: str) -> DeviceBroken:
-        return DeviceBroken(f"{self.device.name}: {what}", "5.1.6.4.1")
+        return DeviceBroken(f"{self.device.name}: {what}", "5.1.9.4.1")
 
     # ---- control queue ---------------------------------------------------------------------------------------------
 
     async def control(self, kind: int, command: int, data: bytes = b"", *, room: int = 0) -> tuple[int, bytes]:
-        """A command; its ack, and what the device has written before it, up to ``room`` bytes (5.1.6.5)."""
+        """A command; its ack, and what the device has written before it, up to ``room`` bytes (5.1.9.5)."""
         assert self.controls is not None, "CTRL_VQ was not negotiated"
         sizes = [1, room] if room else [1]
         out = [wire.CTRL_HDR_CODEC.pack(kind, command), *([data] if data else [])]

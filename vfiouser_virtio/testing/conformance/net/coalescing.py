@@ -1,4 +1,4 @@
-"""Notification coalescing (virtio 1.4, 5.1.6.5.10): which settings are taken, and which hold."""
+"""Notification coalescing (virtio 1.4, 5.1.9.5.10): which settings are taken, and which hold."""
 
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio import net

@@ -1,4 +1,4 @@
-"""Commands of the control queue (virtio 1.4, 5.1.6.5): where it is, what it answers, what has changed by then."""
+"""Commands of the control queue (virtio 1.4, 5.1.9.5): where it is, what it answers, what has changed by then."""
 
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio import net

@@ -38,7 +38,7 @@ _CLASSES: dict[type, CtrlClass] = {
 
 
 class Header(NamedTuple):
-    """Header of a packet (5.1.6); the fields of hashes are only there with HASH_REPORT."""
+    """Header of a packet (5.1.9); the fields of hashes are only there with HASH_REPORT."""
 
     flags: int = 0
     gso_type: int = 0

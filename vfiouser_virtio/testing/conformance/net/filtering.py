@@ -1,4 +1,4 @@
-"""Filtering of the network's frames (virtio 1.4, 5.1.6.5.1 to 5.1.6.5.3): those that a driver gets to see, of a peer's.
+"""Filtering of the network's frames (virtio 1.4, 5.1.9.5.1 to 5.1.9.5.3): those that a driver gets to see, of a peer's.
 
 A device may pass on more than it should ("best-effort"): that it drops is SHOULD, and what it must pass on is MUST.
 """

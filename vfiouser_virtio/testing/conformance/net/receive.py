@@ -1,4 +1,4 @@
-"""Received packets and their buffers (virtio 1.4, 5.1.6.3 and 5.1.6.4). A second device on the network sends them."""
+"""Received packets and their buffers (virtio 1.4, 5.1.9.3 and 5.1.9.4). A second device on the network sends them."""
 
 from vfiouser_virtio.protocols.virtio.net import ETH_HLEN, MAX_MTU, NetFeature
 from vfiouser_virtio.testing.conformance.checks import ADVICE

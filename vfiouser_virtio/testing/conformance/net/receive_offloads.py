@@ -1,4 +1,4 @@
-"""Headers of received packets (virtio 1.4, 5.1.6.4): only what was negotiated, and then as it must be.
+"""Headers of received packets (virtio 1.4, 5.1.9.4): only what was negotiated, and then as it must be.
 
 The peer sends packets whose checksum, or segmentation, is left to whoever has negotiated it.
 """

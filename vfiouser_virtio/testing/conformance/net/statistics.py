@@ -1,4 +1,4 @@
-"""Device statistics (virtio 1.4, 5.1.6.5.11): what the device replies, and to what it must not."""
+"""Device statistics (virtio 1.4, 5.1.9.5.11): what the device replies, and to what it must not."""
 
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio import net

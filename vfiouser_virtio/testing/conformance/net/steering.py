@@ -1,4 +1,4 @@
-"""Queue pairs, receive-side scaling and hashes (virtio 1.4, 5.1.6.5.5 to 5.1.6.5.7): which settings are taken."""
+"""Queue pairs, receive-side scaling and hashes (virtio 1.4, 5.1.9.5.5 to 5.1.9.5.7): which settings are taken."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which queue received packets come by, and with which hash (virtio 1.4, 5.1.6.4 and 5.1.6.5.5 to 5.1.6.5.7)."""
+"""Which queue received packets come by, and with which hash (virtio 1.4, 5.1.9.4 and 5.1.9.5.5 to 5.1.9.5.7)."""
 
 from vfiouser_virtio.protocols.virtio.net import CtrlMq, HashReport, HashType, NetFeature
 from vfiouser_virtio.testing.conformance.checks import SHOULD

@@ -1,4 +1,4 @@
-"""Transmission by a network device that is alone (virtio 1.4, 5.1.6.2): headers that lie or mean nothing to it."""
+"""Transmission by a network device that is alone (virtio 1.4, 5.1.9.2): headers that lie or mean nothing to it."""
 
 from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags, NetFeature
 from vfiouser_virtio.testing.conformance.checks import ADVICE

@@ -1,4 +1,4 @@
-"""Packets of a driver on the network (virtio 1.4, 5.1.6.2), as a peer sees them that does no work of the sender's."""
+"""Packets of a driver on the network (virtio 1.4, 5.1.9.2), as a peer sees them that does no work of the sender's."""
 
 from vfiouser_virtio.protocols.virtio.net import ETH_HLEN, HdrFlags, NetFeature
 from vfiouser_virtio.testing.conformance.net import frames
