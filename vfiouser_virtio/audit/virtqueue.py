@@ -7,6 +7,7 @@ from vfiouser_virtio.audit.split import SplitWatch
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.virtio import Virtqueue
 from vfiouser_virtio.virtio.binding import BoundRing
+from vfiouser_virtio.virtio.singles import Singles
 from vfiouser_virtio.vring import Area, Chain, PackedRing, SplitRing
 from vfiouser_virtio.vring.descriptors import Memory
 
@@ -86,6 +87,11 @@ class AuditedVirtqueue(Virtqueue):
         """What is found goes there; ``chains`` is told of what is asked of the device."""
         self.findings = findings
         self.chains = chains
+
+    def singles(self, limit: int, flags: int) -> Singles | None:
+        """None: each buffer is to be seen, once, and these are taken past `pop`, some of them back from a burst."""
+        del limit, flags
+        return None
 
     def _new_ring(self, areas: list[Area]) -> BoundRing:
         bound = super()._new_ring(areas)
