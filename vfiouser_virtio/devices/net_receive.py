@@ -106,7 +106,8 @@ class Receiver:
     """`FrameSink` for the frames of the network: puts them into the driver's buffers.
 
     Frames are dropped while the driver is not ready or the link is down, as on any network. What is wrong with the
-    driver's buffers is found in a call of the netdev, which has nothing to do with it: `run` raises it.
+    driver's buffers is found in a call of the netdev, which has nothing to do with it, and is a task of another guest's
+    device where the netdev is a hub: `run` raises it.
     """
 
     def __init__(self, queues: Sequence[Queue], wanted: ReceiveFilter, steering: Steering, log: DeviceLog) -> None:
@@ -124,8 +125,8 @@ class Receiver:
         self._lacking: tuple[Queue, int] | None = None
         self._gave_up = False
         self._rest: tuple[Frame, Iterator[Frame]] | None = None
-        self._error: Exception | None = None
-        self._wake_pump = trio.Event()
+        self._error: GuestError | None = None
+        self._wake_pump, self._broken = trio.Event(), trio.Event()
         self.begin(0, None)
 
     # ---- the driver ----------------------------------------------------------------------------------------------
@@ -166,11 +167,14 @@ class Receiver:
         self._lacking = self._rest = self._error = None
         self._gave_up = False
         self._set_running(True)
-        self._wake_pump = trio.Event()
+        self._wake_pump, self._broken = trio.Event(), trio.Event()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(netdev.run, self)
-                await self._pump()
+                nursery.start_soon(self._pump)
+                await self._broken.wait()
+                assert self._error is not None
+                raise self._error
         finally:
             self._set_running(False)
 
@@ -179,8 +183,6 @@ class Receiver:
         while True:
             await self._wake_pump.wait()
             self._wake_pump = trio.Event()
-            if self._error is not None:
-                raise self._error
             while self._rest is not None and not self._put_rest():
                 await self.wait_room()
 
@@ -317,18 +319,22 @@ class Receiver:
         return True
 
     async def wait_room(self) -> None:
-        """See `FrameSink`."""
+        """See `FrameSink`. What the driver breaks meanwhile is raised by `run`, not here, where others wait for it."""
         lacking = self._lacking
         if lacking is None:
             await trio.lowlevel.checkpoint()
             return
         queue, count = lacking
-        if count == 1:
-            await queue.wait()
-            return
-        with trio.move_on_after(STUCK) as waiting:
-            await queue.wait(count)
-        self._gave_up = waiting.cancelled_caught
+        try:
+            if count == 1:
+                await queue.wait()
+                return
+            with trio.move_on_after(STUCK) as waiting:
+                await queue.wait(count)
+            self._gave_up = waiting.cancelled_caught
+        except GuestError as error:
+            self._break(error)
+            await trio.lowlevel.checkpoint()
 
     def _put_finished(self, frame: Frame) -> bool:
         """Deliver a frame of which the driver has to be spared some work."""
@@ -471,11 +477,15 @@ class Receiver:
         """Whether the frame is longer than the MTU allows by a VLAN tag only, which is part of the Ethernet header."""
         return frame.length <= self._limit + _VLAN_HLEN and frame.head(net.ETH_HLEN)[12:] == _VLAN_TAG
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: GuestError) -> None:
         self.queues[0].drops += 1
         self.drops.add(Drop.BROKEN)
+        self._break(error)
+
+    def _break(self, error: GuestError) -> None:
+        """Have `run` raise this."""
         self._error = error
-        self._wake_pump.set()
+        self._broken.set()
 
 
 def _take(source: list[memoryview], count: int) -> Iterator[memoryview]:

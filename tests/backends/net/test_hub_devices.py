@@ -1,5 +1,6 @@
 """Network devices of a server joined by a hub, with the Python guest's driver in each."""
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import pytest
@@ -11,10 +12,12 @@ from support.packets import Packet
 from vfiouser_virtio.backends.net.frame import frame_of
 from vfiouser_virtio.backends.net.hub import HubNetdev
 from vfiouser_virtio.devices.net import Net
+from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.guest.drivers.net import NetHeader, NetInterface
 from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags, NetFeature
 from vfiouser_virtio.testing.carriers import carry
-from vfiouser_virtio.testing.driver import running
+from vfiouser_virtio.testing.driver import NEEDS_RESET, Driver, Ram, running
+from vfiouser_virtio.testing.raw.ring import WRITE
 
 TSO = sum(feature.mask for feature in (NetFeature.GUEST_TSO4, NetFeature.GUEST_TSO6, NetFeature.GUEST_ECN))
 USO = NetFeature.GUEST_USO4.mask | NetFeature.GUEST_USO6.mask
@@ -78,3 +81,58 @@ async def test_a_broadcast_reaches_memory_of_either_kind(private: bool) -> None:
         with trio.fail_after(60):
             assert [(await driver.wait(0, token)).data[0][12:76] for token in tokens] == frames
         nursery.cancel_scope.cancel()
+
+
+class Refusing(Ram):
+    """RAM of a client that may come to refuse to have its descriptors read."""
+
+    refuses = False
+
+    async def dma_read(self, address: int, count: int) -> bytes:
+        data = await super().dma_read(address, count)
+        if self.refuses:
+            raise PeerError("refused by the test")
+        return data
+
+
+def bad_descriptor(driver: Driver) -> None:
+    driver.add_raw(0, [(0xDEAD_0000_000, 2000, WRITE)])
+
+
+def bad_index(driver: Driver) -> None:
+    driver.rings[0].offer(jump=1000)
+
+
+def refusal(driver: Driver) -> None:
+    assert isinstance(driver.ram, Refusing)
+    driver.add(0, [], [2000])
+    driver.ram.refuses = True
+
+
+@pytest.mark.parametrize(
+    ("private", "breaks"),
+    [(False, bad_descriptor), (False, bad_index), (True, bad_descriptor), (True, bad_index), (True, refusal)],
+    ids=["descriptor", "index", "descriptor by messages", "index by messages", "read refused"],
+)
+async def test_a_guest_that_is_waited_for_breaks_its_own_device_only(
+    private: bool, breaks: Callable[[Driver], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender's task waits in the receiver's queue; an error there put the sender's device into NEEDS_RESET."""
+    monkeypatch.setattr("vfiouser_virtio.testing.driver.Ram", Refusing)
+    monkeypatch.setattr("vfiouser_virtio.backends.net.outlet.PATIENCE", 600.0)
+    sender, receiver = Net(netdev=HubNetdev(hub="lan")), Net(netdev=HubNetdev(hub="lan"))
+    async with running(sender, features=0) as one, running(receiver, private=private, features=0) as other:
+        await trio.testing.wait_all_tasks_blocked()
+        header, here, there = bytes(12), bytes.fromhex("525400000001"), bytes.fromhex("525400000002")
+        await other.request([header + TO_ALL + there + b"\x88\xb5" + bytes(50)], queue=1)
+        token = one.add(1, [header + there + here + b"\x88\xb5" + bytes(50)])
+        one.kick(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not one.is_used(1, token)
+
+        breaks(other)
+        other.kick(0, force=True)
+        await other.wait_broken()
+        await one.wait(1, token)
+        assert not one.status & NEEDS_RESET
+        await one.request([header + TO_ALL + here + b"\x88\xb5" + bytes(50)], queue=1)  # and works on
