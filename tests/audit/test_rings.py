@@ -4,8 +4,10 @@ import pytest
 from support.audit_cases import CASES, breaks, check
 from support.bad_driver import BadDriver, bad_driver
 
+from vfiouser_virtio.audit.chains import SeenChain
+from vfiouser_virtio.audit.virtqueue import AuditedVirtqueue
 from vfiouser_virtio.devices.blk import Blk
-from vfiouser_virtio.protocols.virtio.features import Feature
+from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
 from vfiouser_virtio.testing.raw.packed import RawPackedRing
 from vfiouser_virtio.testing.raw.ring import INDIRECT, NEXT, WRITE, Segment
@@ -362,3 +364,48 @@ async def test_a_good_driver_is_not_accused(is_packed: bool, private: bool) -> N
                 await driver.settle()
                 done += driver.take_used(0)
         assert not driver.broken
+
+
+class Lengths:
+    """`ChainWatch` that counts the descriptors of each chain."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def available(self, chain: SeenChain) -> None:
+        self.seen.append(len(chain.readable))
+
+    def used(self, queue: int, head: int) -> None:
+        pass
+
+    def queue_reset(self, queue: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("length", [1 << 22, 0xFFFF_FFF0], ids=["4M", "4G"])
+@pytest.mark.parametrize("following", [0, 1, 0xFFFF])
+async def test_an_indirect_table_of_a_hostile_driver_is_not_walked_to_its_end(following: int, length: int) -> None:
+    """Of the smaller one a walk to the end is over in a second, of the larger one never."""
+    async with bad_driver(*split()) as driver:
+        lengths = Lengths()
+        [queue] = driver.function.core.queues
+        assert isinstance(queue, AuditedVirtqueue)
+        queue.watch_with(driver.findings, lengths)
+        ring = ring_of(driver)
+        entries = driver.alloc(0x1_0000 * DESC_CODEC.size)[0]
+        for index in {0, following}:
+            driver.ram.write(entries + DESC_CODEC.size * index, DESC_CODEC.pack(entries, 1, NEXT, following))
+        ring.describe(0, (entries, length, INDIRECT, 0))
+        await offer(driver, ring, 0)
+        assert driver.get("device_status") & DeviceStatus.NEEDS_RESET
+        assert set(driver.broken) == {"split/long"}
+        assert lengths.seen == [SIZE + 1]
+
+
+async def test_an_indirect_table_of_a_hostile_driver_is_looked_at_in_part() -> None:
+    async with bad_driver(*packed()) as driver:
+        ring = packed_of(driver)
+        entries = driver.alloc(0x1_0000 * DESC_CODEC.size)[0]
+        await write(driver, ring, [(entries, 0xFFFF_FFF0, INDIRECT)])
+        assert driver.get("device_status") & DeviceStatus.NEEDS_RESET
+        assert set(driver.broken) == {"packed/long"}

@@ -84,6 +84,7 @@ _NEXT, _WRITE, _INDIRECT_FLAG = int(DescFlags.NEXT), int(DescFlags.WRITE), int(D
 _MARKS = int(DescFlags.AVAIL | DescFlags.USED)
 _DESC = PACKED_DESC_CODEC.size
 _MAX_TABLE = 1 << 16
+"""Entries of an indirect table that are looked at: the one of a hostile driver has up to 2^28."""
 
 Found = list[tuple[int, int, int]]
 """Address, length and flags of each descriptor."""
