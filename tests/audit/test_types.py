@@ -1,16 +1,21 @@
 """Each rule about requests is found broken by a driver that breaks it, and no other rule is."""
 
 import struct
+import tracemalloc
 
 import pytest
 from support.audit_cases import CASES, breaks, check
 from support.bad_driver import BadDriver, bad_driver
 
+from vfiouser_virtio.audit import AuditedVirtioPci, Findings
+from vfiouser_virtio.audit.chains import MAX_PEEK, SeenChain
+from vfiouser_virtio.audit.types.balloon import BalloonWatch
 from vfiouser_virtio.devices.balloon import Balloon
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.console import Console
 from vfiouser_virtio.devices.input import Input
 from vfiouser_virtio.devices.rng import Rng
+from vfiouser_virtio.memory import HotRegion
 from vfiouser_virtio.protocols.virtio.balloon import BalloonFeature
 from vfiouser_virtio.protocols.virtio.blk import REQUEST_HEADER_CODEC, SEGMENT_CODEC, RequestType
 from vfiouser_virtio.protocols.virtio.console import Event
@@ -202,6 +207,78 @@ async def _hint_once(driver: BadDriver) -> None:
     for _ in range(2):
         await driver.request(3, [struct.pack("<I", 2)])
         driver.function.core.queues[3].fill_nowait()
+
+
+async def test_a_queue_reset_takes_buffers_back() -> None:
+    async with bad_driver(*balloon()) as driver:
+        start_balloon(driver)
+        page, stats = struct.pack("<I", 0x1000), struct.pack("<HQ", 1, 2)
+        queues = driver.function.core.queues
+        driver.add(0, [page])
+        driver.add(2, [stats])
+        for number in (0, 2):
+            queues[number].fill_nowait()
+            driver.set("queue_select", number)
+            driver.set("queue_reset", 1)
+            while driver.get("queue_reset"):
+                await driver.settle()
+            driver.queue(number)
+        driver.add(1, [page])
+        driver.add(2, [stats])
+        for number in (1, 2):
+            queues[number].fill_nowait()
+        await driver.settle()
+        assert driver.broken == {}
+
+
+class Pages:
+    """`Memory` that is one buffer of page numbers, as many as are looked at."""
+
+    hot: HotRegion = (1, 0, memoryview(b""), memoryview(b""), 0)
+
+    def __init__(self, first: int) -> None:
+        self._raw = memoryview(struct.pack(f"<{MAX_PEEK // 4}I", *range(first, first + MAX_PEEK // 4)))
+
+    def readable(self, address: int, length: int) -> list[memoryview]:
+        return [self._raw[address : address + length]]
+
+    writable = readable
+
+
+def test_pages_in_flight_are_kept_in_mind_up_to_a_number() -> None:
+    findings = Findings()
+    watch = BalloonWatch(AuditedVirtioPci(Balloon(), findings=findings).core, findings)
+
+    def offers(queue: int, head: int, first: int) -> None:
+        watch.available(SeenChain(queue, head, [(0, MAX_PEEK)], [], Pages(first)))
+
+    tracemalloc.start()
+    try:
+        for head in range(64):
+            offers(0, head, head * MAX_PEEK // 4)
+        assert tracemalloc.get_traced_memory()[0] < 32 << 20
+    finally:
+        tracemalloc.stop()
+    watch.used(0, 0)
+    offers(1, 0, 0)
+    assert not findings.by_rule
+    offers(1, 0, MAX_PEEK // 4)
+    assert set(findings.by_rule) == {"balloon/deflate-early"}
+
+
+async def test_a_page_that_two_buffers_inflate_is_acknowledged_with_the_second() -> None:
+    async with bad_driver(*balloon()) as driver:
+        start_balloon(driver)
+        page = struct.pack("<I", 0x1000)
+        for queue in (0, 0, 1):
+            driver.add(queue, [page])
+        inflate, deflate = driver.function.core.queues[:2]
+        inflate.fill_nowait()
+        first, _ = inflate.burst
+        first.complete()
+        deflate.fill_nowait()
+        await driver.settle()
+        assert set(driver.broken) == {"balloon/deflate-early"}
 
 
 PREFIXES = ("blk/", "rng/", "input/", "console/", "balloon/")

@@ -65,3 +65,7 @@ class ChainWatch(Protocol):
     def used(self, queue: int, head: int) -> None:
         """The device is about to show this as used."""
         ...
+
+    def queue_reset(self, queue: int) -> None:
+        """The driver has reset this queue, or all: its buffers are not in flight any more."""
+        ...

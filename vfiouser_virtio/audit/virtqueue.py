@@ -93,6 +93,12 @@ class AuditedVirtqueue(Virtqueue):
         del limit, flags
         return None
 
+    def reset(self) -> None:
+        """As `Virtqueue`; what was in flight is the driver's again."""
+        if self.chains is not None:
+            self.chains.queue_reset(self.index)
+        super().reset()
+
     def _new_ring(self, areas: list[Area]) -> BoundRing:
         bound = super()._new_ring(areas)
         ring = bound.ring

@@ -1,5 +1,7 @@
 """Watch of a balloon's queues (virtio 1.4, 5.5.6)."""
 
+from collections import Counter
+
 from vfiouser_virtio.audit.chains import SeenChain
 from vfiouser_virtio.audit.findings import Findings
 from vfiouser_virtio.audit.rule import must
@@ -31,30 +33,55 @@ HINT_ONCE = must(
 )
 
 
+_MAX_PAGES = 1 << 17
+"""Pages in flight that are kept in mind: a guest has that of a queue of buffers of 16384 pages, and the watch a hundred
+bytes for each. Of the others it is not judged whether they are deflated."""
+
+
+def _pages(raw: bytes) -> set[int]:
+    """Page numbers of a buffer; what is behind the last whole one is none."""
+    return {page for (page,) in PFN_CODEC.iter_unpack(raw[: len(raw) // PFN_CODEC.size * PFN_CODEC.size])}
+
+
 class BalloonWatch(RequestWatch):
     """Watch of all queues. Those of features that were not accepted do not exist: the numbers are of those that do."""
 
     def __init__(self, core: DeviceCore, findings: Findings) -> None:
         super().__init__(core, findings)
-        self._inflating: dict[int, set[int]] = {}
+        self._inflating: dict[int, bytes] = {}
+        """Head to the page numbers of each buffer in flight, as the driver has written them."""
+        self._pages: Counter[int] = Counter()
+        """In how many of these buffers a page is."""
         self._stats: set[int] = set()
         self._tags: list[int] | None = None
         self._command: int | None = None
 
     def reset(self) -> None:
         """Nothing is in flight."""
-        self._inflating.clear()
-        self._stats.clear()
+        self.queue_reset(0)
+        self.queue_reset(2)
         self._tags = self._command = None
+
+    def queue_reset(self, queue: int) -> None:
+        """The buffers of the queue are the driver's again."""
+        if queue == 0:
+            self._inflating.clear()
+            self._pages.clear()
+        elif queue == 2:
+            self._stats.clear()
 
     def available(self, chain: SeenChain) -> None:
         """By queue."""
         raw = chain.peek()
         if chain.queue in (0, 1):
-            pages = {page for (page,) in PFN_CODEC.iter_unpack(raw[: len(raw) // PFN_CODEC.size * PFN_CODEC.size])}
+            # One look-up for each page: buffers of 16384 pages, each held against each other one, would take minutes.
             if chain.queue == 0:
-                self._inflating[chain.head] = pages
-            elif early := next((page for inflated in self._inflating.values() for page in pages & inflated), None):
+                pages = _pages(raw)
+                if len(self._pages) + len(pages) <= _MAX_PAGES:
+                    self.used(0, chain.head)
+                    self._inflating[chain.head] = raw
+                    self._pages.update(pages)
+            elif (early := next((page for page in _pages(raw) if page in self._pages), None)) is not None:
                 self.broke(UNACKNOWLEDGED, f"deflates page {early:#x}, which is being inflated")
         elif chain.queue == 2 and self.accepted(BalloonFeature.STATS_VQ):
             self._statistics(chain, raw)
@@ -81,6 +108,9 @@ class BalloonWatch(RequestWatch):
     def used(self, queue: int, head: int) -> None:
         """The device acknowledges."""
         if queue == 0:
-            self._inflating.pop(head, None)
+            for page in _pages(self._inflating.pop(head, b"")):
+                self._pages[page] -= 1
+                if not self._pages[page]:
+                    del self._pages[page]
         elif queue == 2:
             self._stats.discard(head)

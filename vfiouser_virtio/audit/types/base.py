@@ -37,3 +37,6 @@ class RequestWatch:
 
     def reset(self) -> None:
         """The driver resets the device."""
+
+    def queue_reset(self, queue: int) -> None:
+        """See `ChainWatch`."""
