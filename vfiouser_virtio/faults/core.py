@@ -38,7 +38,7 @@ class FaultyCore(DeviceCore):
     ) -> None:
         self.faults = faults
         self._timer = Timer()
-        self._sink = FaultyInterrupts(interrupts, faults, self._timer.later)
+        self._sink = FaultyInterrupts(interrupts, faults, self._timer)
         self._stuck_status = 0
         self._stuck_until = 0.0
         self._first_generation: int | None = None

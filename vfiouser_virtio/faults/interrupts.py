@@ -1,6 +1,6 @@
 """Interrupts that get lost, come late, too often, elsewhere: an `InterruptSink` before the real one."""
 
-from vfiouser_virtio.faults.later import Later
+from vfiouser_virtio.faults.later import MAX_REPEATED, Timer
 from vfiouser_virtio.faults.plan import FaultPlan
 from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
 
@@ -11,29 +11,35 @@ MAX_STORM = 100_000
 class FaultyInterrupts:
     """Interrupt sink with faults; ``real`` delivers what is sent."""
 
-    def __init__(self, real: InterruptSink, faults: FaultPlan, later: Later) -> None:
+    def __init__(self, real: InterruptSink, faults: FaultPlan, timer: Timer) -> None:
         self.real = real
         self._faults = faults
-        self._later = later
+        self._timer = timer
 
     def queue_interrupt(self, index: int) -> None:
         """As `InterruptSink.queue_interrupt`."""
         hit = self._faults.hit
-        if lost := hit("interrupt-lost", index):
+        # All are counted, whichever happens: a schedule does not depend on other faults.
+        lost = hit("interrupt-lost", index)
+        wrong = hit("interrupt-wrong-vector", index, possible=not lost)
+        late = hit("interrupt-late", index, possible=not (lost or wrong))
+        if lost:
             lost.did("not sent")
-        elif wrong := hit("interrupt-wrong-vector", index):
+        elif wrong:
             to = wrong["to"]
             wrong.did("sent as a configuration change" if to < 0 else f"sent as one of queue {to}")
             self._send(to)
-        elif late := hit("interrupt-late", index):
+        elif late:
             late.did(f"sent {late['time']:g} s later")
-            self._later(late["time"], lambda: self._send(index))
+            if not self._timer.later(late["time"], lambda: self._send(index)):
+                self._send(index)
         else:
             self._send(index)
         if storm := hit("interrupt-storm", index):
             times = max(0, min(storm["times"], MAX_STORM) - 1)
-            storm.did(f"sent {times} times more")
-            self._repeat(index, times, storm["time"])
+            # Not at once: an eventfd makes one of those that come together.
+            goes_on = self._timer.repeat(times, max(storm["time"], 1e-6), lambda: self._send(index))
+            storm.did(f"sent {times} times more" if goes_on else f"sent once: {MAX_REPEATED} storms go on already")
 
     def config_interrupt(self) -> None:
         """As `InterruptSink.config_interrupt`."""
@@ -62,9 +68,3 @@ class FaultyInterrupts:
             self.real.config_interrupt()
         else:
             self.real.queue_interrupt(index)
-
-    def _repeat(self, index: int, times: int, pause: float) -> None:
-        if times:
-            self._send(index)
-            # Not at once, which would be a call in a call, and an eventfd makes one of those that come together.
-            self._later(max(pause, 1e-6), lambda: self._repeat(index, times - 1, pause))

@@ -5,10 +5,13 @@ from collections.abc import Awaitable, Callable
 import trio
 
 MAX_PENDING = 4096
-"""Callbacks that wait; more are called at once, since a guest makes as many as it likes."""
+"""Callbacks that wait, since a guest makes as many as it likes; the caller does more of them at once."""
+MAX_REPEATED = 64
+"""Callbacks that are repeated at the same time: a guest that asks for a storm with each request has its neighbours
+served between two of a few, not of thousands."""
 
-Later = Callable[[float, Callable[[], None]], None]
-"""Call something after so many seconds; at once for 0, and where nothing runs that could wait."""
+Later = Callable[[float, Callable[[], None]], bool]
+"""Call something after so many seconds. False, with nothing called: for 0, or where nothing can wait."""
 
 
 class Timer:
@@ -16,15 +19,23 @@ class Timer:
 
     def __init__(self) -> None:
         self._nursery: trio.Nursery | None = None
-        self._pending = 0
+        self._pending = self._repeated = 0
 
-    def later(self, seconds: float, callback: Callable[[], None]) -> None:
+    def later(self, seconds: float, callback: Callable[[], None]) -> bool:
         """As `Later` says."""
         if seconds <= 0 or self._nursery is None or self._pending >= MAX_PENDING:
-            callback()
-            return
+            return False
         self._pending += 1
         self._nursery.start_soon(self._wait, seconds, callback)
+        return True
+
+    def repeat(self, times: int, pause: float, callback: Callable[[], None]) -> bool:
+        """Call something so many times, with so many seconds before each. False, with nothing called, as `later`."""
+        if self._nursery is None or self._repeated >= MAX_REPEATED:
+            return False
+        self._repeated += 1
+        self._nursery.start_soon(self._repeat, times, pause, callback)
+        return True
 
     async def _wait(self, seconds: float, callback: Callable[[], None]) -> None:
         try:
@@ -32,6 +43,14 @@ class Timer:
         finally:
             self._pending -= 1
         callback()
+
+    async def _repeat(self, times: int, pause: float, callback: Callable[[], None]) -> None:
+        try:
+            for _ in range(times):
+                await trio.sleep(pause)
+                callback()
+        finally:
+            self._repeated -= 1
 
     async def serve(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run ``work``, which is async, and the callbacks beside it; what still waits when it ends does not come."""

@@ -1,5 +1,7 @@
 """Packed ring with faults: see `rings`."""
 
+from functools import partial
+
 from vfiouser_virtio.barrier import full_barrier
 from vfiouser_virtio.faults.rings import FaultyRing, RingPlace, UsedElement
 from vfiouser_virtio.protocols.virtio.ring import PACKED_DESC_CODEC, DescFlags
@@ -34,7 +36,7 @@ class FaultyPackedRing(FaultyRing, PackedRing):
                 self._shift += each.slots
             else:
                 self.next_used = (self.next_used + each.slots) % (2 * size)
-            if each.head is not None:
+            if each.head is not None and not each.extra:
                 self._give_back(each.head, self._taken.pop(each.head, None))
         first, word = words[0]
         for slot, other in words[1:]:
@@ -45,7 +47,9 @@ class FaultyPackedRing(FaultyRing, PackedRing):
             slot, word = words[-1]
             false = UsedElement(None, hit["id"], hit["len"])
             hit.did(f"used descriptor {slot:#x} becomes {hit['id']:#x}, length {hit['len']:#x}")
-            self.later(hit["time"], lambda: self._rewrite(slot, self._word(false, bool(word & _USED_MARK))))
+            word = self._word(false, bool(word & _USED_MARK))
+            if not self.later(hit["time"], partial(self._rewrite, slot, word)):
+                self._rewrite(slot, word)
         at = 2 * _HALF * first + _HALF
         return [*((0, 2 * _HALF * slot + _HALF, _HALF) for slot, _ in words[1:]), (0, at, 6), (0, at + 6, 2)]
 

@@ -1,8 +1,9 @@
 """Plan of a device's faults: at which of all the opportunities each of them happens, and the log of what has happened.
 
-Whether a fault happens depends on nothing but its seed, its place among the faults that were asked for, its queue, and
-how many opportunities there have been before on that queue. So timing makes no difference, nor do other faults, and
-the same requests meet the same faults. Counts go on over resets.
+Whether a fault is due depends on nothing but its seed, its place among the faults that were asked for, its queue, and
+how many opportunities there have been before on that queue; each opportunity is counted, whatever else happens at it.
+So timing makes no difference, and the same requests meet the same faults. Of faults that exclude each other and are due
+at once one happens: the first in the order of the code (a lost interrupt cannot be late). Counts go on over resets.
 """
 
 import secrets
@@ -129,14 +130,15 @@ class FaultPlan:
         """Whether there is any fault in this part of a device."""
         return any(spec.fault.place is place for spec in self.specs)
 
-    def hit(self, name: str, queue: int | None = None) -> Hit | None:
+    def hit(self, name: str, queue: int | None = None, *, possible: bool = True) -> Hit | None:
         """Count an opportunity of a fault; the hit if it happens now, of the first that were asked for if of several.
 
-        ``queue`` is given for faults that are ``of_queue``, and for no others.
+        ``queue`` is given for faults that are ``of_queue``, and for no others. Without ``possible`` it is counted, and
+        does not happen: another does, or there is nothing to do wrong.
         """
         found = None
         for armed in self._armed.get(name, ()):
-            hit = armed.look(queue, self.running and found is None)
+            hit = armed.look(queue, self.running and possible and found is None)
             found = found or hit
         return found
 

@@ -21,6 +21,10 @@ from vfiouser_virtio.vring import Chain, Ring
 
 _LEN = 0xFFFF_FFFF
 
+_KEPT_BACK = ("used-late", "used-out-of-order", "used-storm")
+_INSTEAD = (*_KEPT_BACK, "used-never", "used-id-out-of-range", "used-id-not-in-flight", "used-id-of-another")
+"""Faults of which one at most happens to a buffer: the first of these."""
+
 RingPlace = tuple[int, int, int]
 """Part of the ring, offset, length."""
 
@@ -45,7 +49,6 @@ class FaultyRing(Ring):
     queue: int
     later: Later
     republish: Callable[[], None]
-    _storm_is_due = False
 
     def arm(self, faults: FaultPlan, queue: int, later: Later, republish: Callable[[], None]) -> None:
         """What is to go wrong; ``republish`` has what may be shown shown."""
@@ -54,8 +57,8 @@ class FaultyRing(Ring):
         self._honest: set[int] = set()  # heads that were kept back, and whose turn it is
         self._given_back: dict[int, Chain] = {}  # by head: the driver was told that they are used, and they are not
 
-    def _hit(self, name: str) -> Hit | None:
-        return self.faults.hit(name, self.queue)
+    def _hit(self, name: str, possible: bool = True) -> Hit | None:
+        return self.faults.hit(name, self.queue, possible=possible)
 
     # ---- what `Ring` promises ------------------------------------------------------------------------------------
 
@@ -109,52 +112,66 @@ class FaultyRing(Ring):
             if head in self._honest:
                 self._honest.discard(head)
                 elements.append(self._true(head, length))
-            elif not self._hold(head, length):
+            else:
                 elements += self._of_one(head, length)
-                elements += self._take_held("used-out-of-order")
-            if self._storm_is_due:
-                elements += self._take_held("used-storm")
         return elements
 
     def _true(self, head: int, length: int) -> UsedElement:
         return UsedElement(head, head, length, self._slots(self.in_flight[head]))
 
     def _of_one(self, head: int, length: int) -> list[UsedElement]:
-        """The elements for one buffer."""
-        true = self._true(head, length)
-        if hit := self._hit("used-never"):
+        """The elements for one buffer, and for those that were kept back until it came."""
+        # All are counted, whichever happens: a schedule does not depend on other faults.
+        others = self._others(head) if "used-id-of-another" in self.faults else []
+        first: tuple[str, Hit] | None = None
+        for name in _INSTEAD:
+            if hit := self._hit(name, first is None and (name != "used-id-of-another" or bool(others))):
+                first = name, hit
+        long = self._hit("used-len-long", first is None)
+        short = self._hit("used-len-short", first is None)
+        twice = self._hit("used-twice", first is None)
+        if first is not None and first[0] in _KEPT_BACK:
+            return self._keep_back(*first, head, length)
+        if first is not None:
+            elements = self._instead(*first, head, length, others)
+        else:
+            if long:
+                room = self.in_flight[head].room
+                length = (room + 1 if long["len"] is None else long["len"]) & _LEN
+                long.did(f"{head:#x}: length {length:#x}, for which it has room for {room:#x}")
+            if short:
+                short.did(f"{head:#x}: length {short['len']:#x} instead of {length:#x}")
+                length = short["len"] & _LEN
+            elements = [self._true(head, length)]
+            if twice:
+                twice.did(f"{head:#x} is given back twice")
+                elements.append(elements[0]._replace(extra=True))
+        return elements + self._take_held("used-out-of-order")
+
+    def _instead(self, name: str, hit: Hit, head: int, length: int, others: list[int]) -> list[UsedElement]:
+        """What the driver is told instead of the truth."""
+        if name == "used-never":
             hit.did(f"{head:#x} is not given back")
             return []
-        if hit := self._hit("used-id-out-of-range"):
-            wrong = self.size + hit.draw(1000) if hit["id"] is None else hit["id"]
-            hit.did(f"{head:#x} is given back as {wrong:#x}")
-            return [true._replace(head=None, id=wrong)]
-        if hit := self._hit("used-id-not-in-flight"):
-            wrong = self._unused_id(hit)
-            hit.did(f"{head:#x} is given back as {wrong:#x}")
-            return [true._replace(head=None, id=wrong)]
-        if (others := self._others(head)) and (hit := self._hit("used-id-of-another")):
+        if name == "used-id-of-another":
             other = others[hit.draw(len(others))]
             hit.did(f"{head:#x} is given back as {other:#x}")
-            slots = self._slots(self.in_flight[other])
-            self._given_back[other] = self.in_flight[other]
-            return [UsedElement(other, other, length, slots)]
-        if hit := self._hit("used-len-long"):
-            room = self.in_flight[head].room
-            length = (room + 1 if hit["len"] is None else hit["len"]) & _LEN
-            hit.did(f"{head:#x}: length {length:#x}, for which it has room for {room:#x}")
-        if hit := self._hit("used-len-short"):
-            hit.did(f"{head:#x}: length {hit['len']:#x} instead of {length:#x}")
-            length = hit["len"] & _LEN
-        true = true._replace(length=length)
-        if hit := self._hit("used-twice"):
-            hit.did(f"{head:#x} is given back twice")
-            return [true, true._replace(extra=True)]
-        return [true]
+            chain = self._given_back[other] = self.in_flight[other]
+            return [UsedElement(other, other, length, self._slots(chain))]
+        if name == "used-id-not-in-flight":
+            wrong = self._unused_id(hit)
+        else:
+            wrong = self.size + hit.draw(1000) if hit["id"] is None else hit["id"]
+        hit.did(f"{head:#x} is given back as {wrong:#x}")
+        return [self._true(head, length)._replace(head=None, id=wrong)]
 
     def _others(self, head: int) -> list[int]:
-        """Buffers that the device has, and has not completed."""
-        return [each for each, chain in self.in_flight.items() if each != head and chain.ring is self]
+        """Buffers that the device has, and has not completed, and of which the driver knows that.
+
+        One that it was told of too early is not named again: each of its two completions gives one buffer back.
+        """
+        done = self._given_back
+        return [e for e, chain in self.in_flight.items() if e != head and chain.ring is self and e not in done]
 
     def _unused_id(self, hit: Hit) -> int:
         taken = self.in_flight
@@ -163,26 +180,21 @@ class FaultyRing(Ring):
 
     # ---- buffers that are given back later -----------------------------------------------------------------------
 
-    def _hold(self, head: int, length: int) -> bool:
-        """Whether it is given back later."""
-        if hit := self._hit("used-late"):
+    def _keep_back(self, name: str, hit: Hit, head: int, length: int) -> list[UsedElement]:
+        """What is given back now, where that cannot wait, or as many are there as were waited for."""
+        if name == "used-late":
             hit.did(f"{head:#x} is given back {hit['time']:g} s later")
-            pair = [head, length]
-            self.later(hit["time"], lambda: self._give(pair))
-            return True
-        for name in self._held:
-            if hit := self._hit(name):
-                hit.did(f"{head:#x} is kept back")
-                if not self._held[name]:
-                    self.later(hit["time"], partial(self._release, name))
-                self._held[name] += head, length
-                self._storm_is_due = name == "used-storm" and len(self._held[name]) >= 2 * hit["size"]
-                return True
-        return False
+            return [] if self.later(hit["time"], partial(self._give, [head, length])) else [self._true(head, length)]
+        hit.did(f"{head:#x} is kept back")
+        held = self._held[name]
+        held += head, length
+        waits = len(held) > 2 or self.later(hit["time"], partial(self._release, name))
+        if not waits or (name == "used-storm" and len(held) >= 2 * hit["size"]):
+            return self._take_held(name)
+        return []
 
     def _take_held(self, name: str) -> list[UsedElement]:
         held, self._held[name] = self._held[name], []
-        self._storm_is_due = False
         return [self._true(head, length) for head, length in zip(held[::2], held[1::2], strict=True)]
 
     def _release(self, name: str) -> None:

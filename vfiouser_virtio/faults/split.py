@@ -27,7 +27,7 @@ class FaultySplitRing(FaultyRing, SplitRing):
         if early is None:
             changed = self._store_elements(index, elements)
         for each in elements:
-            if each.head is not None:
+            if each.head is not None and not each.extra:
                 self._give_back(each.head, self._taken[each.head])
                 self._taken[each.head] = None
         jump = self._hit("used-idx-jump")
@@ -38,11 +38,14 @@ class FaultySplitRing(FaultyRing, SplitRing):
             jump.did(f"used.idx moves by {count + by} instead of {count}")
         if early is not None:
             early.did(f"used.idx moves to {self.used_idx:#x}; its elements come {early['time']:g} s later")
-            self.later(early["time"], lambda: self._come_late(index, elements))
+            if not self.later(early["time"], lambda: self._come_late(index, elements)):
+                self._come_late(index, elements)
         if hit := self._hit("used-rewritten"):
             place = (index + count - 1) & self._mask
             hit.did(f"used element {place:#x} becomes {hit['id']:#x}, length {hit['len']:#x}")
-            self.later(hit["time"], lambda: self._come_late(place, [UsedElement(None, hit["id"], hit["len"])]))
+            false = [UsedElement(None, hit["id"], hit["len"])]
+            if not self.later(hit["time"], lambda: self._come_late(place, false)):
+                self._come_late(place, false)
         return [*changed, (2, 2, 2)]
 
     def _store_elements(self, index: int, elements: list[UsedElement]) -> list[RingPlace]:

@@ -10,6 +10,7 @@ from vfiouser_virtio.faults.rings import FaultyRing
 from vfiouser_virtio.faults.split import FaultySplitRing
 from vfiouser_virtio.virtio import Virtqueue
 from vfiouser_virtio.virtio.binding import BoundRing
+from vfiouser_virtio.virtio.singles import Singles
 from vfiouser_virtio.vring import Area
 
 
@@ -32,6 +33,10 @@ class FaultyVirtqueue(Virtqueue):
         assert isinstance(bound.ring, FaultyRing)
         bound.ring.arm(self._faults, self.index, self._later, self._publish)
         return bound
+
+    def singles(self, limit: int, flags: int) -> Singles | None:  # noqa: ARG002 - none, whatever is asked for
+        """None: all buffers are taken as chains, since what is told of one depends on its chain."""
+        return None
 
     def kick(self) -> None:
         """As `Virtqueue.kick`."""
