@@ -6,7 +6,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from vfiouser_virtio.testing.driver import EVENT_IDX, VERSION_1, Driver, running
 from vfiouser_virtio.virtio import Device, Queue, queue
-from vfiouser_virtio.virtio.coalescing import SHORTEST
+from vfiouser_virtio.virtio.coalescing import SHORTEST, Coalescing
 
 MS = 1000
 ways = pytest.mark.parametrize(
@@ -261,6 +261,48 @@ async def test_one_task_for_many_delays(mock_clock: MockClock) -> None:
             await send(driver)
         assert trio.lowlevel.current_statistics().tasks_living == tasks
         assert driver.queue_interrupts[0] == 25
+
+
+@pytest.mark.parametrize("until_reset", [False, True])
+async def test_one_task_for_many_settings(until_reset: bool, mock_clock: MockClock) -> None:
+    """A driver that sets 71 minutes again after each packet does not have a task for each of them."""
+    device = Both()
+    async with running(device) as driver:
+        await wait_all_tasks_blocked()
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        for _ in range(50):
+            device.first.coalesce(8, 0xFFFF_FFFF, until_reset=until_reset)
+            look(driver)
+            await send(driver)
+        assert trio.lowlevel.current_statistics().tasks_living == tasks + 1
+        device.first.coalesce(0, 0, until_reset=until_reset)
+        await wait_all_tasks_blocked()
+        assert trio.lowlevel.current_statistics().tasks_living == tasks
+        assert driver.queue_interrupts[0] == 50
+
+
+async def test_a_reset_of_the_queue_leaves_no_task(mock_clock: MockClock) -> None:
+    device = Both()
+    async with running(device) as driver:
+        await wait_all_tasks_blocked()
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        device.first.coalesce(8, 0xFFFF_FFFF)
+        await send(driver)
+        assert trio.lowlevel.current_statistics().tasks_living == tasks + 1
+        assert driver.core.reset_queue(0) is None
+        await wait_all_tasks_blocked()
+        assert trio.lowlevel.current_statistics().tasks_living == tasks
+
+
+async def test_a_task_that_an_ending_run_did_not_start_is_started_by_the_next(mock_clock: MockClock) -> None:
+    coalescing = Coalescing(8, 0.1, lambda: True)
+    coalescing.shown(1, lambda _: None)
+    assert coalescing.end()
+    started: list[object] = []
+    coalescing.resume(started.append)
+    coalescing.shown(1, started.append)
+    coalescing.shown(1, started.append)
+    assert len(started) == 1
 
 
 async def test_by_messages_each_is_sent(mock_clock: MockClock) -> None:

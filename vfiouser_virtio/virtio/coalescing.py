@@ -35,6 +35,7 @@ class Coalescing:
         self._count = 0
         self._deadline = 0.0
         self._waiting = False
+        self._scope: trio.CancelScope | None = None  # of the task that waits, or of the last that did
 
     def shown(self, count: int, spawn: Spawn | None) -> None:
         """So many chains were shown to the driver. ``spawn`` starts a task in the device's run, if there is one."""
@@ -49,6 +50,7 @@ class Coalescing:
 
     def resume(self, spawn: Spawn) -> None:
         """There is a run of the device again, with what is held back since the one before."""
+        self._waiting = False  # a task ends with its run, and ``spawn`` starts none in a run that is ending
         if self._count:
             self.shown(0, spawn)
 
@@ -59,17 +61,30 @@ class Coalescing:
         self._count = 0
         return True
 
+    def close(self) -> bool:
+        """`end`, and hold back nothing more: False where what was held back could not be sent.
+
+        The task ends too, or a driver that changes its settings with each packet would have one for each of them, for
+        71 minutes (2^32 microseconds).
+        """
+        sent = self.end()
+        self._count = 0
+        if self._scope is not None:
+            self._scope.cancel()
+        return sent
+
     async def _wait(self) -> None:
         """One task for many delays: when it wakes up, the time of the next one may have begun."""
         try:
-            while self._count:
-                left = self._deadline - trio.current_time()
-                if left >= _TRIO_SECONDS:
-                    await trio.sleep_until(self._deadline)
-                elif left > 0:
-                    await sleep_briefly(left)
-                elif not self.end():  # while memory is being remapped
-                    self._deadline = trio.current_time() + max(self._delay, _RETRY)
+            with trio.CancelScope() as self._scope:
+                while self._count:
+                    left = self._deadline - trio.current_time()
+                    if left >= _TRIO_SECONDS:
+                        await trio.sleep_until(self._deadline)
+                    elif left > 0:
+                        await sleep_briefly(left)
+                    elif not self.end():  # while memory is being remapped
+                        self._deadline = trio.current_time() + max(self._delay, _RETRY)
         finally:
             self._waiting = False
 
@@ -99,7 +114,7 @@ class CoalescedQueue(QueueRing):
             # A driver whose buffers are all used, and who does not know it, has none for what comes next.
             at_most = max(1, self.size // 2)
             self._coalescing = Coalescing(min(max_packets, at_most), max_usecs / 1e6, self._notify_if_due)
-        if before is not None and not before.end():
+        if before is not None and not before.close():
             self._notify()  # one too many does no harm
 
     def begin_run(self, spawn: Spawn) -> None:
