@@ -124,6 +124,19 @@ async def test_a_guest_with_a_million_addresses_loses_its_own_only() -> None:
         assert not [each for each in devices[2].taken() if each[6:12] != mac(1 << 30)]
 
 
+async def test_addresses_that_move_from_port_to_port_are_bounded_too() -> None:
+    async with switch(Device(), Device(), Device()) as (ports, _):
+        ports[2].put(frame(BROADCAST, mac(1 << 30)))
+        stations = ports[0].hub.stations
+        for begin in range(0, 5 * MAX_STATIONS, MAX_STATIONS):
+            for port in ports[:2]:
+                for number in range(begin, begin + MAX_STATIONS):
+                    port.put(frame(mac(1 << 30), mac(number)))
+                assert [station.port for station in stations.values()].count(port) == MAX_STATIONS
+        assert len(stations) <= 2 * MAX_STATIONS + 1
+        assert stations[mac(1 << 30)].port is ports[2]
+
+
 @pytest.mark.parametrize("source", [bytes(6), BROADCAST, GROUP])
 async def test_what_is_no_stations_address_sends_nothing(source: bytes) -> None:
     devices = [Device(), Device()]

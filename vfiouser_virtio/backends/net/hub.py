@@ -184,7 +184,7 @@ class HubNetdev(Link):
         known = self.hub.stations.get(address)
         if known is not None:  # it has moved here
             known.port.forget(address)
-        elif len(self._stations) >= MAX_STATIONS:
+        if len(self._stations) >= MAX_STATIONS:
             self.forget(next(iter(self._stations)))
         self.hub.stations[address] = _Station(self, self._tick)
         self._stations[address] = None
