@@ -144,6 +144,22 @@ async def test_the_rate_is_kept(autojump_clock: trio.testing.MockClock) -> None:
     assert times == [pytest.approx(each) for each in (0.011, 0.012, 0.013, 1.0105)]
 
 
+async def test_what_one_driver_left_takes_no_time_of_the_next(autojump_clock: trio.testing.MockClock) -> None:
+    network, device = Network(), Device()
+    shaped = Shaped(network, rate=0.8)  # a byte in ten microseconds
+    async with running(shaped, device):
+        for number in range(1000):
+            shaped.put(numbered(number, 1000))
+            network.device.put(numbered(number, 1000))
+    async with running(shaped, device):
+        start = trio.current_time()
+        shaped.put(numbered(7, 1000))
+        network.device.put(numbered(7, 1000))
+        await trio.sleep(1)
+    assert numbers(network.sink) == numbers(device) == [7]
+    assert network.sink.times == device.times == [pytest.approx(start + 0.01)]
+
+
 async def test_what_waits_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
     network, device = Network(), Device()
     shaped = Shaped(network, delay_ms=3_600_000)

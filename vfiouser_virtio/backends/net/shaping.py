@@ -167,10 +167,11 @@ class _Way:
                 self._changed.set()
 
     def clear(self) -> int:
-        """Lose all; how many that were."""
+        """Lose all, and the time that they would have taken; how many that were."""
         count = len(self._frames)
         self._frames.clear()
         self._bytes = 0
+        self._sent = -math.inf
         return count
 
     def __aiter__(self) -> "_Way":
