@@ -310,6 +310,22 @@ def test_flows_that_are_remembered_are_bounded() -> None:
     assert steering.steer(client(1999))[0] == 3
 
 
+def test_flows_that_move_to_another_queue_are_bounded() -> None:
+    """Those with some extension headers too, which are placed anew each time otherwise."""
+    steering = Steering(max_flows=16)
+    steering.set_pairs(4)
+    for port in range(1000):
+        frame = ethernet(ipv6(A, B, UDP, transport(port, 80), (HOME_ADDRESS,)))
+        for pair in (port % 4, (port + 1) % 4):
+            assert steering.move(frame, pair)
+            assert steering.steer(frame)[0] == pair
+        assert steering.flows <= 16
+    for port in range(1000):
+        assert steering.move(client(port), port % 4)
+        assert steering.steer(client(port))[0] == port % 4
+        assert steering.flows <= 16
+
+
 def test_rss_by_the_indirection_table() -> None:
     steering = Steering()
     table = [(7 * index) % 4 for index in range(128)]

@@ -124,6 +124,8 @@ class Steering:
             return False
         flow = flow_of(frame)
         _, value, report = self._placed.get(flow) or self._place(flow)
+        if flow not in self._placed and len(self._placed) >= self._max_flows:  # of a kind that `_place` does not keep
+            self._placed.clear()
         self._placed[flow] = pair, value, report
         return True
 
