@@ -153,3 +153,32 @@ def test_a_chain_that_was_taken_last_goes_back(kind: str) -> None:
     first.complete(0)
     sides.ring.publish()
     assert sides.used() == [(ids[0], 0)]
+
+
+def test_a_chain_does_not_go_back_when_a_later_one_is_used(kind: str) -> None:
+    """Its place is not the one before the next: that one's buffer would be taken again while the driver has it."""
+    sides = made(kind)
+    ids = sides.add(*((64 * number, 0) for number in range(3)))
+    first, second, last = sides.ring.pop(3)
+    last.complete(0)
+    sides.ring.publish()
+    assert not sides.ring.undo_pop(second)
+    assert sides.ring.pop(64) == []
+    second.complete(0)
+    first.complete(0)
+    sides.ring.publish()
+    assert sides.used() == [(head, 0) for head in reversed(ids)]
+    again = sides.add((0, 0))
+    assert [chain.head for chain in sides.ring.pop(64)] == again
+
+
+def test_a_list_goes_back_whole_behind_one_that_is_used() -> None:
+    sides = made("packed")
+    sides.add((0, 0))
+    head = sides.driver.add([(DATA, 16, 0), (DATA + 64, 64, WRITE)])
+    first, second = sides.ring.pop(64)
+    first.complete(0)
+    sides.ring.publish()
+    assert sides.ring.undo_pop(second)
+    [again] = sides.ring.pop(64)
+    assert (again.head, again.slots) == (head, 2)

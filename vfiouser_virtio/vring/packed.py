@@ -208,6 +208,10 @@ class PackedRing(Ring):
             return False
         if self._taken[chain.head] is not chain:
             return False
+        # One that was taken later may be used already: then what is before `next_avail` was another's. The last
+        # descriptor of a list, which has its id, is the last to be overwritten by what is used.
+        if _unpack_desc(self._desc, (self.next_avail - 1) % self.size << 4)[2] != chain.head:
+            return False
         del self._taken[chain.head]
         self.next_avail = (self.next_avail - chain.slots) % (2 * self.size)
         chain.disown()
