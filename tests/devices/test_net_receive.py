@@ -176,6 +176,26 @@ async def test_buffers_that_never_suffice_do_not_stop_the_network(mock_clock: Mo
         assert net.receiver.drops.by_reason == {Drop.SMALL_BUFFERS: 1}
 
 
+async def test_to_have_waited_too_long_once_does_not_count_for_a_later_frame(mock_clock: MockClock) -> None:
+    """The one that had waited was forgotten by its sender, or fits by now."""
+    net = Net(netdev=(cable := Cable()))
+    async with running(net, features=MERGEABLE) as driver:
+        await cable.wait_device()
+        device = net.receiver
+        add(driver, 300, 300)
+        assert device.put_burst([frame_of(a_frame(1000))]) == 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(device.wait_room)
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(STUCK * 1.1)
+        assert device.put_burst([frame_of(a_frame(100)), frame_of(a_frame(100))]) == 2
+        add(driver, 300, 300, 300, 300)
+        assert device.put_burst([frame_of(a_frame(1000))]) == 1
+        add(driver, 300)
+        assert device.put_burst([frame_of(a_frame(1000))]) == 0
+        assert net.receiver.queues[0].drops == 0
+
+
 async def test_a_frame_that_all_buffers_together_are_too_small_for_is_dropped_at_once() -> None:
     net = Net(netdev=(cable := Cable()))
     net.resize_queues(4)

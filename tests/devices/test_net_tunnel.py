@@ -12,6 +12,7 @@ from vfiouser_virtio.backends.net.frame import Offload, frame_of
 from vfiouser_virtio.backends.net.netdev import Does
 from vfiouser_virtio.backends.net.offload import finish
 from vfiouser_virtio.devices.net import Net
+from vfiouser_virtio.devices.net_steering import RssConfig
 from vfiouser_virtio.protocols.virtio.features import mask_of
 from vfiouser_virtio.protocols.virtio.net import (
     HDR_TUNNEL_CODEC,
@@ -194,6 +195,22 @@ async def test_with_a_hash_it_has_both() -> None:
         assert fields[7] != 0
         assert fields[8] == HashReport.UDPv4
         assert whole[:24] == header(PACKET.offload(1000), 1, fields[7], HashReport.UDPv4)
+
+
+async def test_rss_without_reports_leaves_the_fields_of_the_hash_zero() -> None:
+    net = tunnel_net(cable := Cable())
+    async with running(net, features=GUEST | mask_of((NetFeature.CTRL_VQ, NetFeature.RSS))) as driver:
+        net.control.settings.steering.set_rss(RssConfig(0, [0]), 0x1FF, bytes(range(40)), 1)
+        await cable.wait_device()
+        frame = frame_of(tcp_packet(500))
+        assert net.receiver.steering.steer(frame)[2] == HashReport.TCPv4
+        tokens = [driver.add(RX, [], [1000]) for _ in range(2)]
+        driver.kick(RX)
+        assert net.receiver.put(frame)
+        assert net.receiver.put_burst([frame]) == 1
+        for token in tokens:
+            used = await driver.wait(RX, token)
+            assert used.data[0][: used.written] == header(Offload(0, 0, 0, 0, 0, 0), 1) + tcp_packet(500)
 
 
 @both_memories

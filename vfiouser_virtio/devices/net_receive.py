@@ -137,6 +137,7 @@ class Receiver:
         self._mergeable = bool(features & NetFeature.MRG_RXBUF.mask)
         self._size, self._pack = codec.size, codec.pack
         self._no_hash = (0,) * (len(codec.unpack(bytes(codec.size))) - 7)
+        self._reports = bool(features & NetFeature.HASH_REPORT.mask)  # a header for tunnels has the fields in any case
         self._plain = self._pack(0, 0, 0, 0, 0, 0, 1, *self._no_hash)
         self._limit = _NO_LIMIT if mtu is None else mtu + net.ETH_HLEN
         self.set_offloads(does_of(features))
@@ -249,7 +250,7 @@ class Receiver:
                     if singles is not None and receiveq is not self.queues[pair]:
                         break
                     receiveq = self.queues[pair]
-                    hashed = (value, report, *self._no_hash[2:]) if self._no_hash else None
+                    hashed = (value, report, *self._no_hash[2:]) if self._reports else None
                 if singles is None:
                     singles = receiveq.queue.take_singles(len(frames) - done, writable=True)
                     if singles is None:
@@ -316,6 +317,7 @@ class Receiver:
                 stop = start + len(piece)
                 view[start:stop] = piece
                 start = stop
+        self._gave_up = False
         return True
 
     async def wait_room(self) -> None:
@@ -376,7 +378,7 @@ class Receiver:
         else:
             pair, value, report = steering.steer(frame)
             receiveq = self.queues[pair]
-            hashed = (value, report, *self._no_hash[2:]) if self._no_hash else None
+            hashed = (value, report, *self._no_hash[2:]) if self._reports else None
         if length > self._limit and (offload is None or not offload.gso_type) and not self._is_tagged(frame):
             receiveq.drops += 1
             self.drops.add(Drop.TOO_LONG)
