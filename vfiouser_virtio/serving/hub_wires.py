@@ -12,7 +12,9 @@ from vfiouser_virtio.backends.net.hub import HubNetdev, join
 from vfiouser_virtio.backends.net.netdevs import NETDEVS
 from vfiouser_virtio.backends.net.wire import WireNetdev
 from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.groups import leaves
 from vfiouser_virtio.serving.device_setup import DeviceSetup
+from vfiouser_virtio.virtio.author_line import log_bug
 from vfiouser_virtio.virtio.options import Making
 
 logger = logging.getLogger(__name__)
@@ -31,11 +33,12 @@ class HubWire:
     theirs: socket.socket
 
     async def run(self) -> None:
-        """Carry frames until the device's end is closed."""
+        """Carry frames until the device's end is closed. A bug ends this wire only: the parent has those of others."""
         wire = WireNetdev(self.ours, self.port.describe(), keep=True)
         to_hub, to_device = self.port.counters, wire.counters  # the device's process has its own, and tells them
+        log = DeviceLog(logger, self.name)
         report = DropReport(
-            DeviceLog(logger, self.name),
+            log,
             self.port.describe,
             to_guest=(to_hub.rx_drops, to_device.tx_drops),
             from_guest=(to_hub.tx_drops, to_device.rx_drops),
@@ -47,6 +50,9 @@ class HubWire:
                 while wire.link:
                     await wire.wait_link()
                 nursery.cancel_scope.cancel()
+        except* Exception as errors:
+            for error in leaves(errors):
+                log_bug(log, f"a bug in its wire to {self.port.describe()}, which is cut", error)
         finally:
             report.end()
             wire.close()

@@ -113,7 +113,7 @@ class DgramNetdev(Link):
         return True
 
     async def wait_room(self) -> None:
-        await wait_writable(self._socket)
+        await wait_writable(self._socket.fileno, self._turn)
 
     # ---- from the network ----------------------------------------------------------------------------------------
 

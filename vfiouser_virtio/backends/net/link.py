@@ -1,8 +1,8 @@
 """State that all netdevs with a peer share: whether it is there, who waits to hear of it, and what went through."""
 
+import contextlib
 import logging
-import socket
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 import trio
 
@@ -23,6 +23,8 @@ class Link:
         self.log = DeviceLog(logger, id_in_making() or "netdev")
         self._description = description
         self._changed = trio.lowlevel.ParkingLot()
+        self._turn = trio.Lock()
+        """To wait for the file of the netdev: see `wait_writable`."""
 
     def describe(self) -> str:
         return self._description
@@ -50,9 +52,14 @@ class Link:
             self.log.once(error.errno, "%s: frame of %#x bytes: %s", self.describe(), frame.length, error.strerror)
 
 
-async def wait_writable(fd: int | socket.socket) -> None:
-    """Wait until the kernel takes more, or the file is closed."""
-    try:
-        await trio.lowlevel.wait_writable(fd)
-    except trio.ClosedResourceError:
-        await trio.lowlevel.checkpoint()
+async def wait_writable(fileno: Callable[[], int], turn: trio.Lock) -> None:
+    """Wait until the kernel takes more, or the file is closed: its number is negative then.
+
+    One task at a time waits for a file, as trio will have it, and the others for their ``turn``, which goes with the
+    file: each transmit queue is a task, and so is each port of a hub that has something for a wire.
+    """
+    async with turn:
+        fd = fileno()  # only now: it may have been closed meanwhile, and the number be that of another file
+        if fd >= 0:
+            with contextlib.suppress(trio.ClosedResourceError):
+                await trio.lowlevel.wait_writable(fd)

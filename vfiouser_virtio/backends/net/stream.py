@@ -20,7 +20,7 @@ from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import IOV_MAX, LENGTH, Frame
-from vfiouser_virtio.backends.net.link import Link
+from vfiouser_virtio.backends.net.link import Link, wait_writable
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink, burst_putter
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError, DeviceError
@@ -189,11 +189,8 @@ class StreamNetdev(Link):
 
     async def wait_room(self) -> None:
         while (peer := self._peer) is not None:
-            try:
-                await trio.lowlevel.wait_writable(peer)
-            except trio.ClosedResourceError:
-                break
-            if self._send_rest(peer):
+            await wait_writable(peer.fileno, self._turn)
+            if peer is not self._peer or self._send_rest(peer):
                 return
         await trio.lowlevel.checkpoint()
 

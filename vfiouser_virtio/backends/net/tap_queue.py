@@ -66,6 +66,7 @@ class TapQueue:
         self._fd = fd
         self._header = header
         self._buffer = memoryview(bytearray(_ROOM + MAX_FRAME))
+        self._turn = trio.Lock()
         self._reattached = trio.Event()
         self._waiting: trio.CancelScope | None = None
 
@@ -96,7 +97,7 @@ class TapQueue:
     async def wait_room(self) -> None:
         """See `FrameSink`."""
         queue = self if self.attached else self.netdev.queues[0]
-        await wait_writable(queue._fd)  # noqa: SLF001 - of the same class
+        await wait_writable(lambda: queue._fd, queue._turn)  # noqa: SLF001 - of the same class
 
     # ---- from the host -------------------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class WireNetdev(Link):
         return True
 
     async def wait_room(self) -> None:
-        await wait_writable(self._socket)
+        await wait_writable(self._socket.fileno, self._turn)
 
     async def run(self, device: FrameSink) -> None:
         if not self._keep:
