@@ -4,7 +4,7 @@ import struct
 
 import pytest
 from support.audit_cases import CASES, breaks, check
-from support.bad_driver import BadDriver
+from support.bad_driver import BadDriver, bad_driver
 
 from vfiouser_virtio.devices.net import Net
 from vfiouser_virtio.protocols.virtio.features import mask_of
@@ -114,7 +114,7 @@ async def _tunnel_csum(driver: BadDriver) -> None:
 @breaks("net/mtu", net)
 async def _mtu(driver: BadDriver) -> None:
     start(driver)
-    await send(driver, frame=bytes(1519))
+    await send(driver, frame=bytes(1500 + 14 + 8 + 1))
 
 
 @breaks("net/receive-header", net)
@@ -224,3 +224,46 @@ RULES_HERE = [rule for rule, (case, _) in CASES.items() if case.__module__ == __
 async def test_rule(rule: str) -> None:
     assert rule.startswith("net/")
     await check(rule)
+
+
+# ---- what is no finding ---------------------------------------------------------------------------------------------
+
+
+async def test_a_packet_of_mtu_may_have_two_vlan_tags() -> None:
+    async with bad_driver(*net()) as driver:
+        start(driver)
+        await send(driver, frame=bytes(1500 + 14 + 8))
+        assert driver.broken == {}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_packets_that_are_there_when_there_are_to_be_fewer_pairs_are_no_finding(packed: bool) -> None:
+    async with bad_driver(Net(queues=2), Offer(poll="off", packed=packed)) as driver:
+        start(driver)
+        await command(driver, CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET, b"\2\0")
+        packet = bytes(hdr_size(driver.features)) + FRAME
+        await driver.request(3, [packet])
+        for _ in range(3):
+            driver.add(3, [packet])
+        await command(driver, CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET, b"\1\0")
+        driver.notify(3)
+        await driver.settle()
+        assert driver.take_used(3) == 3
+        assert driver.broken == {}
+        await driver.request(3, [packet])
+        assert {rule: found.count for rule, found in driver.findings.by_rule.items()} == {"net/pairs-beyond": 1}
+
+
+async def test_with_rss_alone_there_are_queues_of_several_pairs() -> None:
+    async with bad_driver(*net()) as driver:
+        start(driver, without=NetFeature.MQ.mask)
+        await command(driver, CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_SET, struct.pack("<HHII", 2, 0, 1, 1))
+        assert driver.broken == {}
+
+
+async def test_of_a_table_that_is_longer_than_what_is_looked_at_nothing_is_said() -> None:
+    async with bad_driver(*net()) as driver:
+        start(driver)
+        table = struct.pack("<I", 11_000) + bytes(6 * 11_000) + bytes(4)
+        await command(driver, CtrlClass.MAC, CtrlMac.TABLE_SET, table)
+        assert driver.broken == {}

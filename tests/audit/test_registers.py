@@ -504,6 +504,16 @@ def _window_range(driver: BadDriver) -> None:
     _window(driver, 1, 0, 4)
 
 
+async def test_config_space_may_be_read_after_a_reset_of_the_function() -> None:
+    """Firmware has used the window; the window that is reset means nothing."""
+    async with bad_driver(Blk(size=1 << 20), Offer(poll="off")) as driver:
+        _window(driver, 4, DEVICE, 4)
+        driver.function.reset()
+        for at in range(0, 256, 4):
+            driver.function.region_read(PciRegion.CONFIG, at, 4)
+        assert driver.broken == {}
+
+
 RULES_HERE = [rule for rule, (case, _) in CASES.items() if case.__module__ == __name__]
 
 

@@ -209,6 +209,21 @@ async def _hint_once(driver: BadDriver) -> None:
         driver.function.core.queues[3].fill_nowait()
 
 
+async def test_requests_to_what_a_disk_has_lost_are_no_finding() -> None:
+    async with bad_driver(*disk()) as driver:
+        driver.start()
+        driver.function.core.device.config.update(capacity=SECTORS // 2)
+        header = REQUEST_HEADER_CODEC.pack(RequestType.IN, 0, SECTORS - 1)
+        await driver.request(0, [header], [512, 1])
+        assert driver.broken == {}
+        await driver.request(0, [header], [1024, 1])
+        assert set(driver.broken) == {"blk/capacity"}
+        driver.findings.by_rule.clear()
+        driver.start()
+        await driver.request(0, [header], [512, 1])
+        assert set(driver.broken) == {"blk/capacity"}
+
+
 async def test_a_queue_reset_takes_buffers_back() -> None:
     async with bad_driver(*balloon()) as driver:
         start_balloon(driver)

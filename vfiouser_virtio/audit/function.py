@@ -81,6 +81,7 @@ class AuditedVirtioPci(VirtioPci):
     def reset(self) -> Hold | None:
         """As `VirtioPci`; the driver has not done this by ``device_status``."""
         self._requests.reset()
+        self._config_watch.reset()
         for watch in self._watches.all:
             watch.reset()
         return super().reset()

@@ -115,6 +115,18 @@ class PackedWatch:
         if flags > (RingEventFlags.DESC if self._features.event_idx else RingEventFlags.DISABLE):
             self._broke(EVENT_FLAGS, f"flags of the driver's event suppression are {flags:#x}")
 
+    def waiting(self, parts: list[memoryview], position: int) -> int:
+        """Buffers that are available from ``position`` on (see `vring.packed`)."""
+        count = 0
+        for _ in range(self._size):
+            slot, available = self._place(position)
+            flags = PACKED_DESC_CODEC.unpack_from(parts[0], _DESC * slot)[3]
+            if flags & _MARKS != available:
+                break
+            count += not flags & _NEXT
+            position = (position + 1) % (2 * self._size)
+        return count
+
     def takes(self, parts: list[memoryview], slot: int, count: int, memory: Memory) -> None:
         """The device has taken the list of ``count`` descriptors at ``slot``."""
         slots = [(slot + number) % self._size for number in range(count)]
@@ -132,9 +144,7 @@ class PackedWatch:
 
     def refuses(self, parts: list[memoryview], position: int, room: int, memory: Memory) -> None:
         """The device takes no more: of what is at ``position`` (see `vring.packed`) something is wrong."""
-        slot, available = (
-            (position, DescFlags.AVAIL) if position < self._size else (position - self._size, DescFlags.USED)
-        )
+        slot, available = self._place(position)
         found: Found = []
         for number in range(self._size + 1):
             if number == room:
@@ -176,6 +186,12 @@ class PackedWatch:
                 others.pop(slot, None)
             if self._chains is not None:
                 self._chains.used(self._queue, head)
+
+    def _place(self, position: int) -> tuple[int, DescFlags]:
+        """Slot, and the mark of an available descriptor there."""
+        if position < self._size:
+            return position, DescFlags.AVAIL
+        return position - self._size, DescFlags.USED
 
     # ---- a list --------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,10 @@ class PciConfigWatch:
                     self._capabilities.append((at, at + load(at + _CAP["cap_len"][0], 1)))
             at = load(at + 1, 1)
 
+    def reset(self) -> None:
+        """The function is reset, and its config space with it."""
+        self._is_set = False
+
     def written(self, offset: int, data: bytes) -> tuple[int, int] | None:
         """The driver is about to write config space; the (offset, length) of the BAR that it reaches by the window."""
         for start, end in self._capabilities:

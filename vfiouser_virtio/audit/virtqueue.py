@@ -31,6 +31,10 @@ class AuditedSplitRing(SplitRing):
         finally:
             self.watch.takes(self.parts, first, self.last_avail + refused & 0xFFFF, memory or self.memory)
 
+    def waiting(self) -> int:
+        """Buffers that are available and have not been taken."""
+        return int((self.parts[1].cast("H")[1] - self.last_avail) & 0xFFFF)
+
     def _store(self, used: list[int]) -> None:
         self.watch.stores(self.parts, self.used_idx)
         self.watch.uses(self.parts, used[::2], self.memory)
@@ -56,6 +60,10 @@ class AuditedPackedRing(PackedRing):
             raise
         finally:
             self._tell(position, before, memory)
+
+    def waiting(self) -> int:
+        """Buffers that are available and have not been taken."""
+        return self.watch.waiting(self.parts, self.next_avail)
 
     def _tell(self, position: int, before: set[int], memory: Memory | None) -> None:
         """Of the chains that were taken: they are in flight in the order in which they were."""
@@ -107,3 +115,13 @@ class AuditedVirtqueue(Virtqueue):
         elif isinstance(ring, AuditedPackedRing):
             ring.watch = PackedWatch(self.index, self.size, self.features, self.findings, self.chains)
         return bound
+
+    def waiting(self) -> int:
+        """Buffers that are available and have not been taken; as many as there can be where they cannot be counted."""
+        bound = self._bound
+        if bound is None:
+            return 0
+        ring = bound.ring
+        if not bound.bind() or bound.by_message or not isinstance(ring, AuditedSplitRing | AuditedPackedRing):
+            return self.size
+        return ring.waiting()

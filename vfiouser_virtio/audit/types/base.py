@@ -1,9 +1,18 @@
 """Base of the watches of requests: what a device has of its driver."""
 
+from typing import Protocol, runtime_checkable
+
 from vfiouser_virtio.audit.chains import SeenChain
 from vfiouser_virtio.audit.findings import Findings
 from vfiouser_virtio.audit.rule import Rule
 from vfiouser_virtio.virtio import DeviceCore
+
+
+@runtime_checkable
+class _Counted(Protocol):
+    """Queue whose buffers are counted: `AuditedVirtqueue`."""
+
+    def waiting(self) -> int: ...
 
 
 class RequestWatch:
@@ -28,6 +37,11 @@ class RequestWatch:
         except KeyError:
             return otherwise
         return value if isinstance(value, int) else otherwise
+
+    def waiting(self, queue: int) -> int:
+        """Buffers of a queue that the driver has made available, and that have not been taken; that many at most."""
+        found = self.core.queues[queue]
+        return found.waiting() if isinstance(found, _Counted) else found.size
 
     def available(self, chain: SeenChain) -> None:
         """See `ChainWatch`."""

@@ -1,6 +1,7 @@
 """Watch of a disk's requests (virtio 1.4, 5.2.6)."""
 
 from vfiouser_virtio.audit.chains import SeenChain
+from vfiouser_virtio.audit.findings import Findings
 from vfiouser_virtio.audit.rule import Rule, must, should
 from vfiouser_virtio.audit.types.base import RequestWatch
 from vfiouser_virtio.protocols.virtio.blk import (
@@ -10,6 +11,7 @@ from vfiouser_virtio.protocols.virtio.blk import (
     SEGMENT_CODEC,
     RequestType,
 )
+from vfiouser_virtio.virtio import DeviceCore
 
 _OPERATION = "5.2.6.1 Device Operation"
 _ANY = 1 << 64
@@ -24,7 +26,8 @@ CAPACITY = must(
     "blk/capacity",
     _OPERATION,
     "No request would read or write beyond capacity.",
-    "sector and length of IN and OUT, and of the segments of DISCARD, WRITE_ZEROES and SECURE_ERASE",
+    "sector and length of IN and OUT, and of the segments of DISCARD, WRITE_ZEROES and SECURE_ERASE; "
+    "the largest capacity since the device's reset, of a disk that has shrunk",
 )
 FLUSH_SECTOR = must("blk/flush-sector", _OPERATION, "sector is 0 in a FLUSH.", "sector of each FLUSH")
 FLUSH_DATA = should("blk/flush-data", _OPERATION, "A FLUSH has no data.", "length of each FLUSH")
@@ -59,6 +62,14 @@ UNMAP = must("blk/discard-unmap", _OPERATION, "unmap is 0 in the segments of DIS
 
 class BlkWatch(RequestWatch):
     """Watch of all request queues."""
+
+    def __init__(self, core: DeviceCore, findings: Findings) -> None:
+        super().__init__(core, findings)
+        self._capacity = self.config("capacity", _ANY)
+
+    def reset(self) -> None:
+        """The driver will read the capacity anew."""
+        self._capacity = self.config("capacity", _ANY)
 
     def available(self, chain: SeenChain) -> None:
         """A whole request."""
@@ -104,6 +115,7 @@ class BlkWatch(RequestWatch):
             self._check_capacity(sector, sectors, what)
 
     def _check_capacity(self, sector: int, sectors: int, what: str) -> None:
-        capacity = self.config("capacity", _ANY)
-        if sector + sectors > capacity:
-            self.broke(CAPACITY, f"{what}; capacity is {capacity:#x}")
+        # When a driver learns that the disk has shrunk, and which requests it has made before, is not to be seen.
+        self._capacity = max(self._capacity, self.config("capacity", _ANY))
+        if sector + sectors > self._capacity:
+            self.broke(CAPACITY, f"{what}; capacity is {self._capacity:#x}")

@@ -63,7 +63,7 @@ MTU = must(
     "net/mtu",
     "5.1.4.2 Device configuration layout",
     "With MTU, no packet without a gso_type is longer than mtu and its Ethernet header.",
-    "length of each packet, less a header of 14 bytes and a VLAN tag",
+    "length of each packet, less a header of 14 bytes and two VLAN tags",
 )
 RECEIVE_HEADER = must(
     "net/receive-header",
@@ -87,10 +87,10 @@ BEYOND_PAIRS = must(
     "net/pairs-beyond",
     _PAIRS,
     "No packets are queued on transmitqs beyond virtqueue_pairs.",
-    "packets of such queues, after the command",
+    "packets of such queues, but for those that are there when the command is taken",
 )
 
-_ETHERNET, _VLAN = 14, 4
+_ETHERNET, _VLANS = 14, 2 * 4
 # Of a receive buffer, by 5.1.9.3.1.
 _ROOM, _GSO_ROOM, _HASH_ROOM = 1526, 65601, 8
 _GUEST_GSO = (NetFeature.GUEST_TSO4.mask | NetFeature.GUEST_TSO6.mask | NetFeature.GUEST_UFO.mask) | (
@@ -104,24 +104,32 @@ class NetWatch(RequestWatch):
     def __init__(self, core: DeviceCore, findings: Findings) -> None:
         super().__init__(core, findings)
         self._commands = CommandWatch(core, findings)
+        self._queued: dict[int, int] = {}
+        """Packets of each transmitq that were there when the driver changed the number of pairs, and are not taken."""
 
     def reset(self) -> None:
         """One pair is used."""
         self._commands.reset()
+        self._queued.clear()
+
+    def queue_reset(self, queue: int) -> None:
+        """What was there is not, any more."""
+        self._queued.pop(queue, None)
 
     def available(self, chain: SeenChain) -> None:
         """By queue; the control queue is behind all pairs that there are."""
-        control = 2 * self._pairs()
+        control = 2 * self._commands.most_pairs()
         if chain.queue == control:
+            before = self._commands.pairs
             self._commands.available(chain)
+            if self._commands.pairs != before:
+                self._queued = {
+                    index: self.waiting(index) for index in range(1, min(control, len(self.core.queues)), 2)
+                }
         elif chain.queue % 2:
             self._packet(chain)
         else:
             self._receive_buffer(chain)
-
-    def _pairs(self) -> int:
-        several = self.accepted(NetFeature.MQ) or self.accepted(NetFeature.RSS)
-        return self.config("max_virtqueue_pairs", 1) if several else 1
 
     def _receive_buffer(self, chain: SeenChain) -> None:
         features = self.core.driver_features
@@ -140,9 +148,11 @@ class NetWatch(RequestWatch):
         size = hdr_size(features)
         where = f"queue {chain.queue}"
         number = chain.queue // 2 + 1
+        earlier = self._queued.get(chain.queue, 0)
+        self._queued[chain.queue] = max(earlier - 1, 0)
         if number > 1 and self._commands.pairs is None:
             self.broke(BEFORE_PAIRS, f"{where}: a packet before any VQ_PAIRS_SET")
-        elif number > (self._commands.pairs or 1):
+        elif number > (self._commands.pairs or 1) and not earlier:
             self.broke(BEYOND_PAIRS, f"{where}: a packet, with {self._commands.pairs} pairs")
         if chain.out_length < size:
             self.broke(HEADER, f"{where}: a packet of {chain.out_length:#x} bytes, its header alone has {size:#x}")
@@ -159,7 +169,7 @@ class NetWatch(RequestWatch):
         length = chain.out_length - size
         if not gso & ~GsoType.ECN and self.accepted(NetFeature.MTU):
             mtu = self.config("mtu", MAX_MTU)
-            if length > mtu + _ETHERNET + _VLAN:
+            if length > mtu + _ETHERNET + _VLANS:
                 self.broke(MTU, f"{where}: a packet of {length:#x} bytes, mtu is {mtu:#x}")
 
     def _check_gso(self, where: str, flags: int, gso: int, gso_size: int) -> None:

@@ -39,7 +39,7 @@ TABLE = must(
     "net/mac-table",
     _MAC,
     "MAC_TABLE_SET has a number and as many addresses, twice.",
-    "length of the command's data, and both numbers",
+    "length of the command's data, and both numbers, up to 64 KiB of it",
 )
 PAIRS = must(
     "net/pairs-range",
@@ -98,6 +98,11 @@ class CommandWatch(RequestWatch):
         """One pair is used."""
         self.pairs = None
 
+    def most_pairs(self) -> int:
+        """Pairs that there are for this driver."""
+        several = self.accepted(NetFeature.MQ) or self.accepted(NetFeature.RSS)
+        return self.config("max_virtqueue_pairs", 1) if several else 1
+
     def available(self, chain: SeenChain) -> None:
         """One command."""
         raw = chain.peek()
@@ -109,7 +114,7 @@ class CommandWatch(RequestWatch):
             if not self.accepted(feature):
                 self.broke(rule, f"{CtrlRx(command).name} without {feature.name}")
         elif kind == CtrlClass.MAC:
-            self._mac(command, data)
+            self._mac(command, data, whole=len(raw) == chain.out_length)
         elif kind == CtrlClass.MQ:
             self._queues(command, data)
         elif kind == CtrlClass.GUEST_OFFLOADS:
@@ -120,12 +125,12 @@ class CommandWatch(RequestWatch):
         elif kind == CtrlClass.NOTF_COAL:
             self._coalescing(command, data)
 
-    def _mac(self, command: int, data: bytes) -> None:
+    def _mac(self, command: int, data: bytes, *, whole: bool) -> None:
         if not self.accepted(NetFeature.CTRL_RX):
             # Setting the address is a matter of CTRL_MAC_ADDR, whatever this section says (5.1.3, CTRL_MAC_ADDR).
             if command != CtrlMac.ADDR_SET or not self.accepted(NetFeature.CTRL_MAC_ADDR):
                 self.broke(MAC, f"command {command:#x} of class MAC without CTRL_RX")
-        elif command == CtrlMac.TABLE_SET:
+        elif command == CtrlMac.TABLE_SET and whole:
             rest = data
             for _ in range(2):
                 count = int.from_bytes(rest[:4], "little")
@@ -160,6 +165,5 @@ class CommandWatch(RequestWatch):
             self.broke(COALESCING, f"command {command:#x} of class NOTF_COAL without {feature.name}")
         elif command not in _GLOBAL:
             index = int.from_bytes(data[:2], "little")
-            pairs = self.config("max_virtqueue_pairs", 1) if self.accepted(NetFeature.MQ) else 1
-            if index >= min(2 * pairs, len(self.core.queues)) or not self.core.queues[index].enabled:
+            if index >= min(2 * self.most_pairs(), len(self.core.queues)) or not self.core.queues[index].enabled:
                 self.broke(COALESCING_QUEUE, f"vq_index {index:#x}")
