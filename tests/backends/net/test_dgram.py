@@ -1,8 +1,10 @@
 """The dgram netdev, with real sockets."""
 
+import errno
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -12,7 +14,10 @@ from vfiouser_virtio.backends.net import dgram
 from vfiouser_virtio.backends.net.dgram import DgramNetdev
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, frame_of
+from vfiouser_virtio.devices.net import Net
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.protocols.virtio.net import NetFeature
+from vfiouser_virtio.testing.driver import running
 
 FRAME = bytes(range(60))
 
@@ -57,6 +62,77 @@ async def test_nothing_is_lost_where_both_are_there(tmp_path: Path, nursery: tri
     assert [int(frame) for frame in await sink.wait_frames(sent + 1)] == list(range(sent + 1))
     one.close()
     other.close()
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+async def test_a_peer_that_reads_nothing_loses_frames_and_takes_no_core(tmp_path: Path, queues: int) -> None:
+    """The kernel says that there is room, and takes no frame: `put` was called again and again."""
+    calls = 0
+
+    class Counting(DgramNetdev):
+        def put(self, frame: Frame) -> bool:
+            nonlocal calls
+            calls += 1
+            return super().put(frame)
+
+    netdev = Counting(local__path=tmp_path / "a", remote__path=tmp_path / "b")
+    net = Net(netdev=netdev, queues=queues)
+    features = NetFeature.MQ.mask | NetFeature.CTRL_VQ.mask
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+        peer.bind(str(tmp_path / "b"))
+        async with running(net, features=features) as driver:
+            for number in range(10):
+                queue = 1 + 2 * (number % queues)
+                tokens = [driver.add(queue, [bytes(12) + FRAME]) for _ in range(100)]
+                driver.kick(queue)
+                for token in tokens:
+                    await driver.wait(queue, token)
+        counters = netdev.counters
+        assert counters.tx_packets + counters.tx_dropped == 1000
+        assert list(counters.tx_drops.by_reason) == [Drop.PEER_FULL]
+        assert calls < 1200
+
+        peer.setblocking(False)
+        for _ in range(counters.tx_packets):
+            assert peer.recv(1000) == FRAME
+        with pytest.raises(BlockingIOError):
+            peer.recv(1000)
+
+
+async def test_once_it_reads_again_it_is_waited_for_again(tmp_path: Path) -> None:
+    netdev = DgramNetdev(local__path=tmp_path / "a", remote__path=tmp_path / "b")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+        peer.bind(str(tmp_path / "b"))
+        while not netdev.counters.tx_dropped:
+            await put(netdev, frame_of(FRAME))
+        peer.recv(1000)
+        assert netdev.put(frame_of(FRAME))
+        assert not netdev.put(frame_of(FRAME))
+        assert netdev.counters.tx_dropped == 1
+    netdev.close()
+
+
+@pytest.mark.parametrize("answer", [errno.ECONNREFUSED, errno.ENOPROTOOPT, errno.EHOSTUNREACH, errno.ENETUNREACH])
+async def test_answers_of_the_network_end_nothing(
+    answer: int, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    netdev = DgramNetdev(local__type="fd", local__str=ours.detach())
+    receive, answers = socket.socket.recvmsg_into, [answer] * 3
+
+    def answered(self: socket.socket, *arguments: Any) -> Any:
+        if answers:
+            raise OSError(answers.pop(), "an answer")
+        return receive(self, *arguments)
+
+    monkeypatch.setattr(socket.socket, "recvmsg_into", answered)
+    sink = Sink()
+    nursery.start_soon(netdev.run, sink)
+    with theirs:
+        theirs.send(FRAME)
+        assert await sink.wait_frames(1) == [FRAME]
+    assert not answers
+    netdev.close()
 
 
 async def test_where_nobody_is_frames_are_dropped_and_counted(tmp_path: Path, nursery: trio.Nursery) -> None:

@@ -1,7 +1,7 @@
 """Netdev over datagrams, wire compatible with QEMU's ``-netdev dgram``: each is a frame. Multicast joins any number.
 
 No offload header goes over the wire, so frames are finished before. What the other end has no room for is lost, as on
-a wire.
+a wire; over UNIX sockets, whose receiver has room for a few datagrams only, a tenth of a second or more later.
 """
 
 import contextlib
@@ -28,8 +28,26 @@ MAX_LENGTH = 4096 + (64 << 10)
 """Bytes of a datagram that is taken: NET_BUFSIZE of QEMU."""
 # Frames between two looks at what other tasks have to do.
 _BURST = 64
+# Waits for the reader of a UNIX socket until frames are lost, the first of them without a pause, since it may be about
+# to read. The kernel has nothing to wait for: poll(2) says that there is room, whatever the socket at the other end
+# holds, unless the two are connected. A peer that reads nothing took a whole core by that.
+_WAITS, _WAITS_AT_ONCE = 100, 10
+_PAUSE = 0.001  # seconds
 # Nobody is there at the moment, or it has no room: the frame is lost, and no error.
 _LOST = {errno.ECONNREFUSED, errno.ENOENT, errno.ENOBUFS, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
+
+
+# Answers to what was sent, which the next receive reports.
+_ANSWERS = {
+    errno.ECONNREFUSED,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EMSGSIZE,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENOPROTOOPT,
+    errno.EPROTO,
+}
 
 
 class DgramNetdev(Link):
@@ -65,6 +83,7 @@ class DgramNetdev(Link):
         self._file: SocketFile | None = None
         self._buffer = memoryview(bytearray(MAX_LENGTH))
         self._to: SocketName | None = None
+        self._waits = 0  # since the other end has last taken a frame
         if local is not None and local.type == "fd":
             self._socket = local.given(socket.SOCK_DGRAM)
             self._socket.setblocking(False)
@@ -104,16 +123,24 @@ class DgramNetdev(Link):
             else:
                 self._socket.sendmsg(segments, (), flags, self._to)
         except BlockingIOError:
-            return False
+            if self._waits < _WAITS:
+                return False
+            self.counters.tx_drops.add(Drop.PEER_FULL)
+            return True
         except OSError as error:
             self.lose(frame, error, _LOST, quiet=_LOST)
             return True
+        self._waits = 0
         self.counters.tx_packets += 1
         self.counters.tx_bytes += frame.length
         return True
 
     async def wait_room(self) -> None:
-        await wait_writable(self._socket.fileno, self._turn)
+        if self._to is None or self._socket.family != socket.AF_UNIX:
+            await wait_writable(self._socket.fileno, self._turn)
+            return
+        self._waits += 1
+        await trio.sleep(_PAUSE if self._waits > _WAITS_AT_ONCE else 0)
 
     # ---- from the network ----------------------------------------------------------------------------------------
 
@@ -131,7 +158,11 @@ class DgramNetdev(Link):
                 await trio.lowlevel.wait_readable(self._socket)
                 burst = 0
                 continue
-            except ConnectionRefusedError:  # an answer to what was sent
+            except OSError as error:
+                if self._socket.fileno() < 0:
+                    return
+                if error.errno not in _ANSWERS:
+                    raise
                 await trio.lowlevel.checkpoint()
                 continue
             if flags & socket.MSG_TRUNC or not count:

@@ -47,6 +47,7 @@ class Drop(IntEnum):
     CHANCE = "lost by loss="
 
     NO_BUFFERS = "it had no receive buffer"
+    PEER_FULL = "the other end did not read them"
     SMALL_BUFFERS = "its receive buffers were too small"
     TOO_LONG = "too long"
     QUEUE_FULL = "more than may wait"
