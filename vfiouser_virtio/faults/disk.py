@@ -7,6 +7,9 @@
 
 Faults are decided when a request is first looked at, in the order of the ring: in what order requests end makes no
 difference to a replay. What `write-dropped` has kept back is an overlay here, gone with the next reset.
+
+A sector stays in the overlay until the real backend has it, or has something newer: reads see it as long. Flushes, and
+what is written over it, take turns, so that neither an old sector is stored over a new one nor a new one forgotten.
 """
 
 import errno
@@ -31,7 +34,8 @@ class _Todo:
     short: Hit | None = None
     flipped: Hit | None = None
     torn: Hit | None = None
-    dropped: bool = False
+    dropped: int = 0
+    """Sectors for which there is room in the overlay."""
 
 
 class FaultyDisk:
@@ -42,6 +46,10 @@ class FaultyDisk:
         self._faults = FaultPlan()
         self._decided: dict[tuple[int, int], _Todo] = {}
         self._overlay: dict[int, bytes] = {}
+        self._reserved = 0
+        """Sectors of the overlay that are for writes which have not come to it."""
+        self._turn = trio.Lock()
+        """Held while the real backend writes what is in the overlay, or what comes over it."""
 
     def arm(self, faults: FaultPlan) -> None:
         """These faults, from now on."""
@@ -50,6 +58,7 @@ class FaultyDisk:
     def device_reset(self) -> None:
         """The device is reset: dropped writes are gone."""
         self._overlay.clear()
+        self._reserved -= sum(todo.dropped for todo in self._decided.values())
         self._decided.clear()
 
     # ---- as it is ------------------------------------------------------------------------------------------------
@@ -71,18 +80,28 @@ class FaultyDisk:
         return self._backend.block_size
 
     def discard_nowait(self, ranges: Sequence[Range]) -> bool:
-        self._forget(ranges)
-        return self._backend.discard_nowait(ranges)
+        return not self._kept_back(ranges) and self._backend.discard_nowait(ranges)
 
     async def discard(self, ranges: Sequence[Range]) -> None:
-        await self._backend.discard(ranges)
+        if not self._kept_back(ranges):
+            await self._backend.discard(ranges)
+            return
+        async with self._turn:
+            await self._backend.discard(ranges)
+            self._forget(ranges)
 
     def write_zeroes_nowait(self, offset: int, length: int, unmap: bool) -> bool:
-        self._forget([(offset, length)])
-        return self._backend.write_zeroes_nowait(offset, length, unmap)
+        ranges = [(offset, length)]
+        return not self._kept_back(ranges) and self._backend.write_zeroes_nowait(offset, length, unmap)
 
     async def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
-        await self._backend.write_zeroes(offset, length, unmap)
+        ranges = [(offset, length)]
+        if not self._kept_back(ranges):
+            await self._backend.write_zeroes(offset, length, unmap)
+            return
+        async with self._turn:
+            await self._backend.write_zeroes(offset, length, unmap)
+            self._forget(ranges)
 
     async def refresh(self) -> int:
         return await self._backend.refresh()
@@ -100,8 +119,14 @@ class FaultyDisk:
 
     def read_nowait(self, offset: int, segments: Segments) -> bool:
         length = sum(map(len, segments))
-        self._fail("read", offset, length)
-        todo = _Todo(self._delay(), short=self._faults.hit("read-short"), flipped=self._faults.hit("read-flipped"))
+        bad, hit = self._bad("read", offset, length), self._faults.hit
+        # All are counted, whichever happens: a schedule does not depend on other faults.
+        todo = _Todo(
+            self._delay(possible=not bad),
+            short=hit("read-short", possible=not bad),
+            flipped=hit("read-flipped", possible=not bad),
+        )
+        self._fail(bad)
         if todo.short is not None:
             todo.short.did(f"sector {offset // SECTOR_SIZE:#x}: {length // 2:#x} of {length:#x} bytes are read")
         if todo.seconds or todo.short or todo.flipped or self._overlay:
@@ -113,13 +138,13 @@ class FaultyDisk:
         todo = self._decided.pop((offset, id(segments)), None) or _Todo()
         await trio.sleep(todo.seconds)
         before = b"".join(segments) if todo.short else b""
+        length, overlay = sum(map(len, segments)), self._overlay
+        # What a flush stores while the real backend reads may have been too late for that.
+        kept = {sector: overlay[sector] for sector in self._kept_back([(offset, length)])}
         await self._backend.read(offset, segments)
-        length = sum(map(len, segments))
-        sectors = length // SECTOR_SIZE if self._overlay else 0
-        for number in range(sectors):
-            data = self._overlay.get(offset // SECTOR_SIZE + number)
-            if data is not None:
-                _store(segments, number * SECTOR_SIZE, data)
+        kept.update((sector, overlay[sector]) for sector in self._kept_back([(offset, length)]))
+        for sector, data in kept.items():
+            _store(segments, sector * SECTOR_SIZE - offset, data)
         if todo.short is not None:
             _store(segments, length // 2, before[length // 2 :])
         if todo.flipped is not None and length:
@@ -132,13 +157,18 @@ class FaultyDisk:
 
     def write_nowait(self, offset: int, segments: Segments) -> bool:
         length = sum(map(len, segments))
-        self._fail("write", offset, length)
-        todo = _Todo(self._delay(), torn=self._faults.hit("write-torn"))
+        bad, hit = self._bad("write", offset, length), self._faults.hit
+        todo = _Todo(self._delay(possible=not bad), torn=hit("write-torn", possible=not bad))  # counted, as above
+        dropped = hit("write-dropped", possible=not (bad or todo.torn))
+        self._fail(bad)
         if todo.torn is not None:
             keep = self._kept(todo.torn, length)
             todo.torn.did(f"sector {offset // SECTOR_SIZE:#x}: {keep:#x} of {length:#x} bytes are stored")
-        if dropped := self._faults.hit("write-dropped"):
-            todo.dropped = len(self._overlay) + length // SECTOR_SIZE <= MAX_OVERLAY
+        if dropped is not None:
+            sectors = length // SECTOR_SIZE
+            if len(self._overlay) + self._reserved + sectors <= MAX_OVERLAY:
+                todo.dropped = sectors
+                self._reserved += sectors
             what = "until it is flushed, or dropped by a reset" if todo.dropped else "for ever: there are too many"
             dropped.did(f"sector {offset // SECTOR_SIZE:#x}, {length:#x} bytes: kept {what}")
         if todo.seconds or todo.torn or todo.dropped or self._overlay:
@@ -148,18 +178,28 @@ class FaultyDisk:
 
     async def write(self, offset: int, segments: Segments) -> None:
         todo = self._decided.pop((offset, id(segments)), None) or _Todo()
-        await trio.sleep(todo.seconds)
+        try:
+            await trio.sleep(todo.seconds)
+        finally:
+            self._reserved -= todo.dropped
         length = sum(map(len, segments))
         if todo.dropped:
             data = b"".join(segments)
             for at in range(0, length, SECTOR_SIZE):
                 self._overlay[(offset + at) // SECTOR_SIZE] = data[at : at + SECTOR_SIZE]
             return
-        self._forget([(offset, length)])
-        if todo.torn is None:
+        if todo.torn is not None:
+            length = self._kept(todo.torn, length)
+            if not length:
+                return
+            segments = _front(segments, length)
+        ranges = [(offset, length)]
+        if not self._kept_back(ranges):
             await self._backend.write(offset, segments)
-        elif keep := self._kept(todo.torn, length):
-            await self._backend.write(offset, _front(segments, keep))
+            return
+        async with self._turn:
+            await self._backend.write(offset, segments)
+            self._forget(ranges)
 
     @staticmethod
     def _kept(torn: Hit, length: int) -> int:
@@ -175,14 +215,20 @@ class FaultyDisk:
         return not self._overlay and self._backend.flush_nowait()
 
     async def flush(self) -> None:
-        overlay, self._overlay = self._overlay, {}
-        for sector, data in overlay.items():
-            await self._backend.write(sector * SECTOR_SIZE, [memoryview(data)])
+        overlay = self._overlay
+        async with self._turn:
+            for sector in list(overlay):
+                data = overlay.get(sector)
+                if data is not None:  # no reset meanwhile
+                    await self._backend.write(sector * SECTOR_SIZE, [memoryview(data)])
+                    if overlay.get(sector) is data:  # else another write was dropped, after this flush had begun
+                        del overlay[sector]
         await self._backend.flush()
 
     # ---- what is common ------------------------------------------------------------------------------------------
 
-    def _fail(self, operation: str, offset: int, length: int) -> None:
+    def _bad(self, operation: str, offset: int, length: int) -> list[Hit]:
+        """What makes a request fail."""
         first, last = offset // SECTOR_SIZE, (offset + length - 1) // SECTOR_SIZE
 
         def wanted(given: object) -> bool:
@@ -191,24 +237,37 @@ class FaultyDisk:
             touched = sector is None or (first < sector + given["sectors"] and sector <= last)
             return touched and given["op"] in ("any", operation)
 
-        if hits := self._faults.hits("io-error", wanted):
-            for hit in hits:
-                hit.did(f"{operation} of sectors {first:#x} to {last:#x} fails")
+        hits = self._faults.hits("io-error", wanted)
+        for hit in hits:
+            hit.did(f"{operation} of sectors {first:#x} to {last:#x} fails")
+        return hits
+
+    @staticmethod
+    def _fail(bad: list[Hit]) -> None:
+        if bad:
             raise OSError(errno.EIO, "a fault that was asked for")
 
-    def _delay(self) -> float:
-        slow = self._faults.hit("disk-slow")
+    def _delay(self, *, possible: bool) -> float:
+        slow = self._faults.hit("disk-slow", possible=possible)
         if slow is None:
             return 0.0
         slow.did(f"begins {slow['time']:g} s later")
         return float(slow["time"])
 
+    def _kept_back(self, ranges: Sequence[Range]) -> list[int]:
+        """The sectors of these bytes that are in the overlay."""
+        overlay, found = self._overlay, []
+        for offset, length in ranges if overlay else ():
+            sectors = range(offset // SECTOR_SIZE, (offset + length) // SECTOR_SIZE)
+            # By the shorter one: a discard is of gigabytes, and a guest may have 16 such ranges in each.
+            few, many = (sectors, overlay) if len(sectors) < len(overlay) else (overlay, sectors)
+            found += [sector for sector in few if sector in many]
+        return found
+
     def _forget(self, ranges: Sequence[Range]) -> None:
-        """These bytes are written past the overlay."""
-        if self._overlay:
-            for offset, length in ranges:
-                for sector in range(offset // SECTOR_SIZE, (offset + length) // SECTOR_SIZE):
-                    self._overlay.pop(sector, None)
+        """The real backend has something newer for these bytes."""
+        for sector in self._kept_back(ranges):
+            self._overlay.pop(sector, None)
 
 
 def _front(segments: Segments, length: int) -> list[memoryview]:
