@@ -2,8 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+# What a look at a thread raises that has ended since it was listed.
+_ENDED = (FileNotFoundError, ProcessLookupError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +30,21 @@ class Usage:
     @property
     def switches(self) -> int:
         """How often its threads have been given a CPU: each is a wake-up, or a time slice that ended."""
-        threads = (thread for pid in self._pids() for thread in Path(f"/proc/{pid}/task").iterdir())
-        return sum(
-            _status(str(thread), kind)
-            for thread in threads
-            for kind in ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
-        )
+        switches = 0
+        for pid in self._pids():
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                with suppress(*_ENDED):
+                    switches += _status(str(thread), "voluntary_ctxt_switches")
+                    switches += _status(str(thread), "nonvoluntary_ctxt_switches")
+        return switches
 
     def _pids(self) -> Iterator[int]:
         waiting = [self.pid]
         while waiting:
             yield (pid := waiting.pop())
             for thread in Path(f"/proc/{pid}/task").iterdir():
-                waiting += map(int, (thread / "children").read_text().split())
+                with suppress(*_ENDED):
+                    waiting += map(int, (thread / "children").read_text().split())
 
 
 def _status(folder: str, key: str) -> int:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from support.command import COMMAND, PATIENCE, Process, ServeProcess, environmen
 from support.fuse_files import FuseFiles, Op
 from support.waiting import never_waits
 
-from vfiouser_virtio.backends.file import FileBackend
 from vfiouser_virtio.dma import SharedMemory
 from vfiouser_virtio.errors import DeviceError, PeerError
 from vfiouser_virtio.guest import BlkDriver, ConsoleDriver, DeviceGone, Disk, bound_pci
@@ -202,8 +201,11 @@ async def test_a_disk_that_hangs_is_made_and_closed_beside_the_loop(tmp_path: Pa
                                 assert len(await client.region_read(PciRegion.CONFIG, 0, 2)) == 2
                         scope.cancel()
                 files.release()
-                await wait_unlocked(image)
-                async with serve(f"blk,path={image}"):
+                async with AsyncExitStack() as stack:
+                    late = trio.current_time() + PATIENCE
+                    while not await try_to_serve(f"blk,path={image}", stack):
+                        assert trio.current_time() < late
+                        await trio.sleep(0.02)
                     files.hanging.add(Op.FLUSH)
             await files.wait_hanging(Op.FLUSH)  # which close(2) waits for
         files.release()
@@ -214,17 +216,13 @@ async def serve_for_ever(device: str) -> None:
         await served.wait_finished()
 
 
-async def wait_unlocked(image: Path) -> None:
-    """Until a device that nobody waits for any more has come to be, and has been closed."""
-    with trio.fail_after(PATIENCE):
-        while True:
-            try:
-                backend = await trio.to_thread.run_sync(FileBackend, image)
-            except DeviceError:
-                await trio.sleep(0.02)
-                continue
-            backend.close()
-            return
+async def try_to_serve(device: str, stack: AsyncExitStack) -> bool:
+    """Whether it could be; not while a device that nobody waits for any more comes to be, and is closed."""
+    try:
+        await stack.enter_async_context(serve(device))
+    except DeviceError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("aio", ["io_uring", "threads"])
