@@ -3,6 +3,7 @@
 import os
 import struct
 import threading
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vfiouser_virtio.backends.net.boot import tftp
 from vfiouser_virtio.backends.net.boot.folder import Folder, ServedFile
 from vfiouser_virtio.backends.net.boot.host import Station
 from vfiouser_virtio.backends.net.boot.netdev import QUEUE, BootNetdev
-from vfiouser_virtio.backends.net.boot.tftp import MAX_TRANSFERS, READ_AHEAD, TRIES, Transfer
+from vfiouser_virtio.backends.net.boot.tftp import MAX_ENDING, MAX_TRANSFERS, READ_AHEAD, SILENCE, TRIES, Transfer
 from vfiouser_virtio.backends.net.frame import frame_of
 from vfiouser_virtio.protocols.tftp import TftpRequest
 
@@ -320,12 +321,17 @@ async def test_a_request_again_is_the_same_one_or_takes_its_place(client: Client
 async def test_there_are_so_many_transfers_and_no_more(client: Client) -> None:
     for port in range(2000, 2000 + MAX_TRANSFERS + 3):
         client.send(udp(rrq("file", {"windowsize": 16}), TFTP, source_port=port))
-    ports = {}
-    for _ in range(MAX_TRANSFERS):
+    ports, refused = {}, {}
+    for _ in range(MAX_TRANSFERS + 3):
         got = read_udp(await client.receive())
-        ports[got.port] = got.source_port
+        if got.payload[1] == 5:
+            refused[got.port] = got.payload
+        else:
+            ports[got.port] = got.source_port
     await client.nothing()
     assert set(ports) == set(range(2000, 2000 + MAX_TRANSFERS))
+    text = b"\0\5\0\0%d files are on their way already\0" % MAX_TRANSFERS
+    assert refused == dict.fromkeys(range(2000 + MAX_TRANSFERS, 2000 + MAX_TRANSFERS + 3), text)
     assert client.netdev.counters.tx_dropped == 3
     # All their windows together are more than wait for the guest at a time: they wait for each other.
     for port, theirs in ports.items():
@@ -333,6 +339,87 @@ async def test_there_are_so_many_transfers_and_no_more(client: Client) -> None:
     for _ in range(16 * MAX_TRANSFERS):
         await client.receive()
     assert client.netdev.counters.rx_dropped == 0
+
+
+async def test_silent_clients_make_room(client: Client, mock_clock: trio.testing.MockClock) -> None:
+    for port in range(2000, 2000 + MAX_TRANSFERS):
+        client.send(udp(rrq("file", {"timeout": 255}), TFTP, source_port=port))
+    await trio.testing.wait_all_tasks_blocked()
+    ports = {}
+    for _ in range(MAX_TRANSFERS):
+        got = read_udp(await client.receive())
+        ports[got.port] = got.source_port
+    await later(mock_clock, SILENCE - 1)
+    for port in (2000, 2001):
+        client.send(udp(ack(0), ports[port], source_port=port))
+        await client.receive()
+    client.send(udp(rrq("short"), TFTP, source_port=3000))
+    assert (await client.payload())[1][:2] == b"\0\5"
+    await later(mock_clock, 1.1)
+    for port in range(3000, 3000 + MAX_TRANSFERS - 2):
+        client.send(udp(rrq("short"), TFTP, source_port=port))
+        assert (await client.payload())[1] == b"\0\3\0\1" + DATA[:3]
+    client.send(udp(rrq("short"), TFTP, source_port=4000))
+    assert (await client.payload())[1][:2] == b"\0\5"
+    assert client.netdev.transfers == MAX_TRANSFERS
+    for port in (2000, 2001):  # these were not silent
+        client.send(udp(ack(1), ports[port], source_port=port))
+        assert (await client.payload())[1][:4] == b"\0\3\0\2"
+
+
+@pytest.mark.parametrize("request_of", [lambda name: rrq(name, opcode=2), lambda name: rrq(name, mode="netascii"), rrq])
+@pytest.mark.parametrize("at_once", [1, 1000])
+async def test_requests_that_take_the_place_of_others_are_bounded(
+    tmp_path: Path, nursery: trio.Nursery, request_of: Callable[[str], bytes], at_once: int
+) -> None:
+    """Of one port, while the guest takes nothing: what was there before has to end."""
+    netdev, sink = BootNetdev(tftp=tmp_path), Sink(room=0)
+    nursery.start_soon(netdev.run, sink)
+    await trio.testing.wait_all_tasks_blocked()
+    for _ in range(QUEUE + 1):
+        netdev.put(frame_of(ARP))  # and so there is no room for an answer
+    await trio.testing.wait_all_tasks_blocked()
+    most = 0
+    for number in range(1000):
+        assert netdev.put(frame_of(udp(request_of(f"name{number}"), TFTP)))
+        most = max(most, netdev.ending)
+        if number % at_once == 0:
+            await trio.testing.wait_all_tasks_blocked()
+            assert netdev.ending <= 1
+    assert most <= (2 if at_once == 1 else MAX_ENDING)
+    await trio.testing.wait_all_tasks_blocked()
+    assert (netdev.transfers, netdev.ending) == (1, 1)
+
+
+async def test_a_client_that_ends_its_transfer_and_asks_again_at_once(client: Client) -> None:
+    client.send(udp(rrq("short"), TFTP))
+    port, first = await client.payload()
+    client.send(udp(b"\0\5\0\0\0", port))
+    client.send(udp(rrq("short"), TFTP))
+    other, again = await client.payload()
+    assert again == first
+    assert other != port
+
+
+async def test_a_request_while_the_server_ends(tmp_path: Path) -> None:
+    """Whenever it comes, in whatever is left of `run`: it is for nobody, or begins a transfer that ends too."""
+    (tmp_path / "file").write_bytes(DATA)
+    netdev = BootNetdev(tftp=tmp_path)
+    for ticks in range(8):
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+
+            async def run(scope: trio.CancelScope = scope) -> None:
+                with scope:
+                    await netdev.run(Sink(room=0))
+
+            nursery.start_soon(run)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+            for _ in range(ticks):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            netdev.put(frame_of(udp(rrq("file"), TFTP)))
+        assert (netdev.transfers, netdev.ending) == (0, 0)
 
 
 async def test_a_guest_without_room(tmp_path: Path, nursery: trio.Nursery) -> None:

@@ -84,13 +84,18 @@ class BootNetdev(Link):
         self._dhcp = DhcpServer(
             BootOptions(network, server, hostname, bootfile), self.leases, self._send_dhcp, self._leased
         )
-        self._tftp = TftpServer(folder, self._send_tftp, self.log)
+        self._tftp = TftpServer(folder, self._send_tftp, self._send_datagram, self.log)
         self._outgoing: trio.MemorySendChannel[bytes] | None = None
 
     @property
     def transfers(self) -> int:
         """Files that are being sent."""
         return self._tftp.transfers
+
+    @property
+    def ending(self) -> int:
+        """Those, and files that were being sent and whose tasks have not ended yet."""
+        return self._tftp.ending
 
     # ---- from the guest ------------------------------------------------------------------------------------------
 
@@ -130,7 +135,10 @@ class BootNetdev(Link):
             self.counters.rx_drops.add(Drop.QUEUE_FULL)
 
     def _send_dhcp(self, to: Station, message: bytes) -> None:
-        self._send_nowait(self._host.datagram(to, dhcp.SERVER_PORT, dhcp.CLIENT_PORT, message))
+        self._send_datagram(to, dhcp.SERVER_PORT, dhcp.CLIENT_PORT, message)
+
+    def _send_datagram(self, to: Station, port: int, destination: int, payload: bytes) -> None:
+        self._send_nowait(self._host.datagram(to, port, destination, payload))
 
     async def _send_tftp(self, to: Station, port: int, destination: int, payload: bytes) -> None:
         if self._outgoing is not None:

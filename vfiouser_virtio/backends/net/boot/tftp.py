@@ -26,6 +26,12 @@ T = TypeVar("T")
 
 MAX_TRANSFERS = 16
 """At a time; a guest that asks for more is told so: each has a file open, and `READ_AHEAD` bytes of it in memory."""
+MAX_ENDING = 8 * MAX_TRANSFERS
+"""With those that are cancelled, which end only when their tasks run: a guest that asks for one file after the other in
+one burst, from one port, must not fill memory with them, nor use up the ports."""
+SILENCE = 10.0
+"""Seconds without a word of its client after which a transfer makes room for a new one, where there is none: clients
+that ask, with the longest timeout, and say no more would hold all of them for half an hour."""
 MAX_REQUEST = 512
 """Bytes of a request (RFC 2347)."""
 MAX_BLKSIZE = 1468
@@ -45,14 +51,17 @@ _FIRST_PORT, _PORTS = 49152, 16384
 
 Send = Callable[[Station, int, int, bytes], Awaitable[None]]
 """Sends a datagram when there is room for it: to whom, from which port, to which port, the payload."""
+SendNowait = Callable[[Station, int, int, bytes], None]
+"""As `Send`, where there is room now; else it is dropped."""
 
 
 class TftpServer:
     """TFTP server of a folder's files; `receive` gets the datagrams, `run` sends. ``folder`` None: there are none."""
 
-    def __init__(self, folder: Folder | None, send: Send, log: DeviceLog) -> None:
+    def __init__(self, folder: Folder | None, send: Send, send_nowait: SendNowait, log: DeviceLog) -> None:
         self._folder = folder
         self._send = send
+        self._send_nowait = send_nowait
         self._log = log
         self._readers = trio.CapacityLimiter(_READERS)
         self._transfers: dict[tuple[Station, int], Transfer] = {}
@@ -65,13 +74,19 @@ class TftpServer:
         """How many are in progress."""
         return len(self._transfers)
 
+    @property
+    def ending(self) -> int:
+        """How many have a task: those in progress, and those that are cancelled and have not ended yet."""
+        return len(self._by_port)
+
     async def run(self) -> None:
         """Let there be transfers, until cancelled."""
-        try:
-            async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
                 await trio.sleep_forever()
-        finally:
-            self._nursery = None
+            finally:  # before it is closed to new tasks, which is before all of its tasks have ended
+                self._nursery = None
 
     # ---- what comes ----------------------------------------------------------------------------------------------
 
@@ -96,13 +111,29 @@ class TftpServer:
         except ValueError as error:
             raise BadPacket("tftp", f"TFTP: {error}") from None
         client = (datagram.sender, datagram.source)
-        if (before := self._transfers.get(client)) is not None:
-            if before.request == request and not before.acknowledged:
-                return True  # it has asked again before the answer was there
+        before = self._transfers.get(client)
+        if before is not None and before.request == request and not (before.acknowledged or before.cancelled):
+            return True  # it has asked again before the answer was there
+        if self.ending >= MAX_ENDING:
+            text = f"TFTP: {MAX_ENDING} requests at once, each in the place of another"
+            raise BadPacket("ending", text, Drop.QUEUE_FULL)
+        if before is not None:
             before.cancel()
-        elif self.transfers >= MAX_TRANSFERS:
-            raise BadPacket("transfers", f"TFTP: {MAX_TRANSFERS} files are on their way already", Drop.QUEUE_FULL)
+        elif self.transfers >= MAX_TRANSFERS and not self._make_room():
+            text = f"{MAX_TRANSFERS} files are on their way already"
+            refusal = tftp.build_error(ErrorCode.NOT_DEFINED, text)
+            self._send_nowait(datagram.sender, tftp.PORT, datagram.source, refusal)
+            raise BadPacket("transfers", f"TFTP: {text}", Drop.QUEUE_FULL)
         self._start(self._folder, client, opcode, request)
+        return True
+
+    def _make_room(self) -> bool:
+        """End the transfer whose client has been silent for longest, if that is `SILENCE` or more."""
+        silent = min(self._transfers.values(), key=lambda each: each.heard)
+        if trio.current_time() - silent.heard < SILENCE:
+            return False
+        silent.cancel()
+        del self._transfers[silent.client]
         return True
 
     def _start(self, folder: Folder, client: tuple[Station, int], opcode: int, request: TftpRequest) -> None:
@@ -117,7 +148,8 @@ class TftpServer:
 
         async def work() -> None:
             try:
-                await self._transfer(folder, transfer, opcode)
+                with transfer.scope:
+                    await self._transfer(folder, transfer, opcode)
             finally:
                 del self._by_port[port]
                 if self._transfers.get(client) is transfer:
@@ -139,18 +171,17 @@ class TftpServer:
             await transfer.refuse(ErrorCode.ILLEGAL_OPERATION, "mode is not octet (in tftp(1): binary)")
             return
         shown = quoted(name.decode(errors="replace"))
-        with transfer.scope:
-            try:
-                file = await self._in_thread(lambda: folder.open(name))
-                self._log.once(("file", name), "TFTP: %s, %d bytes", shown, file.size, level=logging.INFO)
-                await transfer.run(file)
-            except OSError as error:
-                said = "TFTP: %s of %s: %s"
-                self._log.once(("file", name), said, shown, folder.path, error.strerror, level=logging.INFO)
-                code = ErrorCode.ACCESS_VIOLATION if isinstance(error, PermissionError) else ErrorCode.NOT_DEFINED
-                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-                    code = ErrorCode.FILE_NOT_FOUND
-                await transfer.refuse(code, error.strerror or "it cannot be read")
+        try:
+            file = await self._in_thread(lambda: folder.open(name))
+            self._log.once(("file", name), "TFTP: %s, %d bytes", shown, file.size, level=logging.INFO)
+            await transfer.run(file)
+        except OSError as error:
+            said = "TFTP: %s of %s: %s"
+            self._log.once(("file", name), said, shown, folder.path, error.strerror, level=logging.INFO)
+            code = ErrorCode.ACCESS_VIOLATION if isinstance(error, PermissionError) else ErrorCode.NOT_DEFINED
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                code = ErrorCode.FILE_NOT_FOUND
+            await transfer.refuse(code, error.strerror or "it cannot be read")
 
 
 class Transfer:
@@ -167,6 +198,8 @@ class Transfer:
         """Where it is, and its port."""
         self.request = request
         self.scope = trio.CancelScope()
+        self.heard = trio.current_time()
+        """When the client has last said something new, by trio's clock."""
         self._send = send
         self._in_thread = in_thread
         self._blksize, self._windowsize, self._timeout = tftp.DEFAULT_BLKSIZE, 1, TIMEOUT
@@ -179,6 +212,11 @@ class Transfer:
     def acknowledged(self) -> bool:
         """Whether the client has taken something of it."""
         return self._acknowledged > self._first
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is at its end, or will be when its task runs."""
+        return self.scope.cancel_called
 
     def cancel(self) -> None:
         """End it without another word."""
@@ -196,6 +234,7 @@ class Transfer:
             step = (number - self._acknowledged) & 0xFFFF
             if 0 < step <= self._sent - self._acknowledged:
                 self._acknowledged += step
+                self.heard = trio.current_time()
                 self._progress.set()
         else:
             raise BadPacket("tftp", f"TFTP: opcode {opcode:#x} in a transfer to a client")
