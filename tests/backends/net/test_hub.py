@@ -74,6 +74,23 @@ async def test_groups_go_to_all_others_those_of_the_link_too() -> None:
         assert [len(device.frames) for device in devices] == [4, 4, 4]
 
 
+@pytest.mark.parametrize("known", [False, True])
+async def test_what_waits_for_room_has_memory_of_its_own(known: bool) -> None:
+    """Also where there is nothing to do to its bytes, and its offload header alone is left out."""
+    devices = [Device(), Device(room=0, does=Does(0))]
+    async with switch(*devices) as (ports, _):
+        ports[1].put(frame(GROUP, mac(2)))
+        to = mac(2) if known else BROADCAST
+        sent = bytearray(to + mac(1) + b"\x08\x00" + b"A" * 46)
+        expected = bytes(sent)
+        assert ports[0].put(frame_of(sent, Offload(HdrFlags.DATA_VALID, 0, 0, 0, 0, 0)))
+        sent[14:] = b"B" * 46  # the sender's buffer has the next one
+        devices[1].make_room(10)
+        await trio.testing.wait_all_tasks_blocked()
+        assert devices[1].taken() == [expected]
+        assert ports[1].counters.rx_packets == 1
+
+
 async def test_hubs_are_apart_by_their_names() -> None:
     one, other = HubNetdev(hub="one"), HubNetdev(hub="other")
     assert one.hub is hub("one")

@@ -90,8 +90,9 @@ def check(frame: Frame) -> None:
 def finish(frame: Frame, does: int) -> Sequence[Frame] | Iterator[Frame]:
     """Frames that a sink with these abilities (`Does`) can take, in the order in which they go out.
 
-    The frame itself, or its bytes, where nothing is to be done to them; else frames with memory of their own, made one
-    by one when they are asked for, from a copy: the original is not looked at again after the call.
+    Where nothing is to be done to its bytes, the frame itself, or one with the same ``segments``, which is as little to
+    be kept as the frame is. Else frames with memory of their own, made one by one when they are asked for, from a copy:
+    the original is not looked at again after the call.
 
     Raises BadOffload, as `check`: before the first frame is made.
     """

@@ -1,7 +1,7 @@
 """Outlet of a switch's port: hands frames to the port's device, and says how long others wait for it to have room."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import trio
 
@@ -66,7 +66,7 @@ class Outlet:
             counters.rx_packets += 1
             counters.rx_bytes += frame.length
         else:
-            self._rest.extend(finish(frame, sink.does))
+            self._rest.extend(_finish_to_keep(frame, sink.does))
             if not self._send_rest(sink):
                 return True
         if self._drop_at is not None:
@@ -90,7 +90,7 @@ class Outlet:
         elif len(self._rest) >= MAX_KEPT:
             self._counters.rx_drops.add(Drop.NO_BUFFERS)
         else:
-            self._rest.extend((frame.copy(),) if taken else finish(frame, sink.does))
+            self._rest.extend((frame.copy(),) if taken else _finish_to_keep(frame, sink.does))
             self._send_rest(sink)
 
     def take_burst(self, frames: Sequence[Frame]) -> int:
@@ -177,3 +177,12 @@ class Outlet:
             self._sink = None
             counters.rx_drops.add(Drop.DRIVER_LEFT, len(self._rest))
             self._rest.clear()
+
+
+def _finish_to_keep(frame: Frame, does: int) -> Iterator[Frame]:
+    """As `finish`, with memory of their own: the sender's has other bytes by the time that there is room.
+
+    Raises BadOffload.
+    """
+    pieces = finish(frame, does)
+    return (each.copy() if each.segments is frame.segments else each for each in pieces)
