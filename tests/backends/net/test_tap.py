@@ -161,6 +161,28 @@ async def test_an_interface_that_is_deleted(namespace: NetNamespace, tap: TapNet
     assert tap.counters.tx_drops.by_reason == {Drop.NO_PEER: 1}
 
 
+@pytest.mark.parametrize("queues", [1, 2])
+async def test_the_next_driver_after_an_interface_was_deleted(
+    namespace: NetNamespace, caplog: pytest.LogCaptureFixture, queues: int
+) -> None:
+    """It finds its link down; nothing is wrong with it."""
+    netdev = namespace.run(lambda: TapNetdev(ifname="tap8", queues=queues))
+    namespace.ip("link del tap8")
+    for _ in range(2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(netdev.run, Sink(does=Does.CSUM))
+            with trio.fail_after(60):
+                while netdev.link:
+                    await netdev.wait_link()
+            await trio.testing.wait_all_tasks_blocked()
+            assert netdev.put(frame_of(bytes(60)))
+            nursery.cancel_scope.cancel()
+    assert netdev.counters.tx_drops.by_reason == {Drop.NO_PEER: 2}
+    said = [each for each in caplog.messages if "frame of" not in each]
+    assert said == ["netdev: tap tap8: File descriptor in bad state"]
+    netdev.close()
+
+
 def test_mistakes() -> None:
     with pytest.raises(ConfigError, match="already"):
         TapNetdev(ifname="x", fd=0)

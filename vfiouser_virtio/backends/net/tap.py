@@ -121,7 +121,12 @@ class TapNetdev(Link):
         await self.queues[0].wait_room()
 
     async def run(self, device: FrameSink) -> None:
-        self._let_offload(device.does)
+        try:
+            self._let_offload(device.does)
+        except OSError as error:  # EBADFD: the interface was deleted, maybe while another driver was here
+            self.log.once(error.errno, "%s: %s", self.describe(), error.strerror)
+            self.set_link(False)
+            await trio.sleep_forever()
         async with trio.open_nursery() as nursery:
             for queue in self.queues:
                 nursery.start_soon(queue.run, device)
