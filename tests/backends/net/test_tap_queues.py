@@ -76,12 +76,18 @@ async def test_as_many_queues_are_attached_as_the_driver_uses(
         await wait_attached(namespace, count)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["first", "attached again"])
 async def test_answers_come_on_the_queue_that_the_guest_has_used(
-    namespace: NetNamespace, tap: TapNetdev, nursery: trio.Nursery
+    namespace: NetNamespace, tap: TapNetdev, nursery: trio.Nursery, again: bool
 ) -> None:
     sinks = [Sink() for _ in tap.queues]
     for queue, sink in zip(tap.queues, sinks, strict=True):
         nursery.start_soon(queue.run, sink)
+    if again:
+        for on in (False, True):
+            await trio.testing.wait_all_tasks_blocked()
+            for queue in tap.queues[1:]:
+                await queue.attach(on)
     with namespace.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as host:
         host.bind((HOST, PORT))
         host.settimeout(60)

@@ -208,7 +208,8 @@ class TapQueue:
                 self.attached = not on
                 raise
 
-        self._reattached = trio.Event()
+        if not on:
+            self._reattached = trio.Event()
         try:
             await trio.to_thread.run_sync(change)
         except OSError as error:
