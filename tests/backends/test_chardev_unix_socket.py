@@ -1,15 +1,20 @@
 """The unix chardev with real sockets."""
 
+import errno
 import os
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
+from support.net_sink import Sink
 
 from vfiouser_virtio.backends.chardev import BACKLOG
+from vfiouser_virtio.backends.net.stream import StreamNetdev
 from vfiouser_virtio.backends.unix_socket import UnixSocket
 from vfiouser_virtio.errors import ConfigError, DeviceError
 
@@ -56,6 +61,43 @@ async def test_clients_come_one_after_another(chardev: UnixSocket, tmp_path: Pat
         while chardev.connected:
             await chardev.wait_changed()
     assert told == [True, False, True, False]
+
+
+@pytest.mark.parametrize("kind", ["chardev", "stream"])
+async def test_a_client_that_comes_while_no_file_can_be_opened_is_taken_later(
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """accept(2) with EMFILE was the device's end."""
+    path, accept, errors = tmp_path / "l.sock", socket.socket.accept, [errno.EMFILE, errno.EMFILE, errno.ECONNABORTED]
+
+    def short(self: socket.socket) -> tuple[socket.socket, Any]:
+        if errors:
+            raise OSError(error := errors.pop(0), os.strerror(error))
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", short)
+    listening = UnixSocket(path) if kind == "chardev" else StreamNetdev(addr__path=path, server=True)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        async with trio.open_nursery() as nursery:
+            if isinstance(listening, UnixSocket):
+                nursery.start_soon(listening.run)
+                client.send(b"hello")
+                assert await listening.receive() == b"hello"
+            else:
+                nursery.start_soon(listening.run, sink := Sink())
+                client.send(b"\0\0\0\x05hello")
+                assert await sink.wait_frames(1) == [b"hello"]
+            nursery.cancel_scope.cancel()
+    assert not errors
+    assert [record.getMessage() for record in caplog.records if "cannot accept" in record.getMessage()] == [
+        f"{listening.log.device}: {listening.describe()}: cannot accept a peer: {os.strerror(errno.EMFILE)}"
+    ]
+    listening.close()
 
 
 async def test_output_without_a_client_is_kept_up_to_a_limit(

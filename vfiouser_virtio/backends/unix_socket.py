@@ -4,8 +4,7 @@ import os
 import socket
 from pathlib import Path
 
-import trio
-
+from vfiouser_virtio.backends.accepting import accept
 from vfiouser_virtio.backends.chardev import FdChardev
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.briefly import briefly
@@ -36,21 +35,12 @@ class UnixSocket(FdChardev):
     async def run(self) -> None:
         while True:
             if not self.connected:
-                await self._accept()
+                peer = await accept(self._listener, self.log, self.describe())
+                peer.setblocking(False)
+                self.attach(peer.detach())
             await self.flush()
             while self.connected:
                 await self.wait_changed()
-
-    async def _accept(self) -> None:
-        while True:
-            try:
-                peer, _ = self._listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                await trio.lowlevel.wait_readable(self._listener)
-            else:
-                peer.setblocking(False)
-                self.attach(peer.detach())
-                return
 
     def close(self) -> None:
         super().close()

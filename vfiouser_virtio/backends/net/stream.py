@@ -16,6 +16,7 @@ from typing import Annotated
 
 import trio
 
+from vfiouser_virtio.backends.accepting import accept
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
 from vfiouser_virtio.backends.net.drops import Drop
@@ -131,16 +132,7 @@ class StreamNetdev(Link):
         """Wait for one."""
         while self._peer is None:
             if self._listener is not None:
-                try:
-                    peer, _ = self._listener.accept()
-                except (BlockingIOError, ConnectionAbortedError):
-                    await trio.lowlevel.wait_readable(self._listener)
-                except OSError:
-                    if self._listener.fileno() < 0:
-                        raise trio.ClosedResourceError from None
-                    raise
-                else:
-                    self._attach(peer)
+                self._attach(await accept(self._listener, self.log, self.describe()))
             elif self._reconnect:
                 await trio.sleep(self._reconnect)
                 with contextlib.suppress(OSError, DeviceError):
