@@ -46,10 +46,11 @@ async def serving_on_a_hub(
     timeout: float = 5.0,
     make: Callable[..., VirtioPci] = VirtioPci,
     engine: Engine | None = None,
+    peer_net: Callable[[HubNetdev], Net] = lambda netdev: Net(netdev=netdev),
 ) -> AsyncIterator[Wire]:
     """Serve two network devices of one network, of which the first is made by ``make``; the other one is its peer."""
     under_test = make(a_net(HubNetdev(hub=_HUB)), ids=ids, offer=offer)
-    peer = VirtioPci(Net(netdev=HubNetdev(hub=_HUB)), ids=ids, offer=offer, name="peer")
+    peer = VirtioPci(peer_net(HubNetdev(hub=_HUB)), ids=ids, offer=offer, name="peer")
     async with serving_functions(under_test, peer, engine=engine) as served:
         paths = [each["socket"]["path"] for each in served]
         yield Wire(paths[0], timeout=timeout, peer=paths[1])

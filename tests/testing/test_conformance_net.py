@@ -4,9 +4,12 @@ import functools
 
 import pytest
 from support import broken_net, broken_net_peer  # noqa: F401 - both fill the table
-from support.broken import BROKEN
+from support.broken import BROKEN, made_with
 from support.conformance_target import serving, serving_on_a_hub
+from support.spoilt_net import ERR, Kind, SpoiltNet
 
+from vfiouser_virtio.backends.net.frame import Frame
+from vfiouser_virtio.protocols.virtio.net import CtrlClass, CtrlMq
 from vfiouser_virtio.testing.conformance import CHECKS, GOOD, Check, Verdict, run_check
 from vfiouser_virtio.testing.conformance.checks import NET, PEER
 from vfiouser_virtio.transports.identity import Style
@@ -57,6 +60,61 @@ async def test_a_peer_that_is_no_network_device() -> None:
         result = await run_check(wire, CHECKS["virtio14/NR1"])
     assert result.verdict is Verdict.NOT_APPLICABLE
     assert result.detail == "needs a peer that is a network device"
+
+
+# ---- what a device may do --------------------------------------------------------------------------------------------
+
+
+class KeepsItsStatistics(SpoiltNet):
+    def reset(self) -> None:
+        settings = self.control.settings
+        before = settings.command_num, settings.ok_num
+        super().reset()
+        settings.command_num, settings.ok_num = before
+
+
+async def test_statistics_may_outlive_a_reset() -> None:
+    async with serving_on_a_hub(make=made_with(KeepsItsStatistics)) as wire:
+        verdicts = [(await run_check(wire, CHECKS["virtio14/NS5"])).verdict for _ in range(2)]
+    assert verdicts == [Verdict.PASS] * 2
+
+
+class RefusesHashConfig(SpoiltNet):
+    def perform(self, kind: Kind, data: bytes, room: int) -> bytes:
+        return ERR if kind == (CtrlClass.MQ, CtrlMq.HASH_CONFIG) else super().perform(kind, data, room)
+
+
+@pytest.mark.parametrize("name", ["NH3", "NH4"])
+async def test_a_device_with_rss_need_not_take_hash_config(name: str) -> None:
+    async with serving_on_a_hub(make=made_with(RefusesHashConfig)) as wire:
+        result = await run_check(wire, CHECKS[f"virtio14/{name}"])
+    assert result.verdict is Verdict.NOT_APPLICABLE
+
+
+class HasAShortMtu(SpoiltNet):
+    def spoil(self) -> None:
+        self.config.set(mtu=1500)
+
+    def receives(self, frame: Frame) -> Frame | None:
+        return frame if frame.length <= 1514 else None
+
+
+class DropsWhatIsNotComplete(SpoiltNet):
+    def sends(self, frame: Frame) -> Frame | None:
+        return frame if frame.offload is None else None
+
+
+async def test_a_peer_may_have_a_smaller_mtu() -> None:
+    async with serving_on_a_hub(peer_net=HasAShortMtu) as wire:
+        result = await run_check(wire, CHECKS["virtio14/NX7"])
+    assert result.verdict is Verdict.PASS, result
+
+
+@pytest.mark.parametrize("name", ["NR4-sum", "NR5", "NR6", "NR6-hdr-len", "NR7"])
+async def test_what_a_peer_loses_says_nothing_of_the_device(name: str) -> None:
+    async with serving_on_a_hub(peer_net=DropsWhatIsNotComplete) as wire:
+        result = await run_check(wire, CHECKS[f"virtio14/{name}"])
+    assert result.verdict is Verdict.NOT_RUN, result
 
 
 @pytest.mark.parametrize("name", NET_CHECKS)

@@ -9,9 +9,9 @@ from vfiouser_virtio.testing.conformance.net import frames
 from vfiouser_virtio.testing.conformance.net.declare import peer_check
 from vfiouser_virtio.testing.conformance.net.driver import ConformanceDriver, Header, ReceivedFrame
 from vfiouser_virtio.testing.conformance.net.receive import SECTION
-from vfiouser_virtio.testing.conformance.net.traffic import SentPacket, TrafficWay
+from vfiouser_virtio.testing.conformance.net.traffic import RECEIVED, SentPacket, TrafficWay
 from vfiouser_virtio.testing.conformance.net.transmit import PAYLOAD, segmented
-from vfiouser_virtio.testing.conformance.verdicts import NotApplicable, expect, note
+from vfiouser_virtio.testing.conformance.verdicts import FrameLost, NotApplicable, expect, note
 
 _CSUM, _TSO = (NetFeature.CSUM,), (NetFeature.CSUM, NetFeature.HOST_TSO4)
 _GUEST_CSUM, _GUEST_TSO = (NetFeature.GUEST_CSUM,), (NetFeature.GUEST_CSUM, NetFeature.GUEST_TSO4)
@@ -168,8 +168,12 @@ async def _carry(
     peer_features: tuple[NetFeature, ...],
     *packets: SentPacket | bytes,
 ) -> list[ReceivedFrame]:
-    """What arrives of packets of the peer, with these features negotiated here and there. Raises Failed for nothing."""
+    """What arrives of packets of the peer, with these features negotiated here and there.
+
+    Raises FrameLost for nothing: what is lost may be so by the peer, which is not the device that is looked at.
+    """
     way = await _way(driver, peer, features, peer_features)
     found = await way.carry(*packets)
-    expect(bool(found), "nothing of the packet arrives")
+    if not found:
+        raise FrameLost("nothing arrives of a packet of the peer whose checksum is partial", RECEIVED)
     return found

@@ -147,8 +147,9 @@ async def ns5(driver: ConformanceDriver) -> None:
     await driver.command((0xFF, 0), OFF)
     await driver.command(CtrlStats.QUERY, room=_QUERY.size)
     after = await _values(driver, StatsType.CVQ)
-    # The query before has been the first command since the reset, and the first reading the second.
-    note(before["command_num"] == 2, f"command_num is {before['command_num']} in the second command")
+    # The query has been the first command since the reset, and this reading the second. They may be more: no sentence
+    # says that a reset makes them zero.
+    note(before["command_num"] >= 2, f"command_num is {before['command_num']} in the second command")
     gone = {name: after[name] - before[name] for name in before}
     note(gone == {"command_num": 3, "ok_num": 2}, f"three commands later, of which two were OK: {gone} more")
 

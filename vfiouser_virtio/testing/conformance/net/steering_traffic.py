@@ -1,6 +1,6 @@
 """Which queue received packets come by, and with which hash (virtio 1.4, 5.1.9.4 and 5.1.9.5.5 to 5.1.9.5.7)."""
 
-from vfiouser_virtio.protocols.virtio.net import CtrlMq, HashReport, HashType, NetFeature
+from vfiouser_virtio.protocols.virtio.net import Ack, CtrlMq, HashReport, HashType, NetFeature
 from vfiouser_virtio.testing.conformance.checks import SHOULD
 from vfiouser_virtio.testing.conformance.net import frames
 from vfiouser_virtio.testing.conformance.net.declare import peer_check
@@ -141,7 +141,10 @@ async def _set_hash(driver: ConformanceDriver, types: int) -> None:
     supported = await driver.number("supported_hash_types")
     if types & ~supported:
         raise NotApplicable(f"needs the hash types {types:#x}, of which {supported:#x} are supported")
-    await driver.ok(CtrlMq.HASH_CONFIG, hash_data(types))
+    ack = (await driver.command(CtrlMq.HASH_CONFIG, hash_data(types))).ack
+    if ack != Ack.OK and driver.offers(_F.RSS):
+        raise NotApplicable("needs HASH_CONFIG, which the device refuses: it has RSS_CONFIG for that")
+    expect(ack == Ack.OK, f"HASH_CONFIG of {types:#x}: ack is {ack:#x}, not OK")
 
 
 async def _way(
