@@ -25,6 +25,12 @@ MAX_BYTES = 64 << 20
 """Of a file, after which there is a last line, for the same reason."""
 MAX_READ = 2 * MAX_BYTES
 
+_LOSSY = {
+    "truncated": f"it has ended after {MAX_BYTES >> 20} MiB",
+    "lost": "lines are missing, since the disk was slower than the faults",
+}
+"""Events of a log that does not say all, and why it does not."""
+
 
 class FaultLog:
     """Log of one device; ``write`` takes each line, with its newline, and must not wait."""
@@ -49,6 +55,13 @@ class FaultLog:
         self.entries.append(said)
         if self._write is not None:
             self._put({**said, "time": round(time.monotonic() - self._began, 6)})
+
+    def write_to(self, write: Callable[[str], None]) -> None:
+        """Write lines from now on, after the first line and what has been logged before."""
+        self._write = write
+        self._put({**self.header, "time": round(time.time(), 3)})
+        for entry in self.entries:
+            self._put({**entry, "time": round(time.monotonic() - self._began, 6)})
 
     def text(self) -> str:
         """What it says, a line each."""
@@ -82,15 +95,25 @@ def read_log(path: str) -> Recorded:
     """What is needed of a log to do the same again. Raises ConfigError."""
     try:
         with open(path, encoding="utf-8") as file:
-            lines = file.read(MAX_READ).splitlines()
+            read = file.read(MAX_READ + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(read) > MAX_READ:
+        raise ConfigError(f"{path}: this is no log of faults: those end after {MAX_BYTES >> 20} MiB")
     try:
-        first, *others = [json.loads(line) for line in lines]
+        first, *others = [json.loads(line) for line in read.splitlines()]
+        events = {entry.get("event") for entry in others}
+        for event, why in _LOSSY.items():
+            if event in events:
+                raise ConfigError(
+                    f"{path}: this log of faults cannot be replayed: {why}; use p= or count= to have fewer"
+                )
         return Recorded(
             seed=int(first["seed"]),
             faults=tuple(str(fault) for fault in first["faults"]),
             hits=frozenset((entry["spec"], entry["queue"], entry["n"]) for entry in others if "fault" in entry),
         )
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if isinstance(error, ValueError) and "\n" in read and not read.endswith("\n"):
+            raise ConfigError(f"{path}: this log of faults ends in the middle of a line: delete that line") from None
         raise ConfigError(f"{path}: this is no log of faults: {error!r}") from None

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import re
 import threading
 from collections import Counter
@@ -132,7 +133,12 @@ class DeviceSetup:
         if isinstance(device, VirtioPci):
             return device
         try:
-            return self._function_class(function)(
+            plan = self._faults(function)
+            if plan is not None:
+                from vfiouser_virtio.faults.pci import FaultyPci  # only here: other devices start without it
+
+                function = partial(FaultyPci, faults=plan)
+            made = function(
                 device,
                 ids=self.identity(style),
                 vectors=self.common.vectors,
@@ -140,6 +146,10 @@ class DeviceSetup:
                 offer=self.offer,
                 unsealed_memory=self.common.unsealed_memory,
             )
+            if plan is not None and self.common.fault_log is not None:
+                # Last: what is there may be the only log of a fault that has been hunted for days.
+                plan.log.write_to(fault_log(self.common.fault_log))
+            return made
         except BaseException as error:
             if self.made is None:
                 _close_half_made(device)
@@ -147,21 +157,24 @@ class DeviceSetup:
                 raise self._bug(error) from error
             raise
 
-    def _function_class(self, function: Callable[..., VirtioPci]) -> Callable[..., VirtioPci]:
+    def _faults(self, function: Callable[..., VirtioPci]) -> FaultPlan | None:
         common = self.common
         if not common.fault:
             if common.fault_log is not None or common.fault_seed is not None:
                 raise ConfigError("fault-log and fault-seed are for fault=NAME, and there is none")
-            return function
+            return None
         if function is not VirtioPci:
             raise ConfigError(
                 "fault=NAME is not for a device that is audited: what a driver does then is no fault of its own"
             )
-        from vfiouser_virtio.faults.pci import FaultyPci  # only here: other devices start without it
-
-        write = None if common.fault_log is None else fault_log(common.fault_log)
-        plan = FaultPlan(common.fault, seed=common.fault_seed, device=self.name, write=write)
-        return partial(FaultyPci, faults=plan)
+        for spec in common.fault:
+            if spec.name != "replay":
+                continue
+            if common.fault_seed is not None:
+                raise ConfigError(f"fault-seed={common.fault_seed}: {spec.text} has its own: leave one of them out")
+            if common.fault_log is not None and os.path.realpath(spec.which) == os.path.realpath(common.fault_log):
+                raise ConfigError(f"fault-log={common.fault_log} is the log of {spec.text}: write to another file")
+        return FaultPlan(common.fault, seed=common.fault_seed, device=self.name)
 
     def make(self) -> Device:
         """The first half of `create`: the device of ``arguments``. Raises as that."""
@@ -269,6 +282,8 @@ def setups(devices: Iterable[DeviceSpec | Device | VirtioPci]) -> list[DeviceSet
     ]
     _refuse_duplicates("id", [setup.name for setup in found])
     _refuse_duplicates("socket", [str(setup.common.socket) for setup in found if setup.common.socket])
+    logs = [os.path.realpath(setup.common.fault_log) for setup in found if setup.common.fault_log is not None]
+    _refuse_duplicates("fault-log", [log for log in logs if os.path.isfile(log) or not os.path.exists(log)])
     return found
 
 
