@@ -140,6 +140,8 @@ def test_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ("config-changes:queue=0", 'config-changes has no "queue"'),
         ("used-late:time=soon", "expected as in time=TIME: how much later"),
         ("config-value:value=0", "needs field=NAME"),
+        ("features-extra:bit=-1", "bit=-1: expected as in bit=N: its number, 0 to 127"),
+        ("features-missing:bit=128", "bit=128: expected as in bit=N: its number, 0 to 127"),
         ("profile", "which profile?"),
         ("profile:nice", "the profiles are malicious"),
         ("replay:/nonexistent", "No such file"),

@@ -1,6 +1,6 @@
 """The faults that there are, by name: one declaration each."""
 
-from vfiouser_virtio.faults.declaration import Argument, Fault, Place, integer, operation, seconds, text
+from vfiouser_virtio.faults.declaration import Argument, Fault, Place, feature_bit, integer, operation, seconds, text
 
 _USED, _SHOWN, _RING = "used buffer", "publication of used buffers", Place.RING
 
@@ -206,11 +206,11 @@ _STATUS = (
     Fault(
         "features-extra", Place.STATUS, "read of the bit's word", "a feature bit is offered that nothing stands behind",
         "no bit is offered that nothing defines", "2.2.2",
-        (Argument("bit", integer, 44, "its number"),),
+        (Argument("bit", feature_bit, 44, "its number, 0 to 127"),),
     ),
     Fault(
         "features-missing", Place.STATUS, "read of the bit's word", "a feature bit is not offered",
-        "VERSION_1 is offered", "6.2", (Argument("bit", integer, 32, "its number; 32 is VERSION_1"),),
+        "VERSION_1 is offered", "6.2", (Argument("bit", feature_bit, 32, "its number, 0 to 127; 32 is VERSION_1"),),
     ),
     Fault(
         "features-refused", Place.STATUS, "FEATURES_OK of the driver", "FEATURES_OK does not stay set",

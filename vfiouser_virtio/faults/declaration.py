@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS
+
 _TIME = re.compile(r"(\d+(?:\.\d*)?)(ms|s)")
 
 
@@ -14,6 +16,14 @@ def integer(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise TypeError
     return int(value, 0) if isinstance(value, str) else value
+
+
+def feature_bit(value: object) -> int:
+    """The number of a feature bit, 0 to 127. Raises ValueError or TypeError."""
+    number = integer(value)
+    if not 0 <= number < FEATURE_BITS:
+        raise ValueError
+    return number
 
 
 def seconds(value: object) -> float:
@@ -69,7 +79,7 @@ class Argument:
     @property
     def shown(self) -> str:
         """What help texts show after ``=``."""
-        return "N" if self.convert is integer else "TIME" if self.convert is seconds else "TEXT"
+        return "N" if self.convert in (integer, feature_bit) else "TIME" if self.convert is seconds else "TEXT"
 
 
 @dataclass(frozen=True, slots=True)
