@@ -71,9 +71,21 @@ async def test_its_link_is_up_and_all_offloads_are_done_before() -> None:
     assert netdev.link
     assert netdev.does == Does(0)
     assert netdev.describe() == "boot 10.0.2.0/24, server 10.0.2.2"
-    await netdev.wait_room()
-    assert netdev.put(frame_of(udp(b"", 67)))
-    assert netdev.counters.tx_dropped == 1
+
+
+async def test_frames_that_come_before_it_runs_wait() -> None:
+    netdev, sink = BootNetdev(), Sink()
+    for times in range(1, 3):
+        assert not netdev.put(frame_of(udp(b"", 67)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(netdev.run, sink)
+            with trio.fail_after(60):
+                await netdev.wait_room()
+            assert netdev.put(frame_of(ethernet(ARP, ethertype=0x0806)))
+            await sink.wait_frame(times - 1)
+            nursery.cancel_scope.cancel()
+        assert netdev.counters.tx_packets == times
+        assert netdev.counters.tx_dropped == 0
 
 
 def mutated(chance: random.Random, frame: bytes) -> bytes:

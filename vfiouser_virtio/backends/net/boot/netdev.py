@@ -86,6 +86,7 @@ class BootNetdev(Link):
         )
         self._tftp = TftpServer(folder, self._send_tftp, self._send_datagram, self.log)
         self._outgoing: trio.MemorySendChannel[bytes] | None = None
+        self._running = trio.Event()
 
     @property
     def transfers(self) -> int:
@@ -100,12 +101,11 @@ class BootNetdev(Link):
     # ---- from the guest ------------------------------------------------------------------------------------------
 
     def put(self, frame: Frame) -> bool:
+        if self._outgoing is None:
+            return False  # until `run` runs: the first frames of a driver can come before that
         counters = self.counters
         counters.tx_packets += 1
         counters.tx_bytes += frame.length
-        if self._outgoing is None:
-            counters.tx_drops.add(Drop.NO_DRIVER)
-            return True
         try:
             if not self._host.receive(frame.tobytes()):
                 counters.tx_drops.add(Drop.NO_NETWORK)
@@ -115,7 +115,7 @@ class BootNetdev(Link):
         return True
 
     async def wait_room(self) -> None:
-        await trio.lowlevel.checkpoint()
+        await self._running.wait()
 
     def _deliver(self, datagram: Datagram) -> bool:
         if datagram.port == dhcp.SERVER_PORT:
@@ -146,6 +146,7 @@ class BootNetdev(Link):
 
     async def run(self, device: FrameSink) -> None:
         self._outgoing, outgoing = trio.open_memory_channel[bytes](QUEUE)
+        self._running.set()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tftp.run)
@@ -153,6 +154,7 @@ class BootNetdev(Link):
                     await self._hand_over(device, data)
         finally:
             self._outgoing = None
+            self._running = trio.Event()
             self.counters.rx_drops.add(Drop.DRIVER_LEFT, outgoing.statistics().current_buffer_used)
 
     async def _hand_over(self, device: FrameSink, data: bytes) -> None:
