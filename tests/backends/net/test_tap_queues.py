@@ -1,10 +1,11 @@
 """The tap netdev with several queues, on real interfaces in a network namespace of the test's own."""
 
+import errno
 import fcntl
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import pytest
@@ -20,6 +21,7 @@ from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.protocols import tun
 from vfiouser_virtio.protocols.virtio.net import NetFeature
 from vfiouser_virtio.testing.driver import Driver, running
+from vfiouser_virtio.vfio_device import Buffer
 
 GUEST_MAC = bytes.fromhex("525400123456")
 HOST, GUEST = "192.0.2.1", "192.0.2.2"
@@ -78,12 +80,20 @@ async def test_as_many_queues_are_attached_as_the_driver_uses(
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "attached again"])
 async def test_answers_come_on_the_queue_that_the_guest_has_used(
-    namespace: NetNamespace, tap: TapNetdev, nursery: trio.Nursery, again: bool
+    namespace: NetNamespace, tap: TapNetdev, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     sinks = [Sink() for _ in tap.queues]
     for queue, sink in zip(tap.queues, sinks, strict=True):
         nursery.start_soon(queue.run, sink)
     if again:
+        readv = os.readv
+
+        def as_kernels_that_fail(fd: int, buffers: Sequence[Buffer]) -> int:
+            if any(fd == queue._fd and not queue.attached for queue in tap.queues):  # noqa: SLF001 - which one it is
+                raise OSError(errno.EBADFD, os.strerror(errno.EBADFD))
+            return readv(fd, buffers)
+
+        monkeypatch.setattr(os, "readv", as_kernels_that_fail)  # others say EAGAIN of a queue that is not attached
         for on in (False, True):
             await trio.testing.wait_all_tasks_blocked()
             for queue in tap.queues[1:]:
