@@ -192,6 +192,7 @@ async def test_isolated_ports_reach_only_the_others() -> None:
         assert ports[1].put(frame(mac(2), mac(1)))  # known, and not for it
         assert [len(device.taken()) for device in devices] == [0, 0, 0]
         assert ports[1].counters.tx_drops.by_reason == {Drop.ISOLATED: 1}
+        assert ports[1].counters.tx_packets == 1  # the first
         assert ports[1].put(frame(mac(0), mac(1)))
         assert ports[0].put(frame(mac(2), mac(0)))
         assert [len(device.taken()) for device in devices] == [1, 0, 1]
@@ -201,7 +202,9 @@ async def test_a_frame_to_oneself_is_dropped_and_counted() -> None:
     devices = [Device(), Device()]
     async with switch(*devices) as (ports, _):
         ports[0].put(frame(mac(1), mac(1)))
-        assert ports[0].counters.tx_drops.by_reason == {Drop.OWN_PORT: 1}
+        counters = ports[0].counters
+        assert counters.tx_drops.by_reason == {Drop.OWN_PORT: 1}
+        assert (counters.tx_packets, counters.tx_bytes) == (0, 0)
         assert not devices[0].frames
         assert not devices[1].frames
 
@@ -230,9 +233,14 @@ async def test_offloads_are_kept_for_who_takes_them_and_done_for_who_does_not() 
 async def test_a_lie_in_an_offload_header_is_the_senders_drop() -> None:
     devices = [Device(), Device(does=Does(0))]
     async with switch(*devices) as (ports, _):
-        assert ports[0].put(gso(gso_size=1))
-        assert not devices[1].frames
-        assert ports[0].counters.tx_drops.by_reason == {Drop.BAD_OFFLOAD: 1}
+        counters = ports[0].counters
+        for drops in (1, 2):
+            assert ports[0].put(gso(gso_size=1))
+            assert not devices[1].frames
+            assert counters.tx_drops.by_reason == {Drop.BAD_OFFLOAD: drops}
+            assert (counters.tx_packets, counters.tx_bytes) == (0, 0)
+            ports[1].put(frame(BROADCAST, PACKET.build(partial=True)[:6]))  # it is known now where that is
+        assert PACKET.build(partial=True)[:6] in ports[0].hub.stations
 
 
 async def test_segments_without_room_come_later_and_before_all_others(autojump_clock: trio.testing.MockClock) -> None:

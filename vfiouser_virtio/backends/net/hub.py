@@ -133,6 +133,7 @@ class HubNetdev(Link):
                 self._flood(frames)
             elif station.port is self or (self.isolated and station.port.isolated):
                 counters.tx_drops.add(Drop.OWN_PORT if station.port is self else Drop.ISOLATED, count)
+                return count
             else:
                 count = self._hand_on(station.port.outlet, frames)
         finally:
@@ -147,7 +148,7 @@ class HubNetdev(Link):
             try:
                 count = outlet.take_burst(frames[taken:] if taken else frames)
             except BadOffload as error:
-                self._drop(error)
+                self._drop(error, frames[taken])
                 count = 1
             if not count:
                 self._blocked = outlet
@@ -163,10 +164,14 @@ class HubNetdev(Link):
                     if port is not self and not (isolated and port.isolated):
                         port.outlet.take_or_keep(frame)
             except BadOffload as error:
-                self._drop(error)
+                self._drop(error, frame)
 
-    def _drop(self, error: BadOffload) -> None:
-        self.counters.tx_drops.add(Drop.BAD_OFFLOAD)
+    def _drop(self, error: BadOffload, frame: Frame) -> None:
+        counters = self.counters
+        counters.tx_drops.add(Drop.BAD_OFFLOAD)
+        # It is among those that `_put_run` counts as sent, at the end and together.
+        counters.tx_packets -= 1
+        counters.tx_bytes -= frame.length
         self.log.once("offload", "%s: a frame that was sent here is dropped: %s", self.describe(), error)
 
     async def wait_room(self) -> None:
