@@ -1,5 +1,6 @@
 """The boot server's DHCP, as clients see it: Linux's, firmware's and iPXE's."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -163,6 +164,18 @@ async def test_information_without_a_lease(client: Client) -> None:
     assert (reply.type, reply.yiaddr, reply.sent_to) == (ACK, NOBODY, (MAC, "10.0.2.200"))
     assert 51 not in reply.options
     assert reply.options[67] == b"vmlinuz"
+
+
+async def test_a_boot_file_whose_name_is_no_utf8(tmp_path: Path, nursery: trio.Nursery) -> None:
+    name = b"k\xff\xe9"
+    (tmp_path / os.fsdecode(name)).touch()
+    client = Client(BootNetdev(tftp=tmp_path, bootfile=os.fsdecode(name)))
+    nursery.start_soon(client.netdev.run, client.sink)
+    await trio.testing.wait_all_tasks_blocked()
+    (reply,) = await client.ask(dhcp(DISCOVER))
+    message = reply[42:]
+    assert message[108:236].rstrip(b"\0") == name
+    assert b"\x43\x03" + name in message[240:], "option 67 as well"
 
 
 async def test_leases_outlive_a_reset() -> None:

@@ -29,7 +29,7 @@ class BootOptions:
     host: IPv4Address
     hostname: str | None = None
     """The name that a client gets."""
-    bootfile: str | None = None
+    bootfile: bytes | None = None
     """What it boots, by TFTP from the host."""
 
 
@@ -147,7 +147,7 @@ class DhcpServer:
             _NOWHERE,
             request.chaddr,
             str(told.host).encode() if boots else b"",
-            (told.bootfile or "").encode() if boots else b"",
+            (told.bootfile or b"") if boots else b"",
             dhcp.MAGIC,
         )
         message += dhcp.build_options(options)
@@ -158,7 +158,7 @@ class DhcpServer:
         told = self._options
         options: dict[int, bytes] = {
             DhcpOption.TFTP_SERVER_NAME: str(told.host).encode(),
-            DhcpOption.BOOTFILE_NAME: (told.bootfile or "").encode(),
+            DhcpOption.BOOTFILE_NAME: told.bootfile or b"",
         }
         asked = request.options
         if asked.get(DhcpOption.VENDOR_CLASS, b"").startswith(dhcp.PXE_CLIENT):

@@ -7,6 +7,7 @@
 """
 
 import logging
+import os
 import re
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
@@ -63,17 +64,22 @@ class BootNetdev(Link):
         start = _address("dhcpstart", dhcpstart, network, _START)
         addresses = (IPv4Address(each) for each in range(int(start), int(network.broadcast_address)))
         pool = list(islice((each for each in addresses if each != server), MAX_ADDRESSES))
+        if not pool:
+            raise ConfigError(
+                f"dhcpstart={start}: no address from there on is left in {network}, whose server is {server}"
+            )
         if hostname is not None and not re.fullmatch(_HOSTNAME, hostname):
             raise ConfigError(f"hostname={hostname}: expected up to 63 letters, digits, hyphens and dots")
-        if bootfile is not None:
+        file = os.fsencode(bootfile) if bootfile is not None else None
+        if file is not None:
             if tftp is None:
                 raise ConfigError(f"bootfile={bootfile} is a file of the folder tftp=DIR, which is missing")
-            if not bootfile or len(bootfile.encode()) > MAX_BOOTFILE:
+            if not 0 < len(file) <= MAX_BOOTFILE or b"\0" in file:
                 raise ConfigError(f"bootfile={bootfile}: expected a name of up to {MAX_BOOTFILE} bytes")
         folder = Folder(tftp) if tftp is not None else None
-        if folder is not None and bootfile is not None:
+        if folder is not None and file is not None:
             try:
-                folder.open(bootfile.encode())
+                folder.open(file)
             except OSError as error:
                 raise DeviceError(f"bootfile={bootfile}: {error.strerror}: it has to be in tftp={tftp}") from None
 
@@ -82,7 +88,7 @@ class BootNetdev(Link):
         self.leases = Leases(pool, trio.current_time)
         """The addresses that guests have."""
         self._dhcp = DhcpServer(
-            BootOptions(network, server, hostname, bootfile), self.leases, self._send_dhcp, self._leased
+            BootOptions(network, server, hostname, file), self.leases, self._send_dhcp, self._leased
         )
         self._tftp = TftpServer(folder, self._send_tftp, self._send_datagram, self.log)
         self._outgoing: trio.MemorySendChannel[bytes] | None = None
@@ -180,11 +186,15 @@ def _network(text: str) -> IPv4Network:
 
 def _address(option: str, text: str | None, network: IPv4Network, default: int) -> IPv4Address:
     """An address of the network that a host can have."""
+    if text is None:  # there may be fewer addresses than that behind it, in the network and altogether
+        number = int(network.network_address) + default
+        if number >= int(network.broadcast_address):
+            raise ConfigError(f"{option}=ADDRESS is needed: {network} has fewer than {default} hosts' addresses")
+        return IPv4Address(number)
     try:
-        address = IPv4Address(text) if text is not None else IPv4Address(int(network.network_address) + default)
+        address = IPv4Address(text)
     except ValueError:
         raise ConfigError(f"{option}={text}: expected an IPv4 address of {network}") from None
     if address not in network or address in (network.network_address, network.broadcast_address):
-        what = f"{option}={text} is" if text is not None else f"{option}=ADDRESS is needed: {address}, the default, is"
-        raise ConfigError(f"{what} no host's address in {network}")
+        raise ConfigError(f"{option}={text} is no host's address in {network}")
     return address
