@@ -1,18 +1,25 @@
 """Each rule about rings is found broken by a driver that breaks it, and no other rule is."""
 
+import sys
+
 import pytest
 from support.audit_cases import CASES, breaks, check
 from support.bad_driver import BadDriver, bad_driver
 
+from vfiouser_virtio.audit import Findings
 from vfiouser_virtio.audit.chains import SeenChain
+from vfiouser_virtio.audit.packed import PackedWatch
 from vfiouser_virtio.audit.virtqueue import AuditedVirtqueue
 from vfiouser_virtio.devices.blk import Blk
+from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
-from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
+from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, PACKED_DESC_CODEC
+from vfiouser_virtio.testing.driver import RAM_BASE, Ram
 from vfiouser_virtio.testing.raw.packed import RawPackedRing
 from vfiouser_virtio.testing.raw.ring import INDIRECT, NEXT, WRITE, Segment
 from vfiouser_virtio.testing.raw.split import RawSplitRing
 from vfiouser_virtio.virtio import Device, Offer
+from vfiouser_virtio.vring import RingFeatures
 
 SIZE = 16
 
@@ -366,6 +373,26 @@ async def test_a_good_driver_is_not_accused(is_packed: bool, private: bool) -> N
         assert not driver.broken
 
 
+async def test_what_a_driver_writes_over_a_buffer_in_flight_when_another_was_used_is_no_finding() -> None:
+    """The used descriptor of a list of three frees the first three slots, where a buffer in flight was."""
+    async with bad_driver(*packed_keeping()) as driver:
+        ring = packed_of(driver, without=Feature.IN_ORDER.mask)
+        keep = driver.function.core.queues[0].uncompleted_chains
+        for count in (3, 3, SIZE - 6):
+            driver.add(0, [b"a"] * count)
+        driver.notify(0)
+        await driver.settle()
+        keep()[1].complete()
+        await driver.settle()
+        assert driver.take_used(0) == 1
+        assert ring.free == 3
+        driver.add(0, [b"longer"] * 3)
+        for chain in keep():
+            chain.complete()
+        await driver.settle()
+        assert driver.broken == {}
+
+
 class Lengths:
     """`ChainWatch` that counts the descriptors of each chain."""
 
@@ -409,3 +436,32 @@ async def test_an_indirect_table_of_a_hostile_driver_is_looked_at_in_part() -> N
         await write(driver, ring, [(entries, 0xFFFF_FFF0, INDIRECT)])
         assert driver.get("device_status") & DeviceStatus.NEEDS_RESET
         assert set(driver.broken) == {"packed/long"}
+
+
+def test_the_work_for_a_used_buffer_does_not_grow_with_the_buffers_in_flight() -> None:
+    size = 256
+    findings = Findings()
+    watch = PackedWatch(0, size, RingFeatures(packed=True), findings, None)
+    parts = [memoryview(bytearray(PACKED_DESC_CODEC.size * size)), memoryview(bytearray(4)), memoryview(bytearray(4))]
+    memory = Ram(GuestMemory(), private=False)
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    try:
+        for slot in range(size):
+            PACKED_DESC_CODEC.pack_into(parts[0], PACKED_DESC_CODEC.size * slot, RAM_BASE, 16, slot, 0)
+            watch.takes(parts, slot, 1, memory.memory)
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            # In the reverse order: each used descriptor is written where a buffer was that is still in flight.
+            watch.uses(parts, [(size - 1 - slot, slot, 1) for slot in range(size)])
+        finally:
+            sys.setprofile(before)
+    finally:
+        memory.close()
+    assert not findings.by_rule
+    assert calls < 20 * size

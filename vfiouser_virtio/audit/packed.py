@@ -102,7 +102,9 @@ class PackedWatch:
         self._findings = findings
         self._chains = chains
         self._in_flight: dict[int, dict[int, bytes]] = {}
-        """Id to the descriptors of its list, by slot, but for those that the device has written since."""
+        """Id to the descriptors of its list, by slot, but for those that the driver may have again."""
+        self._owner: dict[int, int] = {}
+        """Slot to that id. To look at each list for each buffer that is used takes a minute for 2^15 of them."""
 
     def _broke(self, rule: Rule, seen: str) -> None:
         self._findings.broke(rule, f"queue {self._queue}: {seen}")
@@ -134,6 +136,7 @@ class PackedWatch:
         head = descriptors[-1][2]
         found = self._resolve(head, [(address, length, flags) for address, length, _, flags in descriptors], memory)
         self._in_flight[head] = {each: self._raw(parts, each) for each in slots}
+        self._owner.update(dict.fromkeys(slots, head))
         writes = [bool(flags & _WRITE) for _, _, flags in found]
         if writes != sorted(writes):
             self._broke(ORDER, f"buffer {head:#x} has a readable descriptor behind a writable one")
@@ -174,16 +177,21 @@ class PackedWatch:
         if writes != sorted(writes):
             self._broke(ORDER, f"buffer {head:#x} has a readable descriptor behind a writable one")
 
-    def uses(self, parts: list[memoryview], used: list[tuple[int, int]]) -> None:
-        """The device is about to write these used descriptors: buffer id and slot."""
-        for head, slot in used:
+    def uses(self, parts: list[memoryview], used: list[tuple[int, int, int]]) -> None:
+        """The device is about to write these used descriptors: buffer id, slot, and slots that the buffer had."""
+        for head, slot, count in used:
             for place, raw in self._in_flight.pop(head, {}).items():
+                del self._owner[place]
                 if self._raw(parts, place) != raw:
                     self._broke(
                         CHANGED, f"descriptor {place:#x} of buffer {head:#x} was changed while it was available"
                     )
-            for others in self._in_flight.values():
-                others.pop(slot, None)
+            # All these are the driver's, whatever buffer was there: it may write the next ones at once.
+            for number in range(count):
+                place = (slot + number) % self._size
+                other = self._owner.pop(place, None)
+                if other is not None:
+                    del self._in_flight[other][place]
             if self._chains is not None:
                 self._chains.used(self._queue, head)
 

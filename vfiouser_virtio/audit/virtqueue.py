@@ -77,8 +77,9 @@ class AuditedPackedRing(PackedRing):
         places = []
         position = self.next_used
         for head in used[::2]:
-            places.append((head, position % self.size))
-            position += self.in_flight[head].slots
+            slots = self.in_flight[head].slots
+            places.append((head, position % self.size, slots))
+            position += slots
         self.watch.uses(self.parts, places)
         super()._store(used)
 
