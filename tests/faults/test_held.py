@@ -13,7 +13,7 @@ from vfiouser_virtio.faults import FaultPlan
 from vfiouser_virtio.faults.interrupts import FaultyInterrupts
 from vfiouser_virtio.faults.later import MAX_PENDING, Timer
 from vfiouser_virtio.faults.packed import FaultyPackedRing
-from vfiouser_virtio.faults.rings import FaultyRing
+from vfiouser_virtio.faults.rings import FaultyRing, RingPlace
 from vfiouser_virtio.faults.split import FaultySplitRing
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.testing.raw.packed import RawPackedRing
@@ -29,6 +29,8 @@ class Sides(NamedTuple):
     ring: FaultyRing
     driver: RawRing
     plan: FaultPlan
+    late: list[RingPlace]
+    """What was stored by itself."""
 
     def offer(self, count: int) -> list[Chain]:
         for number in range(count):
@@ -48,17 +50,20 @@ class Sides(NamedTuple):
         return found
 
 
-def never(_seconds: float, _callback: Callable[[], None]) -> bool:
-    return False
-
-
 @pytest.fixture(params=["split", "packed"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def made(kind: str, *faults: str, seed: int = 1) -> Sides:
-    """A ring of a device where nothing can wait."""
+def made(kind: str, *faults: str, seed: int = 1, waiting: list[Callable[[], None]] | None = None) -> Sides:
+    """A ring of a device where nothing can wait, or what does is in ``waiting``."""
+
+    def later(_seconds: float, callback: Callable[[], None]) -> bool:
+        if waiting is not None:
+            waiting.append(callback)
+        return waiting is not None
+
+    late: list[RingPlace] = []
     memory, ram = GuestMemory(), SharedMemory(RAM_SIZE, address=RAM)
     assert ram.fd is not None
     memory.map(RAM, RAM_SIZE, readable=True, writable=True, fd=os.dup(ram.fd), offset=0)
@@ -66,9 +71,9 @@ def made(kind: str, *faults: str, seed: int = 1) -> Sides:
     ring = (FaultyPackedRing if kind == "packed" else FaultySplitRing)(SIZE, memory, features)
     ring.bind(*(memory.writable(each.address, each.length)[0] for each in ring_areas(SIZE, features, *ADDRESSES)))
     plan = FaultPlan(faults, seed=seed)
-    ring.arm(plan, 0, never, lambda: None)
+    ring.arm(plan, 0, later, lambda: None, late.extend)
     driver = (RawPackedRing if kind == "packed" else RawSplitRing)(ram, SIZE, ADDRESSES)
-    return Sides(ring, driver, plan)
+    return Sides(ring, driver, plan, late)
 
 
 @pytest.mark.parametrize("fault", ["used-late:time=0", "used-out-of-order:time=0", "used-storm:time=0"])
@@ -123,6 +128,26 @@ def test_each_buffer_is_counted_by_all_faults(kind: str) -> None:
     did = [(entry["fault"], entry["n"]) for entry in at.plan.log.entries]
     # Of the fifth there is another in flight: what used-never has kept is completed, so there is none.
     assert did == [("used-late", 1), ("used-never", 3), ("used-len-long", 4)]
+
+
+def test_what_is_rewritten_later_is_said(kind: str) -> None:
+    """It is sent then to a driver whose memory takes messages."""
+    waiting: list[Callable[[], None]] = []
+    at = made(kind, "used-rewritten:at=2:id=77:len=78", waiting=waiting)
+    chains = at.offer(3)
+    for chain in chains:
+        chain.complete(4)
+        at.ring.publish()
+    assert at.used() == [chain.head for chain in chains]
+    assert not at.late
+    [come] = waiting
+    come()
+    assert at.used() == [chains[0].head, 77, chains[2].head]
+    [(part, offset, length)] = at.late
+    stored = bytes(at.ring.parts[part][offset : offset + length])
+    assert (length, stored[:6] if kind == "packed" else stored) == (
+        (8, b"\x4e\0\0\0\x4d\0") if kind == "packed" else (8, b"\x4d\0\0\0\x4e\0\0\0")
+    )
 
 
 class Sink:

@@ -221,6 +221,25 @@ async def test_index_jumps(private: bool) -> None:
         assert elements[1:5] == [(chains[1].head, 4), (0, 0), (0, 0), (0, 0)]
 
 
+async def test_rewritten_later(private: bool, autojump_clock: trio.testing.MockClock) -> None:
+    async with bench("used-rewritten:at=1:id=77:len=78:time=9s", private=private) as at:
+        [chain] = await at.offer(1)
+        await at.complete(chain)
+        assert at.used() == [(chain.head, 4)]
+        await trio.sleep(10)
+        assert at.used() == [(77, 78)]
+
+
+@pytest.mark.parametrize("time", ["0", "9s"])
+async def test_the_element_comes(time: str, private: bool, autojump_clock: trio.testing.MockClock) -> None:
+    async with bench(f"used-idx-early:at=1:time={time}", private=private) as at:
+        [chain] = await at.offer(1)
+        await at.complete(chain)
+        assert at.ring.used_idx == 1
+        await trio.sleep(10)
+        assert at.used() == [(chain.head, 4)]
+
+
 async def test_index_before_the_element(autojump_clock: trio.testing.MockClock) -> None:
     async with bench("used-idx-early:at=1:time=9s") as at:
         [chain] = await at.offer(1)

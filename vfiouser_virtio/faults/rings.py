@@ -49,10 +49,19 @@ class FaultyRing(Ring):
     queue: int
     later: Later
     republish: Callable[[], None]
+    show_late: Callable[[list[RingPlace]], None]
 
-    def arm(self, faults: FaultPlan, queue: int, later: Later, republish: Callable[[], None]) -> None:
-        """What is to go wrong; ``republish`` has what may be shown shown."""
-        self.faults, self.queue, self.later, self.republish = faults, queue, later, republish
+    def arm(
+        self,
+        faults: FaultPlan,
+        queue: int,
+        later: Later,
+        republish: Callable[[], None],
+        show_late: Callable[[list[RingPlace]], None],
+    ) -> None:
+        """What is to go wrong; ``republish`` has what may be shown shown, ``show_late`` what was stored after that."""
+        self.faults, self.queue, self.later = faults, queue, later
+        self.republish, self.show_late = republish, show_late
         self._held: dict[str, list[int]] = {"used-out-of-order": [], "used-storm": []}
         self._honest: set[int] = set()  # heads that were kept back, and whose turn it is
         self._given_back: dict[int, Chain] = {}  # by head: the driver was told that they are used, and they are not
