@@ -1,5 +1,6 @@
 """Sockets with a path: who may connect, what is replaced, and what is removed."""
 
+import errno
 import os
 import socket
 import stat
@@ -25,6 +26,18 @@ def test_the_mode_is_not_the_umasks(sock: socket.socket, tmp_path: Path, umask: 
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "s").lstat().st_mode) == 0o600
+
+
+def test_nothing_is_left_of_what_fails_after_its_bind(
+    sock: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "chmod", fail)
+    with pytest.raises(OSError, match="the disk is broken"):
+        bind_path(sock, tmp_path / "s")
+    assert not os.listdir(tmp_path)
 
 
 def test_a_dead_socket_is_replaced_and_a_live_one_is_not(sock: socket.socket, tmp_path: Path) -> None:

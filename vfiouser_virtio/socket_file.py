@@ -1,5 +1,6 @@
 """UNIX sockets that are bound to a path: room for the name, a dead program's socket in the way, mode, and removal."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -31,14 +32,20 @@ class SocketFile:
 def bind_path(sock: socket.socket, path: str | os.PathLike[str]) -> SocketFile:
     """Bind an unbound UNIX socket to ``path``, for our user alone (mode 0600), whatever the umask.
 
-    A socket on which no program listens any more is replaced: see `remove_stale`. Raises OSError as that and bind(2).
+    A socket on which no program listens any more is replaced: see `remove_stale`. Raises OSError as that and bind(2);
+    a file that it has made is removed then.
     """
     remove_stale(path, sock.type)
     # The mode of the unbound socket is what bind() gives to the file, less the umask: never a moment too open.
     os.fchmod(sock.fileno(), 0o600)
     sock.bind(os.fspath(path))
-    file = SocketFile(path)
-    os.chmod(path, 0o600)  # a umask that takes away from the owner
+    try:
+        file = SocketFile(path)
+        os.chmod(path, 0o600)  # a umask that takes away from the owner
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
     return file
 
 
