@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from support.net_sink import Sink
 
 from vfiouser_virtio.backends.net import dgram
