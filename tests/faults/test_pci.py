@@ -114,6 +114,17 @@ def test_surprise_removal() -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+def test_reads_of_a_device_that_is_gone_are_counted() -> None:
+    async def main() -> None:
+        registers = Registers("registers-all-ones:at=2+4:time=9s")
+        assert [registers.read("num_queues") == QUEUES for _ in range(5)] == [True, *[False] * 4]
+        await trio.sleep(10)
+        assert [registers.read("num_queues") for _ in range(3)] == [QUEUES] * 3
+        assert [entry["n"] for entry in registers.plan.log.entries] == [2]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 def test_a_fault_of_pci_needs_pci() -> None:
     with pytest.raises(ConfigError, match="num-queues is for devices on PCI"):
         Loopback(Blk(size=1 << 20), core=faulty_core(FaultPlan(["num-queues"])))

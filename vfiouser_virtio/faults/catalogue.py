@@ -18,7 +18,7 @@ _RINGS = (
     ),
     Fault(
         "used-id-of-another", _RING, _USED,
-        "the used element names another buffer in flight, which is not done yet; the right one is not given back",
+        "the used element names another buffer in flight, if one is not done yet; the right one is not given back",
         "a buffer is used when the device has finished with it", "2.7.8", of_queue=True,
     ),
     Fault(
@@ -109,7 +109,7 @@ _INTERRUPTS = (
         "none: a driver has to wait", "2.7.7", (Argument("time", seconds, 0.1, "how much later"),), of_queue=True,
     ),
     Fault(
-        "interrupt-storm", Place.INTERRUPT, _INTERRUPT, "one used buffer notification becomes many",
+        "interrupt-storm", Place.INTERRUPT, _INTERRUPT, "one used buffer notification becomes many (of 64 at a time)",
         "SHOULD NOT notify when nothing was used", "2.7.7",
         (
             Argument("times", integer, 1000, "how many, up to 100000"),
