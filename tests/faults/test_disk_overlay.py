@@ -21,7 +21,7 @@ class SlowBackend:
     def __init__(self) -> None:
         self.data = bytearray(SIZE)
 
-    def read_nowait(self, _offset: int, _segments: Sequence[memoryview]) -> bool:
+    def read_nowait(self, offset: int, segments: Sequence[memoryview]) -> bool:
         return False
 
     async def read(self, offset: int, segments: Sequence[memoryview]) -> None:
@@ -30,7 +30,7 @@ class SlowBackend:
         for segment in segments:
             segment[:], found = found[: len(segment)], found[len(segment) :]
 
-    def write_nowait(self, _offset: int, _segments: Sequence[memoryview]) -> bool:
+    def write_nowait(self, offset: int, segments: Sequence[memoryview]) -> bool:
         return False
 
     async def write(self, offset: int, segments: Sequence[memoryview]) -> None:
@@ -38,7 +38,7 @@ class SlowBackend:
         data = b"".join(segments)
         self.data[offset : offset + len(data)] = data
 
-    def discard_nowait(self, _ranges: Sequence[tuple[int, int]]) -> bool:
+    def discard_nowait(self, ranges: Sequence[tuple[int, int]]) -> bool:
         return False
 
     async def discard(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -46,10 +46,10 @@ class SlowBackend:
         for offset, length in ranges:
             self.data[offset : offset + length] = bytes(min(length, SIZE - offset))
 
-    def write_zeroes_nowait(self, _offset: int, _length: int, _unmap: bool) -> bool:
+    def write_zeroes_nowait(self, offset: int, length: int, unmap: bool) -> bool:
         return False
 
-    async def write_zeroes(self, offset: int, length: int, _unmap: bool) -> None:
+    async def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         await self.discard([(offset, length)])
 
     def flush_nowait(self) -> bool:

@@ -14,6 +14,8 @@ from vfiouser_virtio.guest.drivers.blk import RequestFailed
 from vfiouser_virtio.testing.carriers import Carrier, carry
 from vfiouser_virtio.virtio import Offer
 
+pytestmark = pytest.mark.slow
+
 _ARGUMENTS = {"config-value": ":field=capacity", "interrupt-storm": ":times=3"}
 # One request at a time, and a configuration that does not change, give no opportunity.
 _NEVER = {"used-id-of-another", "config-interrupt-lost"}

@@ -44,18 +44,18 @@ SET_UP = """
 for module in $(cat /vx/modules); do insmod /vx/$module.ko 2>/dev/null || grep -q "^$module " /proc/modules; done
 ip addr add {own}/24 dev eth0
 ip link set eth0 up
+httpd -p 80 -h /tmp
+"""
+VXLAN = """
 /vx/lib/ld-linux-x86-64.so.2 --library-path /vx/lib /vx/ip link add vx0 type vxlan id 42 dstport 4789 \\
     local {own} remote {other} dev eth0 {checksum}
 ip addr add {inner}/24 dev vx0
 ip link set vx0 up
-httpd -p 80 -h /tmp
 """
 
 
-@pytest.mark.parametrize("checksum", ["noudpcsum", "udpcsum"])
-async def test_segments_of_a_vxlan_cross_whole(
-    qemu: vm.Qemu, tmp_path: Path, caplog: pytest.LogCaptureFixture, checksum: str
-) -> None:
+async def test_segments_of_a_vxlan_cross_whole(qemu: vm.Qemu, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a checksum of the outer UDP header, and without."""
     image = await trio.to_thread.run_sync(image_with_vxlan, tmp_path)
     devices = [
         Net(
@@ -73,25 +73,29 @@ async def test_segments_of_a_vxlan_cross_whole(
         booted(qemu, image, {"other": devices[1]}) as second,
     ):
         with trio.fail_after(600):
-            for machine, device, own, other, inner in zip(
-                (first, second), devices, OUTER, OUTER[::-1], INNER, strict=True
-            ):
+            ends = list(zip((first, second), devices, OUTER, OUTER[::-1], INNER, strict=True))
+            for machine, device, own, _, _ in ends:
                 for feature in (NetFeature.HOST_UDP_TUNNEL_GSO_CSUM, NetFeature.GUEST_UDP_TUNNEL_GSO_CSUM):
                     assert device.negotiated(feature)
                 features = await machine.run("ethtool -k eth0")
                 for name in ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation"):
                     assert re.search(rf"{name}: on$", features, re.MULTILINE), features
-                await machine.run(SET_UP.format(own=own, other=other, inner=inner, checksum=checksum))
-            await first.run(f"ping -c 2 {INNER[1]}")
+                await machine.run(SET_UP.format(own=own))
             await second.run(f"dd if=/dev/urandom of=/tmp/file bs=1M count={SIZE // MIB} 2>/dev/null")
             expected = await second.run("sha256sum </tmp/file")
-            assert await first.run(f"wget -q -O - http://{INNER[1]}/file | sha256sum") == expected
+            for checksum in ("noudpcsum", "udpcsum"):
+                for machine, _, own, other, inner in ends:
+                    await machine.run(VXLAN.format(own=own, other=other, inner=inner, checksum=checksum))
+                await first.run(f"ping -c 2 {INNER[1]}")
+                assert await first.run(f"wget -q -O - http://{INNER[1]}/file | sha256sum") == expected
+                for machine in (first, second):
+                    await machine.run("ip link del vx0")
 
             sent = devices[1].transmitter.queues[0]
             assert sent.drops == 0
             assert sent.gso_packets_noseg == sent.gso_packets
             assert sent.gso_segments == 0
-            assert sent.gso_bytes > SIZE // 2
+            assert sent.gso_bytes > SIZE
             # What was cut has 1500 bytes and less.
             assert sent.gso_bytes / sent.gso_packets > 3000
             counters = devices[0].netdev.counters

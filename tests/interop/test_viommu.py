@@ -105,8 +105,6 @@ def check_addresses(memory: GuestMemory) -> None:
     ("memory", "rings"),
     [
         ("shared", ""),
-        pytest.param("shared", ",packed=on", marks=pytest.mark.variant),
-        pytest.param("private", "", marks=pytest.mark.variant),
         pytest.param("private", ",packed=on,indirect-desc=off", marks=pytest.mark.variant),
     ],
 )

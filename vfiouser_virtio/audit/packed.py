@@ -136,7 +136,7 @@ class PackedWatch:
         head = descriptors[-1][2]
         found = self._resolve(head, [(address, length, flags) for address, length, _, flags in descriptors], memory)
         self._in_flight[head] = {each: self._raw(parts, each) for each in slots}
-        self._owner.update(dict.fromkeys(slots, head))
+        self._owner.update((each, head) for each in slots)
         writes = [bool(flags & _WRITE) for _, _, flags in found]
         if writes != sorted(writes):
             self._broke(ORDER, f"buffer {head:#x} has a readable descriptor behind a writable one")
