@@ -1,6 +1,7 @@
 """Frames that come together go on together: from the transmit queue to the netdev, and into the receive queue."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 import trio.testing
@@ -14,12 +15,23 @@ from vfiouser_virtio.devices.net_transmit import BURST
 from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, NetFeature
 from vfiouser_virtio.testing.driver import Driver, running
+from vfiouser_virtio.testing.raw.packed import RawPackedRing
+from vfiouser_virtio.virtio import Offer
 
 PLAIN = bytes(12)
 RX, TX = 0, 1
 OFFLOADS = mask_of((NetFeature.CSUM, NetFeature.HOST_TSO4))
 MERGEABLE = NetFeature.MRG_RXBUF.mask
 rings = pytest.mark.parametrize("ring", [0, Feature.RING_PACKED.mask], ids=["split", "packed"])
+
+
+@asynccontextmanager
+async def driven(net: Net, features: int) -> AsyncIterator[Driver]:
+    """With such rings, which are looked at."""
+    packed = bool(features & Feature.RING_PACKED.mask)
+    async with running(net, features=features, offer=Offer(packed=packed)) as driver:
+        assert all(isinstance(ring, RawPackedRing) is packed for ring in driver.rings)
+        yield driver
 
 
 class BurstCable(Cable):
@@ -55,7 +67,7 @@ def interrupts(net: Net, queue: int) -> int:
 async def test_packets_that_were_sent_together_are_one_burst(ring: int) -> None:
     net = Net(netdev=(cable := BurstCable()))
     frames = [a_frame(60 + number) for number in range(40)]
-    async with running(net, features=ring) as driver:
+    async with driven(net, ring) as driver:
         await send(driver, PLAIN + a_frame(100))  # memory has been looked at since
         before = interrupts(net, TX)
         await send(driver, *(PLAIN + frame for frame in frames))
@@ -71,7 +83,7 @@ async def test_a_packet_of_another_kind_is_sent_in_its_place(ring: int) -> None:
     """Malformed, to be cut, in two buffers: none of them goes with the others, none is lost, the order stays."""
     net = Net(netdev=(cable := BurstCable(Does.CSUM)))
     segment, checked = tcp_packet(3000), tcp_packet(100)
-    async with running(net, features=OFFLOADS | ring) as driver:
+    async with driven(net, OFFLOADS | ring) as driver:
         await send(driver, PLAIN + a_frame(99))
         tokens = [driver.add(TX, [PLAIN + a_frame(60)]), driver.add(TX, [HDR_CODEC.pack(*CSUM[:6], 0) + checked])]
         tokens.append(driver.add(TX, [HDR_CODEC.pack(*CSUM._replace(csum_start=60000)[:6], 0) + a_frame(61)]))
@@ -93,7 +105,7 @@ async def test_a_packet_of_another_kind_is_sent_in_its_place(ring: int) -> None:
 async def test_nothing_but_packets_of_another_kind(ring: int) -> None:
     """More than one burst of them; the server must not look at them for ever."""
     net = Net(netdev=(cable := BurstCable()))
-    async with running(net, features=ring) as driver:
+    async with driven(net, ring) as driver:
         await send(driver, PLAIN + a_frame(99))
         await send(driver, *([bytes(5)] * (BURST + 9)))
         await send(driver, PLAIN + a_frame(60))
@@ -106,7 +118,7 @@ async def test_a_netdev_with_room_for_some_of_a_burst(ring: int) -> None:
     """The rest stays with the driver until there is room, and none goes twice."""
     net = Net(netdev=(cable := BurstCable(room=4)))
     frames = [a_frame(60 + number) for number in range(10)]
-    async with running(net, features=ring) as driver:
+    async with driven(net, ring) as driver:
         tokens = [driver.add(TX, [PLAIN + frame]) for frame in frames]
         driver.kick(TX)
         for token in tokens[:4]:
@@ -153,7 +165,7 @@ def test_a_subclass_that_has_its_own_put_is_not_passed_by() -> None:
 async def test_a_burst_is_one_interrupt(ring: int) -> None:
     """Frames of one buffer and of many."""
     net = Net(netdev=(cable := Cable()))
-    async with running(net, features=MERGEABLE | ring) as driver:
+    async with driven(net, MERGEABLE | ring) as driver:
         device = await cable.wait_device()
         tokens = [driver.add(RX, [], [1600]) for _ in range(30)]
         driver.kick(RX)
@@ -177,7 +189,7 @@ async def test_a_burst_is_one_interrupt(ring: int) -> None:
 @rings
 async def test_a_burst_into_too_few_buffers(ring: int) -> None:
     net = Net(netdev=(cable := Cable()))
-    async with running(net, features=MERGEABLE | ring) as driver:
+    async with driven(net, MERGEABLE | ring) as driver:
         device = await cable.wait_device()
         put = burst_putter(device)
         tokens = [driver.add(RX, [], [1600]) for _ in range(4)]

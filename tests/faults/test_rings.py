@@ -45,7 +45,9 @@ class Bench:
 
     @property
     def ring(self) -> RawSplitRing:
-        return self.driver.rings[0]
+        ring = self.driver.rings[0]
+        assert isinstance(ring, RawSplitRing)
+        return ring
 
     async def offer(self, count: int, queue: int = 0) -> list[Chain]:
         """Make buffers with room for eight bytes available; the device has them then, in this order."""

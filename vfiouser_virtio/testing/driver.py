@@ -21,7 +21,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import trio
 
@@ -29,14 +29,15 @@ from vfiouser_virtio.background import background
 from vfiouser_virtio.dma import DmaRegion, PrivateMemory, SharedMemory
 from vfiouser_virtio.holds import wait_hold
 from vfiouser_virtio.memory import GuestMemory
+from vfiouser_virtio.testing.raw.packed import RawPackedRing, packed_areas
 from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE, Segment, lay_out
 from vfiouser_virtio.testing.raw.split import RawSplitRing, split_areas
 from vfiouser_virtio.vfio_device import Buffer, Hold
 from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Virtqueue
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 1, 2, 4, 8, 64
-VERSION_1, INDIRECT_DESC, EVENT_IDX = 32, 28, 29
-# RING_PACKED, NOTIFICATION_DATA and NOTIF_CONFIG_DATA would take another driver.
+VERSION_1, INDIRECT_DESC, EVENT_IDX, RING_PACKED = 32, 28, 29, 34
+# NOTIFICATION_DATA and NOTIF_CONFIG_DATA would take another driver; packed rings are for who asks for them.
 UNKNOWN = 1 << 34 | 1 << 38 | 1 << 39
 RAM_BASE = 0x10_0000
 RAM_SIZE = 32 << 20
@@ -124,7 +125,8 @@ class Driver:
         self.queue_interrupts = [0] * len(device.queues)
         self.config_interrupts = 0
         self.event_idx = False
-        self.rings: list[RawSplitRing] = []
+        self.rings: list[Any] = []
+        """RawSplitRing, or RawPackedRing where that was asked for and offered: a test knows which."""
         self._buffers: dict[tuple[int, int], list[tuple[int, int]]] = {}  # queue and head: the writable ones
         self._done: dict[tuple[int, int], Used] = {}
         self._interrupt = trio.lowlevel.ParkingLot()
@@ -160,13 +162,15 @@ class Driver:
             core.write_driver_features(select, features >> 32 * select & 0xFFFF_FFFF)
         core.write_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
         assert core.status & FEATURES_OK, f"the device refuses features {features:#x}"
-        self.event_idx = bool(features >> EVENT_IDX & 1)
+        packed = bool(features >> RING_PACKED & 1)
+        # A packed ring's event suppression is zero, so that both sides notify each time.
+        self.event_idx = not packed and bool(features >> EVENT_IDX & 1)
         self.rings, self._buffers, self._done = [], {}, {}
         base = RAM_BASE
         self.ram.clear()
         for index, queue in enumerate(core.queues):
-            addresses, end = lay_out(base, split_areas(queue.size))
-            ring = RawSplitRing(self.ram, queue.size, addresses, index)
+            addresses, end = lay_out(base, packed_areas(queue.size) if packed else split_areas(queue.size))
+            ring = (RawPackedRing if packed else RawSplitRing)(self.ram, queue.size, addresses, index)
             queue.configure(desc=ring.desc, driver=ring.driver, device=ring.device)
             core.enable_queue(index)
             self.rings.append(ring)
@@ -205,7 +209,7 @@ class Driver:
         if indirect:
             table = ring.table(descriptors)
             segments = [(self.alloc(table), len(table), INDIRECT)]
-        token = ring.add(segments)
+        token: int = ring.add(segments)
         self._buffers[queue, token] = [(address, length) for address, length, flags in descriptors if flags & WRITE]
         return token
 

@@ -86,6 +86,11 @@ class RawPackedRing(RawRing):
         """``flags`` of the device's event suppression structure."""
         return int(_EVENT.unpack(self.ram.read(self.device, PACKED_EVENT_SIZE))[1])
 
+    def wants_notification(self, *, event_idx: bool) -> bool:
+        """Whether the device may want to know of what was made available (2.8.10); of one slot alone, always."""
+        del event_idx
+        return self.device_flags != RingEventFlags.DISABLE
+
     def used(self, ahead: int = 0) -> tuple[int, int] | None:
         """(id, len) so many slots behind the next used one, where that is used."""
         slot, wrap = self._beyond(*self.next_used, ahead)
