@@ -14,7 +14,7 @@ from vfiouser_virtio.guest.drivers.blk import RequestFailed
 from vfiouser_virtio.testing.carriers import Carrier, carry
 from vfiouser_virtio.virtio import Offer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.variant]  # the rooms of faults have tests of their own
 
 _ARGUMENTS = {"config-value": ":field=capacity", "interrupt-storm": ":times=3"}
 # One request at a time, and a configuration that does not change, give no opportunity.

@@ -50,6 +50,7 @@ async def wait_free(balloon: Balloon, size: int) -> None:
             await trio.sleep(0.2)
 
 
+@pytest.mark.variant  # the plain run has tests/behaviour/test_balloon.py
 async def test_ram_goes_back_to_the_host_and_comes_again(
     qemu: vm.Qemu, guest_image: vm.GuestImage, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -59,10 +59,8 @@ NOT_IN_LINUX = {Feature.NOTIF_CONFIG_DATA, Feature.SUSPEND}
 KERNELS = {"trixie": IN_ORDER, "trixie-backports": set[Feature]()}
 
 
-@pytest.mark.parametrize(
-    ("kernel", "memory"),
-    [("trixie-backports", "shared"), pytest.param("trixie", "private", marks=pytest.mark.variant)],
-)
+@pytest.mark.variant  # the plain run shows each switch without a VM: tests/transports, tests/behaviour
+@pytest.mark.parametrize(("kernel", "memory"), [("trixie-backports", "shared"), ("trixie", "private")])
 async def test_data_through_every_switch(
     qemu: vm.Qemu,
     tmp_path: Path,
