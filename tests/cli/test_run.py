@@ -171,7 +171,10 @@ def test_several_guests_have_devices_of_their_own_and_end_together() -> None:
     script = 'echo "I am $GUEST of $(hostname)"; printf "no end" >&2; exit $((GUEST + 6))'
     ended = run_command("run", "--guests", "2", "--device", "rng", "--exec", script)
     assert sorted(ended.stdout.splitlines()) == ["guest1: I am 1 of guest1", "guest2: I am 2 of guest2"]
-    assert sorted(ended.stderr.splitlines()) == ["guest1: no end", "guest2: no end"]
+    # On a machine that is busy enough, the watchdog has something to say as well.
+    said = [line for line in ended.stderr.splitlines() if "no end" in line]
+    assert sorted(said) == ["guest1: no end", "guest2: no end"]
+    assert "Traceback" not in ended.stderr
     assert ended.returncode == 7  # of the first that has failed
 
 
