@@ -1,4 +1,7 @@
-"""Each rule about rings is found broken by a driver that breaks it, and no other rule is."""
+"""Each rule about rings is found broken by a driver that breaks it, and no other rule is.
+
+A long file: one driver for each rule, of a few lines, and the table that names them.
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""The receive path of the network device (virtio 1.4, 5.1.9.3, 5.1.9.4): buffers, mergeable or not, and offloads."""
+"""The receive path of the network device (virtio 1.4, 5.1.9.3, 5.1.9.4): buffers, mergeable or not, and offloads.
+
+A long file, since all is about one way of a frame, and the cable it comes by.
+"""
 
 import pytest
 import trio

@@ -5,6 +5,8 @@
     netdev ──▶ Receiver.put ──▶ filter ──▶ steering ──▶ offloads that the driver has not ──▶ buffers ──▶ used ring
 
 A frame is copied once, from where its netdev has it (another guest's memory, as a rule) to the driver's buffers.
+
+A long file, since all of it is about one frame on its way, and shares what is left of the frame before.
 """
 
 import struct

@@ -1,4 +1,7 @@
-"""The hub: where frames go, and who waits for whom."""
+"""The hub: where frames go, and who waits for whom.
+
+A long file: what a hub does to one frame, in as many situations, each of a few lines.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -46,7 +46,7 @@ TRIES = 8
 READ_AHEAD = 256 << 10
 """Bytes that are read from a file at once: a thread's call takes longer than sending a block."""
 # Threads that read; on a file system that hangs they are all that is lost, however often a guest asks.
-_READERS = 4
+READERS = 4
 _FIRST_PORT, _PORTS = 49152, 16384
 
 Send = Callable[[Station, int, int, bytes], Awaitable[None]]
@@ -63,7 +63,7 @@ class TftpServer:
         self._send = send
         self._send_nowait = send_nowait
         self._log = log
-        self._readers = trio.CapacityLimiter(_READERS)
+        self._readers = trio.CapacityLimiter(READERS)
         self._transfers: dict[tuple[Station, int], Transfer] = {}
         self._by_port: dict[int, Transfer] = {}
         self._ports = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + _PORTS))
