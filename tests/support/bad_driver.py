@@ -7,8 +7,10 @@ import trio.testing
 
 from vfiouser_virtio.audit import AuditedVirtioPci, Findings
 from vfiouser_virtio.background import background
+from vfiouser_virtio.faults import FaultPlan
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
+from vfiouser_virtio.serving.audited_faults import AuditedFaultyPci
 from vfiouser_virtio.testing.driver import RAM_BASE, Ram
 from vfiouser_virtio.testing.raw.bring_up import DRIVER, DRIVER_OK, FEATURES_OK
 from vfiouser_virtio.testing.raw.packed import RawPackedRing, packed_areas
@@ -25,9 +27,14 @@ _STEPS = 1000
 class BadDriver:
     """Driver whose steps a test calls, leaves out, or puts in a wrong order."""
 
-    def __init__(self, device: Device, offer: Offer | None = None, private: bool = False) -> None:
+    def __init__(
+        self, device: Device, offer: Offer | None = None, private: bool = False, faults: FaultPlan | None = None
+    ) -> None:
         self.findings = Findings(device.name)
-        self.function = AuditedVirtioPci(device, findings=self.findings, offer=offer)
+        if faults is None:
+            self.function = AuditedVirtioPci(device, findings=self.findings, offer=offer)
+        else:
+            self.function = AuditedFaultyPci(device, findings=self.findings, faults=faults, offer=offer)
         self.ram = Ram(self.function.memory, private=private)
         self.function.region_write(PciRegion.CONFIG, _COMMAND, _MEMORY_AND_MASTER.to_bytes(2, "little"))
         self.features = 0
@@ -184,9 +191,11 @@ class BadDriver:
 
 
 @asynccontextmanager
-async def bad_driver(device: Device, offer: Offer | None = None, *, private: bool = False) -> AsyncIterator[BadDriver]:
+async def bad_driver(
+    device: Device, offer: Offer | None = None, *, private: bool = False, faults: FaultPlan | None = None
+) -> AsyncIterator[BadDriver]:
     """A device that is served, without a socket, and its driver."""
-    driver = BadDriver(device, offer, private)
+    driver = BadDriver(device, offer, private, faults)
     try:
         async with background() as tasks:
             tasks.start_soon(driver.function.serve)

@@ -62,6 +62,8 @@ class FeatureWatch(Watch):
         super().__init__(registers, findings)
         self._device_select = self._driver_select = 0
         self._read: set[int] = set()
+        self._ever, self._always = 0, -1
+        """Bits that were shown in a read at least, and in each: a device with faults shows what it does not offer."""
 
     def reset(self) -> None:
         """The selectors are 0 again; what a driver has read of a device does not change with a reset."""
@@ -69,9 +71,11 @@ class FeatureWatch(Watch):
 
     def field_read(self, name: str, value: int) -> None:
         """Words beyond the 128 bits of any device say nothing."""
-        del value
         if name == "device_feature" and self._device_select < 4:
             self._read.add(self._device_select)
+            at = 32 * self._device_select
+            self._ever |= value << at
+            self._always &= value << at | ~(0xFFFF_FFFF << at)
 
     def field_written(self, name: str, value: int) -> None:
         """The features as a whole are looked at when FEATURES_OK is set."""
@@ -90,7 +94,7 @@ class FeatureWatch(Watch):
         elif name == "device_status" and not value:
             self.reset()
         elif name == "device_status" and value & DeviceStatus.FEATURES_OK & ~core.status:
-            self._negotiated(core.driver_features, core.device_features)
+            self._negotiated(core.driver_features, core.device_features | self._ever)
 
     def _negotiated(self, accepted: int, offered: int) -> None:
         bits = self.core.device.feature_bits
@@ -100,7 +104,8 @@ class FeatureWatch(Watch):
 
         if alien := accepted & ~offered:
             self.broke(UNOFFERED, f"accepted {names(alien)}, not offered")
-        if offered & Feature.VERSION_1.mask and not accepted & Feature.VERSION_1.mask:
+        wished = offered & self._always
+        if wished & Feature.VERSION_1.mask and not accepted & Feature.VERSION_1.mask:
             self.broke(VERSION_1, f"accepted {names(accepted)}, without VERSION_1")
         accepted &= offered
         if accepted & Feature.SR_IOV.mask:
@@ -116,7 +121,7 @@ class FeatureWatch(Watch):
             if accepted >> bit & 1 and missing:
                 self.broke(REQUIRES, f"accepted {names(1 << bit)}, which requires {_listed(missing, names)}")
         for feature, rule in _SHOULD_ACCEPT.items():
-            if offered & feature.mask and not accepted & feature.mask:
+            if wished & feature.mask and not accepted & feature.mask:
                 self.broke(rule, f"accepted {names(accepted)}")
 
     def _known(self) -> int:

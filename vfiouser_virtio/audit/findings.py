@@ -19,6 +19,8 @@ class BrokenRule:
     rule: Rule
     first: str
     """What was seen the first time, in words, values in hex."""
+    faults: str = ""
+    """Of a device with faults: what it had done wrong by then."""
     count: int = 1
     runs: set[int] = field(default_factory=set)
     """Numbers of the driver runs in which it was seen: each begins when a driver sets status bits after a reset."""
@@ -35,6 +37,8 @@ class Findings:
         self.by_rule: dict[str, BrokenRule] = {}
         self.run = 0
         """Number of the driver run, from 1 on: firmware's comes before that of the system that it boots."""
+        self.faults: Callable[[], str] = str
+        """What the device has done wrong until now, in words; nothing, of an honest one."""
         self._told = told
 
     def broke(self, rule: Rule, seen: str) -> None:
@@ -45,7 +49,7 @@ class Findings:
             if len(known.runs) < _MAX_RUNS:
                 known.runs.add(self.run)
             return
-        finding = self.by_rule[rule.id] = BrokenRule(rule, printable(seen)[:_MAX_SEEN], runs={self.run})
+        finding = self.by_rule[rule.id] = BrokenRule(rule, printable(seen)[:_MAX_SEEN], self.faults(), runs={self.run})
         if self._told is not None:
             self._told(finding)
 

@@ -32,11 +32,13 @@ _STATUS, _ = COMMON_CFG_OFFSETS["device_status"]
 class AuditedVirtioPci(VirtioPci):
     """`VirtioPci` that tells ``findings`` what its driver does wrong, and is slower for it.
 
-    It offers no ioeventfds: an eventfd does not say what was written. ``more`` are the arguments of `VirtioPci`.
+    It offers no ioeventfds: an eventfd does not say what was written. ``more`` are the arguments of `VirtioPci`; a
+    ``core`` among them has virtqueues that are `AuditedVirtqueue`.
     """
 
     def __init__(self, device: Device, *, findings: Findings, **more: Any) -> None:
-        super().__init__(device, **more, core=partial(DeviceCore, virtqueue=AuditedVirtqueue))
+        more.setdefault("core", partial(DeviceCore, virtqueue=AuditedVirtqueue))
+        super().__init__(device, **more)
         self._requests = request_watch(self.core, findings)
         for queue in self.core.queues:
             assert isinstance(queue, AuditedVirtqueue)
@@ -110,12 +112,15 @@ class AuditedVirtioPci(VirtioPci):
                 watch.notified(offset - NOTIFY, data)
 
 
-def audited(log: AuditLog, name: str) -> Callable[..., VirtioPci]:
+def audited(
+    log: AuditLog, name: str, function: type[AuditedVirtioPci] = AuditedVirtioPci
+) -> Callable[..., AuditedVirtioPci]:
     """What makes the function of a device called ``name``, as `VirtioPci` does, with its findings in ``log``."""
     lines = DeviceLog(logger, name)
 
     def told(finding: BrokenRule) -> None:
         rule = finding.rule
-        lines.info("driver broke %s (%s, %s): %s", rule.id, rule.keyword, rule.section, finding.first)
+        said = f"{finding.first}; {finding.faults}" if finding.faults else finding.first
+        lines.info("driver broke %s (%s, %s): %s", rule.id, rule.keyword, rule.section, said)
 
-    return partial(AuditedVirtioPci, findings=log.of(name, told))
+    return partial(function, findings=log.of(name, told))

@@ -25,7 +25,8 @@ def _paragraph(device: str, finding: BrokenRule) -> str:
     runs = ", ".join(map(str, sorted(finding.runs)))
     times += f" (driver run{'s' if len(finding.runs) > 1 else ''} {runs})"
     head = f"{device}: the driver broke {rule.id}, {rule.keyword}, {times}; virtio 1.4, {rule.section}\n"
-    return head + _wrapped("rule: ", rule.text) + _wrapped("seen: ", finding.first)
+    text = head + _wrapped("rule: ", rule.text) + _wrapped("seen: ", finding.first)
+    return text + _wrapped("faults: ", finding.faults) if finding.faults else text
 
 
 def _wrapped(label: str, text: str) -> str:
@@ -46,6 +47,7 @@ def as_json(log: AuditLog) -> str:
                     "count": finding.count,
                     "runs": sorted(finding.runs),
                     "seen": finding.first,
+                    **({"faults": finding.faults} if finding.faults else {}),
                 }
                 for finding in found.all()
             ],

@@ -49,7 +49,7 @@ class AuditedPackedRing(PackedRing):
     def pop(self, limit: int, memory: Memory | None = None) -> list[Chain]:
         """As `PackedRing`."""
         self.watch.looks(self.parts)
-        position, before = self.next_avail, set(self.in_flight)
+        position, before = self.next_avail, set(self._taken)
         try:
             return super().pop(limit, memory)
         except GuestError:
@@ -67,7 +67,7 @@ class AuditedPackedRing(PackedRing):
 
     def _tell(self, position: int, before: set[int], memory: Memory | None) -> None:
         """Of the chains that were taken: they are in flight in the order in which they were."""
-        for head, chain in self.in_flight.items():
+        for head, chain in self._taken.items():
             if head not in before:
                 before.add(head)
                 self.watch.takes(self.parts, position % self.size, chain.slots, memory or self.memory)

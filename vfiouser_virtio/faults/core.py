@@ -34,6 +34,7 @@ class FaultyCore(DeviceCore):
         *,
         faults: FaultPlan,
         transport: str = "",
+        virtqueue: type[FaultyVirtqueue] = FaultyVirtqueue,
         **named: Any,
     ) -> None:
         self.faults = faults
@@ -42,8 +43,8 @@ class FaultyCore(DeviceCore):
         self._stuck_status = 0
         self._stuck_until = 0.0
         self._first_generation: int | None = None
-        virtqueue = partial(FaultyVirtqueue, faults=faults, later=self._timer.later, kicked=self._kicked)
-        super().__init__(device, memory, self._sink, virtqueue=virtqueue, **named)
+        made = partial(virtqueue, faults=faults, later=self._timer.later, kicked=self._kicked)
+        super().__init__(device, memory, self._sink, virtqueue=made, **named)
         check_fits(faults, device, transport)
         self._disk = backend if isinstance(backend := getattr(device, "backend", None), FaultyDisk) else None
         if self._disk is not None:

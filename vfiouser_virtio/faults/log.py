@@ -5,6 +5,7 @@
     {"device": "blk0", "seed": 7, "faults": ["used-never:p=0.01"], "time": 1796000000.0}
     {"fault": "used-never", "spec": 0, "queue": 0, "n": 212, "did": "0x5 is not given back", "time": 12.034}
     {"event": "stopped", "time": 20.0}
+    {"event": "started", "name": "used-never", "time": 20.5}
 
 ``spec`` is the place in ``faults``, ``n`` the count of what the fault's declaration counts, from 1 on; ``time`` is in
 seconds since the first line, for people: nothing of a replay depends on it.
@@ -38,6 +39,8 @@ class FaultLog:
     def __init__(self, write: Callable[[str], None] | None = None) -> None:
         self.entries: deque[Mapping[str, Any]] = deque(maxlen=MAX_KEPT)
         """The last ones, without the first line: what each says, but for ``time``."""
+        self.faults = 0
+        """How many there were, of which `entries` has the last."""
         self.header: Mapping[str, Any] = {}
         """What the first line says."""
         self._write = write
@@ -53,6 +56,7 @@ class FaultLog:
     def add(self, **said: object) -> None:
         """A line."""
         self.entries.append(said)
+        self.faults += "fault" in said
         if self._write is not None:
             self._put({**said, "time": round(time.monotonic() - self._began, 6)})
 
@@ -68,7 +72,8 @@ class FaultLog:
         lines = [f"seed {self.header.get('seed')}: {', '.join(self.header.get('faults', ()))}"]
         for entry in self.entries:
             where = "" if entry.get("queue") is None else f" of queue {entry['queue']}"
-            lines.append(entry.get("event") or f"{entry['fault']}, n={entry['n']}{where}: {entry['did']}")
+            event = " ".join(entry[key] for key in ("event", "name") if key in entry)
+            lines.append(event or f"{entry['fault']}, n={entry['n']}{where}: {entry['did']}")
         return "\n".join(lines)
 
     def _put(self, said: Mapping[str, object]) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import trio
 
+from vfiouser_virtio.background import background
+from vfiouser_virtio.faults.control import FaultControl
 from vfiouser_virtio.faults.core import FaultyCore
 from vfiouser_virtio.faults.plan import FaultPlan
 from vfiouser_virtio.faults.registers import FaultyCommonCfg
@@ -24,14 +26,30 @@ _OUTSIDE = 0x1000_0000
 
 
 class FaultyPci(VirtioPci):
-    """Virtio device on PCI with the faults of a plan; the rest is as with `VirtioPci`."""
+    """Virtio device on PCI with the faults of a plan; the rest is as with `VirtioPci`.
+
+    ``control``, which is closed in the end, stops and starts them. ``core`` makes a `FaultyCore` of these faults, where
+    another one is wanted.
+    """
 
     common_cfg = FaultyCommonCfg
 
-    def __init__(self, device: Device, *, faults: FaultPlan, **named: Any) -> None:
+    def __init__(self, device: Device, *, faults: FaultPlan, control: FaultControl | None = None, **named: Any) -> None:
         self.faults = faults
+        self._control = control
         self._gone_until = float("-inf")
-        super().__init__(device, core=partial(FaultyCore, faults=faults, transport="PCI"), **named)
+        named.setdefault("core", partial(FaultyCore, faults=faults, transport="PCI"))
+        super().__init__(device, **named)
+
+    async def serve(self) -> None:
+        """As `VirtioPci.serve`."""
+        if self._control is None:
+            await super().serve()
+            return
+        with self._control as control:
+            async with background() as tasks:
+                tasks.start_soon(control.serve)
+                await super().serve()
 
     # ---- capabilities --------------------------------------------------------------------------------------------
 

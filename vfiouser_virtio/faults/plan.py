@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
+from vfiouser_virtio.device_log import quoted
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.faults.declaration import Place
 from vfiouser_virtio.faults.log import FaultLog, Recorded, read_log
@@ -51,16 +52,22 @@ class Hit:
 class _Armed:
     """Fault that was asked for, and how often it could have happened, and has, on each queue."""
 
-    __slots__ = ("_fired", "_recorded", "_seed", "_seen", "log", "place", "spec")
+    __slots__ = ("_fired", "_recorded", "_seed", "_seen", "log", "place", "running", "spec")
 
     def __init__(self, spec: FaultSpec, place: int, seed: int, log: FaultLog, recorded: Recorded | None) -> None:
         self.spec = spec
         self.place = place
         self.log = log
+        self.running = True
         self._recorded = recorded
         self._seed = f"{seed}:{place}:{spec.name}"
         self._seen: dict[int | None, int] = {}
         self._fired: dict[int | None, int] = {}
+
+    @property
+    def happened(self) -> int:
+        """How often it has."""
+        return sum(self._fired.values())
 
     def look(self, queue: int | None, running: bool) -> Hit | None:
         """Count an opportunity; the hit if the fault happens at it."""
@@ -68,7 +75,7 @@ class _Armed:
         if spec.queue is not None and queue != spec.queue:
             return None
         n = self._seen[queue] = self._seen.get(queue, 0) + 1
-        if not running:
+        if not (running and self.running):
             return None
         recorded = self._recorded
         if recorded is not None:
@@ -147,17 +154,36 @@ class FaultPlan:
         armed = (each for each in self._armed.get(name, ()) if wanted(each.spec.arguments))
         return [hit for each in armed if (hit := each.look(None, self.running))]
 
-    def stop(self) -> None:
-        """No fault happens until `start`."""
-        if self.running:
-            self.running = False
-            self.log.add(event="stopped")
+    def stop(self, name: str | None = None) -> None:
+        """No fault, or none of this ``name``, happens until `start`. ConfigError for one that was not asked for."""
+        self._run(False, name)
 
-    def start(self) -> None:
-        """Undo `stop`."""
-        if not self.running:
-            self.running = True
-            self.log.add(event="started")
+    def start(self, name: str | None = None) -> None:
+        """Undo `stop` of all, or that of this ``name``. Raises ConfigError as `stop` does."""
+        self._run(True, name)
+
+    def _run(self, running: bool, name: str | None) -> None:
+        event = "started" if running else "stopped"
+        if name is None:
+            if self.running != running:
+                self.running = running
+                self.log.add(event=event)
+            return
+        if name not in self._armed:
+            raise ConfigError(f"no fault {quoted(name)} was asked for, only {', '.join(self._armed) or 'none'}")
+        if any(armed.running != running for armed in self._armed[name]):
+            for armed in self._armed[name]:
+                armed.running = running
+            self.log.add(event=event, name=name)
+
+    def status(self) -> str:
+        """Whether faults happen, and how often each has: for people."""
+        each = [
+            f"{armed.spec.text} {armed.happened} times" + ("" if armed.running else ", stopped")
+            for some in self._armed.values()
+            for armed in some
+        ]
+        return f"faults {'happen' if self.running else 'are stopped'}: {'; '.join(each) or 'there are none'}"
 
 
 def replay(path: str) -> FaultPlan:

@@ -6,11 +6,10 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import trio
 
@@ -23,7 +22,7 @@ from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.serving.device_files import is_device_file, load_device_class
 from vfiouser_virtio.serving.device_specs import DeviceSpec
-from vfiouser_virtio.serving.fault_log import fault_log
+from vfiouser_virtio.serving.fault_options import DeviceFaults
 from vfiouser_virtio.serving.options import Option, class_options, convert_options, options_of, spelled, suggestion
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
@@ -31,6 +30,9 @@ from vfiouser_virtio.virtio import Device, Offer, bus
 from vfiouser_virtio.virtio.author_line import author_line
 from vfiouser_virtio.virtio.device_checks import close_device
 from vfiouser_virtio.virtio.options import Making
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.audit import AuditLog
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,10 @@ class CommonOptions:
         None
     )
     fault_log: Annotated[Path | None, "write what faults have done, and when, to this file: JSON lines"] = None
+    fault_control: Annotated[
+        Path | None, "FIFO that takes lines while faults run: stop, start, stop NAME, start NAME, status; see mkfifo(1)"
+    ] = None
+    fault_stopped: Annotated[bool, "no fault happens until a line in fault-control says start"] = False
     unsealed_memory: Annotated[
         UnsealedMemory,
         "guest memory whose file can become shorter under us, which would kill this process (anything but a sealed "
@@ -115,30 +121,26 @@ class DeviceSetup:
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
 
-    def create(self, style: Style = "default", function: Callable[..., VirtioPci] = VirtioPci) -> VirtioPci:
-        """The device on a PCI function of its own; both are made, unless a program has. ``function`` makes the latter.
+    def create(self, style: Style = "default", audit: "AuditLog | None" = None) -> VirtioPci:
+        """The device on a PCI function of its own; both are made, unless a program has. ``audit`` is as with `serve`.
 
         Raises ConfigError for values that clash, DeviceError for what cannot be had, and for mistakes of the device's
         author: with the line of the author's code.
         """
-        return self.attach(self.made or self.make(), style, function)
+        return self.attach(self.made or self.make(), style, audit)
 
     def attach(
-        self,
-        device: Device | VirtioPci,
-        style: Style = "default",
-        function: Callable[..., VirtioPci] = VirtioPci,
+        self, device: Device | VirtioPci, style: Style = "default", audit: "AuditLog | None" = None
     ) -> VirtioPci:
         """The second half of `create`: ``device`` on its PCI function; it is closed where that cannot be."""
         if isinstance(device, VirtioPci):
+            if audit is not None:
+                raise ConfigError(f"{self.name}: audit: it is a VirtioPci already; make it an AuditedVirtioPci")
             return device
+        faults: DeviceFaults | None = None
         try:
-            plan = self._faults(function)
-            if plan is not None:
-                from vfiouser_virtio.faults.pci import FaultyPci  # only here: other devices start without it
-
-                function = partial(FaultyPci, faults=plan)
-            made = function(
+            faults = DeviceFaults(self.common, self.name)
+            made = faults.function(audit)(
                 device,
                 ids=self.identity(style),
                 vectors=self.common.vectors,
@@ -146,35 +148,16 @@ class DeviceSetup:
                 offer=self.offer,
                 unsealed_memory=self.common.unsealed_memory,
             )
-            if plan is not None and self.common.fault_log is not None:
-                # Last: what is there may be the only log of a fault that has been hunted for days.
-                plan.log.write_to(fault_log(self.common.fault_log))
+            faults.open_log()
             return made
         except BaseException as error:
+            if faults is not None:
+                faults.close()
             if self.made is None:
                 _close_half_made(device)
             if isinstance(error, Exception) and not isinstance(error, ConfigError):
                 raise self._bug(error) from error
             raise
-
-    def _faults(self, function: Callable[..., VirtioPci]) -> FaultPlan | None:
-        common = self.common
-        if not common.fault:
-            if common.fault_log is not None or common.fault_seed is not None:
-                raise ConfigError("fault-log and fault-seed are for fault=NAME, and there is none")
-            return None
-        if function is not VirtioPci:
-            raise ConfigError(
-                "fault=NAME is not for a device that is audited: what a driver does then is no fault of its own"
-            )
-        for spec in common.fault:
-            if spec.name != "replay":
-                continue
-            if common.fault_seed is not None:
-                raise ConfigError(f"fault-seed={common.fault_seed}: {spec.text} has its own: leave one of them out")
-            if common.fault_log is not None and os.path.realpath(spec.which) == os.path.realpath(common.fault_log):
-                raise ConfigError(f"fault-log={common.fault_log} is the log of {spec.text}: write to another file")
-        return FaultPlan(common.fault, seed=common.fault_seed, device=self.name)
 
     def make(self) -> Device:
         """The first half of `create`: the device of ``arguments``. Raises as that."""

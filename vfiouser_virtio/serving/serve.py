@@ -232,11 +232,10 @@ async def _create(wanted: Sequence[DeviceSetup], ids: Style, audit: "AuditLog | 
     functions: list[VirtioPci] = []
     try:
         for setup in wanted:
-            make = _function_maker(setup, audit)
             if setup.made is None and setup.device_class.made_in_thread:
-                functions.append(setup.attach(await made_in_thread(setup), ids, make))
+                functions.append(setup.attach(await made_in_thread(setup), ids, audit))
             else:
-                functions.append(setup.create(ids, make))
+                functions.append(setup.create(ids, audit))
                 await trio.lowlevel.checkpoint()
     except BaseException:
         for setup, function in zip(wanted, functions, strict=False):
@@ -244,16 +243,6 @@ async def _create(wanted: Sequence[DeviceSetup], ids: Style, audit: "AuditLog | 
                 function.device.close()
         raise
     return functions
-
-
-def _function_maker(setup: DeviceSetup, audit: "AuditLog | None") -> Callable[..., VirtioPci]:
-    if audit is None:
-        return VirtioPci
-    from vfiouser_virtio.audit import audited  # only here: what is served without an audit starts without it
-
-    if isinstance(setup.made, VirtioPci):
-        raise ConfigError(f"{setup.name}: audit: it is a VirtioPci already; make it an AuditedVirtioPci")
-    return audited(audit, setup.name)
 
 
 def listen(wanted: Sequence[DeviceSetup], places: Sequence[Place], engine: Engine, stack: ExitStack) -> list[Socket]:
