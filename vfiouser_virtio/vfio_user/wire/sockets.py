@@ -114,7 +114,7 @@ class MessageSocket:
             except BlockingIOError:
                 sent = 0
             except OSError:
-                self.broken = True
+                self._break()
                 return False
             if sent == len(message):
                 return False
@@ -126,7 +126,7 @@ class MessageSocket:
             copies.extend(os.dup(fd) for fd in fds)  # the caller may close its own before ours have left
         except OSError:  # no room in our fd table: better no answer than half of one
             close_all(copies)
-            self.broken = True
+            self._break()
             return False
         self._queue.append((memoryview(message), copies))
         self.queued += len(message)
@@ -142,7 +142,7 @@ class MessageSocket:
                 await trio.lowlevel.wait_writable(self.socket)
                 continue
             except OSError:
-                self.broken = True
+                self._break()
                 return
             close_all(fds)
             self.queued -= sent
@@ -162,14 +162,18 @@ class MessageSocket:
         poll.register(self.socket, select.POLLRDHUP)  # POLLHUP and POLLERR are always reported
         return bool(poll.poll(0))
 
-    def close(self) -> bool:
-        """Close the socket and every fd that was not taken. Returns whether the stream ended inside a message."""
-        self.socket.close()
+    def _break(self) -> None:
+        """The peer is gone: what it has not taken is not ``queued`` any more, or a reader would wait for that for ever."""
+        self.broken = True
         for _rest, fds in self._queue:
             close_all(fds)
         self._queue.clear()
         self.queued = 0
-        self.broken = True
+
+    def close(self) -> bool:
+        """Close the socket and every fd that was not taken. Returns whether the stream ended inside a message."""
+        self.socket.close()
+        self._break()
         return self.connection.close()
 
 
