@@ -64,7 +64,9 @@ def hello(*, twin: bool = False, text: str | None = None) -> bytes:
 class FuzzClient:
     """Client on one connection. `run` reads it until it ends; everything else may be called meanwhile."""
 
-    def __init__(self, sock: socket.socket, ram: FuzzRam, bounds: Bounds) -> None:
+    def __init__(self, sock: socket.socket, ram: FuzzRam, bounds: Bounds, *, timeout: float = TIMEOUT) -> None:
+        self.timeout = timeout
+        """Seconds that a reply may take, and the server to read a message."""
         self.closed = trio.Event()
         """The server has hung up, or we have."""
         self.in_step = True
@@ -156,19 +158,19 @@ class FuzzClient:
         """The reply to what was sent; None where none is due any more. Raises Found where it does not come."""
         if asked is None:
             return None
-        with trio.move_on_after(TIMEOUT):
+        with trio.move_on_after(self.timeout):
             await asked.done.wait()
             return asked.reply
-        raise Found("hang", f"no reply to {_name(asked.command)} within {TIMEOUT} s", _name(asked.command))
+        raise Found("hang", f"no reply to {_name(asked.command)} within {self.timeout} s", _name(asked.command))
 
     async def _send(self, sock: RawClient, data: bytes, fds: Sequence[int] = (), cuts: Sequence[int] = ()) -> None:
         if self.closed.is_set():
             return
         try:
-            with trio.fail_after(TIMEOUT):
+            with trio.fail_after(self.timeout):
                 await sock.send(data, fds, cuts)
         except trio.TooSlowError:
-            raise Found("hang", f"the server has not read its socket for {TIMEOUT} s", "socket") from None
+            raise Found("hang", f"the server has not read its socket for {self.timeout} s", "socket") from None
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
                 raise

@@ -163,7 +163,7 @@ class MessageSocket:
         return bool(poll.poll(0))
 
     def _break(self) -> None:
-        """The peer is gone: what it has not taken is not ``queued`` any more, or a reader would wait for that for ever."""
+        """The peer is gone: what it has not taken is not ``queued`` any more, else a reader waits for it for ever."""
         self.broken = True
         for _rest, fds in self._queue:
             close_all(fds)
