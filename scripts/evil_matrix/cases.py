@@ -58,11 +58,11 @@ packed-gap:at=20 packed=on
 used-id-out-of-range:at=20 packed=on
 used-twice:at=20 packed=on
 used-rewritten:at=20 packed=on
-notify-not-asked:after=20
-interrupt-lost:at=20
+notify-not-asked:after=5
+interrupt-lost:at=8
 interrupt-late:every=5
 interrupt-storm:every=10
-interrupt-wrong-vector:at=20
+interrupt-wrong-vector:at=8
 interrupt-unwanted
 interrupt-spurious
 interrupt-early
@@ -88,7 +88,7 @@ features-missing
 features-refused
 reset-stuck
 reset-stuck:time=1s
-needs-reset:at=20
+needs-reset:at=8
 capability-loop
 capability-outside
 capability-overlap
@@ -98,8 +98,8 @@ registers-all-ones:after=250
 registers-all-ones:after=250:time=1s
 io-error:at=20
 io-error:sector=4608
-read-short:at=20
-read-flipped:at=20
+read-short:at=8
+read-flipped:at=8
 write-torn:at=5
 write-dropped
 write-dropped flush-ignored

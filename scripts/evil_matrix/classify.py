@@ -49,13 +49,16 @@ _WAITING = re.compile(
 )
 # About this machine, which may be busy, and not about a device.
 _NOISE = re.compile(r"hrtimer: interrupt took|clocksource|perf: interrupt took|rcu: INFO|workqueue: .* hogged CPU")
-# The CPU that asks for the stacks of all, and those that have nothing to do.
-_NOTHING = re.compile(r"write_sysrq_trigger\+|default_idle\+|rcu_gp_kthread\+")
+# A CPU is told of only where it is in a driver of virtio: a shell that waits has it busy, too.
+_DRIVER = re.compile(r"\b(vp|vring|virt\w*)_\w+\+0x")
 # Frames of a warning that only say what was called wrongly.
-_CALLED = re.compile(r"alloc")
+_CALLED = re.compile(r"alloc|ubsan|^dump_stack")
+# Of the machine that has built the kernel.
+_BUILT_IN = re.compile(r"/build/\S*?/linux-[^/]*/")
 # What a warning says beside its first line.
-_TRACE = re.compile(r"-+\[ cut here \]-+\n.*?---\[ end trace [0-9a-f]+ \]---", re.DOTALL)
+_TRACE = re.compile(r"-+\[ cut here \]-+\n.*?---\[ end trace [0-9a-f ]*\]---", re.DOTALL)
 CPU = "a CPU"
+NO_ANSWER = "the whole guest does not answer"
 MAX_SAID = 3
 
 
@@ -110,7 +113,7 @@ def _first(lines: list[str], pattern: re.Pattern[str]) -> list[str]:
         if pattern.search(line):
             end = next((n for n in range(number, len(lines)) if "</TASK>" in lines[n]), number + 40)
             told = [name for name in _telling(lines[number + 1 : end], most=9) if not _CALLED.search(name)][:3]
-            return [line.strip(), *([f"in {' < '.join(dict.fromkeys(told))}"] if told else [])]
+            return [_BUILT_IN.sub("", line.strip()), *([f"in {' < '.join(dict.fromkeys(told))}"] if told else [])]
     return []
 
 
@@ -132,7 +135,9 @@ def where(stuck: str) -> list[str]:
     found: dict[str, None] = {}
     for block in re.split(r"^== ", stuck, flags=re.MULTILINE)[1:]:
         title, *frames = block.splitlines()
-        if not _NOTHING.search(block) and (told := _telling(frames)):
+        if title == NO_ANSWER:
+            found[title] = None
+        elif (not block.startswith(CPU) or _DRIVER.search(block)) and (told := _telling(frames)):
             found[f"{title.strip()}: {' < '.join(told)}"] = None
     return [line for line in found if not line.startswith(CPU)] or list(found)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import trio
 
 from evil_matrix.cases import CASES, EvilCase
-from evil_matrix.classify import CaseVerdict, Outcome, Seen, classify
+from evil_matrix.classify import NO_ANSWER, CaseVerdict, Outcome, Seen, classify
 from evil_matrix.exercises import EXERCISES, GuestExercise
 from evil_matrix.results import CaseResult
 from vfiouser_virtio import serve, vm
@@ -41,6 +41,7 @@ for kind in exercise others; do
     for task in /proc/[0-9]*; do
         read -r _ _ state _ <$task/stat && name=$(cat $task/comm) || continue
         case $kind:$state:$(tr '\0' ' ' <$task/environ) in
+            *:R:*) ;; # what it does is seen of its CPU
             exercise:*EXERCISE=1*) echo "== $name"; cat $task/stack ;;
             others:*EXERCISE=1*) ;;
             others:D:*) echo "== $name"; cat $task/stack ;;
@@ -127,7 +128,7 @@ cat /tmp/status 2>/dev/null || echo none
         kernel = (await guest.run("cat /tmp/kernel 2>/dev/null || dmesg -r", timeout=_ANSWER_S)).output
     except vm.VmError:
         # It has said its last words to the console.
-        return Seen(None, kernel=guest.serial_log, stuck="== the whole guest does not answer\n[<0>] nothing+0x0")
+        return Seen(None, kernel=guest.serial_log, stuck=f"== {NO_ANSWER}\n")
     return Seen(status, output, kernel, stuck)
 
 

@@ -7,7 +7,7 @@ import trio
 from evil_matrix import results, table
 from evil_matrix.__main__ import main
 from evil_matrix.cases import CASES, SUITES
-from evil_matrix.classify import Outcome, Seen, classify, where
+from evil_matrix.classify import NO_ANSWER, Outcome, Seen, classify, where
 from evil_matrix.exercises import EXERCISES, WRONG
 from evil_matrix.results import CaseResult
 from evil_matrix.run_all import run_one
@@ -119,6 +119,7 @@ def test_verdicts(seen: Seen, outcome: Outcome, warned: bool, said: list[str]) -
 
 def test_where_it_hangs() -> None:
     assert where(_STUCK) == ["sh: vp_reset < virtblk_remove < virtio_dev_remove"]
+    assert where(f"== {NO_ANSWER}\n") == [NO_ANSWER]
     running = _STUCK[_STUCK.index("== modprobe") :]
     assert where(running) == ["a CPU: ioread32 < vp_get < virtblk_update_capacity"]
 
