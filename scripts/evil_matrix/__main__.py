@@ -17,6 +17,7 @@ from evil_matrix.classify import Outcome
 from evil_matrix.run_all import run_all
 from vfiouser_virtio import vm
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.groups import only
 
 SECONDS = 20.0
 
@@ -53,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, OSError, ValueError, TypeError) as error:
         print(f"scripts/evil-matrix: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if only(error, KeyboardInterrupt) is None:
+            raise
         print("scripts/evil-matrix: what is done is kept; the same command goes on with the rest", file=sys.stderr)
         return 130
 
@@ -153,5 +156,5 @@ def _positive(text: str) -> int:
 
 if __name__ == "__main__":
     # What it has started ends when it is told to end, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(main())

@@ -156,7 +156,8 @@ def _tail(text: str) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """Exit status 1 where the case could not be run at all."""
     suite, seconds, name = arguments
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # QEMU ends with us, whatever it is doing
+    # QEMU ends with us, whatever it is doing.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     logging.disable()  # what drivers do wrong here is the devices' fault
     [case] = [each for each in CASES if each.id == name]
     try:
