@@ -4,35 +4,15 @@ A chain that must be refused is one after which the device needs a reset, and sa
 """
 
 import pytest
-import trio
 from support.hostile import Rings, all_rings, attacked, both_rings, packed_rings, split_rings
+from support.hostile_devices import Gated, Keeper
 
 from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
-from vfiouser_virtio.testing.fuzz.targets import Echo
 from vfiouser_virtio.testing.raw.ring import INDIRECT, NEXT, WRITE
-from vfiouser_virtio.virtio import Chain, Offer, Queue
+from vfiouser_virtio.virtio import Offer
 
 UNMAPPED = 0x50000
 READ_ONLY = 0x60000
-
-
-class Keeper(Echo):
-    """Device that keeps whatever it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[Chain] = []
-
-    def reset(self) -> None:
-        self.kept.clear()
-
-    async def _serve(self, requests: Queue) -> None:
-        async for chain in requests:
-            if chain.readable.length and chain.readable.read()[:1] == b"K":
-                self.kept.append(chain)
-            else:
-                chain.writable.write(b"ping"[: chain.writable.length])
-                chain.complete()
 
 
 @both_rings
@@ -90,17 +70,20 @@ async def test_cve_2020_10725_a_wrong_address_without_length(rings: Rings) -> No
 @both_rings
 async def test_cve_2020_14375_a_descriptor_that_changes_after_it_was_read(rings: Rings) -> None:
     """CVE-2020-14375, DPDK vhost-crypto: descriptors were read again after they had been checked."""
-    async with attacked("echo", rings) as attack:
+    async with attacked(Gated, rings) as attack:
+        device = attack.function.device
+        assert isinstance(device, Gated)
         address, _, _ = attack.writable(8)
         attack.put((*attack.readable(b"S1234567")[:2], NEXT), (address, 8, WRITE))
         await attack.kick()
-        await attack.settle()  # the device has it, and is slow
+        await attack.settle()  # the device has it
         ring = attack.driver.rings[0]
         before = attack.ram.read(0x40000, 16)
         for slot in range(2):
             attack.ram.write(ring.desc + 16 * slot, (0x40000).to_bytes(8, "little"))
-        while attack.ram.read(address, 8) != b"S1234567":
-            await trio.sleep(0.001)
+        device.gate.set()
+        await attack.settle()
+        assert attack.ram.read(address, 8) == b"S1234567"
         assert attack.ram.read(0x40000, 16) == before
         attack.bounds.note()
 

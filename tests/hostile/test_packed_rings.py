@@ -2,6 +2,7 @@
 
 import pytest
 from support.hostile import PACKED, Attack, Rings, attacked, packed_rings
+from support.hostile_devices import Gated
 
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.testing.fuzz.ram import TABLES
@@ -112,16 +113,19 @@ async def test_a_size_that_is_no_power_of_two(size: int) -> None:
 
 
 async def test_flags_that_change_after_it_was_made_available() -> None:
-    """A slow request is taken, and its descriptors are overwritten: what was read of them holds."""
-    async with attacked("echo", PACKED) as attack:
+    """A request is taken, and its descriptors are overwritten: what was read of them holds."""
+    async with attacked(Gated, PACKED) as attack:
+        device = attack.function.device
+        assert isinstance(device, Gated)
         ring = ring_of(attack)
         target = attack.writable(4)
         attack.put((*attack.readable(b"Sabc")[:2], NEXT), target, name=2)
         await attack.kick()
         await attack.settle()
         attack.ram.write(ring.desc, bytes(32))
-        while ring.used() != (2, 4):
-            await attack.settle()
+        device.gate.set()
+        await attack.settle()
+        assert ring.used() == (2, 4)
         assert attack.ram.read(target[0], 4) == b"Sabc"
 
 

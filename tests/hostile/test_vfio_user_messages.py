@@ -284,26 +284,35 @@ async def test_a_client_that_says_nothing() -> None:
         attack.client.close()
 
 
-async def test_a_client_that_reads_no_answers() -> None:
-    """Its answers pile up no further than they may; then its requests are not read any more."""
+async def flood(sock: socket.socket, data: bytes) -> int:
+    """Send the same again and again, until the server does not take any more; how many bytes."""
+    sent = idle = 0
+    while idle < 20 and sent < 64 << 20:
+        try:
+            sent += sock.send(data)
+            idle = 0
+        except BlockingIOError:
+            idle += 1
+            await trio.testing.wait_all_tasks_blocked()
+    return sent
+
+
+@pytest.mark.parametrize("leaves", ["close", "shut-down", "half-message"])
+async def test_a_client_that_reads_no_answers(leaves: str) -> None:
+    """Its answers pile up no further than they may; then its requests are not read any more. The next one is served."""
     async with attacked() as attack:
         with socket.socket(socket.AF_UNIX) as deaf:
             attack.client.close()
             await attack.client.closed.wait()
             deaf.connect(attack.served.listening.getsockname())
             deaf.setblocking(False)
-            flood = hello()
-            deaf.sendall(raw_message(Command.VERSION, flood))
-            sent, request = 0, raw_message(Command.REGION_READ, access(PciRegion.CONFIG, 0, 4096)) * 50
-            idle = 0
-            while idle < 20 and sent < 64 << 20:
-                try:
-                    sent += deaf.send(request)
-                    idle = 0
-                except BlockingIOError:
-                    idle += 1
-                    await trio.testing.wait_all_tasks_blocked()
-            assert sent < 4 << 20
+            deaf.sendall(raw_message(Command.VERSION, hello()))
+            assert await flood(deaf, raw_message(Command.REGION_READ, access(PciRegion.CONFIG, 0, 4096)) * 50) < 4 << 20
+            if leaves == "shut-down":
+                deaf.shutdown(socket.SHUT_RDWR)
+            elif leaves == "half-message":
+                deaf.shutdown(socket.SHUT_WR)
+                await trio.testing.wait_all_tasks_blocked()
 
 
 @pytest.mark.parametrize("kind", ["eventfd-full", "eventfd-full-blocking", "eventfd-semaphore"])
