@@ -179,3 +179,14 @@ def _cases() -> Iterator[EvilCase]:
 
 CASES = tuple(_cases())
 """All, honest devices first: what they cannot do, says nothing about faults."""
+
+_NO_ROW_YET = """
+config-all-ones config-write-lost console-message console-message-long console-message-short console-name
+console-port-add console-port-remove console-resize data-random data-zeros desc-rewritten event-far
+input-absinfo input-event input-no-syn intx-spurious intx-stuck isr-stuck isr-value net-ack net-announce
+net-csum net-flags net-frame-long net-frame-short net-gso net-hash net-link-flap net-num-buffers
+notify-lost packed-event-reserved queue-reset-stuck readable-overwritten register-write-lost
+suspend-refused suspend-stuck used-after-reset used-idx-stuck
+"""
+NO_ROW_YET = frozenset(_NO_ROW_YET.split())
+"""Faults whose cases are being run: their rows come next, and nothing belongs here for long."""
