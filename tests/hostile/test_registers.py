@@ -326,3 +326,13 @@ async def test_d3hot_with_requests_under_way() -> None:
             attack.driver.write(PciRegion.CONFIG, at, bytes([state]))
             await attack.settle()
             attack.driver.write(PciRegion.CONFIG, at, b"\0")
+
+
+async def test_no_configuration_interrupt_without_a_change() -> None:
+    """OpenVMM #4049: ISR bit 1 was set at DRIVER_OK, although nothing had changed."""
+    async with attacked() as attack:
+        assert not await attack.driver.read(VIRTIO_BAR, ISR, 1) & 2
+        attack.put(attack.readable(b"x"))
+        await attack.length_of()
+        assert await attack.driver.read(VIRTIO_BAR, ISR, 1) == 1
+        assert await attack.driver.read(VIRTIO_BAR, ISR, 1) == 0

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from support.hostile import SPLIT, Rings, attacked, split_rings
+from support.hostile import SPLIT, Rings, attacked, both_rings, split_rings
 
 from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.testing.fuzz.ram import TABLES
@@ -205,6 +205,31 @@ async def test_buffers_that_lie_in_the_ring_itself() -> None:
             await attack.settle()
             attack.bounds.note()
             await attack.performer.do_bring_up()
+
+
+@both_rings
+async def test_buffers_that_lie_in_the_ring_of_another_queue(rings: Rings) -> None:
+    """The device is made to write over its other queue's ring, whose driver then uses it: it is refused, or served."""
+    async with attacked("echo", rings) as attack:
+        for target in attack.driver.rings[1].addresses:
+            attack.put((*attack.readable(b"\xff" * 64)[:2], NEXT), (target, 64, WRITE))
+            assert await attack.length_of() == 64
+            attack.bounds.note()
+            await attack.kick(1)
+            await attack.settle()
+            attack.bounds.note()
+            await attack.performer.do_bring_up()
+
+
+@both_rings
+async def test_an_indirect_table_in_the_ring_of_another_queue(rings: Rings) -> None:
+    """Memory is memory: a table may lie anywhere that can be read."""
+    async with attacked("echo", rings) as attack:
+        data = attack.driver.rings[0].table([attack.readable(b"abcd"), attack.writable(4)])
+        at = attack.driver.rings[1].desc
+        attack.ram.write(at, data)
+        attack.put((at, len(data), INDIRECT))
+        assert await attack.length_of() == 4
 
 
 async def test_all_heads_at_once_and_all_wrong() -> None:
