@@ -5,14 +5,16 @@ import os
 import pytest
 import trio
 import trio.testing
-from support.hostile import Attack, attacked
-from support.hostile_messages import access, capability, irq_set, look_through, push_through
+from support.hostile import Attack, Rings, attacked
+from support.hostile_messages import access, capability, dma_unmap, irq_set, look_through, push_through
 
 from vfiouser_virtio.protocols.pci import CapId
 from vfiouser_virtio.protocols.vfio_user import Command, PciIrq, PciRegion
 from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, COMMON_CFG_SIZE, NO_VECTOR
+from vfiouser_virtio.testing.fuzz.case import Memory
 from vfiouser_virtio.testing.raw.bring_up import DRIVER, DRIVER_OK, FEATURES_OK
+from vfiouser_virtio.testing.raw.client import raw_message
 from vfiouser_virtio.transports.pci import COMMON, DEVICE, ISR, NOTIFY, VIRTIO_BAR
 from vfiouser_virtio.virtio import Offer
 
@@ -336,3 +338,35 @@ async def test_no_configuration_interrupt_without_a_change() -> None:
         await attack.length_of()
         assert await attack.driver.read(VIRTIO_BAR, ISR, 1) == 1
         assert await attack.driver.read(VIRTIO_BAR, ISR, 1) == 0
+
+
+@pytest.mark.parametrize(
+    "how", ["suspend", "queue-reset", "reset", "device-reset", "flr", "no-master", "d3hot", "unmap"]
+)
+@pytest.mark.parametrize("memory", ["shared", "private"])
+async def test_a_client_that_leaves_in_the_middle_of(memory: Memory, how: str) -> None:
+    """Slow requests are under way, something has to wait for them, and the client goes: the next one is served."""
+    async with attacked("echo", Rings(memory=memory), offer=Offer(suspend=True)) as attack:
+        for _ in range(3):
+            attack.driver.offer(0, [b"S" * 8], [8])
+        await attack.kick()
+        await attack.settle()
+        if how == "suspend":
+            attack.set(device_status=DRIVER_OK | SUSPEND)
+        elif how == "queue-reset":
+            attack.set(queue_select=0, queue_reset=1)
+        elif how == "reset":
+            attack.set(device_status=0)
+        elif how == "device-reset":
+            await attack.client.send(raw_message(Command.DEVICE_RESET))
+        elif how == "flr":
+            at = await capability(attack, CapId.EXP) + 9
+            attack.driver.write(PciRegion.CONFIG, at, b"\x80")
+        elif how == "no-master":
+            attack.driver.write(PciRegion.CONFIG, 4, b"\0\0")
+        elif how == "d3hot":
+            attack.driver.write(PciRegion.CONFIG, await capability(attack, CapId.PM) + 4, b"\3")
+        else:
+            await attack.client.send(raw_message(Command.DMA_UNMAP, dma_unmap(0, 0x30000)))
+        await attack.client.flush()
+        attack.client.close()

@@ -284,10 +284,10 @@ async def test_a_client_that_says_nothing() -> None:
         attack.client.close()
 
 
-async def flood(sock: socket.socket, data: bytes) -> int:
+async def flood(sock: socket.socket, data: bytes, limit: int = 64 << 20) -> int:
     """Send the same again and again, until the server does not take any more; how many bytes."""
     sent = idle = 0
-    while idle < 20 and sent < 64 << 20:
+    while idle < 20 and sent < limit:
         try:
             sent += sock.send(data)
             idle = 0
@@ -295,6 +295,24 @@ async def flood(sock: socket.socket, data: bytes) -> int:
             idle += 1
             await trio.testing.wait_all_tasks_blocked()
     return sent
+
+
+@pytest.mark.parametrize("command", [0xFFFF, Command.DEVICE_GET_REGION_IO_FDS], ids=["small", "file-descriptors"])
+async def test_a_client_that_reads_no_small_answers(command: int) -> None:
+    """What waits for it is bounded in our memory and file descriptors, not in bytes of the messages alone."""
+    async with attacked() as attack:
+        with socket.socket(socket.AF_UNIX) as deaf:
+            attack.client.close()
+            await attack.client.closed.wait()
+            deaf.connect(attack.served.listening.getsockname())
+            deaf.setblocking(False)
+            deaf.sendall(raw_message(Command.VERSION, hello()))
+            before = len(os.listdir("/proc/self/fd"))
+            body = struct.pack("<IIII", 4096, 0, VIRTIO_BAR, 0)
+            await flood(deaf, raw_message(command, body if command != 0xFFFF else b"") * 1000, 8 << 20)
+            assert len(os.listdir("/proc/self/fd")) < before + 600
+            sent = await flood(deaf, raw_message(command, body if command != 0xFFFF else b"") * 1000, 8 << 20)
+            assert sent < 1 << 20
 
 
 @pytest.mark.parametrize("leaves", ["close", "shut-down", "half-message"])

@@ -48,6 +48,11 @@ To be woken on another processor takes 20 µs, twice what a spinning server need
 any process that wants the processor, the client for one; on a busy machine clients are slower, so it ends by itself.
 """
 
+# A client that reads nothing may have a million answers of 16 bytes wait, which take 500 bytes each; or such as bring
+# file descriptors, of which the whole process has few.
+_MESSAGE_COST = 512
+_FD_COST = 64 << 10
+
 
 class MessageSocket:
     """Socket that receives into a `Connection` and sends whole messages. Owns the socket and all unread fds."""
@@ -57,7 +62,7 @@ class MessageSocket:
         self.socket = sock
         self.connection = Connection()
         self.queued = 0
-        """Bytes that the peer has not taken yet."""
+        """About how many bytes of our memory wait for the peer to take them; 0 for none."""
         self.broken = False
         """The peer is gone: what is sent is dropped."""
         self._queue: deque[tuple[memoryview, list[int]]] = deque()
@@ -129,7 +134,7 @@ class MessageSocket:
             self._break()
             return False
         self._queue.append((memoryview(message), copies))
-        self.queued += len(message)
+        self.queued += len(message) + _MESSAGE_COST + len(copies) * _FD_COST
         return True
 
     async def flush(self) -> None:
@@ -145,8 +150,9 @@ class MessageSocket:
                 self._break()
                 return
             close_all(fds)
-            self.queued -= sent
+            self.queued -= sent + len(fds) * _FD_COST
             if sent == len(rest):
+                self.queued -= _MESSAGE_COST
                 self._queue.popleft()
             else:
                 self._queue[0] = (rest[sent:], [])
