@@ -29,14 +29,23 @@ class Amounts:
     """How often, and twice, drivers leave their devices and come back."""
     tcp_file: int = 8 * MIB
     """Bytes of the file that guests move over TCP, each way."""
+    boot_stride: int = 1
+    """Of a recorded boot, clients are gone at every message (1), or at every so manieth."""
+    every_way: bool = False
+    """Whether they are in every way at each of them, or in one way after the other."""
+    resets: int = 1000
+    """Resets of each device, by turns in every state and in every way."""
 
 
 USUAL = Amounts()
 QUICK = replace(
     USUAL, ring_examples=20, fuzz_cases=8, every_switch=2 * MIB, polled=2 * MIB, by_pages=4 * MIB, requests_of_pages=24,
-    rebinds=4, tcp_file=4 * MIB,
+    rebinds=4, tcp_file=4 * MIB, boot_stride=16, resets=120,
 )  # fmt: skip
-LONG = replace(USUAL, ring_examples=5000, every_switch=1024 * MIB, by_pages=1024 * MIB, tcp_file=100 * MIB)
+LONG = replace(
+    USUAL, ring_examples=5000, every_switch=1024 * MIB, by_pages=1024 * MIB, tcp_file=100 * MIB, every_way=True,
+    resets=4000,
+)  # fmt: skip
 
 
 def amounts(*, long: bool, quick: bool) -> Amounts:
