@@ -33,6 +33,8 @@ class Amounts:
     """Of a recorded boot, clients are gone at every message (1), or at every so manieth."""
     every_way: bool = False
     """Whether they are in every way at each of them, or in one way after the other."""
+    flushed_writes: int = 1000
+    """Writes to each disk whose guest and server are killed, all of them flushed in the end."""
     resets: int = 1000
     """Resets of each device, by turns in every state and in every way."""
 
@@ -41,10 +43,11 @@ USUAL = Amounts()
 QUICK = replace(
     USUAL, ring_examples=20, fuzz_cases=8, every_switch=2 * MIB, polled=2 * MIB, by_pages=4 * MIB, requests_of_pages=24,
     rebinds=4, tcp_file=4 * MIB, boot_stride=16, resets=120,
+    flushed_writes=300,
 )  # fmt: skip
 LONG = replace(
     USUAL, ring_examples=5000, every_switch=1024 * MIB, by_pages=1024 * MIB, tcp_file=100 * MIB, every_way=True,
-    resets=4000,
+    resets=4000, flushed_writes=10_000,
 )  # fmt: skip
 
 

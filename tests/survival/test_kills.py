@@ -1,0 +1,27 @@
+"""A disk whose guest and server are killed (SIGKILL) at random moments: what was flushed is there, nothing is torn."""
+
+from pathlib import Path
+
+import pytest
+from support.amounts import Amounts
+
+from vfiouser_virtio.testing.soak.children import children
+from vfiouser_virtio.testing.soak.kills import DiskPlan, KilledDisk
+
+PLANS = (
+    DiskPlan("threads", "aio=threads"),
+    DiskPlan("io_uring", "aio=io_uring"),
+    DiskPlan("direct", "aio=io_uring,cache=none", depth=8),
+    DiskPlan("inline", "aio=inline,packed=on"),
+    DiskPlan("private", "aio=io_uring", shared=False),
+    DiskPlan("process", "aio=threads,cache=none", serve=("--device", "rng,socket={folder}/rng.sock", "--processes")),
+)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+async def test_flushed_writes_survive_kills(plan: DiskPlan, tmp_path: Path, amounts: Amounts) -> None:
+    async with children() as processes:
+        result = await KilledDisk(processes, tmp_path, plan, seed=2007, flushes=amounts.flushed_writes).run()
+    assert not result.complaints
+    assert result.flushed >= amounts.flushed_writes
+    assert set(result.kills) == {"guest", "server", "both"} or amounts.flushed_writes < 1000
