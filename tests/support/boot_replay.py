@@ -7,7 +7,7 @@ out where the guest had it, and before each notification requests are put into i
 import mmap
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fcntl import fcntl
 
 import trio
@@ -24,7 +24,7 @@ from vfiouser_virtio.testing.raw.split import RawSplitRing
 from vfiouser_virtio.transports.pci import COMMON, NOTIFY, NOTIFY_MULTIPLIER, VIRTIO_BAR
 
 REGISTERS = {at: (name, size) for name, (at, size) in COMMON_CFG_OFFSETS.items()}
-HEAP, HEAP_END = 0x400_0000, 0x800_0000
+HEAP, HEAP_END = 0x100_0000, 0x300_0000
 """Guest addresses of the requests' buffers; Linux has its rings elsewhere."""
 
 Requests = Callable[[int], list[tuple[list[bytes], list[int]]]]
@@ -66,8 +66,9 @@ class GuestRam:
 class Rings:
     """Rings of the guest's driver, as its register writes tell of them."""
 
-    def __init__(self, ram: GuestRam, requests: Requests) -> None:
-        self._ram, self._requests = ram, requests
+    def __init__(self, ram: GuestRam, requests: Requests, sizes: Sequence[int]) -> None:
+        """``sizes`` of the queues are those that a driver finds, and may leave as they are: SeaBIOS does."""
+        self._ram, self._requests, self._sizes = ram, requests, sizes
         self.rings: dict[int, RawRing] = {}
         self._heap = HEAP
         self._forget()
@@ -104,7 +105,7 @@ class Rings:
         make = RawPackedRing if self._features & Feature.RING_PACKED.mask else RawSplitRing
         addresses = queue["queue_desc"], queue["queue_driver"], queue["queue_device"]
         assert not any(HEAP <= address < HEAP_END for address in addresses), "Linux has a ring where the buffers go"
-        self.rings[index] = make(self._ram, queue["queue_size"], addresses, index)
+        self.rings[index] = make(self._ram, queue.get("queue_size", self._sizes[index]), addresses, index)
 
     def _fill(self, queue: int) -> None:
         if queue not in self.rings:
@@ -129,11 +130,16 @@ class Rings:
 class Replay:
     """Client on one connection. `run` reads what the server says, as long as the connection lasts."""
 
-    def __init__(self, sock: socket.socket, record: BootRecord, requests: Requests, *, private: bool) -> None:
-        """With ``private`` the record's memory comes without its descriptors, and the server has to ask for it."""
+    def __init__(
+        self, sock: socket.socket, record: BootRecord, requests: Requests, sizes: Sequence[int], *, private: bool
+    ) -> None:
+        """``sizes`` are those of the device's queues.
+
+        With ``private`` the record's memory comes without its descriptors, and the server has to ask for it.
+        """
         self.client = RawClient(sock)
         self.ram = GuestRam(record)
-        self.rings = Rings(self.ram, requests)
+        self.rings = Rings(self.ram, requests, sizes)
         self.refused: list[str] = []
         """Requests that the server has answered with an error."""
         self._record, self._private = record, private

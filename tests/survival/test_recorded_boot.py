@@ -72,7 +72,8 @@ async def leave(place: Stage, device: BootDevice, record: BootRecord, position: 
     # What was asked for last is still under way when the client goes.
     notified = [at for at in range(position + 1) if is_notification(record.messages[at])]
     shut = notified[-1] if notified and disk is not None else position
-    replay = Replay(place.served.connect(), record, device.requests, private=private)
+    sizes = [queue.size for queue in place.served.function.core.queues]
+    replay = Replay(place.served.connect(), record, device.requests, sizes, private=private)
     with Leaving(replay):
         async with background() as tasks:
             tasks.start_soon(replay.run)
