@@ -59,14 +59,15 @@ class Child:
         await self.ended.wait()
 
     async def kill_family(self) -> None:
-        """SIGKILL; returns when its children are gone as well, which end with it, but a moment later."""
-        pids = children_of(self.pid) if self.status is None else []
+        """SIGKILL to it and to its children, to these first: none of them ends in good order. Returns when all are gone."""
+        fds: list[int] = []
+        if self.status is None:
+            for pid in children_of(self.pid):
+                with suppress(ProcessLookupError):
+                    fds.append(os.pidfd_open(pid))
+                    os.kill(pid, signal.SIGKILL)
         await self.kill()
-        for pid in pids:
-            try:
-                fd = os.pidfd_open(pid)
-            except ProcessLookupError:
-                continue
+        for fd in fds:
             try:
                 await trio.lowlevel.wait_readable(fd)
             finally:
