@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from fcntl import fcntl
 
 import trio
+from support.boot_devices import Request
 from support.boot_record import BootRecord, RecordedMessage, make_fds
 
 from vfiouser_virtio.fds import F_ADD_SEALS, F_SEAL_SHRINK, close_all
@@ -27,7 +28,7 @@ REGISTERS = {at: (name, size) for name, (at, size) in COMMON_CFG_OFFSETS.items()
 HEAP, HEAP_END = 0x100_0000, 0x300_0000
 """Guest addresses of the requests' buffers; Linux has its rings elsewhere."""
 
-Requests = Callable[[int], list[tuple[list[bytes], list[int]]]]
+Requests = Callable[[int], list[Request]]
 
 
 class GuestRam:
@@ -115,16 +116,18 @@ class Rings:
             pass
         for readable, writable in self._requests(queue):
             segments = []
-            for each in (*readable, *writable):
-                size = each if isinstance(each, int) else len(each)
-                address, self._heap = self._heap, self._heap + -(-size // 64) * 64
-                if isinstance(each, bytes):
-                    self._ram.write(address, each)
-                segments.append((address, size, WRITE if isinstance(each, int) else 0))
+            for data in readable:
+                segments.append((self._allocate(len(data)), len(data), 0))
+                self._ram.write(segments[-1][0], data)
+            segments += [(self._allocate(size), size, WRITE) for size in writable]
             try:
                 ring.add(segments)
             except RingFullError:
                 return
+
+    def _allocate(self, size: int) -> int:
+        address, self._heap = self._heap, self._heap + -(-size // 64) * 64
+        return address
 
 
 class Replay:
@@ -233,7 +236,7 @@ class Replay:
         except (OSError, trio.ClosedResourceError):
             pass
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         """The client is gone, and its memory with it."""
         if self.client.socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self.client.socket)

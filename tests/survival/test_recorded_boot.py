@@ -83,7 +83,7 @@ async def leave(place: Stage, device: BootDevice, record: BootRecord, position: 
     shut = notified[-1] if notified and disk is not None else position
     sizes = [queue.size for queue in place.served.function.core.queues]
     replay = Replay(place.served.connect(), record, device.requests, sizes, private=private)
-    with Leaving(replay):
+    with closing(replay):
         async with background() as tasks:
             tasks.start_soon(replay.run)
             await replay.send(0, shut)
@@ -105,20 +105,13 @@ async def leave(place: Stage, device: BootDevice, record: BootRecord, position: 
                     await trio.testing.wait_all_tasks_blocked()
                     await place.neighbour_works()
             under_way = 0 if disk is None else disk.under_way
-            replay.hang_up()
+            replay.close()
             await trio.testing.wait_all_tasks_blocked()
     if disk is not None:
         disk.open()
     assert not [each for each in replay.refused if "GET_IRQ_INFO" not in each], "as QEMU was not"
     await place.check_next()
     return under_way
-
-
-class Leaving(closing[Replay]):
-    """Hang up in any case."""
-
-    def __exit__(self, *_: object) -> None:
-        self.thing.hang_up()
 
 
 async def check_refused(place: Stage) -> None:

@@ -67,7 +67,8 @@ async def resets_in_halves(device: BootDevice, number: int, memory: Memory, offe
                     place.served, device.requests, number // 2, memory, place.neighbour_works
                 )
                 sizes.append(await Size.now(place))
-    check_growth(*sizes, number // 2)
+    before, after = sizes
+    check_growth(before, after, number // 2)
     return combinations
 
 

@@ -59,7 +59,7 @@ class Child:
         await self.ended.wait()
 
     async def kill_family(self) -> None:
-        """SIGKILL to it and to its children, to these first: none of them ends in good order. Returns when all are gone."""
+        """SIGKILL to its children, then to it: none of them ends in good order. Returns when all are gone."""
         fds: list[int] = []
         if self.status is None:
             for pid in children_of(self.pid):
