@@ -60,6 +60,7 @@ def check_growth(before: Size, after: Size, resets: int) -> None:
 async def resets_in_halves(device: BootDevice, number: int, memory: Memory, offer: Offer) -> int:
     """Half of them, then the other half, which must leave nothing behind."""
     sizes: list[Size] = []
+    combinations = 0
     async with stage(device.make(), device.works, name=device.type.name, offer=offer) as place:
         with trio.fail_after(900):
             for _ in range(2):

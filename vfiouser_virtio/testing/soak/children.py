@@ -22,7 +22,6 @@ from typing import Any
 
 import trio
 
-import vfiouser_virtio
 from vfiouser_virtio.background import background
 from vfiouser_virtio.parent_death import end_with_parent
 
@@ -140,7 +139,7 @@ class Children:
 @asynccontextmanager
 async def children() -> AsyncIterator[Children]:
     """Processes, until the end of the block: then they are killed."""
-    package = str(Path(vfiouser_virtio.__file__).parents[1])
+    package = str(Path(__file__).parents[3])
     with subprocess.Popen(  # noqa: ASYNC220 - not in a thread, with which it would end
         [sys.executable, "-m", __name__, str(os.getpid())],
         stdin=subprocess.PIPE,
