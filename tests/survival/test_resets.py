@@ -23,7 +23,7 @@ PAGE = 4096
 
 @dataclass(frozen=True)
 class Size:
-    """How large the process is."""
+    """Size of the process."""
 
     objects: int
     """That refer to others."""

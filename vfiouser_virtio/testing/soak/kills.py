@@ -25,7 +25,7 @@ _LOOK = 0.001  # seconds between two looks at the ledger
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """How a disk is served and used."""
+    """Way in which a disk is served and used."""
 
     name: str
     options: str = ""
@@ -40,7 +40,7 @@ class DiskPlan:
 
 @dataclass
 class KillResult:
-    """What was done and found."""
+    """Record of what was done and found."""
 
     flushed: int = 0
     started: int = 0

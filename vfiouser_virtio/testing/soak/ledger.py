@@ -21,7 +21,7 @@ _MAGIC = b"numbered"
 
 
 class WriteState(IntEnum):
-    """How far a write has come."""
+    """Stage of a write."""
 
     NONE = 0
     STARTED = 1
