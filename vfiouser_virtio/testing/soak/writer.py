@@ -37,7 +37,7 @@ class WriterStatus(IntEnum):
 def write_blocks(path: str, ledger: str, blocks: int, room: int, seed: int, shared: bool, depth: int) -> int:
     """Check the disk, then write; returns a `WriterStatus`. The main function of a process."""
     with Ledger(Path(ledger), blocks=blocks, room=room) as book:
-        writer = _Writer(book, random.Random(seed), depth)
+        writer = _DiskWriter(book, random.Random(seed), depth)
         try:
             trio.run(partial(writer.run, path, shared=shared))
         except BaseException as error:
@@ -59,7 +59,7 @@ class WrongContent(Exception):
     """Content of a disk that it cannot have."""
 
 
-class _Writer:
+class _DiskWriter:
     def __init__(self, ledger: Ledger, chance: random.Random, depth: int) -> None:
         self._ledger, self._chance, self._depth = ledger, chance, depth
         self._busy: set[int] = set()
