@@ -19,7 +19,7 @@ from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.groups import only
 from vfiouser_virtio.serving.terminal import PROGRAM, complain, set_up_logging, set_up_streams
 
-_COMMANDS = ("serve", "run", "qemu-args", "list-devices", "list-faults", "probe", "conform")
+_COMMANDS = ("serve", "run", "qemu-args", "list-devices", "list-faults", "probe", "conform", "fuzz")
 
 _EXAMPLES = """\
 examples:

@@ -27,16 +27,16 @@ class SubParsers(Protocol):
 
 
 def add_command(
-    commands: SubParsers, name: str, *, summary: str, description: str, usage: str, examples: str
+    commands: SubParsers, name: str, *, summary: str, description: str, usage: str, examples: str, under: str = ""
 ) -> argparse.ArgumentParser:
     """A sub-command's parser, with its examples and the exit status at the end of its help.
 
-    ``description`` comes in lines of up to 100 characters.
+    ``description`` comes in lines of up to 100 characters. ``under`` is the command that this is a part of.
     """
     return commands.add_parser(
         name,
         help=summary,
-        usage=f"vfiouser-virtio {name} {usage}",
+        usage=f"vfiouser-virtio {under and f'{under} '}{name} {usage}",
         description=description,
         epilog=f"examples:\n{examples}\n{EXPLAINED}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

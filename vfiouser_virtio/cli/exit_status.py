@@ -24,14 +24,14 @@ class ExitStatus(IntEnum):
 EXPLAINED = """\
 exit status:
   0  done: the clients have left, or a signal asked to stop
-  1  conform: a check has failed; with --processes: the process of a device has died
+  1  conform: a check has failed; fuzz: something was found; with --processes: the process of a device has died
   2  the command line or a configuration file is wrong
   3  a socket cannot be listened on
   4  a device cannot be made from its options (no such file, …)
   5  QEMU or the guest could not be set up, or failed
   6  what was to be printed could not be: stdout is full, or the reader of what `run --exec` prints is gone
      (of the other commands that is no failure: `list-devices | head` ends with 0)
-  7  conform, probe: the socket has no listener, the server is busy, or it is no vfio-user server
+  7  conform, probe, fuzz socket: the socket has no listener, the server is busy, or it is no vfio-user server
   8  --audit: a driver has broken a rule of virtio 1.4 (a MUST), and nothing else went wrong
   124  run --timeout: the guest's command had not ended
   128+N  signal N ended `run`, or had to interrupt a device that did not yield

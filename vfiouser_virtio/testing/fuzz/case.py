@@ -9,6 +9,7 @@ Step: TypeAlias = dict[str, Any]
 """One thing that the client does: ``do`` names a method of `perform.Performer`, the other keys are its parameters."""
 
 Kind = Literal["messages", "registers", "rings", "requests"]
+"""Kinds of cases for our own stack."""
 Memory = Literal["shared", "private", "mixed"]
 """Whether regions come with a file descriptor: all, none, or every other."""
 
@@ -17,7 +18,8 @@ Memory = Literal["shared", "private", "mixed"]
 class Case:
     """Fuzz case: ``origin`` is where it came from (seed and index), ``shows`` what a corpus file was written for."""
 
-    kind: Kind
+    kind: Kind | Literal["conversation"]
+    """A conversation is for any server, through its socket (`servers.player`)."""
     target: str
     memory: Memory = "shared"
     twin: bool = False

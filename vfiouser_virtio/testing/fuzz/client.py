@@ -23,6 +23,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     Command,
     MessageFlags,
 )
+from vfiouser_virtio.testing.fuzz.message_step import command_name
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import SIZE, FuzzRam
 from vfiouser_virtio.testing.raw.client import HEADER_SIZE, MAX_MESSAGE_SIZE, RawClient, RawMessage, raw_message
@@ -161,7 +162,8 @@ class FuzzClient:
         with trio.move_on_after(self.timeout):
             await asked.done.wait()
             return asked.reply
-        raise Found("hang", f"no reply to {_name(asked.command)} within {self.timeout} s", _name(asked.command))
+        name = command_name(asked.command)
+        raise Found("hang", f"no reply to {name} within {self.timeout} s", name)
 
     async def _send(self, sock: RawClient, data: bytes, fds: Sequence[int] = (), cuts: Sequence[int] = ()) -> None:
         if self.closed.is_set():
@@ -205,7 +207,7 @@ class FuzzClient:
         if flags & MESSAGE_TYPE_MASK == 0:
             await self._dma(sock, message_id, command, message.body)
             return
-        what = f"reply {message_id:#x} to {_name(command)}, flags {flags:#x}, error {number}"
+        what = f"reply {message_id:#x} to {command_name(command)}, flags {flags:#x}, error {number}"
         if flags & ~(MessageFlags.REPLY | MessageFlags.ERROR) or not flags & MessageFlags.REPLY:
             raise Found("reply", f"{what}: no such flags", "flags")
         if bool(flags & MessageFlags.ERROR) != bool(number) or (number and message.body):
@@ -216,7 +218,7 @@ class FuzzClient:
             return
         asked = self._asked.popleft()
         if (asked.id, asked.command) != (message_id, command):
-            raise Found("reply", f"{what}, but {_name(asked.command)} {asked.id:#x} comes first", "order")
+            raise Found("reply", f"{what}, but {command_name(asked.command)} {asked.id:#x} comes first", "order")
         if not number and asked.count is not None and message.size != asked.limit:
             raise Found("reply", f"{what}: {message.size:#x} bytes, {asked.limit:#x} expected", "size")
         if message.size > asked.limit:
@@ -232,12 +234,14 @@ class FuzzClient:
 
     async def _dma(self, sock: RawClient, message_id: int, command: int, body: bytes) -> None:
         if command not in (Command.DMA_READ, Command.DMA_WRITE) or len(body) < _DMA_SIZE:
-            raise Found("reply", f"the server asks for {_name(command)} with {len(body):#x} bytes", "request")
+            raise Found("reply", f"the server asks for {command_name(command)} with {len(body):#x} bytes", "request")
         address, count = int.from_bytes(body[:8], "little"), int.from_bytes(body[8:16], "little")
         data = body[_DMA_SIZE:]
         writes = command == Command.DMA_WRITE
         if len(data) != count * writes or count == 0 or count > (1 << 20 if writes else _MAX_DMA_READ):
-            raise Found("reply", f"{_name(command)} of {count:#x} bytes at {address:#x} with {len(data):#x}", "dma")
+            raise Found(
+                "reply", f"{command_name(command)} of {count:#x} bytes at {address:#x} with {len(data):#x}", "dma"
+            )
         how = self.answers.popleft() if self.answers else "ok"
         self.lied |= how != "ok"
         self.silent |= how in _NO_ANSWER
@@ -290,7 +294,3 @@ class FuzzClient:
 
 
 _WITH_ARGSZ = (Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_REGION_IO_FDS, Command.DEVICE_FEATURE)
-
-
-def _name(command: int) -> str:
-    return Command(command).name if command in set(Command) else f"command {command:#x}"

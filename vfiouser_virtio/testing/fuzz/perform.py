@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import trio
 import trio.testing
@@ -10,7 +11,7 @@ from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.vfio_user import Command, MessageFlags
 from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
-from vfiouser_virtio.testing.fuzz import fd_kinds
+from vfiouser_virtio.testing.fuzz import fd_kinds, message_step
 from vfiouser_virtio.testing.fuzz.case import Case, Memory, Step
 from vfiouser_virtio.testing.fuzz.client import FuzzClient, hello
 from vfiouser_virtio.testing.fuzz.driver import BUFFER_TIMEOUT, FuzzDriver
@@ -58,8 +59,7 @@ class Performer:
 
     async def do_message(
         self,
-        command: int,
-        body: str = "",
+        command: int | str,
         fds: Sequence[str] = (),
         size: int | None = None,
         flags: int = 0,
@@ -67,9 +67,13 @@ class Performer:
         error: int = 0,
         cuts: Sequence[int] = (),
         wait: bool = True,
+        **content: Any,
     ) -> None:
-        """One message of any kind; ``size`` if it is to lie, ``cuts`` where it is cut into pieces."""
-        payload = bytes.fromhex(body)
+        """One message of any kind; ``size`` if it is to lie, ``cuts`` where it is cut into pieces.
+
+        ``content`` is what `message_step.payload` takes.
+        """
+        payload, command = message_step.payload(command, **content), message_step.command_number(command)
         self._disturbed |= command in _DISTURBING
         sent = [fd_kinds.make(kind, self.ram.fd) for kind in fds]
         try:

@@ -1,21 +1,25 @@
 """Fuzzing loop: make cases from a seed, run them, minimize those with a finding, and write them down."""
 
+import gc
 import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from vfiouser_virtio.testing.fuzz import messages, registers, requests, rings
 from vfiouser_virtio.testing.fuzz.bench import run_case
 from vfiouser_virtio.testing.fuzz.case import Case, Kind, Memory, Step
+from vfiouser_virtio.testing.fuzz.jobs import Share
+from vfiouser_virtio.testing.fuzz.minimizing import MINIMIZE_SECONDS, minimize_now
 from vfiouser_virtio.testing.fuzz.oracle import Finding
+from vfiouser_virtio.testing.fuzz.report import Discovery
+from vfiouser_virtio.testing.fuzz.save import save
 from vfiouser_virtio.testing.fuzz.targets import TARGETS, FuzzTarget
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-MINIMIZE_SECONDS = 60.0
 
 # What devices offer in the cases; by default first.
 _OFFERS: tuple[dict[str, Any], ...] = (
@@ -46,24 +50,13 @@ def generate(kind: Kind, seed: int, index: int, targets: Sequence[str] = tuple(T
 
 
 def minimize(case: Case, finding: Finding, target: FuzzTarget | None = None, seconds: float = MINIMIZE_SECONDS) -> Case:
-    """The same case with as many steps left out as possible while it finds the same thing."""
-    deadline = time.monotonic() + seconds
+    """The same case with as little in it as possible while it finds the same thing."""
 
     def still(steps: list[Step]) -> bool:
         found = run_case(replace(case, steps=steps), target)
         return found is not None and (found.kind, found.where) == (finding.kind, finding.where)
 
-    steps, size = case.steps, max(len(case.steps) // 2, 1)
-    while size:
-        start = 0
-        while start < len(steps) and time.monotonic() < deadline:
-            fewer = steps[:start] + steps[start + size :]
-            if still(fewer):
-                steps = fewer
-            else:
-                start += size
-        size //= 2
-    return replace(case, steps=steps)
+    return replace(case, steps=minimize_now(case.steps, still, seconds))
 
 
 def fuzz(
@@ -95,11 +88,29 @@ def fuzz(
     return list(found.values())
 
 
-def save(case: Case, finding: Finding, folder: Path) -> Path:
-    """Write a corpus file; its name says what and where, for a human to improve."""
-    words = f"{finding.kind}-{finding.where}-{case.origin}"
-    name = "".join(letter if letter.isalnum() else "-" for letter in words).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    path.write_text(replace(case, shows=finding.what.strip().splitlines()[-1][:200]).dumps())
-    return path
+@dataclass(frozen=True, slots=True)
+class StackRun:
+    """Options of a run against our own stack, for every job of it."""
+
+    seed: int
+    kinds: Sequence[Kind] = KINDS
+    targets: Sequence[str] = tuple(TARGETS)
+    out: Path = Path("fuzz-findings")
+
+
+def fuzz_stack(run: StackRun, share: Share) -> None:
+    """What one job does: its share of the cases of each kind. Raises ConfigError."""
+    gc.collect()
+    gc.freeze()  # what is imported stays: the oracle's collections need not look at it
+    known: set[tuple[str, str]] = set()
+    for index in share.indexes():
+        for kind in run.kinds:
+            case = generate(kind, run.seed, index, run.targets)
+            finding = run_case(case)
+            if finding is not None and (finding.kind, finding.where) not in known:
+                known.add((finding.kind, finding.where))
+                small = minimize(case, finding)
+                share.tell("found", Discovery(small, finding, str(save(small, finding, run.out))))
+            share.did()
+            if share.over():
+                break

@@ -1,0 +1,232 @@
+"""``fuzz``: hostile messages, rings and requests for our own stack, or for any vfio-user server behind its socket."""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_arguments
+from vfiouser_virtio.cli.exit_status import ExitStatus, NoServerError
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.serving.terminal import note, say
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.testing.fuzz import Case, Finding
+    from vfiouser_virtio.testing.fuzz.case import Kind
+    from vfiouser_virtio.testing.fuzz.jobs import Work
+    from vfiouser_virtio.testing.fuzz.report import Discovery, FuzzReport
+
+_SECONDS = 60.0
+_KINDS: "tuple[Kind, ...]" = ("messages", "registers", "rings", "requests")
+_MOST_JOBS = 256
+
+
+def add_parser(commands: SubParsers) -> None:
+    """The parser of this sub-command, and those of its targets."""
+    parser = add_command(
+        commands,
+        "fuzz",
+        summary="throw hostile messages, rings and requests at a server or a device",
+        description="Make hostile cases from a seed, run them, and say what breaks. What is found is made as small as\n"
+        "possible and written to a file, which --replay runs again (docs/fuzzing.md).",
+        usage="TARGET …",
+        examples="  vfiouser-virtio fuzz self --seconds 60\n"
+        "  vfiouser-virtio fuzz socket /run/x/my.sock --restart 'my-server {socket}'\n",
+    )
+    # Any: what this is has no public name.
+    targets: Any = parser.add_subparsers(dest="fuzzed", required=True, metavar="TARGET", title="targets")
+    _add_self(targets)
+    _add_socket(targets)
+
+
+def _add_self(targets: SubParsers) -> None:
+    parser = add_command(
+        targets,
+        "self",
+        under="fuzz",
+        summary="this package's own stack, in this process",
+        description="Messages, register accesses, rings and requests for our own server and devices, in this process.",
+        usage="[--only KIND …] [--target DEVICE …] [--cases N | --seconds S]",
+        examples="  vfiouser-virtio fuzz self                                    a minute of everything\n"
+        "  vfiouser-virtio fuzz self --seed 7 --cases 500 --only rings  always the same 500 cases\n"
+        "  vfiouser-virtio fuzz self --replay tests/fuzz/corpus/x.json  one case again\n",
+    )
+    parser.add_argument("--only", choices=_KINDS, action="append", help="this kind only (may be repeated)")
+    parser.add_argument("--target", action="append", metavar="DEVICE", help="this device only (may be repeated)")
+    _add_common(parser, stop=1)
+    parser.set_defaults(execute=_self)
+
+
+def _add_socket(targets: SubParsers) -> None:
+    parser = add_command(
+        targets,
+        "socket",
+        under="fuzz",
+        summary="any vfio-user server, through its socket",
+        description="Conversations with any vfio-user server, as QEMU's but for what is wrong in them: sizes, fields,\n"
+        "file descriptors, half messages, clients that leave. Found is: the server dies, its sanitizer\n"
+        "complains, it does not answer, answers wrongly, keeps file descriptors, or serves nobody afterwards.",
+        usage="[--restart COMMAND] [--cases N | --seconds S] PATH",
+        examples="  vfiouser-virtio fuzz socket --restart 'samples/server {socket}' /tmp/x.sock\n"
+        "  vfiouser-virtio fuzz socket --restart 'samples/server {socket}' --jobs 2 --seconds 3600 /tmp/x.sock\n"
+        "  vfiouser-virtio fuzz socket --restart 'samples/server {socket}' --replay crash.json /tmp/x.sock\n",
+    )
+    parser.add_argument(
+        "--restart",
+        metavar="COMMAND",
+        help="what starts the server, and again when it has died; {socket} in it is replaced by PATH. Without it the "
+        "server must be there, and the first crash is the end",
+    )
+    parser.add_argument("--jobs", type=_jobs, default=1, metavar="N", help="so many servers at a time (default: 1)")
+    parser.add_argument(
+        "--wait", type=_seconds, metavar="SECONDS", help="how long a reply may take (default: 5, which is QEMU's limit)"
+    )
+    parser.add_argument("--exit-ok", action="store_true", help="a server that ends by itself is no finding")
+    parser.add_argument("path", type=Path, metavar="PATH", help="where the server listens")
+    _add_common(parser, stop=20)
+    parser.set_defaults(execute=_socket)
+
+
+def _add_common(parser: argparse.ArgumentParser, *, stop: int) -> None:
+    parser.add_argument("--seed", type=int, help="which cases; default: by the clock")
+    parser.add_argument("--cases", type=_count, metavar="N", help="how many (of each kind)")
+    parser.add_argument("--seconds", type=_seconds, help=f"how long; default {_SECONDS:.0f} without --cases")
+    parser.add_argument(
+        "--stop", type=_count, default=stop, metavar="N", help=f"end after N different findings (default: {stop})"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fuzz-findings"),
+        metavar="FOLDER",
+        help="for findings (default: fuzz-findings)",
+    )
+    parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="run these cases, and no others")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a report as JSON, too")
+    add_log_arguments(parser, log_level="error")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def _jobs(text: str) -> int:
+    if (jobs := _count(text)) > _MOST_JOBS:
+        raise argparse.ArgumentTypeError(f"{text} are more than {_MOST_JOBS}")
+    return jobs
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
+
+
+# ---- running -----------------------------------------------------------------------------------------------------
+
+
+def _self(arguments: argparse.Namespace) -> int:
+    from vfiouser_virtio.testing.fuzz import TARGETS, run_case
+    from vfiouser_virtio.testing.fuzz.run import StackRun, fuzz_stack
+
+    for target in arguments.target or ():
+        if target not in TARGETS:
+            raise ConfigError(f"--target: there is no {target!r}; there are {', '.join(TARGETS)}")
+    if arguments.replay:
+        return _replay(arguments.replay, run_case)
+    run = StackRun(
+        seed=_seed(arguments),
+        kinds=arguments.only or _KINDS,
+        targets=tuple(arguments.target or TARGETS),
+        out=arguments.out,
+    )
+    return _fuzz(arguments, "self", run.seed, fuzz_stack, run)
+
+
+def _socket(arguments: argparse.Namespace) -> int:
+    from vfiouser_virtio.testing.fuzz.servers import (
+        WAIT,
+        ServerGoneError,
+        ServerRun,
+        check_jobs,
+        fuzz_server,
+        replay_on_server,
+    )
+
+    run = ServerRun(
+        arguments.path,
+        _seed(arguments),
+        restart=arguments.restart,
+        out=arguments.out,
+        wait=arguments.wait or WAIT,
+        exit_ok=arguments.exit_ok,
+    )
+    check_jobs(run, arguments.jobs)
+    try:
+        if arguments.replay:
+            return _replay(arguments.replay, lambda case: replay_on_server(run, case))
+        return _fuzz(arguments, str(arguments.path), run.seed, fuzz_server, run)
+    except ServerGoneError as error:
+        raise NoServerError(str(error)) from None
+
+
+def _seed(arguments: argparse.Namespace) -> int:
+    return int(time.time()) if arguments.seed is None else int(arguments.seed)
+
+
+def _replay(paths: list[Path], run: "Callable[[Case], Finding | None]") -> int:
+    from vfiouser_virtio.testing.fuzz.save import load
+
+    found = 0
+    for path in paths:
+        case = load(path)
+        try:
+            finding = run(case)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"{path}: no case for this target: {error}") from error
+        say(f"{path}: {finding or 'nothing found'}")
+        found += finding is not None
+    return ExitStatus.FAILED if found else ExitStatus.OK
+
+
+def _fuzz(arguments: argparse.Namespace, target: str, seed: int, work: "Work", options: object) -> int:
+    from vfiouser_virtio.testing.fuzz.jobs import run_jobs
+    from vfiouser_virtio.testing.fuzz.report import FuzzReport
+
+    seconds = _SECONDS if arguments.seconds is None and arguments.cases is None else arguments.seconds
+    report = FuzzReport(target, seed)
+    note(f"seed {seed}")
+    try:
+        run_jobs(
+            work,
+            options,
+            report,
+            cases=arguments.cases,
+            seconds=seconds,
+            jobs=getattr(arguments, "jobs", 1),
+            stop=arguments.stop,
+            on_found=_show,
+        )
+    except KeyboardInterrupt:
+        _end(arguments, report)
+        raise
+    return _end(arguments, report)
+
+
+def _show(discovery: "Discovery") -> None:
+    case = discovery.case
+    say(f"{case.origin}: {discovery.finding}\n-> {discovery.path}")
+
+
+def _end(arguments: argparse.Namespace, report: "FuzzReport") -> int:
+    say(report.text())
+    if arguments.report is not None:
+        report.write(arguments.report)
+    return ExitStatus.FAILED if report.discoveries else ExitStatus.OK

@@ -1,0 +1,99 @@
+"""Report of a fuzzing run: what was run, how fast, what was found and where it lies; as text and as JSON."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.testing.fuzz.case import Case
+from vfiouser_virtio.testing.fuzz.oracle import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """Finding with the smallest case that shows it, and the file that this is in."""
+
+    case: Case
+    finding: Finding
+    path: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What two discoveries of the same fault have in common."""
+        return self.finding.kind, self.finding.where
+
+
+@dataclass(slots=True)
+class FuzzReport:
+    """Report of one run; it grows while that goes on."""
+
+    target: str
+    seed: int
+    cases: int = 0
+    edges: int = 0
+    """Transitions between lines of ours that were seen, where coverage guides."""
+    corpus: int = 0
+    """Cases that are kept because they have seen new ones."""
+    discoveries: list[Discovery] = field(default_factory=list)
+    notes: dict[str, object] = field(default_factory=dict)
+    """What else there is to say, by name."""
+    started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, or has taken."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.started
+
+    @property
+    def rate(self) -> float:
+        """Cases a second."""
+        return self.cases / max(self.seconds, 1e-3)
+
+    def add(self, discovery: Discovery) -> bool:
+        """Take in a finding; whether it is a new one."""
+        if discovery.key in {known.key for known in self.discoveries}:
+            return False
+        self.discoveries.append(discovery)
+        return True
+
+    def line(self) -> str:
+        """What there is to say now, in one line."""
+        edges = f"{self.edges} edges, {self.corpus} kept, " if self.edges else ""
+        return f"{self.cases} cases, {self.rate:.0f}/s, {edges}{len(self.discoveries)} findings"
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"{self.target}: {self.line()} in {self.seconds:.0f} s, seed {self.seed}"]
+        lines += [f"  {name}: {value}" for name, value in self.notes.items()]
+        for found in self.discoveries:
+            first = str(found.finding).splitlines()[0]
+            lines.append(f"  {first}\n    {len(found.case.steps)} steps: {found.path or found.case.origin}")
+        return "\n".join(lines)
+
+    def as_json(self) -> str:
+        """For programs."""
+        found = [
+            {**asdict(each.finding), "origin": each.case.origin, "steps": len(each.case.steps), "file": each.path}
+            for each in self.discoveries
+        ]
+        content: Mapping[str, object] = {
+            "target": self.target,
+            "seed": self.seed,
+            "cases": self.cases,
+            "seconds": round(self.seconds, 3),
+            "edges": self.edges,
+            "corpus": self.corpus,
+            "notes": self.notes,
+            "findings": found,
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+    def write(self, path: Path) -> None:
+        """`as_json` as a file. Raises ConfigError."""
+        try:
+            path.write_text(self.as_json())
+        except OSError as error:
+            raise ConfigError(f"--report: cannot write {path}: {error.strerror}") from None
