@@ -24,7 +24,7 @@ from vfiouser_virtio.testing.fuzz.ram import PIECES
 from vfiouser_virtio.testing.fuzz.servers.shown import ShownDevice
 from vfiouser_virtio.testing.raw.client import QEMU_CAPABILITIES
 
-_STATES = (1, 2, 4, 2, 1, 3, 5, 0)  # RUNNING, STOP_COPY, RESUMING … (linux/vfio.h: VFIO_DEVICE_STATE_*)
+_STATES = (1, 2, 4, 2, 1, 3, 5, 0)  # linux/vfio.h: VFIO_DEVICE_STATE_*
 _WIDTHS = (1, 2, 4, 4, 4, 8)
 _MAX_DATA = 4096
 

@@ -1,4 +1,4 @@
-"""What is made wrong in a good conversation: fields, sizes, file descriptors, order, and the way bytes are sent."""
+"""Mutations of a good conversation: fields, sizes, file descriptors, order, and the way bytes are sent."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What is wrong with a reply of a vfio-user server ("Message Protocol", "Commands").
+"""Checks of the replies of a vfio-user server ("Message Protocol", "Commands").
 
 Only what the specification says, or what cannot be read at all: a server may answer with an error to anything.
 """

@@ -1,4 +1,4 @@
-"""What a server shows to a good client: its regions and interrupts, and how many file descriptors it has meanwhile."""
+"""Good client of a server under test, and what it is shown: regions and interrupts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
