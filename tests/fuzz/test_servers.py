@@ -6,6 +6,7 @@ import shlex
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -209,7 +210,8 @@ def test_fields_are_bytes_where_the_schema_has_them() -> None:
     assert payload("DMA_MAP", fields=fields).hex() == "20000000" + "00" * 12 + "0010000000000000" + "ff" * 8
     assert payload("VERSION", fields={"minor": 1}, text="{}\0", data="ff").hex() == "00000100" + "7b7d00" + "ff"
     assert payload(99, body="0102") == b"\1\2"
-    for mistake in ({"command": "DMA_MOP"}, {"command": "DMA_MAP", "fields": {"sise": 1}}, {"command": 1, "body": "x"}):
+    mistakes: list[dict[str, Any]] = [{"command": "DMA_MOP"}, {"command": 1, "body": "x"}]
+    for mistake in (*mistakes, {"command": "DMA_MAP", "fields": {"sise": 1}}):
         with pytest.raises(ValueError, match=r"DMA_MOP|sise|hex"):
             payload(**mistake)
 

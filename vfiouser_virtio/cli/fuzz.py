@@ -66,7 +66,7 @@ def _add_socket(targets: SubParsers) -> None:
         summary="any vfio-user server, through its socket",
         description="Conversations with any vfio-user server, as QEMU's but for what is wrong in them: sizes, fields,\n"
         "file descriptors, half messages, clients that leave. Found is: the server dies, its sanitizer\n"
-        "complains, it does not answer, answers wrongly, keeps file descriptors, or does not serve a good client afterwards.",
+        "complains, it does not answer, answers wrongly, keeps file descriptors, or fails a good client afterwards.",
         usage="[--restart COMMAND] [--cases N | --seconds S] PATH",
         examples="  vfiouser-virtio fuzz socket --restart 'samples/server {socket}' /tmp/x.sock\n"
         "  vfiouser-virtio fuzz socket --restart 'samples/server {socket}' --jobs 2 --seconds 3600 /tmp/x.sock\n"

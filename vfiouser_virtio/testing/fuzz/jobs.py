@@ -70,7 +70,7 @@ Work = Callable[[Any, Share], None]
 
 
 class _Collector:
-    """What jobs tell, into one report."""
+    """Collection of what jobs tell, in one report."""
 
     def __init__(self, report: FuzzReport, stop: int, on_found: Callable[[Discovery], None]) -> None:
         self.report = report
@@ -94,8 +94,9 @@ class _Collector:
         elif what == "note" and isinstance(value, tuple):
             name, new = value
             old = report.notes.get(name)
-            both_numbers = isinstance(old, int) and isinstance(new, int)
-            report.notes[name] = old + new if both_numbers else max(old, new) if isinstance(old, float) else new
+            if isinstance(old, int) and isinstance(new, int):
+                new += old
+            report.notes[name] = max(old, new) if isinstance(old, float) else new
         elif what == "error":
             raise ConfigError(str(value))
         self.progress.tick()

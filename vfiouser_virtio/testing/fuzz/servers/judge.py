@@ -47,7 +47,7 @@ _LEAK_PLAYS = 3
 
 @dataclass(slots=True)
 class ServerTally:
-    """What was seen beside findings."""
+    """Observations beside findings."""
 
     closed: int = 0
     """How often the server has hung up."""
