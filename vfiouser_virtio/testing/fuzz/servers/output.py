@@ -2,10 +2,12 @@
 
 import os
 import re
+import select
 import threading
 
 _KEPT = 64 << 10
 """Bytes: a server may print as much as it likes."""
+_MOST_READS = 64
 
 # What names a fault better than a signal does, by the one who says it; the group is the place.
 _TELLTALE = (
@@ -28,7 +30,9 @@ class ServerOutput:
         self._lock = threading.Lock()
         self._tail = b""
         self._unseen = b""
+        self._ended = False
         self._read, self.write_fd = os.pipe()
+        os.set_blocking(self._read, False)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
@@ -37,11 +41,29 @@ class ServerOutput:
         self._thread.start()
 
     def _run(self) -> None:
-        with open(self._read, "rb", buffering=0) as pipe:
-            while data := pipe.read(1 << 16):
-                with self._lock:
-                    self._tail = (self._tail + data)[-_KEPT:]
-                    self._unseen = (self._unseen + data)[-_KEPT:]
+        try:
+            while self._take():
+                select.select([self._read], [], [])
+        finally:
+            with self._lock:
+                self._ended = True
+                os.close(self._read)
+
+    def _take(self) -> bool:
+        """Read what there is now, of which a flood is only a part; False at the end."""
+        with self._lock:
+            for _ in range(_MOST_READS):
+                if self._ended:
+                    return False
+                try:
+                    data = os.read(self._read, 1 << 16)
+                except BlockingIOError:
+                    return True
+                if not data:
+                    return False
+                self._tail = (self._tail + data)[-_KEPT:]
+                self._unseen = (self._unseen + data)[-_KEPT:]
+        return True
 
     def all_of_it(self, seconds: float) -> str:
         """The newest of what was printed, after the server has ended; a child of its own may keep the pipe open."""
@@ -51,6 +73,7 @@ class ServerOutput:
 
     def complaint(self) -> str:
         """What a sanitizer or a run-time has said since the last look, in one line; empty if nothing."""
+        self._take()  # what was printed before the last reply is in the pipe, whether the thread has run or not
         with self._lock:
             text, self._unseen = self._unseen, b""
         return telltale(text)
