@@ -114,6 +114,19 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str, se
             action="store_true",
             help="a process for each device, so that a busy one does not slow the others; 6 MB each",
         )
+        parser.add_argument(
+            "--supervise",
+            action="store_true",
+            help="a process for each device, and another that holds its client: when the first dies or hangs, it is "
+            "started again, and goes on where it was: the VM lives (docs/supervision.md)",
+        )
+        parser.add_argument(
+            "--hang-after",
+            type=_seconds,
+            metavar="SECONDS",
+            help="with --supervise: kill a device's process that has not answered for so long; 0: never (default: 3; "
+            "QEMU itself gives up a device after 5)",
+        )
     parser.add_argument(
         "--write-multiple", action="store_true", help="offer REGION_WRITE_MULTI to clients that can use it"
     )
@@ -181,8 +194,9 @@ def server_of(
     """
     options |= {name: getattr(arguments, name) for name in ("ids", "write_multiple", "engine", "libvfio_user")}
     if audit is not None:
-        if getattr(arguments, "processes", False):
-            raise ConfigError("--audit: not with --processes, whose devices are in processes of their own")
+        for option in ("processes", "supervise"):
+            if getattr(arguments, option, False):
+                raise ConfigError(f"--audit: not with --{option}, whose devices are in processes of their own")
         options["audit"] = audit.log
     if arguments.trace is not None:
         from vfiouser_virtio.serving.trace import TraceLog, wants_json
@@ -191,7 +205,14 @@ def server_of(
             raise ConfigError("--trace: libvfio-user does not show its messages; use --engine vfio-user")
         as_json = wants_json(arguments.trace, arguments.trace_format)
         options["open_trace"] = TraceLog(arguments.trace, as_json=as_json, limit=arguments.trace_limit)
-    if getattr(arguments, "processes", False):
+    supervise, hang_after = getattr(arguments, "supervise", False), getattr(arguments, "hang_after", None)
+    if hang_after is not None and not supervise:
+        raise ConfigError("--hang-after is for --supervise, which was not asked for")
+    if supervise:
+        from vfiouser_virtio.serving.keeper.keep import Supervision
+
+        options["supervision"] = Supervision() if hang_after is None else Supervision(hang_after)
+    if supervise or getattr(arguments, "processes", False):
         from vfiouser_virtio.serving.processes import serve_in_processes
 
         return partial(serve_in_processes, **options, not_for_children=not_for_children)
@@ -226,6 +247,16 @@ def _line_rate(text: str) -> float:
     if not 0 <= rate < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of lines a second; 0 is no limit")
     return rate
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; 0 is never")
+    return seconds
 
 
 def add_log_arguments(parser: argparse.ArgumentParser, *, log_level: str) -> None:

@@ -3,7 +3,7 @@
 This is its configuration, and what changes it; `blk_requests` is what it does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -85,6 +85,7 @@ class Blk(Device):
         # One at a time: a look at the size that began before `resize` would take it back.
         self._sizing = trio.Lock()
         self.backend = backend = _open(path, size, readonly, aio, cache, backend)
+        self._in_file = isinstance(backend, FileBackend)
         try:
             self._check_size(backend.size)
             if isinstance(backend, FileBackend) and backend.alignment > logical_block_size:
@@ -209,6 +210,13 @@ class Blk(Device):
 
     def take_over(self, predecessor: Device) -> None:
         super().take_over(predecessor)
+        self._settle_cache()
+
+    def can_resume(self) -> bool:
+        return self._in_file  # all requests can be done twice; a disk in RAM is gone
+
+    def resumed(self, fields: Mapping[str, int | bytes]) -> None:
+        super().resumed(fields)
         self._settle_cache()
 
     def reset(self) -> None:

@@ -50,6 +50,9 @@ class Rng(Device):
         except OSError as error:
             raise DeviceError(f"rng: cannot open source {source}: {error.strerror}") from None
 
+    def can_resume(self) -> bool:
+        return True
+
     async def run(self) -> None:
         async for burst in self.requestq.bursts():
             for chain in burst:

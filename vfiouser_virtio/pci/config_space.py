@@ -115,6 +115,16 @@ class ConfigSpace:
         else:
             self._data[offset] &= ~bits & 0xFF
 
+    def state(self) -> bytes:
+        """All that is in it, up to the last byte that is not zero."""
+        return bytes(self._data.rstrip(b"\0"))
+
+    def restore(self, state: bytes) -> None:
+        """What `state` has returned; no hook runs. Raises ValueError for more than there is room for."""
+        if len(state) > self.size:
+            raise ValueError(f"{len(state)} bytes of config space, which has {self.size}")
+        self._data[:] = state.ljust(self.size, b"\0")
+
     def reset(self) -> None:
         """Every register back to its power-on value; no hook runs."""
         self._data[:] = self._power_on

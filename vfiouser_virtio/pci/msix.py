@@ -111,6 +111,20 @@ class Msix:
             if self._fds[vector] != _NO_FD:
                 signal(self._fds[vector])
 
+    def state(self) -> bytes:
+        """The table, and which vectors it masks; empty while nothing of it was written."""
+        table = bytes(self._image[: self._table_size])
+        return b"" if table == _ENTRY_POWER_ON * self.count else table + self._masked
+
+    def restore(self, state: bytes) -> None:
+        """What `state` has returned; nothing is pending. Raises ValueError for that of a table of another size."""
+        state = state or _ENTRY_POWER_ON * self.count + bytes(self.count)
+        if len(state) != self._table_size + self.count:
+            raise ValueError(f"{len(state)} bytes of MSI-X with {self.count} vectors")
+        self._image[: self._table_size] = state[: self._table_size]
+        self._masked[:] = state[self._table_size :]
+        self._clear_pending()
+
     def reset(self) -> None:
         """Back to power-on; the eventfds stay, because a client does not send them again."""
         self.enabled = self._mask_all = False

@@ -30,6 +30,10 @@ class Line:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
 
+    def fileno(self) -> int:
+        """Becomes readable when the parent wants us to end, or has ended itself."""
+        return self._socket.fileno()
+
     def hang_up(self) -> None:
         """We end now, even if the kernel does not let us; from any thread."""
         self._socket.shutdown(socket.SHUT_RDWR)
@@ -70,25 +74,32 @@ class ChildProcess:
         self._line.close()
         os.close(self._pidfd)
 
+    def fds(self) -> tuple[int, int]:
+        """Those that become readable when there is a message, and when it has ended; both stay its own."""
+        return self._line.fileno(), self._pidfd
+
     async def receive(self) -> object:
         """The child's next message; None when it has ended."""
         while True:
             try:
-                data = self._line.recv(_MESSAGE_SIZE)
+                return self.receive_nowait()
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._line)
-            else:
-                message = pickle.loads(data) if data else None  # noqa: S301 - a process of ours
-                self._has_explained |= isinstance(message, Exception)
-                return message
+
+    def receive_nowait(self) -> object:
+        """As `receive`; raises BlockingIOError when there is none."""
+        data = self._line.recv(_MESSAGE_SIZE)
+        message = pickle.loads(data) if data else None  # noqa: S301 - a process of ours
+        self._has_explained |= isinstance(message, Exception)
+        return message
 
     async def wait_end(self) -> str:
         """How it died, once `receive` has given None: "was ended by SIGKILL"; empty where it ended well."""
-        while (death := self._reap()) is None:
+        while (death := self.reap()) is None:
             await trio.lowlevel.wait_readable(self._pidfd)
         return death
 
-    def _reap(self) -> str | None:
+    def reap(self) -> str | None:
         """As `wait_end`; None where it has not ended."""
         found, status = os.waitpid(self._pid, os.WNOHANG)
         if not found:
@@ -99,6 +110,11 @@ class ChildProcess:
             names = {number.value: number.name for number in signal.Signals}
             return f"was ended by {names.get(-code, f'signal {-code}')}"
         return f"ended with status {code}" if code else ""
+
+    def kill(self) -> None:
+        """By SIGKILL, if it has not ended; `reap` says when it has."""
+        if not self._ended:
+            os.kill(self._pid, signal.SIGKILL)
 
     def tell_to_end(self) -> None:
         """By SIGTERM, which reaches a device that does not yield, and by our end of file, which is only for `Line`."""
@@ -119,7 +135,7 @@ class ChildProcess:
             waiting.register(fd, select.POLLIN)
         while death is None:
             ready = dict(waiting.poll(max(0, deadline - time.monotonic()) * 1000))
-            death = self._reap()
+            death = self.reap()
             if death is None and self._line.fileno() in ready and not self._line.recv(_MESSAGE_SIZE):
                 waiting.unregister(self._line)  # it has nothing more to do but to end
                 deadline = min(deadline, time.monotonic() + _LAST_S)

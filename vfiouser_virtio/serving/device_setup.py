@@ -121,16 +121,26 @@ class DeviceSetup:
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
 
-    def create(self, style: Style = "default", audit: "AuditLog | None" = None) -> VirtioPci:
-        """The device on a PCI function of its own; both are made, unless a program has. ``audit`` is as with `serve`.
+    def create(
+        self,
+        style: Style = "default",
+        audit: "AuditLog | None" = None,
+        make_function: Callable[..., VirtioPci] | None = None,
+    ) -> VirtioPci:
+        """The device on a PCI function of its own; both are made, unless a program has. ``audit`` is as with `serve`,
+        and ``make_function`` as with `serving_on`.
 
         Raises ConfigError for values that clash, DeviceError for what cannot be had, and for mistakes of the device's
         author: with the line of the author's code.
         """
-        return self.attach(self.made or self.make(), style, audit)
+        return self.attach(self.made or self.make(), style, audit, make_function)
 
     def attach(
-        self, device: Device | VirtioPci, style: Style = "default", audit: "AuditLog | None" = None
+        self,
+        device: Device | VirtioPci,
+        style: Style = "default",
+        audit: "AuditLog | None" = None,
+        make_function: Callable[..., VirtioPci] | None = None,
     ) -> VirtioPci:
         """The second half of `create`: ``device`` on its PCI function; it is closed where that cannot be."""
         if isinstance(device, VirtioPci):
@@ -140,7 +150,7 @@ class DeviceSetup:
         faults: DeviceFaults | None = None
         try:
             faults = DeviceFaults(self.common, self.name)
-            made = faults.function(audit)(
+            made = (make_function or faults.function(audit))(
                 device,
                 ids=self.identity(style),
                 vectors=self.common.vectors,

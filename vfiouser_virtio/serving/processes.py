@@ -19,7 +19,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -36,10 +36,12 @@ from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.serving.device_specs import DeviceSpec
 from vfiouser_virtio.serving.errors import ProcessError, StuckError
 from vfiouser_virtio.serving.hub_wires import HubWire, close_wires, hub_wires, keep_only
+from vfiouser_virtio.serving.keeper.keep import Supervision, engine_of_device, keep
 from vfiouser_virtio.serving.serve import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on, tell_types
 from vfiouser_virtio.serving.signals import EndVerdict, run_until_signal, signals_blocked
 from vfiouser_virtio.serving.terminal import complain, flush
 from vfiouser_virtio.transports.identity import Style
+from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.vfio_user import OpenTrace
 
 logger = logging.getLogger(__name__)
@@ -59,8 +61,11 @@ def serve_in_processes(
     libvfio_user: str | None = None,
     open_trace: OpenTrace | None = None,
     not_for_children: Sequence[int] = (),
+    supervision: Supervision | None = None,
 ) -> Iterator[AbstractAsyncContextManager[Serving]]:
     """As `serve`, with a process for each device, in which the file descriptors ``not_for_children`` are closed.
+
+    With ``supervision`` a process that dies is replaced by another one, which goes on where it was (`serving.keeper`).
 
     To be entered before ``trio.run``, in which the result is entered in turn; that raises when a device cannot be made.
     One whose process dies later is logged and the others go on; in the end that raises ProcessError here.
@@ -69,6 +74,9 @@ def serve_in_processes(
     _refuse_shared_terminal(wanted)
     tell_types(wanted, open_trace)
     chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
+    if supervision is not None:
+        _check_supervised(wanted, engine)
+        chosen = engine_of_device(write_multiple=write_multiple, open_trace=open_trace)
     children: list[ChildProcess] = []
     died: list[str] = []
     with signals_blocked(), ExitStack() as stack:
@@ -88,7 +96,17 @@ def serve_in_processes(
                 other.disown()
                 if other is not listeners[index]:
                     other.close()
-            return _serve(wanted[index], listeners[index], chosen, line, ids=ids, once=once)
+            if supervision is None:
+                return _serve(wanted[index], listeners[index], chosen, line=line, ids=ids, once=once)
+            return keep(
+                wanted[index],
+                listeners[index],
+                line,
+                partial(_serve, engine=chosen, ids=ids),
+                once=once,
+                supervision=supervision,
+                traced=open_trace is not None,
+            )
 
         for index, setup in enumerate(wanted):
             try:
@@ -152,19 +170,31 @@ def _end(children: Sequence[ChildProcess], names: Sequence[str], died: list[str]
             died.append(name)
 
 
-def _serve(setup: DeviceSetup, listener: Socket, engine: Engine, line: Line, *, ids: Style, once: bool) -> int:
-    """What a child does; its exit status."""
+def _serve(
+    setup: DeviceSetup,
+    listener: Socket,
+    engine: Engine,
+    line: Line,
+    *,
+    ids: Style,
+    once: bool,
+    make_function: Callable[..., VirtioPci] = VirtioPci,
+    beside: Callable[[VirtioPci], Awaitable[None]] | None = None,
+) -> int:
+    """What a child does, and ``beside`` it while the device is served; its exit status."""
     with suppress(OSError):
         Path("/proc/self/comm").write_text(setup.name)  # for top and ps
 
     async def serve() -> int:
         async with (
-            serving_on([listener], [setup], engine, ids=ids, once=once) as served,
+            serving_on([listener], [setup], engine, ids=ids, once=once, make_function=make_function) as served,
             background() as tasks,
         ):
             flush()  # what the device has printed comes before the parent's lines
             line.send(served.endpoints[0].host_side)
             tasks.start_soon(_end_with_parent, line, served.finished)
+            if beside is not None:
+                tasks.start_soon(beside, served.functions[0])
             await served.finished.wait()
             verdict.give(0)
         return 0
@@ -192,6 +222,15 @@ def _serve(setup: DeviceSetup, listener: Socket, engine: Engine, line: Line, *, 
 async def _end_with_parent(line: Line, finished: trio.Event) -> None:
     await line.wait_end()
     finished.set()
+
+
+def _check_supervised(wanted: Sequence[DeviceSetup], engine: EngineName) -> None:
+    """Raises ConfigError for what cannot be supervised."""
+    if engine != "vfio-user":
+        raise ConfigError(f"--supervise: not with --engine {engine}, which does not let go of its client")
+    for setup in wanted:
+        if setup.common.fault:
+            raise ConfigError(f"{setup.name}: fault=NAME: not with --supervise")
 
 
 def _refuse_shared_terminal(wanted: Sequence[DeviceSetup]) -> None:

@@ -170,12 +170,16 @@ async def serving_on(
     ids: Style,
     once: bool,
     audit: "AuditLog | None" = None,
+    make_function: Callable[..., VirtioPci] | None = None,
 ) -> AsyncIterator[Serving]:
-    """Make the devices, and serve each on its socket for as long as the block runs. The rest is as with `serve`."""
+    """Make the devices, and serve each on its socket for as long as the block runs.
+
+    ``make_function`` makes each function, instead of what the description says. The rest is as with `serve`.
+    """
     # First the sockets: what waits for one to appear can connect while a device is still being made.
     for listener in listeners:
         engine.open(listener)
-    functions = await _create(wanted, ids, audit)
+    functions = await _create(wanted, ids, audit, make_function)
     endpoints = [
         endpoint_of(setup, listener, host_side(function))
         for setup, listener, function in zip(wanted, listeners, functions, strict=True)
@@ -224,7 +228,12 @@ async def _serve_sockets(served: Serving, listeners: Sequence[Socket], engine: E
     served.finished.set()
 
 
-async def _create(wanted: Sequence[DeviceSetup], ids: Style, audit: "AuditLog | None") -> list[VirtioPci]:
+async def _create(
+    wanted: Sequence[DeviceSetup],
+    ids: Style,
+    audit: "AuditLog | None",
+    make_function: Callable[..., VirtioPci] | None,
+) -> list[VirtioPci]:
     """Make all devices, or none: what has been opened is closed again when one cannot be made.
 
     Yields after each: a hundred take longer than the watchdog gives one task.
@@ -233,9 +242,9 @@ async def _create(wanted: Sequence[DeviceSetup], ids: Style, audit: "AuditLog | 
     try:
         for setup in wanted:
             if setup.made is None and setup.device_class.made_in_thread:
-                functions.append(setup.attach(await made_in_thread(setup), ids, audit))
+                functions.append(setup.attach(await made_in_thread(setup), ids, audit, make_function))
             else:
-                functions.append(setup.create(ids, audit))
+                functions.append(setup.create(ids, audit, make_function))
                 await trio.lowlevel.checkpoint()
     except BaseException:
         for setup, function in zip(wanted, functions, strict=False):

@@ -82,6 +82,22 @@ class CommonCfg:
         self._device_feature_select = self._driver_feature_select = self._queue_select = 0
         self._queues_resetting.clear()
 
+    def state(self) -> dict[str, int | list[int]]:
+        """What the driver has selected and mapped, as plain data."""
+        return {
+            "selected": [self._device_feature_select, self._driver_feature_select, self._queue_select],
+            "config_vector": self.config_vector,
+            "queue_vectors": list(self.queue_vectors),
+        }
+
+    def restore(self, *, selected: list[int], config_vector: int, queue_vectors: list[int]) -> None:
+        """What `state` has returned. Raises ValueError for another number of queues."""
+        if len(queue_vectors) != len(self.queue_vectors):
+            raise ValueError(f"vectors of {len(queue_vectors)} queues instead of {len(self.queue_vectors)}")
+        self._device_feature_select, self._driver_feature_select, self._queue_select = selected
+        self._set_config_vector(config_vector)
+        self.queue_vectors = [value if value < self.vectors else NO_VECTOR for value in queue_vectors]
+
     # ---- accesses ------------------------------------------------------------------------------------------------
 
     def read(self, offset: int, count: int) -> bytes:

@@ -297,10 +297,14 @@ class VirtioPci(PciFunction):
             return super().io_fds(index)
         if not self._io_event_fds:
             for queue in self.core.queues:
-                fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                fd = self._make_event_fd(queue.index)
                 self._io_event_fds.append(IoEventFd(NOTIFY + NOTIFY_MULTIPLIER * queue.index, 2, fd))
                 self._nursery.start_soon(watch, fd, queue.kick)
         return self._io_event_fds
+
+    def _make_event_fd(self, _queue: int) -> int:
+        """The eventfd of a queue's notifications."""
+        return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def _in_turns(self, step: Callable[[], bool]) -> None:
         """Call ``step`` until it returns False; other tasks have their turns in between, where there are any."""

@@ -207,6 +207,22 @@ class Device:
         for field in self.driver_writes:
             self.config.set(**{field: predecessor.config[field]})
 
+    def can_resume(self) -> bool:
+        """Whether another object, made with the same options, can go on where this one has died with its process.
+
+        For ``serve --supervise`` (docs/supervision.md). Such a device keeps nothing but what is in `config`, on the
+        host, or in the buffers, and can do again what it was asked to do in any buffer that it has not completed.
+        Where it is False, as by default, the driver is told that the device needs a reset.
+        """
+        return False
+
+    def resumed(self, fields: Mapping[str, int | bytes]) -> None:
+        """This device goes on where one of another process has died: ``fields`` are its `driver_writes`, and values.
+
+        Called as `take_over` is. Raise DeviceError for what cannot be: then the device needs a reset.
+        """
+        self.config.set(**fields)
+
     def reset(self) -> None:
         """The driver has reset the device: forget what it had told us."""
 

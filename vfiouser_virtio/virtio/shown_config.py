@@ -43,6 +43,16 @@ class ShownConfig:
             self._seen = True
         return self._generation
 
+    @property
+    def generation(self) -> int:
+        """The number that the next read of ``config_generation`` gives if nothing changes until then."""
+        return self._generation if self._seen else (self._generation + 1) & 0xFF
+
+    def restore(self, generation: int) -> None:
+        """The driver has seen this number, of values that may have been others."""
+        self._generation = generation & 0xFF
+        self._seen = False
+
     def changed(self) -> None:
         """The device has changed its configuration."""
         if self._frozen is None:

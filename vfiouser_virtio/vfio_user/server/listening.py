@@ -6,6 +6,7 @@ import socket
 import stat
 from collections.abc import MutableMapping
 from contextlib import suppress
+from typing import Self
 
 import trio
 
@@ -84,7 +85,7 @@ class Listener:
         """Stop listening, and leave the file where it is: another process goes on."""
         self.socket.close()
 
-    def __enter__(self) -> "Listener":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -32,8 +32,9 @@ _GONE = (errno.ECONNABORTED, errno.EPROTO)
 class Server:
     """Server of ``device``, for one client at a time; the device's state outlives each client.
 
-    ``write_multiple`` lets clients send REGION_WRITE_MULTI. ``trace`` is called with every message; ``open_trace`` with
-    the name of the device for each connection, of which it returns the trace. ``session`` makes the session with a
+    ``write_multiple`` lets clients send REGION_WRITE_MULTI, ``twin_socket`` have a socket for DMA messages. ``trace``
+    is called with every message; ``open_trace`` with the name of the device for each connection, of which it returns
+    the trace. ``session`` makes the session with a
     client, as `Session` does.
     """
 
@@ -43,6 +44,7 @@ class Server:
         *,
         name: str = "",
         write_multiple: bool = False,
+        twin_socket: bool = True,
         trace: Trace | None = None,
         open_trace: OpenTrace | None = None,
         session: Callable[..., Session] = Session,
@@ -50,6 +52,7 @@ class Server:
         self._device = device
         self._name = name
         self._write_multiple = write_multiple
+        self._twin_socket = twin_socket
         self._trace = trace
         self._open_trace = open_trace
         self._session = session
@@ -92,6 +95,7 @@ class Server:
             name,
             f"{name} (pid {pid})",
             write_multiple=self._write_multiple,
+            twin_socket=self._twin_socket,
             trace=self._trace if self._open_trace is None else self._open_trace(name),
         )
         device_log.info("pid %d has connected", pid)

@@ -78,6 +78,8 @@ _PROBES = frozenset({Command.DEVICE_GET_IRQ_INFO, Command.DEVICE_FEATURE})
 class Session:
     """Session with one client, ``client_name``, about the device ``name``; `run` it once.
 
+    ``write_multiple`` and ``twin_socket`` are offered to a client that can use them.
+
     After `run`, ``client`` says whether `VfioDevice.connected` was called, so that `VfioDevice.disconnected` is due,
     and ``hold`` is what the last reply was still waiting for.
     """
@@ -90,12 +92,14 @@ class Session:
         client_name: str,
         *,
         write_multiple: bool = False,
+        twin_socket: bool = True,
         trace: Trace | None = None,
     ) -> None:
         self.client: DmaProxy | None = None
         self.hold: Hold | None = None
         self._device = device
         self._write_multiple = write_multiple
+        self._twin_socket = twin_socket
         self._trace = trace
         self._client_name = client_name
         self._main = MessageSocket(sock)
@@ -339,7 +343,9 @@ class Session:
         close_all(message.take_fds())
         if message.command != Command.VERSION or not message.wants_reply:
             raise PeerError(f"{name_of(message.command)}: the first message must be VERSION", fatal=True)
-        self._negotiated, payload = negotiate(message.body, write_multiple=self._write_multiple)
+        self._negotiated, payload = negotiate(
+            message.body, write_multiple=self._write_multiple, twin_socket=self._twin_socket
+        )
         theirs: socket.socket | None = None
         channel = self._main
         if self._negotiated.twin_socket:

@@ -32,12 +32,12 @@ class Negotiated:
     write_multiple: bool = False
 
 
-def negotiate(payload: Buffer, *, write_multiple: bool = False) -> tuple[Negotiated, bytes]:
+def negotiate(payload: Buffer, *, write_multiple: bool = False, twin_socket: bool = True) -> tuple[Negotiated, bytes]:
     """Answer the payload of a client's VERSION request: what was agreed, and the payload of the reply.
 
     The reply names only what the client named (it "must be a subset of those proposed"), and is never longer than the
     request: QEMU receives it into the request's own buffer. What does not fit is left out, the least important first.
-    ``write_multiple`` allows REGION_WRITE_MULTI to a client that offers it.
+    ``write_multiple`` allows REGION_WRITE_MULTI to a client that offers it, ``twin_socket`` a socket for DMA messages.
 
     Raises a fatal PeerError for another major version and for JSON that is none. Unknown keys are ignored.
     """
@@ -49,7 +49,7 @@ def negotiate(payload: Buffer, *, write_multiple: bool = False) -> tuple[Negotia
     # Most important first.
     answers: list[tuple[str, object]] = []
     twin = offered.get("twin_socket")
-    if isinstance(twin, dict) and twin.get("supported") is True:
+    if twin_socket and isinstance(twin, dict) and twin.get("supported") is True:
         answers.append(("twin_socket", {"supported": True, "fd_index": 0}))
     answers.append(("max_msg_fds", MAX_MSG_FDS))
     answers.append(("max_data_xfer_size", MAX_DATA_XFER_SIZE))

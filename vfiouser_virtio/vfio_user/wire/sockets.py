@@ -139,16 +139,20 @@ class MessageSocket:
 
     async def flush(self) -> None:
         """Send what is queued as the peer takes it, until nothing is left or the peer is gone."""
+        while not self.flush_nowait():
+            await trio.lowlevel.wait_writable(self.socket)
+
+    def flush_nowait(self) -> bool:
+        """Send of what is queued what the peer takes now; whether nothing is left, or the peer is gone."""
         while self._queue and not self.broken:
             rest, fds = self._queue[0]
             try:
                 sent = self._sendmsg(rest, fds) if fds else self.send_now(rest, DONTWAIT)
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self.socket)
-                continue
+                return False
             except OSError:
                 self._break()
-                return
+                break
             close_all(fds)
             self.queued -= sent + len(fds) * _FD_COST
             if sent == len(rest):
@@ -156,6 +160,7 @@ class MessageSocket:
                 self._queue.popleft()
             else:
                 self._queue[0] = (rest[sent:], [])
+        return True
 
     def _sendmsg(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
         return self.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))], DONTWAIT)

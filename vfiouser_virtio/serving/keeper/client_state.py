@@ -1,0 +1,138 @@
+"""What a client has told a server once and for all: version, memory, eventfds. The next server has to be told again.
+
+It is bounded by what the client may have: one message a mapping, one eventfd a vector.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.protocols.codec import codec
+from vfiouser_virtio.protocols.vfio_user import (
+    DMA_MAP,
+    DMA_UNMAP,
+    IRQ_SET,
+    Command,
+    DmaUnmapFlags,
+    IrqSetFlags,
+)
+
+_DMA_MAP, _DMA_UNMAP, _IRQ_SET = codec(DMA_MAP), codec(DMA_UNMAP), codec(IRQ_SET)
+_UNMAP_ALL = int(DmaUnmapFlags.ALL)
+_NONE, _EVENTFD = int(IrqSetFlags.DATA_NONE), int(IrqSetFlags.DATA_EVENTFD)
+_UNMASK, _TRIGGER = int(IrqSetFlags.ACTION_UNMASK), int(IrqSetFlags.ACTION_TRIGGER)
+_RESAMPLE = -1
+"""In the place of a vector of INTx: the eventfd that tells of its end."""
+
+Told = tuple[int, bytes, list[int]]
+"""Command, payload, and file descriptors, which stay this object's."""
+
+
+@dataclass(slots=True)
+class _File:
+    fd: int
+    users: int = 0
+
+
+@dataclass(slots=True)
+class ClientState:
+    """What has been answered with success, of one client. It owns the file descriptors that it was given."""
+
+    version: bytes | None = None
+    """Payload of its VERSION."""
+    _maps: dict[int, tuple[int, bytes, str]] = field(default_factory=dict)
+    """By address: size, payload, and which file."""
+    _files: dict[str, _File] = field(default_factory=dict)
+    _irqs: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def note(self, command: int, payload: bytes, fds: list[int]) -> None:
+        """A request has been answered with success; ``fds`` are this object's from now on."""
+        if command == Command.VERSION:
+            self.version = payload
+        elif command == Command.DMA_MAP:
+            self._map(payload, fds)
+            return
+        elif command == Command.DMA_UNMAP:
+            self._unmap(payload)
+        elif command == Command.DEVICE_SET_IRQS:
+            self._set_irqs(payload, fds)
+            return
+        close_all(fds)
+
+    def told(self) -> Iterator[Told]:
+        """The requests that bring another server to where the last one was, in order."""
+        if self.version is None:
+            return
+        yield Command.VERSION, self.version, []
+        for _size, payload, file in self._maps.values():
+            yield Command.DMA_MAP, payload, [self._files[file].fd] if file else []
+        for (index, vector), fd in self._irqs.items():
+            flags, start = (_EVENTFD | _UNMASK, 0) if vector == _RESAMPLE else (_EVENTFD | _TRIGGER, vector)
+            yield Command.DEVICE_SET_IRQS, _IRQ_SET.pack(_IRQ_SET.size, flags, index, start, 1), [fd]
+
+    def fds(self) -> list[int]:
+        """All that it owns."""
+        return [*(file.fd for file in self._files.values()), *self._irqs.values()]
+
+    def close(self) -> None:
+        """The client has left."""
+        close_all(self.fds())
+        self._files.clear()
+        self._irqs.clear()
+        self._maps.clear()
+
+    # ---- memory --------------------------------------------------------------------------------------------------
+
+    def _map(self, payload: bytes, fds: list[int]) -> None:
+        _argsz, _flags, _offset, address, size = _DMA_MAP.unpack_from(payload)
+        file = ""
+        if fds:
+            file = _identity(fds[0])
+            known = self._files.setdefault(file, _File(fds[0]))
+            known.users += 1
+            if known.fd != fds[0]:  # a guest's RAM comes in many pieces, and behind an IOMMU in thousands
+                close_all(fds)
+        self._maps[address] = size, payload, file
+
+    def _unmap(self, payload: bytes) -> None:
+        _argsz, flags, address, size = _DMA_UNMAP.unpack_from(payload)
+        end = 1 << 64 if flags & _UNMAP_ALL else address + size
+        # A client that unmaps page by page has each at its own address; a range is looked for.
+        whole = self._maps.get(address)
+        if whole is not None and whole[0] == size:
+            gone = [address]
+        else:
+            gone = [start for start, (length, _, _) in self._maps.items() if address <= start and start + length <= end]
+        for start in gone:
+            file = self._maps.pop(start)[2]
+            if file:
+                known = self._files[file]
+                known.users -= 1
+                if not known.users:
+                    close_all([self._files.pop(file).fd])
+
+    # ---- interrupts ----------------------------------------------------------------------------------------------
+
+    def _set_irqs(self, payload: bytes, fds: list[int]) -> None:
+        _argsz, flags, index, start, count = _IRQ_SET.unpack_from(payload)
+        replaced: list[int | None] = []
+        if flags & _EVENTFD and flags & (_TRIGGER | _UNMASK):
+            first = start if flags & _TRIGGER else _RESAMPLE
+            replaced += [self._irqs.pop((index, place), None) for place in range(first, first + count)]
+            for place, fd in enumerate(fds, first):
+                self._irqs[index, place] = fd
+            fds = []
+        elif flags & _TRIGGER and flags & _NONE and not count:
+            replaced = [self._irqs.pop(key) for key in [*self._irqs] if key[0] == index]
+        close_all(fd for fd in [*replaced, *fds] if fd is not None)
+
+
+def _identity(fd: int) -> str:
+    """Which file it is, and how it is open: asks no file system that could hang. Of its own where that is not known."""
+    with suppress(OSError, StopIteration):
+        with open(f"/proc/self/fdinfo/{fd}") as info:
+            lines = dict(line.split(":", 1) for line in info if ":" in line)
+        if "ino" in lines:  # Linux 5.14
+            return " ".join(lines[name].strip() for name in ("mnt_id", "ino", "flags"))
+    return f"fd {fd}"

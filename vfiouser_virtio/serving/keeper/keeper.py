@@ -1,0 +1,350 @@
+"""Keeper process of a device: accepts its clients, relays their messages, and starts its process again.
+
+It has no event loop, no other thread and nothing of the device: so there is little that could make it die, and it may
+fork at any time.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.errors import ConfigError, PeerError
+from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.serving.child_process import Line
+from vfiouser_virtio.serving.keeper.process import ENDED, DeviceProcess, Work
+from vfiouser_virtio.serving.keeper.relay import Relay, RelayError
+from vfiouser_virtio.serving.keeper.restarts import Pulse, Restarts
+from vfiouser_virtio.supervision.journal import make_journal, served
+from vfiouser_virtio.vfio_user import Listener
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Seconds from our end to that of the device's process, before it is killed: less than our own parent gives us.
+_END_S = 8.0
+_CREDENTIALS_SIZE = 12
+
+
+class Keeper:
+    """Keeper of the device ``name``, which clients reach at ``listener``; ``work`` is what its processes do.
+
+    ``line`` leads to the parent, which is told where the device is on the host once it is served, or what the user has
+    done wrong. With ``once`` there is one client, and then the end. A process that has not answered for ``hang_after``
+    seconds is killed; 0: never.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        listener: Listener,
+        work: Work,
+        line: Line,
+        *,
+        once: bool,
+        hang_after: float,
+        notify_by_eventfd: bool = True,
+    ) -> None:
+        self._log = DeviceLog(logger, name)
+        self._listener = listener
+        self._work = work
+        self._line = line
+        self._once = once or listener.connected
+        self._notify_by_eventfd = notify_by_eventfd
+        self._poll = select.poll()
+        self._watched: dict[int, int] = {}
+        self._listening = not listener.connected
+        self._relay: Relay | None = None
+        self._process: DeviceProcess | None = None
+        self._pulse = Pulse(hang_after)
+        self._restarts = Restarts()
+        self._journal = -1
+        self._served = 0
+        self._told_parent = self._given_up = False
+        self._closed: int | None = None
+        """The device's process has closed its end, and this question is whether it lives."""
+        self._at = 0.0
+        """When to start the next process, or to look whether the one that is there answers."""
+        self._status: int | None = None
+        self._wakeup, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def run(self) -> int:
+        """Keep the device until a signal, the end of the parent, or that of the only client; the exit status."""
+        with self._signals():
+            if self._listener.connected:
+                self._take(self._listener.socket.dup())
+            self._start()
+            while self._status is None:
+                self._watch()
+                self._look(dict(self._poll.poll(self._timeout())))
+            self._end()
+        return self._status
+
+    # ---- waiting -------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Tell the poll object what to wait for; only what has changed costs a system call."""
+        wanted = {self._wakeup: select.POLLIN, self._line.fileno(): select.POLLIN}
+        if self._listening:
+            wanted[self._listener.socket.fileno()] = select.POLLIN
+        if self._process is not None:
+            wanted |= dict.fromkeys(self._process.waits_for(), select.POLLIN)
+        if (relay := self._relay) is not None:
+            writes = select.POLLOUT if relay.client.queued else 0
+            wanted[relay.client.socket.fileno()] = writes | (select.POLLIN if relay.takes_more else 0)
+            if relay.device is not None and self._closed is None:
+                writes = select.POLLOUT if relay.device.queued else 0
+                wanted[relay.device.socket.fileno()] = writes | select.POLLIN
+        if wanted != self._watched:
+            for fd in self._watched.keys() - wanted.keys():
+                self._poll.unregister(fd)
+            for fd, events in wanted.items():
+                if self._watched.get(fd) != events:
+                    self._poll.register(fd, events)
+            self._watched = wanted
+
+    def _timeout(self) -> float | None:
+        """Milliseconds until there is something to do without anything having happened; None: never."""
+        if self._process is not None and not (self._pulse.look_every and self._process.ready):
+            return None
+        return max(0.0, self._at - time.monotonic()) * 1000
+
+    def _look(self, ready: dict[int, int]) -> None:
+        if self._wakeup in ready or self._line.fileno() in ready:
+            self._status = 0
+            return
+        # The device's side first: what it has answered before it died is answered.
+        relay = self._relay
+        if relay is not None and relay.device is not None and relay.device.socket.fileno() in ready:
+            self._from_device(relay)
+        if relay is not None and relay is self._relay and relay.client.socket.fileno() in ready:
+            self._from_client(relay)
+        if self._process is not None and any(fd in ready for fd in self._process.waits_for()):
+            self._from_process(self._process)
+        if self._listening and self._listener.socket.fileno() in ready:
+            self._accept()
+        if self._status is None and time.monotonic() >= self._at:
+            if self._process is None:
+                self._start()
+            elif self._process.ready:
+                self._ask(self._process)
+
+    # ---- the client ----------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            client, _address = self._listener.socket.accept()
+        except OSError:
+            return  # gone again, or no room in our table of files: then it waits
+        if self._relay is not None and self._relay.client.peer_hung_up():
+            self._client_left(self._relay)
+        if self._relay is not None:
+            pid = int.from_bytes(_credentials(client)[:4], "little")
+            self._log.warning("refused another client, pid %d, while one is being served", pid)
+            client.close()
+            return
+        self._take(client)
+
+    def _take(self, client: socket.socket) -> None:
+        self._relay = Relay(client, self._log, notify_by_eventfd=self._notify_by_eventfd)
+        if self._once and self._listening:
+            self._listening = False
+            self._watch()  # before its number is another file's
+            self._listener.stop_listening()
+        if self._process is not None and self._process.ready:
+            self._connect(self._relay, self._process)
+
+    def _from_client(self, relay: Relay) -> None:
+        relay.client.flush_nowait()
+        try:
+            if relay.takes_more and not relay.from_client():
+                self._client_left(relay)
+        except PeerError as error:
+            self._log.warning("%s; connection closed", error)
+            self._client_left(relay)
+
+    def _client_left(self, relay: Relay) -> None:
+        """It is gone, or must go; so is its device's state, but for what the process knows."""
+        self._relay = None
+        self._watch()
+        if relay.close():
+            self._log.warning("the client went in the middle of a message")
+        self._log.summarize()
+        self._log.forget()
+        if self._given_up:
+            self._given_up, self._restarts = False, Restarts()  # the next client may have better luck
+            if self._process is not None:
+                self._process.kill()
+        elif self._process is not None and self._process.resuming:
+            self._process.resume("its client has left")
+
+    # ---- the device's process ------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        relay = self._relay
+        resuming = relay is not None and relay.begun
+        if not resuming:
+            close_all([self._journal] if self._journal >= 0 else [])
+            self._journal, self._served = make_journal(), 0
+        ours = [self._wakeup, self._woken, self._line.fileno()]
+        if self._listening or self._listener.connected:
+            ours.append(self._listener.socket.fileno())
+        with _blocked():
+            self._process = DeviceProcess(
+                self._work,
+                journal=self._journal,
+                notifications=() if relay is None else relay.notifications,
+                resuming=resuming,
+                given_up=self._given_up,
+                not_for_it=ours if relay is None else [*ours, *relay.fds()],
+            )
+        self._closed = None
+
+    def _connect(self, relay: Relay, process: DeviceProcess) -> None:
+        """Give the client to the device's process."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process.take_client(theirs, _credentials(relay.client.socket))
+        relay.attach(ours)
+        self._closed = None
+        self._go_on(relay, process)
+
+    def _from_device(self, relay: Relay) -> None:
+        assert relay.device is not None
+        assert self._process is not None
+        relay.device.flush_nowait()
+        try:
+            more = relay.from_device()
+        except RelayError as error:
+            self._log.error("its process has sent what it cannot mean, and is killed: %s", error)
+            self._closed = -1
+            self._process.kill()
+            return
+        if more is False:
+            # It has died, or closed the connection because of what the client did: only one that lives answers.
+            self._closed = self._process.ask()
+        else:
+            self._go_on(relay, self._process)
+
+    def _go_on(self, relay: Relay, process: DeviceProcess) -> None:
+        """Bring the process one step nearer to where the last one was."""
+        if not relay.was_told():
+            return
+        if process.resuming:
+            process.resume(self._restarts.why_not_resume)
+        else:
+            relay.go_on()
+
+    def _from_process(self, process: DeviceProcess) -> None:
+        self._heard(process)
+        for _ in process.answers():
+            process.resuming = False
+            if self._relay is not None and self._relay.was_told():
+                self._relay.go_on()
+        if self._closed is not None and self._closed >= 0 and process.has_answered(self._closed):
+            self._closed = None
+            if self._relay is not None:
+                self._client_left(self._relay)
+        death = process.reap()
+        if death is not None:
+            self._heard(process)  # its last word may be that this is no death
+            self._died(process, death)
+
+    def _heard(self, process: DeviceProcess) -> None:
+        for message in process.hear():
+            if isinstance(message, dict):
+                self._status = int(message.get(ENDED, 1))
+            elif not isinstance(message, ConfigError):
+                process.ready = True
+                self._at = 0.0
+                if not self._told_parent:
+                    self._told_parent = True
+                    self._line.send(message)
+                if self._relay is not None:
+                    self._connect(self._relay, process)
+            elif self._told_parent:
+                self._log.error("cannot be started again: %s", message)
+            else:
+                self._line.send(message)
+
+    def _died(self, process: DeviceProcess, death: str) -> None:
+        self._process = None
+        self._watch()
+        process.close()
+        relay = self._relay
+        if relay is not None:
+            relay.detach()
+        if self._status is not None:
+            return
+        if not self._told_parent or (self._once and not self._listening and relay is None):
+            self._log.error("its process %s", death)
+            self._status = 1
+            return
+        total = served(self._journal)
+        progress = total != self._served or (relay is not None and relay.has_served())
+        self._served = total
+        delay = self._restarts.died(served=progress)
+        if self._restarts.hopeless and not self._given_up:
+            self._given_up = True
+            self._log.error(
+                "its process %s: %s; it is given up, and its driver is told", death, self._restarts.why_not_resume
+            )
+        else:
+            wait = f" in {delay:.1f} s" if delay else ""
+            self._log.error("its process %s; another one is started%s", death, wait)
+        self._at = time.monotonic() + delay
+
+    def _ask(self, process: DeviceProcess) -> None:
+        self._at = time.monotonic() + (self._pulse.look_every or 3600)
+        if self._pulse.look(silent=process.silent):
+            self._log.error("its process hangs: it has not answered for %g s, and is killed", self._pulse.hang_after)
+            self._pulse.look(silent=False)
+            process.kill()
+        elif not process.silent and self._pulse.look_every:
+            process.ask()
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and (death := process.end(time.monotonic() + _END_S)):
+            self._log.error("its process %s", death)
+        if self._relay is not None:
+            self._relay.close()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Block in which a signal wakes the loop up. Those that are blocked before are so again in a forked process."""
+        before = {number: signal.signal(number, _noted) for number in _SIGNALS}
+        wakeup = signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _noted(*_: object) -> None:
+    """The wake-up file descriptor has said it already."""
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    """Block in which signals wait: what is forked in it begins with them blocked, and does not end in our handlers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _credentials(client: socket.socket) -> bytes:
+    return client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS_SIZE)

@@ -1,0 +1,167 @@
+"""Process of a device as its keeper sees it: one of perhaps many, one after the other."""
+
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.serving.child_process import ChildProcess, Line
+from vfiouser_virtio.serving.keeper.attendant import MOST, PING, PONG, RESUME
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a process of the device begins with."""
+
+    clients: socket.socket
+    """Brings connections: see `attendant.RelayedListener`."""
+    pulse: socket.socket
+    """See `attendant.attendant`."""
+    journal: int
+    """A memfd: see `supervision.journal`."""
+    notifications: tuple[int, ...]
+    """Eventfds of its queues."""
+    resuming: bool
+    """It goes on where another one has died."""
+    given_up: bool
+    """It stands in for a device that dies again and again."""
+
+
+ENDED = "ended"
+"""Key of the last message of a process that has come to its end, and so has not died; the value is its exit status."""
+
+Work = Callable[[Line, Beginning], int]
+"""What a process of the device does; returns its exit status."""
+
+
+class DeviceProcess:
+    """Started process that runs ``work``, in which the file descriptors ``not_for_it`` are closed first."""
+
+    def __init__(
+        self,
+        work: Work,
+        *,
+        journal: int,
+        notifications: Iterable[int],
+        resuming: bool,
+        given_up: bool,
+        not_for_it: Iterable[int],
+    ) -> None:
+        self.ready = False
+        """It serves the device."""
+        self.resuming = resuming
+        """It has not yet gone on where another one has died."""
+        self._resume_asked = False
+        self._asked = self._answered = 0
+        self._deaf: set[int] = set()
+        self._clients, clients = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pulse, pulse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pulse.setblocking(False)
+        with clients, pulse:
+            clients.setblocking(False)
+            begin = Beginning(clients, pulse, journal, tuple(notifications), resuming, given_up)
+
+            def begin_work(line: Line) -> int:
+                signal.set_wakeup_fd(-1)  # the keeper's is about to be closed
+                close_all([*not_for_it, self._clients.detach(), self._pulse.detach()])
+                return work(line, begin)
+
+            self._child = ChildProcess(begin_work)
+
+    def waits_for(self) -> list[int]:
+        """File descriptors that become readable when there is something to `hear`, or `reap`."""
+        return [fd for fd in (*self._child.fds(), self._pulse.fileno()) if fd not in self._deaf]
+
+    # ---- what it says --------------------------------------------------------------------------------------------
+
+    def hear(self) -> list[object]:
+        """Its messages on its line: where it is on the host, what the user has done wrong, `ENDED`."""
+        heard: list[object] = []
+        while self._child.fds()[0] not in self._deaf:
+            try:
+                message = self._child.receive_nowait()
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                message = None
+            if message is None:
+                self._deaf.add(self._child.fds()[0])
+            else:
+                heard.append(message)
+        return heard
+
+    def answers(self) -> list[bytes]:
+        """What it has answered: `attendant.RESUMED`, and answers to `ask`."""
+        found: list[bytes] = []
+        while self._pulse.fileno() not in self._deaf:
+            try:
+                message = self._pulse.recv(MOST)
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                message = b""
+            if not message:
+                self._deaf.add(self._pulse.fileno())
+            elif message.startswith(PONG):
+                self._answered = int(message[len(PONG) :])
+            else:
+                found.append(message)
+        return found
+
+    def reap(self) -> str | None:
+        """How it has died: "was ended by SIGKILL"; None while it lives."""
+        death = self._child.reap()
+        return None if death is None else death or "ended without a reason"
+
+    # ---- what it is told -----------------------------------------------------------------------------------------
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has not answered all that it was asked."""
+        return self._answered < self._asked
+
+    def has_answered(self, question: int) -> bool:
+        """Whether it has lived after this question of `ask`."""
+        return self._answered >= question
+
+    def ask(self) -> int:
+        """Ask whether it lives; returns the number of the question."""
+        self._asked += 1
+        self._tell(PING + b"%d" % self._asked)
+        return self._asked
+
+    def resume(self, why_not: str = "") -> None:
+        """Let it go on where the last one has died, or say why not. Only once."""
+        if not self._resume_asked:
+            self._resume_asked = True
+            self._tell(RESUME + why_not.encode())
+
+    def take_client(self, connection: socket.socket, credentials: bytes) -> None:
+        """Hand over the connection of a client."""
+        with suppress(OSError):  # it has died, and that is heard of
+            socket.send_fds(self._clients, [credentials], [connection.fileno()])
+
+    def _tell(self, message: bytes) -> None:
+        with suppress(OSError):  # as above
+            self._pulse.send(message)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._child.kill()
+
+    def end(self, deadline: float) -> str:
+        """As `ChildProcess.end`, told before."""
+        self._child.tell_to_end()
+        return self._child.end(deadline)
+
+    def close(self) -> None:
+        """Forget about one that has ended."""
+        self._clients.close()
+        self._pulse.close()
+        self._child.close()
+
+    def fds(self) -> list[int]:
+        """Its own in the keeper, for the next one to close."""
+        return [*self._child.fds(), self._clients.fileno(), self._pulse.fileno()]

@@ -1,0 +1,333 @@
+"""Relay between a client and its device's process, which may die at any time: no message is lost or answered twice.
+
+::
+
+    client ──▶ request ──▶ [asked, in order] ──▶ device's process ──▶ reply ──▶ client
+                                │ what is not answered when the process dies is for the next one
+    client ◀── DMA_READ, DMA_WRITE ◀── [asking] ◀── device's process
+
+Posted requests are relayed as such that want a reply, which goes no further: so it is known what was carried out. A
+server answers in order, so only the oldest can have been carried out without being answered, and every request may be
+carried out twice with the same result. A posted notification of a queue is no message any more but an eventfd, whenever
+nothing else is under way.
+"""
+
+import errno
+import socket
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.eventfds import signal
+from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.protocols.codec import codec
+from vfiouser_virtio.protocols.vfio_user import (
+    HEADER_AND_REGION_ACCESS,
+    HEADER_CODEC,
+    IOEVENTFD,
+    REGION_IO_FDS,
+    Command,
+    MessageFlags,
+)
+from vfiouser_virtio.serving.keeper.client_state import ClientState
+from vfiouser_virtio.transports.pci import VIRTIO_BAR
+from vfiouser_virtio.vfio_user.wire.connection import MAX_MSG_FDS, Message, error_reply, name_of, request
+from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
+
+MOST_WAITING = 16 << 20
+"""Bytes of requests without an answer, or of replies that the client does not read, beyond which no more are taken."""
+# What a request counts besides its bytes, and each of its file descriptors, as in `Backlog`.
+_MESSAGE_COST, _FD_COST = 256, 64 * 1024
+_WRITE, _NO_REPLY, _ERROR = int(Command.REGION_WRITE), int(MessageFlags.NO_REPLY), int(MessageFlags.ERROR)
+_ACCESS_SIZE = HEADER_AND_REGION_ACCESS.size
+_unpack_access = HEADER_AND_REGION_ACCESS.unpack_from
+_REGION_IO_FDS, _IOEVENTFD = codec(REGION_IO_FDS), codec(IOEVENTFD)
+_ANY_QUEUES = _REGION_IO_FDS.size + 1024 * _IOEVENTFD.size
+"""Room for the eventfds of so many queues; of others, notifications stay messages."""
+
+
+class RelayError(Exception):
+    """Something that the device's process cannot have sent if it is in its right mind."""
+
+
+class _Phase(Enum):
+    GONE = auto()
+    """There is no process of the device."""
+    TOLD = auto()
+    """It is told what the client has said before."""
+    RESUMING = auto()
+    """It has been told, and takes up what the one before has left."""
+    LIVE = auto()
+
+
+@dataclass(slots=True)
+class _Asked:
+    """Request of the client, or of ours, that was not answered."""
+
+    id: int
+    command: int
+    data: bytes
+    fds: list[int]
+    quiet: bool
+    """Nothing is sent to the client."""
+    ours: bool = False
+
+    @property
+    def cost(self) -> int:
+        """About how many bytes it takes."""
+        return len(self.data) + _MESSAGE_COST + len(self.fds) * _FD_COST
+
+
+class Relay:
+    """Relay for one client, whose socket this owns."""
+
+    def __init__(self, client: socket.socket, log: DeviceLog, *, notify_by_eventfd: bool = True) -> None:
+        self.client = MessageSocket(client)
+        self.device: MessageSocket | None = None
+        self.told = ClientState()
+        self.notifications: list[int] = []
+        """Eventfds of the queues, the same for all processes of the device."""
+        self._notify_by_eventfd = notify_by_eventfd
+        self._queues: dict[int, tuple[int, bytes]] = {}
+        """By offset in the BAR: eventfd, and what is written there."""
+        self._log = log
+        self._phase = _Phase.GONE
+        self._asked: deque[_Asked] = deque()
+        self._waiting = 0
+        self._telling: deque[_Asked] = deque()
+        self._asking: deque[tuple[int, int]] = deque()
+        """Requests of the device's process to the client: id and command."""
+        self._stale: deque[tuple[int, int]] = deque()
+        """Those of processes that have died: their answers are for no one."""
+        self._served = False
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether the client is to be read from."""
+        return self._waiting <= MOST_WAITING and self.client.queued <= MOST_WAITING
+
+    @property
+    def begun(self) -> bool:
+        """Whether the client has negotiated a version, and so has a state that the next process is to be told."""
+        return self.told.version is not None
+
+    # ---- from the client -----------------------------------------------------------------------------------------
+
+    def from_client(self) -> bool:
+        """Take what the client has sent; False when it has left. Raises a fatal PeerError for what is no message."""
+        try:
+            if not self.client.receive_nowait():
+                return False
+        except BlockingIOError:
+            return True
+        connection = self.client.connection
+        if not connection.pending_fds and self._queues:
+            self._take_notifications()
+        while connection.next():
+            message = connection.message()
+            if message.is_reply:
+                self._answered(message)
+            else:
+                self._ask(message)
+        return True
+
+    def _take_notifications(self) -> None:
+        """Signal the eventfds of posted notifications at the beginning of what was received; leave the rest."""
+        connection, queues = self.client.connection, self._queues
+        while not self._asked and connection.end - connection.position >= _ACCESS_SIZE + 2:
+            position = connection.position
+            _id, command, size, flags, _error, offset, region, count = _unpack_access(connection.buffer, position)
+            if (
+                command != _WRITE
+                or flags != _NO_REPLY
+                or region != VIRTIO_BAR
+                or size != _ACCESS_SIZE + 2
+                or count != 2
+            ):
+                return
+            fd, name = queues.get(offset, (-1, b""))
+            end = position + size
+            if fd < 0 or connection.buffer[end - 2 : end] != name:
+                return
+            signal(fd)
+            connection.position = end
+
+    def _ask(self, message: Message) -> None:
+        flags = message.flags
+        quiet = not message.wants_reply
+        if message.fds_lost or len(message.fds) > MAX_MSG_FDS:
+            close_all(message.take_fds())
+            self._log.once("fds", "%s: its file descriptors did not arrive", name_of(message.command))
+            if not quiet:
+                self.client.send(error_reply(message.id, message.command, errno.EMFILE))
+            return
+        data = request(message.id, message.command, message.body, flags & ~_NO_REPLY)
+        self._put(_Asked(message.id, message.command, data, message.take_fds(), quiet))
+
+    def _put(self, asked: _Asked) -> None:
+        self._asked.append(asked)
+        self._waiting += asked.cost
+        if self._phase is _Phase.LIVE and self.device is not None:
+            self.device.send(asked.data, asked.fds)
+
+    def _answered(self, message: Message) -> None:
+        close_all(message.take_fds())
+        key = message.id, message.command
+        # A client answers in order.
+        if key in self._stale:
+            self._stale.remove(key)
+            return
+        if key not in self._asking:
+            self._log.once("reply", "%s: reply with id %#x, of no request", name_of(message.command), message.id)
+            return
+        self._asking.remove(key)
+        if self.device is not None:
+            self.device.send(_whole(message))
+
+    # ---- from the device -----------------------------------------------------------------------------------------
+
+    def from_device(self) -> bool | None:
+        """Take what the device's process has sent; None where there is nothing, False when it has closed its end.
+
+        Raises RelayError.
+        """
+        assert self.device is not None
+        try:
+            if not self.device.receive_nowait():
+                return False
+            connection = self.device.connection
+            while connection.next():
+                message = connection.message()
+                try:
+                    if message.is_reply:
+                        self._reply(message)
+                    else:
+                        self._asking.append((message.id, message.command))
+                        self.client.send(_whole(message))
+                finally:
+                    close_all(message.take_fds())
+        except BlockingIOError:
+            return None
+        except PeerError as error:
+            raise RelayError(str(error)) from None
+        return True
+
+    def _reply(self, message: Message) -> None:
+        waiting = self._telling if self._phase is _Phase.TOLD else self._asked
+        if not waiting or (waiting[0].id, waiting[0].command) != (message.id, message.command):
+            raise RelayError(f"{name_of(message.command)}: a reply with id {message.id:#x}, which was not asked for")
+        asked = waiting.popleft()
+        failed = bool(message.flags & _ERROR)
+        if waiting is self._telling:
+            if failed:
+                self._log.error("%s of before could not be repeated", name_of(asked.command))
+        else:
+            self._waiting -= asked.cost
+            self._served = self._served or not asked.ours
+        if asked.ours:
+            if asked.command == Command.DEVICE_GET_REGION_IO_FDS and not failed:
+                self._learn_queues(message)
+            return
+        if not asked.quiet:
+            self.client.send(_whole(message), message.fds)
+        fds, asked.fds = asked.fds, []
+        if failed:
+            close_all(fds)
+            return
+        self.told.note(asked.command, asked.data[HEADER_CODEC.size :], fds)
+        if asked.command == Command.VERSION:
+            self._put(self._question())
+
+    def _question(self) -> _Asked:
+        body = _REGION_IO_FDS.pack(_ANY_QUEUES, 0, VIRTIO_BAR, 0)
+        command = Command.DEVICE_GET_REGION_IO_FDS
+        return _Asked(0, command, request(0, command, body), [], quiet=True, ours=True)
+
+    def _learn_queues(self, message: Message) -> None:
+        """Which eventfd is for which queue. After a death they are the same ones, of which there is a copy already."""
+        if not self._notify_by_eventfd or self._queues:
+            return
+        *_, count = _REGION_IO_FDS.unpack_from(message.body)
+        fds = message.take_fds()
+        for number in range(count):
+            at = _REGION_IO_FDS.size + number * _IOEVENTFD.size
+            offset, _size, place, _kind, _flags, _match = _IOEVENTFD.unpack_from(message.body, at)
+            if place < len(fds):
+                self._queues[offset] = fds[place], number.to_bytes(2, "little")
+        self.notifications = fds
+
+    # ---- the process comes and goes ------------------------------------------------------------------------------
+
+    def attach(self, device: socket.socket) -> None:
+        """Go on with this process, which serves ``device``: first it is told what the client has said before."""
+        self.device = MessageSocket(device)
+        if not self.begun:
+            self._phase = _Phase.RESUMING
+            return
+        self._phase = _Phase.TOLD
+        for command, payload, fds in self.told.told():
+            self._telling.append(_Asked(0, command, request(0, command, payload), fds, quiet=True, ours=True))
+        self._telling.append(self._question())
+        for asked in self._telling:
+            self.device.send(asked.data, asked.fds)
+
+    def was_told(self) -> bool:
+        """Whether the process has just come to know all of that: it may `go_on` when it has resumed the device."""
+        if self._phase is _Phase.TOLD and not self._telling:
+            self._phase = _Phase.RESUMING
+        return self._phase is _Phase.RESUMING
+
+    def go_on(self) -> None:
+        """The process is ready for what was not answered, and for all that follows."""
+        self._phase = _Phase.LIVE
+        assert self.device is not None
+        for asked in self._asked:
+            self.device.send(asked.data, asked.fds)
+
+    def detach(self) -> None:
+        """The process has died. What it has sent is relayed; what it had begun to send is not."""
+        if self.device is not None:
+            try:
+                while self.from_device():
+                    pass
+            except RelayError as error:
+                self._log.debug("its last words: %s", error)
+            self.device.close()
+        self.device = None
+        self._phase = _Phase.GONE
+        self._telling.clear()
+        self._stale += self._asking
+        self._asking.clear()
+        for asked in [asked for asked in self._asked if asked.ours]:
+            self._asked.remove(asked)
+            self._waiting -= asked.cost
+
+    def has_served(self) -> bool:
+        """Whether the client has had an answer since this was asked the last time."""
+        served, self._served = self._served, False
+        return served
+
+    def fds(self) -> list[int]:
+        """All file descriptors that it owns, for a forked process to close."""
+        owned = [self.client.socket.fileno(), *self.told.fds()]
+        if self.device is not None:
+            owned.append(self.device.socket.fileno())
+        return owned + [fd for asked in self._asked for fd in asked.fds]
+
+    def close(self) -> bool:
+        """The client has left, or must: whether it went in the middle of a message."""
+        cut = self.client.close()
+        if self.device is not None:
+            self.device.close()
+        self.told.close()
+        for asked in self._asked:
+            close_all(asked.fds)
+        close_all(self.notifications)
+        return cut
+
+
+def _whole(message: Message) -> bytes:
+    size = HEADER_CODEC.size + len(message.body)
+    return HEADER_CODEC.pack(message.id, message.command, size, message.flags, message.error) + message.body

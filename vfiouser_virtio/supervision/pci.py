@@ -1,0 +1,139 @@
+"""Virtio over PCI with a journal: the registers as their driver has left them, for the next process of the device."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.memory import NeedsMessages
+from vfiouser_virtio.supervision.core import SupervisedCore
+from vfiouser_virtio.supervision.errors import CannotResume
+from vfiouser_virtio.transports.pci import NOTIFY, VIRTIO_BAR, VirtioPci
+from vfiouser_virtio.vfio_device import Buffer, DmaClient, Hold
+from vfiouser_virtio.virtio import Device, DeviceError
+from vfiouser_virtio.virtio.author_line import log_bug
+
+
+class SupervisedPci(VirtioPci):
+    """`VirtioPci` that saves its registers in the memfd ``journal_fd`` whenever they have changed.
+
+    ``notifications`` are eventfds of the queues, of which copies are used where there are some. With ``resuming`` it is
+    that of a process that has died, and `resume` is called when its client's memory and eventfds are there again; until
+    then nothing is saved. The rest of the arguments are those of `VirtioPci`.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        journal_fd: int,
+        notifications: Sequence[int] = (),
+        resuming: bool = False,
+        **named: Any,
+    ) -> None:
+        made: list[SupervisedCore] = []
+
+        def core(*arguments: Any, **options: Any) -> SupervisedCore:
+            made.append(SupervisedCore(*arguments, journal_fd=journal_fd, **options))
+            return made[0]
+
+        super().__init__(device, core=core, **named)
+        [self._supervised] = made
+        self._notifications = notifications
+        self._resuming = resuming
+        self._told = False
+        self._supervised.on_change = self.save
+
+    # ---- what changes the registers ------------------------------------------------------------------------------
+
+    def connected(self, client: DmaClient) -> None:
+        """As `PciFunction.connected`."""
+        super().connected(client)
+        self.save()
+
+    def disconnected(self) -> Hold | None:
+        """As `PciFunction.disconnected`."""
+        hold = super().disconnected()
+        self._resuming = False  # whoever comes next begins with this one's registers
+        self.save()
+        return hold
+
+    def region_write(self, index: int, offset: int, data: Buffer) -> None:
+        """As `PciFunction.region_write`."""
+        super().region_write(index, offset, data)
+        if index != VIRTIO_BAR or offset < NOTIFY:
+            self.save()
+
+    def reset(self) -> Hold | None:
+        """As `PciFunction.reset`."""
+        hold = super().reset()
+        self.save()
+        return hold
+
+    def save(self) -> None:
+        """Save all registers. Takes some 20 µs, so not done for notifications."""
+        if self._resuming:
+            return
+        state = {
+            "config": self.config.state().hex(),
+            "decodes": self._client_decodes,
+            "msix": "" if self.msix is None else self.msix.state().hex(),
+            "common": self._common.state(),
+            "core": self._supervised.state(),
+        }
+        if not self._supervised.journal.save(json.dumps(state, separators=(",", ":")).encode()) and not self._told:
+            self._told = True
+            self._log.warning("it has too many queues to be resumed if its process dies")
+
+    # ---- after a death -------------------------------------------------------------------------------------------
+
+    def resume(self, why_not: str = "") -> None:
+        """Go on where the process before this one has died, as far as that can be; one line says how.
+
+        ``why_not``: do not, but tell the driver that the device needs a reset.
+        """
+        saved = self._supervised.journal.load()
+        try:
+            if self._resuming and saved is not None:
+                self._restore(json.loads(saved), why_not)
+        finally:
+            self._resuming = False
+            self.save()
+
+    def _restore(self, state: dict[str, Any], why_not: str) -> None:
+        core = self._supervised
+        try:
+            self.config.restore(bytes.fromhex(state["config"]))
+            self._client_decodes = state["decodes"]
+            if self.msix is not None:
+                self.msix.restore(bytes.fromhex(state["msix"]))
+                self._msix_written(0, b"")
+            self._command_written()
+            self._common.restore(**state["common"])
+            if what := core.restore(state["core"], why_not):
+                self._log.warning("resumed: %s", what)
+            return
+        except CannotResume as error:
+            self._log.error("cannot be resumed: %s; the device needs a reset", error)
+        except NeedsMessages:
+            self._log.error(
+                "cannot be resumed: requests lie in memory without a file descriptor (see share=on); "
+                "the device needs a reset"
+            )
+        except (GuestError, DeviceError) as error:
+            self._log.error("cannot be resumed, the device needs a reset: %s", error)
+        except Exception as error:
+            log_bug(self._log, "cannot be resumed, the device needs a reset: a bug", error)
+        core.lose()
+
+    def _make_event_fd(self, queue: int) -> int:
+        if queue < len(self._notifications):
+            return os.dup(self._notifications[queue])
+        return super()._make_event_fd(queue)
+
+
+def supervised(journal_fd: int, notifications: Sequence[int], *, resuming: bool) -> Callable[..., SupervisedPci]:
+    """What makes such a function, for `serving.serve`."""
+    return partial(SupervisedPci, journal_fd=journal_fd, notifications=notifications, resuming=resuming)
