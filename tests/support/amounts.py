@@ -15,6 +15,10 @@ class Amounts:
 
     ring_examples: int = 50
     """Runs of each ring machine against the model of the specification."""
+    ring_deaths: int = 60
+    """Games of a driver with a device that dies again and again, of each kind of ring."""
+    device_deaths: int = 5
+    """How often the process of a disk under load is killed."""
     fuzz_cases: int = 24
     """Cases of each kind that the fuzzer makes."""
     every_switch: int = 6 * MIB
@@ -41,13 +45,13 @@ class Amounts:
 
 USUAL = Amounts()
 QUICK = replace(
-    USUAL, ring_examples=20, fuzz_cases=8, every_switch=2 * MIB, polled=2 * MIB, by_pages=4 * MIB, requests_of_pages=24,
-    rebinds=4, tcp_file=4 * MIB, boot_stride=16, resets=120,
+    USUAL, ring_examples=20, ring_deaths=30, device_deaths=3, fuzz_cases=8, every_switch=2 * MIB, polled=2 * MIB,
+    by_pages=4 * MIB, requests_of_pages=24, rebinds=4, tcp_file=4 * MIB, boot_stride=16, resets=120,
     flushed_writes=300,
 )  # fmt: skip
 LONG = replace(
-    USUAL, ring_examples=5000, every_switch=1024 * MIB, by_pages=1024 * MIB, tcp_file=100 * MIB, every_way=True,
-    resets=4000, flushed_writes=10_000,
+    USUAL, ring_examples=5000, ring_deaths=5000, device_deaths=100, every_switch=1024 * MIB, by_pages=1024 * MIB,
+    tcp_file=100 * MIB, every_way=True, resets=4000, flushed_writes=10_000,
 )  # fmt: skip
 
 

@@ -73,9 +73,10 @@ def serve_in_processes(
     wanted = parsed(devices)
     _refuse_shared_terminal(wanted)
     tell_types(wanted, open_trace)
-    chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
     if supervision is not None:
         _check_supervised(wanted, engine)
+    chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
+    if supervision is not None:
         chosen = engine_of_device(write_multiple=write_multiple, open_trace=open_trace)
     children: list[ChildProcess] = []
     died: list[str] = []

@@ -82,6 +82,11 @@ class SupervisedPci(VirtioPci):
             "msix": "" if self.msix is None else self.msix.state().hex(),
             "common": self._common.state(),
             "core": self._supervised.state(),
+            "device": {
+                "id": self.device.device_id,
+                "features": self.device.features,
+                "config": self.device.config.read(0, self.device.config.size).hex(),
+            },
         }
         if not self._supervised.journal.save(json.dumps(state, separators=(",", ":")).encode()) and not self._told:
             self._told = True

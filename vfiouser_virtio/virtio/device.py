@@ -221,7 +221,8 @@ class Device:
 
         Called as `take_over` is. Raise DeviceError for what cannot be: then the device needs a reset.
         """
-        self.config.set(**fields)
+        if fields:
+            self.config.set(**fields)
 
     def reset(self) -> None:
         """The driver has reset the device: forget what it had told us."""

@@ -29,6 +29,12 @@ class _RelayedClient(socket.socket):
             return self.credentials
         return super().getsockopt(level, option, size)
 
+    def dup(self) -> "_RelayedClient":
+        """As `socket.socket.dup`."""
+        copy = super().dup()
+        copy.credentials = self.credentials
+        return copy
+
 
 class RelayedListener(Listener):
     """Listener whose clients the keeper has accepted; they come through ``sock``."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ from vfiouser_virtio.serving.keeper.attendant import RelayedListener, attendant
 from vfiouser_virtio.serving.keeper.keeper import Keeper
 from vfiouser_virtio.serving.keeper.process import ENDED, Beginning
 from vfiouser_virtio.supervision.pci import SupervisedPci, supervised
+from vfiouser_virtio.supervision.stand_in import stand_in
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.vfio_user import Listener, OpenTrace, Server
 
@@ -68,6 +69,7 @@ def keep(
         Path("/proc/self/comm").write_text(f"keep {setup.name}"[:_COMM_LENGTH])
 
     def work(line: Line, begin: Beginning) -> int:
+        made = stand_in(begin.journal) if begin.given_up else None
         function = supervised(begin.journal, begin.notifications, resuming=begin.resuming)
         attend = attendant(begin.pulse)
 
@@ -76,7 +78,7 @@ def keep(
             await attend(made)
 
         status = serve(
-            setup,
+            setup if made is None else replace(setup, made=made),
             RelayedListener(begin.clients, listener.name),
             line=line,
             once=once or listener.connected,

@@ -19,7 +19,7 @@ from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.serving.child_process import Line
 from vfiouser_virtio.serving.keeper.process import ENDED, DeviceProcess, Work
 from vfiouser_virtio.serving.keeper.relay import Relay, RelayError
-from vfiouser_virtio.serving.keeper.restarts import Pulse, Restarts
+from vfiouser_virtio.serving.keeper.restarts import LONG_LIFE_S, Pulse, Restarts
 from vfiouser_virtio.supervision.journal import make_journal, served
 from vfiouser_virtio.vfio_user import Listener
 
@@ -65,6 +65,7 @@ class Keeper:
         self._restarts = Restarts()
         self._journal = -1
         self._served = 0
+        self._started = 0.0
         self._told_parent = self._given_up = False
         self._closed: int | None = None
         """The device's process has closed its end, and this question is whether it lives."""
@@ -204,6 +205,7 @@ class Keeper:
                 not_for_it=ours if relay is None else [*ours, *relay.fds()],
             )
         self._closed = None
+        self._started = time.monotonic()
 
     def _connect(self, relay: Relay, process: DeviceProcess) -> None:
         """Give the client to the device's process."""
@@ -286,7 +288,7 @@ class Keeper:
             self._status = 1
             return
         total = served(self._journal)
-        progress = total != self._served or (relay is not None and relay.has_served())
+        progress = total != self._served or time.monotonic() - self._started > LONG_LIFE_S
         self._served = total
         delay = self._restarts.died(served=progress)
         if self._restarts.hopeless and not self._given_up:

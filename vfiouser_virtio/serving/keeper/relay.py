@@ -101,7 +101,6 @@ class Relay:
         """Requests of the device's process to the client: id and command."""
         self._stale: deque[tuple[int, int]] = deque()
         """Those of processes that have died: their answers are for no one."""
-        self._served = False
 
     @property
     def takes_more(self) -> bool:
@@ -225,7 +224,6 @@ class Relay:
                 self._log.error("%s of before could not be repeated", name_of(asked.command))
         else:
             self._waiting -= asked.cost
-            self._served = self._served or not asked.ours
         if asked.ours:
             if asked.command == Command.DEVICE_GET_REGION_IO_FDS and not failed:
                 self._learn_queues(message)
@@ -303,11 +301,6 @@ class Relay:
         for asked in [asked for asked in self._asked if asked.ours]:
             self._asked.remove(asked)
             self._waiting -= asked.cost
-
-    def has_served(self) -> bool:
-        """Whether the client has had an answer since this was asked the last time."""
-        served, self._served = self._served, False
-        return served
 
     def fds(self) -> list[int]:
         """All file descriptors that it owns, for a forked process to close."""

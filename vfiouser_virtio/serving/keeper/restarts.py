@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 # Within this many seconds a process may die once without a wait for the next; then the waits double.
 _RECENT_S = 3.0
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.05, 1.0
+LONG_LIFE_S = 10.0
+"""Seconds that a process has lived without being asked for anything: then it has not died in vain."""
 DEATHS_TO_RESET = 4
-"""Deaths in a row, none of them after a request was served, after which the device asks for a reset."""
+"""Deaths in a row, none of them after a request was served, or after a long life: then the device asks for a reset."""
 DEATHS_TO_GIVE_UP = 8
-"""The same, after which no process of it is started any more."""
+"""The same, after which a stand-in takes its place."""
 
 
 @dataclass(slots=True)
@@ -22,7 +24,10 @@ class Restarts:
     _recent: deque[float] = field(default_factory=deque)
 
     def died(self, *, served: bool) -> float:
-        """One more; whether it has ``served`` a request since the last. Returns the seconds to the next process."""
+        """One more; whether it has ``served`` requests since the last, or lived long.
+
+        Returns the seconds until the next process is to be started.
+        """
         now = time.monotonic()
         self.in_vain = 1 if served else self.in_vain + 1
         while self._recent and now - self._recent[0] > _RECENT_S:

@@ -1,0 +1,276 @@
+"""``serve --supervise``: the processes of devices die, and their drivers and clients go on."""
+
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from support.amounts import Amounts
+from support.command import ServeProcess, run_command, serve_process
+
+from vfiouser_virtio.guest import ALL_DRIVERS, DeviceBroken, VirtioDevice, VirtioDriver, bound_pci, virtio_ids
+from vfiouser_virtio.guest.requests import RequestQueue
+from vfiouser_virtio.serving.keeper.restarts import DEATHS_TO_GIVE_UP, DEATHS_TO_RESET
+from vfiouser_virtio.vfio_user import SharedMemory, connect
+from vfiouser_virtio.vfio_user.client import Client
+
+# Each does something when there is a file called as it says, and answers requests otherwise.
+DEVICES = """\
+import os, signal, time
+from vfiouser_virtio.virtio import Device, queue
+
+class Mine(Device):
+    device_id = 42
+    requestq = queue()
+
+    async def run(self):
+        async for chain in self.requestq:
+            word = chain.readable.read().rstrip(b"\\0").decode()
+            if word == "hang" and os.path.exists("hang"):
+                time.sleep(1000)
+            if word == "die" and os.path.exists("die"):
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if word == "exit":
+                os._exit(0)
+            chain.writable.write(b"done")
+            chain.complete()
+
+class Resumable(Mine):
+    def can_resume(self):
+        return True
+"""
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_gone(pid: int) -> bool:
+    """Nothing of it runs any more, though in a container nobody may ask how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def device_process(served: ServeProcess) -> int | None:
+    """That of the only device, if there is one at the moment."""
+    [keeper] = children(served.process.pid)
+    return next(iter(children(keeper)), None)
+
+
+async def kill_device(served: ServeProcess) -> None:
+    """Kill it, as soon as there is one."""
+    while (pid := device_process(served)) is None:
+        await trio.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+
+
+async def said(served: ServeProcess, words: str, times: int = 1) -> None:
+    """Wait until the log has said this."""
+    with trio.fail_after(60):
+        while served.log.read_text().count(words) < times:
+            await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def client_of(served: ServeProcess) -> AsyncIterator[Client]:
+    """A connection that outlives the device."""
+    with SharedMemory(16 << 20) as memory:
+        async with connect(served.sockets[0], memory=[memory]) as client:
+            yield client
+
+
+@asynccontextmanager
+async def driver_of(served: ServeProcess) -> AsyncIterator[VirtioDevice]:
+    """A driver in this process, on such a connection."""
+    async with (
+        client_of(served) as client,
+        bound_pci(client, MineDriver(), *(make() for make in ALL_DRIVERS)) as device,
+    ):
+        yield device
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+async def test_a_disk_goes_on_where_its_process_was_killed(tmp_path: Path, disk: Path) -> None:
+    async with serve_process("--supervise", "--device", f"blk,path={disk}", folder=tmp_path) as served:
+        async with driver_of(served) as device:
+            for number in range(3):
+                with trio.fail_after(60):
+                    await device.driver_data.write(number, bytes([number]) * 512)
+                    await kill_device(served)
+                    assert await device.driver_data.read(number, 1) == bytes([number]) * 512
+                    await device.driver_data.flush()
+            await said(served, "blk0: resumed", 3)
+        assert await served.terminate() == 0
+    assert served.log.read_text().count("was ended by SIGKILL") == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["disk"]
+
+
+@pytest.mark.parametrize("ring", ["split", "packed"])
+async def test_a_disk_under_load_dies_again_and_again(ring: str, tmp_path: Path, disk: Path, amounts: Amounts) -> None:
+    """Each task has a sector of its own, and reads what it has written; what was flushed is in the file."""
+    rng = random.Random(ring)
+    device_option = f"blk,path={disk},packed={'on' if ring == 'packed' else 'off'}"
+    async with serve_process("--supervise", "--device", device_option, folder=tmp_path) as served:
+        async with driver_of(served) as device, trio.open_nursery() as nursery:
+            rounds = [0] * 16
+
+            async def use(sector: int) -> None:
+                while True:
+                    data = bytes([sector, rounds[sector] & 0xFF]) * 256
+                    await device.driver_data.write(sector, data)
+                    if sector % 4 == 0:
+                        await device.driver_data.flush()
+                        assert disk.read_bytes()[512 * sector :][:512] == data
+                    assert await device.driver_data.read(sector, 1) == data
+                    rounds[sector] += 1
+
+            for sector in range(16):
+                nursery.start_soon(use, sector)
+            for death in range(amounts.device_deaths):
+                before = list(rounds)
+                with trio.fail_after(60):
+                    while any(now == then for now, then in zip(rounds, before, strict=True)):
+                        await trio.sleep(rng.random() / 50)
+                    await kill_device(served)
+                    await said(served, "requests that were under way are done again", death + 1)
+            nursery.cancel_scope.cancel()
+        log = served.log.read_text()
+    assert log.count("was ended by SIGKILL") == amounts.device_deaths
+    assert log.count(" 0 requests") < amounts.device_deaths, "none has died with a request under way"
+
+
+class MineDriver(VirtioDriver):
+    """Driver that makes a queue of requests of each such device."""
+
+    name = "mine"
+    id_table = virtio_ids(42)
+
+    async def probe(self, device: VirtioDevice) -> None:
+        await device.negotiate(0)
+        device.driver_data = await RequestQueue.open(device, 0)
+
+    async def remove(self, device: VirtioDevice) -> None:
+        device.driver_data.close()
+
+
+async def ask(device: VirtioDevice, word: str) -> bytes:
+    with trio.fail_after(60):
+        written, [answer] = await device.driver_data.request([word.encode()], [16])
+    return bytes(answer[:written])
+
+
+@asynccontextmanager
+async def mine_served(folder: Path, kind: str) -> AsyncIterator[ServeProcess]:
+    (folder / "mine.py").write_text(DEVICES)
+    options = ["--supervise", "--hang-after", "1", "--device", f"mine.py:{kind},id=mine"]
+    async with serve_process(*options, folder=folder) as served:
+        yield served
+        assert await served.terminate() == 0
+
+
+async def test_one_that_hangs_is_killed_and_its_request_is_done_again(tmp_path: Path) -> None:
+    async with mine_served(tmp_path, "Resumable") as served, driver_of(served) as device:
+        assert await ask(device, "work") == b"done"
+        (tmp_path / "hang").touch()
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _() -> None:
+                assert await ask(device, "hang") == b"done"
+
+            await said(served, "its process hangs")
+            (tmp_path / "hang").unlink()
+        await said(served, "1 requests that were under way are done again")
+
+
+async def test_a_device_that_cannot_go_on_needs_a_reset(tmp_path: Path) -> None:
+    """Of a kind of the user's that does not say that it can; its driver starts anew, and is served."""
+    async with mine_served(tmp_path, "Mine") as served, client_of(served) as client:
+        async with bound_pci(client, MineDriver()) as device:
+            await kill_device(served)
+            with pytest.raises(DeviceBroken, match="needs a reset"):
+                await ask(device, "work")
+            await said(served, "it is of a kind that cannot go on without its memory")
+        async with bound_pci(client, MineDriver()) as device:
+            assert await ask(device, "work") == b"done"
+
+
+async def test_one_that_dies_of_a_request_is_given_up_in_the_end(tmp_path: Path) -> None:
+    """First its request is done again, then its driver is told, and at last it has a stand-in: the client never waits
+    in vain, and the next one has a device again."""
+    (tmp_path / "die").touch()
+    async with mine_served(tmp_path, "Resumable") as served:
+        async with client_of(served) as client:
+            for _ in range(1 + DEATHS_TO_GIVE_UP - DEATHS_TO_RESET):
+                async with bound_pci(client, MineDriver()) as device:
+                    with pytest.raises(DeviceBroken, match="needs a reset"):
+                        await ask(device, "die")
+            await said(served, "it is given up")
+            with pytest.raises(DeviceBroken):
+                async with bound_pci(client, MineDriver()):
+                    pass
+        (tmp_path / "die").unlink()
+        async with driver_of(served) as device:
+            assert await ask(device, "die") == b"done"
+    assert served.log.read_text().count("was ended by SIGSEGV") == DEATHS_TO_GIVE_UP
+
+
+async def test_an_exit_is_a_death(tmp_path: Path) -> None:
+    async with mine_served(tmp_path, "Mine") as served, driver_of(served) as device:
+        with pytest.raises(DeviceBroken, match="needs a reset"):
+            await ask(device, "exit")
+        await said(served, "its process ended without a reason; another one is started")
+
+
+async def test_none_outlives_the_others(tmp_path: Path) -> None:
+    async with serve_process("--supervise", "--device", "rng", "--device", "rng", folder=tmp_path) as served:
+        keepers = children(served.process.pid)
+        pids = [*keepers, *(pid for keeper in keepers for pid in children(keeper))]
+        assert len(pids) == 4
+        served.process.kill()
+        with trio.fail_after(60):
+            while any(not is_gone(pid) for pid in pids):
+                await trio.sleep(0.01)
+
+
+async def test_one_client_alone_is_served_until_it_leaves(tmp_path: Path) -> None:
+    async with serve_process("--supervise", "--once", "--device", "rng", folder=tmp_path) as served:
+        async with driver_of(served) as device:
+            await kill_device(served)
+            with trio.fail_after(60):
+                assert len(await device.driver_data.read(100)) == 100
+        assert await served.wait() == 0
+
+
+async def test_a_device_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    ended = run_command("serve", "--supervise", "--device", "blk,path=none", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (4, "")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--supervise", "--engine", "libvfio-user"], "--supervise: not with --engine libvfio-user"),
+        (["--supervise", "--audit"], "--audit: not with --supervise"),
+        (["--hang-after", "1"], "--hang-after is for --supervise"),
+        (["--supervise", "--hang-after", "-1"], "no number of seconds"),
+        (["--supervise", "--device", "rng,fault=needs-reset"], "fault=NAME: not with --supervise"),
+    ],
+)
+def test_what_cannot_be_supervised(options: list[str], what: str, tmp_path: Path) -> None:
+    ended = run_command("serve", "--device", "rng", *options, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert what in ended.stderr.splitlines()[-1]
