@@ -179,7 +179,7 @@ def _serve(
     *,
     ids: Style,
     once: bool,
-    make_function: Callable[..., VirtioPci] = VirtioPci,
+    make_function: Callable[..., VirtioPci] | None = None,
     beside: Callable[[VirtioPci], Awaitable[None]] | None = None,
 ) -> int:
     """What a child does, and ``beside`` it while the device is served; its exit status."""

@@ -1,4 +1,4 @@
-"""What a client has told a server once and for all: version, memory, eventfds. The next server has to be told again.
+"""State of a client on its server: version, memory, eventfds, which it tells only once; the next server must be told.
 
 It is bounded by what the client may have: one message a mapping, one eventfd a vector.
 """
@@ -37,7 +37,7 @@ class _File:
 
 @dataclass(slots=True)
 class ClientState:
-    """What has been answered with success, of one client. It owns the file descriptors that it was given."""
+    """State of one client: what was answered with success. It owns the file descriptors that it was given."""
 
     version: bytes | None = None
     """Payload of its VERSION."""

@@ -13,7 +13,7 @@ from vfiouser_virtio.serving.keeper.attendant import MOST, PING, PONG, RESUME
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """What a process of the device begins with."""
+    """Start of a process of the device: what it begins with."""
 
     clients: socket.socket
     """Brings connections: see `attendant.RelayedListener`."""

@@ -63,7 +63,7 @@ class _Phase(Enum):
 
 
 @dataclass(slots=True)
-class _Asked:
+class _PendingRequest:
     """Request of the client, or of ours, that was not answered."""
 
     id: int
@@ -94,9 +94,9 @@ class Relay:
         """By offset in the BAR: eventfd, and what is written there."""
         self._log = log
         self._phase = _Phase.GONE
-        self._asked: deque[_Asked] = deque()
+        self._asked: deque[_PendingRequest] = deque()
         self._waiting = 0
-        self._telling: deque[_Asked] = deque()
+        self._telling: deque[_PendingRequest] = deque()
         self._asking: deque[tuple[int, int]] = deque()
         """Requests of the device's process to the client: id and command."""
         self._stale: deque[tuple[int, int]] = deque()
@@ -163,9 +163,9 @@ class Relay:
                 self.client.send(error_reply(message.id, message.command, errno.EMFILE))
             return
         data = request(message.id, message.command, message.body, flags & ~_NO_REPLY)
-        self._put(_Asked(message.id, message.command, data, message.take_fds(), quiet))
+        self._put(_PendingRequest(message.id, message.command, data, message.take_fds(), quiet))
 
-    def _put(self, asked: _Asked) -> None:
+    def _put(self, asked: _PendingRequest) -> None:
         self._asked.append(asked)
         self._waiting += asked.cost
         if self._phase is _Phase.LIVE and self.device is not None:
@@ -238,10 +238,10 @@ class Relay:
         if asked.command == Command.VERSION:
             self._put(self._question())
 
-    def _question(self) -> _Asked:
+    def _question(self) -> _PendingRequest:
         body = _REGION_IO_FDS.pack(_ANY_QUEUES, 0, VIRTIO_BAR, 0)
         command = Command.DEVICE_GET_REGION_IO_FDS
-        return _Asked(0, command, request(0, command, body), [], quiet=True, ours=True)
+        return _PendingRequest(0, command, request(0, command, body), [], quiet=True, ours=True)
 
     def _learn_queues(self, message: Message) -> None:
         """Which eventfd is for which queue. After a death they are the same ones, of which there is a copy already."""
@@ -266,7 +266,7 @@ class Relay:
             return
         self._phase = _Phase.TOLD
         for command, payload, fds in self.told.told():
-            self._telling.append(_Asked(0, command, request(0, command, payload), fds, quiet=True, ours=True))
+            self._telling.append(_PendingRequest(0, command, request(0, command, payload), fds, quiet=True, ours=True))
         self._telling.append(self._question())
         for asked in self._telling:
             self.device.send(asked.data, asked.fds)

@@ -51,7 +51,7 @@ class Restarts:
 
 
 class Pulse:
-    """Whether a process answers: it is asked again and again, and silent when it has not after all looks of a time.
+    """Heartbeat of a process: it is asked again and again, and silent when it has not answered after all looks.
 
     Looks are counted, not seconds: of a time in which all of us were stopped (SIGSTOP, a laptop asleep), one passes.
     """
