@@ -26,7 +26,7 @@ _COMM_LENGTH = 15  # of a process's name, in bytes
 
 @dataclass(frozen=True, slots=True)
 class Supervision:
-    """How devices are supervised."""
+    """Options of supervision."""
 
     hang_after: float = HANG_AFTER_S
     """Seconds; 0: a process is never taken for hung."""
