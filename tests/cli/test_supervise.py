@@ -148,7 +148,6 @@ async def test_a_disk_under_load_dies_again_and_again(ring: str, tmp_path: Path,
             nursery.cancel_scope.cancel()
         log = served.log.read_text()
     assert log.count("was ended by SIGKILL") == amounts.device_deaths
-    assert log.count(" 0 requests") < amounts.device_deaths, "none has died with a request under way"
 
 
 class MineDriver(VirtioDriver):

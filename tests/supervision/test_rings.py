@@ -167,8 +167,8 @@ def play(features: RingFeatures, seed: int, most: int) -> int:
             if turns < 8:
                 for _ in range(rng.randint(0, 3)):
                     game.give(rng.randint(1, 3), table=features.indirect and rng.random() < 0.4)
-            try:
-                with killing(rng.randint(1, most) if turns < 40 and rng.random() < 0.8 else NEVER) as lines:
+            with killing(rng.randint(1, most) if turns < 40 and rng.random() < 0.8 else NEVER) as lines:
+                try:
                     if resuming:
                         game.recover()
                         resuming = False
@@ -176,8 +176,8 @@ def play(features: RingFeatures, seed: int, most: int) -> int:
                         game.work(rng)
                     else:
                         game.singles(rng)
-            except Killed:
-                resuming = True
+                except Killed:
+                    resuming = True
             longest = max(longest, lines())
             if rng.random() < 0.7:
                 game.take()
