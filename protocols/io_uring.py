@@ -35,6 +35,22 @@ class SetupFlags(IntFlag):
     CQSIZE = 1 << 3
     """``cq_entries`` says how many completions there is room for."""
     CLAMP = 1 << 4
+    R_DISABLED = 1 << 6
+    """It takes no requests until `RegisterOp.ENABLE_RINGS`; Linux 5.10."""
+
+
+class RegisterOp(IntEnum):
+    """``opcode`` of io_uring_register()."""
+
+    RESTRICTIONS = 11
+    ENABLE_RINGS = 12
+
+
+class RestrictionOp(IntEnum):
+    """``opcode`` of a `RESTRICTION`: what its value allows."""
+
+    SQE_OP = 1
+    SQE_FLAGS_ALLOWED = 2
 
 
 class Features(IntFlag):
@@ -63,6 +79,9 @@ SQE = Struct(
     "rest" / Int64ul[3],
 )
 CQE = Struct("user_data" / Int64ul, "res" / Int32sl, "flags" / Int32ul)
+# struct io_uring_restriction; ``value`` is its union of register_op, sqe_op and sqe_flags.
+RESTRICTION = Struct("opcode" / Int16ul, "value" / Int8ul, "resv" / Int8ul, "resv2" / Int32ul[3])
+RESTRICTION_CODEC = codec(RESTRICTION)
 SQE_CODEC = codec(SQE)
 CQE_CODEC = codec(CQE)
 

@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import stat
+from pathlib import Path
 
 MAX_PATH = 107
 """Bytes of a socket's path: ``sun_path`` has 108, the last is NUL (unix(7))."""
@@ -14,7 +15,7 @@ class SocketFile:
     """File of the socket that is bound to ``path`` now. Raises OSError where there is none."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = path
+        self.path = Path(path)
         self._status = os.lstat(path)
 
     def remove(self) -> None:
@@ -23,8 +24,8 @@ class SocketFile:
         It asks a file system, which may hang: see `briefly`.
         """
         try:
-            if os.path.samestat(self._status, os.lstat(self._path)):
-                os.unlink(self._path)
+            if os.path.samestat(self._status, os.lstat(self.path)):
+                os.unlink(self.path)
         except FileNotFoundError:
             pass
 

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -94,6 +94,26 @@ class _Watchdog(trio.abc.Instrument):
     def close(self) -> None:
         """The loop is watched no more."""
         self._closed = True
+        self.close_thread()
+        os.close(self._reader)
+        os.close(self.writer)
+
+    def _tell(self, message: int) -> None:
+        os.write(self.writer, bytes([message]))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Block during which the thread is not there, and nothing is watched; signals are told after it."""
+        self.close_thread()
+        try:
+            yield
+        finally:
+            self._working, self._asked, self._over = True, False, False
+            self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self.start()
+
+    def close_thread(self) -> None:
+        """End the thread. Until it is started again no hook is installed."""
         try:
             trio.lowlevel.remove_instrument(self)
         except KeyError:
@@ -102,11 +122,6 @@ class _Watchdog(trio.abc.Instrument):
         self.thread.join()
         if self._lock_holder is not None:
             self._lock_holder.disarm()
-        os.close(self._reader)
-        os.close(self.writer)
-
-    def _tell(self, message: int) -> None:
-        os.write(self.writer, bytes([message]))
 
     # ---- the thread's side ---------------------------------------------------------------------------------------
 
@@ -177,10 +192,27 @@ def watchdog(
     """
     watching = _Watchdog(stuck, back, signalled, lock_holder)
     watching.start()
+    _PRESENT.append(watching)
     try:
         yield watching.writer
     finally:
+        _PRESENT.remove(watching)
         watching.close()
+
+
+_PRESENT: list[_Watchdog] = []
+
+
+@contextmanager
+def without_watchdog() -> Iterator[None]:
+    """Block without the watchdog's thread, if there is one: for what must be alone in its process.
+
+    To be used in the event loop that is watched; the block must not wait.
+    """
+    with ExitStack() as stack:
+        for watching in _PRESENT:
+            stack.enter_context(watching.paused())
+        yield
 
 
 def give_turn(*_: object) -> None:

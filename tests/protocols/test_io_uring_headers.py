@@ -14,6 +14,7 @@ HEADER = "linux/io_uring.h"
     [
         (io_uring.CQE, "io_uring_cqe"),
         (io_uring.PARAMS, "io_uring_params"),
+        (io_uring.RESTRICTION, "io_uring_restriction"),
     ],
 )
 def test_layout(schema: Schema, struct: str) -> None:
@@ -42,6 +43,10 @@ def test_numbers() -> None:
     assert linux["IORING_FSYNC_DATASYNC"] == io_uring.FsyncFlags.DATASYNC
     for flag in io_uring.SetupFlags:
         assert linux[f"IORING_SETUP_{flag.name}"] == flag
+    assert linux["IORING_REGISTER_RESTRICTIONS"] == io_uring.RegisterOp.RESTRICTIONS
+    assert linux["IORING_REGISTER_ENABLE_RINGS"] == io_uring.RegisterOp.ENABLE_RINGS
+    for restriction in io_uring.RestrictionOp:
+        assert linux[f"IORING_RESTRICTION_{restriction.name}"] == restriction
     for feature in io_uring.Features:
         assert linux[f"IORING_FEAT_{feature.name}"] == feature
     names = [name.strip() for name in source(HEADER).split("enum io_uring_op {")[1].split("}")[0].split(",")]

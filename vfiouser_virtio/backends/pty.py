@@ -12,6 +12,7 @@ from vfiouser_virtio.backends.chardev import FdChardev
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import DeviceError
+from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 
 # The kernel tells when the terminal is closed, but not when it is opened: look this often, in seconds.
 POLL = 0.1
@@ -61,6 +62,10 @@ class Pty(FdChardev):
             elif self.connected:
                 self.detach()
             await trio.sleep(POLL)
+
+    def confine(self) -> HostAccess:
+        """See `host_access.Confinable`."""
+        return NO_ACCESS if self._link is None else HostAccess(removes=(self._link,))
 
     def close(self) -> None:
         if self._master < 0:

@@ -9,6 +9,7 @@ from vfiouser_virtio.backends.chardev import FdChardev
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.host_access import HostAccess
 from vfiouser_virtio.socket_file import MAX_PATH, bind_path
 
 
@@ -41,6 +42,10 @@ class UnixSocket(FdChardev):
             await self.flush()
             while self.connected:
                 await self.wait_changed()
+
+    def confine(self) -> HostAccess:
+        """See `host_access.Confinable`."""
+        return HostAccess(removes=(self._file.path,))
 
     def close(self) -> None:
         super().close()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vfiouser_virtio.cli.exit_status import EXPLAINED
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.host_access import NO_ACCESS
 
 if TYPE_CHECKING:
     from vfiouser_virtio.cli.audit_report import AuditReport
@@ -85,6 +86,15 @@ def add_socket_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="serve one client per device, and end when all have left")
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this file descriptor when ready")
     parser.add_argument("--json", action="store_true", help="stdout for programs")
+    parser.add_argument(
+        "--sandbox",
+        nargs="?",
+        const="strict",
+        choices=("strict", "best-effort"),
+        help="once the devices are made, give up all rights that they do not need: no new privileges, no capabilities, "
+        "files by Landlock, system calls by seccomp (docs/security.md). With best-effort also where the kernel lacks "
+        "some of it (default: where --sandbox has no value: strict)",
+    )
 
 
 def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str, several: bool = True) -> None:
@@ -193,6 +203,10 @@ def server_of(
     gives. The rest is as with these two. Raises ConfigError, as does the call.
     """
     options |= {name: getattr(arguments, name) for name in ("ids", "write_multiple", "engine", "libvfio_user")}
+    if getattr(arguments, "sandbox", None) is not None:
+        from vfiouser_virtio.serving.sandbox import Sandbox  # only here, as the others below
+
+        options["sandbox"] = Sandbox(arguments.sandbox, NO_ACCESS if audit is None else audit.access)
     if audit is not None:
         for option in ("processes", "supervise"):
             if getattr(arguments, option, False):

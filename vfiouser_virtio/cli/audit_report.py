@@ -9,6 +9,7 @@ from vfiouser_virtio.audit import AuditLog
 from vfiouser_virtio.audit.report import as_json, as_text
 from vfiouser_virtio.cli.exit_status import ExitStatus
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 
 
 class AuditReport:
@@ -22,6 +23,11 @@ class AuditReport:
         self._file = file
         if file:
             self._write("")  # what cannot be written is said before any guest runs
+
+    @property
+    def access(self) -> HostAccess:
+        """What the report takes in a sandbox, which is entered before it is written."""
+        return HostAccess(writes=(Path(self._file),)) if self._file else NO_ACCESS
 
     def write(self) -> None:
         """Write the report. Raises ConfigError."""

@@ -111,20 +111,23 @@ async def _serve(
     arguments: argparse.Namespace, serving: "AbstractAsyncContextManager[Serving]", verdict: "EndVerdict"
 ) -> int:
     from vfiouser_virtio.serving.service import ready_service
+    from vfiouser_virtio.vfio_user import ServiceManager
 
-    async with serving as served:
-        # From here on there may be clients, whose devices do not wait for a reader of stdout.
-        text = "".join(f"{line}\n" for line in _announce(served, as_json=arguments.json))
-        flush()  # what devices have printed comes first
-        with suppress(BrokenPipeError):  # the reader is gone: no reason to stop serving
-            await write_patiently(1, text.encode())
-        async with ready_service():
-            if arguments.ready_fd is not None:
-                with suppress(BrokenPipeError):  # the reader is gone
-                    await write_patiently(arguments.ready_fd, b"ready\n")
-                close_all([arguments.ready_fd])
-            await served.finished.wait()
-        verdict.give(0)
+    # Before the sandbox, in which no socket is made.
+    with ServiceManager() as manager:
+        async with serving as served:
+            # From here on there may be clients, whose devices do not wait for a reader of stdout.
+            text = "".join(f"{line}\n" for line in _announce(served, as_json=arguments.json))
+            flush()  # what devices have printed comes first
+            with suppress(BrokenPipeError):  # the reader is gone: no reason to stop serving
+                await write_patiently(1, text.encode())
+            async with ready_service(manager):
+                if arguments.ready_fd is not None:
+                    with suppress(BrokenPipeError):  # the reader is gone
+                        await write_patiently(arguments.ready_fd, b"ready\n")
+                    close_all([arguments.ready_fd])
+                await served.finished.wait()
+            verdict.give(0)
     return 0
 
 

@@ -18,6 +18,7 @@ from vfiouser_virtio.backends.chardev import Chardev, FdChardev
 from vfiouser_virtio.backends.chardev_spec import SPECS, open_chardev
 from vfiouser_virtio.backends.log_file import LIMIT
 from vfiouser_virtio.devices.console_ports import Port
+from vfiouser_virtio.host_access import HostAccess, confine_all
 from vfiouser_virtio.protocols.virtio import console as wire
 from vfiouser_virtio.protocols.virtio.console import ConsoleFeature, Event
 from vfiouser_virtio.virtio import ConfigError, Device, GuestError, register
@@ -151,6 +152,9 @@ class Console(Device):
             port.reset()
         self._outbox.clear()
         self.log.forget()
+
+    def confine(self) -> HostAccess:
+        return confine_all(port.chardev for port in self.ports)
 
     def close(self) -> None:
         for port in self.ports:

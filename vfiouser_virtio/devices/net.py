@@ -27,6 +27,7 @@ from vfiouser_virtio.devices.net_statistics import counter_of
 from vfiouser_virtio.devices.net_steering import HASH_TYPES, MAX_TABLE, Steering
 from vfiouser_virtio.devices.net_toeplitz import MAX_KEY
 from vfiouser_virtio.devices.net_transmit import Transmitter
+from vfiouser_virtio.host_access import HostAccess, confine_all
 from vfiouser_virtio.protocols.virtio import net
 from vfiouser_virtio.protocols.virtio.features import mask_of
 from vfiouser_virtio.protocols.virtio.net import Duplex, NetFeature, Status
@@ -272,6 +273,9 @@ class Net(Device):
         self.transmitter.reset()
         self.log.forget()
         self.drops.driver_left()
+
+    def confine(self) -> HostAccess:
+        return confine_all([self.netdev])
 
     def close(self) -> None:
         self.drops.end()

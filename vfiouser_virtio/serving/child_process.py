@@ -5,8 +5,8 @@ what a dead process had open, neither can be killed in a way that the other does
 """
 
 import contextlib
+import json
 import os
-import pickle
 import select
 import signal
 import socket
@@ -16,10 +16,14 @@ from collections.abc import Callable
 
 import trio
 
+from vfiouser_virtio.device_log import quoted
+from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.parent_death import end_with_parent
 from vfiouser_virtio.serving.terminal import flush, flush_stderr
 
 _MESSAGE_SIZE = 1 << 16
+# Of an error, and of its notes; one takes up to 6 bytes.
+_MOST_CHARACTERS = 5000
 # What a process may take, in seconds, from its last word to its end, and from SIGKILL to its end.
 _LAST_S = 2.0
 
@@ -39,9 +43,9 @@ class Line:
         self._socket.shutdown(socket.SHUT_RDWR)
 
     def send(self, message: object) -> None:
-        """Tell the parent, if there still is one."""
+        """Tell the parent, if there still is one: what JSON knows, or a ConfigError or DeviceError, with its notes."""
         with contextlib.suppress(ConnectionError):
-            self._socket.send(pickle.dumps(message))
+            self._socket.send(_encoded(message))
 
     async def wait_end(self) -> None:
         """Returns when the parent wants us to end, or has ended itself."""
@@ -89,7 +93,7 @@ class ChildProcess:
     def receive_nowait(self) -> object:
         """As `receive`; raises BlockingIOError when there is none."""
         data = self._line.recv(_MESSAGE_SIZE)
-        message = pickle.loads(data) if data else None  # noqa: S301 - a process of ours
+        message = _decoded(data) if data else None
         self._has_explained |= isinstance(message, Exception)
         return message
 
@@ -147,6 +151,28 @@ class ChildProcess:
                 deadline = time.monotonic() + _LAST_S
         self.close()
         return "" if self._has_explained else death
+
+
+def _encoded(message: object) -> bytes:
+    if isinstance(message, ConfigError):
+        kind = "device" if isinstance(message, DeviceError) else "config"
+        notes = "\n".join(getattr(message, "__notes__", ()))[-_MOST_CHARACTERS:]
+        message = {"error": kind, "text": str(message)[:_MOST_CHARACTERS], "notes": notes}
+    return json.dumps(message).encode()
+
+
+def _decoded(data: bytes) -> object:
+    """JSON, since who has taken over a child must not get at the parent by what it says (as with pickle)."""
+    try:
+        message = json.loads(data)
+        if not isinstance(message, dict) or "error" not in message:
+            return message
+        kind = DeviceError if message["error"] == "device" else ConfigError
+        error = kind(str(message["text"]))
+        error.add_note(str(message["notes"]))
+        return error
+    except (ValueError, KeyError, RecursionError):
+        return ConfigError(f"its process sends what is no message: {quoted(data[:100])}")
 
 
 def _run(work: Callable[[Line], int], line: socket.socket) -> None:

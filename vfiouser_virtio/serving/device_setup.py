@@ -7,9 +7,10 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import trio
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from vfiouser_virtio.audit import AuditLog
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Which field of an Identity each common option sets.
 _IDENTITY_FIELDS = {
@@ -230,7 +233,7 @@ async def made_in_thread(setup: DeviceSetup) -> Device:
     async with background() as tasks:
         tasks.start_soon(say_what_takes_so_long)
         try:
-            await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+            await in_own_thread(make)
         except trio.Cancelled:
             with lock:
                 given_up = True
@@ -238,6 +241,33 @@ async def made_in_thread(setup: DeviceSetup) -> Device:
                 close_device(device, setup.name)
             raise
     return made[0]
+
+
+async def in_own_thread(call: Callable[[], T]) -> T:
+    """What ``call`` returns or raises, in a thread that ends with it, and is left behind where this is cancelled.
+
+    `trio.to_thread` keeps its threads for a while: a process that gives up its rights must have none (`sandbox`).
+    """
+    token = trio.lowlevel.current_trio_token()
+    ended = trio.Event()
+    outcome: list[tuple[T | None, BaseException | None]] = []
+
+    def work() -> None:
+        try:
+            outcome.append((call(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(ended.set)
+
+    thread = threading.Thread(target=work, name="making", daemon=True)
+    thread.start()
+    await ended.wait()
+    thread.join()
+    [(value, error)] = outcome
+    if error is not None:
+        raise error
+    return cast("T", value)
 
 
 def _close_half_made(device: Device) -> None:

@@ -24,8 +24,8 @@ ROOM = 1 << 20
 _CHUNK = select.PIPE_BUF
 IDLE = 1.0
 """Seconds after which an idle thread ends: one that is not there costs nothing, and is not in fork()'s way."""
-# Seconds that fork() may take to get rid of the thread.
-_FORK_TIMEOUT = 0.5
+# Seconds that fork(), or `LineWriter.rest`, may take to get rid of the thread.
+_END_TIMEOUT = 0.5
 
 
 class LineWriter:
@@ -185,12 +185,20 @@ class LineWriter:
 
     # ---- fork(): the child has no thread, and what is queued is the parent's to write --------------------------------
 
-    def _before_fork(self) -> None:
+    def rest(self) -> None:
+        """End the thread, unless its reader keeps it for longer than half a second; the next `write` starts another."""
+        self._end_thread()
+        self._ending = False
+
+    def _end_thread(self) -> None:
         with self._changed:
             thread, self._ending = self._thread, True
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(_FORK_TIMEOUT)
+            thread.join(_END_TIMEOUT)
+
+    def _before_fork(self) -> None:
+        self._end_thread()
         self._changed.acquire()
 
     def _after_fork(self) -> None:

@@ -23,10 +23,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from vfiouser_virtio.background import background
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError, DeviceError
@@ -43,6 +45,9 @@ from vfiouser_virtio.serving.terminal import complain, flush
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.vfio_user import OpenTrace
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.serving.sandbox import Sandbox
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +67,12 @@ def serve_in_processes(
     open_trace: OpenTrace | None = None,
     not_for_children: Sequence[int] = (),
     supervision: Supervision | None = None,
+    sandbox: "Sandbox | None" = None,
 ) -> Iterator[AbstractAsyncContextManager[Serving]]:
     """As `serve`, with a process for each device, in which the file descriptors ``not_for_children`` are closed.
 
     With ``supervision`` a process that dies is replaced by another one, which goes on where it was (`serving.keeper`).
+    A ``sandbox`` is for those processes; this one, which has no client, keeps its rights, and so does a keeper.
 
     To be entered before ``trio.run``, in which the result is entered in turn; that raises when a device cannot be made.
     One whose process dies later is logged and the others go on; in the end that raises ProcessError here.
@@ -78,6 +85,8 @@ def serve_in_processes(
     chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
     if supervision is not None:
         chosen = engine_of_device(write_multiple=write_multiple, open_trace=open_trace)
+    if sandbox is not None:
+        sandbox.check(chosen)
     children: list[ChildProcess] = []
     died: list[str] = []
     with signals_blocked(), ExitStack() as stack:
@@ -98,12 +107,12 @@ def serve_in_processes(
                 if other is not listeners[index]:
                     other.close()
             if supervision is None:
-                return _serve(wanted[index], listeners[index], chosen, line=line, ids=ids, once=once)
+                return _serve(wanted[index], listeners[index], chosen, line, ids=ids, once=once, sandbox=sandbox)
             return keep(
                 wanted[index],
                 listeners[index],
                 line,
-                partial(_serve, engine=chosen, ids=ids),
+                partial(_serve, engine=chosen, ids=ids, sandbox=sandbox),
                 once=once,
                 supervision=supervision,
                 traced=open_trace is not None,
@@ -154,8 +163,9 @@ async def _made(endpoint: Endpoint, child: ChildProcess) -> Endpoint:
 
 
 async def _watch(name: str, child: ChildProcess, died: list[str]) -> None:
+    log = DeviceLog(logger, name)  # whose lines are limited: a guest may have taken over the child
     while (mistake := await child.receive()) is not None:
-        logger.error("%s: %s", name, mistake)
+        log.error("%s", mistake)
     if death := await child.wait_end():
         logger.error("%s: its process %s; the device is gone", name, death)
         died.append(name)
@@ -179,6 +189,7 @@ def _serve(
     *,
     ids: Style,
     once: bool,
+    sandbox: "Sandbox | None",
     make_function: Callable[..., VirtioPci] | None = None,
     beside: Callable[[VirtioPci], Awaitable[None]] | None = None,
 ) -> int:
@@ -188,7 +199,9 @@ def _serve(
 
     async def serve() -> int:
         async with (
-            serving_on([listener], [setup], engine, ids=ids, once=once, make_function=make_function) as served,
+            serving_on(
+                [listener], [setup], engine, ids=ids, once=once, sandbox=sandbox, make_function=make_function
+            ) as served,
             background() as tasks,
         ):
             flush()  # what the device has printed comes before the parent's lines

@@ -31,6 +31,7 @@ from vfiouser_virtio.background import background
 from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.host_access import HostAccess
 from vfiouser_virtio.serving.device_setup import DeviceSetup, made_in_thread, setups
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
 from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_arguments, qemu_device, shell_lines
@@ -42,6 +43,7 @@ from vfiouser_virtio.virtio.device_checks import close_device
 
 if TYPE_CHECKING:
     from vfiouser_virtio.audit.findings import AuditLog
+    from vfiouser_virtio.serving.sandbox import Sandbox
 
 Place = str | int
 """Where a device is served: a path for its socket, or an inherited file descriptor."""
@@ -115,6 +117,7 @@ async def serve(
     open_trace: OpenTrace | None = None,
     abandoned: list[Callable[[], None]] | None = None,
     audit: "AuditLog | None" = None,
+    sandbox: "Sandbox | None" = None,
 ) -> AsyncIterator[Serving]:
     """Serve devices on vfio-user sockets for as long as the block runs; when it is entered, clients can connect.
 
@@ -129,6 +132,8 @@ async def serve(
     library, ``write_multiple`` and ``open_trace`` are as with `engines.engine`, and none of them for an engine object.
     ``audit`` gets what the devices' drivers do against the rules of virtio 1.4 (see `vfiouser_virtio.audit`); not for
     a `VirtioPci`, which may be an `AuditedVirtioPci` of your own.
+    With a ``sandbox`` the process gives up, once its devices are made, all rights that they do not need: for good, also
+    after the block. It must have no other thread then.
     ``abandoned`` gets what removes the sockets where the block can come to no end, for `run_until_signal`.
 
     Raises ConfigError, DeviceError when a device cannot be made, ListenError when a socket cannot be had. An exception
@@ -146,10 +151,15 @@ async def serve(
         wanted = parsed(devices)
         tell_types(wanted, open_trace)
         chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
-        listeners = listen(wanted, places, chosen, stack)
+        if sandbox is not None:
+            sandbox.check(chosen)
+        made: list[Path] = []
+        listeners = listen(wanted, places, chosen, stack, made)
+        if sandbox is not None:
+            sandbox = sandbox.with_access(HostAccess(removes_folders=tuple(made)))
         if abandoned is not None:
             abandoned.append(stack.close)
-        async with serving_on(listeners, wanted, chosen, ids=ids, once=once, audit=audit) as served:
+        async with serving_on(listeners, wanted, chosen, ids=ids, once=once, audit=audit, sandbox=sandbox) as served:
             unserved.pop_all()  # `VirtioPci.serve` closes them
             yield served
 
@@ -171,6 +181,7 @@ async def serving_on(
     once: bool,
     audit: "AuditLog | None" = None,
     make_function: Callable[..., VirtioPci] | None = None,
+    sandbox: "Sandbox | None" = None,
 ) -> AsyncIterator[Serving]:
     """Make the devices, and serve each on its socket for as long as the block runs.
 
@@ -180,6 +191,12 @@ async def serving_on(
     for listener in listeners:
         engine.open(listener)
     functions = await _create(wanted, ids, audit, make_function)
+    if sandbox is not None:
+        try:
+            await sandbox.enter([function.device for function in functions], listeners)
+        except BaseException:
+            _close_made(wanted, functions)
+            raise
     endpoints = [
         endpoint_of(setup, listener, host_side(function))
         for setup, listener, function in zip(wanted, listeners, functions, strict=True)
@@ -247,15 +264,28 @@ async def _create(
                 functions.append(setup.create(ids, audit, make_function))
                 await trio.lowlevel.checkpoint()
     except BaseException:
-        for setup, function in zip(wanted, functions, strict=False):
-            if setup.made is None:
-                function.device.close()
+        _close_made(wanted, functions)
         raise
     return functions
 
 
-def listen(wanted: Sequence[DeviceSetup], places: Sequence[Place], engine: Engine, stack: ExitStack) -> list[Socket]:
-    """A socket for each device. All are registered with ``stack`` at once, so that none outlives an error."""
+def _close_made(wanted: Sequence[DeviceSetup], functions: Sequence[VirtioPci]) -> None:
+    for setup, function in zip(wanted, functions, strict=False):
+        if setup.made is None:
+            function.device.close()
+
+
+def listen(
+    wanted: Sequence[DeviceSetup],
+    places: Sequence[Place],
+    engine: Engine,
+    stack: ExitStack,
+    made: list[Path] | None = None,
+) -> list[Socket]:
+    """A socket for each device. All are registered with ``stack`` at once, so that none outlives an error.
+
+    ``made`` gets the folder that was made for some, if any, which goes with the ``stack`` as well.
+    """
     for setup in wanted:
         if setup.offer.iommu_platform and not engine.behind_iommu:
             raise ConfigError(f"{setup.name}: iommu-platform=on: not with libvfio-user; use --engine vfio-user")
@@ -271,7 +301,10 @@ def listen(wanted: Sequence[DeviceSetup], places: Sequence[Place], engine: Engin
         elif place is not None:
             listener = engine.listen(place)
         else:
-            folder = folder or _private_folder(stack)
+            if folder is None:
+                folder = _private_folder(stack)
+                if made is not None:
+                    made.append(folder)
             listener = engine.listen(f"{folder}/{setup.name}.sock")
         stack.enter_context(listener)
         listeners.append(listener)

@@ -7,24 +7,24 @@ from contextlib import asynccontextmanager
 import trio
 
 from vfiouser_virtio.background import background
-from vfiouser_virtio.vfio_user import sd_notify
+from vfiouser_virtio.vfio_user import ServiceManager
 
 
 @asynccontextmanager
-async def ready_service() -> AsyncIterator[None]:
-    """A service that is ready from here on, and about to end at the end of the block.
+async def ready_service(manager: ServiceManager) -> AsyncIterator[None]:
+    """A service that is ready from here on, and about to end at the end of the block: its ``manager`` is told.
 
     Where the manager watches it (``WatchdogSec=``, sd_watchdog_enabled(3)), the event loop says in half of that time
     that it is alive, which it cannot while a device does not yield.
     """
-    sd_notify("READY=1")
+    manager.tell("READY=1")
     try:
         async with background() as tasks:
             if seconds := _watched_for():
-                tasks.start_soon(_keep_alive, seconds / 2)
+                tasks.start_soon(_keep_alive, manager, seconds / 2)
             yield
     finally:
-        sd_notify("STOPPING=1")
+        manager.tell("STOPPING=1")
 
 
 def _watched_for() -> float:
@@ -35,7 +35,7 @@ def _watched_for() -> float:
     return int(microseconds) / 1e6 if microseconds.isdigit() else 0
 
 
-async def _keep_alive(seconds: float) -> None:
+async def _keep_alive(manager: ServiceManager, seconds: float) -> None:
     while True:
-        sd_notify("WATCHDOG=1")
+        manager.tell("WATCHDOG=1")
         await trio.sleep(seconds)

@@ -98,6 +98,14 @@ def flush_stderr() -> None:
         stream.writer.flush(_LAST_WORDS)
 
 
+def rest_writers() -> None:
+    """End the threads that write for us, where their readers let them; they come again with what is written next."""
+    for writer in _written_at_end:
+        writer.rest()
+    if isinstance(sys.stderr, _Stderr):
+        sys.stderr.writer.rest()
+
+
 def has_colour() -> bool:
     """Whether stderr is a terminal whose user has not asked for NO_COLOR (no-color.org)."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

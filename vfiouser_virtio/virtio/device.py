@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, overload
 
 from vfiouser_virtio.device_log import DeviceLog, id_in_making
 from vfiouser_virtio.errors import AuthorError
+from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.protocols.record import Record
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
 from vfiouser_virtio.virtio.guest_ram import GuestRam
@@ -226,6 +227,14 @@ class Device:
 
     def reset(self) -> None:
         """The driver has reset the device: forget what it had told us."""
+
+    def confine(self) -> HostAccess:
+        """The process is about to give up its rights (``serve --sandbox``): say what the device needs afterwards.
+
+        What is open stays usable. Do here what will not be possible any more, such as starting a program. Called before
+        the device is served, in a thread. Raise DeviceError for a device that cannot do with less.
+        """
+        return NO_ACCESS
 
     def close(self) -> None:
         """The device is no longer served: let go of files and sockets of the host."""

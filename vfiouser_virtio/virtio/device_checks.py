@@ -13,7 +13,17 @@ from vfiouser_virtio.virtio.device import Config, Device
 
 logger = logging.getLogger(__name__)
 
-_HOOKS = ("features_ok", "config_written", "take_over", "can_resume", "resumed", "reset", "close", "resize_queues")
+_HOOKS = (
+    "features_ok",
+    "config_written",
+    "take_over",
+    "can_resume",
+    "resumed",
+    "reset",
+    "confine",
+    "close",
+    "resize_queues",
+)
 
 
 def check_device(device: Device) -> None:

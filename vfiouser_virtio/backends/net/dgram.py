@@ -22,6 +22,7 @@ from vfiouser_virtio.backends.net.link import Link, wait_writable
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.socket_file import SocketFile
 
 MAX_LENGTH = 4096 + (64 << 10)
@@ -179,6 +180,10 @@ class DgramNetdev(Link):
                 burst = 0
 
     # ---- end -----------------------------------------------------------------------------------------------------
+
+    def confine(self) -> HostAccess:
+        """See `host_access.Confinable`."""
+        return NO_ACCESS if self._file is None else HostAccess(removes=(self._file.path,))
 
     def close(self) -> None:
         if self._socket.fileno() < 0:

@@ -8,6 +8,7 @@
 
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.netdev import Counters, Does, FrameSink, Netdev
+from vfiouser_virtio.host_access import HostAccess, confine_all
 
 
 class NetFilter:
@@ -46,6 +47,10 @@ class NetFilter:
 
     async def run(self, device: FrameSink) -> None:
         await self.netdev.run(_Inward(self, device))
+
+    def confine(self) -> HostAccess:
+        """See `host_access.Confinable`."""
+        return confine_all([self.netdev])
 
     def close(self) -> None:
         self.netdev.close()

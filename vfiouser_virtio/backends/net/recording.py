@@ -17,6 +17,7 @@ from vfiouser_virtio.backends.net.pcap_file import packet, section
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.device_log import DeviceLog, id_in_making
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.host_access import HostAccess
 from vfiouser_virtio.protocols.pcap import PacketDirection
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 QUEUE_BYTES = 16 << 20
 """What waits for a slow disk; frames that come then are missing in the file, which says how many and where."""
 MIN_MAXLEN, MAX_MAXLEN = 14, 262_144
+# Seconds that its thread may take to end.
+_END_TIMEOUT = 0.5
 
 
 class RecordedNetdev(NetFilter):
@@ -80,6 +83,11 @@ class RecordedNetdev(NetFilter):
         else:
             self._lost += 1
 
+    def confine(self) -> HostAccess:
+        """See `host_access.Confinable`: no thread of ours keeps rights that the process gives up."""
+        self.writer.rest()
+        return super().confine()
+
     def close(self) -> None:
         """What has passed is in the file then, unless that takes more than half a second."""
         super().close()
@@ -110,9 +118,20 @@ class _Writer:
         """Bytes that are not written yet."""
         self._lock = threading.Lock()
         self._work = threading.Event()
-        self._ended = False
+        self._ended = self._resting = False
+        self._start()
+
+    def _start(self) -> None:
         self.thread = threading.Thread(target=self._write, name="dump", daemon=True)
         self.thread.start()
+
+    def rest(self) -> None:
+        """End the thread; what is put next starts another. Raises DeviceError where the file's reader holds it up."""
+        self._resting = True
+        self._work.set()
+        self.thread.join(_END_TIMEOUT)
+        if self.thread.is_alive():
+            raise DeviceError(f"dump={self._path}: what was written to it is not taken")
 
     def put(self, data: bytes) -> bool:
         """Whether there was room for it, now and in the file."""
@@ -126,6 +145,9 @@ class _Writer:
                 return False
             self._pending.append(data)
             self.waiting += len(data)
+        if self._resting:
+            self._resting = False
+            self._start()
         if not self._work.is_set():  # a system call, and the thread wakes
             self._work.set()
         if self._left is not None:
@@ -134,7 +156,7 @@ class _Writer:
 
     def _write(self) -> None:
         ended = False
-        while not ended:
+        while not ended and not (self._resting and not self._pending):
             self._work.wait()
             self._work.clear()
             with self._lock:
@@ -151,10 +173,14 @@ class _Writer:
                     self._ended = ended = True
             with self._lock:
                 self.waiting -= size  # what is being written is memory of ours as well
-        os.close(self._fd)
+        if ended:
+            os.close(self._fd)
 
     def close(self) -> None:
         with self._lock:
-            self._ended = True
+            failed, self._ended = self._ended, True
+        if self._resting and not failed:
+            self._resting = False
+            self._start()
         self._work.set()
         briefly(self.thread.join)

@@ -18,13 +18,14 @@ import trio
 
 from vfiouser_virtio.backends.accepting import accept
 from vfiouser_virtio.backends.closing import close_fd
-from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
+from vfiouser_virtio.backends.net.address import AddressType, SocketAddress, SocketName
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import IOV_MAX, LENGTH, Frame
 from vfiouser_virtio.backends.net.link import Link, wait_writable
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink, burst_putter
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.socket_file import SocketFile
 
 MAX_LENGTH = 4096 + (64 << 10)
@@ -69,6 +70,7 @@ class StreamNetdev(Link):
         self._address = address
         self._reconnect = reconnect_ms / 1000
         self._listener: socket.socket | None = None
+        self._resolved: tuple[socket.AddressFamily, SocketName] | None = None  # once there is no resolver any more
         self._peer: socket.socket | None = None
         self._file: SocketFile | None = None
         self._view = memoryview(bytearray(_READ + _LENGTH.size + MAX_LENGTH))
@@ -103,7 +105,7 @@ class StreamNetdev(Link):
 
     def _connect(self) -> socket.socket:
         """Only where it cannot wait: for a UNIX socket, and in the thread that makes the device."""
-        family, where = self._address.resolve(socket.SOCK_STREAM)
+        family, where = self._resolved or self._address.resolve(socket.SOCK_STREAM)
         peer = socket.socket(family, socket.SOCK_STREAM)
         try:
             peer.settimeout(_CONNECT_TIMEOUT)
@@ -266,6 +268,15 @@ class StreamNetdev(Link):
         return frames
 
     # ---- end -----------------------------------------------------------------------------------------------------
+
+    def confine(self) -> HostAccess:
+        """See `host_access.Confinable`: what to connect again takes. Its host's name is resolved now, for good."""
+        if self._listener is not None and self._file is not None:
+            return HostAccess(removes=(self._file.path,))
+        if not self._reconnect:
+            return NO_ACCESS
+        self._resolved = self._address.resolve(socket.SOCK_STREAM)
+        return HostAccess(connects=True, tcp_ports=() if self._address.port is None else (self._address.port,))
 
     def close(self) -> None:
         self._detach()

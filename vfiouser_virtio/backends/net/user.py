@@ -15,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from vfiouser_virtio.backends.net.netdev import FrameSink
 from vfiouser_virtio.backends.net.stream import StreamNetdev
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 
 # [tcp|udp]:[hostaddr]:hostport-[guestaddr]:guestport, as QEMU's -netdev user has it; IPv6 in brackets.
 _FORWARD = re.compile(r"(?:(tcp|udp)?:)?(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):(\d+)-([^:]*):(\d+)")
@@ -87,6 +89,11 @@ class UserNetdev(StreamNetdev):
             self._said.write(os.fsencode(f"{self._command[0]}: {error.strerror}"))
         self._theirs.close()
 
+    def confine(self) -> HostAccess:
+        """See `host_access.Confinable`: passt is started now, and ends with its socket."""
+        self.start()
+        return NO_ACCESS
+
     def _last_words(self) -> str:
         size = self._said.seek(0, os.SEEK_END)
         self._said.seek(max(size - _LAST_WORDS, 0))
@@ -97,7 +104,8 @@ class UserNetdev(StreamNetdev):
         super().close()
         self._theirs.close()
         if (process := self._process) is not None:
-            process.kill()
+            with suppress(PermissionError):  # in a sandbox: it ends by itself, as its socket is closed
+                process.kill()
             briefly(lambda: process.wait(_ENDING))
         self._said.close()
 

@@ -9,6 +9,7 @@
 from vfiouser_virtio.vfio_user.server.listening import (
     Listener,
     ListenError,
+    ServiceManager,
     from_fd,
     from_systemd,
     listen_path,
@@ -21,6 +22,7 @@ __all__ = [
     "Listener",
     "OpenTrace",
     "Server",
+    "ServiceManager",
     "from_fd",
     "from_systemd",
     "listen_path",

@@ -6,6 +6,7 @@ import socket
 import stat
 from collections.abc import MutableMapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Self
 
 import trio
@@ -13,6 +14,7 @@ import trio
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.socket_file import MAX_PATH, SocketFile, bind_path, remove_stale
 
 _FIRST_SYSTEMD_FD = 3
@@ -57,6 +59,10 @@ class Listener:
                 return client
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.socket)
+
+    def confine(self) -> HostAccess:
+        """See `host_access.Confinable`: what `close` removes."""
+        return NO_ACCESS if self._claim is None else HostAccess(removes=(Path(self._claim.path),))
 
     def close(self) -> None:
         """Stop listening and remove what we have put into the file system."""
@@ -178,18 +184,64 @@ def from_systemd(environ: MutableMapping[str, str] | None = None) -> list[Listen
     ]
 
 
+class ServiceManager:
+    """Connection to the service manager, if there is one (sd_notify(3)): it is made at once, and can be used for ever.
+
+    A sandbox lets none be made later. A context manager that closes it.
+    """
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        if address[:1] not in ("/", "@"):
+            return
+        # A manager that does not read is not waited for.
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
+        except OSError:
+            sock.close()
+        else:
+            self._socket = sock
+
+    def tell(self, state: str) -> bool:
+        """Tell it: ``READY=1``. Returns whether it was told."""
+        for again in (True, False):
+            try:
+                if self._socket is None:
+                    return False
+                self._socket.send(state.encode())
+            except ConnectionError:  # it has been started anew
+                self.close()
+                if again:
+                    with suppress(OSError):
+                        self._connect()
+            except OSError:
+                return False
+            else:
+                return True
+        return False
+
+    def close(self) -> None:
+        """Tell nothing any more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def __enter__(self) -> "ServiceManager":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def sd_notify(state: str) -> bool:
     """Tell the service manager, if there is one (sd_notify(3)): ``READY=1``. Returns whether it was told."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address[:1] not in ("/", "@"):
-        return False
-    # A manager that does not read is not waited for.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-        try:
-            sock.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-        except OSError:
-            return False
-    return True
+    with ServiceManager() as manager:
+        return manager.tell(state)
 
 
 class PathClaim:

@@ -26,6 +26,7 @@ from vfiouser_virtio.backends.net.frame import Frame, frame_of
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.protocols import dhcp
 
 QUEUE = 64
@@ -90,6 +91,7 @@ class BootNetdev(Link):
         self._dhcp = DhcpServer(
             BootOptions(network, server, hostname, file), self.leases, self._send_dhcp, self._leased
         )
+        self._folder = folder
         self._tftp = TftpServer(folder, self._send_tftp, self._send_datagram, self.log)
         self._outgoing: trio.MemorySendChannel[bytes] | None = None
         self._running = trio.Event()
@@ -169,6 +171,10 @@ class BootNetdev(Link):
             await device.wait_room()
         self.counters.rx_packets += 1
         self.counters.rx_bytes += len(data)
+
+    def confine(self) -> HostAccess:
+        """See `host_access.Confinable`: files of the folder are opened when a guest asks for them."""
+        return NO_ACCESS if self._folder is None else HostAccess(reads=(self._folder.path,))
 
     def close(self) -> None:
         """Let go of nothing: `run` has ended the transfers, and the folder goes with this object."""

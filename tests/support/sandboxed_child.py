@@ -1,0 +1,139 @@
+"""Program that enters the sandbox and then tries what who has taken it over would: what came of each, as JSON.
+
+Its arguments: a folder that it may remove files of, a file that it has open when it enters, and a TCP port to which it
+may connect, if there is one.
+"""
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from vfiouser_virtio.host_access import HostAccess
+from vfiouser_virtio.libc import last_error, libc
+from vfiouser_virtio.serving.sandbox import enter_sandbox
+
+folder, opened = Path(sys.argv[1]), os.open(sys.argv[2], os.O_RDWR)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(str(folder / "listening"))
+listener.listen()
+parent = os.getppid()
+signal.signal(signal.SIGUSR1, lambda *_: None)
+
+
+def in_c(name: str, *arguments: int) -> None:
+    if getattr(libc, name)(*(ctypes.c_long(argument) for argument in arguments)) < 0:
+        raise last_error()
+
+
+def code() -> None:
+    """Memory of our own that becomes code: refused by kernels that know PR_SET_MDWE, and no system call."""
+    with mmap.mmap(-1, 4096) as page:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        in_c("mprotect", address, 4096, mmap.PROT_READ | mmap.PROT_EXEC)
+
+
+def in_thread(work: Callable[[], object]) -> None:
+    """A thread that is started later has no more rights."""
+    failed: list[OSError] = []
+
+    def run() -> None:
+        try:
+            work()
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    for error in failed:
+        raise error
+
+
+def limit() -> None:
+    if libc.setrlimit(7, (ctypes.c_ulong * 2)(64, 64)) < 0:  # RLIMIT_NOFILE
+        raise last_error()
+
+
+def clone3() -> None:
+    in_c("syscall", 435, 0, 0)
+
+
+TRIED: dict[str, Callable[[], object]] = {
+    "read a foreign file": lambda: Path("/etc/passwd").read_text(),
+    "read a foreign file in a thread": lambda: in_thread(lambda: Path("/etc/passwd").read_text()),
+    "read the memory of another process": lambda: os.open(f"/proc/{parent}/mem", os.O_RDONLY),
+    "list a foreign folder": lambda: os.listdir("/etc"),
+    "make a file": lambda: (folder / "made").touch(),
+    "make a folder": lambda: (folder / "made").mkdir(),
+    "rename a file": lambda: (folder / "mine").rename(folder / "other"),
+    "change a file's mode": lambda: (folder / "mine").chmod(0o777),
+    "write to a program": lambda: os.open(os.__file__, os.O_WRONLY),
+    "open a file again": lambda: os.open(sys.argv[2], os.O_RDWR),
+    "open a file again by its descriptor": lambda: os.open(f"/proc/self/fd/{opened}", os.O_RDWR),
+    "remove a foreign file": lambda: os.unlink(sys.argv[2]),
+    "execute a program": lambda: os.execv(sys.executable, [sys.executable, "-c", ""]),
+    "fork": os.fork,
+    "clone3": clone3,
+    "make a UNIX socket": lambda: socket.socket(socket.AF_UNIX),
+    "make a TCP socket": lambda: socket.socket(socket.AF_INET),
+    "connect": lambda: in_c("connect", listener.fileno(), 0, 0),
+    "trace its parent": lambda: in_c("ptrace", 16, parent, 0, 0),
+    "read its parent's memory": lambda: in_c("process_vm_readv", parent, 0, 0, 0, 0, 0),
+    "kill its parent": lambda: os.kill(parent, 0),
+    "become another user": lambda: os.setuid(1),
+    "mount": lambda: in_c("mount", 0, 0, 0, 0, 0),
+    "make a namespace": lambda: in_c("unshare", 0x10000000),
+    "make an io_uring": lambda: in_c("syscall", 425, 1, 0),
+    "type into a terminal": lambda: in_c("ioctl", 0, 0x5412, 0),
+    "raise a limit": limit,
+    "make memory code": code,
+    # What a device does:
+    "read /proc/self": lambda: Path("/proc/self/maps").read_text(),
+    "import": lambda: __import__("wave"),
+    "write to what is open": lambda: os.pwrite(opened, b"x", 0),
+    "make longer what is open": lambda: os.ftruncate(opened, 10),
+    "start a thread": lambda: in_thread(lambda: None),
+    "signal itself": lambda: os.kill(os.getpid(), signal.SIGUSR1),
+    "remove its own file": lambda: os.unlink(folder / "mine"),
+}
+
+
+def came_of(attempt: Callable[[], object]) -> str:
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "done"
+
+
+def tcp(port: int) -> None:
+    with socket.socket() as sock:
+        sock.connect(("127.0.0.1", port))
+
+
+access = HostAccess(removes=(folder / "mine",))
+if sys.argv[3:]:
+    port = int(sys.argv[3])
+    access |= HostAccess(connects=True, tcp_ports=(port,))
+    TRIED |= {
+        "make a UNIX socket": lambda: socket.socket(socket.AF_UNIX).close(),
+        "make a TCP socket": lambda: socket.socket(socket.AF_INET).close(),
+        "make a netlink socket": lambda: socket.socket(socket.AF_NETLINK),
+        "connect": lambda: tcp(port),
+        "connect to another port": lambda: tcp(port + 1),
+        "bind": lambda: socket.socket().bind(("127.0.0.1", port + 1)),
+    }
+enter_sandbox("strict", access)
+results = {name: came_of(attempt) for name, attempt in TRIED.items()}
+results["capabilities"] = next(
+    line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")
+)
+print(json.dumps(results))

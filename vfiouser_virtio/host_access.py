@@ -1,0 +1,60 @@
+"""Rights on the host that a device still needs once it is made, so that all others can be taken from its process.
+
+Files and sockets that are open already need nothing: only what is opened, removed or connected to later is said here.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostAccess:
+    """Rights on the host that are needed while a device is served; without any it needs none."""
+
+    removes: tuple[Path, ...] = ()
+    """Files to be removed in the end. The right is one to remove any file of the same folder, and of those below it."""
+    removes_folders: tuple[Path, ...] = ()
+    """Empty folders to be removed in the end; likewise."""
+    reads: tuple[Path, ...] = ()
+    """Files to be opened for reading, or folders of such files."""
+    writes: tuple[Path, ...] = ()
+    """Files, which are there, to be opened for writing; or folders of such files."""
+    connects: bool = False
+    """Sockets are made and connected: UNIX, and TCP to ``tcp_ports``."""
+    tcp_ports: tuple[int, ...] = ()
+
+    def __or__(self, other: "HostAccess") -> "HostAccess":
+        return HostAccess(
+            removes=self.removes + other.removes,
+            removes_folders=self.removes_folders + other.removes_folders,
+            reads=self.reads + other.reads,
+            writes=self.writes + other.writes,
+            connects=self.connects or other.connects,
+            tcp_ports=self.tcp_ports + other.tcp_ports,
+        )
+
+
+NO_ACCESS = HostAccess()
+
+
+@runtime_checkable
+class Confinable(Protocol):
+    """Part of a device that has something to do, or to ask for, before its process gives up its rights."""
+
+    def confine(self) -> HostAccess:
+        """Do what takes those rights, such as starting a program, and say which are needed from then on.
+
+        Called once the device is made, before it is served, in a thread. Raises DeviceError where that cannot be.
+        """
+        ...
+
+
+def confine_all(parts: Iterable[object]) -> HostAccess:
+    """`Confinable.confine` of those that have it; what they need together."""
+    access = NO_ACCESS
+    for part in parts:
+        if isinstance(part, Confinable):
+            access |= part.confine()
+    return access
