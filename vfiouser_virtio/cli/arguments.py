@@ -90,10 +90,10 @@ def add_socket_arguments(parser: argparse.ArgumentParser) -> None:
         "--sandbox",
         nargs="?",
         const="strict",
-        choices=("strict", "best-effort"),
+        choices=("strict", "best-effort", "off"),
         help="once the devices are made, give up all rights that they do not need: no new privileges, no capabilities, "
         "files by Landlock, system calls by seccomp (docs/security.md). With best-effort also where the kernel lacks "
-        "some of it (default: where --sandbox has no value: strict)",
+        "some of it (default: off; best-effort with --supervise; strict where --sandbox has no value)",
     )
 
 
@@ -203,10 +203,6 @@ def server_of(
     gives. The rest is as with these two. Raises ConfigError, as does the call.
     """
     options |= {name: getattr(arguments, name) for name in ("ids", "write_multiple", "engine", "libvfio_user")}
-    if getattr(arguments, "sandbox", None) is not None:
-        from vfiouser_virtio.serving.sandbox import Sandbox  # only here, as the others below
-
-        options["sandbox"] = Sandbox(arguments.sandbox, NO_ACCESS if audit is None else audit.access)
     if audit is not None:
         for option in ("processes", "supervise"):
             if getattr(arguments, option, False):
@@ -226,6 +222,12 @@ def server_of(
         from vfiouser_virtio.serving.keeper.keep import Supervision
 
         options["supervision"] = Supervision() if hang_after is None else Supervision(hang_after)
+    sandbox: str = getattr(arguments, "sandbox", "off") or ("best-effort" if supervise else "off")
+    if sandbox != "off":
+        from vfiouser_virtio.serving.sandbox import Sandbox, SandboxMode  # only here, as the others
+
+        mode: SandboxMode = "best-effort" if sandbox == "best-effort" else "strict"
+        options["sandbox"] = Sandbox(mode, NO_ACCESS if audit is None else audit.access)
     if supervise or getattr(arguments, "processes", False):
         from vfiouser_virtio.serving.processes import serve_in_processes
 
