@@ -33,25 +33,25 @@ class Amounts:
     """How often, and twice, drivers leave their devices and come back."""
     tcp_file: int = 8 * MIB
     """Bytes of the file that guests move over TCP, each way."""
-    boot_stride: int = 1
-    """Of a recorded boot, clients are gone at every message (1), or at every so manieth."""
+    boot_stride: int = 8
+    """Of a recorded boot, clients are gone at every message (1), or at every eighth, and so on."""
     every_way: bool = False
     """Whether they are in every way at each of them, or in one way after the other."""
-    flushed_writes: int = 1000
+    flushed_writes: int = 500
     """Writes to each disk whose guest and server are killed, all of them flushed in the end."""
-    resets: int = 1000
+    resets: int = 400
     """Resets of each device, by turns in every state and in every way."""
 
 
 USUAL = Amounts()
 QUICK = replace(
     USUAL, ring_examples=20, ring_deaths=30, device_deaths=3, fuzz_cases=8, every_switch=2 * MIB, polled=2 * MIB,
-    by_pages=4 * MIB, requests_of_pages=24, rebinds=4, tcp_file=4 * MIB, boot_stride=16, resets=120,
-    flushed_writes=300,
+    by_pages=4 * MIB, requests_of_pages=24, rebinds=4, tcp_file=4 * MIB, boot_stride=32, resets=120,
+    flushed_writes=200,
 )  # fmt: skip
 LONG = replace(
     USUAL, ring_examples=5000, ring_deaths=5000, device_deaths=100, every_switch=1024 * MIB, by_pages=1024 * MIB,
-    tcp_file=100 * MIB, every_way=True, resets=4000, flushed_writes=10_000,
+    tcp_file=100 * MIB, boot_stride=1, every_way=True, resets=4000, flushed_writes=10_000,
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@
 Each child has its output in a file. All of them end with the nursery, and the nursery ends with us.
 """
 
+import faulthandler
 import importlib
 import json
 import os
@@ -45,6 +46,13 @@ class Child:
         if self.status is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    async def tell_where(self) -> None:
+        """Have it and its children write where they are to the log: of what hangs."""
+        for pid in [self.pid, *children_of(self.pid)] if self.status is None else []:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+        await trio.sleep(1)
 
     async def wait(self) -> int:
         """The exit status."""
@@ -206,6 +214,7 @@ def _fork(wanted: dict[str, Any]) -> int:
         end_with_parent(parent)
         os.setsid()
         _redirect(wanted["log"])
+        faulthandler.register(signal.SIGUSR1)  # `Child.tell_where`
         status = _call(wanted["call"], wanted["arguments"])
     finally:
         with suppress(Exception):
