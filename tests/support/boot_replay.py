@@ -147,6 +147,7 @@ class Replay:
         """Requests that the server has answered with an error."""
         self._record, self._private = record, private
         self._owed = 0
+        self._silent = False
         self._answered = trio.lowlevel.ParkingLot()
 
     # ---- what the client says --------------------------------------------------------------------------------------
@@ -157,7 +158,8 @@ class Replay:
             await self._send(message, None)
 
     async def send_part(self, index: int, size: int) -> None:
-        """The first ``size`` bytes of a message."""
+        """The first ``size`` bytes of a message, after which nothing comes: no answer either."""
+        self._silent = True
         await self._send(self._record.messages[index], size)
 
     def length(self, index: int) -> int:
@@ -219,7 +221,7 @@ class Replay:
                 if message.error:
                     self.refused.append(f"{Command(message.command).name}: {os.strerror(message.error)}")
                 self._answered.unpark_all()
-            else:
+            elif not self._silent:
                 await self._dma(message)
 
     async def _dma(self, message: RawMessage) -> None:

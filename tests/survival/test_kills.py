@@ -6,16 +6,7 @@ import pytest
 from support.amounts import Amounts
 
 from vfiouser_virtio.testing.soak.children import children
-from vfiouser_virtio.testing.soak.kills import DiskPlan, KilledDisk
-
-PLANS = (
-    DiskPlan("threads", "aio=threads"),
-    DiskPlan("io_uring", "aio=io_uring"),
-    DiskPlan("direct", "aio=io_uring,cache=none", depth=8),
-    DiskPlan("inline", "aio=inline,packed=on"),
-    DiskPlan("private", "aio=io_uring", shared=False),
-    DiskPlan("process", "aio=threads,cache=none", serve=("--device", "rng,socket={folder}/rng.sock", "--processes")),
-)
+from vfiouser_virtio.testing.soak.kills import PLANS, DiskPlan, KilledDisk
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)

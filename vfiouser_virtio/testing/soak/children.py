@@ -173,6 +173,7 @@ def _main() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has started us
     signal.set_wakeup_fd(writer)
     buffer = b""
     while True:
@@ -211,6 +212,7 @@ def _fork(wanted: dict[str, Any]) -> int:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         end_with_parent(parent)
         os.setsid()
         _redirect(wanted["log"])

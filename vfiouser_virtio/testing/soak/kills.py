@@ -3,6 +3,7 @@
 import random
 import signal
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -38,6 +39,16 @@ class DiskPlan:
     """Writes that are under way at a time."""
 
 
+PLANS = (
+    DiskPlan("threads", "aio=threads"),
+    DiskPlan("io_uring", "aio=io_uring"),
+    DiskPlan("direct", "aio=io_uring,cache=none", depth=8),
+    DiskPlan("inline", "aio=inline,packed=on"),
+    DiskPlan("private", "aio=io_uring", shared=False),
+    DiskPlan("process", "aio=threads,cache=none", serve=("--device", "rng,socket={folder}/rng.sock", "--processes")),
+)
+
+
 @dataclass
 class KillResult:
     """Record of what was done and found."""
@@ -65,12 +76,14 @@ class KilledDisk:
         with self._image.open("xb") as file:
             file.truncate(BLOCKS * BLOCK)
 
-    async def run(self, victims: tuple[Victim, ...] = VICTIMS) -> KillResult:
-        """Until enough was flushed, or something is wrong; the server goes in the end."""
+    async def run(
+        self, victims: tuple[Victim, ...] = VICTIMS, is_over: Callable[[], bool] = lambda: False
+    ) -> KillResult:
+        """Until enough was flushed, or it is over, or something is wrong; the server goes in the end."""
         result = self.result
         try:
             with Ledger(self._book, blocks=BLOCKS, room=self._room) as ledger:
-                while result.flushed < self._goal and not ledger.full and not result.complaints:
+                while result.flushed < self._goal and not (ledger.full or result.complaints or is_over()):
                     await self._round(ledger, self._chance.choice(victims))
                     result.started, result.flushed = ledger.started, ledger.flushed
         finally:
@@ -92,12 +105,17 @@ class KilledDisk:
                     await self._kill(victim, writer)
                 status = await writer.wait()
         except trio.TooSlowError:
+            for each in (writer, self.server):
+                if each is not None:
+                    await each.tell_where()
             self._complain(f"nothing goes on for {PATIENCE} s", writer.log, server_log)
             return
         finally:
             await writer.kill()
         expected: set[int] = {WriterStatus.DONE, WriterStatus.SERVER_GONE if victim == "server" else -signal.SIGKILL}
         if status not in expected:
+            if self.server is not None:
+                await self.server.tell_where()
             self._complain(f"the guest ended with status {status}, {expected} expected", writer.log, server_log)
         if self.server is not None and self.server.status is not None:
             self._complain(f"the server ended by itself with status {self.server.status}", server_log)
@@ -147,5 +165,5 @@ class KilledDisk:
         return self._folder / f"{self.plan.name}-{who}-{self._count}.log"
 
     def _complain(self, what: str, *logs: Path) -> None:
-        said = "".join(f"\n--- {log.name}\n{log.read_text()[-2000:]}" for log in logs)
+        said = "".join(f"\n--- {log.name}\n{log.read_text()[-2000:] if log.exists() else ''}" for log in logs)
         self.result.complaints.append(f"{self.plan.name}: {what}{said}")
