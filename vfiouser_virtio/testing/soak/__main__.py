@@ -4,7 +4,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ parts, all at the same time:
   disks    guests that write numbered blocks and flush them; guest, server or both are killed (SIGKILL) at any moment
   servers  devices of all types, honest ones and ones with faults (docs/evil.md), visited by good drivers, by ones that
            leave in the middle of something or of a message, by hostile ones; they must neither end nor grow
-  linux    Linux guests in QEMU with disk, console, entropy and network, killed at any moment, at times with their server
+  linux    Linux guests in QEMU with disk, console, entropy and network, killed at any moment, at times with the server
 
 examples:
   scripts/soak --minutes 10                      a short one; the report is printed
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     """See ``_EPILOG``."""
     parser = argparse.ArgumentParser(
         "scripts/soak",
-        description="Put devices under load, faults and kills for as long as wanted; report what was lost, and what grew.",
+        description="Put devices under load, faults and kills for as long as wanted; report what is lost or grows.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -88,7 +88,7 @@ def _positive(text: str) -> float:
     return number
 
 
-async def _soak(report: SoakReport, parts: list[str], is_over: Callable[[], bool]) -> None:
+async def _soak(report: SoakReport, parts: Sequence[str], is_over: Callable[[], bool]) -> None:
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
         async with children() as processes, trio.open_nursery() as nursery:

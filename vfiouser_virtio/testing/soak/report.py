@@ -37,25 +37,25 @@ class SoakReport:
     def findings(self) -> list[str]:
         """All complaints; the soak is good where there is none."""
         found = list(self.complaints)
-        for part in (*self.disks.values(), *self.servers, *([self.linux] if self.linux else [])):
+        parts: list[KillResult | ServerResult] = [*self.disks.values(), *self.servers]
+        for part in parts:
             found += part.complaints
-        return found
+        return found + (self.linux.complaints if self.linux else [])
 
     def as_json(self) -> str:
         """Everything, but for the single samples."""
         servers: list[dict[str, Any]] = []
         for each in self.servers:
-            row = asdict(each)
-            row["samples"] = len(each.samples)
-            servers.append(row)
+            growth = asdict(each.growth) if each.growth else None
+            servers.append({**vars(each), "growth": growth, "samples": len(each.samples)})
         what = {
             "seed": self.seed,
             "seconds": round(self.seconds),
             "python": platform.python_version(),
             "kernel": platform.release(),
-            "disks": {name: asdict(each) for name, each in self.disks.items()},
+            "disks": {name: vars(each) for name, each in self.disks.items()},
             "servers": servers,
-            "linux": asdict(self.linux) if self.linux else None,
+            "linux": vars(self.linux) if self.linux else None,
             "findings": self.findings,
         }
         return json.dumps(what, indent=1) + "\n"

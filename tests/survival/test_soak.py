@@ -1,0 +1,76 @@
+"""scripts/soak: a short one finds nothing, what is wrong is found, and the report says both."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vfiouser_virtio import vm
+from vfiouser_virtio.testing.soak.__main__ import main
+from vfiouser_virtio.testing.soak.children import children
+from vfiouser_virtio.testing.soak.growth import Growth, HeldSample
+from vfiouser_virtio.testing.soak.kills import DiskPlan, KilledDisk
+from vfiouser_virtio.testing.soak.linux import LinuxGuests
+from vfiouser_virtio.testing.soak.servers import ServerPlan, VisitedServer
+
+
+def test_a_short_one_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, data = tmp_path / "report.md", tmp_path / "report.json"
+    options = ["--minutes", "0.03", "--only", "disks", "--only", "servers", "--seed", "2007"]
+    assert main([*options, "--report", str(text), "--json", str(data)]) == 0, capsys.readouterr().out
+    assert "0 findings." in text.read_text()
+    found = json.loads(data.read_text())
+    assert found["disks"]["threads"]["flushed"] > 0
+    assert [each["name"] for each in found["servers"]] == ["one process", "process each", "faults"]
+    assert sum(each["visits"] + each["killed"] for each in found["servers"]) > 0
+    assert found["findings"] == []
+
+
+async def test_lost_writes_are_found(tmp_path: Path) -> None:
+    """A disk that says that writes are flushed, and forgets some at the next reset."""
+    plan = DiskPlan("liar", "fault=write-dropped:p=0.5,fault=flush-ignored")
+    async with children() as processes:
+        result = await KilledDisk(processes, tmp_path, plan, seed=1, flushes=500).run(("guest",))
+    assert "lost" in "".join(result.complaints)
+
+
+async def test_a_device_that_fails_its_visitors_is_found(tmp_path: Path) -> None:
+    plan = ServerPlan("liar", (("blk", "size=1M,fault=io-error:p=1"),))
+    async with children() as processes:
+        server = VisitedServer(processes, tmp_path, plan, seed=1)
+        await server.run(lambda: False)
+    assert "broken: blk" in server.result.complaints[0]
+
+
+def test_growth_is_found() -> None:
+    usual = HeldSample(memory=30 << 20, fds=40, mappings=300, processes=1)
+    # With clients there is more, now and then.
+    run = [replace(usual, fds=40 + at % 9, memory=usual.memory + (at % 7 << 20)) for at in range(200)]
+    growth = Growth.of(run)
+    assert growth is not None
+    assert growth.complaints() == []
+    for name, step in (("fds", 1), ("memory", 100_000), ("mappings", 1)):
+        grown = [replace(each, **{name: getattr(each, name) + step * at}) for at, each in enumerate(run)]
+        growth = Growth.of(grown)
+        assert growth is not None
+        assert growth.complaints()[0].startswith(f"{name} grew from ")
+    assert Growth.of(run[:50]) is None
+
+
+def test_a_mistake_of_the_user_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--minutes", "1", "--report", str(tmp_path / "none" / "report.md")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.qemu
+@pytest.mark.variant
+async def test_linux_guests_that_are_killed(tmp_path: Path, qemu: vm.Qemu, guest_image: vm.GuestImage) -> None:
+    async with children() as processes:
+        guests = LinuxGuests(processes, tmp_path, seed=5)
+        for _ in range(2):
+            await guests.guest()
+        await guests.close()
+    assert guests.result.complaints == []
+    assert guests.result.guests == 2
+    assert guests.result.steps > 0
