@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SECONDS = 60.0
 _KINDS: "tuple[Kind, ...]" = ("messages", "registers", "rings", "requests")
+_DEVICE_KINDS: "tuple[Kind, ...]" = ("registers", "rings", "requests")
 _MOST_JOBS = 256
 
 
@@ -37,6 +38,7 @@ def add_parser(commands: SubParsers) -> None:
     # Any: what this is has no public name.
     targets: Any = parser.add_subparsers(dest="fuzzed", required=True, metavar="TARGET", title="targets")
     _add_self(targets)
+    _add_device(targets)
     _add_socket(targets)
 
 
@@ -56,6 +58,27 @@ def _add_self(targets: SubParsers) -> None:
     parser.add_argument("--target", action="append", metavar="DEVICE", help="this device only (may be repeated)")
     _add_common(parser, stop=1)
     parser.set_defaults(execute=_self)
+
+
+def _add_device(targets: SubParsers) -> None:
+    parser = add_command(
+        targets,
+        "device",
+        under="fuzz",
+        summary="the queues of any device, or of your own, in this process",
+        description="Rings and requests for one device, which is made for each case: of its type's format where\n"
+        "that is declared, else bytes. Requests do what they say: give it files that may be lost.",
+        usage="[--only KIND …] [--cases N | --seconds S] DEVICE[,KEY=VALUE,…]",
+        examples="  vfiouser-virtio fuzz device blk,size=1M\n"
+        "  vfiouser-virtio fuzz device my_device.py:MyDevice --seed 7 --cases 500\n"
+        "  vfiouser-virtio fuzz device my_device.py:MyDevice --replay fuzz-findings/bug-x.json\n",
+    )
+    parser.add_argument(
+        "--only", choices=_DEVICE_KINDS, action="append", help="this kind only (default: rings and requests)"
+    )
+    parser.add_argument("device", metavar="DEVICE", help="as after --device of serve, with options of its own")
+    _add_common(parser, stop=1)
+    parser.set_defaults(execute=_device)
 
 
 def _add_socket(targets: SubParsers) -> None:
@@ -148,6 +171,21 @@ def _self(arguments: argparse.Namespace) -> int:
         out=arguments.out,
     )
     return _fuzz(arguments, "self", run.seed, fuzz_stack, run)
+
+
+def _device(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from vfiouser_virtio.testing.fuzz import run_case
+    from vfiouser_virtio.testing.fuzz.described import add_described
+    from vfiouser_virtio.testing.fuzz.run import StackRun, fuzz_stack
+
+    target = add_described(arguments.device)
+    if arguments.replay:
+        return _replay(arguments.replay, lambda case: run_case(replace(case, target=target)))
+    kinds: tuple[Kind, ...] = ("rings", "requests")
+    run = StackRun(seed=_seed(arguments), kinds=arguments.only or kinds, targets=(target,), out=arguments.out)
+    return _fuzz(arguments, target, run.seed, fuzz_stack, run)
 
 
 def _socket(arguments: argparse.Namespace) -> int:

@@ -100,7 +100,7 @@ async def _echo_works(driver: FuzzDriver) -> None:
         raise Found("broken", f"echo answers {length} bytes, {data.hex()}", "request")
 
 
-async def _exercised(kind: DeviceType, driver: FuzzDriver) -> None:
+async def exercised(kind: DeviceType, driver: FuzzDriver) -> None:
     """The request of the type's declaration."""
     exercise = kind.exercise
     assert exercise is not None, kind.name
@@ -171,7 +171,7 @@ def _with_small_queues(device: Device) -> Device:
 
 
 def _target(kind: DeviceType, make: Callable[[], Device] | None = None) -> FuzzTarget:
-    return FuzzTarget(make or partial(devices.example, kind.name), partial(_exercised, kind), kind)
+    return FuzzTarget(make or partial(devices.example, kind.name), partial(exercised, kind), kind)
 
 
 _NET = replace(net.TYPE, requests=(*net.TYPE.requests, *NET_REQUESTS))
