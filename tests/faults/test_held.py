@@ -13,7 +13,7 @@ from vfiouser_virtio.faults import FaultPlan
 from vfiouser_virtio.faults.interrupts import FaultyInterrupts
 from vfiouser_virtio.faults.later import MAX_PENDING, Timer
 from vfiouser_virtio.faults.packed import FaultyPackedRing
-from vfiouser_virtio.faults.rings import FaultyRing, RingPlace
+from vfiouser_virtio.faults.rings import FaultyRing, RingPlace, RingSeams
 from vfiouser_virtio.faults.split import FaultySplitRing
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.testing.raw.packed import RawPackedRing
@@ -71,7 +71,7 @@ def made(kind: str, *faults: str, seed: int = 1, waiting: list[Callable[[], None
     ring = (FaultyPackedRing if kind == "packed" else FaultySplitRing)(SIZE, memory, features)
     ring.bind(*(memory.writable(each.address, each.length)[0] for each in ring_areas(SIZE, features, *ADDRESSES)))
     plan = FaultPlan(faults, seed=seed)
-    ring.arm(plan, 0, later, lambda: None, late.extend)
+    ring.arm(plan, 0, RingSeams(later, lambda: None, late.extend))
     driver = (RawPackedRing if kind == "packed" else RawSplitRing)(ram, SIZE, ADDRESSES)
     return Sides(ring, driver, plan, late)
 

@@ -65,12 +65,12 @@ async def test_profiles(profile: str, carrier: Carrier, packed: bool, caplog: py
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.devices in ("any", "blk")])
 async def test_each_fault_often(
     name: str, packed: bool, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     """What there are few opportunities for at each of them, the others at a third."""
-    often = FAULTS[name].place in (Place.RING, Place.INTERRUPT, Place.BLK) and name != "interrupt-early"
+    often = FAULTS[name].place in (Place.RING, Place.DATA, Place.INTERRUPT, Place.BLK) and name != "interrupt-early"
     plan = FaultPlan([f"{name}{_ARGUMENTS.get(name, '')}{':p=0.3' * often}"], seed=1)
     if needs_pci(plan):
         autojump_clock.autojump_threshold = float("inf")  # sockets are no reason to wait that it knows

@@ -1,23 +1,34 @@
 """Device core with faults: status, features, configuration, interrupts, and by its virtqueues the rings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import trio
 
-from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.faults.config import ConfigLies
+from vfiouser_virtio.faults.console import CONTROL_RECEIVEQ, ConsolePayload, control_message
 from vfiouser_virtio.faults.declaration import Place
+from vfiouser_virtio.faults.declarations.console import CONSOLES
 from vfiouser_virtio.faults.disk import FaultyDisk
+from vfiouser_virtio.faults.fits import check_fits
+from vfiouser_virtio.faults.input import EVENTQ, InputPayload, event_of
 from vfiouser_virtio.faults.interrupts import FaultyInterrupts
 from vfiouser_virtio.faults.later import Timer
-from vfiouser_virtio.faults.plan import FaultPlan
+from vfiouser_virtio.faults.net import NetPayload
+from vfiouser_virtio.faults.payload import Payload
+from vfiouser_virtio.faults.plan import FaultPlan, Hit
 from vfiouser_virtio.faults.virtqueue import FaultyVirtqueue
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS
+from vfiouser_virtio.protocols.virtio.ids import DeviceId
+from vfiouser_virtio.protocols.virtio.net import NetFeature
 from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.virtio import Device, DeviceCore
 from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
+
+_NEEDED = {"net-link-flap": NetFeature.STATUS, "net-announce": NetFeature.GUEST_ANNOUNCE}
+"""Faults that mean nothing without a feature."""
 
 
 class FaultyCore(DeviceCore):
@@ -42,24 +53,80 @@ class FaultyCore(DeviceCore):
         self._sink = FaultyInterrupts(interrupts, faults, self._timer)
         self._stuck_status = 0
         self._stuck_until = 0.0
-        self._first_generation: int | None = None
-        made = partial(virtqueue, faults=faults, later=self._timer.later, kicked=self._kicked)
+        self._lies = ConfigLies(faults)
+        made = partial(virtqueue, faults=faults, later=self._timer.later, kicked=self._kicked, payload=self._payload)
         super().__init__(device, memory, self._sink, virtqueue=made, **named)
         check_fits(faults, device, transport)
         self._disk = backend if isinstance(backend := getattr(device, "backend", None), FaultyDisk) else None
         if self._disk is not None:
             self._disk.arm(faults)
+        # In the order in which they happen at a notification.
+        self._at_kicks: dict[str, Callable[[Hit], None]] = {
+            "interrupt-spurious": self._sink.interrupt_now,
+            "config-interrupt-spurious": self._sink.config_interrupt_now,
+            "needs-reset": self._need_reset,
+            "net-link-flap": self._flap_link,
+            "net-announce": self._announce,
+        }
+        self.acts: dict[str, Callable[[Hit], None]] = {
+            **self._at_kicks,
+            **{fault.name: self._send_control for fault in CONSOLES},
+            "input-event": self._send_event,
+        }
+        """Faults that can happen by themselves, and what makes them happen."""
 
     async def serve(self) -> None:
         """As `DeviceCore.serve`, with what faults do later beside it."""
         await self._timer.serve(super().serve)
 
+    # ---- queues --------------------------------------------------------------------------------------------------
+
+    def _payload(self, queue: FaultyVirtqueue) -> Payload | None:
+        """The faults of what the device writes to a queue."""
+        device, index, faults = self.device, queue.index, self.faults
+        if device.device_id == DeviceId.NET and faults.has(Place.NET):
+            return NetPayload(device, faults, index)
+        if device.device_id == DeviceId.CONSOLE and index == CONTROL_RECEIVEQ and faults.has(Place.CONSOLE):
+            return ConsolePayload(faults, queue.say)
+        if device.device_id == DeviceId.INPUT and index == EVENTQ and faults.has(Place.INPUT):
+            return InputPayload(faults, queue.say)
+        return None
+
     def _kicked(self, index: int) -> None:
-        self._sink.kicked(index)
-        if self.running and (hit := self.faults.hit("needs-reset", index)):
-            hit.did("NEEDS_RESET")
-            self.log.info("a fault that was asked for: NEEDS_RESET")
-            self._show_needs_reset()
+        for name, act in self._at_kicks.items():
+            if name in self.faults and (hit := self.faults.hit(name, index, possible=self.can(name))):
+                act(hit)
+
+    def can(self, name: str) -> bool:
+        """Whether one of ``acts`` makes sense now."""
+        if name.endswith("-spurious"):
+            return True
+        needed = _NEEDED.get(name)
+        return self.running and (needed is None or self.device.negotiated(needed))
+
+    def _need_reset(self, hit: Hit) -> None:
+        hit.did("NEEDS_RESET")
+        self.log.info("a fault that was asked for: NEEDS_RESET")
+        self._show_needs_reset()
+
+    def _flap_link(self, hit: Hit) -> None:
+        hit.did(self._lies.net.flap())
+        self._config.changed()
+
+    def _announce(self, hit: Hit) -> None:
+        hit.did(self._lies.net.announce())
+        self._config.changed()
+
+    def _send_control(self, hit: Hit) -> None:
+        self._say(CONTROL_RECEIVEQ, control_message(hit))
+
+    def _send_event(self, hit: Hit) -> None:
+        self._say(EVENTQ, event_of(hit))
+
+    def _say(self, queue: int, data: bytes) -> None:
+        virtqueue = self.queues[queue]
+        assert isinstance(virtqueue, FaultyVirtqueue)
+        virtqueue.say(data)
 
     # ---- status and features -------------------------------------------------------------------------------------
 
@@ -84,6 +151,7 @@ class FaultyCore(DeviceCore):
     def reset(self) -> Hold | None:
         """As `DeviceCore.reset`."""
         self._stuck_status = 0
+        self._lies.net.reset()
         if self._disk is not None:
             self._disk.device_reset()
         return super().reset()
@@ -119,58 +187,16 @@ class FaultyCore(DeviceCore):
 
     def read_config(self, offset: int, count: int) -> bytes:
         """As `DeviceCore.read_config`."""
-        data = bytearray(super().read_config(offset, count))
-        fields = self.device.config.layout
-
-        def touched(given: Mapping[str, Any]) -> bool:
-            at, size = fields[given["field"]]
-            return bool(offset < at + size and at < offset + count)
-
-        for hit in self.faults.hits("config-value", touched):
-            at, size = fields[hit["field"]]
-            value = (hit["value"] & (1 << 8 * size) - 1).to_bytes(size, "little")
-            begin, end = max(at, offset), min(at + size, offset + count)
-            data[begin - offset : end - offset] = value[begin - at : end - at]
-            hit.did(f"{hit['field']} reads as {hit['value']:#x}")
-        if data and (change := self.faults.hit("config-changes")):
-            at, flips = change.draw(len(data)), 1 + change.draw(255)
-            change.did(f"byte {offset + at:#x} reads as {data[at] ^ flips:#x} instead of {data[at]:#x}")
-            data[at] ^= flips
-        return bytes(data)
+        return self._lies.show(self.device, super().read_config(offset, count), offset)
 
     def read_generation(self) -> int:
         """As `DeviceCore.read_generation`."""
-        value = super().read_generation()
-        if self._first_generation is None:
-            self._first_generation = value
-        if hit := self.faults.hit("generation-stuck"):
-            hit.did(f"{self._first_generation:#x}, and not {value:#x}")
-            value = self._first_generation
-        if hit := self.faults.hit("generation-moves"):
-            moved = value + hit.n & 0xFF
-            hit.did(f"{moved:#x} instead of {value:#x}")
-            value = moved
-        return value
+        return self._lies.generation(super().read_generation())
 
 
 def faulty_core(faults: FaultPlan) -> Callable[..., DeviceCore]:
     """What makes such a core, for the argument ``core`` of a transport."""
     return partial(FaultyCore, faults=faults)
-
-
-def check_fits(faults: FaultPlan, device: Device, transport: str) -> None:
-    """Raise ConfigError for a fault that cannot happen with this device."""
-    for spec in faults.specs:
-        if max(spec.queue or 0, spec.arguments.get("to", 0)) >= max(len(device.queues), 1):
-            raise ConfigError(f"fault={spec.text}: {device.name} has {len(device.queues)} queues")
-        field = spec.arguments.get("field")
-        if field is not None and field not in device.config.layout:
-            known = ", ".join(device.config.layout) or "no configuration at all"
-            raise ConfigError(f"fault={spec.text}: {device.name} has no field {field} (it has {known})")
-        if spec.fault.transport not in ("any", transport):
-            raise ConfigError(f"fault={spec.text} is for devices on {spec.fault.transport}")
-        if spec.fault.place is Place.BLK and not isinstance(getattr(device, "backend", None), FaultyDisk):
-            raise ConfigError(f"fault={spec.text} is for a disk that was made with wrap_backend=FaultyDisk")
 
 
 def _word(mask: int, select: int) -> int:

@@ -60,11 +60,15 @@ class Place(Enum):
     """Part of a device that a fault is in."""
 
     RING = "rings"
+    DATA = "data"
     INTERRUPT = "interrupts"
     CONFIG = "configuration"
     STATUS = "status and features"
     PCI = "PCI"
     BLK = "disks"
+    NET = "network devices"
+    CONSOLE = "consoles"
+    INPUT = "input devices"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +109,5 @@ class Fault:
     """The device types that can have it."""
     transport: str = "any"
     """PCI: a device without it cannot have it."""
+    by_itself: bool = False
+    """It can also be asked for by time alone, with no opportunity: ``at=5s``, ``every=2s``."""

@@ -1,7 +1,7 @@
 """Interrupts that get lost, come late, too often, elsewhere: an `InterruptSink` before the real one."""
 
 from vfiouser_virtio.faults.later import MAX_REPEATED, Timer
-from vfiouser_virtio.faults.plan import FaultPlan
+from vfiouser_virtio.faults.plan import FaultPlan, Hit
 from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
 
 MAX_STORM = 100_000
@@ -48,14 +48,15 @@ class FaultyInterrupts:
         else:
             self.real.config_interrupt()
 
-    def kicked(self, index: int) -> None:
-        """The driver has notified a queue."""
-        if spurious := self._faults.hit("interrupt-spurious", index):
-            spurious.did("sent, and nothing was used")
-            self._send(index)
-        if spurious := self._faults.hit("config-interrupt-spurious", index):
-            spurious.did("sent, and nothing has changed")
-            self.real.config_interrupt()
+    def interrupt_now(self, hit: Hit) -> None:
+        """Interrupt of a queue that has used nothing."""
+        hit.did("sent, and nothing was used")
+        self._send(hit.queue or 0)
+
+    def config_interrupt_now(self, hit: Hit) -> None:
+        """Configuration interrupt without a change."""
+        hit.did("sent, and nothing has changed")
+        self.real.config_interrupt()
 
     def enabled(self, index: int) -> None:
         """The driver has enabled a queue."""

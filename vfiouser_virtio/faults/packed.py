@@ -63,4 +63,4 @@ class FaultyPackedRing(FaultyRing, PackedRing):
     def _rewrite(self, slot: int, word: int) -> None:
         if not self._dead:
             self._halves[slot] = word
-            self.show_late([(0, 2 * _HALF * slot + _HALF, _HALF)])
+            self.seams.show_late([(0, 2 * _HALF * slot + _HALF, _HALF)])

@@ -8,7 +8,7 @@ at once one happens: the first in the order of the code (a lost interrupt cannot
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import blake2b
+from hashlib import blake2b, shake_256
 from typing import Any
 
 from vfiouser_virtio.device_log import quoted
@@ -37,11 +37,21 @@ class Hit:
         """The value of an argument of the fault."""
         return self._armed.spec.arguments[argument]
 
+    @property
+    def name(self) -> str:
+        """Which fault it is."""
+        return self._armed.spec.name
+
     def draw(self, limit: int) -> int:
         """A number from 0 to ``limit - 1``, another one each time, that the seed and the place decide."""
         self._draws += 1
         word = blake2b(self._digest + self._draws.to_bytes(4, "little"), digest_size=8).digest()
         return int.from_bytes(word, "little") % limit
+
+    def bytes(self, count: int) -> bytes:
+        """``count`` random bytes, which the seed and the place decide; others each time."""
+        self._draws += 1
+        return shake_256(self._digest + self._draws.to_bytes(4, "little")).digest(count)
 
     def did(self, what: str) -> None:
         """Log what was done."""

@@ -12,14 +12,19 @@ been told.
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from vfiouser_virtio.faults.declaration import Place
 from vfiouser_virtio.faults.later import Later
+from vfiouser_virtio.faults.payload import Payload, UsedBuffer, spoil_data
 from vfiouser_virtio.faults.plan import FaultPlan, Hit
 from vfiouser_virtio.vring import Chain, Ring
 
 _LEN = 0xFFFF_FFFF
+MAX_OVERWRITTEN = 1 << 16
+"""Bytes of a driver's buffer that are overwritten: it names as many as it likes."""
 
 _KEPT_BACK = ("used-late", "used-out-of-order", "used-storm")
 _INSTEAD = (*_KEPT_BACK, "used-never", "used-id-out-of-range", "used-id-not-in-flight", "used-id-of-another")
@@ -42,26 +47,36 @@ class UsedElement(NamedTuple):
     """One that the device has no buffer for."""
 
 
+@dataclass(frozen=True, slots=True)
+class RingSeams:
+    """Seams between a ring with faults and its virtqueue."""
+
+    later: Later
+    republish: Callable[[], None]
+    """Show what may be shown."""
+    show_late: Callable[[list[RingPlace]], None]
+    """Show what was stored after that."""
+    views: Callable[[Chain], list[memoryview] | None] = lambda _chain: None
+    """Where the writable part of a chain lies, or its copy; None where that cannot be had."""
+    overwrite: Callable[[int, bytes], None] = lambda _address, _data: None
+    """Store bytes at a guest address, whatever is there."""
+    payload: Payload | None = None
+    """Faults of what the device writes."""
+
+
 class FaultyRing(Ring):
     """Mixin before `SplitRing` or `PackedRing`. `arm` comes right after it was made."""
 
     faults: FaultPlan
     queue: int
+    seams: RingSeams
     later: Later
-    republish: Callable[[], None]
-    show_late: Callable[[list[RingPlace]], None]
 
-    def arm(
-        self,
-        faults: FaultPlan,
-        queue: int,
-        later: Later,
-        republish: Callable[[], None],
-        show_late: Callable[[list[RingPlace]], None],
-    ) -> None:
-        """What is to go wrong; ``republish`` has what may be shown shown, ``show_late`` what was stored after that."""
-        self.faults, self.queue, self.later = faults, queue, later
-        self.republish, self.show_late = republish, show_late
+    def arm(self, faults: FaultPlan, queue: int, seams: RingSeams) -> None:
+        """What is to go wrong."""
+        self.faults, self.queue, self.seams, self.later = faults, queue, seams, seams.later
+        self._spoils = seams.payload is not None or faults.has(Place.DATA)
+        self._spoilt: set[int] = set()  # heads of completed buffers that `_spoil` has had
         self._held: dict[str, list[int]] = {"used-out-of-order": [], "used-storm": []}
         self._honest: set[int] = set()  # heads that were kept back, and whose turn it is
         self._given_back: dict[int, Chain] = {}  # by head: the driver was told that they are used, and they are not
@@ -109,6 +124,39 @@ class FaultyRing(Ring):
     def in_flight(self) -> dict[int, Chain]:
         return {**self._given_back, **super().in_flight}  # type: ignore[safe-super] # as above
 
+    def say_honestly(self, chain: Chain, data: bytes) -> None:
+        """Complete ``chain`` with ``data``: what the device has not said, and what is no opportunity for a fault."""
+        self._honest.add(chain.head)
+        chain.writable.write(data[: chain.writable.length])
+        chain.complete()
+
+    def _ready(self) -> list[int]:
+        ready = super()._ready()
+        if self._spoils:
+            for at in range(0, len(ready), 2):
+                head = ready[at]
+                if head not in self._honest and head not in self._spoilt:
+                    self._spoilt.add(head)
+                    ready[at + 1] = self._spoil(self.in_flight[head], ready[at + 1])
+        return ready
+
+    def _spoil(self, chain: Chain, length: int) -> int:
+        """Change what was written to a buffer that was completed; returns the length that the driver is told."""
+        views = self.seams.views(chain)
+        if views is None:
+            return length
+        readable = [each for each in chain.ranges[: chain.writable_from] if each[1]]
+        if hit := self._hit("readable-overwritten", bool(readable)):
+            address, size = readable[hit.draw(len(readable))]
+            size = min(size, MAX_OVERWRITTEN)
+            hit.did(f"{size:#x} bytes at {address:#x} are ones")
+            self.seams.overwrite(address, b"\xff" * size)
+        buffer = UsedBuffer(views, length)
+        spoil_data(self.faults, self.queue, buffer)
+        if self.seams.payload is not None:
+            self.seams.payload.spoil(buffer)
+        return buffer.length
+
     @abstractmethod
     def _put_used(self, elements: list[UsedElement]) -> list[RingPlace]:
         """Store them, and show them to the driver; what has changed, in the order that must be kept."""
@@ -118,6 +166,7 @@ class FaultyRing(Ring):
     def _lie(self, given: list[int]) -> list[UsedElement]:
         elements: list[UsedElement] = []
         for head, length in zip(given[::2], given[1::2], strict=True):
+            self._spoilt.discard(head)
             if head in self._honest:
                 self._honest.discard(head)
                 elements.append(self._true(head, length))
@@ -215,7 +264,7 @@ class FaultyRing(Ring):
         if pairs and not self._dead:
             self._honest.update(pairs[::2])
             self._ready().extend(pairs)
-            self.republish()
+            self.seams.republish()
 
     # ---- what the driver has -------------------------------------------------------------------------------------
 

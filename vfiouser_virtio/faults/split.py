@@ -58,4 +58,4 @@ class FaultySplitRing(FaultyRing, SplitRing):
 
     def _come_late(self, index: int, elements: list[UsedElement]) -> None:
         if not self._dead:
-            self.show_late(self._store_elements(index, elements))
+            self.seams.show_late(self._store_elements(index, elements))
