@@ -37,6 +37,9 @@ class ConfigLies:
             begin, end = max(at, offset), min(at + size, offset + count)
             data[begin - offset : end - offset] = value[begin - at : end - at]
             hit.did(f"{hit['field']} reads as {hit['value']:#x}")
+        if data and (ones := faults.hit("config-all-ones")):
+            ones.did(f"{count:#x} bytes at {offset:#x}")
+            data[:] = b"\xff" * count
         if data and (change := faults.hit("config-changes")):
             at, flips = change.draw(count), 1 + change.draw(255)
             change.did(f"byte {offset + at:#x} reads as {data[at] ^ flips:#x} instead of {data[at]:#x}")

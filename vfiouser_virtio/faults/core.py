@@ -20,12 +20,13 @@ from vfiouser_virtio.faults.payload import Payload
 from vfiouser_virtio.faults.plan import FaultPlan, Hit
 from vfiouser_virtio.faults.virtqueue import FaultyVirtqueue
 from vfiouser_virtio.memory import GuestMemory
-from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS
+from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.ids import DeviceId
 from vfiouser_virtio.protocols.virtio.net import NetFeature
 from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.virtio import Device, DeviceCore
 from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
+from vfiouser_virtio.virtio.suspend import Phase
 
 _NEEDED = {"net-link-flap": NetFeature.STATUS, "net-announce": NetFeature.GUEST_ANNOUNCE}
 """Faults that mean nothing without a feature."""
@@ -54,7 +55,14 @@ class FaultyCore(DeviceCore):
         self._stuck_status = 0
         self._stuck_until = 0.0
         self._lies = ConfigLies(faults)
-        made = partial(virtqueue, faults=faults, later=self._timer.later, kicked=self._kicked, payload=self._payload)
+        made = partial(
+            virtqueue,
+            faults=faults,
+            later=self._timer.later,
+            start=self._timer.start,
+            kicked=self._kicked,
+            payload=self._payload,
+        )
         super().__init__(device, memory, self._sink, virtqueue=made, **named)
         check_fits(faults, device, transport)
         self._disk = backend if isinstance(backend := getattr(device, "backend", None), FaultyDisk) else None
@@ -78,6 +86,12 @@ class FaultyCore(DeviceCore):
     async def serve(self) -> None:
         """As `DeviceCore.serve`, with what faults do later beside it."""
         await self._timer.serve(super().serve)
+
+    def add_act(self, name: str, act: Callable[[Hit], None], *, at_kicks: bool = False) -> None:
+        """A transport has a fault that can happen by itself; ``at_kicks``: each notification is an opportunity."""
+        self.acts[name] = act
+        if at_kicks:
+            self._at_kicks[name] = act
 
     # ---- queues --------------------------------------------------------------------------------------------------
 
@@ -140,6 +154,10 @@ class FaultyCore(DeviceCore):
     def write_status(self, value: int) -> Hold | None:
         """As `DeviceCore.write_status`."""
         old = self._status
+        suspends = value & ~old & DeviceStatus.SUSPEND and self.running and self.device.negotiated(Feature.SUSPEND)
+        if suspends and (refused := self.faults.hit("suspend-refused")):
+            self._need_reset(refused)
+            return None
         hold = super().write_status(value)
         if not value and old and (hit := self.faults.hit("reset-stuck")):
             seconds = hit["time"]
@@ -147,6 +165,20 @@ class FaultyCore(DeviceCore):
             self._stuck_status = old
             self._stuck_until = float("inf") if seconds is None else trio.current_time() + seconds
         return hold
+
+    def _suspended(self) -> None:
+        hit = self.faults.hit("suspend-stuck")
+        if hit is None:
+            super()._suspended()
+            return
+        seconds = hit["time"]
+        hit.did("SUSPEND does not come" + ("" if seconds is None else f" for {seconds:g} s"))
+        if seconds is not None and not self._timer.later(seconds, self._suspended_late):
+            super()._suspended()
+
+    def _suspended_late(self) -> None:
+        if self._suspension.phase is Phase.SUSPENDED:  # else there was a reset meanwhile
+            super()._suspended()
 
     def reset(self) -> Hold | None:
         """As `DeviceCore.reset`."""
@@ -192,6 +224,13 @@ class FaultyCore(DeviceCore):
     def read_generation(self) -> int:
         """As `DeviceCore.read_generation`."""
         return self._lies.generation(super().read_generation())
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """As `DeviceCore.write_config`."""
+        if lost := self.faults.hit("config-write-lost"):
+            lost.did(f"{data.hex()} at {offset:#x}")
+        else:
+            super().write_config(offset, data)
 
 
 def faulty_core(faults: FaultPlan) -> Callable[..., DeviceCore]:

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS
+from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 
 _TIME = re.compile(r"(\d+(?:\.\d*)?)(ms|s)")
 
@@ -52,6 +53,13 @@ def text(value: object) -> str:
 def operation(value: object) -> str:
     """``read``, ``write`` or ``any``. Raises ValueError."""
     if value not in ("read", "write", "any"):
+        raise ValueError
+    return str(value)
+
+
+def register(value: object) -> str:
+    """The name of a register of the common configuration, or ``any``. Raises ValueError."""
+    if value != "any" and value not in COMMON_CFG_OFFSETS:
         raise ValueError
     return str(value)
 

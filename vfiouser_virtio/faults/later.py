@@ -37,6 +37,18 @@ class Timer:
         self._nursery.start_soon(self._repeat, times, pause, callback)
         return True
 
+    def start(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something that is async; not at all where nothing can wait."""
+        if self._nursery is not None and self._pending < MAX_PENDING:
+            self._pending += 1
+            self._nursery.start_soon(self._work, work)
+
+    async def _work(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        finally:
+            self._pending -= 1
+
     async def _wait(self, seconds: float, callback: Callable[[], None]) -> None:
         try:
             await trio.sleep(seconds)

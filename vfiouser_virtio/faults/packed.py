@@ -3,12 +3,14 @@
 from functools import partial
 
 from vfiouser_virtio.barrier import full_barrier
+from vfiouser_virtio.faults.plan import Hit
 from vfiouser_virtio.faults.rings import FaultyRing, RingPlace, UsedElement
-from vfiouser_virtio.protocols.virtio.ring import PACKED_DESC_CODEC, DescFlags
+from vfiouser_virtio.protocols.virtio.ring import PACKED_DESC_CODEC, WRAP_COUNTER, DescFlags, RingEventFlags
 from vfiouser_virtio.vring import PackedRing
 
 _USED_MARK = int(DescFlags.AVAIL | DescFlags.USED) << 48
 _WRITTEN = int(DescFlags.WRITE) << 48
+_RESERVED = 3 << 16 | 0x7FFF
 _HALF = PACKED_DESC_CODEC.size // 2
 
 
@@ -52,6 +54,25 @@ class FaultyPackedRing(FaultyRing, PackedRing):
                 self._rewrite(slot, word)
         at = 2 * _HALF * first + _HALF
         return [*((0, 2 * _HALF * slot + _HALF, _HALF) for slot, _ in words[1:]), (0, at, 6), (0, at + 6, 2)]
+
+    def request_notification(self) -> bool:
+        available = super().request_notification()
+        if hit := self._hit("packed-event-reserved"):
+            hit.did("flags 3, descriptor 0x7fff")
+            self._device_event[0] = _RESERVED
+        return available
+
+    def _set_event(self, hit: Hit) -> None:
+        by = self.size if hit["by"] is None else hit["by"]
+        position = (self.next_avail + by) % (2 * self.size)
+        slot, wrap = position % self.size, WRAP_COUNTER if position < self.size else 0
+        hit.did(f"the event is descriptor {slot:#x}, {by} after the next one")
+        self._device_event[0] = int(RingEventFlags.DESC) << 16 | slot | wrap
+
+    def ghost(self, number: int, length: int) -> list[tuple[RingPlace, bytes]]:
+        position = self.next_used % (2 * self.size)
+        word = self._word(UsedElement(None, number, length), position < self.size)
+        return [((0, 2 * _HALF * (position % self.size) + _HALF, _HALF), word.to_bytes(_HALF, "little"))]
 
     @staticmethod
     def _word(element: UsedElement, wrap: bool) -> int:

@@ -9,7 +9,7 @@ import trio
 from vfiouser_virtio.background import background
 from vfiouser_virtio.faults.control import FaultControl
 from vfiouser_virtio.faults.core import FaultyCore
-from vfiouser_virtio.faults.plan import FaultPlan
+from vfiouser_virtio.faults.plan import FaultPlan, Hit
 from vfiouser_virtio.faults.registers import FaultyCommonCfg
 from vfiouser_virtio.pci import Capability
 from vfiouser_virtio.protocols.codec import offsets
@@ -40,6 +40,9 @@ class FaultyPci(VirtioPci):
         self._gone_until = float("-inf")
         named.setdefault("core", partial(FaultyCore, faults=faults, transport="PCI"))
         super().__init__(device, **named)
+        assert isinstance(self.core, FaultyCore)
+        self.core.add_act("intx-spurious", self._assert_intx, at_kicks=True)
+        self.core.add_act("registers-all-ones", self._go)
 
     async def serve(self) -> None:
         """As `VirtioPci.serve`."""
@@ -77,6 +80,31 @@ class FaultyPci(VirtioPci):
                 data[0] = 0  # the null capability
         return super().add_capability(replace(capability, data=bytes(data)))
 
+    # ---- INTx ----------------------------------------------------------------------------------------------------
+
+    def _read_isr(self) -> bytes:
+        value = self._isr
+        lie, stuck, line = (self.faults.hit(name) for name in ("isr-value", "isr-stuck", "intx-stuck"))
+        data = super()._read_isr()
+        if lie:
+            lie.did(f"ISR status reads as {lie['value'] & 0xFF:#x} instead of {value:#x}")
+            data = bytes([lie["value"] & 0xFF])
+        if stuck:
+            stuck.did(f"ISR status stays {value:#x}")
+            self._isr = value
+        if line:
+            line.did(f"INTx stays {'asserted' if value else 'as it is'}")
+        if value and (stuck or line) and not self.msix_enabled:
+            self.set_intx(True)
+        return data
+
+    def _assert_intx(self, hit: Hit) -> None:
+        if self.msix_enabled:
+            hit.did("nothing: MSI-X is on")
+            return
+        hit.did("INTx is asserted")
+        self.set_intx(True)
+
     # ---- surprise removal ----------------------------------------------------------------------------------------
 
     def region_read(self, index: int, offset: int, count: int) -> Buffer:
@@ -84,15 +112,18 @@ class FaultyPci(VirtioPci):
         data = super().region_read(index, offset, count)
         # Counted while it is gone, too: how often a driver looks then has nothing to do with what comes later.
         if hit := self.faults.hit("registers-all-ones", possible=not self._is_gone()):
-            seconds = hit["time"]
-            hit.did(f"gone {'for ever' if seconds is None else f'for {seconds:g} s'}")
-            self._gone_until = float("inf") if seconds is None else trio.current_time() + seconds
+            self._go(hit)
         return b"\xff" * count if self._is_gone() else data
 
     def region_write(self, index: int, offset: int, data: Buffer) -> None:
         """As `PciFunction.region_write`, or without effect."""
         if not self._is_gone():
             super().region_write(index, offset, data)
+
+    def _go(self, hit: Hit) -> None:
+        seconds = hit["time"]
+        hit.did(f"gone {'for ever' if seconds is None else f'for {seconds:g} s'}")
+        self._gone_until = float("inf") if seconds is None else trio.current_time() + seconds
 
     def _is_gone(self) -> bool:
         return self._gone_until > 0 and (self._gone_until == float("inf") or trio.current_time() < self._gone_until)

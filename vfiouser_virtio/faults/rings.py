@@ -60,6 +60,8 @@ class RingSeams:
     """Where the writable part of a chain lies, or its copy; None where that cannot be had."""
     overwrite: Callable[[int, bytes], None] = lambda _address, _data: None
     """Store bytes at a guest address, whatever is there."""
+    overwrite_ring: Callable[[int, int, bytes], None] = lambda _part, _at, _data: None
+    """The same, at an offset in a part of the ring."""
     payload: Payload | None = None
     """Faults of what the device writes."""
 
@@ -75,7 +77,7 @@ class FaultyRing(Ring):
     def arm(self, faults: FaultPlan, queue: int, seams: RingSeams) -> None:
         """What is to go wrong."""
         self.faults, self.queue, self.seams, self.later = faults, queue, seams, seams.later
-        self._spoils = seams.payload is not None or faults.has(Place.DATA)
+        self._spoils = seams.payload is not None or faults.has(Place.DATA) or "desc-rewritten" in faults
         self._spoilt: set[int] = set()  # heads of completed buffers that `_spoil` has had
         self._held: dict[str, list[int]] = {"used-out-of-order": [], "used-storm": []}
         self._honest: set[int] = set()  # heads that were kept back, and whose turn it is
@@ -114,11 +116,14 @@ class FaultyRing(Ring):
         return due or hit is not None
 
     def request_notification(self) -> bool:
-        hit = self._hit("notify-not-asked")
-        if hit is None:
-            return super().request_notification()  # type: ignore[safe-super] # as above
-        hit.did("the driver was not asked to notify")
-        return self.has_available()
+        hit, far = self._hit("notify-not-asked"), self._hit("event-far", self.event_idx)
+        if hit is not None:
+            hit.did("the driver was not asked to notify")
+            return self.has_available()
+        available = super().request_notification()  # type: ignore[safe-super] # as above
+        if far is not None:
+            self._set_event(far)
+        return available
 
     @property
     def in_flight(self) -> dict[int, Chain]:
@@ -156,6 +161,14 @@ class FaultyRing(Ring):
         if self.seams.payload is not None:
             self.seams.payload.spoil(buffer)
         return buffer.length
+
+    @abstractmethod
+    def _set_event(self, hit: Hit) -> None:
+        """Ask to be notified of another buffer than the next: `event-far`."""
+
+    @abstractmethod
+    def ghost(self, number: int, length: int) -> list[tuple[RingPlace, bytes]]:
+        """What would show the next used element, with this id and length, and where; nothing is stored."""
 
     @abstractmethod
     def _put_used(self, elements: list[UsedElement]) -> list[RingPlace]:

@@ -1,7 +1,7 @@
 """Virtqueue with faults: its rings are those of `split` and `packed`."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ class FaultyVirtqueue(Virtqueue):
         *arguments: Any,
         faults: FaultPlan,
         later: Later,
+        start: Callable[[Callable[[], Awaitable[None]]], None],
         kicked: Callable[[int], None],
         payload: Callable[["FaultyVirtqueue"], Payload | None],
         **named: Any,
@@ -43,6 +44,7 @@ class FaultyVirtqueue(Virtqueue):
         super().__init__(*arguments, **named)
         self._faults = faults
         self._later = later
+        self._start = start
         self._kicked = kicked
         self._payload = payload
         self._said: deque[bytes] = deque()
@@ -57,6 +59,7 @@ class FaultyVirtqueue(Virtqueue):
             show_late=partial(self._show_late, bound),
             views=partial(self._views, bound),
             overwrite=self._overwrite,
+            overwrite_ring=lambda part, at, data: self._overwrite(areas[part].address + at, data),
             payload=self._payload(self),
         )
         bound.ring.arm(self._faults, self.index, seams)
@@ -75,8 +78,30 @@ class FaultyVirtqueue(Virtqueue):
 
     def kick(self) -> None:
         """As `Virtqueue.kick`."""
+        lost = self._faults.hit("notify-lost", self.index)
         self._kicked(self.index)
-        super().kick()
+        if lost is None:
+            super().kick()
+        else:
+            lost.did("the device does not look at the queue")
+
+    def reset(self) -> None:
+        """As `Virtqueue.reset`."""
+        bound = self._bound
+        if bound is not None and (hit := self._faults.hit("used-after-reset", self.index)):
+            ring = bound.ring
+            assert isinstance(ring, FaultyRing)
+            parts = [
+                (bound.areas[part].address + at, data) for (part, at, _), data in ring.ghost(hit["id"], hit["len"])
+            ]
+            hit.did(f"{hit['time']:g} s later: id {hit['id']:#x}, length {hit['len']:#x} at {parts[0][0]:#x}")
+
+            def come() -> None:
+                for address, data in parts:
+                    self._overwrite(address, data)
+
+            self._later(hit["time"], come)
+        super().reset()
 
     # ---- what is in the buffers ----------------------------------------------------------------------------------
 
@@ -124,8 +149,7 @@ class FaultyVirtqueue(Virtqueue):
         try:
             copy_into(self.memory.writable(address, len(data)), data)
         except NeedsMessages:
-            if self._spawn is not None:
-                self._spawn(partial(self._overwrite_by_message, address, data))
+            self._start(partial(self._overwrite_by_message, address, data))
         except Unmapped:
             pass
 

@@ -1,6 +1,6 @@
 """Declarations: faults of the configuration, and of the registers of queues."""
 
-from vfiouser_virtio.faults.declaration import Argument, Fault, Place, integer, text
+from vfiouser_virtio.faults.declaration import Argument, Fault, Place, integer, register, seconds, text
 
 CONFIGURATION = (
     Fault(
@@ -16,6 +16,14 @@ CONFIGURATION = (
         "config-changes", Place.CONFIG, "read of the configuration",
         "a byte of the configuration reads as another value, and config_generation does not move",
         "config_generation changes when the configuration has", "4.1.4.3.1",
+    ),
+    Fault(
+        "config-all-ones", Place.CONFIG, "read of the configuration", "what is read of the configuration are ones",
+        "5: depends on the field", "2.5",
+    ),
+    Fault(
+        "config-write-lost", Place.CONFIG, "write to the configuration", "what the driver writes is lost",
+        "the device keeps what the driver may write", "2.5",
     ),
     Fault(
         "generation-moves", Place.CONFIG, "read of config_generation",
@@ -42,6 +50,18 @@ CONFIGURATION = (
         "queue_notify_off points outside of the notification structure",
         "the structure is long enough for every queue", "4.1.4.4.1",
         (Argument("value", integer, 65535, "what it reads as"),), of_queue=True, transport="PCI",
+    ),
+    Fault(
+        "register-write-lost", Place.CONFIG, "write of the register",
+        "what the driver writes to a register of the common configuration is lost",
+        "registers keep what was written", "4.1.4.3",
+        (Argument("register", register, "any", "its name, such as queue_enable, or any"),), transport="PCI",
+    ),
+    Fault(
+        "queue-reset-stuck", Place.CONFIG, "reset of a queue by queue_reset",
+        "queue_reset stays 1: the reset does not come to its end (only with RING_RESET)",
+        "queue_reset reads 0 when the reset is complete", "2.6.1.1",
+        (Argument("time", seconds, None, "how long; default: for ever"),), of_queue=True, transport="PCI",
     ),
     Fault(
         "vector-refused", Place.CONFIG, "read of queue_msix_vector",

@@ -36,7 +36,7 @@ INTERRUPTS = (
     Fault(
         "interrupt-spurious", Place.INTERRUPT, "notification of the driver",
         "a used buffer notification is sent while nothing was used",
-        "SHOULD NOT notify when nothing was used", "2.7.7", of_queue=True,
+        "SHOULD NOT notify when nothing was used", "2.7.7", of_queue=True, by_itself=True,
     ),
     Fault(
         "interrupt-early", Place.INTERRUPT, "enabling of a queue",
@@ -46,7 +46,7 @@ INTERRUPTS = (
     Fault(
         "config-interrupt-spurious", Place.INTERRUPT, "notification of the driver",
         "a configuration change notification is sent while nothing has changed",
-        "none: a driver has to compare", "2.3", of_queue=True,
+        "none: a driver has to compare", "2.3", of_queue=True, by_itself=True,
     ),
     Fault(
         "config-interrupt-lost", Place.INTERRUPT, "configuration change notification",

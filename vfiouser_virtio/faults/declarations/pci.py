@@ -25,9 +25,27 @@ PCI = (
         (Argument("type", integer, 1, "cfg_type of the structure; 1 is the common configuration"),), transport="PCI",
     ),
     Fault(
+        "isr-value", Place.PCI, "read of ISR status", "ISR status reads as something else, and is cleared",
+        "bit 0: a queue has news, bit 1: the configuration has", "4.1.4.5",
+        (Argument("value", integer, 0, "what it reads as"),), transport="PCI",
+    ),
+    Fault(
+        "isr-stuck", Place.PCI, "read of ISR status", "reading ISR status does not clear it, and INTx stays asserted",
+        "reading clears, and de-asserts INTx", "4.1.4.5.1", transport="PCI",
+    ),
+    Fault(
+        "intx-stuck", Place.PCI, "read of ISR status", "ISR status is cleared, and INTx stays asserted",
+        "reading clears, and de-asserts INTx", "4.1.4.5.1", transport="PCI",
+    ),
+    Fault(
+        "intx-spurious", Place.PCI, "notification of the driver",
+        "INTx is asserted, and ISR status is 0 (only without MSI-X)",
+        "INTx is asserted while ISR status is not 0", "4.1.4.5.1", of_queue=True, transport="PCI", by_itself=True,
+    ),
+    Fault(
         "registers-all-ones", Place.PCI, "read of a register",
         "all registers read as ones, config space too, and writes are lost: surprise removal",
         "none: a driver has to cope with a device that is gone", "3.1.1",
-        (Argument("time", seconds, None, "how long; default: for ever"),), transport="PCI",
+        (Argument("time", seconds, None, "how long; default: for ever"),), transport="PCI", by_itself=True,
     ),
 )  # fmt: skip

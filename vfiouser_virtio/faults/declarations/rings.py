@@ -78,6 +78,24 @@ RINGS = (
         (Argument("time", seconds, 0.1, "how much later the element comes"),), of_queue=True, ring="split",
     ),
     Fault(
+        "used-idx-stuck", _RING, _SHOWN, "the element is written, and used.idx stays where it was until the next time",
+        "the device writes the element and updates idx", "2.7.8.1", of_queue=True, ring="split",
+    ),
+    Fault(
+        "used-after-reset", _RING, "reset of a queue in use",
+        "a used element comes in the ring that was, when the driver may use its memory for something else already",
+        "a device that was reset, or a queue, writes no used buffers", "2.6.1.1",
+        (
+            Argument("id", integer, 0xDEAD, "the id that is written"),
+            Argument("len", integer, 0xFFFF_FFFF, "the length"),
+            Argument("time", seconds, 0.1, "how much later than the reset"),
+        ), of_queue=True,
+    ),
+    Fault(
+        "desc-rewritten", _RING, _USED, "the device writes ones over the buffer's descriptor, which is the driver's",
+        "the descriptor table is read by the device only", "2.7.5.1", of_queue=True, ring="split",
+    ),
+    Fault(
         "used-flags-set", _RING, "look at the ring",
         "NO_NOTIFY is set in used.flags although EVENT_IDX was negotiated",
         "with EVENT_IDX the device sets used.flags to 0", "2.7.10.2", of_queue=True, ring="split",
@@ -90,6 +108,21 @@ RINGS = (
         "packed-gap", _RING, _USED, "the used descriptor is written one place further on than the driver looks",
         "used descriptors are written in ring order, without gaps", "2.8.6",
         (Argument("by", integer, 1, "places too far"),), of_queue=True, ring="packed",
+    ),
+    Fault(
+        "packed-event-reserved", _RING, "wish for a notification",
+        "the device's event suppression structure has flags that are reserved, and a place outside of the ring",
+        "flags are ENABLE, DISABLE or DESC", "2.8.10", of_queue=True, ring="packed",
+    ),
+    Fault(
+        "event-far", _RING, "wish for a notification",
+        "the device asks to be notified of a buffer far away: the driver does not notify (only with EVENT_IDX)",
+        "the event is the next buffer that the device waits for", "2.7.10.2",
+        (Argument("by", integer, None, "how far; default: half of all positions"),), of_queue=True,
+    ),
+    Fault(
+        "notify-lost", _RING, "notification of the driver", "the device overlooks that it was notified",
+        "a device looks at the queue that it is notified of", "2.7.13.3", of_queue=True,
     ),
     Fault(
         "notify-not-asked", _RING, "wish for a notification",
