@@ -21,8 +21,8 @@ RX, TX = 0, 1
 BURST, ROUNDS = 8, 3
 FRAMES = [a_frame(60 + number) for number in range(BURST)]
 
-ELSEWHERE = ("used-flags-set", "interrupt-early", "config-interrupt-lost")
-"""No burst meets these: they are of EVENT_IDX, of the time before DRIVER_OK, and of the configuration."""
+ELSEWHERE = ("used-flags-set", "event-far", "interrupt-early", "used-after-reset", "config-interrupt-lost")
+"""No burst meets these: they are of EVENT_IDX, of the time before DRIVER_OK or after it, and of the configuration."""
 CASES = [
     (fault.name, kind)
     for fault in FAULTS.values()

@@ -21,6 +21,8 @@ fault=NAME[:KEY=VALUE]…, any number of times for a device; without a schedule 
   after=100   not before that
   count=5     no more often
   queue=0     on this queue only; else each queue has its own count
+at=, every= and after= can be times after DRIVER_OK, too: at=5s, every=200ms. Then a fault happens at the first
+opportunity after that; those that "happen by time alone" wait for none.
 """
 
 
@@ -75,7 +77,8 @@ def as_text(fault: "Fault") -> str:
     only += [f"over {fault.transport}"] if fault.transport != "any" else []
     breaks = f"breaks {fault.section}: {fault.breaks}" if not fault.breaks.startswith("none") else "breaks no rule"
     lines = [f"  {fault.name}", _wrapped(fault.does + (f" (only {' and '.join(only)})" if only else ""))]
-    lines.append(_wrapped(f"counts each {fault.per}; {breaks}"))
+    by_time = ", or happens by time alone" if fault.by_itself else ""
+    lines.append(_wrapped(f"counts each {fault.per}{by_time}; {breaks}"))
     for argument in fault.arguments:
         default = "" if argument.default in (None, "") else f"; default: {_shown(argument.default)}"
         lines.append(_wrapped(f"{argument.name}={argument.shown}: {argument.help}{default}"))
@@ -100,6 +103,7 @@ def _as_json(fault: "Fault") -> dict[str, object]:
         "breaks": fault.breaks,
         "section": fault.section,
         "of-queue": fault.of_queue,
+        "by-itself": fault.by_itself,
         "ring": fault.ring,
         "devices": fault.devices,
         "transport": fault.transport,

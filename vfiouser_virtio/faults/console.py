@@ -16,8 +16,9 @@ class ConsolePayload:
     def __init__(self, faults: FaultPlan, say: Say) -> None:
         self._faults, self._say = faults, say
 
-    def spoil(self, _buffer: UsedBuffer) -> None:
-        """As `Payload.spoil`; the message itself stays as it is."""
+    def spoil(self, buffer: UsedBuffer) -> None:
+        """As `Payload.spoil`; the message itself stays as it is, and so is not looked at."""
+        del buffer
         for name in _NAMES:
             if hit := self._faults.hit(name):
                 self._say(control_message(hit))

@@ -18,6 +18,7 @@ from vfiouser_virtio.faults.later import Timer
 from vfiouser_virtio.faults.net import NetPayload
 from vfiouser_virtio.faults.payload import Payload
 from vfiouser_virtio.faults.plan import FaultPlan, Hit
+from vfiouser_virtio.faults.ticks import Ticker
 from vfiouser_virtio.faults.virtqueue import FaultyVirtqueue
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS, DeviceStatus, Feature
@@ -82,6 +83,7 @@ class FaultyCore(DeviceCore):
             "input-event": self._send_event,
         }
         """Faults that can happen by themselves, and what makes them happen."""
+        self._ticker = Ticker(faults, self._timer, lambda hit: self.acts[hit.name](hit), self.can)
 
     async def serve(self) -> None:
         """As `DeviceCore.serve`, with what faults do later beside it."""
@@ -159,6 +161,8 @@ class FaultyCore(DeviceCore):
             self._need_reset(refused)
             return None
         hold = super().write_status(value)
+        if value & ~old & DeviceStatus.DRIVER_OK and not old & DeviceStatus.SUSPEND and self.running:
+            self._ticker.begin()
         if not value and old and (hit := self.faults.hit("reset-stuck")):
             seconds = hit["time"]
             hit.did(f"device_status stays {old:#x}" + ("" if seconds is None else f" for {seconds:g} s"))
@@ -183,6 +187,7 @@ class FaultyCore(DeviceCore):
     def reset(self) -> Hold | None:
         """As `DeviceCore.reset`."""
         self._stuck_status = 0
+        self._ticker.end()
         self._lies.net.reset()
         if self._disk is not None:
             self._disk.device_reset()

@@ -64,6 +64,10 @@ def register(value: object) -> str:
     return str(value)
 
 
+MADE = "making of the device"
+"""What is counted of faults that are there before any driver."""
+
+
 class Place(Enum):
     """Part of a device that a fault is in."""
 

@@ -27,6 +27,7 @@ def _row(fault: Fault) -> str:
     does = fault.does + (f" (only {', '.join(only)})" if only else "")
     breaks = "no rule" if fault.breaks.startswith("none") else f"{fault.section}: {fault.breaks}"
     per = fault.per + (", of a queue" if fault.of_queue and "queue" not in fault.per else "")
+    per += "; or by time" if fault.by_itself else ""
     return f"| `{fault.name}` | {does} | {'; '.join(map(_argument, fault.arguments))} | {per} | {breaks} |"
 
 

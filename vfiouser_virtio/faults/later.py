@@ -20,6 +20,7 @@ class Timer:
     def __init__(self) -> None:
         self._nursery: trio.Nursery | None = None
         self._pending = self._repeated = 0
+        self._early: list[Callable[[], Awaitable[None]]] = []
 
     def later(self, seconds: float, callback: Callable[[], None]) -> bool:
         """As `Later` says."""
@@ -38,9 +39,13 @@ class Timer:
         return True
 
     def start(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do something that is async; not at all where nothing can wait."""
-        if self._nursery is not None and self._pending < MAX_PENDING:
-            self._pending += 1
+        """Do something that is async, from `serve` on; not at all if there is too much of that."""
+        if self._pending >= MAX_PENDING:
+            return
+        self._pending += 1
+        if self._nursery is None:
+            self._early.append(work)
+        else:
             self._nursery.start_soon(self._work, work)
 
     async def _work(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -68,6 +73,9 @@ class Timer:
         """Run ``work``, which is async, and the callbacks beside it; what still waits when it ends does not come."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            for early in self._early:
+                nursery.start_soon(self._work, early)
+            self._early.clear()
             try:
                 await work()
             finally:

@@ -4,11 +4,13 @@
 
     {"device": "blk0", "seed": 7, "faults": ["used-never:p=0.01"], "time": 1796000000.0}
     {"fault": "used-never", "spec": 0, "queue": 0, "n": 212, "did": "0x5 is not given back", "time": 12.034}
+    {"fault": "needs-reset", "spec": 1, "queue": 0, "n": 1, "did": "NEEDS_RESET", "life": 2, "since": 5.0, …}
     {"event": "stopped", "time": 20.0}
     {"event": "started", "name": "used-never", "time": 20.5}
 
 ``spec`` is the place in ``faults``, ``n`` the count of what the fault's declaration counts, from 1 on; ``time`` is in
-seconds since the first line, for people: nothing of a replay depends on it.
+seconds since the first line, for people: nothing of a replay depends on it. Only faults that were due at a time and
+have waited for no opportunity have ``life``, the number of the DRIVER_OK before, and ``since``, the seconds since it.
 """
 
 import json
@@ -94,6 +96,16 @@ class Recorded:
     faults: tuple[str, ...]
     hits: frozenset[tuple[int, int | None, int]]
     """Place in ``faults``, queue, count."""
+    ticks: Mapping[tuple[int, int], Mapping[float, int]]
+    """By place in ``faults`` and number of DRIVER_OK: seconds since it, and count, where it happened by itself."""
+
+
+def _ticks(entries: list[Any]) -> dict[tuple[int, int], dict[float, int]]:
+    found: dict[tuple[int, int], dict[float, int]] = {}
+    for entry in entries:
+        if "since" in entry:
+            found.setdefault((entry["spec"], entry["life"]), {})[float(entry["since"])] = entry["n"]
+    return found
 
 
 def read_log(path: str) -> Recorded:
@@ -116,7 +128,12 @@ def read_log(path: str) -> Recorded:
         return Recorded(
             seed=int(first["seed"]),
             faults=tuple(str(fault) for fault in first["faults"]),
-            hits=frozenset((entry["spec"], entry["queue"], entry["n"]) for entry in others if "fault" in entry),
+            hits=frozenset(
+                (entry["spec"], entry["queue"], entry["n"])
+                for entry in others
+                if "fault" in entry and "since" not in entry
+            ),
+            ticks=_ticks(others),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, ValueError) and "\n" in read and not read.endswith("\n"):

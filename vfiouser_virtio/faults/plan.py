@@ -2,8 +2,10 @@
 
 Whether a fault is due depends on nothing but its seed, its place among the faults that were asked for, its queue, and
 how many opportunities there have been before on that queue; each opportunity is counted, whatever else happens at it.
-So timing makes no difference, and the same requests meet the same faults. Of faults that exclude each other and are due
-at once one happens: the first in the order of the code (a lost interrupt cannot be late). Counts go on over resets.
+So timing makes no difference, and the same requests meet the same faults. But some are due at times: they happen at the
+first opportunity after that, or, where they need none, by themselves (`ticks`). Of faults that exclude each other and
+are due at once one happens: the first in the order of the code (a lost interrupt cannot be late). Counts go on over
+resets.
 """
 
 import secrets
@@ -20,14 +22,20 @@ from vfiouser_virtio.faults.spec import FaultSpec, parse_fault
 
 _WORD = 1 << 64
 
+Now = Callable[[], tuple[int, float] | None]
+"""How many DRIVER_OKs there have been, and the seconds since the last; None while the driver has not set it."""
+
 
 class Hit:
     """Fault that happens now. `did` has to be called, once: that is the line in the log."""
 
-    __slots__ = ("_armed", "_digest", "_draws", "n", "queue")
+    __slots__ = ("_armed", "_digest", "_draws", "_when", "n", "queue")
 
-    def __init__(self, armed: "_Armed", queue: int | None, n: int, digest: bytes) -> None:
+    def __init__(
+        self, armed: "Armed", queue: int | None, n: int, digest: bytes, when: tuple[int, float] | None = None
+    ) -> None:
         self._armed = armed
+        self._when = when
         self._digest = digest
         self._draws = 0
         self.queue = queue
@@ -56,16 +64,25 @@ class Hit:
     def did(self, what: str) -> None:
         """Log what was done."""
         armed = self._armed
-        armed.log.add(fault=armed.spec.name, spec=armed.place, queue=self.queue, n=self.n, did=what)
+        said = {"fault": armed.spec.name, "spec": armed.place, "queue": self.queue, "n": self.n, "did": what}
+        if self._when is not None:
+            life, since = self._when
+            said |= {"life": life, "since": round(since, 6)}
+        armed.log.add(**said)
 
 
-class _Armed:
+class Armed:
     """Fault that was asked for, and how often it could have happened, and has, on each queue."""
 
-    __slots__ = ("_fired", "_recorded", "_seed", "_seen", "log", "place", "running", "spec")
+    __slots__ = ("_fired", "_now", "_past", "_recorded", "_seed", "_seen", "_ticks", "log", "place", "running", "spec")
 
-    def __init__(self, spec: FaultSpec, place: int, seed: int, log: FaultLog, recorded: Recorded | None) -> None:
+    def __init__(
+        self, spec: FaultSpec, place: int, seed: int, log: FaultLog, recorded: Recorded | None, now: "Now"
+    ) -> None:
         self.spec = spec
+        self._now = now
+        self._past: dict[int | None, tuple[int, float]] = {}
+        self._ticks = 0
         self.place = place
         self.log = log
         self.running = True
@@ -85,7 +102,7 @@ class _Armed:
         if spec.queue is not None and queue != spec.queue:
             return None
         n = self._seen[queue] = self._seen.get(queue, 0) + 1
-        if not (running and self.running):
+        if not (running and self.running) or spec.happens_by_itself:
             return None
         recorded = self._recorded
         if recorded is not None:
@@ -102,7 +119,49 @@ class _Armed:
             return False
         if (spec.at and n not in spec.at) or (spec.every is not None and (n - spec.after) % spec.every):
             return False
-        return spec.p is None or int.from_bytes(self._digest(queue, n)[:8], "little") < spec.p * _WORD
+        if (spec.timed or spec.after_time) and not self._time_has_come(queue):
+            return False
+        return self._chance(queue, n)
+
+    def _chance(self, queue: int | None, n: int) -> bool:
+        p = self.spec.p
+        return p is None or int.from_bytes(self._digest(queue, n)[:8], "little") < p * _WORD
+
+    def _time_has_come(self, queue: int | None) -> bool:
+        """Whether one of the times has come since it was asked before."""
+        now, spec = self._now(), self.spec
+        if now is None:
+            return False
+        life, elapsed = now
+        if not spec.timed:
+            return elapsed >= spec.after_time
+        due = spec.due_time(elapsed)
+        before = self._past.get(queue, (0, 0.0))
+        if due is None or (before[0] == life and due <= before[1]):
+            return False
+        self._past[queue] = life, due
+        return True
+
+    # ---- without an opportunity ----------------------------------------------------------------------------------
+
+    def next_tick(self, life: int, elapsed: float) -> float | None:
+        """When it is due next, in seconds since the DRIVER_OK with this number; None: not any more."""
+        if self._recorded is None:
+            return self.spec.next_time(elapsed)
+        times = self._recorded.ticks.get((self.place, life), ())
+        return min((at for at in times if at > elapsed), default=None)
+
+    def tick(self, life: int, elapsed: float, possible: bool) -> Hit | None:
+        """It is due now: the hit if it happens."""
+        spec, queue = self.spec, (self.spec.queue or 0) if self.spec.fault.of_queue else None
+        recorded = self._recorded
+        n = self._ticks = self._ticks + 1 if recorded is None else recorded.ticks[self.place, life][elapsed]
+        if not possible or (spec.count is not None and self._fired.get(queue, 0) >= spec.count):
+            return None
+        if recorded is None and not self._chance(queue, n):
+            return None
+        self._fired[queue] = self._fired.get(queue, 0) + 1
+        return Hit(self, queue, n, self._digest(queue, n), (life, elapsed))
 
     def _digest(self, queue: int | None, n: int) -> bytes:
         return blake2b(f"{self._seed}:{queue}:{n}".encode(), digest_size=16).digest()
@@ -130,9 +189,12 @@ class FaultPlan:
         specs, recorded = _expand([parse_fault(fault) for fault in faults])
         self.specs = specs
         self.seed = recorded.seed if recorded is not None else secrets.randbits(32) if seed is None else seed
-        self._armed: dict[str, list[_Armed]] = {}
+        self.now: Now = lambda: None
+        """What time it is; a device's core sets it."""
+        self._armed: dict[str, list[Armed]] = {}
         for place, spec in enumerate(specs):
-            self._armed.setdefault(spec.name, []).append(_Armed(spec, place, self.seed, self.log, recorded))
+            armed = Armed(spec, place, self.seed, self.log, recorded, lambda: self.now())
+            self._armed.setdefault(spec.name, []).append(armed)
         self.log.begin(device=device, seed=self.seed, faults=[spec.text for spec in specs])
 
     def __bool__(self) -> bool:
@@ -163,6 +225,10 @@ class FaultPlan:
         """As `hit`, of all of those for whose arguments it is an opportunity, as ``wanted`` says."""
         armed = (each for each in self._armed.get(name, ()) if wanted(each.spec.arguments))
         return [hit for each in armed if (hit := each.look(None, self.running))]
+
+    def by_themselves(self) -> list[Armed]:
+        """Those that are due at times, and wait for no opportunity."""
+        return [each for armed in self._armed.values() for each in armed if each.spec.happens_by_itself]
 
     def stop(self, name: str | None = None) -> None:
         """No fault, or none of this ``name``, happens until `start`. ConfigError for one that was not asked for."""

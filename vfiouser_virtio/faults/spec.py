@@ -17,7 +17,8 @@ key          meaning; what is counted is the declaration's ``per``
 ``queue``    only this queue; without it each queue has its own count
 ===========  ========================================================================================================
 
-Those that are given must all hold; without any it is always.
+Those that are given must all hold; without any it is always. ``at``, ``every`` and ``after`` can be times as well, in
+seconds since DRIVER_OK: ``at=5s``, ``every=200ms``.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from typing import Any
 
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.faults.catalogue import FAULTS
-from vfiouser_virtio.faults.declaration import Fault, integer, text
+from vfiouser_virtio.faults.declaration import MADE, Fault, integer, seconds, text
 
 COLLECTIONS = ("profile", "replay")
 """What stands for several faults."""
@@ -44,6 +45,9 @@ class FaultSpec:
     at: frozenset[int] = frozenset()
     every: int | None = None
     after: int = 0
+    at_times: frozenset[float] = frozenset()
+    every_time: float | None = None
+    after_time: float = 0.0
     count: int | None = None
     queue: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -55,6 +59,33 @@ class FaultSpec:
     def fault(self) -> Fault:
         """Its declaration."""
         return FAULTS[self.name]
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is due at times; ``after_time`` alone only says from when on."""
+        return bool(self.at_times) or self.every_time is not None
+
+    @property
+    def happens_by_itself(self) -> bool:
+        """Whether it waits for no opportunity."""
+        return self.timed and self.fault.by_itself
+
+    def due_time(self, elapsed: float) -> float | None:
+        """The last of its times that have come, ``elapsed`` seconds after DRIVER_OK; None before the first."""
+        times = [at for at in self.at_times if self.after_time <= at <= elapsed]
+        if self.every_time is not None and elapsed - self.after_time >= self.every_time:
+            # The nearest number: 0.3 / 0.1 is less than 3.
+            periods = int((elapsed - self.after_time) / self.every_time + 1e-9)
+            times.append(self.after_time + periods * self.every_time)
+        return max(times, default=None)
+
+    def next_time(self, elapsed: float) -> float | None:
+        """The first of its times after that; None when there is no other."""
+        times = [at for at in self.at_times if at > elapsed and at >= self.after_time]
+        if self.every_time is not None:
+            periods = max(int((elapsed - self.after_time) / self.every_time + 1e-9), 0) + 1
+            times.append(self.after_time + periods * self.every_time)
+        return min(times, default=None)
 
 
 def parse_fault(value: object) -> FaultSpec:
@@ -100,16 +131,24 @@ def _spec(name: str, given: dict[str, object], where: str) -> FaultSpec:
         try:
             if key in known:
                 arguments[key] = known[key].convert(value)
+            elif key in _TIMES and _is_time(value):
+                common[_TIMES[key]] = _times(key, value)
             elif key in _COMMON and (key != "queue" or fault.of_queue):
                 common[key] = _COMMON[key][0](value)
             else:
                 also = ", ".join([*known, *(key for key in _COMMON if key != "queue" or fault.of_queue)])
                 raise ConfigError(f'{where}: {name} has no "{key}" (it has {also})')
         except (ValueError, TypeError):
-            expected = _COMMON[key][1] if key not in known else f"as in {key}={known[key].shown}: {known[key].help}"
+            expected = (
+                f"{_COMMON[key][1]}{_OR_TIME if key in _TIMES else ''}"
+                if key not in known
+                else f"as in {key}={known[key].shown}: {known[key].help}"
+            )
             raise ConfigError(f"{where}: {key}={value}: expected {expected}") from None
     if "field" in arguments and arguments["field"] is None:
         raise ConfigError(f"{where}: {name} needs field=NAME")
+    if fault.per == MADE and _TIMES.values() & common.keys():
+        raise ConfigError(f"{where}: {name} is there from the beginning, when there is no time yet")
     written = "".join(f":{key}={_written(value)}" for key, value in given.items())
     return FaultSpec(name, arguments=arguments, text=f"{name}{written}", **common)
 
@@ -145,6 +184,33 @@ def _places(value: object) -> frozenset[int]:
     entries = text(value).split("+") if isinstance(value, str) else value if isinstance(value, list) else [value]
     return frozenset(_from(1, entry) for entry in entries)
 
+
+_TIMES = {"at": "at_times", "every": "every_time", "after": "after_time"}
+"""Keys that can be times, and what they are then."""
+_OR_TIME = "; or a time from 1ms after DRIVER_OK, such as 5s"
+
+
+def _is_time(value: object) -> bool:
+    """Whether there is a unit anywhere in it."""
+    entries = value if isinstance(value, list) else [value]
+    return any(isinstance(entry, str) and "s" in entry for entry in entries)
+
+
+def _times(key: str, value: object) -> object:
+    entries = value if isinstance(value, list) else text(value).split("+")
+    if not all(isinstance(entry, str) and entry.endswith("s") for entry in entries):
+        raise ValueError  # some of them are counts
+    times = [seconds(entry) for entry in entries]
+    if min(times) < SHORTEST_TIME:
+        raise ValueError
+    if key == "at":
+        return frozenset(times)
+    [time] = times
+    return time
+
+
+SHORTEST_TIME = 0.001
+"""Seconds: more often than that a device would do nothing else."""
 
 _COMMON = {
     "p": (_probability, "a probability from 0 to 1"),

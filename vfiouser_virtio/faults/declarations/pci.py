@@ -1,26 +1,24 @@
 """Declarations: faults that only a device on PCI can have."""
 
-from vfiouser_virtio.faults.declaration import Argument, Fault, Place, integer, seconds
-
-_MADE = "making of the device"
+from vfiouser_virtio.faults.declaration import MADE, Argument, Fault, Place, integer, seconds
 
 PCI = (
     Fault(
-        "capability-loop", Place.PCI, _MADE, "the list of capabilities in config space goes round and round",
+        "capability-loop", Place.PCI, MADE, "the list of capabilities in config space goes round and round",
         "the list ends with a pointer of 0 (PCI 3.0)", "6.7 of PCI", transport="PCI",
     ),
     Fault(
-        "capability-outside", Place.PCI, _MADE, "a structure of virtio is said to be outside of its BAR",
+        "capability-outside", Place.PCI, MADE, "a structure of virtio is said to be outside of its BAR",
         "the structure is inside of the BAR", "4.1.4",
         (Argument("type", integer, 1, "cfg_type of the structure; 1 is the common configuration"),), transport="PCI",
     ),
     Fault(
-        "capability-overlap", Place.PCI, _MADE, "a structure of virtio is said to be where the common configuration is",
+        "capability-overlap", Place.PCI, MADE, "a structure of virtio is said to be where the common configuration is",
         "each structure has its own place", "4.1.4",
         (Argument("type", integer, 2, "cfg_type of the structure; 2 are the notifications"),), transport="PCI",
     ),
     Fault(
-        "capability-missing", Place.PCI, _MADE, "a structure of virtio has no capability",
+        "capability-missing", Place.PCI, MADE, "a structure of virtio has no capability",
         "there is at least one capability of each mandatory structure", "4.1.4",
         (Argument("type", integer, 1, "cfg_type of the structure; 1 is the common configuration"),), transport="PCI",
     ),
