@@ -17,8 +17,8 @@ from vfiouser_virtio.virtio import Offer
 pytestmark = [pytest.mark.slow, pytest.mark.variant]  # the rooms of faults have tests of their own
 
 _ARGUMENTS = {"config-value": ":field=capacity", "interrupt-storm": ":times=3"}
-# One request at a time, and a configuration that does not change, give no opportunity; nor does a driver that has MSI-X,
-# writes no configuration, and neither suspends the device nor resets a queue alone.
+# One request at a time, and a configuration that does not change, give no opportunity; nor does a driver with MSI-X
+# that writes no configuration, and neither suspends the device nor resets a queue alone.
 _NEVER = {
     *("used-id-of-another", "config-interrupt-lost", "config-write-lost", "queue-reset-stuck"),
     *("suspend-stuck", "suspend-refused", "isr-value", "isr-stuck", "intx-stuck"),
