@@ -105,6 +105,33 @@ async def test_a_plan_that_is_stopped(autojump_clock: MockClock) -> None:
         assert driver.config_interrupts == 2
 
 
+async def test_one_of_them_is_stopped(autojump_clock: MockClock) -> None:
+    plan = FaultPlan(["config-interrupt-spurious:every=1s", "interrupt-spurious:every=1s"])
+    async with disk(plan) as driver:
+        plan.stop("config-interrupt-spurious")
+        await trio.sleep(10.5)
+        assert (driver.config_interrupts, driver.queue_interrupts) == (0, [10])
+        plan.start("config-interrupt-spurious")
+        await trio.sleep(2)
+        assert (driver.config_interrupts, driver.queue_interrupts) == (2, [12])
+
+
+@pytest.mark.parametrize("name", [None, "used-len-short"])
+async def test_what_was_due_while_it_was_stopped_does_not_come_later(
+    name: str | None, autojump_clock: MockClock
+) -> None:
+    plan = FaultPlan(["used-len-short:at=5s+20s"])
+    async with disk(plan) as driver:
+        plan.stop(name)
+        await trio.sleep(10)
+        plan.start(name)
+        await driver.request([READ], [512, 1])
+        assert did(plan) == []
+        await trio.sleep(11)
+        await driver.request([READ], [512, 1])
+        assert did(plan) == [(0, 2, None, None)]
+
+
 async def use(plan: FaultPlan) -> tuple[list[Any], list[float]]:
     """Two lives; what was done, and when there were configuration interrupts."""
     seen: list[float] = []

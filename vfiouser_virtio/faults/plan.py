@@ -11,6 +11,7 @@ resets.
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b, shake_256
+from itertools import chain
 from typing import Any
 
 from vfiouser_virtio.device_log import quoted
@@ -74,7 +75,20 @@ class Hit:
 class Armed:
     """Fault that was asked for, and how often it could have happened, and has, on each queue."""
 
-    __slots__ = ("_fired", "_now", "_past", "_recorded", "_seed", "_seen", "_ticks", "log", "place", "running", "spec")
+    __slots__ = (
+        "_fired",
+        "_now",
+        "_past",
+        "_recorded",
+        "_seed",
+        "_seen",
+        "_skipped",
+        "_ticks",
+        "log",
+        "place",
+        "running",
+        "spec",
+    )
 
     def __init__(
         self, spec: FaultSpec, place: int, seed: int, log: FaultLog, recorded: Recorded | None, now: "Now"
@@ -82,6 +96,7 @@ class Armed:
         self.spec = spec
         self._now = now
         self._past: dict[int | None, tuple[int, float]] = {}
+        self._skipped = (0, 0.0)
         self._ticks = 0
         self.place = place
         self.log = log
@@ -136,11 +151,15 @@ class Armed:
         if not spec.timed:
             return elapsed >= spec.after_time
         due = spec.due_time(elapsed)
-        before = self._past.get(queue, (0, 0.0))
+        before = max(self._past.get(queue, (0, 0.0)), self._skipped)
         if due is None or (before[0] == life and due <= before[1]):
             return False
         self._past[queue] = life, due
         return True
+
+    def skip(self) -> None:
+        """Times until now are over: it was stopped."""
+        self._skipped = self._now() or self._skipped
 
     # ---- without an opportunity ----------------------------------------------------------------------------------
 
@@ -156,7 +175,7 @@ class Armed:
         spec, queue = self.spec, (self.spec.queue or 0) if self.spec.fault.of_queue else None
         recorded = self._recorded
         n = self._ticks = self._ticks + 1 if recorded is None else recorded.ticks[self.place, life][elapsed]
-        if not possible or (spec.count is not None and self._fired.get(queue, 0) >= spec.count):
+        if not (possible and self.running) or (spec.count is not None and self._fired.get(queue, 0) >= spec.count):
             return None
         if recorded is None and not self._chance(queue, n):
             return None
@@ -244,6 +263,7 @@ class FaultPlan:
             if self.running != running:
                 self.running = running
                 self.log.add(event=event)
+                self._skip(chain.from_iterable(self._armed.values()))
             return
         if name not in self._armed:
             raise ConfigError(f"no fault {quoted(name)} was asked for, only {', '.join(self._armed) or 'none'}")
@@ -251,6 +271,12 @@ class FaultPlan:
             for armed in self._armed[name]:
                 armed.running = running
             self.log.add(event=event, name=name)
+            self._skip(self._armed[name])
+
+    @staticmethod
+    def _skip(some: Iterable[Armed]) -> None:
+        for armed in some:
+            armed.skip()
 
     def status(self) -> str:
         """Whether faults happen, and how often each has: for people."""
