@@ -19,7 +19,7 @@ CONFIGURATION = (
     ),
     Fault(
         "config-all-ones", Place.CONFIG, "read of the configuration", "what is read of the configuration are ones",
-        "5: depends on the field", "2.5",
+        "depends on the field", "2.5",
     ),
     Fault(
         "config-write-lost", Place.CONFIG, "write to the configuration", "what the driver writes is lost",
