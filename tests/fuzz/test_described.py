@@ -1,6 +1,7 @@
 """``fuzz device``: a device of one's own, from its file, and shipped ones with options."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,23 @@ def test_what_is_no_device_is_one_clear_error() -> None:
         add_described("nonsense")
     with pytest.raises(ConfigError, match="only options of rng itself"):
         add_described("rng,packed")
+
+
+@pytest.mark.slow
+def test_cases_that_run_new_lines_are_kept(own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus, report = tmp_path / "corpus", tmp_path / "report.json"
+    words = (own, "--seed", "3", "--cases", "6", "--corpus", str(corpus), "--report", str(report))
+    status = fuzz(*words)
+    if sys.version_info < (3, 12):
+        assert status == 2
+        assert "needs Python 3.12" in capsys.readouterr().err
+        return
+    assert status == 0
+    first = json.loads(report.read_text())
+    kept = set(corpus.glob("*.json"))
+    assert first["lines"] > 100
+    assert len(kept) == first["corpus"] > 0
+    assert fuzz(*words) == 0
+    again = json.loads(report.read_text())
+    assert again["cases"] > first["cases"]
+    assert kept <= set(corpus.glob("*.json"))

@@ -56,6 +56,7 @@ def _add_self(targets: SubParsers) -> None:
     )
     parser.add_argument("--only", choices=_KINDS, action="append", help="this kind only (may be repeated)")
     parser.add_argument("--target", action="append", metavar="DEVICE", help="this device only (may be repeated)")
+    _add_corpus(parser)
     _add_common(parser, stop=1)
     parser.set_defaults(execute=_self)
 
@@ -77,6 +78,7 @@ def _add_device(targets: SubParsers) -> None:
         "--only", choices=_DEVICE_KINDS, action="append", help="this kind only (default: rings and requests)"
     )
     parser.add_argument("device", metavar="DEVICE", help="as after --device of serve, with options of its own")
+    _add_corpus(parser)
     _add_common(parser, stop=1)
     parser.set_defaults(execute=_device)
 
@@ -109,6 +111,16 @@ def _add_socket(targets: SubParsers) -> None:
     parser.add_argument("path", type=Path, metavar="PATH", help="where the server listens")
     _add_common(parser, stop=20)
     parser.set_defaults(execute=_socket)
+
+
+def _add_corpus(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        metavar="FOLDER",
+        help="let coverage guide: run the cases in this folder first, make others from them, and add those that run "
+        "new lines (Python 3.12 and later)",
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser, *, stop: int) -> None:
@@ -169,6 +181,7 @@ def _self(arguments: argparse.Namespace) -> int:
         kinds=arguments.only or _KINDS,
         targets=tuple(arguments.target or TARGETS),
         out=arguments.out,
+        corpus=arguments.corpus,
     )
     return _fuzz(arguments, "self", run.seed, fuzz_stack, run)
 
@@ -184,7 +197,14 @@ def _device(arguments: argparse.Namespace) -> int:
     if arguments.replay:
         return _replay(arguments.replay, lambda case: run_case(replace(case, target=target)))
     kinds: tuple[Kind, ...] = ("rings", "requests")
-    run = StackRun(seed=_seed(arguments), kinds=arguments.only or kinds, targets=(target,), out=arguments.out)
+    run = StackRun(
+        seed=_seed(arguments),
+        kinds=arguments.only or kinds,
+        targets=(target,),
+        out=arguments.out,
+        corpus=arguments.corpus,
+        source=target.partition(":")[0],
+    )
     return _fuzz(arguments, target, run.seed, fuzz_stack, run)
 
 

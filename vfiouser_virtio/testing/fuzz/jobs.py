@@ -83,8 +83,8 @@ class _Collector:
         report = self.report
         if what == "cases" and isinstance(value, int):
             report.cases += value
-        elif what == "edges" and isinstance(value, tuple):
-            report.edges, report.corpus = max(report.edges, value[0]), max(report.corpus, value[1])
+        elif what == "lines" and isinstance(value, tuple):
+            report.lines, report.corpus = max(report.lines, value[0]), max(report.corpus, value[1])
         elif what == "found" and isinstance(value, Discovery):
             if report.add(value):
                 self.progress.clear()

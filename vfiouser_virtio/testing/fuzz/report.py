@@ -32,8 +32,8 @@ class FuzzReport:
     target: str
     seed: int
     cases: int = 0
-    edges: int = 0
-    """Transitions between lines of ours that were seen, where coverage guides."""
+    lines: int = 0
+    """Lines that were run, where coverage guides."""
     corpus: int = 0
     """Cases that are kept because they have seen new ones."""
     discoveries: list[Discovery] = field(default_factory=list)
@@ -61,8 +61,8 @@ class FuzzReport:
 
     def line(self) -> str:
         """What there is to say now, in one line."""
-        edges = f"{self.edges} edges, {self.corpus} kept, " if self.edges else ""
-        return f"{self.cases} cases, {self.rate:.0f}/s, {edges}{len(self.discoveries)} findings"
+        lines = f"{self.lines} lines, {self.corpus} kept, " if self.lines else ""
+        return f"{self.cases} cases, {self.rate:.0f}/s, {lines}{len(self.discoveries)} findings"
 
     def text(self) -> str:
         """For people."""
@@ -84,7 +84,7 @@ class FuzzReport:
             "seed": self.seed,
             "cases": self.cases,
             "seconds": round(self.seconds, 3),
-            "edges": self.edges,
+            "lines": self.lines,
             "corpus": self.corpus,
             "notes": self.notes,
             "findings": found,

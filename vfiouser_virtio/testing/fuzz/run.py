@@ -12,6 +12,8 @@ from typing import Any, get_args
 from vfiouser_virtio.testing.fuzz import messages, registers, requests, rings
 from vfiouser_virtio.testing.fuzz.bench import run_case
 from vfiouser_virtio.testing.fuzz.case import Case, Kind, Memory, Step
+from vfiouser_virtio.testing.fuzz.coverage import LineCoverage
+from vfiouser_virtio.testing.fuzz.guided import FuzzCorpus
 from vfiouser_virtio.testing.fuzz.jobs import Share
 from vfiouser_virtio.testing.fuzz.minimizing import MINIMIZE_SECONDS, minimize_now
 from vfiouser_virtio.testing.fuzz.oracle import Finding
@@ -96,21 +98,51 @@ class StackRun:
     kinds: Sequence[Kind] = KINDS
     targets: Sequence[str] = tuple(TARGETS)
     out: Path = Path("fuzz-findings")
+    corpus: Path | None = None
+    """Coverage guides, and cases that run new lines are kept here."""
+    source: str = ""
+    """File of a user's device, whose lines count too."""
 
 
 def fuzz_stack(run: StackRun, share: Share) -> None:
     """What one job does: its share of the cases of each kind. Raises ConfigError."""
     gc.collect()
     gc.freeze()  # what is imported stays: the oracle's collections need not look at it
+    if run.corpus is None:
+        _fuzz_stack(run, share, None)
+        return
+    coverage = LineCoverage(run.source)
+    try:
+        _fuzz_stack(run, share, FuzzCorpus(run.corpus, coverage))
+    finally:
+        coverage.close()
+
+
+def _fuzz_stack(run: StackRun, share: Share, corpus: FuzzCorpus | None) -> None:
     known: set[tuple[str, str]] = set()
+
+    def one(case: Case) -> None:
+        finding = run_case(case)
+        if finding is not None and (finding.kind, finding.where) not in known:
+            known.add((finding.kind, finding.where))
+            small = minimize(case, finding)
+            share.tell("found", Discovery(small, finding, str(save(small, finding, run.out))))
+        share.did()
+
+    if corpus is not None:
+        for case in corpus.waiting(run.targets):
+            if share.over():
+                break
+            corpus.run(case, one)
     for index in share.indexes():
         for kind in run.kinds:
             case = generate(kind, run.seed, index, run.targets)
-            finding = run_case(case)
-            if finding is not None and (finding.kind, finding.where) not in known:
-                known.add((finding.kind, finding.where))
-                small = minimize(case, finding)
-                share.tell("found", Discovery(small, finding, str(save(small, finding, run.out))))
-            share.did()
+            if corpus is None:
+                one(case)
+            else:
+                case = corpus.offspring(random.Random(f"guided:{case.origin}"), case)
+                if corpus.run(case, one):
+                    corpus.save(case)
+                share.tell("lines", (corpus.coverage.lines, len(corpus.cases)))
             if share.over():
                 break

@@ -1,0 +1,89 @@
+"""Coverage-guided cases: those that run new lines are kept in a folder, and made into others."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.testing.fuzz.case import Case, Step
+from vfiouser_virtio.testing.fuzz.coverage import LineCoverage
+from vfiouser_virtio.testing.fuzz.save import load
+from vfiouser_virtio.testing.fuzz.values import mutated, number
+
+_HEX = ("data", "body")
+_MOST_STEPS = 200
+
+
+@dataclass(slots=True)
+class FuzzCorpus:
+    """Cases of a folder, and what lines they have run."""
+
+    folder: Path
+    coverage: LineCoverage
+    cases: list[Case] = field(default_factory=list)
+
+    def waiting(self, targets: Sequence[str]) -> list[Case]:
+        """The cases in the folder that are for one of these targets, smallest first: to run before all others.
+
+        Raises ConfigError for files that are no cases.
+        """
+        files = sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_size, path.name))
+        return [case for case in map(load, files) if case.target in targets]
+
+    def run(self, case: Case, run: Callable[[Case], object]) -> bool:
+        """Run a case, and keep it if it has run new lines; whether it was kept."""
+        before = self.coverage.lines
+        run(case)
+        if self.coverage.lines == before:
+            return False
+        self.cases.append(case)
+        return True
+
+    def save(self, case: Case) -> None:
+        """Write a kept case. Raises ConfigError."""
+        text = case.dumps()
+        path = self.folder / f"{case.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        except OSError as error:
+            raise ConfigError(f"--corpus: cannot write {path}: {error.strerror}") from None
+
+    def offspring(self, random: Random, fresh: Case) -> Case:
+        """A kept case with something of ``fresh`` in it, and a few things changed; else ``fresh`` itself."""
+        alike = [case for case in self.cases if case.target == fresh.target]
+        if not alike or random.random() < 0.4:
+            return fresh
+        parent = random.choice(alike)
+        steps = [dict(step) for step in parent.steps]
+        for _ in range(random.randint(1, 4)):
+            _change(random, steps, fresh.steps)
+        return replace(parent, steps=steps[:_MOST_STEPS], origin=f"{fresh.origin} of {parent.origin}"[:100])
+
+
+def _change(random: Random, steps: list[Step], others: Sequence[Step]) -> None:
+    at = random.randrange(len(steps) + 1)
+    how = random.randrange(4)
+    if how == 0 and others:
+        first = random.randrange(len(others))
+        steps[at:at] = [dict(step) for step in others[first : first + random.randint(1, 8)]]
+    elif how == 1 and len(steps) > 1:
+        del steps[at : at + random.randint(1, 3)]
+    elif how == 2:
+        steps[at:at] = [dict(step) for step in steps[at : at + random.randint(1, 4)]]
+    elif at < len(steps):
+        _spoil(random, steps[at])
+
+
+def _spoil(random: Random, step: Step) -> None:
+    """Another number, or other bytes, in one parameter."""
+    name = random.choice(list(step))
+    value = step[name]
+    if name in _HEX and isinstance(value, str):
+        step[name] = mutated(random, bytes.fromhex(value)).hex()
+    elif name == "out" and value:
+        step[name] = [mutated(random, bytes.fromhex(each)).hex() for each in value]
+    elif name in ("offset", "features"):
+        step[name] = number(random, 128 if name == "features" else 64)
