@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.client import BlockingClient
 from benchmarks.isolation_attacks import ATTACKS
 from benchmarks.measure import Benchmark, Options, Row, at_most
 from benchmarks.server import server
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.testing.raw.blocking import BlockingClient
 from vfiouser_virtio.vm.debian import cache_dir
 
 P99_MS, GROWTH_MB = 10.0, 64.0

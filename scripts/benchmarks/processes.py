@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks.client import BlockingClient
 from benchmarks.measure import Benchmark, Options, Row, at_most, turn
 from benchmarks.ring_client import ReadQueue
 from benchmarks.server import server
+from vfiouser_virtio.testing.raw.blocking import BlockingClient
 
 _DEVICES = ("blk,size=16M", "blk,size=16M")
 

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from benchmarks.client import BlockingClient
 from benchmarks.compiler import compile_c
 from benchmarks.measure import Options
+from vfiouser_virtio.testing.raw.blocking import BlockingClient
 
 
 class Register(NamedTuple):

@@ -2,9 +2,9 @@
 
 import struct
 
-from benchmarks.client import NOTIFY, RAM_SIZE, BlockingClient
 from vfiouser_virtio.barrier import full_barrier
 from vfiouser_virtio.protocols.vfio_user import PciRegion
+from vfiouser_virtio.testing.raw.blocking import NOTIFY, RAM_SIZE, BlockingClient
 from vfiouser_virtio.testing.raw.ring import WRITE, Segment
 from vfiouser_virtio.testing.raw.split import RawSplitRing, linked
 

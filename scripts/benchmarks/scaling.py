@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.client import BlockingClient
 from benchmarks.measure import Benchmark, Options, Row, turn
 from benchmarks.ring_client import ReadQueue
 from benchmarks.server import server
+from vfiouser_virtio.testing.raw.blocking import BlockingClient
 
 # Multi-queue (virtio 1.4, 5.2.3), without which a driver has one queue.
 _BLK_F_MQ = 1 << 12

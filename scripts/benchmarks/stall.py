@@ -2,9 +2,9 @@
 
 import time
 
-from benchmarks.client import BlockingClient
 from benchmarks.measure import Benchmark, Options, Row, at_most
 from benchmarks.server import served
+from vfiouser_virtio.testing.raw.blocking import BlockingClient
 
 PENDING = 80
 LIMIT_MS = 10.0

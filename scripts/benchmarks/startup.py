@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
-from benchmarks.client import BlockingClient
 from benchmarks.measure import Benchmark, Options, Row, at_most, in_turn
 from benchmarks.server import ServerProcess, environment, server
+from vfiouser_virtio.testing.raw.blocking import BlockingClient
 
 _DEVICE = "blk,size=1M"
 

@@ -12,7 +12,6 @@ from time import process_time_ns
 import trio
 import trio.testing
 
-from benchmarks.client import AVAIL, DATA, DESC, RAM_SIZE, USED
 from benchmarks.measure import Benchmark, Options, Row
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.memory import GuestMemory
@@ -20,6 +19,7 @@ from vfiouser_virtio.pci.msix import Msix
 from vfiouser_virtio.protocols.vfio_user import PciRegion
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
+from vfiouser_virtio.testing.raw.blocking import AVAIL, DATA, DESC, RAM_SIZE, USED
 from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK, enable_queue, negotiate
 from vfiouser_virtio.testing.raw.ring import WRITE
 from vfiouser_virtio.testing.raw.split import linked

@@ -1,7 +1,8 @@
 """The slow disk of `scripts/bench stall`, without the clock: accesses are answered while every request is pending."""
 
-from benchmarks.client import BlockingClient
 from benchmarks.server import served
+
+from vfiouser_virtio.testing.raw.blocking import BlockingClient
 
 
 def test_registers_answer_while_a_slow_disk_has_requests_pending() -> None:

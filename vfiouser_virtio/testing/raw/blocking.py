@@ -1,15 +1,19 @@
-"""Blocking vfio-user client with one split queue: no event loop of its own in what is measured."""
+"""Blocking raw vfio-user client with one split queue: no event loop, so that little of what is measured is its own.
+
+What it sends is what it is told: benchmarks stand on it, and the clients of the fuzzer that attack a server process.
+"""
 
 import os
 import socket
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Self
 
-from vfiouser_virtio.dma import SharedMemory
+from vfiouser_virtio.dma import DmaRegion, SharedMemory
 from vfiouser_virtio.protocols.vfio_user import (
     DMA_MAP,
+    DMA_UNMAP,
     HEADER_CODEC,
     REGION_ACCESS_CODEC,
     Command,
@@ -24,49 +28,99 @@ from vfiouser_virtio.testing.raw.split import RawSplitRing, linked
 RAM_SIZE = 16 << 20
 DESC, AVAIL, USED, DATA = 0x0000, 0x4000, 0x8000, 0x10_0000
 NOTIFY = 0x3000
-_CAPABILITIES = b'{"capabilities": {"max_msg_fds": 8, "write_multiple": true}}\0'
+CAPABILITIES = '{"capabilities": {"max_msg_fds": 8, "write_multiple": true}}'
 _BAR = PciRegion.BAR4
+_MOST_FDS = 64
 
 
 class BlockingClient:
-    """Client that connects, maps RAM in one or more regions, and sends one message at a time. A context manager."""
+    """Client that connects, maps RAM in one or more regions, and sends one message at a time. A context manager.
 
-    def __init__(self, path: str, *, regions: int = 1) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.connect(path)
-        self.ram = SharedMemory(RAM_SIZE, address=0)
+    ``memory`` is its RAM, by default shared memory of 16 MiB; it is the client's from here on. ``timeout`` is that of
+    each system call on the socket, in seconds; TimeoutError then. Of an error reply it raises OSError, of a server that
+    has hung up ConnectionError.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        regions: int = 1,
+        memory: DmaRegion | None = None,
+        timeout: float | None = None,
+        capabilities: str = CAPABILITIES,
+    ) -> None:
+        self.ram = SharedMemory(RAM_SIZE, address=0) if memory is None else memory
         self.ring: RawSplitRing
         """The first queue's, after `start`."""
-        self.call(Command.VERSION, bytes(4) + _CAPABILITIES)
-        size = RAM_SIZE // regions
-        for offset in range(0, RAM_SIZE, size):
-            self.map(offset, offset, size)
-        self.write(PciRegion.CONFIG, 4, b"\x06\x04")
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.socket.settimeout(timeout)
+            self.socket.connect(path)
+            self.call(Command.VERSION, bytes(4) + capabilities.encode() + b"\0")
+            size = self.ram.size // regions
+            for offset in range(0, self.ram.size, size):
+                self.map(self.ram.address + offset, offset, size)
+            self.write(PciRegion.CONFIG, 4, b"\x06\x04")
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up, and let the RAM go."""
         self.socket.close()
         self.ram.close()
 
-    def call(self, command: int, payload: bytes, fds: list[int] | None = None) -> bytes:
+    def call(self, command: int, payload: bytes, fds: Sequence[int] | None = None) -> bytes:
         """One request and its reply's payload."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
         # What is measured has this in it: no call of another function, no object for the reply.
-        message = HEADER_CODEC.pack(1, command, HEADER_CODEC.size + len(payload), 0, 0) + payload
-        self.socket.sendmsg([message], rights)
-        reply = self.socket.recv(HEADER_CODEC.size + len(payload) + 4096)
+        size = HEADER_CODEC.size + len(payload)
+        message = HEADER_CODEC.pack(1, command, size, 0, 0) + payload
+        if (sent := self.socket.sendmsg([message], rights)) < size:
+            self.socket.sendall(message[sent:])
+        reply = self.socket.recv(size + 4096)
+        if len(reply) < HEADER_CODEC.size or len(reply) < HEADER_CODEC.unpack_from(reply)[2]:
+            reply = self._whole(reply)
         error = HEADER_CODEC.unpack_from(reply)[4]
         if error:
             raise OSError(error, os.strerror(error))
         return reply[HEADER_CODEC.size :]
 
-    def map(self, address: int, offset: int, size: int) -> None:
-        """DMA_MAP a part of the RAM."""
+    def call_for_fds(self, command: int, payload: bytes) -> tuple[bytes, list[int]]:
+        """`call` of a request that is answered with file descriptors, which are the caller's."""
+        self.socket.sendall(HEADER_CODEC.pack(1, command, HEADER_CODEC.size + len(payload), 0, 0) + payload)
+        reply, fds, _flags, _address = socket.recv_fds(self.socket, 4096, _MOST_FDS)
+        reply = self._whole(reply)
+        if error := HEADER_CODEC.unpack_from(reply)[4]:
+            raise OSError(error, os.strerror(error))
+        return reply[HEADER_CODEC.size :], fds
+
+    def _whole(self, reply: bytes) -> bytes:
+        """A reply of which this is the beginning."""
+        while len(reply) < HEADER_CODEC.size or len(reply) < HEADER_CODEC.unpack_from(reply)[2]:
+            more = self.socket.recv(1 << 20)
+            if not more:
+                raise ConnectionResetError("the server has hung up")
+            reply += more
+        return reply
+
+    def map(self, address: int, offset: int, size: int, flags: int = 3) -> None:
+        """DMA_MAP a part of the RAM's file."""
         assert self.ram.fd is not None
-        fields = {"argsz": DMA_MAP.sizeof(), "flags": 3, "offset": offset, "address": address, "size": size}
+        fields = {"argsz": DMA_MAP.sizeof(), "flags": flags, "offset": offset, "address": address, "size": size}
         self.call(Command.DMA_MAP, DMA_MAP.build(fields), [self.ram.fd])
+
+    def unmap(self, address: int, size: int) -> None:
+        """DMA_UNMAP a range."""
+        fields = {"argsz": DMA_UNMAP.sizeof(), "flags": 0, "address": address, "size": size}
+        self.call(Command.DMA_UNMAP, DMA_UNMAP.build(fields))
 
     def read(self, region: int, offset: int, size: int) -> int:
         """A register."""
@@ -80,6 +134,14 @@ class BlockingClient:
     def post(self, region: int, offset: int, data: bytes) -> None:
         """Write to a register, and do not wait."""
         self.socket.sendall(posted_write(region, offset, data))
+
+    def kick(self, queue: int = 0) -> None:
+        """Notify a queue, and wait for the answer."""
+        self.write(_BAR, NOTIFY + 4 * queue, queue.to_bytes(2, "little"))
+
+    def get(self, name: str) -> int:
+        """A field of the common configuration."""
+        return self.read(_BAR, *COMMON_CFG_OFFSETS[name])
 
     def set(self, name: str, value: int) -> None:
         """A field of the common configuration."""
@@ -95,7 +157,7 @@ class BlockingClient:
         """Bring the device up with its first queue; ``features`` are those besides VERSION_1."""
         self.negotiate(features)
         self.enable_queue(0, None, DESC, AVAIL, USED)
-        self.ring = RawSplitRing(self.ram, self.read(_BAR, *COMMON_CFG_OFFSETS["queue_size"]), (DESC, AVAIL, USED))
+        self.ring = RawSplitRing(self.ram, self.get("queue_size"), (DESC, AVAIL, USED))
         self.set("device_status", DRIVER_OK)
 
     def negotiate(self, features: int = 0) -> None:
@@ -117,7 +179,7 @@ class BlockingClient:
             for place, descriptor in zip(places, linked(segments, places), strict=True):
                 self.ring.describe(place, descriptor)
         self.ring.offer(*range(0, 3 * count, 3))
-        self.write(_BAR, NOTIFY, bytes(2))
+        self.kick()
 
     @property
     def used(self) -> int:
@@ -126,7 +188,7 @@ class BlockingClient:
 
     def status(self) -> int:
         """One register round trip."""
-        return self.read(_BAR, *COMMON_CFG_OFFSETS["device_status"])
+        return self.get("device_status")
 
 
 def posted_write(region: int, offset: int, data: bytes) -> bytes:
