@@ -21,6 +21,8 @@ class Amounts:
     """How often the process of a disk under load is killed."""
     fuzz_cases: int = 24
     """Cases of each kind that the fuzzer makes."""
+    process_cases: int = 2
+    """Cases of attacks on a server process, of some 5 s each."""
     every_switch: int = 6 * MIB
     """Bytes through each of the disks that differ in their rings' features."""
     polled: int = 8 * MIB
@@ -47,11 +49,11 @@ USUAL = Amounts()
 QUICK = replace(
     USUAL, ring_examples=20, ring_deaths=30, device_deaths=3, fuzz_cases=8, every_switch=2 * MIB, polled=2 * MIB,
     by_pages=4 * MIB, requests_of_pages=24, rebinds=4, tcp_file=4 * MIB, boot_stride=32, resets=120,
-    flushed_writes=200,
+    flushed_writes=200, process_cases=1,
 )  # fmt: skip
 LONG = replace(
     USUAL, ring_examples=5000, ring_deaths=5000, device_deaths=100, every_switch=1024 * MIB, by_pages=1024 * MIB,
-    tcp_file=100 * MIB, boot_stride=1, every_way=True, resets=4000, flushed_writes=10_000,
+    tcp_file=100 * MIB, boot_stride=1, every_way=True, resets=4000, flushed_writes=10_000, process_cases=100,
 )  # fmt: skip
 
 

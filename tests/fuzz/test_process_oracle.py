@@ -1,0 +1,191 @@
+"""The oracle of the process fuzzer sees what it is there to see, also in servers that are bad on purpose."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from support.amounts import Amounts
+
+from vfiouser_virtio.testing.fuzz.process import (
+    ANY,
+    FAMILIES,
+    ProcessCase,
+    bench,
+    fuzz_processes,
+    generate_process_case,
+    neighbour,
+    oracle,
+    run_process_case,
+    visits,
+)
+from vfiouser_virtio.testing.fuzz.process.attacks import STEPS
+from vfiouser_virtio.testing.fuzz.process.case import HostileStep
+from vfiouser_virtio.testing.fuzz.process.neighbour import RoundTrips
+from vfiouser_virtio.testing.fuzz.process.scenery import FILES, HOST
+from vfiouser_virtio.testing.fuzz.process.server import Holdings
+
+BAD = Path(__file__).parents[1] / "support/bad_neighbour.py"
+HELD = Holdings(fds=20, mappings=300, memfds=(), anonymous=30 << 20)
+IDLE = RoundTrips([0.0002] * 100)
+
+
+# ---- measurements ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seen", "stalls"),
+    [
+        ([0.0003] * 50, False),
+        ([0.0003] * 50 + [0.15] * 20, False),
+        ([0.0003] * 50 + [0.9], False),  # once may be the machine
+        ([0.0003] * 50 + [0.21, 0.3], True),
+        ([0.0003] * 50 + [1.1], True),
+    ],
+)
+def test_stalls(seen: list[float], stalls: bool) -> None:
+    assert (oracle.of_round_trips(IDLE, RoundTrips(seen)) is not None) == stalls
+
+
+def test_what_is_too_long_depends_on_the_machine() -> None:
+    slow = RoundTrips([10 * each for each in IDLE.served])
+    assert oracle.of_round_trips(slow, RoundTrips([0.3, 0.5])) is None
+    assert oracle.of_round_trips(slow, RoundTrips([0.9, 0.9])) is not None
+
+
+@pytest.mark.parametrize(
+    ("after", "kind"),
+    [
+        (HELD, None),
+        (replace(HELD, fds=30, mappings=400, anonymous=60 << 20), None),
+        (replace(HELD, fds=60), "growth"),
+        (replace(HELD, mappings=1000), "growth"),
+        (replace(HELD, anonymous=100 << 20), "growth"),
+        (replace(HELD, memfds=("fuzz-0-0",)), "mapping"),
+    ],
+)
+def test_holdings(after: Holdings, kind: str | None) -> None:
+    found = oracle.of_holdings(HELD, after)
+    assert (found and found.kind) == kind
+
+
+def test_peak() -> None:
+    assert oracle.of_peak(30 << 20, 100 << 20) is None
+    assert oracle.of_peak(30 << 20, 600 << 20) is not None
+
+
+@pytest.mark.parametrize(
+    ("said", "kinds"),
+    [
+        (b"12:00:00 INFO rng0: connected\n", []),
+        ("12:00:00 WARNING rng0: '\\x1b[2J' and ümlauts\n".encode(), []),
+        (b"a client says: \x1b[2J\n", ["text"]),
+        (b"it says \xc2\x9b31m\n", ["text"]),
+        (b"it says\rforged\n", ["text"]),
+        (b"it says: \nforged-line\n", ["text"]),
+        (b"12:00:00 WARNING 'forged-line'\n", []),
+        (b"ERROR rng0\nTraceback (most recent call last):\n", ["bug"]),
+        (b"words\n" * 100_000, ["log"]),
+        (b"words\n" * 10_000, []),
+    ],
+)
+def test_stderr(said: bytes, kinds: list[str]) -> None:
+    assert [found.kind for found in oracle.of_stderr(said, seconds=3.0)] == kinds
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "good"),
+    [
+        (2, b"vfiouser-virtio: x.toml: too deeply nested\n", True),
+        (None, b"", False),
+        (0, b"", False),
+        (2, b"", False),
+        (1, b"Traceback (most recent call last):\n", False),
+        (-11, b"vfiouser-virtio: oops\n", False),
+        (2, b"line\n" * 10, False),
+    ],
+)
+def test_refusals(status: int | None, said: bytes, good: bool) -> None:
+    assert (oracle.of_refusal(status, said) is None) == good
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, ANY])
+def test_a_case_is_the_same_each_time_and_survives_json(family: str, tmp_path: Path) -> None:
+    cases = [generate_process_case(family, 1, index) for index in range(40)]
+    assert cases == [generate_process_case(family, 1, index) for index in range(40)]
+    assert any(case != replace(cases[0], origin=case.origin) for case in cases)
+    for case in cases:
+        path = tmp_path / "case.json"
+        path.write_text(case.dumps())
+        assert ProcessCase.load(path).dumps() == case.dumps()
+        assert {step["do"] for lane in case.lanes for step in lane} <= STEPS.keys()
+        assert {step["do"] for step in case.files} <= FILES.keys()
+        assert {step["do"] for step in case.host} <= HOST.keys()
+
+
+# ---- servers ---------------------------------------------------------------------------------------------------------
+
+
+def bad_case(how: str, **more: object) -> ProcessCase:
+    """A client of a device that is bad, and its requests."""
+    steps: list[HostileStep] = [
+        {"do": "connect", "client": 0, "device": 0},
+        {"do": "start", "client": 0, "size": 64},
+        {"do": "request", "client": 0, "count": 4},
+        {"do": "pause", "seconds": 0.2},
+    ]
+    case = ProcessCase("bad", [f"{BAD}:BadNeighbour,how={how}", "rng", "rng"], lanes=[steps])
+    return replace(case, **more)  # type: ignore[arg-type] # the tests' own
+
+
+def has_little_patience(monkeypatch: pytest.MonkeyPatch, *what: tuple[ModuleType, str]) -> None:
+    """What never comes is not waited for long."""
+    for module, name in what:
+        monkeypatch.setattr(module, name, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "kinds", "waits"),
+    [
+        ("dies", {"died"}, []),
+        ("stops", {"stopped"}, [(neighbour, "NO_ANSWER"), (bench, "END")]),
+        ("takes_no_clients", {"refused"}, [(visits, "NO_ANSWER")]),
+        ("stalls+overwrites_a_neighbour", {"stall", "neighbour"}, []),
+        (
+            "keeps_memory+keeps_descriptors+keeps_bytes+floods_the_log+commands_a_terminal+writes_to_a_file",
+            {"mapping", "growth", "log", "text", "file"},
+            [(bench, "LETTING_GO")],
+        ),
+        ("forges_a_line+shows_a_traceback+ignores_the_end", {"text", "bug", "end"}, [(bench, "END")]),
+    ],
+)
+def test_a_bad_server_is_found_out(
+    how: str, kinds: set[str], waits: list[tuple[ModuleType, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_little_patience(monkeypatch, *waits)
+    files: list[HostileStep] = [{"do": "guarded", "name": "victim", "text": "not yours"}]
+    found = run_process_case(bad_case(how, files=files))
+    assert kinds <= {each.kind for each in found}, found
+
+
+@pytest.mark.slow
+def test_silence_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_little_patience(monkeypatch, (bench, "NO_ANSWER"))
+    found = run_process_case(bad_case("nothing", speaks=True, options=["--log-level=error"]))
+    assert [each.kind for each in found] == ["silent"]
+
+
+@pytest.mark.slow
+def test_what_is_not_served_is_found_out() -> None:
+    assert [each.kind for each in run_process_case(ProcessCase("bad", ["none", "rng", "rng"]))] == ["start"]
+
+
+@pytest.mark.slow
+def test_nothing_is_found(amounts: Amounts) -> None:
+    """A few attacks of all kinds on our own server."""
+    said: list[str] = []
+    assert fuzz_processes(2007, cases=amounts.process_cases, tell=said.append) == [], said

@@ -1,0 +1,112 @@
+"""Loop of the process fuzzer: cases by seed and number, run again where the finding depends on time."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from vfiouser_virtio.testing.fuzz.process.bench import run_process_case
+from vfiouser_virtio.testing.fuzz.process.case import HostileStep, ProcessCase
+from vfiouser_virtio.testing.fuzz.process.families import FAMILIES
+from vfiouser_virtio.testing.fuzz.process.oracle import ProcessFinding
+from vfiouser_virtio.testing.fuzz.process.server import TREE, can_supervise
+from vfiouser_virtio.testing.hanging_files import can_be_mounted
+
+ANY = "any"
+"""Origin of cases that are drawn from all families, two of them at a time now and then."""
+_TIMED = frozenset({"stall", "growth"})
+"""Kinds of findings that a busy machine could feign: they count when they are found twice."""
+
+
+def generate_process_case(family: str, seed: int, index: int) -> ProcessCase:
+    """The case that these stand for, the same one each time; ``family`` is one of `FAMILIES`, or `ANY`."""
+    random = Random(f"{family}:{seed}:{index}")
+    case = _combined(random) if family == ANY else FAMILIES[family](random)
+    case.origin = f"{family}:{seed}:{index}"
+    return case
+
+
+def _combined(random: Random) -> ProcessCase:
+    """A case of one family, or of two at once; and stderr in any state."""
+    case = FAMILIES[random.choice(tuple(FAMILIES))](random)
+    if case.serves and random.random() < 0.3:
+        other = FAMILIES[random.choice(tuple(FAMILIES))](random)
+        if other.serves and case.foreign == other.foreign and not (case.files and other.files):
+            case = _both(case, other)
+    if case.serves and case.stderr == "read" and not case.speaks and random.random() < 0.2:
+        case.stderr = random.choice(("unread", "closed"))
+    return case
+
+
+def _both(one: ProcessCase, other: ProcessCase) -> ProcessCase:
+    """Two attacks at once, each on devices of its own, by processes of its own."""
+
+    def moved(steps: Sequence[HostileStep], key: str) -> list[HostileStep]:
+        return [step | {key: step[key] + one.attacked} if key in step else step for step in steps]
+
+    return replace(
+        one,
+        family=f"{one.family}+{other.family}",
+        devices=one.devices[: one.attacked] + other.devices,
+        options=sorted({*one.options, *other.options}),
+        stderr=other.stderr if one.stderr == "read" else one.stderr,
+        files=one.files + other.files,
+        lanes=one.lanes + [moved(lane, "device") for lane in other.lanes],
+        host=one.host + moved(other.host, "index"),
+        speaks=one.speaks or other.speaks,
+        seconds=max(one.seconds, other.seconds),
+    )
+
+
+def lacking(case: ProcessCase, tree: Path = TREE) -> str:
+    """What there is not, and the case needs."""
+    if case.needs_root and not can_be_mounted():
+        return "root and /dev/fuse"
+    return "serve --supervise" if case.kills and not can_supervise(tree) else ""
+
+
+def confirmed(case: ProcessCase, *, tree: Path = TREE) -> list[ProcessFinding]:
+    """Findings of a case; those that a busy machine could feign only if it finds their kind twice."""
+    findings = run_process_case(case, tree=tree)
+    if not any(each.kind in _TIMED for each in findings):
+        return findings
+    again = {each.kind for each in run_process_case(case, tree=tree)}
+    return [each for each in findings if each.kind in again or each.kind not in _TIMED]
+
+
+def fuzz_processes(
+    seed: int,
+    *,
+    families: Sequence[str] = (ANY,),
+    cases: int | None = None,
+    seconds: float | None = None,
+    tree: Path = TREE,
+    stop: int = 1,
+    tell: Callable[[str], object] = lambda _: None,
+) -> list[tuple[ProcessCase, list[ProcessFinding]]]:
+    """Run ``cases`` of each family, or for ``seconds``, until ``stop`` of them have found something."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    found: list[tuple[ProcessCase, list[ProcessFinding]]] = []
+    for case in _cases(seed, families, cases):
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        if missing := lacking(case, tree):
+            tell(f"{case.origin} ({case.family}): left out, as it needs {missing}")
+            continue
+        begun = time.monotonic()
+        findings = confirmed(case, tree=tree)
+        outcome = "; ".join(str(each).splitlines()[0] for each in findings) or "nothing found"
+        tell(f"{case.origin} ({case.family}), {time.monotonic() - begun:.1f} s: {outcome}")
+        if findings:
+            found.append((case, findings))
+            if len(found) >= stop:
+                break
+    return found
+
+
+def _cases(seed: int, families: Sequence[str], cases: int | None) -> Iterator[ProcessCase]:
+    for index in itertools.count() if cases is None else range(cases):
+        for family in families:
+            yield generate_process_case(family, seed, index)
