@@ -185,6 +185,18 @@ def test_what_is_not_served_is_found_out() -> None:
 
 
 @pytest.mark.slow
+def test_a_configuration_that_has_no_end_is_found_out_and_a_pipe_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "PATIENCE", 4.0)
+    endless = ProcessCase("bad", [f"{BAD}:BadNeighbour,how=spins_at_the_start", "rng", "rng"], serves=False)
+    assert [each.kind for each in run_process_case(endless)] == ["start"]
+    monkeypatch.undo()
+    has_little_patience(monkeypatch, (bench, "WAITS"))
+    files: list[HostileStep] = [{"do": "fifo", "name": "fifo.toml"}]
+    pipe = ProcessCase("bad", [], ["--config", "{folder}/fifo.toml"], files=files, serves=False)
+    assert run_process_case(pipe) == []
+
+
+@pytest.mark.slow
 def test_nothing_is_found(amounts: Amounts) -> None:
     """A few attacks of all kinds on our own server."""
     said: list[str] = []

@@ -37,6 +37,8 @@ class BadNeighbour(Device):
         self._ways = how.split("+")
         self._kept: list[object] = []
         self._requests = 0
+        while "spins_at_the_start" in self._ways:
+            pass
 
     async def run(self) -> None:
         async for chain in self.requestq:

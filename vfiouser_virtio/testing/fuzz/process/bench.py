@@ -23,6 +23,8 @@ LETTING_GO = 30.0
 _COMES_BACK = 20.0
 """Seconds for which a client is refused at most: until the one before has gone, or a process has been started again."""
 END = 20.0
+WAITS = 5.0
+"""Seconds without any CPU time after which a command that is not ready waits for something."""
 _QUIET = 0.5
 _MOST_OF_A_CPU = 0.8
 _ENDLESS = 512 << 20
@@ -41,6 +43,8 @@ class _Run:
     server: ServerUnderAttack
     scene: Scenery
     seconds: float
+    waits: bool = False
+    """A configuration that waits for something (the writer of a pipe) does what it is told, if SIGTERM ends it."""
     findings: list[ProcessFinding] = field(default_factory=list)
 
     def found(self, finding: ProcessFinding | None) -> None:
@@ -82,8 +86,14 @@ def _is_ready(run: _Run) -> bool:
     """Whether the command serves; a configuration that is read for ever is found by the memory that it takes."""
     server = run.server
     end = time.monotonic() + (PATIENCE if run.case.serves else PATIENCE / 2)
+    used, quiet_from = 0.0, time.monotonic()
     while not server.wait_ready(0.1):
         if server.status is not None or time.monotonic() > end:
+            return False
+        if (now := server.cpu_seconds()) != used:
+            used, quiet_from = now, time.monotonic()
+        elif not run.case.serves and time.monotonic() - quiet_from > WAITS:
+            run.waits = True
             return False
         if (memory := server.anonymous()) > _ENDLESS:
             run.say("start", f"{memory >> 20} MiB of memory, and it is not ready")
@@ -99,6 +109,8 @@ def _not_ready(run: _Run) -> None:
     if run.case.serves:
         said = server.said()[-300:].decode(errors="replace")
         run.say("start", f"it is not ready; status {server.status}: {said}")
+    elif run.waits:
+        _end(run)
     else:
         run.found(oracle.of_refusal(server.status, server.said()))
 

@@ -1,0 +1,104 @@
+"""Twelve faults that were once found by hand, found again by ``scripts/fuzz server`` in the version before their mends.
+
+For each, cases of its family are run on that version until one finds it; the same cases then run on this tree.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfiouser_virtio.testing.fuzz.process import ProcessFinding, generate_process_case
+from vfiouser_virtio.testing.fuzz.process.run import confirmed, lacking
+
+TOP = Path(__file__).parents[1]
+BEFORE = "de25aaf"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFault:
+    """KnownFault of the older version: ``kinds`` are the findings that it is seen by."""
+
+    what: str
+    family: str
+    kinds: frozenset[str]
+
+
+def _fault(what: str, family: str, *kinds: str) -> KnownFault:
+    return KnownFault(what, family, frozenset(kinds))
+
+
+FAULTS = (
+    _fault("memory of a client that left stays", "mappings", "mapping", "refused"),
+    _fault("O_NONBLOCK of a shared eventfd stops the loop", "flags", "stopped"),
+    _fault("one kick takes seconds", "chains", "stall", "stopped", "growth"),
+    _fault("the log is flooded, or blocks", "logging", "log", "stopped", "end"),
+    _fault("SIGBUS by a truncated file", "truncation", "died"),
+    _fault("a disk that hangs stops the loop", "hung_disks", "stopped"),
+    _fault("a client's text commands the terminal", "words", "text"),
+    _fault("a closed stderr", "streams", "start"),
+    _fault("nested and endless configuration", "configurations", "start"),
+    _fault("a lost ring is waited for in silence", "lost_rings", "silent"),
+    _fault("a console's log file follows links", "log_files", "file"),
+    _fault("a device's dead process stays dead", "deaths", "refused"),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0: each was found in the older version, and nothing in this one."""
+    parser = argparse.ArgumentParser("scripts/fuzz-found-again", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="which cases; default 1")
+    parser.add_argument("--most", type=int, default=30, help="give up on a fault after this many cases; default 30")
+    parser.add_argument("--only", choices=[fault.family for fault in FAULTS], action="append", help="this family only")
+    parser.add_argument("--before", default=BEFORE, help=f"revision that has the faults; default {BEFORE}")
+    options = parser.parse_args(arguments)
+    good = True
+    with tempfile.TemporaryDirectory(prefix="vu-") as folder:
+        Path(folder).chmod(0o711)
+        archive = subprocess.run(["git", "-C", str(TOP), "archive", options.before], stdout=subprocess.PIPE, check=True)
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        print(f"| fault | found in {options.before} by | cases | as | the same cases today |\n|---|---|---|---|---|")
+        for fault in FAULTS:
+            if not options.only or fault.family in options.only:
+                good &= _row(fault, options.seed, options.most, Path(folder))
+    return 0 if good else 1
+
+
+def _row(fault: KnownFault, seed: int, most: int, before: Path) -> bool:
+    """Print one; whether it is as it should be."""
+    for index in range(most):
+        case = generate_process_case(fault.family, seed, index)
+        if case.needs_root and (missing := lacking(case)):
+            print(f"| {fault.what} | needs {missing} | | | |", flush=True)
+            return False
+        seen = [each for each in confirmed(case, tree=before) if each.kind in fault.kinds]
+        if seen:
+            break
+    else:
+        print(f"| {fault.what} | **not found** | {most} | | |", flush=True)
+        return False
+    today = _today(fault.family, seed, index + 1)
+    kinds = ", ".join(dict.fromkeys(each.kind for each in seen))
+    command = f"`--only {fault.family} --seed {seed} --cases {index + 1}`"
+    print(f"| {fault.what} | {command} | {index + 1} | {kinds} | {_words(today)} |", flush=True)
+    return not today
+
+
+def _today(family: str, seed: int, count: int) -> Sequence[ProcessFinding]:
+    return [found for index in range(count) for found in confirmed(generate_process_case(family, seed, index))]
+
+
+def _words(findings: Sequence[ProcessFinding]) -> str:
+    if not findings:
+        return "nothing found"
+    print("\n".join(map(str, findings)), file=sys.stderr)
+    return "**" + ", ".join(dict.fromkeys(each.kind for each in findings)) + "**"
+
+
+if __name__ == "__main__":
+    os.chdir(TOP)
+    sys.exit(main())
