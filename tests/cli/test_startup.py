@@ -36,6 +36,9 @@ def loaded() -> set[str]:
         "vfiouser_virtio.guest",
         "vfiouser_virtio.vm",
         "vfiouser_virtio.testing",
+        "vfiouser_virtio.faults.catalogue",  # faults of devices that are asked for none
+        "vfiouser_virtio.faults.plan",
+        "vfiouser_virtio.audit",
         "http.client",  # libvirt's XML, by way of xml.sax.saxutils
         "tomllib",  # --config
     ],

@@ -17,9 +17,10 @@ from typing import Any
 from vfiouser_virtio.device_log import quoted
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.faults.declaration import Place
+from vfiouser_virtio.faults.fault_spec import FaultSpec
 from vfiouser_virtio.faults.log import FaultLog, Recorded, read_log
 from vfiouser_virtio.faults.profiles import PROFILES
-from vfiouser_virtio.faults.spec import FaultSpec, parse_fault
+from vfiouser_virtio.faults.spec import parse_fault
 
 _WORD = 1 << 64
 

@@ -18,7 +18,7 @@ from vfiouser_virtio import devices
 from vfiouser_virtio.background import background
 from vfiouser_virtio.device_log import being_made
 from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
-from vfiouser_virtio.faults import FaultPlan, FaultSpec, Place
+from vfiouser_virtio.faults.fault_spec import FaultSpec
 from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.serving.device_files import is_device_file, load_device_class
@@ -87,6 +87,12 @@ class CommonOptions:
         "memfd): map it (fast), copy from and to it (safe and slow), or refuse it; auto: map it for clients of our own "
         "user, copy it for others",
     ] = "auto"
+
+
+def _of_disks(faults: Sequence[FaultSpec]) -> bool:
+    from vfiouser_virtio.faults import FaultPlan, Place  # only here: see `fault_spec`
+
+    return FaultPlan(faults).has(Place.BLK)
 
 
 def common_options() -> dict[str, Option]:
@@ -189,7 +195,7 @@ class DeviceSetup:
 
     def _make(self) -> Device:
         wrapper: dict[str, Any] = {}
-        if self.common.fault and FaultPlan(self.common.fault).has(Place.BLK):
+        if self.common.fault and _of_disks(self.common.fault):
             from vfiouser_virtio.faults.disk import FaultyDisk  # only here, as above
 
             if "wrap_backend" not in inspect.signature(self.device_class.__init__).parameters:

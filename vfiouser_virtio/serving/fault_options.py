@@ -6,12 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.faults import FaultPlan
-from vfiouser_virtio.serving.fault_log import fault_log
 from vfiouser_virtio.transports.pci import VirtioPci
 
 if TYPE_CHECKING:
     from vfiouser_virtio.audit import AuditLog
+    from vfiouser_virtio.faults import FaultPlan
     from vfiouser_virtio.faults.control import FaultControl
     from vfiouser_virtio.serving.device_setup import CommonOptions
 
@@ -48,6 +47,8 @@ class DeviceFaults:
     def open_log(self) -> None:
         """Open the log: the last thing that can go wrong, since what is there may be the only log of a rare fault."""
         if self._plan is not None and self._options.fault_log is not None:
+            from vfiouser_virtio.serving.fault_log import fault_log
+
             self._plan.log.write_to(fault_log(self._options.fault_log))
 
     def close(self) -> None:
@@ -62,7 +63,7 @@ class DeviceFaults:
 
         return FaultControl(self._options.fault_control, self._plan, self._name)
 
-    def _make_plan(self) -> FaultPlan | None:
+    def _make_plan(self) -> "FaultPlan | None":
         options = self._options
         if not options.fault:
             given = (options.fault_log, options.fault_seed, options.fault_control, options.fault_stopped or None)
@@ -78,5 +79,7 @@ class DeviceFaults:
                 raise ConfigError(f"fault-seed={options.fault_seed}: {spec.text} has its own: leave one of them out")
             if options.fault_log is not None and os.path.realpath(spec.which) == os.path.realpath(options.fault_log):
                 raise ConfigError(f"fault-log={options.fault_log} is the log of {spec.text}: write to another file")
+        from vfiouser_virtio.faults import FaultPlan
+
         running = not options.fault_stopped
         return FaultPlan(options.fault, seed=options.fault_seed, device=self._name, running=running)

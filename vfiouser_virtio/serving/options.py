@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.faults.spec import FaultSpec, parse_fault
+from vfiouser_virtio.faults.fault_spec import FaultSpec
 from vfiouser_virtio.virtio import Device
 from vfiouser_virtio.virtio.options import Duration, Making, OneOf, Size
 
@@ -338,6 +338,12 @@ def _duration(value: object) -> Duration:
     return Duration(seconds)
 
 
+def _fault(value: object) -> FaultSpec:
+    from vfiouser_virtio.faults.spec import parse_fault  # only here: see `fault_spec`
+
+    return parse_fault(value)
+
+
 _KINDS: dict[Any, Kind] = {
     str: Kind("TEXT", "a text", _text),
     bytes: Kind("TEXT", "a text", lambda value: _text(value).encode()),
@@ -348,5 +354,5 @@ _KINDS: dict[Any, Kind] = {
     float: Kind("NUMBER", "a number", _number),
     Size: Kind("SIZE", "a size in bytes such as 512, 64M or 1.5G", to_size),
     Duration: Kind("TIME", "a time such as 2s or 50ms", _duration),
-    FaultSpec: Kind("FAULT", "a fault such as used-never:at=3", parse_fault),
+    FaultSpec: Kind("FAULT", "a fault such as used-never:at=3", _fault),
 }
