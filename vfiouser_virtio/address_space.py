@@ -31,6 +31,9 @@ PAGE = mmap.PAGESIZE
 _MAP_NORESERVE = 0x4000
 _MAP_FIXED = 0x10
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+# What each DMA_MAP and DMA_UNMAP passes to mmap(2), put together once.
+_FILE_AT, _ZEROS_AT = mmap.MAP_SHARED | _MAP_FIXED, _ANONYMOUS | _MAP_FIXED
+_READ, _READ_WRITE = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 _MREMAP_MAYMOVE_FIXED = 1 | 2
 _MADV_REMOVE = 9
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
@@ -70,7 +73,7 @@ class Window:
 
     def map(self, start: int, size: int, protection: int, fd: int, offset: int) -> None:
         """Map a file at ``start``, whole pages. Raises OSError."""
-        if _mmap(self.base + start, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset) == _MAP_FAILED:
+        if _mmap(self.base + start, size, protection, _FILE_AT, fd, offset) == _MAP_FAILED:
             error = last_error()
             self.cover(start, size)  # Linux before 6.12 has taken away what was there, and left a hole
             raise error
@@ -118,8 +121,7 @@ class Window:
 
 def map_zeros(address: int, size: int) -> bool:
     """Map anonymous pages over whatever is mapped at an address of this process; False, with errno, where refused."""
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
-    return bool(_mmap(address, size, protection, _ANONYMOUS | _MAP_FIXED, -1, 0) != _MAP_FAILED)
+    return bool(_mmap(address, size, _READ_WRITE, _ZEROS_AT, -1, 0) != _MAP_FAILED)
 
 
 # ---- the limit of mappings -------------------------------------------------------------------------------------------
@@ -266,15 +268,11 @@ class Region:
     origin: int = 0  # DMA address that is byte 0 of the window
     mapped: tuple[int, int] = (0, 0)  # what was mapped into the window: start and size, whole pages
     mappings: int = 0  # of the process's limit, at most
-    dma_map: tuple[int, int] | None = None  # begin and end of the DMA mapping, where this is only a part of it
+    # Begin and end of the DMA mapping, where this is only a part of it: DMA_UNMAP must take it as a whole.
+    dma_map: tuple[int, int] | None = None
     file: GuestFile | None = None
     offset: int = 0  # in ``file``
     page_size: int = PAGE  # of the file that is mapped
-
-    @property
-    def unmapped_with(self) -> tuple[int, int]:
-        """Begin and end of what DMA_UNMAP must take as a whole."""
-        return self.dma_map or (self.address, self.end)
 
     def mapping(self) -> str:
         """What maps it, for messages: they are made only when they are needed."""
@@ -305,7 +303,7 @@ class Places:
                 f"{region.mapping()} at offset {offset:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL
             )
         # Write access alone does not exist on x86 or arm: PROT_WRITE pages can be read.
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if region.writable else 0)
+        protection = _READ_WRITE if region.writable else _READ
 
         def lay(window: Window, start: int, size: int, position: int) -> None:
             window.map(start, size, protection, fd, position)
@@ -408,9 +406,9 @@ class Places:
     def _window_of(self, region: Region) -> Window | None:
         """The window in which the region belongs, if there is one."""
         block = region.address >> WINDOW_BITS
-        window = self._windows.get(block)
         if (region.end - 1) >> WINDOW_BITS != block or self._refused:
             return None
+        window = self._windows.get(block)
         if window is None and len(self._windows) < MAX_WINDOWS:
             try:
                 window = self._windows[block] = Window(WINDOW_SIZE, _ALIGNMENT)

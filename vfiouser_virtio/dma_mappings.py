@@ -127,10 +127,12 @@ class RegionMap:
         if first and regions[first - 1].end > address:
             return regions[first - 1]
         if first < last:
-            if regions[first].unmapped_with[0] < address:
-                return regions[first]
-            if regions[last - 1].unmapped_with[1] > end:
-                return regions[last - 1]
+            region = regions[first]
+            if region.dma_map is not None and region.dma_map[0] < address:
+                return region
+            region = regions[last - 1]
+            if region.end > end or (region.dma_map is not None and region.dma_map[1] > end):
+                return region
         return None
 
     def remove(self, first: int, last: int) -> list[Region]:
@@ -144,6 +146,9 @@ class RegionMap:
         # The spans of these regions, of which the first and the last may have others as well.
         low, high = bisect_right(self._span_starts, address) - 1, bisect_left(self._span_starts, end)
         head, tail = self._spans[low], self._spans[high - 1]
+        if head is tail and head.address == address and head.end == end:  # as most are
+            del self._spans[low], self._span_starts[low]
+            return removed
         left = [head.part(head.address, address)] if head.address < address else []
         if tail.end > end:
             left.append(tail.part(end, tail.end))

@@ -130,9 +130,9 @@ class GuestMemory:
             region = self._mappings.new(address, size, readable=readable, writable=writable)
             regions = [region]
             if fd is not None and (readable or writable):
-                facts = examine(fd, offset, size, region.mapping, trusted=self._files.policy == "map")
-                waits = facts.waits
                 what = region.mapping
+                facts = examine(fd, offset, size, what, trusted=self._files.policy == "map")
+                waits = facts.waits
                 if facts.safe or self._files.maps(facts, self.client, what, by_message=by_message):
                     regions = self._mappings.places.lay_file(region, fd, offset, facts.page_size)
                 elif facts.copies:
