@@ -100,7 +100,8 @@ class KilledDisk:
         server_log = self.server.log
         try:
             with trio.fail_after(PATIENCE):
-                await self._wait_writes(ledger, self._chance.randrange(120), writer)
+                # A server that goes before its guest has come would leave that waiting: then it has written something.
+                await self._wait_writes(ledger, self._chance.randrange(victim == "server", 120), writer)
                 if writer.status is None:
                     await self._kill(victim, writer)
                 status = await writer.wait()
