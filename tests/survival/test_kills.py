@@ -16,3 +16,14 @@ async def test_flushed_writes_survive_kills(plan: DiskPlan, tmp_path: Path, amou
     assert not result.complaints
     assert result.flushed >= amounts.flushed_writes
     assert set(result.kills) == {"guest", "server", "both"} or amounts.flushed_writes < 1000
+
+
+async def test_flushed_writes_survive_kills_of_a_supervised_device(tmp_path: Path, amounts: Amounts) -> None:
+    """The device's process alone, in the middle of writes, and its guest; then its keeper as well."""
+    plan = DiskPlan("supervised", "aio=threads", serve=("--supervise",))
+    async with children() as processes:
+        disk = KilledDisk(processes, tmp_path, plan, seed=2007, flushes=amounts.flushed_writes)
+        result = await disk.run(("device", "device", "device", "guest", "server"))
+    assert not result.complaints
+    assert result.flushed >= amounts.flushed_writes
+    assert result.kills["device"]

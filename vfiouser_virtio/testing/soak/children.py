@@ -65,6 +65,20 @@ class Child:
         self.send(signal.SIGKILL)
         await self.ended.wait()
 
+    async def kill_children(self) -> None:
+        """SIGKILL to those of its children, and theirs, that have none themselves; returns when they are gone."""
+        fds: list[int] = []
+        for pid in children_of(self.pid) if self.status is None else []:
+            with suppress(ProcessLookupError):
+                if not children_of(pid):
+                    fds.append(os.pidfd_open(pid))
+                    os.kill(pid, signal.SIGKILL)
+        for fd in fds:
+            try:
+                await trio.lowlevel.wait_readable(fd)
+            finally:
+                os.close(fd)
+
     async def kill_family(self) -> None:
         """SIGKILL to its children, then to it: none of them ends in good order. Returns when all are gone."""
         fds: list[int] = []

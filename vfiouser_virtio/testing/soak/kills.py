@@ -14,8 +14,9 @@ from vfiouser_virtio.testing.soak.children import Child, Children
 from vfiouser_virtio.testing.soak.ledger import BLOCK, Ledger
 from vfiouser_virtio.testing.soak.writer import WriterStatus
 
-Victim = Literal["guest", "server", "both"]
-VICTIMS: tuple[Victim, ...] = get_args(Victim)
+Victim = Literal["guest", "server", "both", "device"]
+"""The device is the child of a supervising server that has it: its guest has to go on, and is killed later."""
+VICTIMS: tuple[Victim, ...] = get_args(Victim)[:3]
 
 BLOCKS = 64
 """Of the disk: so few that the next guest soon writes where the last one has left something under way."""
@@ -101,9 +102,9 @@ class KilledDisk:
         try:
             with trio.fail_after(PATIENCE):
                 # A server that goes before its guest has come would leave that waiting: then it has written something.
-                await self._wait_writes(ledger, self._chance.randrange(victim == "server", 120), writer)
+                await self._wait_writes(ledger, self._chance.randrange(victim in ("server", "device"), 120), writer)
                 if writer.status is None:
-                    await self._kill(victim, writer)
+                    await self._kill(victim, writer, ledger)
                 status = await writer.wait()
         except trio.TooSlowError:
             for each in (writer, self.server):
@@ -123,9 +124,14 @@ class KilledDisk:
         for complaint in ledger.complaints(self._image.read_bytes()):
             self._complain(f"after the death of {victim}: {complaint}")
 
-    async def _kill(self, victim: Victim, writer: Child) -> None:
+    async def _kill(self, victim: Victim, writer: Child, ledger: Ledger) -> None:
         self.result.kills[victim] += 1
         if victim in ("guest", "both"):
+            await writer.kill()
+        if victim == "device":
+            assert self.server is not None
+            await self.server.kill_children()
+            await self._wait_writes(ledger, 30, writer)  # the guest goes on
             await writer.kill()
         if victim in ("server", "both"):
             assert self.server is not None
