@@ -11,6 +11,7 @@ import pytest
 import trio
 from support.amounts import Amounts
 from support.command import ServeProcess, run_command, serve_process
+from support.processes import children
 
 from vfiouser_virtio.guest import ALL_DRIVERS, DeviceBroken, VirtioDevice, VirtioDriver, bound_pci, virtio_ids
 from vfiouser_virtio.guest.requests import RequestQueue
@@ -43,10 +44,6 @@ class Resumable(Mine):
     def can_resume(self):
         return True
 """
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_gone(pid: int) -> bool:

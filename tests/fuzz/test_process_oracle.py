@@ -198,7 +198,7 @@ def test_a_configuration_that_has_no_end_is_found_out_and_a_pipe_is_waited_for(m
 
 @pytest.mark.slow
 def test_nothing_is_found(amounts: Amounts) -> None:
-    """A few attacks of all kinds on our own server. How long a neighbour waits is for `scripts/fuzz server` to judge."""
+    """A few attacks of all kinds on our own server. How long a neighbour waits is judged by `scripts/fuzz server`."""
     said: list[str] = []
     found = fuzz_processes(2007, cases=amounts.process_cases, stop=1000, tell=said.append)
     assert [one for _, findings in found for one in findings if one.kind != "stall"] == [], said
