@@ -1,4 +1,4 @@
-"""Disks of a Linux guest whose processes are killed again and again while fio verifies: the VM lives, no byte is lost."""
+"""Disks of a Linux guest whose processes are killed while fio verifies: the VM lives, no byte is lost."""
 
 import os
 import random
