@@ -15,7 +15,7 @@ _WARM_UP, _WINDOW = 0.2, 0.2
 _LEAST = 20
 """Samples of a window, below which nothing can be said."""
 _FDS, _MAPPINGS = 2, 24
-"""Growth that is none: a descriptor of the event loop; the allocator's arenas come and go."""
+"""Growth of each process that is none: descriptors that are opened once; the allocator's arenas come and go."""
 _MEMORY = 4 << 20
 
 
@@ -67,7 +67,8 @@ class Growth:
 
     def complaints(self) -> list[str]:
         """What has grown, with how much."""
-        allowed = {"memory": max(_MEMORY, self.first.memory // 50), "fds": _FDS, "mappings": _MAPPINGS, "processes": 0}
+        each = self.first.processes
+        allowed = {"memory": _MEMORY * each, "fds": _FDS * each, "mappings": _MAPPINGS * each, "processes": 0}
         return [
             f"{name} grew from {before} to {after}"
             for name, room in allowed.items()
