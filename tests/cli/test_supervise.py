@@ -60,6 +60,12 @@ def device_process(served: ServeProcess) -> int | None:
     return next(iter(children(keeper)), None)
 
 
+def keeper_fds(served: ServeProcess) -> int:
+    """How many file descriptors the only keeper has open."""
+    [keeper] = children(served.process.pid)
+    return len(os.listdir(f"/proc/{keeper}/fd"))
+
+
 async def kill_device(served: ServeProcess) -> None:
     """Kill it, as soon as there is one."""
     while (pid := device_process(served)) is None:
@@ -112,6 +118,21 @@ async def test_a_disk_goes_on_where_its_process_was_killed(tmp_path: Path, disk:
         assert await served.terminate() == 0
     assert served.log.read_text().count("was ended by SIGKILL") == 3
     assert [path.name for path in tmp_path.iterdir()] == ["disk"]
+
+
+async def test_deaths_leave_no_file_descriptors_in_the_keeper(tmp_path: Path, amounts: Amounts) -> None:
+    async with serve_process("--supervise", "--device", "rng", folder=tmp_path) as served, driver_of(served) as device:
+        first = 0
+        for number in range(amounts.device_deaths):
+            with trio.fail_after(60):
+                assert len(await device.driver_data.read(16)) == 16
+                first = first or keeper_fds(served)
+                await kill_device(served)
+                await said(served, "rng0: resumed", number + 1)
+        with trio.fail_after(60):
+            assert len(await device.driver_data.read(16)) == 16
+            while keeper_fds(served) > first:
+                await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize("ring", ["split", "packed"])
