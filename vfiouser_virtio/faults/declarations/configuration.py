@@ -60,7 +60,7 @@ CONFIGURATION = (
     Fault(
         "queue-reset-stuck", Place.CONFIG, "reset of a queue by queue_reset",
         "queue_reset stays 1: the reset does not come to its end (only with RING_RESET)",
-        "queue_reset reads 0 when the reset is complete", "2.6.1.1",
+        "queue_reset reads 0 when the reset is complete", "4.1.4.3.1",
         (Argument("time", seconds, None, "how long; default: for ever"),), of_queue=True, transport="PCI",
     ),
     Fault(

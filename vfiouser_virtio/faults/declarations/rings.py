@@ -31,12 +31,12 @@ RINGS = (
     ),
     Fault(
         "used-len-long", _RING, _USED, "the used length is more than the buffer has room for",
-        "len is the number of bytes that were written into the device-writable part", "2.7.8.1",
+        "len is the number of bytes that were written into the device-writable part", "2.7.8.2",
         (Argument("len", integer, None, "the length; default: one more than there is room for"),), of_queue=True,
     ),
     Fault(
         "used-len-short", _RING, _USED, "the used length is less than what the device has written",
-        "len is the number of bytes that were written into the device-writable part", "2.7.8.1",
+        "len is the number of bytes that were written into the device-writable part", "2.7.8.2",
         (Argument("len", integer, 0, "the length"),), of_queue=True,
     ),
     Fault(
@@ -60,7 +60,7 @@ RINGS = (
     Fault(
         "used-rewritten", _RING, _SHOWN,
         "after the used element is public it is written once more, with another id and length",
-        "an element before used.idx belongs to the driver", "2.7.8.1",
+        "an element before used.idx belongs to the driver", "2.7.8",
         (
             Argument("id", integer, 0xDEAD, "the id it gets"),
             Argument("len", integer, 0xFFFF_FFFF, "the length it gets"),
@@ -74,17 +74,17 @@ RINGS = (
     ),
     Fault(
         "used-idx-early", _RING, _SHOWN, "used.idx moves before the element is written",
-        "the device writes the element before it updates idx", "2.7.8.1",
+        "the device writes the element before it updates idx", "2.7.8.2",
         (Argument("time", seconds, 0.1, "how much later the element comes"),), of_queue=True, ring="split",
     ),
     Fault(
         "used-idx-stuck", _RING, _SHOWN, "the element is written, and used.idx stays where it was until the next time",
-        "the device writes the element and updates idx", "2.7.8.1", of_queue=True, ring="split",
+        "the device writes the element and updates idx", "2.7.8.2", of_queue=True, ring="split",
     ),
     Fault(
         "used-after-reset", _RING, "reset of a queue in use",
         "a used element comes in the ring that was, when the driver may use its memory for something else already",
-        "a device that was reset, or a queue, writes no used buffers", "2.6.1.1",
+        "a device that was reset, or a queue, writes no used buffers", "2.6.1.1.1",
         (
             Argument("id", integer, 0xDEAD, "the id that is written"),
             Argument("len", integer, 0xFFFF_FFFF, "the length"),
@@ -122,7 +122,7 @@ RINGS = (
     ),
     Fault(
         "notify-lost", _RING, "notification of the driver", "the device overlooks that it was notified",
-        "a device looks at the queue that it is notified of", "2.7.13.3", of_queue=True,
+        "a device looks at the queue that it is notified of", "2.7.13.4", of_queue=True,
     ),
     Fault(
         "notify-not-asked", _RING, "wish for a notification",

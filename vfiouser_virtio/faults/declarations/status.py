@@ -31,13 +31,13 @@ STATUS = (
     Fault(
         "suspend-stuck", Place.STATUS, "SUSPEND of the driver",
         "the device stops, and does not say so: DRIVER_OK stays, SUSPEND does not come (only with SUSPEND)",
-        "a request to suspend ends in success or in NEEDS_RESET", "2.1.2",
+        "a request to suspend ends in success or in NEEDS_RESET", "3.4.2",
         (Argument("time", seconds, None, "how long; default: for ever"),),
     ),
     Fault(
         "suspend-refused", Place.STATUS, "SUSPEND of the driver",
         "the device sets NEEDS_RESET instead of SUSPEND (only with SUSPEND)",
-        "none: a driver has to reset the device", "2.1.2",
+        "none: a driver has to reset the device", "3.4.2",
     ),
     Fault(
         "needs-reset", Place.STATUS, "notification of the driver",
