@@ -17,9 +17,10 @@ from pathlib import Path
 
 import trio
 
-from evil_matrix.cases import CASES, EvilCase
+from evil_matrix.cases import EvilCase
 from evil_matrix.classify import NO_ANSWER, CaseVerdict, Outcome, Seen, classify
 from evil_matrix.exercises import EXERCISES, GuestExercise
+from evil_matrix.random_cases import parse_case
 from evil_matrix.results import CaseResult
 from vfiouser_virtio import serve, vm
 from vfiouser_virtio.errors import ConfigError
@@ -159,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
     # QEMU ends with us, whatever it is doing.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     logging.disable()  # what drivers do wrong here is the devices' fault
-    [case] = [each for each in CASES if each.id == name]
+    case = parse_case(name)
     try:
         result = trio.run(run_case, case, suite, float(seconds))
     except ExceptionGroup as group:
