@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,11 +18,11 @@ from vfiouser_virtio.guest import ALL_DRIVERS, DeviceBroken, VirtioDevice, Virti
 from vfiouser_virtio.guest.requests import RequestQueue
 from vfiouser_virtio.serving.keeper.restarts import DEATHS_TO_GIVE_UP, DEATHS_TO_RESET
 from vfiouser_virtio.vfio_user import SharedMemory, connect
-from vfiouser_virtio.vfio_user.client import Client
+from vfiouser_virtio.vfio_user.client import Client, RemoteError
 
 # Each does something when there is a file called as it says, and answers requests otherwise.
 DEVICES = """\
-import os, signal, time
+import ctypes, os, time
 from vfiouser_virtio.virtio import Device, queue
 
 class Mine(Device):
@@ -34,7 +35,7 @@ class Mine(Device):
             if word == "hang" and os.path.exists("hang"):
                 time.sleep(1000)
             if word == "die" and os.path.exists("die"):
-                os.kill(os.getpid(), signal.SIGSEGV)
+                ctypes.string_at(0)
             if word == "exit":
                 os._exit(0)
             chain.writable.write(b"done")
@@ -133,6 +134,29 @@ async def test_deaths_leave_no_file_descriptors_in_the_keeper(tmp_path: Path, am
             assert len(await device.driver_data.read(16)) == 16
             while keeper_fds(served) > first:
                 await trio.sleep(0.01)
+
+
+async def map_files(client: Client, count: int) -> None:
+    """So many DMA regions, each of a file of its own."""
+    for number in range(count):
+        with SharedMemory(4096) as memory:
+            await client.dma_map((1 << 36) + 4096 * number, 4096, fd=memory.fd)
+
+
+async def test_a_client_that_fills_the_keepers_table_of_files_harms_itself_alone(tmp_path: Path) -> None:
+    """There is no room for another process until it leaves; the next client is served."""
+    async with serve_process("--supervise", "--device", "rng", folder=tmp_path) as served:
+        [keeper] = children(served.process.pid)
+        resource.prlimit(keeper, resource.RLIMIT_NOFILE, (64, 64))
+        async with client_of(served) as client:
+            with pytest.raises(RemoteError, match="Too many open files"):
+                await map_files(client, 64)
+            await kill_device(served)
+            await said(served, "rng0: no process for it: Too many open files")
+        async with driver_of(served) as device:
+            with trio.fail_after(60):
+                assert len(await device.driver_data.read(16)) == 16
+        assert children(served.process.pid) == [keeper]
 
 
 @pytest.mark.parametrize("ring", ["split", "packed"])
@@ -260,6 +284,19 @@ async def test_none_outlives_the_others(tmp_path: Path) -> None:
         with trio.fail_after(60):
             while any(not is_gone(pid) for pid in pids):
                 await trio.sleep(0.01)
+
+
+async def test_a_keeper_that_is_killed_takes_only_its_own_device_along(tmp_path: Path) -> None:
+    async with serve_process("--supervise", "--device", "rng", "--device", "rng", folder=tmp_path) as served:
+        first, _second = children(served.process.pid)
+        [process] = children(first)
+        os.kill(first, signal.SIGKILL)
+        await said(served, "rng0: its process was ended by SIGKILL; the device is gone")
+        with trio.fail_after(60):
+            while not is_gone(process):
+                await trio.sleep(0.01)
+            async with connect(served.sockets[1]) as client:
+                await client.device_info()
 
 
 async def test_one_client_alone_is_served_until_it_leaves(tmp_path: Path) -> None:

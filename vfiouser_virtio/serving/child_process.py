@@ -56,6 +56,7 @@ class ChildProcess:
     """Process that runs ``work`` and ends with the status that it returns; nothing else of the parent runs there.
 
     To be made where there is neither another thread nor an event loop, for fork() copies only the calling thread.
+    Raises OSError where the host has no process or no file descriptor for it.
     """
 
     def __init__(self, work: Callable[[Line], int]) -> None:
@@ -65,13 +66,23 @@ class ChildProcess:
         with theirs:
             flush()  # else the child would print it once more
             parent = os.getpid()
-            self._pid = os.fork()
+            try:
+                self._pid = os.fork()
+            except OSError:
+                self._line.close()
+                raise
             if self._pid == 0:
                 # As `tell_to_end` does; our end of file says so too, but not to a device that does not yield.
                 end_with_parent(parent, signal.SIGTERM)
                 self._line.close()
                 _run(work, theirs)
-        self._pidfd = os.pidfd_open(self._pid)
+        try:
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError:
+            self._line.close()
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            raise
 
     def close(self) -> None:
         """Forget about it: also in another child, which has inherited it."""

@@ -29,6 +29,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds from our end to that of the device's process, before it is killed: less than our own parent gives us.
 _END_S = 8.0
 _CREDENTIALS_SIZE = 12
+# Seconds until a process is started again after the host, or our table of files, which a client may fill, had no room.
+_NO_ROOM_S = 1.0
 
 
 class Keeper:
@@ -50,6 +52,7 @@ class Keeper:
         hang_after: float,
         notify_by_eventfd: bool = True,
     ) -> None:
+        self._name = name
         self._log = DeviceLog(logger, name)
         self._listener = listener
         self._work = work
@@ -187,16 +190,31 @@ class Keeper:
     # ---- the device's process ------------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        try:
+            self._process = self._started_process()
+        except OSError as error:
+            if self._told_parent:
+                self._log.error("no process for it: %s; tried again in %g s", error.strerror, _NO_ROOM_S)
+                self._at = time.monotonic() + _NO_ROOM_S
+            else:
+                self._line.send(ConfigError(f"{self._name}: no process for it: {error.strerror}"))
+                self._status = 1
+            return
+        self._closed = None
+        self._started = time.monotonic()
+
+    def _started_process(self) -> DeviceProcess:
         relay = self._relay
         resuming = relay is not None and relay.begun
         if not resuming:
-            close_all([self._journal] if self._journal >= 0 else [])
+            old, self._journal = self._journal, -1
+            close_all([old] if old >= 0 else [])
             self._journal, self._served = make_journal(), 0
         ours = [self._wakeup, self._woken, self._line.fileno()]
         if self._listening or self._listener.connected:
             ours.append(self._listener.socket.fileno())
         with _blocked():
-            self._process = DeviceProcess(
+            return DeviceProcess(
                 self._work,
                 journal=self._journal,
                 notifications=() if relay is None else relay.notifications,
@@ -204,12 +222,15 @@ class Keeper:
                 given_up=self._given_up,
                 not_for_it=ours if relay is None else [*ours, *relay.fds()],
             )
-        self._closed = None
-        self._started = time.monotonic()
 
     def _connect(self, relay: Relay, process: DeviceProcess) -> None:
         """Give the client to the device's process."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            self._log.error("no connection to its process: %s; another one is started", error.strerror)
+            process.kill()
+            return
         with theirs:
             process.take_client(theirs, _credentials(relay.client.socket))
         relay.attach(ours)

@@ -3,7 +3,7 @@
 import signal
 import socket
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from vfiouser_virtio.fds import close_all
@@ -37,7 +37,10 @@ Work = Callable[[Line, Beginning], int]
 
 
 class DeviceProcess:
-    """Started process that runs ``work``, in which the file descriptors ``not_for_it`` are closed first."""
+    """Started process that runs ``work``, in which the file descriptors ``not_for_it`` are closed first.
+
+    Raises OSError where the host has no process or no file descriptor for it.
+    """
 
     def __init__(
         self,
@@ -56,10 +59,14 @@ class DeviceProcess:
         self._resume_asked = False
         self._asked = self._answered = 0
         self._deaf: set[int] = set()
-        self._clients, clients = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._pulse, pulse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._pulse.setblocking(False)
-        with clients, pulse:
+        with ExitStack() as opened, ExitStack() as theirs:
+            self._clients, clients = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            opened.enter_context(self._clients)
+            theirs.enter_context(clients)
+            self._pulse, pulse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            opened.enter_context(self._pulse)
+            theirs.enter_context(pulse)
+            self._pulse.setblocking(False)
             clients.setblocking(False)
             begin = Beginning(clients, pulse, journal, tuple(notifications), resuming, given_up)
 
@@ -69,6 +76,7 @@ class DeviceProcess:
                 return work(line, begin)
 
             self._child = ChildProcess(begin_work)
+            opened.pop_all()
 
     def waits_for(self) -> list[int]:
         """File descriptors that become readable when there is something to `hear`, or `reap`."""
