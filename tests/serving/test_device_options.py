@@ -8,10 +8,17 @@ import pytest
 
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
-from vfiouser_virtio.serving.device_setup import DeviceSetup, common_options, offer_options, setups, shipped_classes
+from vfiouser_virtio.serving.device_setup import (
+    DeviceSetup,
+    common_options,
+    limit_options,
+    offer_options,
+    setups,
+    shipped_classes,
+)
 from vfiouser_virtio.serving.device_specs import parse_device
 from vfiouser_virtio.serving.options import class_options, convert_options
-from vfiouser_virtio.virtio import Device, Offer, bus
+from vfiouser_virtio.virtio import Device, Limits, Offer, bus
 from vfiouser_virtio.virtio.options import Making, OneOf, Size
 
 SECTOR = Size(512)
@@ -271,16 +278,43 @@ def test_create_names_the_device_at_fault(tmp_path: Path) -> None:
 
 
 def test_no_device_hides_a_common_option() -> None:
-    for options in (offer_options(), *map(class_options, shipped_classes())):
+    for options in (limit_options(), offer_options(), *map(class_options, shipped_classes())):
         assert not options.keys() & common_options().keys()
-    for options in map(class_options, shipped_classes()):
+    for options in (limit_options(), *map(class_options, shipped_classes())):
         assert not options.keys() & offer_options().keys()
+    for options in map(class_options, shipped_classes()):
+        assert not options.keys() & limit_options().keys()
 
 
 def test_every_option_has_a_help_text() -> None:
     for device_class in shipped_classes():
         assert all(option.help for option in class_options(device_class).values()), device_class
-    assert all(option.help for option in (common_options() | offer_options()).values())
+    assert all(option.help for option in (common_options() | limit_options() | offer_options()).values())
+
+
+# ---- how much a device does ----------------------------------------------------------------------------------------
+
+
+def test_limits() -> None:
+    setup = only("rng,iops=500,iops-burst=7,bps=20M,packed=on")
+    assert setup.limits == Limits(iops=500, iops_burst=7, bps=20 << 20)
+    assert setup.offer.packed
+    assert all(queue.meter is not None for queue in setup.create().core.queues)
+    assert not only("rng").limits
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("iops-burst=5", "rng: iops-burst=5 goes with iops, and there is none"),
+        ("bps=0", "rng: bps=0: expected 1 or more; without bps there is no limit"),
+        ("iops=many", "rng: iops=many"),
+    ],
+)
+def test_limits_that_cannot_be(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        only(f"rng,{text}")
+    assert str(caught.value).startswith(message)
 
 
 # ---- what a device offers ------------------------------------------------------------------------------------------

@@ -38,14 +38,20 @@ def add_parser(commands: SubParsers) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Print the list."""
-    from vfiouser_virtio.serving.device_setup import common_options, find_class, offer_options, shipped_classes
+    from vfiouser_virtio.serving.device_setup import (
+        common_options,
+        find_class,
+        limit_options,
+        offer_options,
+        shipped_classes,
+    )
     from vfiouser_virtio.serving.options import class_options
 
     if arguments.names:
         classes = {name: find_class(name) for name in arguments.names}
     else:
         classes = {device_class.name: device_class for device_class in shipped_classes()}
-    common, offered = common_options().values(), offer_options().values()
+    every = [*common_options().values(), *limit_options().values(), *offer_options().values()]
     if arguments.json:
         devices = [
             {
@@ -56,7 +62,7 @@ def execute(arguments: argparse.Namespace) -> int:
             }
             for name, device_class in classes.items()
         ]
-        say(json.dumps({"devices": devices, "common-options": _as_json([*common, *offered])}, indent=2))
+        say(json.dumps({"devices": devices, "common-options": _as_json(every)}, indent=2))
         return 0
     for name, device_class in classes.items():
         say(f"{name}: {summary(device_class)}")
@@ -67,11 +73,12 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def common_help() -> str:
     """The options that every device has, for people."""
-    from vfiouser_virtio.serving.device_setup import common_options, offer_options
+    from vfiouser_virtio.serving.device_setup import common_options, limit_options, offer_options
 
     offered = as_text(offer_options().values()).rstrip("\n")
     return (
         f"every device:\n{as_text(common_options().values())}\n"
+        f"every device, how much it does at most (docs/limits.md):\n{as_text(limit_options().values())}\n"
         f"every device, what it offers to the guest's driver, which takes what it knows:\n{offered}"
     )
 

@@ -27,7 +27,7 @@ from vfiouser_virtio.serving.fault_options import DeviceFaults
 from vfiouser_virtio.serving.options import Option, class_options, convert_options, options_of, spelled, suggestion
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
-from vfiouser_virtio.virtio import Device, Offer, bus
+from vfiouser_virtio.virtio import Device, Limits, Offer, bus
 from vfiouser_virtio.virtio.author_line import author_line
 from vfiouser_virtio.virtio.device_checks import close_device
 from vfiouser_virtio.virtio.options import Making
@@ -105,6 +105,11 @@ def offer_options() -> dict[str, Option]:
     return options_of(Offer.__init__)
 
 
+def limit_options() -> dict[str, Option]:
+    """The table of `Limits`: how much any device does at most."""
+    return options_of(Limits.__init__)
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceSetup:
     """Device that can be made: all of its options are known and converted."""
@@ -117,6 +122,7 @@ class DeviceSetup:
     arguments: dict[str, Any]
     common: CommonOptions
     offer: Offer
+    limits: Limits | None = None
     made: Device | VirtioPci | None = None
     """What a program has made itself, instead of ``arguments``."""
 
@@ -165,6 +171,7 @@ class DeviceSetup:
                 vectors=self.common.vectors,
                 name=self.name,
                 offer=self.offer,
+                limits=self.limits,
                 unsealed_memory=self.common.unsealed_memory,
             )
             faults.open_log()
@@ -321,30 +328,36 @@ def _given(made: Device | VirtioPci) -> DeviceSetup:
     if isinstance(made, VirtioPci):
         device, name, offer = made.device, made.core.name, made.core.offer
     assert isinstance(device, Device)
-    return DeviceSetup(name, type(device).__name__, type(device), {}, CommonOptions(), offer, made)
+    return DeviceSetup(name, type(device).__name__, type(device), {}, CommonOptions(), offer, made=made)
 
 
 def _described(spec: DeviceSpec) -> DeviceSetup:
     """The device of a description; its name is empty where the user has given none."""
     label = spec.driver
     device_class = spec.device_class or find_class(label)
-    own, common, offered = class_options(device_class), common_options(), offer_options()
-    given: list[dict[str, object]] = [{}, {}, {}]
+    # A device's own option hides one that every device has.
+    tables = own, common, limited, offered = (
+        class_options(device_class),
+        common_options(),
+        limit_options(),
+        offer_options(),
+    )
+    given: list[dict[str, object]] = [{} for _ in tables]
     for key, value in spec.options.items():
-        # A device's own option hides one that every device has.
-        belongs_to = 1 if spelled(key) in common else 2 if spelled(key) in offered else 0
-        given[0 if spelled(key) in own else belongs_to][key] = value
-    arguments = convert_options(own, given[0], label=label, also=[*common, *offered])
+        belongs_to = next((number for number, table in enumerate(tables) if spelled(key) in table), 0)
+        given[belongs_to][key] = value
+    arguments = convert_options(own, given[0], label=label, also=[*common, *limited, *offered])
     chosen = CommonOptions(**convert_options(common, given[1], label=label))
     if chosen.id is not None and not _ID.fullmatch(chosen.id):
         raise ConfigError(f"{label}: id={chosen.id}: expected a letter, then letters, digits, '-', '.' or '_'")
     if chosen.vectors is not None and not 0 <= chosen.vectors <= 2048:
         raise ConfigError(f"{label}: vectors={chosen.vectors}: expected 0 to 2048 (the limit of MSI-X)")
     try:
-        offer = Offer(**convert_options(offered, given[2], label=label))
+        offer = Offer(**convert_options(offered, given[3], label=label))
+        limits = Limits(**convert_options(limited, given[2], label=label))
     except ConfigError as error:
         raise ConfigError(f"{label}: {str(error).removeprefix(f'{label}: ')}") from None
-    return DeviceSetup(chosen.id or "", label, device_class, arguments, chosen, offer)
+    return DeviceSetup(chosen.id or "", label, device_class, arguments, chosen, offer, limits)
 
 
 def _free_name(kind: str, counted: Counter[str], taken: set[str]) -> str:

@@ -33,7 +33,7 @@ from vfiouser_virtio.testing.raw.packed import RawPackedRing, packed_areas
 from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE, Segment, lay_out
 from vfiouser_virtio.testing.raw.split import RawSplitRing, split_areas
 from vfiouser_virtio.vfio_device import Buffer, Hold
-from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Virtqueue
+from vfiouser_virtio.virtio import Device, DeviceCore, Limits, Offer, Virtqueue
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 1, 2, 4, 8, 64
 VERSION_1, INDIRECT_DESC, EVENT_IDX, RING_PACKED = 32, 28, 29, 34
@@ -115,11 +115,12 @@ class Driver:
         offer: Offer | None = None,
         virtqueue: type[Virtqueue] = Virtqueue,
         core: Callable[..., DeviceCore] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.memory = GuestMemory()
         self.ram = Ram(self.memory, private=private)
         make = core or partial(DeviceCore, virtqueue=virtqueue)
-        self.core = make(device, self.memory, self, offer=offer)
+        self.core = make(device, self.memory, self, offer=offer, limits=limits)
         self.offered = self.core.device_features
         self.wanted = features
         self.queue_interrupts = [0] * len(device.queues)
@@ -287,15 +288,18 @@ async def running(
     offer: Offer | None = None,
     virtqueue: type[Virtqueue] = Virtqueue,
     core: Callable[..., DeviceCore] | None = None,
+    limits: Limits | None = None,
     probe: bool = True,
 ) -> AsyncIterator[Driver]:
     """A device with its driver, until the end of the block; then it is closed.
 
     ``features`` is what the driver accepts, by default all it is offered and can do, ``offer`` what it may choose from
-    beside the features of the device's type, ``virtqueue`` makes its queues, ``core`` all of it; without
-    ``probe`` the driver does nothing by itself.
+    beside the features of the device's type, ``virtqueue`` makes its queues, ``core`` all of it,
+    ``limits`` are those of how much it does; without ``probe`` the driver does nothing by itself.
     """
-    driver = Driver(device, private=private, features=features, offer=offer, virtqueue=virtqueue, core=core)
+    driver = Driver(
+        device, private=private, features=features, offer=offer, virtqueue=virtqueue, core=core, limits=limits
+    )
     try:
         async with background() as tasks:
             tasks.start_soon(driver.core.serve)

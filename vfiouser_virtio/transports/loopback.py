@@ -29,7 +29,7 @@ from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.protocols.virtio.features import FEATURE_BITS
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.vfio_device import Buffer
-from vfiouser_virtio.virtio import Device, DeviceCore, Offer
+from vfiouser_virtio.virtio import Device, DeviceCore, Limits, Offer
 from vfiouser_virtio.virtio.device_checks import close_device
 
 MEMORY_SIZE = 16 << 20
@@ -65,6 +65,7 @@ class Loopback:
         memory_size: int = MEMORY_SIZE,
         name: str = "",
         offer: Offer | None = None,
+        limits: Limits | None = None,
         core: Callable[..., DeviceCore] = DeviceCore,
     ) -> None:
         shown = ids if isinstance(ids, Identity) else identity(device.device_id, ids)
@@ -79,7 +80,7 @@ class Loopback:
         self.name = name or "loopback"
         self.memory: DmaRegion = (PrivateMemory if private else SharedMemory)(memory_size)
         self._guest_memory = _guest_memory(self.memory, shown_name := f"{device.name} at {self.name}")
-        self.core = core(device, self._guest_memory, self, name=shown_name, offer=offer)
+        self.core = core(device, self._guest_memory, self, name=shown_name, offer=offer, limits=limits)
         self._on_queue: Callable[[int], None] | None = None
         self._on_config: Callable[[], None] | None = None
         self._pending: dict[int, None] = {}  # queues that have an interrupt pending, in order

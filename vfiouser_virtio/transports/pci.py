@@ -40,7 +40,7 @@ from vfiouser_virtio.protocols.virtio.ring import NOTIFICATION_DATA_CODEC
 from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, IrqSetFlags, PciIrq
-from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Stop
+from vfiouser_virtio.virtio import Device, DeviceCore, Limits, Offer, Stop
 from vfiouser_virtio.virtio.device_checks import close_device
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ class VirtioPci(PciFunction):
     ``ids`` is an identity style or an `Identity` of your own. ``vectors`` is the number of MSI-X vectors: by default
     one per queue and one for configuration changes; 0 leaves only INTx. ``name`` is for log lines. ``offer`` is what a
     driver may choose from, beside the features of the device's type. ``unsealed_memory`` says what becomes of memory
-    whose file could become shorter. ``core`` makes the device's core, as `DeviceCore` does.
+    whose file could become shorter. ``limits`` are those of how much the device does. ``core`` makes the
+    device's core, as `DeviceCore` does.
     """
 
     common_cfg: type[CommonCfg] = CommonCfg
@@ -78,6 +79,7 @@ class VirtioPci(PciFunction):
         vectors: int | None = None,
         name: str = "",
         offer: Offer | None = None,
+        limits: Limits | None = None,
         unsealed_memory: UnsealedMemory = "auto",
         core: Callable[..., DeviceCore] = DeviceCore,
     ) -> None:
@@ -90,7 +92,7 @@ class VirtioPci(PciFunction):
             unsealed=unsealed_memory,
         )
         self._log = DeviceLog(logger, name or device.name)
-        self.core = core(device, self.memory, self, name=name, offer=offer)
+        self.core = core(device, self.memory, self, name=name, offer=offer, limits=limits)
         self.core.stop(Stop.NO_BUS_MASTER)
         vectors = min(len(device.queues) + 1, 2048) if vectors is None else vectors
         self._isr = 0

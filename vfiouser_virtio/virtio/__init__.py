@@ -6,6 +6,7 @@ from vfiouser_virtio.virtio.bus import Bus, bus, register
 from vfiouser_virtio.virtio.core import DeviceCore
 from vfiouser_virtio.virtio.device import Device, queue
 from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
+from vfiouser_virtio.virtio.limits import Limits
 from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.pins import Pinned
 from vfiouser_virtio.virtio.queue import Queue
@@ -24,6 +25,7 @@ __all__ = [
     "DeviceError",
     "GuestError",
     "InterruptSink",
+    "Limits",
     "Offer",
     "Pinned",
     "Queue",

@@ -27,10 +27,12 @@ from vfiouser_virtio.virtio.device_checks import check_device, check_successor
 from vfiouser_virtio.virtio.device_task import DeviceTask
 from vfiouser_virtio.virtio.driver_activity import feature_names, ring_words, status_names
 from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
+from vfiouser_virtio.virtio.limits import Limits
 from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.shown_config import ShownConfig
 from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.suspend import DRAIN_TIMEOUT, Phase, SuspendFailed, Suspension, drain
+from vfiouser_virtio.virtio.throttle import Throttle
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.vring import CopyRoom, RingFeatures
 
@@ -45,7 +47,8 @@ class DeviceCore:
     """State of one virtio device, and the task that runs it (`serve`).
 
     ``offer`` is what a driver may choose from, beside the features of the device's type; ``virtqueue`` makes the queues
-    that the device declares. Raises AuthorError for a device that cannot be right.
+    that the device declares; ``limits`` are those of how much it does. Raises AuthorError for a device that cannot be
+    right.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class DeviceCore:
         name: str = "",
         offer: Offer | None = None,
         virtqueue: Callable[..., Virtqueue] = Virtqueue,
+        limits: Limits | None = None,
     ) -> None:
         check_device(device)
         self.device = device
@@ -89,6 +93,7 @@ class DeviceCore:
         """The virtqueues, by index; each is of an equal number and size as the device declares."""
         for declared, queue in zip(device.queues, self.queues, strict=True):
             declared.attach(queue)
+        self._throttle = Throttle(limits, self.queues) if limits else None
         self._resetting: Hold | None = None
         self._resets = 0
         self._replacing = trio.Lock()
@@ -163,7 +168,10 @@ class DeviceCore:
 
     async def serve(self) -> None:
         """Run the device between each DRIVER_OK and the reset that follows, until cancelled."""
-        await self._task.serve()
+        if self._throttle is None:
+            await self._task.serve()
+        else:
+            await self._throttle.serve(self._task.serve)
 
     @property
     def running(self) -> bool:

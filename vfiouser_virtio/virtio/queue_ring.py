@@ -16,8 +16,9 @@ from vfiouser_virtio.virtio.binding import BoundRing
 from vfiouser_virtio.virtio.pins import Pins
 from vfiouser_virtio.virtio.queue_registers import QueueRegisters
 from vfiouser_virtio.virtio.stop import UNTOUCHABLE, Stop
+from vfiouser_virtio.virtio.throttle import MeteredRing, QueueMeter, metered
 from vfiouser_virtio.virtio.virtqueue_state import VirtqueueState
-from vfiouser_virtio.vring import Area, Chain, CopyRoom, PackedRing, SplitRing
+from vfiouser_virtio.vring import Area, Chain, CopyRoom, PackedRing, Ring, SplitRing
 
 MISSED = 1.0
 """Seconds that a ring's memory may be unmapped before that is logged."""
@@ -31,6 +32,8 @@ class QueueRing(QueueRegisters, ABC):
     split_ring: ClassVar[type[SplitRing]] = SplitRing
     packed_ring: ClassVar[type[PackedRing]] = PackedRing
     """What is behind it, as negotiated."""
+    meter: QueueMeter | None = None
+    """Of a device with limits. In the class, since that saves an attribute of all the others: see `Pins`."""
 
     def __init__(
         self,
@@ -73,6 +76,11 @@ class QueueRing(QueueRegisters, ABC):
     def _usable(self) -> BoundRing | None:
         """The ring if it may be touched now; bound again after a change of the memory map."""
 
+    def limit(self, meter: QueueMeter) -> None:
+        """What is handed out is paid for: for `Throttle`, before the queue is enabled for the first time."""
+        self.meter = meter
+        self.burst = meter.burst
+
     # ---- the device's run ----------------------------------------------------------------------------------------
 
     def begin_run(self, spawn: Spawn) -> None:
@@ -100,7 +108,13 @@ class QueueRing(QueueRegisters, ABC):
 
     def _new_ring(self, areas: list[Area]) -> BoundRing:
         ring_class = self.packed_ring if self.features.packed else self.split_ring
-        ring = ring_class(self.size, self.memory, self.features)
+        ring: Ring
+        if self.meter is None:
+            ring = ring_class(self.size, self.memory, self.features)
+        else:
+            ring = metered(ring_class)(self.size, self.memory, self.features)
+            assert isinstance(ring, MeteredRing)
+            ring.meter = self.meter
         ring.on_push = self._pushed
         return BoundRing(f"queue {self.index}", ring, self.memory, areas, self._room, self._wake)
 
@@ -156,6 +170,8 @@ class QueueRing(QueueRegisters, ABC):
         self.clear()
         self.notified = False
         self.burst.clear()
+        if self.meter is not None:
+            self.meter.forgets()
         self.pins.cancel()
 
     async def _say_freed(self) -> None:
@@ -181,7 +197,10 @@ class QueueRing(QueueRegisters, ABC):
             self._offer_again(self._bound, None)
 
     def _offer_again(self, bound: BoundRing, chains: list[Chain] | None) -> None:
-        bound.shadow.forget(bound.ring.offer_again(chains))
+        heads = bound.ring.offer_again(chains)
+        bound.shadow.forget(heads)
+        if self.meter is not None:
+            self.meter.gives_back(heads)
         self.burst.clear()
         self._wake()
 

@@ -6,7 +6,8 @@ from enum import Flag, auto
 class Stop(Flag):
     """Reasons, any number of them at once. While there is one, a device gets no buffer.
 
-    With any but `DRAINING` and `REPLACING` the ring is not touched either: not looked at, nor shown what was used.
+    With any but `DRAINING`, `REPLACING` and `THROTTLED` the ring is not touched either: not looked at, nor shown what
+    was used.
     """
 
     NOT_DRIVER_OK = auto()
@@ -25,7 +26,9 @@ class Stop(Flag):
     """The memory map may be another driver's: nothing is touched until that driver notifies, or resets the device."""
     REPLACING = auto()
     """Another device object is about to take over: buffers that the device has are finished first."""
+    THROTTLED = auto()
+    """The device has had all that its limits allow for now: see `Throttle`."""
 
 
-UNTOUCHABLE = ~(Stop.DRAINING | Stop.REPLACING)
+UNTOUCHABLE = ~(Stop.DRAINING | Stop.REPLACING | Stop.THROTTLED)
 """Those with which the ring is not touched."""

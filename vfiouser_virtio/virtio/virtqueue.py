@@ -102,7 +102,11 @@ class Virtqueue(CoalescedQueue):
         bound = self._usable()
         if bound is None:
             return False
-        if self.waiters and (by_message if bound.by_message else bound.ring.again or bound.ring.has_available()):
+        if (
+            self.waiters
+            and not self.stopped
+            and (by_message if bound.by_message else bound.ring.again or bound.ring.has_available())
+        ):
             self._wake()
         return True
 
@@ -185,6 +189,8 @@ class Virtqueue(CoalescedQueue):
             if not self.ready():
                 await self.wait_chain()
             if len(self.burst) >= count:
+                if self.meter is not None:
+                    self.meter.promised = count
                 return
             seen = self._wakes
             self._publish()
