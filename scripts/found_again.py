@@ -1,13 +1,16 @@
 """Twelve faults that were once found by hand, found again by ``scripts/fuzz server`` in the version before their mends.
 
-For each, cases of its family are run on that version until one finds it; the same cases then run on this tree.
+For each, cases of its family are run on that version until one finds it; the same cases then run on this tree. The outcome is
+a table in Markdown. With ``--rows FILE`` each row is kept as soon as it is there, and a run that was ended goes on behind it.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,37 +58,55 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--most", type=int, default=30, help="give up on a fault after this many cases; default 30")
     parser.add_argument("--only", choices=[fault.family for fault in FAULTS], action="append", help="this family only")
     parser.add_argument("--before", default=BEFORE, help=f"revision that has the faults; default {BEFORE}")
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="keep rows here, and do not run those that are there again"
+    )
     options = parser.parse_args(arguments)
+    rows = _kept(options.rows)
     good = True
     with tempfile.TemporaryDirectory(prefix="vu-") as folder:
         Path(folder).chmod(0o711)
         archive = subprocess.run(["git", "-C", str(TOP), "archive", options.before], stdout=subprocess.PIPE, check=True)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
-        print(f"| fault | found in {options.before} by | cases | as | the same cases today |\n|---|---|---|---|---|")
+        print(f"| fault | found in {options.before} by | as | seconds | the same cases today |\n|---|---|---|---|---|")
         for fault in FAULTS:
-            if not options.only or fault.family in options.only:
-                good &= _row(fault, options.seed, options.most, Path(folder))
+            if options.only and fault.family not in options.only:
+                continue
+            key = f"{options.before} {fault.family} {options.seed}"
+            if key not in rows:
+                rows[key] = _row(fault, options.seed, options.most, Path(folder))
+                if options.rows:
+                    options.rows.write_text(json.dumps(rows, indent=1) + "\n")
+            text, as_it_should_be = rows[key]
+            print(text, flush=True)
+            good &= as_it_should_be
     return 0 if good else 1
 
 
-def _row(fault: KnownFault, seed: int, most: int, before: Path) -> bool:
-    """Print one; whether it is as it should be."""
+def _kept(path: Path | None) -> dict[str, tuple[str, bool]]:
+    """Rows of a run that was ended, by revision, family and seed."""
+    if path is None or not path.exists():
+        return {}
+    return {key: (str(text), bool(good)) for key, (text, good) in json.loads(path.read_text()).items()}
+
+
+def _row(fault: KnownFault, seed: int, most: int, before: Path) -> tuple[str, bool]:
+    """The row of one, and whether it is as it should be."""
+    begun = time.monotonic()
     for index in range(most):
         case = generate_process_case(fault.family, seed, index)
         if case.needs_root and (missing := lacking(case)):
-            print(f"| {fault.what} | needs {missing} | | | |", flush=True)
-            return False
+            return f"| {fault.what} | needs {missing} | | | |", False
         seen = [each for each in confirmed(case, tree=before) if each.kind in fault.kinds]
         if seen:
             break
     else:
-        print(f"| {fault.what} | **not found** | {most} | | |", flush=True)
-        return False
+        return f"| {fault.what} | **not found** in {most} cases | | {time.monotonic() - begun:.0f} | |", False
+    seconds = time.monotonic() - begun
     today = _today(fault.family, seed, index + 1)
     kinds = ", ".join(dict.fromkeys(each.kind for each in seen))
     command = f"`--only {fault.family} --seed {seed} --cases {index + 1}`"
-    print(f"| {fault.what} | {command} | {index + 1} | {kinds} | {_words(today)} |", flush=True)
-    return not today
+    return f"| {fault.what} | {command} | {kinds} | {seconds:.0f} | {_words(today)} |", not today
 
 
 def _today(family: str, seed: int, count: int) -> Sequence[ProcessFinding]:
