@@ -1,7 +1,8 @@
-"""Twelve faults that were once found by hand, found again by ``scripts/fuzz server`` in the version before their mends.
+"""Twelve faults that were once found by hand, found again by ``fuzz server`` in the version before their mends.
 
-For each, cases of its family are run on that version until one finds it; the same cases then run on this tree. The outcome is
-a table in Markdown. With ``--rows FILE`` each row is kept as soon as it is there, and a run that was ended goes on behind it.
+For each, cases of its family are run on that version until one finds it; the same cases then run on this tree. The
+outcome is a table in Markdown. With ``--rows FILE`` each row is kept as soon as it is there, and a run that was ended
+goes on behind it.
 """
 
 import argparse

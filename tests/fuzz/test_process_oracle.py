@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 from support.amounts import Amounts
 
+from vfiouser_virtio.cli import main
 from vfiouser_virtio.testing.fuzz.process import (
     ANY,
     FAMILIES,
@@ -198,7 +199,44 @@ def test_a_configuration_that_has_no_end_is_found_out_and_a_pipe_is_waited_for(m
 
 @pytest.mark.slow
 def test_nothing_is_found(amounts: Amounts) -> None:
-    """A few attacks of all kinds on our own server. How long a neighbour waits is judged by `scripts/fuzz server`."""
+    """A few attacks of all kinds on our own server. How long a neighbour waits is judged by `fuzz server`."""
     said: list[str] = []
     found = fuzz_processes(2007, cases=amounts.process_cases, stop=1000, tell=said.append)
     assert [one for _, findings in found for one in findings if one.kind != "stall"] == [], said
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "x"], "no family 'x'; there are mappings, "),
+        (["--tree", "/proc"], "no package vfiouser_virtio in /proc"),
+        (["--replay", "/proc/version"], "/proc/version: no case for this target"),
+    ],
+)
+def test_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    assert main(["fuzz", "server", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_cases_are_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command line that is a mistake is refused in one line; of a case that is to be served that is a finding."""
+    case = ProcessCase("bad", ["nothing-of-that-name"], serves=False)
+    paths = [tmp_path / "good.json", tmp_path / "bad.json"]
+    paths[0].write_text(case.dumps())
+    paths[1].write_text(replace(case, serves=True).dumps())
+    assert main(["fuzz", "server", "--replay", *map(str, paths)]) == 1
+    said = capsys.readouterr().out
+    assert f"{paths[0]}: nothing found\n{paths[1]}: start: it is not ready; status 2: " in said
+
+
+def test_a_finding_is_written_and_can_be_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bad(_: object) -> ProcessCase:
+        return ProcessCase("bad", ["nothing-of-that-name"])
+
+    monkeypatch.setitem(FAMILIES, "floods", bad)
+    command = ["fuzz", "server", "--out", str(tmp_path)]
+    assert main([*command, "--seed", "7", "--cases", "1", "--only", "floods"]) == 1
+    assert main([*command, "--replay", str(tmp_path / "server-floods-7-0.json")]) == 1

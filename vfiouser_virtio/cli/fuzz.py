@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_arguments
 from vfiouser_virtio.cli.exit_status import ExitStatus, NoServerError
+from vfiouser_virtio.cli.fuzz_server import fuzz_server_processes
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.serving.terminal import note, say
 
@@ -40,6 +41,7 @@ def add_parser(commands: SubParsers) -> None:
     _add_self(targets)
     _add_device(targets)
     _add_socket(targets)
+    _add_server(targets)
 
 
 def _add_self(targets: SubParsers) -> None:
@@ -113,6 +115,26 @@ def _add_socket(targets: SubParsers) -> None:
     parser.set_defaults(execute=_socket)
 
 
+def _add_server(targets: SubParsers) -> None:
+    parser = add_command(
+        targets,
+        "server",
+        under="fuzz",
+        summary="this package's server processes: what an attack costs their neighbours",
+        description="Attacks on `serve` with several devices, by clients in processes of their own. Found is: the\n"
+        "register of a neighbour is late, memory of another client is written, something of the attack is left, the\n"
+        "log is flooded, a device that was not attacked takes no client, the server dies or does not end.",
+        usage="[--only FAMILY …] [--cases N | --seconds S]",
+        examples="  vfiouser-virtio fuzz server --seconds 600\n"
+        "  vfiouser-virtio fuzz server --seed 7 --cases 5 --only chains\n"
+        "  vfiouser-virtio fuzz server --tree ../older                   the server is another checkout's\n",
+    )
+    parser.add_argument("--only", action="append", metavar="FAMILY", help="this family only (may be repeated)")
+    parser.add_argument("--tree", type=Path, metavar="FOLDER", help="attack the server of the package in this folder")
+    _add_common(parser, stop=1, report=False)
+    parser.set_defaults(execute=fuzz_server_processes)
+
+
 def _add_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--corpus",
@@ -123,7 +145,7 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_common(parser: argparse.ArgumentParser, *, stop: int) -> None:
+def _add_common(parser: argparse.ArgumentParser, *, stop: int, report: bool = True) -> None:
     parser.add_argument("--seed", type=int, help="which cases; default: by the clock")
     parser.add_argument("--cases", type=_count, metavar="N", help="how many (of each kind)")
     parser.add_argument("--seconds", type=_seconds, help=f"how long; default {_SECONDS:.0f} without --cases")
@@ -138,7 +160,8 @@ def _add_common(parser: argparse.ArgumentParser, *, stop: int) -> None:
         help="for findings (default: fuzz-findings)",
     )
     parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="run these cases, and no others")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write a report as JSON, too")
+    if report:
+        parser.add_argument("--report", type=Path, metavar="FILE", help="write a report as JSON, too")
     add_log_arguments(parser, log_level="error")
 
 

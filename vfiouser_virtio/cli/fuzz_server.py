@@ -1,0 +1,72 @@
+"""``fuzz server``: attacks on server processes, and what they cost their neighbours."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vfiouser_virtio.cli.exit_status import ExitStatus
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.serving.terminal import note, say
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.testing.fuzz.process import ProcessCase
+
+_SECONDS = 60.0
+
+
+def fuzz_server_processes(arguments: argparse.Namespace) -> int:
+    """Run the sub-command: `ExitStatus.FAILED` if something is found, and it is in a file.
+
+    Raises `ConfigError` for a folder without the package, a family that there is not, and a file that is no case.
+    """
+    from vfiouser_virtio.testing.fuzz.process import ANY, FAMILIES, fuzz_processes
+    from vfiouser_virtio.testing.fuzz.process.server import TREE
+
+    tree = TREE if arguments.tree is None else arguments.tree.resolve()
+    if not (tree / "vfiouser_virtio").is_dir():
+        raise ConfigError(f"--tree: there is no package vfiouser_virtio in {tree}")
+    for family in arguments.only or ():
+        if family not in FAMILIES:
+            raise ConfigError(f"--only: there is no family {family!r}; there are {', '.join(FAMILIES)}")
+    if arguments.replay:
+        return _replay(arguments.replay, tree)
+    seed = int(time.time()) if arguments.seed is None else int(arguments.seed)
+    note(f"seed {seed}")
+    found = fuzz_processes(
+        seed,
+        families=arguments.only or (ANY,),
+        cases=arguments.cases,
+        seconds=_SECONDS if arguments.seconds is None and arguments.cases is None else arguments.seconds,
+        tree=tree,
+        stop=arguments.stop,
+        tell=note,
+    )
+    for case, findings in found:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        case.shows = str(findings[0]).splitlines()[0][:200]
+        path = arguments.out / f"server-{case.origin.replace(':', '-')}.json"
+        path.write_text(case.dumps())
+        say(f"{path}: " + "\n".join(map(str, findings)))
+    say(f"server: {len(found)} cases with findings, seed {seed}")
+    return ExitStatus.FAILED if found else ExitStatus.OK
+
+
+def _replay(paths: list[Path], tree: Path) -> int:
+    from vfiouser_virtio.testing.fuzz.process import run_process_case
+
+    failed = False
+    for path in paths:
+        findings = run_process_case(_load(path), tree=tree)
+        say(f"{path}: " + ("\n".join(map(str, findings)) or "nothing found"))
+        failed |= bool(findings)
+    return ExitStatus.FAILED if failed else ExitStatus.OK
+
+
+def _load(path: Path) -> "ProcessCase":
+    from vfiouser_virtio.testing.fuzz.process import ProcessCase
+
+    try:
+        return ProcessCase.load(path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: no case for this target: {error}") from error
