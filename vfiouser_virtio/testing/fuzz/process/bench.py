@@ -125,7 +125,7 @@ def _serve(run: _Run, stack: ExitStack) -> None:
     ]
     for each in attackers:
         if not each.wait_said("ready"):
-            raise FuzzerError(f"a lane cannot begin: {each.mistake}")
+            raise FuzzerError(f"an attacker's process has not begun in {PATIENCE:.0f} s, or has ended: {each.mistake}")
     try:
         with Neighbour(server, server.sockets[-1]) as neighbour:
             _attack(run, neighbour, attackers)
