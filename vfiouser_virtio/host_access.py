@@ -22,8 +22,9 @@ class HostAccess:
     writes: tuple[Path, ...] = ()
     """Files, which are there, to be opened for writing; or folders of such files."""
     connects: bool = False
-    """Sockets are made and connected: UNIX, and TCP to ``tcp_ports``."""
+    """UNIX sockets are made and connected: to any that the user may connect to."""
     tcp_ports: tuple[int, ...] = ()
+    """TCP sockets are made, and connected to these ports (of any host)."""
 
     def __or__(self, other: "HostAccess") -> "HostAccess":
         return HostAccess(

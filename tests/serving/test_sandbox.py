@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from support.command import environment
@@ -19,7 +20,7 @@ from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.libc import libc
 from vfiouser_virtio.protocols.seccomp import INSTRUCTION_CODEC, Action, Arch, Bpf
 from vfiouser_virtio.protocols.system_calls import NUMBERS
-from vfiouser_virtio.serving import sandbox
+from vfiouser_virtio.serving import sandbox, sandbox_files
 from vfiouser_virtio.serving.sandbox import check_kernel, enter_sandbox
 from vfiouser_virtio.serving.sandbox_calls import allowed_calls
 from vfiouser_virtio.serving.sandbox_files import landlock_abi
@@ -47,6 +48,9 @@ DENIED = {
     "make a UNIX socket": "EPERM",
     "make a TCP socket": "EPERM",
     "connect": "EPERM",
+    "send a datagram to a foreign socket": "EPERM",
+    "use TCP Fast Open": "EPERM",
+    "have the kernel signal its parent": "EPERM",
     "trace its parent": "EPERM",
     "read its parent's memory": "EPERM",
     "kill its parent": "EPERM",
@@ -60,6 +64,8 @@ DENIED = {
 ALLOWED = (
     "read /proc/self",
     "import",
+    "send to a socket of its own",
+    "flush a mapping",
     "write to what is open",
     "make longer what is open",
     "start a thread",
@@ -100,11 +106,11 @@ def test_one_that_connects_has_its_own_tcp_port_only(tmp_path: Path) -> None:
     changed = {name: came for name, came in found.items() if DENIED.get(name, came) != came or "connect" in name}
     elsewhere = "EACCES" if landlock_abi() >= 4 else "ECONNREFUSED"  # Linux 6.7
     assert changed == {
-        "make a UNIX socket": "done",
         "make a TCP socket": "done",
         "connect": "done",
         "connect to another port": elsewhere,
     }
+    assert found["make a UDP socket"] == found["make an MPTCP socket"] == found["make a UNIX socket"] == "EPERM"
     assert found["make a netlink socket"] == found["bind"] == found["execute a program"] == "EPERM"
 
 
@@ -121,16 +127,29 @@ def test_a_thread_that_is_there_would_keep_its_rights(monkeypatch: pytest.Monkey
         thread.join()
 
 
-@pytest.mark.parametrize("abi", [0, 7])
-def test_a_kernel_without_landlock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, abi: int) -> None:
+@pytest.mark.parametrize(
+    ("abi", "lacks"), [(0, "Landlock "), (2, "rule of Landlock about O_TRUNC"), (5, "rules of Landlock about signals")]
+)
+def test_a_kernel_without_all_of_landlock(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, abi: int, lacks: str
+) -> None:
     monkeypatch.setattr(sandbox, "landlock_abi", lambda: abi)
-    if abi:
-        check_kernel("strict")
-        return
-    with pytest.raises(ConfigError, match=r"no Landlock .*; --sandbox=best-effort does with what there is"):
+    with pytest.raises(ConfigError, match=rf"no {lacks}.*; --sandbox=best-effort does with what there is"):
         check_kernel("strict")
     check_kernel("best-effort")
-    assert "the sandbox is not whole: this machine has no Landlock" in caplog.text
+    assert f"the sandbox is not whole: this machine has no {lacks}" in caplog.text
+
+
+def test_a_kernel_with_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "landlock_abi", lambda: 6)
+    check_kernel("strict")
+
+
+def test_a_module_whose_file_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("gone")
+    module.__file__ = "/nowhere/gone.py"
+    monkeypatch.setitem(sys.modules, "gone", module)
+    assert not [path for path, _ in sandbox_files.rules(NO_ACCESS) if "nowhere" in str(path)]
 
 
 def test_an_unknown_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,13 +222,22 @@ def test_the_filter_of(machine: str) -> None:
         ("prlimit64", (0, 7, 0x1000), False),
         ("prlimit64", (0, 7, high), False),
         ("prlimit64", (1, 7, 0), False),
+        ("sendmsg", (3, 4, 0x4000), True),
+        ("sendmsg", (3, 4, 0x2000_4000), False),
+        ("socketpair", (1, 0x80001), True),
+        ("socketpair", (1, 0x80005), True),
+        ("socketpair", (1, 2), False),
+        ("fcntl", (3, 1034), True),
+        ("fcntl", (3, 8, pid), False),
         ("prctl", (15,), True),
         ("prctl", (22,), False),
     ):
         assert (verdict(program, arch, numbers[name], *arguments) == Action.ALLOW) is allowed, (name, arguments)
     assert verdict(program, arch, numbers["socket"], 1) == DENY
     connecting = assemble(arch, allowed_calls(machine, HostAccess(connects=True)))
-    assert verdict(connecting, arch, numbers["socket"], 1) == Action.ALLOW
+    assert verdict(connecting, arch, numbers["socket"], 1, 0x80801) == Action.ALLOW
+    assert verdict(connecting, arch, numbers["socket"], 1, 2) == DENY  # SOCK_DGRAM
+    assert verdict(connecting, arch, numbers["socket"], 2, 1) == DENY  # AF_INET
     assert verdict(connecting, arch, numbers["socket"], 16) == DENY  # AF_NETLINK
     assert verdict(connecting, arch, numbers["connect"]) == Action.ALLOW
 

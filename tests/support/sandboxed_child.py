@@ -6,6 +6,7 @@ may connect, if there is one.
 
 import ctypes
 import errno
+import fcntl
 import json
 import mmap
 import os
@@ -24,6 +25,7 @@ folder, opened = Path(sys.argv[1]), os.open(sys.argv[2], os.O_RDWR)
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(str(folder / "listening"))
 listener.listen()
+stream, pair = socket.socket(), socket.socketpair()
 parent = os.getppid()
 signal.signal(signal.SIGUSR1, lambda *_: None)
 
@@ -85,6 +87,11 @@ TRIED: dict[str, Callable[[], object]] = {
     "make a UNIX socket": lambda: socket.socket(socket.AF_UNIX),
     "make a TCP socket": lambda: socket.socket(socket.AF_INET),
     "connect": lambda: in_c("connect", listener.fileno(), 0, 0),
+    "send a datagram to a foreign socket": lambda: socket.socketpair(type=socket.SOCK_DGRAM)[0].sendmsg(
+        [b"x"], [], 0, sys.argv[2]
+    ),
+    "use TCP Fast Open": lambda: stream.sendmsg([b"x"], [], 0x20000000, ("127.0.0.1", 9)),
+    "have the kernel signal its parent": lambda: fcntl.fcntl(stream, 8, parent),
     "trace its parent": lambda: in_c("ptrace", 16, parent, 0, 0),
     "read its parent's memory": lambda: in_c("process_vm_readv", parent, 0, 0, 0, 0, 0),
     "kill its parent": lambda: os.kill(parent, 0),
@@ -96,6 +103,8 @@ TRIED: dict[str, Callable[[], object]] = {
     "raise a limit": limit,
     "make memory code": code,
     # What a device does:
+    "send to a socket of its own": lambda: pair[0].sendmsg([b"x"]),
+    "flush a mapping": lambda: mmap.mmap(-1, 4096).flush(),
     "read /proc/self": lambda: Path("/proc/self/maps").read_text(),
     "import": lambda: __import__("wave"),
     "write to what is open": lambda: os.pwrite(opened, b"x", 0),
@@ -122,9 +131,10 @@ def tcp(port: int) -> None:
 access = HostAccess(removes=(folder / "mine",))
 if sys.argv[3:]:
     port = int(sys.argv[3])
-    access |= HostAccess(connects=True, tcp_ports=(port,))
+    access |= HostAccess(tcp_ports=(port,))
     TRIED |= {
-        "make a UNIX socket": lambda: socket.socket(socket.AF_UNIX).close(),
+        "make a UDP socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+        "make an MPTCP socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262),
         "make a TCP socket": lambda: socket.socket(socket.AF_INET).close(),
         "make a netlink socket": lambda: socket.socket(socket.AF_NETLINK),
         "connect": lambda: tcp(port),

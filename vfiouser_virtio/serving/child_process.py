@@ -96,6 +96,7 @@ class ChildProcess:
     async def receive(self) -> object:
         """The child's next message; None when it has ended."""
         while True:
+            await trio.lowlevel.checkpoint()  # one that sends without an end does not keep others from their turns
             try:
                 return self.receive_nowait()
             except BlockingIOError:

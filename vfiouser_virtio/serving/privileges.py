@@ -32,7 +32,10 @@ def drop_capabilities() -> None:
 
 
 def refuse_new_code() -> bool:
-    """No memory of this process becomes executable that was not (PR_SET_MDWE); whether the kernel (Linux 6.3) can."""
+    """No memory of this process that can be written becomes executable (PR_SET_MDWE); whether the kernel can (6.3).
+
+    A file that can be written can be mapped as code even so.
+    """
     return _prctl(_PR_SET_MDWE, _PR_MDWE_REFUSE_EXEC_GAIN) == 0
 
 

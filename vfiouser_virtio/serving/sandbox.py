@@ -103,8 +103,16 @@ def confine_devices(devices: Iterable[Device]) -> HostAccess:
 def missing_in_kernel() -> str:
     """What this machine lacks for a whole sandbox; empty where it has everything."""
     lacks = []
-    if not landlock_abi():
-        lacks.append("Landlock (Linux 5.13 with CONFIG_SECURITY_LANDLOCK, and landlock in lsm=)")
+    abi = landlock_abi()
+    if not abi:
+        lacks.append(
+            "Landlock (Linux 5.13 with CONFIG_SECURITY_LANDLOCK, and landlock in lsm=): files, and by /proc other "
+            "processes of the same user, stay open to it"
+        )
+    elif abi < 3:
+        lacks.append("rule of Landlock about O_TRUNC (Linux 6.2): what may be read may be emptied")
+    elif abi < 6:
+        lacks.append("rules of Landlock about signals and abstract UNIX sockets (Linux 6.12)")
     if platform.machine() not in NR_SECCOMP:
         lacks.append(f"a table of the system calls of {platform.machine()}")
     elif libc.prctl(ctypes.c_int(PR_GET_SECCOMP), 0, 0, 0, 0) < 0:
@@ -184,6 +192,7 @@ def _wait_alone() -> None:
             names = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
             raise ConfigError(
                 f"--sandbox: {count - 1} other threads run in this process already "
-                f"({', '.join(names) or 'of a library'}), and would keep their rights; a device may start them in run()"
+                f"({', '.join(names) or 'of a library'}), and would keep their rights; a device may start them in "
+                "run(), or --sandbox=off"
             )
         time.sleep(0.001)

@@ -15,19 +15,19 @@ from vfiouser_virtio.serving.sandbox_filter import ANY_ARGUMENTS, WHOLE, CallArg
 
 _ALWAYS = {
     "open files": "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range "
-    "fstat fstatfs statx dup dup2 dup3 fcntl flock fsync fdatasync fallocate ftruncate getdents64",
+    "fstat fstatfs statx dup dup2 dup3 flock fadvise64 fsync fdatasync fallocate ftruncate getdents64",
     # Which files that may be, Landlock says. There is no call here that makes a name: mkdir, link, rename, chmod.
     "names": "open openat openat2 stat lstat newfstatat statfs access faccessat faccessat2 readlink readlinkat getcwd "
     "unlink unlinkat rmdir",
     "waiting": "poll ppoll select pselect6 epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 "
     "timerfd_create timerfd_settime nanosleep clock_nanosleep restart_syscall",
-    "sockets that are there": "accept accept4 recvfrom recvmsg sendmsg shutdown getsockname getpeername getsockopt "
-    "setsockopt socketpair",
-    "memory": "mmap munmap mremap mprotect madvise brk memfd_create membarrier",
+    "sockets that are there": "accept accept4 recvfrom recvmsg shutdown getsockname getpeername getsockopt setsockopt",
+    "memory": "mmap munmap mremap mprotect madvise msync brk memfd_create membarrier",
     "threads": "futex set_robust_list rseq arch_prctl exit exit_group sched_yield sched_getaffinity gettid",
-    "signals of our own": "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack setitimer getitimer wait4 waitid",
+    "signals of our own": "rt_sigaction rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigreturn "
+    "sigaltstack setitimer getitimer wait4 waitid",
     "asynchronous I/O of open files": "io_setup io_submit io_getevents io_uring_enter",
-    "what it is": "clock_gettime clock_getres gettimeofday time getrandom getrusage sysinfo uname getpid getppid "
+    "what it is": "umask clock_gettime clock_getres gettimeofday time getrandom getrusage sysinfo uname getpid getppid "
     "getuid geteuid getgid getegid getgroups getpgrp getpgid getsid",
 }
 
@@ -43,6 +43,16 @@ _IOCTLS = (
 )
 # linux/prctl.h
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
+# sys/socket.h: what connects to an address that sendmsg() names (TCP Fast Open).
+_MSG_FASTOPEN = 0x2000_0000
+# fcntl.h, but F_SETOWN, F_SETSIG and F_SETOWN_EX: by these the kernel sends any signal to any process of the user.
+_FCNTL = (
+    *range(8),  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_SETLK, F_SETLKW
+    *(36, 37, 38),  # F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW
+    *(1030, 1031, 1032, 1033, 1034),  # F_DUPFD_CLOEXEC, F_SETPIPE_SZ, F_GETPIPE_SZ, F_ADD_SEALS, F_GET_SEALS
+)
+# Type and flags of socket() and socketpair(): SOCK_NONBLOCK and SOCK_CLOEXEC are not looked at.
+_TYPE = 0xF
 # linux/sched.h: CLONE_VM, CLONE_SIGHAND and CLONE_THREAD: a thread, and no process.
 _THREAD = 0x100 | 0x800 | 0x10000
 
@@ -59,12 +69,25 @@ def allowed_calls(machine: str, access: HostAccess) -> Rules:
         "tgkill": [(CallArgument(0, os.getpid()),)],
         # Of send(2), which has no address.
         "sendto": [(CallArgument(4, 0, WHOLE),)],
+        "sendmsg": [(CallArgument(2, 0, _MSG_FASTOPEN),)],
+        "fcntl": [(CallArgument(1, command),) for command in _FCNTL],
+        # Not of datagrams: one of them sends to any socket with a path.
+        "socketpair": [
+            (CallArgument(0, socket.AF_UNIX), CallArgument(1, kind, _TYPE))
+            for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+        ],
         # To look at a limit, and of this process.
         "prlimit64": [(CallArgument(0, 0), CallArgument(2, 0, WHOLE))],
     }
-    if access.connects:
+    families = [socket.AF_UNIX] if access.connects else []
+    if access.tcp_ports:
+        families += [socket.AF_INET, socket.AF_INET6]
+    if families:
+        # TCP alone: Landlock's ports are not those of MPTCP, and there is none for UDP.
         conditions["socket"] = [
-            (CallArgument(0, family),) for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
+            (CallArgument(0, family), CallArgument(1, socket.SOCK_STREAM, _TYPE), CallArgument(2, protocol))
+            for family in families
+            for protocol in (0, *([socket.IPPROTO_TCP] if family != socket.AF_UNIX else []))
         ]
         names.append("connect")
     rules: dict[int, Sequence[Sequence[CallArgument]]] = {

@@ -52,7 +52,7 @@ def restrict_files(abi: int, access: HostAccess) -> None:
         )
     )
     try:
-        for path, rights in _rules(access):
+        for path, rights in rules(access):
             _allow(ruleset, path, rights & files)
         for port in access.tcp_ports if net else ():
             rule = landlock.NET_PORT_CODEC.pack(AccessNet.CONNECT_TCP, port)
@@ -62,13 +62,15 @@ def restrict_files(abi: int, access: HostAccess) -> None:
         os.close(ruleset)
 
 
-def _rules(access: HostAccess) -> Iterator[tuple[Path, AccessFs]]:
+def rules(access: HostAccess) -> Iterator[tuple[Path, AccessFs]]:
+    """Files and folders, and the rights on each: what ``access`` says, and what Python takes."""
     # Which file system a client's memory is on, whether a descriptor is an eventfd; and tracebacks.
     yield Path("/proc/self"), _READ
     # Of another mount; it is what says so.
     yield Path(os.devnull), AccessFs.READ_FILE | AccessFs.WRITE_FILE
     for folder in _code():
-        yield folder, _READ
+        if folder.exists():  # a module may say that it is from a file that never was, or that has gone meanwhile
+            yield folder, _READ
     for path in access.reads:
         yield path, _READ
     for path in access.writes:

@@ -276,7 +276,8 @@ class StreamNetdev(Link):
         if not self._reconnect:
             return NO_ACCESS
         self._resolved = self._address.resolve(socket.SOCK_STREAM)
-        return HostAccess(connects=True, tcp_ports=() if self._address.port is None else (self._address.port,))
+        port = self._address.port
+        return HostAccess(connects=True) if port is None else HostAccess(tcp_ports=(port,))
 
     def close(self) -> None:
         self._detach()
