@@ -275,6 +275,45 @@ async def test_an_exit_is_a_death(tmp_path: Path) -> None:
         await said(served, "its process ended without a reason; another one is started")
 
 
+async def test_an_end_by_a_signal_is_a_death(tmp_path: Path) -> None:
+    """The client stays connected, and its next driver has a device."""
+    async with serve_process("--supervise", "--device", "rng", folder=tmp_path) as served, client_of(served) as client:
+        pid = device_process(served)
+        assert pid is not None
+        os.kill(pid, signal.SIGTERM)
+        await said(served, "another one is started")
+        with trio.fail_after(60):
+            async with bound_pci(client, *(make() for make in ALL_DRIVERS)) as device:
+                assert len(await device.driver_data.read(16)) == 16
+
+
+async def test_a_device_that_cannot_be_made_again_is_given_up(tmp_path: Path, disk: Path) -> None:
+    """Its keeper lives, and when the cause is gone the next client has the device."""
+    async with serve_process("--supervise", "--device", f"blk,path={disk}", folder=tmp_path) as served:
+        async with driver_of(served):
+            disk.rename(tmp_path / "away")
+            await kill_device(served)
+            await said(served, "it is given up")
+            assert "cannot be started again" in served.log.read_text()
+        (tmp_path / "away").rename(disk)
+        async with driver_of(served) as device:
+            with trio.fail_after(60):
+                assert await device.driver_data.read(0, 1) == bytes(512)
+        assert await served.terminate() == 0
+
+
+async def test_the_only_client_leaves_while_there_is_no_process(tmp_path: Path) -> None:
+    async with serve_process("--supervise", "--once", "--device", "rng", folder=tmp_path) as served:
+        async with driver_of(served):
+            [keeper] = children(served.process.pid)
+            pid = device_process(served)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            while children(keeper) == [pid]:
+                await trio.lowlevel.checkpoint()
+        assert await served.wait() == 0
+
+
 async def test_none_outlives_the_others(tmp_path: Path) -> None:
     async with serve_process("--supervise", "--device", "rng", "--device", "rng", folder=tmp_path) as served:
         keepers = children(served.process.pid)

@@ -56,10 +56,11 @@ class ChildProcess:
     """Process that runs ``work`` and ends with the status that it returns; nothing else of the parent runs there.
 
     To be made where there is neither another thread nor an event loop, for fork() copies only the calling thread.
+    It gets ``with_parent`` when the parent has died; SIGTERM, as `tell_to_end` sends it, lets it end in good order.
     Raises OSError where the host has no process or no file descriptor for it.
     """
 
-    def __init__(self, work: Callable[[Line], int]) -> None:
+    def __init__(self, work: Callable[[Line], int], *, with_parent: signal.Signals = signal.SIGTERM) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._line.setblocking(False)
         self._ended = self._has_explained = False
@@ -72,8 +73,8 @@ class ChildProcess:
                 self._line.close()
                 raise
             if self._pid == 0:
-                # As `tell_to_end` does; our end of file says so too, but not to a device that does not yield.
-                end_with_parent(parent, signal.SIGTERM)
+                # Our end of file says so too, but not to a device that does not yield.
+                end_with_parent(parent, with_parent)
                 self._line.close()
                 _run(work, theirs)
         try:

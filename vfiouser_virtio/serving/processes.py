@@ -192,8 +192,12 @@ def _serve(
     sandbox: "Sandbox | None",
     make_function: Callable[..., VirtioPci] | None = None,
     beside: Callable[[VirtioPci], Awaitable[None]] | None = None,
+    finished: Callable[[], None] | None = None,
 ) -> int:
-    """What a child does, and ``beside`` it while the device is served; its exit status."""
+    """What a child does, and ``beside`` it while the device is served; its exit status.
+
+    ``finished`` is called once no client will come any more, so not for a signal.
+    """
     with suppress(OSError):
         Path("/proc/self/comm").write_text(setup.name)  # for top and ps
 
@@ -211,6 +215,8 @@ def _serve(
                 tasks.start_soon(beside, served.functions[0])
             await served.finished.wait()
             verdict.give(0)
+            if finished is not None:
+                finished()
         return 0
 
     verdict = EndVerdict()

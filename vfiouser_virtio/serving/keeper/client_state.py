@@ -3,6 +3,7 @@
 It is bounded by what the client may have: one message a mapping, one eventfd a vector.
 """
 
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,11 @@ _NONE, _EVENTFD = int(IrqSetFlags.DATA_NONE), int(IrqSetFlags.DATA_EVENTFD)
 _UNMASK, _TRIGGER = int(IrqSetFlags.ACTION_UNMASK), int(IrqSetFlags.ACTION_TRIGGER)
 _RESAMPLE = -1
 """In the place of a vector of INTx: the eventfd that tells of its end."""
+
+MOST_VECTORS = 2048
+"""Of an interrupt kind: PCI Express Base, "MSI-X Capability and Table Structure"."""
+MOST_MAPS = 65536
+"""One more than what VFIO allows (dma_entry_limit)."""
 
 Told = tuple[int, bytes, list[int]]
 """Command, payload, and file descriptors, which stay this object's."""
@@ -47,7 +53,21 @@ class ClientState:
     _irqs: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def note(self, command: int, payload: bytes, fds: list[int]) -> None:
-        """A request has been answered with success; ``fds`` are this object's from now on."""
+        """A request has been answered with success; ``fds`` are this object's from now on.
+
+        Raises ValueError for what no server may have taken.
+        """
+        try:
+            self._note(command, payload, fds)
+        except struct.error as error:
+            close_all(fds)
+            raise ValueError(str(error)) from None
+        except ValueError:
+            close_all(fds)
+            raise
+
+    def _note(self, command: int, payload: bytes, fds: list[int]) -> None:
+        # What is wrong is found before any of the fds has come to be ours.
         if command == Command.VERSION:
             self.version = payload
         elif command == Command.DMA_MAP:
@@ -86,13 +106,18 @@ class ClientState:
 
     def _map(self, payload: bytes, fds: list[int]) -> None:
         _argsz, _flags, _offset, address, size = _DMA_MAP.unpack_from(payload)
+        if address in self._maps:
+            raise ValueError(f"address {address:#x} has a mapping already")
+        if len(self._maps) >= MOST_MAPS:
+            raise ValueError(f"more than {MOST_MAPS:#x} mappings")
         file = ""
         if fds:
+            close_all(fds[1:])
             file = _identity(fds[0])
             known = self._files.setdefault(file, _File(fds[0]))
             known.users += 1
             if known.fd != fds[0]:  # a guest's RAM comes in many pieces, and behind an IOMMU in thousands
-                close_all(fds)
+                close_all(fds[:1])
         self._maps[address] = size, payload, file
 
     def _unmap(self, payload: bytes) -> None:
@@ -116,6 +141,10 @@ class ClientState:
 
     def _set_irqs(self, payload: bytes, fds: list[int]) -> None:
         _argsz, flags, index, start, count = _IRQ_SET.unpack_from(payload)
+        if count > MOST_VECTORS or start > MOST_VECTORS or len(fds) > count:
+            raise ValueError(f"{len(fds)} file descriptors for {count:#x} vectors from {start:#x}")
+        if flags & _UNMASK and flags & _EVENTFD and count > 1:
+            raise ValueError(f"eventfds that unmask {count:#x} vectors; only INTx has one")
         replaced: list[int | None] = []
         if flags & _EVENTFD and flags & (_TRIGGER | _UNMASK):
             first = start if flags & _TRIGGER else _RESAMPLE

@@ -44,6 +44,7 @@ class ServeDevice(Protocol):
         once: bool,
         make_function: Callable[..., VirtioPci],
         beside: Callable[[VirtioPci], Awaitable[None]],
+        finished: Callable[[], None],
     ) -> int: ...
 
 
@@ -77,6 +78,7 @@ def keep(
             assert isinstance(made, SupervisedPci)
             await attend(made)
 
+        finished: list[None] = []
         status = serve(
             setup if made is None else replace(setup, made=made),
             RelayedListener(begin.clients, listener.name),
@@ -84,8 +86,10 @@ def keep(
             once=once or listener.connected,
             make_function=function,
             beside=beside,
+            finished=lambda: finished.append(None),
         )
-        line.send({ENDED: status})
+        if finished:  # else it was a signal, or cannot be made again: a death as others
+            line.send({ENDED: status})
         return status
 
     keeper = Keeper(

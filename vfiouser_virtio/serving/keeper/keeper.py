@@ -69,7 +69,7 @@ class Keeper:
         self._journal = -1
         self._served = 0
         self._started = 0.0
-        self._told_parent = self._given_up = False
+        self._told_parent = self._explained = self._given_up = False
         self._closed: int | None = None
         """The device's process has closed its end, and this question is whether it lives."""
         self._at = 0.0
@@ -82,11 +82,15 @@ class Keeper:
         with self._signals():
             if self._listener.connected:
                 self._take(self._listener.socket.dup())
-            self._start()
-            while self._status is None:
-                self._watch()
-                self._look(dict(self._poll.poll(self._timeout())))
-            self._end()
+            try:
+                self._start()
+                while self._status is None:
+                    self._watch()
+                    self._look(dict(self._poll.poll(self._timeout())))
+                self._end()
+            finally:
+                if self._process is not None:
+                    self._process.kill()
         return self._status
 
     # ---- waiting -------------------------------------------------------------------------------------------------
@@ -180,7 +184,9 @@ class Keeper:
             self._log.warning("the client went in the middle of a message")
         self._log.summarize()
         self._log.forget()
-        if self._given_up:
+        if self._once and (self._process is None or not self._process.ready):
+            self._status = 0  # no process is there that could say so
+        elif self._given_up and not self._once:
             self._given_up, self._restarts = False, Restarts()  # the next client may have better luck
             if self._process is not None:
                 self._process.kill()
@@ -244,15 +250,19 @@ class Keeper:
         try:
             more = relay.from_device()
         except RelayError as error:
-            self._log.error("its process has sent what it cannot mean, and is killed: %s", error)
-            self._closed = -1
-            self._process.kill()
+            self._distrust(self._process, error)
             return
         if more is False:
             # It has died, or closed the connection because of what the client did: only one that lives answers.
             self._closed = self._process.ask()
         else:
             self._go_on(relay, self._process)
+
+    def _distrust(self, process: DeviceProcess, error: RelayError) -> None:
+        """Kill one that is not in its right mind."""
+        self._log.error("its process has sent what it cannot mean, and is killed: %s", error)
+        self._closed = -1
+        process.kill()
 
     def _go_on(self, relay: Relay, process: DeviceProcess) -> None:
         """Bring the process one step nearer to where the last one was."""
@@ -265,10 +275,13 @@ class Keeper:
 
     def _from_process(self, process: DeviceProcess) -> None:
         self._heard(process)
-        for _ in process.answers():
-            process.resuming = False
-            if self._relay is not None and self._relay.was_told():
-                self._relay.go_on()
+        try:
+            if process.take_answers():
+                process.resuming = False
+                if self._relay is not None and self._relay.was_told():
+                    self._relay.go_on()
+        except RelayError as error:
+            self._distrust(process, error)
         if self._closed is not None and self._closed >= 0 and process.has_answered(self._closed):
             self._closed = None
             if self._relay is not None:
@@ -281,8 +294,12 @@ class Keeper:
     def _heard(self, process: DeviceProcess) -> None:
         for message in process.hear():
             if isinstance(message, dict):
-                self._status = int(message.get(ENDED, 1))
+                if self._may_end():
+                    status = message.get(ENDED)
+                    self._status = status if isinstance(status, int) and 0 <= status < 256 else 1
             elif not isinstance(message, ConfigError):
+                if process.ready:
+                    continue
                 process.ready = True
                 self._at = 0.0
                 if not self._told_parent:
@@ -292,8 +309,18 @@ class Keeper:
                     self._connect(self._relay, process)
             elif self._told_parent:
                 self._log.error("cannot be started again: %s", message)
-            else:
+            elif not self._explained:
+                self._explained = True
                 self._line.send(message)
+
+    def _may_end(self) -> bool:
+        """Whether a process may have come to its end: only after the last client, or one whose connection it closed."""
+        if not self._once or self._listening:
+            return False
+        relay = self._relay
+        return (
+            relay is None or relay.client.peer_hung_up() or (relay.device is not None and relay.device.peer_hung_up())
+        )
 
     def _died(self, process: DeviceProcess, death: str) -> None:
         self._process = None
@@ -305,7 +332,8 @@ class Keeper:
         if self._status is not None:
             return
         if not self._told_parent or (self._once and not self._listening and relay is None):
-            self._log.error("its process %s", death)
+            if not self._explained:
+                self._log.error("its process %s", death)
             self._status = 1
             return
         total = served(self._journal)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.serving.child_process import ChildProcess, Line
-from vfiouser_virtio.serving.keeper.attendant import MOST, PING, PONG, RESUME
+from vfiouser_virtio.serving.keeper.attendant import MOST, PING, PONG, RESUME, RESUMED
+from vfiouser_virtio.serving.keeper.relay import RelayError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class Beginning:
 
 ENDED = "ended"
 """Key of the last message of a process that has come to its end, and so has not died; the value is its exit status."""
+
+# Messages taken at once of a process that may send without end; the rest waits for the next look.
+_AT_ONCE = 64
+_MOST_DIGITS = 20  # of the number of a question
 
 Work = Callable[[Line, Beginning], int]
 """What a process of the device does; returns its exit status."""
@@ -66,6 +71,7 @@ class DeviceProcess:
             self._pulse, pulse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             opened.enter_context(self._pulse)
             theirs.enter_context(pulse)
+            self._clients.setblocking(False)  # one that hangs is not to hold us up
             self._pulse.setblocking(False)
             clients.setblocking(False)
             begin = Beginning(clients, pulse, journal, tuple(notifications), resuming, given_up)
@@ -75,7 +81,8 @@ class DeviceProcess:
                 close_all([*not_for_it, self._clients.detach(), self._pulse.detach()])
                 return work(line, begin)
 
-            self._child = ChildProcess(begin_work)
+            # By SIGKILL: it is not to write to a disk that another one has by then.
+            self._child = ChildProcess(begin_work, with_parent=signal.SIGKILL)
             opened.pop_all()
 
     def waits_for(self) -> list[int]:
@@ -87,7 +94,7 @@ class DeviceProcess:
     def hear(self) -> list[object]:
         """Its messages on its line: where it is on the host, what the user has done wrong, `ENDED`."""
         heard: list[object] = []
-        while self._child.fds()[0] not in self._deaf:
+        while self._child.fds()[0] not in self._deaf and len(heard) < _AT_ONCE:
             try:
                 message = self._child.receive_nowait()
             except BlockingIOError:
@@ -100,10 +107,15 @@ class DeviceProcess:
                 heard.append(message)
         return heard
 
-    def answers(self) -> list[bytes]:
-        """What it has answered: `attendant.RESUMED`, and answers to `ask`."""
-        found: list[bytes] = []
-        while self._pulse.fileno() not in self._deaf:
+    def take_answers(self) -> bool:
+        """Take what it has answered to `ask`; whether it has also answered that it has resumed the device.
+
+        Raises RelayError for what answers no question.
+        """
+        resumed = False
+        for _ in range(_AT_ONCE):
+            if self._pulse.fileno() in self._deaf:
+                break
             try:
                 message = self._pulse.recv(MOST)
             except BlockingIOError:
@@ -113,10 +125,15 @@ class DeviceProcess:
             if not message:
                 self._deaf.add(self._pulse.fileno())
             elif message.startswith(PONG):
-                self._answered = int(message[len(PONG) :])
+                number = message[len(PONG) :]
+                if not number.isdigit() or len(number) > _MOST_DIGITS or int(number) > self._asked:
+                    raise RelayError(f"it answers {message[:40]!r}, which was not asked")
+                self._answered = int(number)
+            elif message == RESUMED and self._resume_asked:
+                resumed = True
             else:
-                found.append(message)
-        return found
+                raise RelayError(f"it answers {message[:40]!r}, which was not asked")
+        return resumed
 
     def reap(self) -> str | None:
         """How it has died: "was ended by SIGKILL"; None while it lives."""

@@ -20,7 +20,7 @@ from enum import Enum, auto
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.eventfds import signal
+from vfiouser_virtio.eventfds import is_eventfd, signal
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
@@ -44,7 +44,8 @@ _WRITE, _NO_REPLY, _ERROR = int(Command.REGION_WRITE), int(MessageFlags.NO_REPLY
 _ACCESS_SIZE = HEADER_AND_REGION_ACCESS.size
 _unpack_access = HEADER_AND_REGION_ACCESS.unpack_from
 _REGION_IO_FDS, _IOEVENTFD = codec(REGION_IO_FDS), codec(IOEVENTFD)
-_ANY_QUEUES = _REGION_IO_FDS.size + 1024 * _IOEVENTFD.size
+_MOST_QUEUES = 1024
+_ANY_QUEUES = _REGION_IO_FDS.size + _MOST_QUEUES * _IOEVENTFD.size
 """Room for the eventfds of so many queues; of others, notifications stay messages."""
 
 
@@ -234,7 +235,10 @@ class Relay:
         if failed:
             close_all(fds)
             return
-        self.told.note(asked.command, asked.data[HEADER_CODEC.size :], fds)
+        try:
+            self.told.note(asked.command, asked.data[HEADER_CODEC.size :], fds)
+        except ValueError as error:
+            raise RelayError(f"{name_of(asked.command)} was answered with success: {error}") from None
         if asked.command == Command.VERSION:
             self._put(self._question())
 
@@ -247,11 +251,20 @@ class Relay:
         """Which eventfd is for which queue. After a death they are the same ones, of which there is a copy already."""
         if not self._notify_by_eventfd or self._queues:
             return
-        *_, count = _REGION_IO_FDS.unpack_from(message.body)
+        body = message.body
+        if len(body) < _REGION_IO_FDS.size:
+            raise RelayError(f"{name_of(message.command)}: a reply of {len(body):#x} bytes")
+        *_, count = _REGION_IO_FDS.unpack_from(body)
+        if len(body) == _REGION_IO_FDS.size:
+            return  # none, or more than there was room for
+        if count > _MOST_QUEUES or len(body) < _REGION_IO_FDS.size + count * _IOEVENTFD.size:
+            raise RelayError(f"{name_of(message.command)}: {len(body):#x} bytes for {count:#x} queues")
+        if not all(map(is_eventfd, message.fds)):
+            raise RelayError(f"{name_of(message.command)}: a file descriptor that is no eventfd")
         fds = message.take_fds()
         for number in range(count):
             at = _REGION_IO_FDS.size + number * _IOEVENTFD.size
-            offset, _size, place, _kind, _flags, _match = _IOEVENTFD.unpack_from(message.body, at)
+            offset, _size, place, _kind, _flags, _match = _IOEVENTFD.unpack_from(body, at)
             if place < len(fds):
                 self._queues[offset] = fds[place], number.to_bytes(2, "little")
         self.notifications = fds

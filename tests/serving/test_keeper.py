@@ -1,0 +1,155 @@
+"""Keeper of ``serve --supervise`` against a device's process that is not in its right mind."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.protocols.codec import codec
+from vfiouser_virtio.protocols.vfio_user import (
+    DMA_MAP,
+    IOEVENTFD,
+    IRQ_SET,
+    REGION_IO_FDS,
+    Command,
+    IrqSetFlags,
+)
+from vfiouser_virtio.serving.child_process import Line
+from vfiouser_virtio.serving.keeper.client_state import ClientState
+from vfiouser_virtio.serving.keeper.process import Beginning, DeviceProcess
+from vfiouser_virtio.serving.keeper.relay import Relay, RelayError
+from vfiouser_virtio.vfio_user.wire.connection import reply, request
+
+_VERSION = b"\0\0\1\0{}\0"
+_INFO, _QUEUE, _MAP, _IRQS = codec(REGION_IO_FDS), codec(IOEVENTFD), codec(DMA_MAP), codec(IRQ_SET)
+_EVENTFD_TRIGGER = int(IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER)
+_EVENTFD_UNMASK = int(IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_UNMASK)
+
+
+class Relayed(NamedTuple):
+    """A relay with the other ends of its sockets: of a client that has negotiated a version, and of a device."""
+
+    relay: Relay
+    client: socket.socket
+    device: socket.socket
+
+
+@pytest.fixture
+def relayed() -> Iterator[Relayed]:
+    ours, client = socket.socketpair()
+    to_device, device = socket.socketpair()
+    with client, device:
+        relay = Relay(ours, DeviceLog(logging.getLogger(__name__), "test"))
+        relay.attach(to_device)
+        relay.go_on()
+        client.send(request(1, Command.VERSION, _VERSION))
+        relay.from_client()
+        device.send(reply(1, Command.VERSION, _VERSION))
+        relay.from_device()
+        yield Relayed(relay, client, device)
+        relay.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        (b"", "a reply of 0x0 bytes"),
+        (_INFO.pack(_INFO.size, 0, 4, 2) + _QUEUE.pack(0, 2, 0, 0, 0, 0), "bytes for 0x2 queues"),
+        (_INFO.pack(_INFO.size, 0, 4, 70000) + 70000 * _QUEUE.pack(0, 2, 0, 0, 0, 0)[:8], "for 0x11170 queues"),
+    ],
+)
+def test_an_answer_about_queues_that_is_none(relayed: Relayed, body: bytes, what: str) -> None:
+    data = memoryview(reply(0, Command.DEVICE_GET_REGION_IO_FDS, body))
+
+    def send() -> None:
+        rest = data
+        while rest:
+            rest = rest[relayed.device.send(rest[: 1 << 15]) :]
+            relayed.relay.from_device()
+
+    with pytest.raises(RelayError, match=what):
+        send()
+
+
+def test_a_notification_is_signalled_to_nothing_but_an_eventfd(relayed: Relayed) -> None:
+    with open("/dev/null", "rb") as null:
+        body = _INFO.pack(_INFO.size, 0, 4, 1) + _QUEUE.pack(0x3000, 2, 0, 0, 0, 0)
+        answer = reply(0, Command.DEVICE_GET_REGION_IO_FDS, body)
+        socket.send_fds(relayed.device, [answer], [null.fileno()])
+        with pytest.raises(RelayError, match="no eventfd"):
+            relayed.relay.from_device()
+
+
+def _irqs(flags: int, start: int, count: int) -> bytes:
+    return _IRQS.pack(_IRQS.size, flags, 2, start, count)
+
+
+@pytest.mark.parametrize(
+    ("command", "payload", "fds"),
+    [
+        (Command.DMA_MAP, b"", 1),
+        (Command.DMA_UNMAP, b"", 0),
+        (Command.DEVICE_SET_IRQS, b"", 1),
+        (Command.DEVICE_SET_IRQS, _irqs(_EVENTFD_TRIGGER, 0, 0xFFFFFFFF), 1),
+        (Command.DEVICE_SET_IRQS, _irqs(_EVENTFD_TRIGGER, 0, 1), 2),
+        (Command.DEVICE_SET_IRQS, _irqs(_EVENTFD_UNMASK, 0, 2), 2),
+        (Command.DMA_MAP, _MAP.pack(_MAP.size, 3, 0, 0x1000, 0x1000), 1),
+    ],
+)
+def test_success_of_what_cannot_succeed(relayed: Relayed, command: Command, payload: bytes, fds: int) -> None:
+    """The process of the device is at fault, and file descriptors are closed."""
+    state = relayed.relay.told
+    state.note(Command.DMA_MAP, _MAP.pack(_MAP.size, 3, 0, 0x1000, 0x1000), [])
+    before = len(os.listdir("/proc/self/fd"))
+    sent = [os.eventfd(0) for _ in range(fds)]
+    with pytest.raises(ValueError, match=r"vectors|mapping|buffer"):
+        state.note(command, payload, sent)
+    assert len(os.listdir("/proc/self/fd")) == before
+    relayed.device.recv(1 << 16)
+    relayed.device.send(reply(0, Command.DEVICE_GET_REGION_IO_FDS, _INFO.pack(_INFO.size, 0, 4, 0)))
+    relayed.relay.from_device()
+    relayed.client.send(request(2, command, payload))
+    relayed.relay.from_client()
+    if fds < 2:
+        relayed.device.send(reply(2, command))
+        if "MAP" in command.name or not payload:
+            with pytest.raises(RelayError, match="was answered with success"):
+                relayed.relay.from_device()
+
+
+def test_spare_file_descriptors_of_a_mapping_are_closed() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    state = ClientState()
+    for address in 0, 0x1000:
+        state.note(Command.DMA_MAP, _MAP.pack(_MAP.size, 3, 0, address, 0x1000), [os.eventfd(0), os.eventfd(0)])
+    state.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def _says(pong: bytes) -> Callable[[Line, Beginning], int]:
+    def work(line: Line, begin: Beginning) -> int:
+        begin.pulse.send(pong)
+        line.send("sent")
+        begin.pulse.recv(1)  # until we are killed
+        return 0
+
+    return work
+
+
+@pytest.mark.parametrize("answer", [b"!x", b"!", b"!-1", b"!1", b"!" + b"9" * 4000, b"R", b"anything"])
+def test_an_answer_that_was_not_asked_for(answer: bytes) -> None:
+    process = DeviceProcess(_says(answer), journal=-1, notifications=(), resuming=False, given_up=False, not_for_it=())
+    try:
+        while not process.hear():
+            pass
+        with pytest.raises(RelayError, match="which was not asked"):
+            process.take_answers()
+    finally:
+        process.kill()
+        while process.reap() is None:
+            pass
+        process.close()
