@@ -22,5 +22,8 @@ def test_each_test_has_its_own_and_params_may_be_missing() -> None:
 def test_the_quick_run_does_less_of_each_and_nothing_not_at_all() -> None:
     assert amounts(long=False, quick=False) == USUAL
     assert amounts(long=True, quick=True) == LONG
-    for name in USUAL.__dataclass_fields__:
+    # The longer the stride, the fewer are met.
+    assert QUICK.boot_stride > USUAL.boot_stride > LONG.boot_stride == 1
+    assert QUICK.every_way is USUAL.every_way is False
+    for name in USUAL.__dataclass_fields__.keys() - {"boot_stride", "every_way"}:
         assert 0 < getattr(QUICK, name) < getattr(USUAL, name) <= getattr(LONG, name), name
