@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,8 @@ listener.bind(str(folder / "listening"))
 listener.listen()
 stream, pair = socket.socket(), socket.socketpair()
 parent = os.getppid()
+# Python 3.12 counts a thread that was joined until the kernel has ended it, and warns of fork() then.
+warnings.simplefilter("ignore", DeprecationWarning)
 signal.signal(signal.SIGUSR1, lambda *_: None)
 
 
