@@ -5,7 +5,7 @@ docs/libvfio-user.md says when to choose which.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Literal, Protocol, Self, get_args
 
@@ -31,6 +31,10 @@ class Socket(Protocol):
     @property
     def where(self) -> str:
         """The path, or ``fd:3``."""
+        ...
+
+    def allow_only(self, uids: Collection[int], device: str) -> None:
+        """Only clients of these users; others are refused and logged as by ``device``. Raises ConfigError."""
         ...
 
     def __enter__(self) -> Self: ...

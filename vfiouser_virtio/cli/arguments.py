@@ -21,6 +21,10 @@ VERBOSE_LOG_RATE = 100
 """The same where all that a driver does is logged: a firmware maps and unmaps memory some 200 times."""
 
 
+_NO_UID = 2**32 - 1
+"""What system calls take for "as it is"; no user has it."""
+
+
 class SubParsers(Protocol):
     """Type of what ``add_subparsers()`` returns, which argparse gives no public name."""
 
@@ -82,6 +86,16 @@ def add_socket_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="take over this file descriptor, a UNIX socket that listens or is connected; likewise. "
         "systemd's socket activation (LISTEN_FDS) is understood too",
+    )
+    parser.add_argument(
+        "--allow-uid",
+        action="extend",
+        dest="allow_uids",
+        type=_uids,
+        metavar="USER[,USER…]",
+        help="refuse clients of all other users, root too; numbers or user names (default: all who may open the "
+        "socket: for one that the server makes, its own user and root). It opens no socket to more users: see "
+        "docs/security.md",
     )
     parser.add_argument("--once", action="store_true", help="serve one client per device, and end when all have left")
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this file descriptor when ready")
@@ -215,6 +229,7 @@ def server_of(
             raise ConfigError("--trace: libvfio-user does not show its messages; use --engine vfio-user")
         as_json = wants_json(arguments.trace, arguments.trace_format)
         options["open_trace"] = TraceLog(arguments.trace, as_json=as_json, limit=arguments.trace_limit)
+    options["allow_uids"] = getattr(arguments, "allow_uids", None)
     supervise, hang_after = getattr(arguments, "supervise", False), getattr(arguments, "hang_after", None)
     if hang_after is not None and not supervise:
         raise ConfigError("--hang-after is for --supervise, which was not asked for")
@@ -253,6 +268,21 @@ def _size(text: str) -> int:
         return to_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _uids(text: str) -> list[int]:
+    import pwd  # only here: most have no use for it
+
+    uids: list[int] = []
+    for word in text.split(","):
+        try:
+            uid = int(word) if word.isascii() and word.isdecimal() else pwd.getpwnam(word).pw_uid
+        except (KeyError, ValueError):  # also of a null byte, or 5000 digits
+            raise argparse.ArgumentTypeError(f"there is no user {word!r}") from None
+        if uid >= _NO_UID:
+            raise argparse.ArgumentTypeError(f"{word} is no user id")
+        uids.append(uid)
+    return uids
 
 
 def _line_rate(text: str) -> float:

@@ -1,6 +1,7 @@
 """Socket of a device that libvfio-user serves: the library binds it itself, by the package's rules for sockets."""
 
 import os
+from collections.abc import Collection
 
 from vfiouser_virtio.libvfio_user.bindings import Context, HasFunctions
 from vfiouser_virtio.socket_file import SocketFile
@@ -25,6 +26,10 @@ class LibraryListener:
         self.path: str | None = os.path.abspath(self.name)
         self.where = self.path
         self._context: Context | None = None
+
+    def allow_only(self, uids: Collection[int], device: str) -> None:  # noqa: ARG002
+        """Nothing of the kind: raises ListenError."""
+        raise ListenError(f"{device}: no choice of users (--allow-uid) with libvfio-user, which accepts clients itself")
 
     @property
     def context(self) -> Context:

@@ -19,7 +19,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -68,11 +68,13 @@ def serve_in_processes(
     not_for_children: Sequence[int] = (),
     supervision: Supervision | None = None,
     sandbox: "Sandbox | None" = None,
+    allow_uids: Collection[int] | None = None,
 ) -> Iterator[AbstractAsyncContextManager[Serving]]:
     """As `serve`, with a process for each device, in which the file descriptors ``not_for_children`` are closed.
 
     With ``supervision`` a process that dies is replaced by another one, which goes on where it was (`serving.keeper`).
     A ``sandbox`` is for those processes; this one, which has no client, keeps its rights, and so does a keeper.
+    Clients of other users than ``allow_uids`` are refused, as with `serve`.
 
     To be entered before ``trio.run``, in which the result is entered in turn; that raises when a device cannot be made.
     One whose process dies later is logged and the others go on; in the end that raises ProcessError here.
@@ -90,7 +92,7 @@ def serve_in_processes(
     children: list[ChildProcess] = []
     died: list[str] = []
     with signals_blocked(), ExitStack() as stack:
-        listeners = listen(wanted, places, chosen, stack)
+        listeners = listen(wanted, places, chosen, stack, allow_uids=allow_uids)
         wires = hub_wires(wanted)
         stack.callback(close_wires, wires)
         stack.callback(_end, children, [setup.name for setup in wanted], died)

@@ -11,7 +11,7 @@
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -118,6 +118,7 @@ async def serve(
     abandoned: list[Callable[[], None]] | None = None,
     audit: "AuditLog | None" = None,
     sandbox: "Sandbox | None" = None,
+    allow_uids: Collection[int] | None = None,
 ) -> AsyncIterator[Serving]:
     """Serve devices on vfio-user sockets for as long as the block runs; when it is entered, clients can connect.
 
@@ -134,6 +135,7 @@ async def serve(
     a `VirtioPci`, which may be an `AuditedVirtioPci` of your own.
     With a ``sandbox`` the process gives up, once its devices are made, all rights that they do not need: for good, also
     after the block. It must have no other thread then.
+    Clients of other users than ``allow_uids`` are refused; None: all are served who may open the socket.
     ``abandoned`` gets what removes the sockets where the block can come to no end, for `run_until_signal`.
 
     Raises ConfigError, DeviceError when a device cannot be made, ListenError when a socket cannot be had. An exception
@@ -154,7 +156,7 @@ async def serve(
         if sandbox is not None:
             sandbox.check(chosen)
         made: list[Path] = []
-        listeners = listen(wanted, places, chosen, stack, made)
+        listeners = listen(wanted, places, chosen, stack, made, allow_uids=allow_uids)
         if sandbox is not None:
             sandbox = sandbox.with_access(HostAccess(removes_folders=tuple(made)))
         if abandoned is not None:
@@ -281,10 +283,13 @@ def listen(
     engine: Engine,
     stack: ExitStack,
     made: list[Path] | None = None,
+    *,
+    allow_uids: Collection[int] | None = None,
 ) -> list[Socket]:
     """A socket for each device. All are registered with ``stack`` at once, so that none outlives an error.
 
-    ``made`` gets the folder that was made for some, if any, which goes with the ``stack`` as well.
+    ``made`` gets the folder that was made for some, if any, which goes with the ``stack`` as well. Clients are of
+    users in ``allow_uids``, unless that is None.
     """
     for setup in wanted:
         if setup.offer.iommu_platform and not engine.behind_iommu:
@@ -307,6 +312,8 @@ def listen(
                     made.append(folder)
             listener = engine.listen(f"{folder}/{setup.name}.sock")
         stack.enter_context(listener)
+        if allow_uids is not None:
+            listener.allow_only(allow_uids, setup.name)
         listeners.append(listener)
     if (left := len(list(given)) + len(list(systemd))) > 0:
         raise ConfigError(f"{left} more sockets than devices without a socket: give each --socket or --fd a device")

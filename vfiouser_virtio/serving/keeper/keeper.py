@@ -149,6 +149,9 @@ class Keeper:
             client, _address = self._listener.socket.accept()
         except OSError:
             return  # gone again, or no room in our table of files: then it waits
+        if not self._listener.admits(client):
+            client.close()
+            return
         if self._relay is not None and self._relay.client.peer_hung_up():
             self._client_left(self._relay)
         if self._relay is not None:

@@ -1,10 +1,11 @@
 """Listening sockets: a path, an inherited fd ("Backend Program Conventions"), or systemd (sd_listen_fds(3))."""
 
 import fcntl
+import logging
 import os
 import socket
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -12,10 +13,14 @@ from typing import Self
 import trio
 
 from vfiouser_virtio.briefly import briefly
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.socket_file import MAX_PATH, SocketFile, bind_path, remove_stale
+from vfiouser_virtio.vfio_user.wire.sockets import peer_pid, peer_uid
+
+logger = logging.getLogger(__name__)
 
 _FIRST_SYSTEMD_FD = 3
 _BACKLOG = 16
@@ -45,9 +50,38 @@ class Listener:
         """``socket`` is itself the connection to the one client there will be."""
         self._claim = claim
         self._shared = shared  # the process that gave it to us may have it still
+        self._allowed: frozenset[int] | None = None
+        self._log = DeviceLog(logger, name)
+
+    def allow_only(self, uids: Collection[int], device: str) -> None:
+        """Only clients of the users ``uids`` from now on; the log names others as refused by ``device``.
+
+        Raises ListenError where this is a connection already, and its client is another user's.
+        """
+        self._allowed, self._log = frozenset(uids), DeviceLog(logger, device)
+        if self.connected and not self.admits(self.socket):
+            raise ListenError(f"{self.name}: its client is of uid {peer_uid(self.socket)}, which is not allowed")
+
+    def admits(self, client: socket.socket) -> bool:
+        """Whether the client's user may have the device (SO_PEERCRED: who has called connect(2)); logged if not.
+
+        Where that user has no number in our user namespace, it is the kernel's overflow uid, 65534.
+        """
+        if self._allowed is None or (uid := peer_uid(client)) in self._allowed:
+            return True
+        self._log.warning("refused a client, pid %d of uid %d, whose user is not allowed", peer_pid(client), uid)
+        return False
 
     async def accept(self) -> socket.socket:
-        """The connection of the next client. Raises OSError where accept(2) does, but for EAGAIN."""
+        """The connection of the next client that is allowed. Raises OSError where accept(2) does, but for EAGAIN."""
+        while True:
+            client = await self._accept()
+            if self.admits(client):
+                return client
+            client.close()
+            await trio.lowlevel.checkpoint()  # one that tries again and again has only its share of our time
+
+    async def _accept(self) -> socket.socket:
         while True:
             try:
                 if not self._shared:
