@@ -1,8 +1,9 @@
 """Cases of the matrix: which fault, how often, on which device."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from evil_matrix.exercises import EXERCISES
 from vfiouser_virtio.faults import parse_fault
 
 SUITES = ("trixie", "trixie-backports")
@@ -222,12 +223,19 @@ balloon config-write-lost
 """
 
 
+def parse_case(text: str) -> EvilCase:
+    """The case of `EvilCase.id`. Raises ValueError where its first word is no device type."""
+    device, *words = text.split()
+    if device not in EXERCISES:
+        raise ValueError(f"{device}: no device type that is exercised; there are {', '.join(EXERCISES)}")
+    faults = tuple(word for word in words if "=" not in word.partition(":")[0])
+    return EvilCase(device, faults, ",".join(word for word in words if word not in faults))
+
+
 def _cases() -> Iterator[EvilCase]:
     for text in (*_HONEST, *(f"blk {line}" for line in _BLK.split("\n") if line), *_OTHERS.strip().split("\n")):
         text, _, never = text.partition("  # ")
-        device, *words = text.split(" ")
-        faults = tuple(word for word in words if "=" not in word.partition(":")[0])
-        yield EvilCase(device, faults, ",".join(word for word in words if word not in faults), never)
+        yield replace(parse_case(text), never=never)
 
 
 CASES = tuple(_cases())

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import trio
 
-from evil_matrix.cases import SUITES, EvilCase
+from evil_matrix.cases import SUITES, EvilCase, parse_case
 from evil_matrix.classify import Outcome
 from evil_matrix.exercises import EXERCISES
-from evil_matrix.random_cases import parse_case, random_case
+from evil_matrix.random_cases import random_case
 from evil_matrix.results import CaseResult
 from evil_matrix.run_all import run_one
 from evil_matrix.table import line

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import trio
 
-from evil_matrix.cases import EvilCase
+from evil_matrix.cases import EvilCase, parse_case
 from evil_matrix.classify import NO_ANSWER, CaseVerdict, Outcome, Seen, classify
 from evil_matrix.exercises import EXERCISES, GuestExercise
-from evil_matrix.random_cases import parse_case
 from evil_matrix.results import CaseResult
 from vfiouser_virtio import serve, vm
 from vfiouser_virtio.errors import ConfigError

@@ -32,15 +32,6 @@ def random_case(seed: int, number: int, devices: tuple[str, ...] = tuple(EXERCIS
     return EvilCase(device, tuple(_valid(rng, fault, device) for fault in chosen), "packed=on" if packed else "")
 
 
-def parse_case(text: str) -> EvilCase:
-    """The case of `EvilCase.id`. Raises ValueError where its first word is no device type."""
-    device, *words = text.split()
-    if device not in EXERCISES:
-        raise ValueError(f"{device}: no device type that is exercised; there are {', '.join(EXERCISES)}")
-    faults = tuple(word for word in words if "=" not in word.partition(":")[0])
-    return EvilCase(device, faults, ",".join(word for word in words if word not in faults))
-
-
 def _valid(rng: random.Random, fault: Fault, device: str) -> str:
     while True:
         text = _fault(rng, fault, device)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from evil_matrix.cases import CASES, EvilCase
+from evil_matrix.cases import CASES, EvilCase, parse_case
 from evil_matrix.exercises import EXERCISES
 from evil_matrix.fuzz import fuzz, main, what_is_found
-from evil_matrix.random_cases import parse_case, random_case
+from evil_matrix.random_cases import random_case
 from evil_matrix.results import CaseResult
 
 from vfiouser_virtio.faults import parse_fault

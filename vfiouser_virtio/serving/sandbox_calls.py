@@ -1,7 +1,7 @@
 """System calls that a server makes once its devices are open, and what for: all that its seccomp filter lets through.
 
 Found with strace over the devices with each of their back ends, and by reading what CPython, trio and glibc may call;
-`tests/serving/test_sandbox_devices.py` has the devices at work behind the filter.
+`tests/cli/test_sandbox.py` has the devices at work behind the filter.
 """
 
 import os
