@@ -101,6 +101,12 @@ def add_socket_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this file descriptor when ready")
     parser.add_argument("--json", action="store_true", help="stdout for programs")
     parser.add_argument(
+        "--run-as",
+        metavar="USER[:GROUP]",
+        help="of root: open files and sockets, then become this user without other groups; the sockets are the user's. "
+        "The processes that hold those of --processes and --supervise stay root's",
+    )
+    parser.add_argument(
         "--sandbox",
         nargs="?",
         const="strict",
@@ -238,11 +244,14 @@ def server_of(
 
         options["supervision"] = Supervision() if hang_after is None else Supervision(hang_after)
     sandbox: str = getattr(arguments, "sandbox", "off") or ("best-effort" if supervise else "off")
-    if sandbox != "off":
-        from vfiouser_virtio.serving.sandbox import Sandbox, SandboxMode  # only here, as the others
+    run_as: str | None = getattr(arguments, "run_as", None)
+    if sandbox != "off" or run_as is not None:
+        from vfiouser_virtio.serving.privileges import other_user  # only here, as the others
+        from vfiouser_virtio.serving.sandbox import Sandbox, SandboxMode
 
-        mode: SandboxMode = "best-effort" if sandbox == "best-effort" else "strict"
-        options["sandbox"] = Sandbox(mode, NO_ACCESS if audit is None else audit.access)
+        modes: dict[str, SandboxMode | None] = {"best-effort": "best-effort", "off": None}
+        user = None if run_as is None else other_user(run_as)
+        options["sandbox"] = Sandbox(modes.get(sandbox, "strict"), NO_ACCESS if audit is None else audit.access, user)
     if supervise or getattr(arguments, "processes", False):
         from vfiouser_virtio.serving.processes import serve_in_processes
 

@@ -1,9 +1,15 @@
-"""Privileges of the calling thread, which are given up for good: capabilities(7), no_new_privs, memory that is code."""
+"""Privileges that are given up for good: those of root, capabilities(7), no_new_privs, memory that is code."""
 
 import ctypes
+import grp
+import os
+import pwd
 import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.libc import last_error, libc
 
 # linux/prctl.h
@@ -12,6 +18,9 @@ _PR_SET_MDWE, _PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
 # linux/capability.h: _LINUX_CAPABILITY_VERSION_3, with two structs of three masks: effective, permitted, inheritable.
 _CAPABILITY_HEADER = struct.pack("<Ii", 0x2008_0522, 0)
 _NO_CAPABILITIES = bytes(2 * 3 * 4)
+_MOST_CAPABILITIES = 64
+# What system calls take for "as it is".
+_NO_ID = 0xFFFF_FFFF
 
 
 def allow_no_new_privileges() -> None:
@@ -20,12 +29,16 @@ def allow_no_new_privileges() -> None:
         raise last_error()
 
 
-def drop_capabilities() -> None:
-    """Give up all capabilities, and, where there were some, that a program could give us others. Raises OSError."""
-    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    for capability in range(last + 1):
-        if _prctl(_PR_CAPBSET_DROP, capability):  # EPERM: it takes CAP_SETPCAP, and so there are none to be given up
+def bound_capabilities() -> None:
+    """Give up, where there are some, that a program could give us capabilities: the bounding set."""
+    for capability in range(_MOST_CAPABILITIES):
+        # EINVAL: there are no more; EPERM: it takes CAP_SETPCAP, and so there are none to be given up.
+        if _prctl(_PR_CAPBSET_DROP, capability):
             break
+
+
+def drop_capabilities() -> None:
+    """Give up all capabilities. Raises OSError."""
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     if libc.capset(ctypes.c_char_p(_CAPABILITY_HEADER), ctypes.c_char_p(_NO_CAPABILITIES)):
         raise last_error()
@@ -44,3 +57,65 @@ def _prctl(option: int, value: int) -> int:
         ctypes.c_int(option), ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)
     )
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class OtherUser:
+    """User and group that a process of root becomes for good (``--run-as``)."""
+
+    name: str
+    """As it was asked for."""
+    uid: int
+    gid: int
+
+    def check(self) -> None:
+        """Raises ConfigError where this process cannot become that user."""
+        if os.geteuid() != 0:
+            raise ConfigError(f"--run-as {self.name}: only root can become another user; start the server as that user")
+
+    def own(self, paths: Iterable[Path]) -> None:
+        """Give files to the user. Raises ConfigError where the file system does not know owners."""
+        for path in paths:
+            try:
+                os.chown(path, self.uid, self.gid, follow_symlinks=False)
+            except OSError as error:
+                raise ConfigError(f"--run-as {self.name}: {path}: {error.strerror}") from None
+
+    def become(self) -> None:
+        """All threads of this process are the user's from now on, without supplementary groups and capabilities."""
+        try:
+            os.setgroups([])
+            os.setresgid(self.gid, self.gid, self.gid)
+            os.setresuid(self.uid, self.uid, self.uid)
+        except OSError as error:
+            raise ConfigError(f"--run-as {self.name}: {error.strerror}") from None
+
+
+def other_user(text: str) -> OtherUser:
+    """The user that ``USER[:GROUP]`` means, by names or numbers; the group is by default the user's own.
+
+    Raises ConfigError: there is no such user or group, a number without an account has no group, or it is root.
+    """
+    user, colon, group = text.partition(":")
+    try:
+        account = pwd.getpwuid(int(user)) if _is_number(user) else pwd.getpwnam(user)
+    except (KeyError, ValueError, OverflowError):
+        account = None
+    if account is None and not (_is_number(user) and colon):
+        raise ConfigError(f"--run-as {text}: there is no user {user!r}{' to have a group' if _is_number(user) else ''}")
+    uid = int(user) if account is None else account.pw_uid
+    if colon:
+        try:
+            gid = int(group) if _is_number(group) else grp.getgrnam(group).gr_gid
+        except (KeyError, ValueError):
+            raise ConfigError(f"--run-as {text}: there is no group {group!r}") from None
+    else:
+        assert account is not None
+        gid = account.pw_gid
+    if not 0 < uid < _NO_ID or not 0 <= gid < _NO_ID:
+        raise ConfigError(f"--run-as {text}: it has to be a user other than root, and a number below {_NO_ID:#x}")
+    return OtherUser(text, uid, gid)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 10

@@ -92,7 +92,10 @@ def serve_in_processes(
     children: list[ChildProcess] = []
     died: list[str] = []
     with signals_blocked(), ExitStack() as stack:
-        listeners = listen(wanted, places, chosen, stack, allow_uids=allow_uids)
+        made: list[Path] = []
+        listeners = listen(wanted, places, chosen, stack, made, allow_uids=allow_uids)
+        if sandbox is not None:
+            sandbox.own(listeners, made)
         wires = hub_wires(wanted)
         stack.callback(close_wires, wires)
         stack.callback(_end, children, [setup.name for setup in wanted], died)

@@ -2,8 +2,9 @@
 
 ::
 
-    devices made, sockets bound ─▶ programs started (passt) ─▶ one thread ─▶ no new privileges, no capabilities
-      ─▶ Landlock: files, TCP, signals ─▶ seccomp: system calls ─▶ clients are served
+    devices made, sockets bound ─▶ programs started (passt) ─▶ one thread ─▶ no new privileges
+      ─▶ Landlock: files, TCP, signals ─▶ another user (--run-as), no capabilities ─▶ seccomp: system calls
+      ─▶ clients are served
 
 A guest that takes over the process through a fault of ours, of Python or of a library then has the device's own files,
 the sockets that are open, and nothing else of the host. A call that is not allowed fails with EPERM; it does not kill
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 from vfiouser_virtio.engines import Engine, Socket, VfioUserEngine
@@ -34,7 +36,13 @@ from vfiouser_virtio.protocols.seccomp import (
 )
 from vfiouser_virtio.protocols.system_calls import NR_SECCOMP
 from vfiouser_virtio.serving.device_setup import in_own_thread
-from vfiouser_virtio.serving.privileges import allow_no_new_privileges, drop_capabilities, refuse_new_code
+from vfiouser_virtio.serving.privileges import (
+    OtherUser,
+    allow_no_new_privileges,
+    bound_capabilities,
+    drop_capabilities,
+    refuse_new_code,
+)
 from vfiouser_virtio.serving.sandbox_calls import allowed_calls
 from vfiouser_virtio.serving.sandbox_files import landlock_abi, restrict_files
 from vfiouser_virtio.serving.sandbox_filter import assemble
@@ -57,8 +65,11 @@ _PATIENCE_S = 5.0
 class Sandbox:
     """Sandbox for the devices of a process, as `serving.serve` takes it; ``access`` is for what is not a device's."""
 
-    mode: SandboxMode = "strict"
+    mode: SandboxMode | None = "strict"
+    """None: there is none but for the ``user``."""
     access: HostAccess = NO_ACCESS
+    user: OtherUser | None = None
+    """Which the process becomes, being root, before it enters the sandbox."""
 
     def with_access(self, access: HostAccess) -> "Sandbox":
         """The same with more rights."""
@@ -66,11 +77,22 @@ class Sandbox:
 
     def check(self, engine: Engine) -> None:
         """Raise ConfigError where the sandbox cannot be, before anything is made."""
+        if self.user is not None:
+            self.user.check()
+        if self.mode is None:
+            return
         if not isinstance(engine, VfioUserEngine):
             raise ConfigError(
                 "--sandbox: not with libvfio-user, whose system calls are not known; use --engine vfio-user"
             )
         check_kernel(self.mode)
+
+    def own(self, sockets: Iterable[Socket], folders: Iterable[Path]) -> None:
+        """Give the `user`, if there is one, what was made for clients: sockets with their locks, and folders."""
+        if self.user is not None:
+            files = [path for path in confine_all(sockets).removes if path.is_socket()]
+            locks = [path.with_name(f"{path.name}.lock") for path in files]
+            self.user.own([*files, *locks, *folders])
 
     async def enter(self, devices: Iterable[Device], sockets: Iterable[Socket] = ()) -> None:
         """Give up all rights of this process but those that devices, which are made, and their sockets need.
@@ -79,10 +101,14 @@ class Sandbox:
         DeviceError where a device cannot do with less.
         """
         asked = list(devices)
+        if self.mode is None:
+            if self.user is not None:
+                self.user.become()
+            return
         access = self.access | await in_own_thread(lambda: confine_devices(asked)) | confine_all(sockets)
         rest_writers()
         with without_watchdog():
-            enter_sandbox(self.mode, access)
+            enter_sandbox(self.mode, access, self.user)
 
 
 def confine_devices(devices: Iterable[Device]) -> HostAccess:
@@ -129,7 +155,7 @@ def check_kernel(mode: SandboxMode) -> None:
         logger.warning("the sandbox is not whole: this machine has no %s", lacks)
 
 
-def enter_sandbox(mode: SandboxMode, access: HostAccess) -> None:
+def enter_sandbox(mode: SandboxMode, access: HostAccess, user: OtherUser | None = None) -> None:
     """Give up, in this process and for good, all rights but ``access``, and those on what is open already.
 
     The process must have no other thread: capabilities and Landlock are a thread's own, and what starts later has
@@ -146,8 +172,10 @@ def enter_sandbox(mode: SandboxMode, access: HostAccess) -> None:
     steps: list[tuple[str, Callable[[], object]]] = [
         ("no_new_privs", allow_no_new_privileges),
         ("executable memory", refuse_new_code),
+        ("Landlock", lambda: _restrict_files(access)),  # its files may be root's, as Python's own
+        ("bounding set", bound_capabilities),
+        ("another user", user.become if user is not None else lambda: None),
         ("capabilities", drop_capabilities),
-        ("Landlock", lambda: _restrict_files(access)),
         ("seccomp", lambda: _filter_calls(access)),
     ]
     for step, give_up in steps:

@@ -158,6 +158,7 @@ async def serve(
         made: list[Path] = []
         listeners = listen(wanted, places, chosen, stack, made, allow_uids=allow_uids)
         if sandbox is not None:
+            sandbox.own(listeners, made)
             sandbox = sandbox.with_access(HostAccess(removes_folders=tuple(made)))
         if abandoned is not None:
             abandoned.append(stack.close)
