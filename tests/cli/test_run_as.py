@@ -1,16 +1,23 @@
 """``serve --run-as``: what root has opened is served by another user, who has no other group and no capability."""
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
-from support.command import run_command, serve_process
+from support.command import environment, run_command, serve_process
 
+from vfiouser_virtio.engines import Engine
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.guest import bound_pci
 from vfiouser_virtio.serving.privileges import OtherUser, other_user
+from vfiouser_virtio.serving.sandbox import Sandbox
 from vfiouser_virtio.vfio_user import SharedMemory, connect
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -83,6 +90,43 @@ def test_only_root_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: UID)
     with pytest.raises(ConfigError, match="only root can become another user; start the server as that user"):
         OtherUser("x", UID, GID).check()
+
+
+@needs_root
+def test_the_signal_of_a_dead_parent_stays() -> None:
+    """The kernel forgets it with the user, and a device that hangs would outlive who has started it."""
+    ended = subprocess.run([sys.executable, "-c", _BECOMES], env=environment(), capture_output=True, check=True)
+    assert int(ended.stdout) == signal.SIGUSR1
+
+
+_BECOMES = f"""
+import ctypes, os, signal
+from vfiouser_virtio.libc import libc
+from vfiouser_virtio.parent_death import end_with_parent
+from vfiouser_virtio.serving.privileges import OtherUser
+end_with_parent(os.getppid(), signal.SIGUSR1)
+OtherUser("x", {UID}, {GID}).become()
+number = ctypes.c_int()
+libc.prctl(2, ctypes.byref(number))
+print(number.value)
+"""
+
+
+@needs_root
+def test_what_has_another_name_is_not_given_away(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of root")
+    os.link(tmp_path / "secret", tmp_path / "second.sock")
+    (tmp_path / "link.sock").symlink_to("secret")
+    for name in ("second.sock", "link.sock"):
+        with contextlib.suppress(ConfigError):  # the link itself may be theirs
+            OtherUser("x", UID, GID).own([tmp_path / name])
+        assert (tmp_path / "secret").stat().st_uid == 0
+
+
+def test_not_with_the_library() -> None:
+    other_engine = cast("Engine", object())
+    with pytest.raises(ConfigError, match=r"^--run-as: not with libvfio-user"):
+        Sandbox(None, user=OtherUser("x", UID, GID)).check(other_engine)
 
 
 def test_one_line(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Privileges that are given up for good: those of root, capabilities(7), no_new_privs, memory that is code."""
 
 import ctypes
+import errno
 import grp
 import os
 import pwd
+import signal
+import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,8 +14,10 @@ from pathlib import Path
 
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.libc import last_error, libc
+from vfiouser_virtio.parent_death import end_with_parent
 
 # linux/prctl.h
+_PR_GET_PDEATHSIG = 2
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
 _PR_SET_MDWE, _PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
 # linux/capability.h: _LINUX_CAPABILITY_VERSION_3, with two structs of three masks: effective, permitted, inheritable.
@@ -74,21 +79,40 @@ class OtherUser:
             raise ConfigError(f"--run-as {self.name}: only root can become another user; start the server as that user")
 
     def own(self, paths: Iterable[Path]) -> None:
-        """Give files to the user. Raises ConfigError where the file system does not know owners."""
+        """Give sockets, files and folders to the user. Raises ConfigError where the file system does not know owners.
+
+        The folder may be one in which somebody else has put another file there meanwhile: a second name of a file that
+        is not ours to give is refused, and links are not followed.
+        """
         for path in paths:
             try:
-                os.chown(path, self.uid, self.gid, follow_symlinks=False)
+                fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    status = os.fstat(fd)
+                    if status.st_uid != os.geteuid() or (status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)):
+                        raise OSError(errno.EEXIST, "another file has taken its name")
+                    os.chown(f"/proc/self/fd/{fd}", self.uid, self.gid)
+                finally:
+                    os.close(fd)
             except OSError as error:
                 raise ConfigError(f"--run-as {self.name}: {path}: {error.strerror}") from None
 
     def become(self) -> None:
-        """All threads of this process are the user's from now on, without supplementary groups and capabilities."""
+        """All threads of this process are the user's from now on, without supplementary groups.
+
+        The signal that it gets when its parent has died stays as it is. Raises ConfigError where the kernel refuses.
+        """
+        parent = os.getppid()
+        number = ctypes.c_int()
+        libc.prctl(ctypes.c_int(_PR_GET_PDEATHSIG), ctypes.byref(number))
         try:
             os.setgroups([])
             os.setresgid(self.gid, self.gid, self.gid)
             os.setresuid(self.uid, self.uid, self.uid)
         except OSError as error:
             raise ConfigError(f"--run-as {self.name}: {error.strerror}") from None
+        if number.value:
+            end_with_parent(parent, signal.Signals(number.value))  # prctl(2): another user clears it
 
 
 def other_user(text: str) -> OtherUser:

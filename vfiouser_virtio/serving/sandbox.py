@@ -77,14 +77,16 @@ class Sandbox:
 
     def check(self, engine: Engine) -> None:
         """Raise ConfigError where the sandbox cannot be, before anything is made."""
+        if not isinstance(engine, VfioUserEngine):
+            raise ConfigError(
+                "--sandbox: not with libvfio-user, whose system calls are not known; use --engine vfio-user"
+                if self.mode is not None
+                else "--run-as: not with libvfio-user, which makes its socket itself; use --engine vfio-user"
+            )
         if self.user is not None:
             self.user.check()
         if self.mode is None:
             return
-        if not isinstance(engine, VfioUserEngine):
-            raise ConfigError(
-                "--sandbox: not with libvfio-user, whose system calls are not known; use --engine vfio-user"
-            )
         check_kernel(self.mode)
 
     def own(self, sockets: Iterable[Socket], folders: Iterable[Path]) -> None:
