@@ -1,17 +1,24 @@
 """A keeper's relay while no process of the device takes what the client sends."""
 
 import logging
+import os
+import resource
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from vfiouser_virtio.device_log import DeviceLog
-from vfiouser_virtio.protocols.vfio_user import Command
+from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.protocols.codec import codec
+from vfiouser_virtio.protocols.vfio_user import DMA_MAP, Command
+from vfiouser_virtio.serving.keeper.pending import MOST_SENT
 from vfiouser_virtio.serving.keeper.relay import MOST_WAITING, Relay
-from vfiouser_virtio.vfio_user.wire.connection import request
+from vfiouser_virtio.vfio_user.wire.connection import Message, reply, request
 from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
+
+_MAP = codec(DMA_MAP)
 
 
 @contextmanager
@@ -25,6 +32,27 @@ def relayed() -> Iterator[tuple[Relay, socket.socket]]:
             yield relay, client
         finally:
             relay.close()
+
+
+@contextmanager
+def a_file() -> Iterator[int]:
+    fd = os.memfd_create("test")
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def take(process: MessageSocket) -> list[Message]:
+    """All that the process was sent, until nothing more comes."""
+    taken: list[Message] = []
+    with suppress(BlockingIOError):
+        while process.receive_nowait():
+            while process.connection.next():
+                message = process.connection.message()
+                close_all(message.take_fds())
+                taken.append(message)
+    return taken
 
 
 @pytest.mark.parametrize("size", [0, 4000])
@@ -45,11 +73,67 @@ def test_a_client_that_floods_a_dead_device_waits(size: int) -> None:
         with device:
             assert relay.was_told()
             relay.go_on()
-            assert relay.device is not None
             process, taken = MessageSocket(device), 0
-            while not relay.device.flush_nowait() or taken == 0:
-                process.receive_nowait()
-                while process.connection.next():
-                    assert process.connection.message().body == bytes(size)
-                    taken += 1
+            while batch := take(process):
+                for message in batch:
+                    assert len(message.body) == size
+                    process.send(reply(message.id, message.command))
+                relay.from_device()
+                relay.send_requests()
+                with suppress(BlockingIOError):
+                    client.recv(1 << 16)
+                taken += len(batch)
             assert taken > MOST_WAITING // 2 // (len(one) + 256)
+
+
+def test_a_process_is_told_of_thousands_of_mappings_a_few_at_a_time() -> None:
+    """All at once they would be more file descriptors on their way than a process may have."""
+    count = 1000
+    mine, device = socket.socketpair()
+    with relayed() as (relay, _client), a_file() as fd:
+        relay.told.note(Command.VERSION, b"\0\0\1\0{}\0", [])
+        for number in range(count):
+            payload = _MAP.pack(_MAP.size, 3, 0, number * 0x2000, 0x1000)
+            relay.told.note(Command.DMA_MAP, payload, [os.dup(fd)])
+        before = len(os.listdir("/proc/self/fd"))
+        relay.attach(mine)
+        process = MessageSocket(device)
+        told: list[Message] = []
+        while taken := take(process):
+            assert len(taken) <= MOST_SENT
+            assert len(os.listdir("/proc/self/fd")) <= before + 1 + MOST_SENT
+            told += taken
+            assert not relay.was_told()
+            for message in taken:
+                if message.command != Command.DEVICE_GET_REGION_IO_FDS:
+                    process.send(reply(message.id, message.command))
+                    assert relay.from_device()
+        process.close()
+        assert [message.command for message in told] == [
+            Command.VERSION,
+            *[Command.DMA_MAP] * count,
+            Command.DEVICE_GET_REGION_IO_FDS,
+        ]
+
+
+def test_a_message_that_cannot_be_sent_is_noticed() -> None:
+    """There is no room for a copy of its file descriptors: the device would never hear of it, and the client wait."""
+    mine, device = socket.socketpair()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with relayed() as (relay, client), device, a_file() as fd:
+        relay.attach(mine)
+        assert relay.was_told()
+        relay.go_on()
+        assert relay.device is not None
+        with suppress(BlockingIOError):
+            while True:
+                mine.send(bytes(1 << 16))  # it is busy, and takes nothing
+        socket.send_fds(client, [request(1, Command.DMA_MAP)], [fd])
+        free = os.dup(fd)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))
+        try:
+            assert relay.from_client()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert relay.failure == "Too many open files"

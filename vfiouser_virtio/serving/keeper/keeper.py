@@ -132,6 +132,8 @@ class Keeper:
             self._from_device(relay)
         if relay is not None and relay is self._relay and relay.client.socket.fileno() in ready:
             self._from_client(relay)
+        if relay is not None and relay is self._relay and relay.failure:
+            self._failed(relay)
         if self._process is not None and any(fd in ready for fd in self._process.waits_for()):
             self._from_process(self._process)
         if self._listening and self._listener.socket.fileno() in ready:
@@ -178,6 +180,16 @@ class Keeper:
         except PeerError as error:
             self._log.warning("%s; connection closed", error)
             self._client_left(relay)
+
+    def _failed(self, relay: Relay) -> None:
+        """One of the two waits for a message that cannot come: there was no room for its file descriptors."""
+        if relay.client.failure:
+            self._log.warning("a message to the client is lost (%s); connection closed", relay.client.failure)
+            self._client_left(relay)
+        elif self._process is not None and self._closed is None:
+            self._log.error("a message to its process is lost (%s); another one is started", relay.failure)
+            self._closed = -1
+            self._process.kill()
 
     def _client_left(self, relay: Relay) -> None:
         """It is gone, or must go; so is its device's state, but for what the process knows."""
@@ -249,7 +261,7 @@ class Keeper:
     def _from_device(self, relay: Relay) -> None:
         assert relay.device is not None
         assert self._process is not None
-        relay.device.flush_nowait()
+        relay.send_requests()
         try:
             more = relay.from_device()
         except RelayError as error:

@@ -15,7 +15,6 @@ nothing else is under way.
 import errno
 import socket
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from vfiouser_virtio.device_log import DeviceLog
@@ -32,14 +31,13 @@ from vfiouser_virtio.protocols.vfio_user import (
     MessageFlags,
 )
 from vfiouser_virtio.serving.keeper.client_state import ClientState
+from vfiouser_virtio.serving.keeper.pending import PendingRequest, PendingRequests
 from vfiouser_virtio.transports.pci import VIRTIO_BAR
 from vfiouser_virtio.vfio_user.wire.connection import MAX_MSG_FDS, Message, error_reply, name_of, request
 from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
 MOST_WAITING = 16 << 20
 """Bytes of requests without an answer, or of replies that the client does not read, beyond which no more are taken."""
-# What a request counts besides its bytes, and each of its file descriptors, as in `Backlog`.
-_MESSAGE_COST, _FD_COST = 256, 64 * 1024
 _WRITE, _NO_REPLY, _ERROR = int(Command.REGION_WRITE), int(MessageFlags.NO_REPLY), int(MessageFlags.ERROR)
 _ACCESS_SIZE = HEADER_AND_REGION_ACCESS.size
 _unpack_access = HEADER_AND_REGION_ACCESS.unpack_from
@@ -63,24 +61,6 @@ class _Phase(Enum):
     LIVE = auto()
 
 
-@dataclass(slots=True)
-class _PendingRequest:
-    """Request of the client, or of ours, that was not answered."""
-
-    id: int
-    command: int
-    data: bytes
-    fds: list[int]
-    quiet: bool
-    """Nothing is sent to the client."""
-    ours: bool = False
-
-    @property
-    def cost(self) -> int:
-        """About how many bytes it takes."""
-        return len(self.data) + _MESSAGE_COST + len(self.fds) * _FD_COST
-
-
 class Relay:
     """Relay for one client, whose socket this owns."""
 
@@ -95,9 +75,8 @@ class Relay:
         """By offset in the BAR: eventfd, and what is written there."""
         self._log = log
         self._phase = _Phase.GONE
-        self._asked: deque[_PendingRequest] = deque()
-        self._waiting = 0
-        self._telling: deque[_PendingRequest] = deque()
+        self._asked = PendingRequests()
+        self._telling = PendingRequests()
         self._asking: deque[tuple[int, int]] = deque()
         """Requests of the device's process to the client: id and command."""
         self._stale: deque[tuple[int, int]] = deque()
@@ -106,12 +85,17 @@ class Relay:
     @property
     def takes_more(self) -> bool:
         """Whether the client is to be read from."""
-        return self._waiting <= MOST_WAITING and self.client.queued <= MOST_WAITING
+        return self._asked.cost <= MOST_WAITING and self.client.queued <= MOST_WAITING
 
     @property
     def begun(self) -> bool:
         """Whether the client has negotiated a version, and so has a state that the next process is to be told."""
         return self.told.version is not None
+
+    @property
+    def failure(self) -> str:
+        """Why no message can be sent to the device's process or the client, although they are there; mostly empty."""
+        return self.client.failure or (self.device.failure if self.device is not None else "")
 
     # ---- from the client -----------------------------------------------------------------------------------------
 
@@ -164,13 +148,20 @@ class Relay:
                 self.client.send(error_reply(message.id, message.command, errno.EMFILE))
             return
         data = request(message.id, message.command, message.body, flags & ~_NO_REPLY)
-        self._put(_PendingRequest(message.id, message.command, data, message.take_fds(), quiet))
+        self._put(PendingRequest(message.id, message.command, data, message.take_fds(), quiet))
 
-    def _put(self, asked: _PendingRequest) -> None:
-        self._asked.append(asked)
-        self._waiting += asked.cost
-        if self._phase is _Phase.LIVE and self.device is not None:
-            self.device.send(asked.data, asked.fds)
+    def _put(self, asked: PendingRequest) -> None:
+        self._asked.put(asked)
+        self.send_requests()
+
+    def send_requests(self) -> None:
+        """Send the process what it takes now."""
+        if self.device is None or not self.device.flush_nowait():
+            return
+        if self._phase is _Phase.TOLD:
+            self._telling.send(self.device)
+        elif self._phase is _Phase.LIVE:
+            self._asked.send(self.device)
 
     def _answered(self, message: Message) -> None:
         close_all(message.take_fds())
@@ -212,19 +203,17 @@ class Relay:
             return None
         except PeerError as error:
             raise RelayError(str(error)) from None
+        self.send_requests()
         return True
 
     def _reply(self, message: Message) -> None:
         waiting = self._telling if self._phase is _Phase.TOLD else self._asked
-        if not waiting or (waiting[0].id, waiting[0].command) != (message.id, message.command):
+        asked = waiting.answered(message.id, message.command)
+        if asked is None:
             raise RelayError(f"{name_of(message.command)}: a reply with id {message.id:#x}, which was not asked for")
-        asked = waiting.popleft()
         failed = bool(message.flags & _ERROR)
-        if waiting is self._telling:
-            if failed:
-                self._log.error("%s of before could not be repeated", name_of(asked.command))
-        else:
-            self._waiting -= asked.cost
+        if failed and waiting is self._telling:
+            self._log.error("%s of before could not be repeated", name_of(asked.command))
         if asked.ours:
             if asked.command == Command.DEVICE_GET_REGION_IO_FDS and not failed:
                 self._learn_queues(message)
@@ -242,10 +231,10 @@ class Relay:
         if asked.command == Command.VERSION:
             self._put(self._question())
 
-    def _question(self) -> _PendingRequest:
+    def _question(self) -> PendingRequest:
         body = _REGION_IO_FDS.pack(_ANY_QUEUES, 0, VIRTIO_BAR, 0)
         command = Command.DEVICE_GET_REGION_IO_FDS
-        return _PendingRequest(0, command, request(0, command, body), [], quiet=True, ours=True)
+        return PendingRequest(0, command, request(0, command, body), [], quiet=True, ours=True)
 
     def _learn_queues(self, message: Message) -> None:
         """Which eventfd is for which queue. After a death they are the same ones, of which there is a copy already."""
@@ -279,10 +268,9 @@ class Relay:
             return
         self._phase = _Phase.TOLD
         for command, payload, fds in self.told.told():
-            self._telling.append(_PendingRequest(0, command, request(0, command, payload), fds, quiet=True, ours=True))
-        self._telling.append(self._question())
-        for asked in self._telling:
-            self.device.send(asked.data, asked.fds)
+            self._telling.put(PendingRequest(0, command, request(0, command, payload), fds, quiet=True, ours=True))
+        self._telling.put(self._question())
+        self.send_requests()
 
     def was_told(self) -> bool:
         """Whether the process has just come to know all of that: it may `go_on` when it has resumed the device."""
@@ -293,9 +281,7 @@ class Relay:
     def go_on(self) -> None:
         """The process is ready for what was not answered, and for all that follows."""
         self._phase = _Phase.LIVE
-        assert self.device is not None
-        for asked in self._asked:
-            self.device.send(asked.data, asked.fds)
+        self.send_requests()
 
     def detach(self) -> None:
         """The process has died. What it has sent is relayed; what it had begun to send is not."""
@@ -308,12 +294,10 @@ class Relay:
             self.device.close()
         self.device = None
         self._phase = _Phase.GONE
-        self._telling.clear()
+        self._telling = PendingRequests()
+        self._asked.send_again()
         self._stale += self._asking
         self._asking.clear()
-        for asked in [asked for asked in self._asked if asked.ours]:
-            self._asked.remove(asked)
-            self._waiting -= asked.cost
 
     def fds(self) -> list[int]:
         """All file descriptors that it owns, for a forked process to close."""
@@ -328,8 +312,7 @@ class Relay:
         if self.device is not None:
             self.device.close()
         self.told.close()
-        for asked in self._asked:
-            close_all(asked.fds)
+        self._asked.close()
         close_all(self.notifications)
         return cut
 

@@ -64,7 +64,9 @@ class MessageSocket:
         self.queued = 0
         """About how many bytes of our memory wait for the peer to take them; 0 for none."""
         self.broken = False
-        """The peer is gone: what is sent is dropped."""
+        """The peer is gone, or there was a ``failure``: what is sent is dropped."""
+        self.failure = ""
+        """Why a message could not be sent although the peer is there; mostly for want of file descriptors."""
         self._queue: deque[tuple[memoryview, list[int]]] = deque()
         self._recvmsg_into = sock.recvmsg_into
         self.send_now = sock.send
@@ -118,8 +120,8 @@ class MessageSocket:
                 sent = self._sendmsg(message, fds) if fds else self.send_now(message, DONTWAIT)
             except BlockingIOError:
                 sent = 0
-            except OSError:
-                self._break()
+            except OSError as error:
+                self._break(error)
                 return False
             if sent == len(message):
                 return False
@@ -129,9 +131,9 @@ class MessageSocket:
         copies: list[int] = []
         try:
             copies.extend(os.dup(fd) for fd in fds)  # the caller may close its own before ours have left
-        except OSError:  # no room in our fd table: better no answer than half of one
+        except OSError as error:  # no room in our fd table: better no answer than half of one
             close_all(copies)
-            self._break()
+            self._break(error)
             return False
         self._queue.append((memoryview(message), copies))
         self.queued += len(message) + _MESSAGE_COST + len(copies) * _FD_COST
@@ -150,8 +152,8 @@ class MessageSocket:
                 sent = self._sendmsg(rest, fds) if fds else self.send_now(rest, DONTWAIT)
             except BlockingIOError:
                 return False
-            except OSError:
-                self._break()
+            except OSError as error:
+                self._break(error)
                 break
             close_all(fds)
             self.queued -= sent + len(fds) * _FD_COST
@@ -173,9 +175,11 @@ class MessageSocket:
         poll.register(self.socket, select.POLLRDHUP)  # POLLHUP and POLLERR are always reported
         return bool(poll.poll(0))
 
-    def _break(self) -> None:
+    def _break(self, error: OSError | None = None) -> None:
         """The peer is gone: what it has not taken is not ``queued`` any more, else a reader waits for it for ever."""
         self.broken = True
+        if error is not None and not isinstance(error, ConnectionError):
+            self.failure = error.strerror or repr(error)
         for _rest, fds in self._queue:
             close_all(fds)
         self._queue.clear()

@@ -1,0 +1,89 @@
+"""Requests to a device's process: those that it has been sent, and those behind them, which wait for its answers.
+
+Not all at once: a client behind a vIOMMU has thousands of mappings to be told of, each with a file descriptor. No more
+of these can be on their way than a process may have open (unix(7), ETOOMANYREFS), and what waits for room in the
+socket takes a copy of each.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
+
+MOST_SENT = 64
+"""Requests on their way to the process, together with their file descriptors."""
+# What a request counts besides its bytes, and each of its file descriptors, as in `Backlog`.
+_MESSAGE_COST, _FD_COST = 256, 64 * 1024
+
+
+@dataclass(slots=True)
+class PendingRequest:
+    """Request of the client, or of the keeper (``ours``), that was not answered."""
+
+    id: int
+    command: int
+    data: bytes
+    fds: list[int]
+    quiet: bool
+    """Nothing is sent to the client."""
+    ours: bool = False
+
+    @property
+    def cost(self) -> int:
+        """About how many bytes it takes."""
+        return len(self.data) + _MESSAGE_COST + len(self.fds) * _FD_COST
+
+
+class PendingRequests:
+    """Queue of requests, which are answered in their order."""
+
+    def __init__(self) -> None:
+        self.cost = 0
+        """About how many bytes all of them take."""
+        self._sent: deque[PendingRequest] = deque()
+        self._unsent: deque[PendingRequest] = deque()
+        self._on_their_way = 0
+
+    def __len__(self) -> int:
+        return len(self._sent) + len(self._unsent)
+
+    def __iter__(self) -> Iterator[PendingRequest]:
+        yield from self._sent
+        yield from self._unsent
+
+    def put(self, asked: PendingRequest) -> None:
+        """One more, behind all others."""
+        self._unsent.append(asked)
+        self.cost += asked.cost
+
+    def send(self, device: MessageSocket) -> None:
+        """Send as many as may be on their way, and fit into the socket."""
+        while self._unsent and self._on_their_way < MOST_SENT and not device.queued and not device.broken:
+            asked = self._unsent.popleft()
+            self._sent.append(asked)
+            self._on_their_way += 1 + len(asked.fds)
+            device.send(asked.data, asked.fds)
+
+    def answered(self, request_id: int, command: int) -> PendingRequest | None:
+        """The oldest one, which is answered; None where that has not been sent, or is another one."""
+        if not self._sent or (self._sent[0].id, self._sent[0].command) != (request_id, command):
+            return None
+        asked = self._sent.popleft()
+        self._on_their_way -= 1 + len(asked.fds)
+        self.cost -= asked.cost
+        return asked
+
+    def send_again(self) -> None:
+        """The process has died: none was sent to the next one. Those of the keeper's own are forgotten."""
+        kept = [asked for asked in self if not asked.ours]
+        self._sent.clear()
+        self._unsent = deque(kept)
+        self._on_their_way = 0
+        self.cost = sum(asked.cost for asked in kept)
+
+    def close(self) -> None:
+        """Close the file descriptors of all that are left."""
+        for asked in self:
+            close_all(asked.fds)
