@@ -131,3 +131,12 @@ def test_file_that_is_no_kernel_is_refused(tmp_path: Path) -> None:
         kernel.find_kernel(str(text))
     with pytest.raises(ConfigError, match="No such file"):
         kernel.find_kernel(str(tmp_path / "missing"))
+
+
+def test_named_module_is_one_that_the_kernel_has_or_has_built_in(folder: Path) -> None:
+    (folder / "modules.builtin").write_text("kernel/drivers/tty/serial/8250/8250_pci.ko\n")
+    modules.check_names(folder, "6.1", ["virtio-blk", "8250_pci", "8250-pci"])
+    with pytest.raises(ConfigError, match=r"^Linux 6\.1-cloud has no module lm75; Debian's trixie:amd64 has more"):
+        modules.check_names(folder, "6.1-cloud", ["virtio_blk", "lm75"])
+    with pytest.raises(ConfigError, match=r"^Linux 6\.1 has no module virtio_blk$"):
+        modules.check_names(None, "6.1", ["virtio_blk"])

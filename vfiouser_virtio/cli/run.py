@@ -96,6 +96,13 @@ def add_parser(commands: SubParsers) -> None:
     parser.add_argument(
         "--kernel", metavar="SUITE|FILE", help="of the guest: a Debian suite, or an image (default: trixie)"
     )
+    parser.add_argument(
+        "--modules",
+        default="",
+        metavar="NAME[,NAME…]",
+        help="kernel modules that the guest loads when it boots, beside the drivers of virtio; with "
+        "--kernel trixie:amd64 there are all of Debian's",
+    )
     parser.add_argument("--append", default="", metavar="ARGS", help="added to the kernel's command line")
     parser.add_argument(
         "--accel",
@@ -112,7 +119,11 @@ def execute(arguments: argparse.Namespace) -> int:
     specs = all_specs(arguments.config, arguments.device)
     own_guest = _has_own_guest(arguments.qemu_options)
     if own_guest:
-        for option, value in (("--exec", arguments.script), ("--kernel", arguments.kernel)):
+        for option, value in (
+            ("--exec", arguments.script),
+            ("--kernel", arguments.kernel),
+            ("--modules", arguments.modules or None),
+        ):
             if value is not None:
                 raise ConfigError(f"{option} is for the guest that comes with us, not for the one after --")
         if arguments.append:
@@ -189,7 +200,9 @@ async def _run_guests(arguments: argparse.Namespace, devices: Sequence[QemuDevic
     try:
         qemu = await trio.to_thread.run_sync(find_qemu, abandon_on_cancel=True)
         if not own_guest:
-            image = await trio.to_thread.run_sync(guest_image, arguments.kernel, abandon_on_cancel=True)
+            wanted = [name.strip() for name in arguments.modules.split(",") if name.strip()]
+            build = partial(guest_image, arguments.kernel, more_modules=wanted)
+            image = await trio.to_thread.run_sync(build, abandon_on_cancel=True)
     except OSError as error:  # of the cache, mostly: full, or not ours to write
         raise RunError(f"cannot set up QEMU and its guest: {error}") from error
     count = arguments.guests

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,18 +36,24 @@ class GuestImage:
     initramfs: Path
 
 
-def guest_image(kernel: str | None = None, *, kernel_modules: Path | None = None) -> GuestImage:
+def guest_image(
+    kernel: str | None = None, *, kernel_modules: Path | None = None, more_modules: Sequence[str] = ()
+) -> GuestImage:
     """The small guest, fetched and built at the first call. `kernel` is a Debian suite or a file (see `find_kernel`).
 
-    Raises ConfigError when something cannot be fetched or the kernel is not usable.
+    `more_modules` are drivers beside those of virtio, which the guest loads when it boots, in this order. Debian's
+    kernel for virtual machines has few: `trixie:amd64` has all. What a kernel has built in may be named, too.
+    Raises ConfigError when something cannot be fetched, the kernel is not usable, or it has no module of that name.
     """
     found = find_kernel(kernel, modules=kernel_modules)
     tools = fetch_tools()
-    target = debian.cache_dir() / f"initramfs-{found.version}-{_digest(found, tools)}.cpio"
+    target = debian.cache_dir() / f"initramfs-{found.version}-{_digest(found, tools, more_modules)}.cpio"
     if target.exists():
         return GuestImage(found, target)
+    if more_modules:
+        modules.check_names(found.modules, found.version, more_modules)
     debian.progress(f"building the guest's initramfs for Linux {found.version}")
-    archive = newc.pack(_tree(found, tools))
+    archive = newc.pack(_tree(found, tools, more_modules))
     # Under another name first: a run that is interrupted, or one at the same time, never shows half a file.
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as scratch:
         scratch.write(archive)
@@ -69,18 +76,18 @@ def fetch_tools() -> Path:
     )
 
 
-def _digest(kernel: Kernel, tools: Path) -> str:
+def _digest(kernel: Kernel, tools: Path, more_modules: Sequence[str]) -> str:
     """Changes whenever the tree would: with our files, the tools, the kernel's modules."""
     digest = hashlib.sha256()
     for path in (Path(__file__), Path(newc.__file__), Path(modules.__file__), *sorted(_SCRIPTS.iterdir())):
         digest.update(path.read_bytes())
-    digest.update(f"{tools}\n{kernel.modules}\n{DRIVERS}\n{linux_aliases()}\n".encode())
+    digest.update(f"{tools}\n{kernel.modules}\n{DRIVERS}\n{linux_aliases()}\n{list(more_modules)}\n".encode())
     if kernel.modules is not None:
         digest.update((kernel.modules / "modules.dep").read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _tree(kernel: Kernel, tools: Path) -> list[newc.Entry]:
+def _tree(kernel: Kernel, tools: Path, more_modules: Sequence[str] = ()) -> list[newc.Entry]:
     entries = [newc.directory(path) for path in ("dev", "proc", "sys", "run", "mnt", "newroot", "root", "var/log")]
     entries += [
         newc.directory("tmp", 0o1777),
@@ -96,6 +103,7 @@ def _tree(kernel: Kernel, tools: Path) -> list[newc.Entry]:
         newc.file("etc/hosts", b"127.0.0.1 localhost guest\n"),
         # What `mount` without -t tries; the kernel loads the module of each.
         newc.file("etc/filesystems", b"ext4\nvfat\n"),
+        newc.file("etc/modules", "".join(f"{name}\n" for name in more_modules).encode()),
         newc.symlink("etc/mtab", "/proc/mounts"),
     ]
     entries += _busybox(tools)
@@ -106,7 +114,7 @@ def _tree(kernel: Kernel, tools: Path) -> list[newc.Entry]:
         newc.file("usr/share/misc/pci.ids", pci_names((tools / "usr/share/misc/pci.ids").read_text("utf-8")))
     )
     if kernel.modules is not None:
-        entries += modules.module_tree(kernel.modules, kernel.version, DRIVERS, linux_aliases())
+        entries += modules.module_tree(kernel.modules, kernel.version, [*DRIVERS, *more_modules], linux_aliases())
     return entries
 
 

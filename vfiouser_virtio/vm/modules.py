@@ -51,6 +51,19 @@ def resolve(table: dict[str, list[str]], wanted: Iterable[str]) -> list[str]:
     return list(ordered)
 
 
+def check_names(folder: Path | None, version: str, wanted: Iterable[str]) -> None:
+    """Raise ConfigError for a name of no module in the kernel's folder, be it a file of its own or built in."""
+    known: set[str] = set()
+    for file in ("modules.dep", "modules.builtin"):
+        if folder is not None and (folder / file).is_file():
+            lines = (folder / file).read_text().splitlines()
+            known |= {module_name(line.partition(":")[0]) for line in lines}
+    for name in wanted:
+        if module_name(name) not in known:
+            hint = "; Debian's trixie:amd64 has more of them" if "cloud" in version else ""
+            raise ConfigError(f"Linux {version} has no module {name}{hint}")
+
+
 def read_module(path: Path) -> bytes:
     """A module as the kernel's loader takes it. Raises ConfigError for a compression we cannot undo."""
     suffix = "." + path.name.split(".", 1)[1]
