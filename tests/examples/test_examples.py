@@ -19,7 +19,10 @@ from vfiouser_virtio.virtio import Device
 pytestmark = pytest.mark.once
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TESTED = {"dice.py", "failing_disk.py", "thermometer.py", "test_thermometer.py", "scratch_pci.py"}
+TESTED = {
+    "dice.py", "failing_disk.py", "thermometer.py", "test_thermometer.py", "scratch_pci.py",
+    "chips/at24.py", "chips/bmp280.py", "chips/buses.py", "chips/lm75.py",
+}  # fmt: skip
 
 
 def example(what: str, **options: Any) -> Device:
@@ -28,7 +31,7 @@ def example(what: str, **options: Any) -> Device:
 
 
 def test_all_examples_are_tested_and_listed() -> None:
-    files = {path.name for path in EXAMPLES.glob("*.py")}
+    files = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py")}
     assert files == TESTED
     listed = (EXAMPLES / "README.md").read_text()
     assert all(f"[{name}]({name})" in listed for name in files)
