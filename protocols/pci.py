@@ -117,6 +117,24 @@ MSI_CAP = Struct(  # 24 bytes: PCI_MSI_<NAME>, the form with 64-bit addresses an
     "pending_64" / Int32ul,
 )
 
+
+class MsiFlags(IntFlag):
+    """Bits of ``flags``, the message control register (PCI_MSI_FLAGS_*).
+
+    QMASK holds how many vectors there are, QSIZE how many the driver grants, each as a power of two.
+    """
+
+    ENABLE = 0x0001
+    QMASK = 0x000E
+    QSIZE = 0x0070
+    MASKBIT = 0x0100
+
+
+MSI_FLAGS_64BIT = 0x0080
+"""Bit of ``flags`` beside those of `MsiFlags`: the form with 64-bit addresses (PCI_MSI_FLAGS_64BIT)."""
+
+MSI_MAX_VECTORS = 32
+
 PM_CAP = Struct(  # 8 bytes: PCI_PM_<NAME>
     "id" / Int8ul,
     "next" / Int8ul,

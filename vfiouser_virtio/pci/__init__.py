@@ -6,6 +6,7 @@ from vfiouser_virtio.pci.config_space import ConfigSpace
 from vfiouser_virtio.pci.function import PciFunction
 from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.pci.intx import Intx
+from vfiouser_virtio.pci.msi import Msi
 from vfiouser_virtio.pci.msix import Msix
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ConfigSpace",
     "Identity",
     "Intx",
+    "Msi",
     "Msix",
     "PciFunction",
     "vendor_capability",

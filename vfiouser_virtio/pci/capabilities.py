@@ -10,6 +10,8 @@ from vfiouser_virtio.protocols.pci import (
     CFG_SPACE_SIZE,
     EXP_CAP,
     EXP_CAP_VERSION,
+    MSI_CAP,
+    MSI_FLAGS_64BIT,
     MSIX_CAP,
     PM_CAP,
     PM_CAP_VERSION,
@@ -27,6 +29,7 @@ from vfiouser_virtio.protocols.pci import (
     ExpLnkCtl,
     ExpLnkCtl2,
     ExpLnkSta,
+    MsiFlags,
     MsixFlags,
     PciStatus,
     PmCtrl,
@@ -95,6 +98,23 @@ def vendor_capability(
     """
     header = VNDR_CAP_HEADER.build({"id": CapId.VNDR, "next": 0, "length": VNDR_CAP_HEADER.sizeof() + len(body)})
     return Capability(header + body, writable, on_read=on_read, on_write=on_write)
+
+
+def msi_capability(vectors: int, *, on_read: OnRead, on_write: OnWrite) -> Capability:
+    """MSI (PCI 3.0 §6.8.1) with 64-bit addresses and a mask bit for each of ``vectors``, a power of two up to 32.
+
+    The pending bits are ``on_read``'s to store.
+    """
+    offered = vectors.bit_length() - 1 << 1
+    fields = dict.fromkeys(offsets(MSI_CAP), 0)
+    fields |= {"id": CapId.MSI, "flags": offered | MSI_FLAGS_64BIT | MsiFlags.MASKBIT}
+    message = {"address_lo": 0xFFFF_FFFC, "address_hi": 0xFFFF_FFFF, "data_64": 0xFFFF}
+    return Capability(
+        MSI_CAP.build(fields),
+        writable=_mask(MSI_CAP, flags=MsiFlags.ENABLE | MsiFlags.QSIZE, mask_64=(1 << vectors) - 1, **message),
+        on_read=on_read,
+        on_write=on_write,
+    )
 
 
 def msix_capability(vectors: int, *, bar: int, table: int, pba: int, on_write: OnWrite) -> Capability:

@@ -11,6 +11,7 @@ from vfiouser_virtio.pci.capabilities import (
     Capability,
     CapabilityChain,
     exp_capability,
+    msi_capability,
     msix_capability,
     pm_capability,
 )
@@ -19,16 +20,20 @@ from vfiouser_virtio.pci.header import define_header
 from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.pci.intx import Intx
 from vfiouser_virtio.pci.irqs import IrqIndex, set_irqs
+from vfiouser_virtio.pci.msi import Msi
 from vfiouser_virtio.pci.msix import Msix
 from vfiouser_virtio.pci.single_irq import SingleIrq
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import (
     CFG_SPACE_SIZE,
     EXP_CAP,
+    MSI_CAP,
     MSIX_CAP,
+    MSIX_MAX_VECTORS,
     PM_CAP,
     TYPE0_HEADER,
     ExpDevCtl,
+    MsiFlags,
     MsixFlags,
     PciCommand,
     PciStatus,
@@ -57,6 +62,7 @@ _STATUS, _ = offsets(TYPE0_HEADER)["status"]
 _INTERRUPT = int(PciStatus.INTERRUPT)  # a plain int: arithmetic with flags costs a microsecond, and INTx is hot
 _PM_CTRL, _ = offsets(PM_CAP)["ctrl"]
 _MSIX_FLAGS, _MSIX_FLAGS_SIZE = offsets(MSIX_CAP)["flags"]
+_MSI = offsets(MSI_CAP)
 _DEVCTL, _DEVCTL_SIZE = offsets(EXP_CAP)["devctl"]
 
 
@@ -110,6 +116,7 @@ class PciFunction:
         self.bars = Bars(self.config)
         self.intx = Intx(interrupt_pin, self._resample_fd_changed)
         self.msix: Msix | None = None
+        self.msi: Msi | None = None
         self._unraised: dict[int, SingleIrq] = {PciIrq.ERR: SingleIrq(), PciIrq.REQ: SingleIrq()}
         self._irqs: dict[int, IrqIndex] = {PciIrq.INTX: self.intx, **self._unraised}
         self.msix_enabled = False
@@ -125,7 +132,8 @@ class PciFunction:
 
         self._chain = CapabilityChain(self.config)
         self._pm_cap: int | None = None
-        self._msix_cap = 0
+        self._msix_cap = self._msi_cap = 0
+        self._levels = 0  # bit n: what the owner wants of interrupt n, see set_irq
         self._client_decodes = False
         define_header(self.config, identity, interrupt_pin)
         self.config.hook(_COMMAND, _COMMAND_SIZE, on_write=self._command_written)
@@ -150,6 +158,12 @@ class PciFunction:
         )
         return self._msix_cap
 
+    def add_msi(self, vectors: int = 1) -> int:
+        """Add MSI with 1, 2, 4, 8, 16 or 32 vectors; returns the capability's offset."""
+        self.msi = self._irqs[PciIrq.MSI] = Msi(vectors)
+        self._msi_cap = self._chain.add(msi_capability(vectors, on_read=self._msi_read, on_write=self._msi_written))
+        return self._msi_cap
+
     def add_pm(self, *, no_soft_reset: bool = True) -> int:
         """Add power management with D0 and D3hot; ``no_soft_reset``: a return to D0 keeps all state."""
         self._pm_cap = self._chain.add(pm_capability(no_soft_reset=no_soft_reset, on_write=self._pm_written))
@@ -161,10 +175,43 @@ class PciFunction:
 
     # Interrupts, for the owner
 
+    def irq(self, vector: int) -> None:
+        """Raise interrupt ``vector`` by what the guest has enabled: an MSI-X or MSI message, else INTx.
+
+        INTx stays up until ``set_irq(vector, False)``, and has one line for all vectors: the driver asks a register
+        of the device which of them it was. Raises ValueError when there is no such vector, whatever is enabled: as
+        many as MSI-X has are there, or 2048. A vector that MSI has no room for goes as `Msi.fire` says.
+        """
+        self._check_vector(vector)
+        if not self._message(vector):
+            self.set_irq(vector, True)
+
+    def set_irq(self, vector: int, level: bool) -> None:
+        """Say that interrupt ``vector`` has a cause, or has none any more, as a level: for status-and-mask registers.
+
+        INTx is up while any vector is. A message goes when a vector goes up, and for those that are up when the guest
+        enables messages (PCIe 4.0 §6.7.3.4 has it so for its own). Errors as `irq`.
+        """
+        self._check_vector(vector)
+        bit = 1 << vector
+        if level and not self._levels & bit:
+            self._message(vector)
+        self._levels = self._levels | bit if level else self._levels & ~bit
+        self.set_intx(self._levels != 0)
+
+    def raise_msi(self, vector: int) -> None:
+        """Send a vector; masked or without an eventfd it stays pending. ValueError when there is no such vector.
+
+        Does not look at MSI Enable; `irq` does.
+        """
+        if self.msi is None:
+            raise ValueError(f"MSI vector {vector} of a function without MSI")
+        self.msi.fire(vector)
+
     def raise_msix(self, vector: int) -> None:
         """Fire a vector; masked or without an eventfd it stays pending. ValueError when there is no such vector.
 
-        Does not look at MSI-X Enable: the owner chooses between this and `set_intx` by ``msix_enabled``.
+        Does not look at MSI-X Enable: the owner chooses between this and `set_intx` by ``msix_enabled``, or uses `irq`.
         """
         if self.msix is None:
             raise ValueError(f"MSI-X vector {vector} of a function without MSI-X")
@@ -194,8 +241,8 @@ class PciFunction:
         with ExitStack() as stack:
             holds: list[Hold | None] = []
             stack.callback(lambda: holds.append(self.memory.clear()))
-            if self.msix is not None:
-                stack.callback(self.msix.deassign, 0, self.msix.count)
+            for messages in self._messages():
+                stack.callback(messages.deassign, 0, messages.count)
             for irq in self._unraised.values():
                 stack.callback(irq.disable)
             stack.callback(self.intx.disable)
@@ -213,7 +260,7 @@ class PciFunction:
         return RegionInfo(RegionFlags.READ | RegionFlags.WRITE, size) if size else RegionInfo()
 
     def irq_info(self, index: int) -> IrqInfo:
-        """INTx, MSI-X, and one ERR and one REQ that are never raised (see `SingleIrq`); MSI has none."""
+        """INTx, MSI, MSI-X, and one ERR and one REQ that are never raised (see `SingleIrq`)."""
         _known(PciIrq, index, "GET_IRQ_INFO")
         irqs = self._irqs.get(index)
         # Without NORESIZE a client adds vectors one by one; with it QEMU takes all away first.
@@ -264,8 +311,9 @@ class PciFunction:
         """Registers to their power-on values; memory and eventfds stay, because QEMU does not send them again."""
         self.config.reset()
         self.msix_enabled = False
-        if self.msix is not None:
-            self.msix.reset()
+        for messages in self._messages():
+            messages.reset()
+        self._levels = 0
         self.intx.reset()
         self._command_written()
         return self.on_reset()
@@ -275,14 +323,14 @@ class PciFunction:
     def set_trigger(self, trigger: Trigger | None) -> None:
         """Interrupts go through ``trigger``, and stay pending while it returns False."""
         self.intx.trigger_elsewhere = trigger
-        if self.msix is not None:
-            self.msix.trigger_elsewhere = trigger
+        for messages in self._messages():
+            messages.trigger_elsewhere = trigger
 
     def retry_interrupts(self) -> None:
         """Deliver what is pending, as far as the trigger takes it now."""
         self.intx.retry()
-        if self.msix is not None:
-            self.msix.retry()
+        for messages in self._messages():
+            messages.retry()
 
     def dma_map_alias(
         self, address: int, size: int, *, readable: bool, writable: bool, vaddr: int, page_size: int
@@ -313,7 +361,8 @@ class PciFunction:
         self.bars.set_decode(
             memory=awake and (memory or not self._client_decodes), io=awake and (io or not self._client_decodes)
         )
-        self.intx.set_blocked(self.msix_enabled or bool(command & PciCommand.INTX_DISABLE))
+        messages = self.msix_enabled or (self.msi is not None and self.msi.enabled)
+        self.intx.set_blocked(messages or bool(command & PciCommand.INTX_DISABLE))
         bus_master = awake and bool(command & PciCommand.MASTER)
         if bus_master != self.bus_master:
             self.bus_master = bus_master
@@ -322,9 +371,49 @@ class PciFunction:
     def _msix_written(self, _offset: int, _data: bytes) -> None:
         assert self.msix is not None
         flags = self.config.load(self._msix_cap + _MSIX_FLAGS, _MSIX_FLAGS_SIZE)
-        self.msix_enabled = bool(flags & MsixFlags.ENABLE)
+        before, self.msix_enabled = self.msix_enabled, bool(flags & MsixFlags.ENABLE)
         self.msix.set_control(enable=self.msix_enabled, mask_all=bool(flags & MsixFlags.MASKALL))
         self._command_written()
+        if self.msix_enabled and not before:
+            self._send_levels()
+
+    def _msi_written(self, _offset: int, _data: bytes) -> None:
+        assert self.msi is not None
+        flags, mask = (self.config.load(self._msi_cap + at, size) for at, size in (_MSI["flags"], _MSI["mask_64"]))
+        before, enable = self.msi.enabled, bool(flags & MsiFlags.ENABLE)
+        granted = 1 << ((flags & MsiFlags.QSIZE) >> 4)
+        self.msi.set_registers(enable=enable, granted=granted, mask=mask)
+        self._command_written()
+        if enable and not before:
+            self._send_levels()
+
+    def _msi_read(self, _offset: int, _count: int) -> None:
+        assert self.msi is not None
+        at, size = _MSI["pending_64"]
+        self.config.store(self._msi_cap + at, self.msi.pending_bits.to_bytes(size, "little"))
+
+    def _messages(self) -> Sequence[Msi | Msix]:
+        return [messages for messages in (self.msi, self.msix) if messages is not None]
+
+    def _message(self, vector: int) -> bool:
+        """Send a vector by the kind of message that is enabled; False: none is."""
+        if self.msix is not None and self.msix.enabled:
+            self.msix.fire(vector)
+        elif self.msi is not None and self.msi.enabled:
+            self.msi.fire(vector & self.msi.count - 1)
+        else:
+            return False
+        return True
+
+    def _check_vector(self, vector: int) -> None:
+        count = MSIX_MAX_VECTORS if self.msix is None else self.msix.count
+        if not 0 <= vector < count:
+            raise ValueError(f"interrupt {vector} of a function with {count}")
+
+    def _send_levels(self) -> None:
+        for vector in range(self._levels.bit_length()):
+            if self._levels >> vector & 1:
+                self._message(vector)
 
     def _pm_written(self, offset: int, data: bytes) -> None:
         assert self._pm_cap is not None

@@ -12,7 +12,7 @@ from vfiouser_virtio.vfio_device import Buffer, IrqSetFlags, PciIrq
 
 
 class IrqIndex(Protocol):
-    """Base of `Msix` and `Intx`: numbered interrupts, each with an eventfd or without."""
+    """Base of `Msix`, `Msi` and `Intx`: numbered interrupts, each with an eventfd or without."""
 
     count: int
 
@@ -71,7 +71,9 @@ def _check(index: int, flags: IrqSetFlags, fds: Sequence[int]) -> None:
     what = f"SET_IRQS index {index:#x} flags {flags:#x}"
     if not flags & IrqSetFlags.ACTION_TRIGGER:
         if index != PciIrq.INTX:
-            raise PeerError(f"{what}: only INTx can be masked here; MSI-X is masked in its table", errno.ENOTTY)
+            raise PeerError(
+                f"{what}: only INTx can be masked here; MSI-X and MSI are masked in their registers", errno.ENOTTY
+            )
         if flags & IrqSetFlags.ACTION_MASK and flags & IrqSetFlags.DATA_EVENTFD:
             raise PeerError(f"{what}: masking through an eventfd is not supported, as in Linux", errno.ENOTTY)
         if flags & IrqSetFlags.DATA_EVENTFD and fds and not eventfds.CAN_TAKE:

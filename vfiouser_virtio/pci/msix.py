@@ -11,16 +11,16 @@ eventfd, or one that QEMU holds back. So a vector counts as masked by the table 
 control word. Message control and reads of the pending bits do get here.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 
 from vfiouser_virtio.eventfds import signal
 from vfiouser_virtio.pci.bars import Bar
+from vfiouser_virtio.pci.message_vectors import MessageVectors
+from vfiouser_virtio.pci.single_irq import NO_FD
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import MSIX_ENTRY, MSIX_ENTRY_CTRL_MASKBIT, MSIX_ENTRY_SIZE, MSIX_MAX_VECTORS
-from vfiouser_virtio.vfio_device import Buffer, Trigger
+from vfiouser_virtio.vfio_device import Buffer
 
-_NO_FD = -1
 _SMALLEST_PBA_OFFSET = 0x800  # where QEMU's own virtio-pci has it
 _VECTOR_CTRL, _ = offsets(MSIX_ENTRY)["vector_ctrl"]
 # Messages are 4-byte aligned; of the control word only the mask bit exists.
@@ -32,7 +32,7 @@ _ENTRY_POWER_ON = MSIX_ENTRY.build(
 )
 
 
-class Msix:
+class Msix(MessageVectors):
     """``count`` vectors, 1 to 2048. A vector that cannot fire becomes pending and fires when it can."""
 
     table_offset = 0
@@ -40,14 +40,11 @@ class Msix:
     def __init__(self, count: int) -> None:
         if not 1 <= count <= MSIX_MAX_VECTORS:
             raise ValueError(f"MSI-X has 1 to {MSIX_MAX_VECTORS} vectors, not {count}")
-        self.count = count
+        super().__init__(count)
         self.enabled = False
         self._table_size = count * MSIX_ENTRY_SIZE
         self.pba_offset = max(_SMALLEST_PBA_OFFSET, 1 << (self._table_size - 1).bit_length())
         self._image = bytearray(2 * self.pba_offset)  # what the BAR reads as
-        self._fds = [_NO_FD] * count
-        self.trigger_elsewhere: Trigger | None = None
-        """Signals a vector that has no eventfd here, where an engine keeps them itself."""
         self._masked = bytearray(count)
         self._mask_all = False
         self.reset()
@@ -63,7 +60,7 @@ class Msix:
         fd = self._fds[vector]
         if self._mask_all or self._masked[vector]:
             self._image[self.pba_offset + (vector >> 3)] |= 1 << (vector & 7)
-        elif fd != _NO_FD:
+        elif fd != NO_FD:
             signal(fd)
         elif self.trigger_elsewhere is None or not self.trigger_elsewhere(vector):
             self._image[self.pba_offset + (vector >> 3)] |= 1 << (vector & 7)
@@ -87,29 +84,13 @@ class Msix:
 
     def assign(self, start: int, fds: Sequence[int]) -> None:
         """SET_IRQS with eventfds for ``start`` on. A live vector changes over without losing an event."""
-        for vector, fd in enumerate(fds, start):
-            old, self._fds[vector] = self._fds[vector], fd
-            if old != _NO_FD:
-                os.close(old)
+        super().assign(start, fds)
         self._deliver(range(start, start + len(fds)))
-
-    def deassign(self, start: int, count: int) -> None:
-        """SET_IRQS without eventfds: what the vectors are asked for from now on stays pending."""
-        for vector in range(start, start + count):
-            old, self._fds[vector] = self._fds[vector], _NO_FD
-            if old != _NO_FD:
-                os.close(old)
 
     def disable(self) -> None:
         """SET_IRQS with count 0: no vector has an eventfd, nothing is pending."""
-        self.deassign(0, self.count)
+        super().disable()
         self._clear_pending()
-
-    def trigger(self, vectors: Iterable[int]) -> None:
-        """SET_IRQS' loopback test: signal these vectors' eventfds, masked or not."""
-        for vector in vectors:
-            if self._fds[vector] != _NO_FD:
-                signal(self._fds[vector])
 
     def state(self) -> bytes:
         """The table, and which vectors it masks; empty while nothing of it was written."""
