@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,9 +17,13 @@ from support.processes import children
 
 from vfiouser_virtio.guest import ALL_DRIVERS, DeviceBroken, VirtioDevice, VirtioDriver, bound_pci, virtio_ids
 from vfiouser_virtio.guest.requests import RequestQueue
+from vfiouser_virtio.protocols.codec import codec
+from vfiouser_virtio.protocols.vfio_user import REGION_ACCESS, Command, PciRegion
 from vfiouser_virtio.serving.keeper.restarts import DEATHS_TO_GIVE_UP, DEATHS_TO_RESET
 from vfiouser_virtio.vfio_user import SharedMemory, connect
 from vfiouser_virtio.vfio_user.client import Client, RemoteError
+from vfiouser_virtio.vfio_user.wire.connection import request
+from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
 # Each does something when there is a file called as it says, and answers requests otherwise.
 DEVICES = """\
@@ -157,6 +162,35 @@ async def test_a_client_that_fills_the_keepers_table_of_files_harms_itself_alone
             with trio.fail_after(60):
                 assert len(await device.driver_data.read(16)) == 16
         assert children(served.process.pid) == [keeper]
+
+
+async def test_a_client_that_reads_its_answers_late_gets_each_of_them_once(tmp_path: Path) -> None:
+    """More than the keeper keeps, and the process dies meanwhile."""
+    count, size = 6000, 4096
+    async with serve_process("--supervise", "--device", "rng", folder=tmp_path) as served:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(60)
+            sock.connect(served.sockets[0])
+            sock.send(request(0, Command.VERSION, b"\0\0\1\0{}\0"))
+            access = codec(REGION_ACCESS).pack(0, PciRegion.CONFIG, size)
+            for number in range(count):
+                sock.sendall(request(number & 0xFFFF, Command.REGION_READ, access))
+            await kill_device(served)
+            await said(served, "another one is started")
+            answers = MessageSocket(sock.dup())
+            sock.setblocking(False)
+            expected = -1
+            with trio.fail_after(60):
+                while expected < count:
+                    await trio.lowlevel.wait_readable(answers.socket)
+                    assert answers.receive_nowait()
+                    while answers.connection.next():
+                        message = answers.connection.message()
+                        assert message.id == max(expected, 0)
+                        assert expected < 0 or len(message.body) == len(access) + size
+                        expected += 1
+            answers.close()
+        assert await served.terminate() == 0
 
 
 @pytest.mark.parametrize("ring", ["split", "packed"])

@@ -14,7 +14,7 @@ from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import DMA_MAP, Command
 from vfiouser_virtio.serving.keeper.pending import MOST_SENT
-from vfiouser_virtio.serving.keeper.relay import MOST_WAITING, Relay
+from vfiouser_virtio.serving.keeper.relay import MOST_ASKING, MOST_WAITING, Relay, RelayError
 from vfiouser_virtio.vfio_user.wire.connection import Message, reply, request
 from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
@@ -136,4 +136,87 @@ def test_a_message_that_cannot_be_sent_is_noticed() -> None:
             assert relay.from_client()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        assert relay.failure == "Too many open files"
+        assert relay.device_failure == "Too many open files"
+
+
+@contextmanager
+def live() -> Iterator[tuple[Relay, MessageSocket, MessageSocket]]:
+    """A relay, its client, and a device's process that goes on where nothing was."""
+    mine, device = socket.socketpair()
+    with relayed() as (relay, client):
+        relay.attach(mine)
+        assert relay.was_told()
+        relay.go_on()
+        process = MessageSocket(device)
+        try:
+            yield relay, MessageSocket(client), process
+        finally:
+            process.close()
+
+
+def test_answers_that_the_client_does_not_read_stay_with_the_device() -> None:
+    """As many as the client wants to ask for, if the keeper took them."""
+    with live() as (relay, client, process):
+        answered, data = 0, bytes(60_000)
+        while relay.takes_answers:
+            client.send(request(answered, Command.REGION_READ))
+            assert relay.from_client()
+            for message in take(process):
+                process.send(reply(message.id, message.command, data))
+                answered += 1
+            while not process.flush_nowait() and relay.takes_answers:
+                relay.from_device()
+            assert answered * len(data) < 2 * MOST_WAITING, "it takes without an end"
+        read = 0
+        while read < answered:
+            process.flush_nowait()
+            if relay.takes_answers:
+                relay.from_device()
+            relay.client.flush_nowait()
+            for message in take(client):
+                assert (message.id, len(message.body)) == (read, len(data))
+                read += 1
+
+
+def test_answers_that_the_device_does_not_read_stay_with_the_client() -> None:
+    with live() as (relay, client, process):
+        data = bytes(1 << 20)
+        for number in range(100):
+            process.send(request(number, Command.DMA_READ))
+            relay.from_device()
+            client.send(reply(number, Command.DMA_READ, data))
+            while not client.flush_nowait() and relay.takes_more:
+                assert relay.from_client()
+        assert not relay.takes_more
+        assert relay.device is not None
+        assert relay.device.queued < MOST_WAITING + (2 << 20)
+
+
+def test_a_device_that_asks_without_waiting() -> None:
+    with live() as (relay, client, process):
+        for number in range(MOST_ASKING):
+            process.send(request(number, Command.DMA_READ))
+            relay.from_device()
+            take(client)
+        process.send(request(0, Command.DMA_READ))
+        with pytest.raises(RelayError, match="more than 0x2000 requests"):
+            relay.from_device()
+
+
+def test_a_client_that_never_answers() -> None:
+    """However often its device dies."""
+    with live() as (relay, client, process):
+        while not relay.client_failure:
+            for number in range(MOST_ASKING // 2):
+                process.send(request(number, Command.DMA_READ))
+                relay.from_device()
+                take(client)
+            process.close()
+            relay.detach()
+            mine, device = socket.socketpair()
+            process = MessageSocket(device)
+            relay.attach(mine)
+            assert relay.was_told()
+            relay.go_on()
+        process.close()
+        assert relay.client_failure == f"it has not answered {MOST_ASKING * 3 // 2:#x} requests"

@@ -106,8 +106,9 @@ class Keeper:
             writes = select.POLLOUT if relay.client.queued else 0
             wanted[relay.client.socket.fileno()] = writes | (select.POLLIN if relay.takes_more else 0)
             if relay.device is not None and self._closed is None:
-                writes = select.POLLOUT if relay.device.queued else 0
-                wanted[relay.device.socket.fileno()] = writes | select.POLLIN
+                events = (select.POLLOUT if relay.device.queued else 0) | (select.POLLIN if relay.takes_answers else 0)
+                if events:  # with none, its end would be reported again and again
+                    wanted[relay.device.socket.fileno()] = events
         if wanted != self._watched:
             for fd in self._watched.keys() - wanted.keys():
                 self._poll.unregister(fd)
@@ -132,8 +133,8 @@ class Keeper:
             self._from_device(relay)
         if relay is not None and relay is self._relay and relay.client.socket.fileno() in ready:
             self._from_client(relay)
-        if relay is not None and relay is self._relay and relay.failure:
-            self._failed(relay)
+        if relay is not None and relay is self._relay:
+            self._check(relay)
         if self._process is not None and any(fd in ready for fd in self._process.waits_for()):
             self._from_process(self._process)
         if self._listening and self._listener.socket.fileno() in ready:
@@ -181,13 +182,13 @@ class Keeper:
             self._log.warning("%s; connection closed", error)
             self._client_left(relay)
 
-    def _failed(self, relay: Relay) -> None:
-        """One of the two waits for a message that cannot come: there was no room for its file descriptors."""
-        if relay.client.failure:
-            self._log.warning("a message to the client is lost (%s); connection closed", relay.client.failure)
+    def _check(self, relay: Relay) -> None:
+        """Part with one that waits for a message which cannot come: mostly there was no room for its files."""
+        if failure := relay.client_failure:
+            self._log.warning("no more can be said to the client (%s); connection closed", failure)
             self._client_left(relay)
-        elif self._process is not None and self._closed is None:
-            self._log.error("a message to its process is lost (%s); another one is started", relay.failure)
+        elif relay.device_failure and self._process is not None and self._closed is None:
+            self._log.error("no more can be said to its process (%s), and it is killed", relay.device_failure)
             self._closed = -1
             self._process.kill()
 
@@ -262,6 +263,8 @@ class Keeper:
         assert relay.device is not None
         assert self._process is not None
         relay.send_requests()
+        if not relay.takes_answers:
+            return
         try:
             more = relay.from_device()
         except RelayError as error:

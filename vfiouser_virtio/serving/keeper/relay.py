@@ -37,12 +37,16 @@ from vfiouser_virtio.vfio_user.wire.connection import MAX_MSG_FDS, Message, erro
 from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
 MOST_WAITING = 16 << 20
-"""Bytes of requests without an answer, or of replies that the client does not read, beyond which no more are taken."""
+"""Bytes of requests without an answer, or of messages that one side does not read, beyond which no more are taken."""
+MOST_ASKING = 8192
+"""Requests of a device to its client without an answer: more than a `DmaProxy` has under way."""
 _WRITE, _NO_REPLY, _ERROR = int(Command.REGION_WRITE), int(MessageFlags.NO_REPLY), int(MessageFlags.ERROR)
 _ACCESS_SIZE = HEADER_AND_REGION_ACCESS.size
 _unpack_access = HEADER_AND_REGION_ACCESS.unpack_from
 _REGION_IO_FDS, _IOEVENTFD = codec(REGION_IO_FDS), codec(IOEVENTFD)
 _MOST_QUEUES = 1024
+# Times that a socket is read whose other end has died: more than fits into it, at 64 KiB each.
+_LAST_WORDS = 64
 _ANY_QUEUES = _REGION_IO_FDS.size + _MOST_QUEUES * _IOEVENTFD.size
 """Room for the eventfds of so many queues; of others, notifications stay messages."""
 
@@ -85,7 +89,13 @@ class Relay:
     @property
     def takes_more(self) -> bool:
         """Whether the client is to be read from."""
-        return self._asked.cost <= MOST_WAITING and self.client.queued <= MOST_WAITING
+        unread = self.client.queued if self.device is None else max(self.client.queued, self.device.queued)
+        return self._asked.cost <= MOST_WAITING and unread <= MOST_WAITING
+
+    @property
+    def takes_answers(self) -> bool:
+        """Whether the device's process is to be read from."""
+        return self.client.queued <= MOST_WAITING
 
     @property
     def begun(self) -> bool:
@@ -93,9 +103,16 @@ class Relay:
         return self.told.version is not None
 
     @property
-    def failure(self) -> str:
-        """Why no message can be sent to the device's process or the client, although they are there; mostly empty."""
-        return self.client.failure or (self.device.failure if self.device is not None else "")
+    def client_failure(self) -> str:
+        """Why there is no talking to the client although it is there; mostly empty."""
+        if len(self._stale) > MOST_ASKING:
+            return f"it has not answered {len(self._stale):#x} requests"
+        return self.client.failure
+
+    @property
+    def device_failure(self) -> str:
+        """The same of the device's process."""
+        return "" if self.device is None else self.device.failure
 
     # ---- from the client -----------------------------------------------------------------------------------------
 
@@ -195,6 +212,8 @@ class Relay:
                     if message.is_reply:
                         self._reply(message)
                     else:
+                        if len(self._asking) >= MOST_ASKING:
+                            raise RelayError(f"more than {MOST_ASKING:#x} requests before an answer")
                         self._asking.append((message.id, message.command))
                         self.client.send(_whole(message))
                 finally:
@@ -287,8 +306,10 @@ class Relay:
         """The process has died. What it has sent is relayed; what it had begun to send is not."""
         if self.device is not None:
             try:
-                while self.from_device():
-                    pass
+                # It may have left the socket to a process that goes on writing.
+                for _ in range(_LAST_WORDS):
+                    if not self.from_device():
+                        break
             except RelayError as error:
                 self._log.debug("its last words: %s", error)
             self.device.close()
