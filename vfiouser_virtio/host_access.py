@@ -25,6 +25,11 @@ class HostAccess:
     """UNIX sockets are made and connected: to any that the user may connect to."""
     tcp_ports: tuple[int, ...] = ()
     """TCP sockets are made, and connected to these ports (of any host)."""
+    terminal: bool = False
+    """Modes of terminals are set."""
+    loads_code: bool = False
+    """Modules in C and libraries that are not loaded yet are loaded later, or ctypes makes callbacks: any file that may
+    be read, or that the process can write and has open, can be mapped as machine code."""
 
     def __or__(self, other: "HostAccess") -> "HostAccess":
         return HostAccess(
@@ -34,6 +39,8 @@ class HostAccess:
             writes=self.writes + other.writes,
             connects=self.connects or other.connects,
             tcp_ports=self.tcp_ports + other.tcp_ports,
+            terminal=self.terminal or other.terminal,
+            loads_code=self.loads_code or other.loads_code,
         )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import termios
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -140,6 +141,25 @@ async def test_other_devices(tmp_path: Path) -> None:
             assert (await events.describe()).name
     assert {path.name for path in tmp_path.iterdir()} == {"bytes", "log"}
     assert (tmp_path / "log").read_bytes() == b"logged"
+
+
+async def test_a_terminal(tmp_path: Path) -> None:
+    """A console on standard input has it in the sandbox, and restores its modes in the end."""
+    ours, theirs = os.openpty()
+    try:
+        before = termios.tcgetattr(theirs)
+        on_terminal = ("sh", "-c", f'exec setsid --ctty "$@" <{os.ttyname(theirs)}', "sh", *COMMAND)
+        async with sandboxed(tmp_path, "console,chardev=stdio", command=on_terminal) as served:
+            assert termios.tcgetattr(theirs) != before
+            async with driven(served.sockets[0]) as device:
+                ports: ConsolePorts = device.driver_data
+                port = await ports.wait_port(0)
+                os.write(ours, b"typed")
+                assert await port.receive() == b"typed"
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def _connect(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """Program that enters the sandbox and then tries what who has taken it over would: what came of each, as JSON.
 
-Its arguments: a folder that it may remove files of, a file that it has open when it enters, and a TCP port to which it
-may connect, if there is one.
+Its arguments: a folder that it may remove files of, a file that it has open when it enters, and rights that it asks
+for: ``port=`` and a TCP port, ``code``, ``terminal``.
 """
 
 import ctypes
@@ -43,6 +43,11 @@ def code() -> None:
     with mmap.mmap(-1, 4096) as page:
         address = ctypes.addressof(ctypes.c_char.from_buffer(page))
         in_c("mprotect", address, 4096, mmap.PROT_READ | mmap.PROT_EXEC)
+
+
+def map_code(fd: int) -> None:
+    """A file as code, which is what loading a library does."""
+    mmap.mmap(fd, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
 
 
 def in_thread(work: Callable[[], object]) -> None:
@@ -105,13 +110,16 @@ TRIED: dict[str, Callable[[], object]] = {
     "type into a terminal": lambda: in_c("ioctl", 0, 0x5412, 0),
     "raise a limit": limit,
     "make memory code": code,
+    "map a file as code": lambda: map_code(opened),
+    "read of its terminal": lambda: os.read(2, 1),
+    "set its terminal up": lambda: in_c("ioctl", 2, 0x5402, 0),
     # What a device does:
     "send to a socket of its own": lambda: pair[0].sendmsg([b"x"]),
     "flush a mapping": lambda: mmap.mmap(-1, 4096).flush(),
     "read /proc/self": lambda: Path("/proc/self/maps").read_text(),
     "import": lambda: __import__("wave"),
     "write to what is open": lambda: os.pwrite(opened, b"x", 0),
-    "make longer what is open": lambda: os.ftruncate(opened, 10),
+    "make longer what is open": lambda: os.ftruncate(opened, 8192),
     "start a thread": lambda: in_thread(lambda: None),
     "signal itself": lambda: os.kill(os.getpid(), signal.SIGUSR1),
     "remove its own file": lambda: os.unlink(folder / "mine"),
@@ -132,8 +140,13 @@ def tcp(port: int) -> None:
 
 
 access = HostAccess(removes=(folder / "mine",))
-if sys.argv[3:]:
-    port = int(sys.argv[3])
+asked: dict[str, str] = {}
+for word in sys.argv[3:]:
+    right, _, value = word.partition("=")
+    asked[right] = value
+access |= HostAccess(loads_code="code" in asked, terminal="terminal" in asked)
+if "port" in asked:
+    port = int(asked["port"])
     access |= HostAccess(tcp_ports=(port,))
     TRIED |= {
         "make a UDP socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
@@ -146,6 +159,7 @@ if sys.argv[3:]:
     }
 enter_sandbox("strict", access)
 results = {name: came_of(attempt) for name, attempt in TRIED.items()}
+results["standard input"] = "/dev/null" if os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev else "as it was"
 results["capabilities"] = next(
     line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")
 )

@@ -15,6 +15,7 @@ from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.file_pipe import reading_pipe, writing_pipe
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.fds import may_wait
+from vfiouser_virtio.host_access import HostAccess
 
 # Index of the flags in what termios.tcgetattr returns.
 _IFLAG, _LFLAG, _CC = 0, 3, 6
@@ -85,6 +86,10 @@ class Stdio(FdChardev):
 
     def write_failed(self, error: OSError) -> None:
         self.log.warning("stdio: no more output: %s", error.strerror)
+
+    def confine(self) -> HostAccess:
+        """See `host_access.Confinable`: the terminal is restored in the end."""
+        return HostAccess(terminal=True)
 
     def close(self) -> None:
         super().close()

@@ -1,5 +1,6 @@
 """Privileges that are given up for good: those of root, capabilities(7), no_new_privs, memory that is code."""
 
+import contextlib
 import ctypes
 import errno
 import grp
@@ -17,7 +18,7 @@ from vfiouser_virtio.libc import last_error, libc
 from vfiouser_virtio.parent_death import end_with_parent
 
 # linux/prctl.h
-_PR_GET_PDEATHSIG = 2
+_PR_GET_PDEATHSIG, _PR_SET_DUMPABLE = 2, 4
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
 _PR_SET_MDWE, _PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
 # linux/capability.h: _LINUX_CAPABILITY_VERSION_3, with two structs of three masks: effective, permitted, inheritable.
@@ -55,6 +56,40 @@ def refuse_new_code() -> bool:
     A file that can be written can be mapped as code even so.
     """
     return _prctl(_PR_SET_MDWE, _PR_MDWE_REFUSE_EXEC_GAIN) == 0
+
+
+def hide_memory() -> None:
+    """No other process of the user can trace this one, read its memory or take its descriptors; it leaves no core dump.
+
+    Its files in /proc are root's from now on (PR_SET_DUMPABLE); that of its own threads they stay.
+    """
+    if _prctl(_PR_SET_DUMPABLE, 0):
+        raise last_error()
+
+
+def leave_terminal() -> None:
+    """Nothing is read of standard input any more, nor of the terminal that standard output and error may be.
+
+    Where a terminal is another user's, and cannot be opened again, it stays as it is. Descriptors that a device has
+    made of them are the device's.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for fd in (0, 1, 2):
+            try:
+                kind = os.fstat(fd).st_mode
+            except OSError:  # closed: nothing else is to be taken for it
+                os.dup2(null, fd)
+                continue
+            if fd == 0 and (os.isatty(fd) or stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
+                os.dup2(null, fd)
+            elif os.isatty(fd):
+                with contextlib.suppress(OSError):
+                    written = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+                    os.dup2(written, fd)
+                    os.close(written)
+    finally:
+        os.close(null)
 
 
 def _prctl(option: int, value: int) -> int:

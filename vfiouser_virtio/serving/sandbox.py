@@ -16,6 +16,7 @@ import ctypes
 import logging
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -26,14 +27,8 @@ from typing import Literal, get_args
 from vfiouser_virtio.engines import Engine, Socket, VfioUserEngine
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.host_access import NO_ACCESS, HostAccess, confine_all
-from vfiouser_virtio.libc import last_error, libc
-from vfiouser_virtio.protocols.seccomp import (
-    INSTRUCTION_CODEC,
-    PR_GET_SECCOMP,
-    SET_MODE_FILTER,
-    Arch,
-    FilterFlags,
-)
+from vfiouser_virtio.libc import libc
+from vfiouser_virtio.protocols.seccomp import PR_GET_SECCOMP, Arch
 from vfiouser_virtio.protocols.system_calls import NR_SECCOMP
 from vfiouser_virtio.serving.device_setup import in_own_thread
 from vfiouser_virtio.serving.privileges import (
@@ -41,11 +36,13 @@ from vfiouser_virtio.serving.privileges import (
     allow_no_new_privileges,
     bound_capabilities,
     drop_capabilities,
+    hide_memory,
+    leave_terminal,
     refuse_new_code,
 )
 from vfiouser_virtio.serving.sandbox_calls import allowed_calls
 from vfiouser_virtio.serving.sandbox_files import landlock_abi, restrict_files
-from vfiouser_virtio.serving.sandbox_filter import assemble
+from vfiouser_virtio.serving.sandbox_filter import assemble, install_filter
 from vfiouser_virtio.serving.terminal import rest_writers
 from vfiouser_virtio.virtio import Device
 from vfiouser_virtio.virtio.author_line import author_line
@@ -141,7 +138,9 @@ def missing_in_kernel() -> str:
         lacks.append("rule of Landlock about O_TRUNC (Linux 6.2): what may be read may be emptied")
     elif abi < 6:
         lacks.append("rules of Landlock about signals and abstract UNIX sockets (Linux 6.12)")
-    if platform.machine() not in NR_SECCOMP:
+    if sys.maxsize < 1 << 32:
+        lacks.append("Python of 64 bits, whose system calls are known")
+    elif platform.machine() not in NR_SECCOMP:
         lacks.append(f"a table of the system calls of {platform.machine()}")
     elif libc.prctl(ctypes.c_int(PR_GET_SECCOMP), 0, 0, 0, 0) < 0:
         lacks.append("seccomp (CONFIG_SECCOMP_FILTER)")
@@ -172,12 +171,14 @@ def enter_sandbox(mode: SandboxMode, access: HostAccess, user: OtherUser | None 
     except OSError:
         pass  # musl has none
     steps: list[tuple[str, Callable[[], object]]] = [
+        ("standard input and output", leave_terminal),
         ("no_new_privs", allow_no_new_privileges),
         ("executable memory", refuse_new_code),
         ("Landlock", lambda: _restrict_files(access)),  # its files may be root's, as Python's own
         ("bounding set", bound_capabilities),
         ("another user", user.become if user is not None else lambda: None),
         ("capabilities", drop_capabilities),
+        ("core dumps", hide_memory),
         ("seccomp", lambda: _filter_calls(access)),
     ]
     for step, give_up in steps:
@@ -196,23 +197,8 @@ def _restrict_files(access: HostAccess) -> None:
 
 def _filter_calls(access: HostAccess) -> None:
     machine = platform.machine()
-    if machine not in NR_SECCOMP:
-        return
-    program = assemble(Arch[machine], allowed_calls(machine, access))
-    buffer = ctypes.create_string_buffer(program, len(program))
-
-    class _Program(ctypes.Structure):  # struct sock_fprog
-        _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
-
-    argument = _Program(len(program) // INSTRUCTION_CODEC.size, ctypes.addressof(buffer))
-    result = libc.syscall(
-        ctypes.c_long(NR_SECCOMP[machine]),
-        ctypes.c_ulong(SET_MODE_FILTER),
-        ctypes.c_ulong(FilterFlags.TSYNC),
-        ctypes.byref(argument),
-    )
-    if result:
-        raise last_error()
+    if machine in NR_SECCOMP and sys.maxsize > 1 << 32:  # else its numbers are those of another table
+        install_filter(assemble(Arch[machine], allowed_calls(machine, access)))
 
 
 def _wait_alone() -> None:

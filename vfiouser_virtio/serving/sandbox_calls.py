@@ -4,6 +4,7 @@ Found with strace over the devices with each of their back ends, and by reading 
 `tests/cli/test_sandbox.py` has the devices at work behind the filter.
 """
 
+import mmap
 import os
 import socket
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ _ALWAYS = {
     "waiting": "poll ppoll select pselect6 epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 "
     "timerfd_create timerfd_settime nanosleep clock_nanosleep restart_syscall",
     "sockets that are there": "accept accept4 recvfrom recvmsg shutdown getsockname getpeername getsockopt setsockopt",
-    "memory": "mmap munmap mremap mprotect madvise msync brk memfd_create membarrier",
+    "memory": "munmap mremap madvise msync brk memfd_create membarrier",
     "threads": "futex set_robust_list rseq arch_prctl exit exit_group sched_yield sched_getaffinity gettid",
     "signals of our own": "rt_sigaction rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigreturn "
     "sigaltstack setitimer getitimer wait4 waitid",
@@ -31,16 +32,16 @@ _ALWAYS = {
     "getuid geteuid getgid getegid getgroups getpgrp getpgid getsid",
 }
 
-# asm-generic/ioctls.h, the same on both machines: of terminals (of consoles, and what Python asks of any file that it
-# opens) and of sockets. TIOCSTI, which types into a terminal, is not among them.
+# asm-generic/ioctls.h, the same on both machines: of terminals (what Python asks of any file that it opens) and of
+# sockets. TIOCSTI, which types into a terminal, is not among them; nor are those that set its modes, but for a console.
 _TCGETS, _TCSETS, _TCSETSW, _TCSETSF = 0x5401, 0x5402, 0x5403, 0x5404
 _TCGETS2, _TCSETS2, _TCSETSW2, _TCSETSF2 = 0x802C542A, 0x402C542B, 0x402C542C, 0x402C542D
 _TIOCGPGRP, _TIOCGWINSZ, _FIONREAD, _FIONBIO, _FIONCLEX, _FIOCLEX = 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451
 _IOCTLS = (
-    *(_TCGETS, _TCSETS, _TCSETSW, _TCSETSF, _TCGETS2, _TCSETS2, _TCSETSW2, _TCSETSF2),
-    *(_TIOCGPGRP, _TIOCGWINSZ, _FIONREAD, _FIONBIO, _FIONCLEX, _FIOCLEX),
+    *(_TCGETS, _TCGETS2, _TIOCGPGRP, _TIOCGWINSZ, _FIONREAD, _FIONBIO, _FIONCLEX, _FIOCLEX),
     *(tun.TUNSETOFFLOAD, tun.TUNSETVNETHDRSZ, tun.TUNSETQUEUE, tun.TUNGETIFF),
 )
+_TERMINAL_IOCTLS = (_TCSETS, _TCSETSW, _TCSETSF, _TCSETS2, _TCSETSW2, _TCSETSF2)
 # linux/prctl.h
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
 # sys/socket.h: what connects to an address that sendmsg() names (TCP Fast Open).
@@ -63,7 +64,10 @@ def allowed_calls(machine: str, access: HostAccess) -> Rules:
     names = " ".join(_ALWAYS.values()).split()
     conditions: dict[str, Sequence[Sequence[CallArgument]]] = {
         "clone": [(CallArgument(0, _THREAD, _THREAD),)],
-        "ioctl": [(CallArgument(1, number),) for number in _IOCTLS],
+        "ioctl": [(CallArgument(1, number),) for number in _IOCTLS + (_TERMINAL_IOCTLS if access.terminal else ())],
+        # No machine code that is not there yet, from a file either.
+        "mmap": [()] if access.loads_code else [(CallArgument(2, 0, mmap.PROT_EXEC),)],
+        "mprotect": [()] if access.loads_code else [(CallArgument(2, 0, mmap.PROT_EXEC),)],
         "prctl": [(CallArgument(0, option),) for option in (_PR_SET_NAME, _PR_GET_NAME)],
         "kill": [(CallArgument(0, os.getpid()),)],
         "tgkill": [(CallArgument(0, os.getpid()),)],

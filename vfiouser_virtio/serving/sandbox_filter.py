@@ -9,21 +9,26 @@
     anything else ──▶ EPERM
 """
 
+import ctypes
 import errno
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from vfiouser_virtio.libc import last_error, libc
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.seccomp import (
     DATA,
     INSTRUCTION_CODEC,
     MAX_INSTRUCTIONS,
+    SET_MODE_FILTER,
     X32_BIT,
     Action,
     Arch,
     Bpf,
+    FilterFlags,
 )
-from vfiouser_virtio.protocols.system_calls import FIRST_COMMON
+from vfiouser_virtio.protocols.system_calls import FIRST_COMMON, NR_SECCOMP
 
 _FIELDS = offsets(DATA)
 _NR, _ARCH, _ARGS = (_FIELDS[name][0] for name in ("nr", "arch", "args"))
@@ -73,6 +78,29 @@ def assemble(arch: Arch, rules: Rules) -> bytes:
     program += [(Bpf.JGE, 0, 1, FIRST_COMMON), (Bpf.RET, 0, 0, _ENOSYS), (Bpf.RET, 0, 0, _EPERM)]
     assert len(program) <= MAX_INSTRUCTIONS
     return b"".join(INSTRUCTION_CODEC.pack(*instruction) for instruction in program)
+
+
+def install_filter(program: bytes) -> None:
+    """All threads of this process are behind the filter from now on, for good. no_new_privs must be set.
+
+    Raises OSError where the kernel refuses, also because a thread has a filter that this one has not.
+    """
+    buffer = ctypes.create_string_buffer(program, len(program))
+
+    class _Program(ctypes.Structure):  # struct sock_fprog
+        _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+    argument = _Program(len(program) // INSTRUCTION_CODEC.size, ctypes.addressof(buffer))
+    result = libc.syscall(
+        ctypes.c_long(NR_SECCOMP[platform.machine()]),
+        ctypes.c_ulong(SET_MODE_FILTER),
+        ctypes.c_ulong(FilterFlags.TSYNC),
+        ctypes.byref(argument),
+    )
+    if result > 0:  # seccomp(2): the number of a thread, and errno is not set
+        raise OSError(errno.EBUSY, f"thread {result} has a filter of its own already")
+    if result:
+        raise last_error()
 
 
 def _conditional(number: int, alternatives: Sequence[Sequence[CallArgument]]) -> list[Instruction]:
