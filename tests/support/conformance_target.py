@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from support.serving import serving_functions
+from support.spoilt_net import TUNNELS
 
 from vfiouser_virtio import devices
 from vfiouser_virtio.backends.net.hub import HubNetdev
@@ -46,7 +47,7 @@ async def serving_on_a_hub(
     timeout: float = 5.0,
     make: Callable[..., VirtioPci] = VirtioPci,
     engine: Engine | None = None,
-    peer_net: Callable[[HubNetdev], Net] = lambda netdev: Net(netdev=netdev),
+    peer_net: Callable[[HubNetdev], Net] = lambda netdev: Net(netdev=netdev, **TUNNELS),
 ) -> AsyncIterator[Wire]:
     """Serve two network devices of one network, of which the first is made by ``make``; the other one is its peer."""
     under_test = make(a_net(HubNetdev(hub=_HUB)), ids=ids, offer=offer)
@@ -58,4 +59,4 @@ async def serving_on_a_hub(
 
 def a_net(netdev: Netdev) -> Net:
     """As the example of the package, which offers everything, but on a network."""
-    return Net(netdev=netdev, queues=2, mtu=9000, speed=10_000, hash=True)
+    return Net(netdev=netdev, queues=2, mtu=9000, speed=10_000, hash=True, **TUNNELS)

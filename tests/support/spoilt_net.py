@@ -1,5 +1,7 @@
 """Network device with seams for faults: what a driver's command does, what passes either way, and with which header."""
 
+from typing import TypedDict
+
 from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink, Netdev
 from vfiouser_virtio.devices.net import Net
@@ -13,6 +15,19 @@ from vfiouser_virtio.virtio import Chain
 OK, ERR = bytes([Ack.OK]), bytes([Ack.ERR])
 Kind = tuple[int, int]
 """Class and command."""
+
+
+class TunnelOptions(TypedDict):
+    """Options of `Net` for UDP tunnels."""
+
+    host_tunnel: bool
+    host_tunnel_csum: bool
+    guest_tunnel: bool
+    guest_tunnel_csum: bool
+
+
+TUNNELS = TunnelOptions(host_tunnel=True, host_tunnel_csum=True, guest_tunnel=True, guest_tunnel_csum=True)
+"""All of them."""
 
 
 class SpoiltControl(Control):
@@ -49,7 +64,7 @@ class SpoiltReceiver(Receiver):
         packed = super()._header(offload, hashed, buffers)
         codec = next(each for each in (HDR_CODEC, HDR_HASH_CODEC, HDR_TUNNEL_CODEC) if each.size == len(packed))
         fields = codec.unpack(packed)
-        placed = (*self.net.hash(*fields[7:9]), *fields[9:]) if fields[7:] else ()
+        placed = (*self.net.hash(*fields[7:9]), fields[9], *self.net.offsets(*fields[10:])) if fields[7:] else ()
         return codec.pack(*self.net.header(fields[:7]), *placed)
 
 
@@ -91,7 +106,7 @@ class SpoiltNet(Net):
     filter_class: type[ReceiveFilter] = ReceiveFilter
 
     def __init__(self, netdev: Netdev) -> None:
-        super().__init__(netdev=netdev, queues=2, mtu=9000, speed=10_000, hash=True)
+        super().__init__(netdev=netdev, queues=2, mtu=9000, speed=10_000, hash=True, **TUNNELS)
         settings = self.control.settings
         settings.filter = self.filter_class()
         self.spoilt_control = SpoiltControl(settings)
@@ -144,6 +159,10 @@ class SpoiltNet(Net):
     def hash(self, value: int, report: int) -> tuple[int, int]:
         """hash_value and hash_report of a received packet."""
         return value, report
+
+    def offsets(self, *offsets: int) -> tuple[int, ...]:
+        """outer_th_offset and inner_nh_offset of a received packet, where it has them."""
+        return offsets
 
     def reads(self, frame: Frame, fields: tuple[int, ...]) -> tuple[int, ...]:
         """The header of a packet to be sent."""

@@ -9,6 +9,7 @@ from support import (  # noqa: F401 - all fill the table
     broken_devices,
     broken_net,
     broken_net_peer,
+    broken_net_tunnel,
     broken_packed,
     broken_protocol,
     broken_rings,

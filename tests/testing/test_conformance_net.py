@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-from support import broken_net, broken_net_peer  # noqa: F401 - both fill the table
+from support import broken_net, broken_net_peer, broken_net_tunnel  # noqa: F401 - all fill the table
 from support.broken import BROKEN, made_with
 from support.conformance_target import serving, serving_on_a_hub
 from support.spoilt_net import ERR, Kind, SpoiltNet

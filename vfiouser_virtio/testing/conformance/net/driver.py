@@ -38,7 +38,7 @@ _CLASSES: dict[type, CtrlClass] = {
 
 
 class Header(NamedTuple):
-    """Header of a packet (5.1.9); the fields of hashes are only there with HASH_REPORT."""
+    """Header of a packet (5.1.9); the fields of hashes and of tunnels are only there where that was negotiated."""
 
     flags: int = 0
     gso_type: int = 0
@@ -49,6 +49,8 @@ class Header(NamedTuple):
     num_buffers: int = 0
     hash_value: int = 0
     hash_report: int = 0
+    outer_th_offset: int = 0
+    inner_nh_offset: int = 0
 
 
 COMPLETE = Header()
@@ -224,8 +226,9 @@ class ConformanceDriver:
 
     async def send(self, data: bytes, header: Header = COMPLETE, *, pair: int = 0) -> None:
         """Transmit a packet; returns when its buffer is used. Raises Failed where it is not."""
-        more = len(self._hdr.unpack(bytes(self._hdr.size))) - 7
-        await self.transmit(self._hdr.pack(*header[:7], *(0,) * more) + data, pair=pair)
+        count = len(self._hdr.unpack(bytes(self._hdr.size)))
+        fields = (*header[:7], 0, 0, 0, header.outer_th_offset, header.inner_nh_offset)  # the hash is not the driver's
+        await self.transmit(self._hdr.pack(*fields[:count]) + data, pair=pair)
 
     async def transmit(self, message: bytes, *, pair: int = 0) -> None:
         """Bytes that need be no packet: one transmit buffer. Raises Failed where it is not used."""
@@ -278,7 +281,7 @@ class ConformanceDriver:
             return None
         first = waiting[0][0].view
         values = self._hdr.unpack(first[:size]) if len(first) >= size else ()
-        header = Header(*values[:9])
+        header = Header(*values[:9], *values[10:])
         # A number that cannot be is no reason to wait: the check looks at it.
         count = header.num_buffers if 0 < header.num_buffers <= self.rings[index].size else 1
         if len(waiting) < count:

@@ -18,7 +18,7 @@ from vfiouser_virtio.testing.conformance.verdicts import FrameLost, expect, fail
 async def nx5(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """A packet arrives as it was sent: unknown flags are ignored, and so are csum_start and csum_offset."""
     try:
-        way = await _out(driver, peer, NetFeature.CSUM)
+        way = await out(driver, peer, NetFeature.CSUM)
     except FrameLost as error:
         fail(str(error))
     sent = frames.frame(frames.BROADCAST, 200)
@@ -35,7 +35,7 @@ async def nx5(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
 )
 async def nx6(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """Segmentation does not depend on hdr_len, and loses nothing."""
-    way = await _out(driver, peer, NetFeature.CSUM, NetFeature.HOST_TSO4)
+    way = await out(driver, peer, NetFeature.CSUM, NetFeature.HOST_TSO4)
     sent = frames.tcp(frames.BROADCAST, PAYLOAD, partial=True)
     for hdr_len in (frames.HEADERS, *LIES):
         found = await way.carry(SentPacket(sent, segmented(hdr_len)))
@@ -55,7 +55,7 @@ async def nx6(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
 )
 async def nx7(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """With MTU, packets of up to mtu bytes are forwarded, and not fragmented."""
-    way = await _out(driver, peer, NetFeature.MTU)
+    way = await out(driver, peer, NetFeature.MTU)
     mtu = await driver.number("mtu")
     if peer.offers(NetFeature.MTU):
         mtu = min(mtu, await peer.number("mtu"))
@@ -72,7 +72,7 @@ async def nx7(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
 )
 async def nx8(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     """The checksum from csum_start on is completed, and stored at csum_offset."""
-    way = await _out(driver, peer, NetFeature.CSUM)
+    way = await out(driver, peer, NetFeature.CSUM)
     sent = frames.tcp(frames.BROADCAST, 101, partial=True)
     header = Header(HdrFlags.NEEDS_CSUM, csum_start=frames.TCP_AT, csum_offset=frames.TCP_CHECK)
     found = await way.carry(SentPacket(sent, header))
@@ -80,7 +80,7 @@ async def nx8(driver: ConformanceDriver, peer: ConformanceDriver) -> None:
     expect([each.data for each in found] == [complete], f"{len(found)} frames arrive, or without a right checksum")
 
 
-async def _out(driver: ConformanceDriver, peer: ConformanceDriver, *features: NetFeature) -> TrafficWay:
+async def out(driver: ConformanceDriver, peer: ConformanceDriver, *features: NetFeature) -> TrafficWay:
     """From the device to a peer that has negotiated no offload, and so gets frames as they are on a wire."""
     mergeable = NetFeature.MRG_RXBUF
     await peer.start(*([mergeable] if peer.offers(mergeable) else []), room=8192, buffers=12)
