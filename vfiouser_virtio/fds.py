@@ -18,7 +18,9 @@ from vfiouser_virtio.libc import libc
 # linux/fcntl.h; in Python's fcntl module only where it was built against new enough headers.
 F_ADD_SEALS = 1033
 F_GET_SEALS = 1034
+F_SEAL_SEAL = 0x0001
 F_SEAL_SHRINK = 0x0002
+F_SEAL_GROW = 0x0004
 
 # linux/magic.h
 _HUGETLBFS_MAGIC = 0x958458F6

@@ -1,10 +1,12 @@
 """Base address registers (PCI Local Bus 3.0 §6.2.5), and what answers an access to the region behind one."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.pci.bar_mapping import BarMapping
 from vfiouser_virtio.pci.config_space import ConfigSpace
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import STD_NUM_BARS, TYPE0_HEADER, BaseAddress
@@ -31,8 +33,8 @@ class Bar:
     """Region of ``size`` bytes and its handlers, which see only accesses that lie within it.
 
     ``read(offset, count)`` returns exactly ``count`` bytes; ``write(offset, data)`` may use ``data`` only during the
-    call. Any width and alignment can come. Raises ValueError for a size that is no power of two or that the register
-    cannot express, and for prefetchable I/O.
+    call. Any width and alignment can come. ``mapping`` is of what the client may map, see `mapped_bar`. Raises
+    ValueError for a size that is no power of two or that the register cannot express, and for prefetchable I/O.
     """
 
     size: int
@@ -40,6 +42,7 @@ class Bar:
     write: Callable[[int, Buffer], None]
     kind: BarKind = BarKind.MEM32
     prefetchable: bool = False
+    mapping: BarMapping | None = None
 
     def __post_init__(self) -> None:
         smallest, largest = _SIZES[self.kind]
@@ -85,6 +88,24 @@ class Bars:
         """Bytes of the region; 0 for a BAR that is absent or the upper half of a 64-bit one."""
         bar = self._bars.get(index)
         return 0 if bar is None else bar.size
+
+    def mapping(self, index: int) -> BarMapping | None:
+        """What of the region the client may map."""
+        bar = self._bars.get(index)
+        return None if bar is None else bar.mapping
+
+    def renew_mappings(self) -> None:
+        """Another client comes. Raises PeerError where what the last one has mapped cannot be taken away."""
+        for index, bar in self._bars.items():
+            try:
+                if bar.mapping is not None:
+                    bar.mapping.renew()
+            except OSError as error:
+                raise PeerError(
+                    f"BAR {index}: the client before has mapped it, and another memfd of {bar.size:#x} bytes cannot be "
+                    f"had: {error.strerror}",
+                    error.errno or errno.ENOMEM,
+                ) from error
 
     def set_decode(self, *, memory: bool, io: bool) -> None:
         """Which address spaces the function answers in (COMMAND.MEMORY, COMMAND.IO)."""

@@ -40,6 +40,7 @@ from vfiouser_virtio.protocols.pci import (
     PmCtrl,
     PowerState,
 )
+from vfiouser_virtio.protocols.vfio_user import SPARSE_MMAP, RegionInfoCap
 from vfiouser_virtio.vfio_device import (
     Buffer,
     DeviceFlags,
@@ -228,8 +229,10 @@ class PciFunction:
     def connected(self, client: DmaClient) -> None:
         """A client has come; its memory follows. Until it sets COMMAND.MEMORY or IO for once, BARs answer without.
 
-        Raises PeerError where memory of the client before it is still mapped, see `GuestMemory.attach`.
+        Raises PeerError where memory of the client before it is still mapped, see `GuestMemory.attach`, and where it
+        has kept memory of a BAR that cannot be replaced.
         """
+        self.bars.renew_mappings()
         self.memory.attach(client)
         self._client_decodes = False
         self._command_written()
@@ -257,7 +260,13 @@ class PciFunction:
         """BARs and config space; the ROM, the VGA region and unused BARs have size 0."""
         _known(PciRegion, index, "GET_REGION_INFO")
         size = self.config.size if index == PciRegion.CONFIG else self.bars.size(index)
-        return RegionInfo(RegionFlags.READ | RegionFlags.WRITE, size) if size else RegionInfo()
+        flags, mapping = RegionFlags.READ | RegionFlags.WRITE, self.bars.mapping(index)
+        if mapping is None:
+            return RegionInfo(flags, size) if size else RegionInfo()
+        areas = SPARSE_MMAP.build({"areas": [{"offset": offset, "size": length} for offset, length in mapping.areas]})
+        sparse = (RegionInfoCap.SPARSE_MMAP, 1, areas)  # without it, all of the region may be mapped
+        capabilities = () if mapping.whole else (sparse,)
+        return RegionInfo(flags | RegionFlags.MMAP, size, capabilities=capabilities, fds=(mapping.give(),))
 
     def irq_info(self, index: int) -> IrqInfo:
         """INTx, MSI, MSI-X, and one ERR and one REQ that are never raised (see `SingleIrq`)."""

@@ -28,6 +28,7 @@ from vfiouser_virtio.vfio_user.client.connection import ClientConnection
 from vfiouser_virtio.vfio_user.client.dma import Mapping
 from vfiouser_virtio.vfio_user.client.irqs import Handler, IrqRoutes
 from vfiouser_virtio.vfio_user.client.options import ClientOptions
+from vfiouser_virtio.vfio_user.client.region_mapping import map_region
 from vfiouser_virtio.vfio_user.wire.connection import MAX_DATA_XFER_SIZE
 
 
@@ -38,6 +39,7 @@ class Client(ClientConnection):
         super().__init__(sock, name, options, nursery)
         self._irqs = IrqRoutes(name, self.set_irqs, nursery)
         self._io_fds: dict[int, list[IoFd]] = {}
+        self._regions: dict[int, RegionInfo] = {}
 
     def close(self) -> None:
         """End the connection, and close all fds but those of the memory."""
@@ -226,6 +228,15 @@ class Client(ClientConnection):
                 signal(entry.fd)
                 return
         self.region_post(bar, offset, value.to_bytes(size, "little"))
+
+    async def bar_map(self, bar: int, offset: int, size: int) -> memoryview:
+        """Memory of a BAR without messages, until no view of it is left; errors as `map_region`.
+
+        COMMAND.MEMORY is not looked at: to turn it off takes no mapping away.
+        """
+        if bar not in self._regions:
+            self._regions[bar] = await self.region_info(bar)
+        return map_region(bar, self._regions[bar], offset, size)
 
     async def use_io_fds(self, bar: int) -> int:
         """From now on `bar_post` signals the ioeventfds of this BAR where it can; returns how many there are."""

@@ -173,6 +173,8 @@ def _device_get_region_info(device: VfioDevice, message: Message, negotiated: Ne
     argsz, _flags, index, *_rest = _fields(_REGION_INFO, message)
     _check_argsz(message, argsz, _REGION_INFO.size)
     info = device.region_info(index)
+    if info.fds and not negotiated.max_msg_fds:  # a client that takes no fds cannot map
+        info = RegionInfo(info.flags & ~RegionFlags.MMAP, info.size)
     capabilities = _region_capabilities(info)
     needed = _REGION_INFO.size + len(capabilities)
     # A client with too small an argsz gets the fixed part and asks again. The fds come both times: it closes the first.
