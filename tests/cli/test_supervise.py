@@ -6,7 +6,7 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,12 @@ from support.amounts import Amounts
 from support.command import ServeProcess, run_command, serve_process
 from support.processes import children
 
+from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.guest import ALL_DRIVERS, DeviceBroken, VirtioDevice, VirtioDriver, bound_pci, virtio_ids
 from vfiouser_virtio.guest.requests import RequestQueue
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import REGION_ACCESS, Command, PciRegion
+from vfiouser_virtio.serving.keeper.relay import MOST_WAITING, OUR_FILES
 from vfiouser_virtio.serving.keeper.restarts import DEATHS_TO_GIVE_UP, DEATHS_TO_RESET
 from vfiouser_virtio.vfio_user import SharedMemory, connect
 from vfiouser_virtio.vfio_user.client import Client, RemoteError
@@ -148,20 +150,91 @@ async def map_files(client: Client, count: int) -> None:
             await client.dma_map((1 << 36) + 4096 * number, 4096, fd=memory.fd)
 
 
-async def test_a_client_that_fills_the_keepers_table_of_files_harms_itself_alone(tmp_path: Path) -> None:
-    """There is no room for another process until it leaves; the next client is served."""
+def processor_ticks(pid: int) -> int:
+    """Ticks of the processor that it has used, a hundred a second."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return int(user) + int(system)
+
+
+async def rests(pid: int) -> None:
+    """Wait until it does nothing: it does not look at the same thing again and again."""
+    with trio.fail_after(60):
+        used = 50
+        while used >= 10:
+            before = processor_ticks(pid)
+            await trio.sleep(0.5)
+            used = processor_ticks(pid) - before
+
+
+async def test_a_client_cannot_fill_the_keepers_table_of_files(tmp_path: Path) -> None:
+    """There is room for another process of the device, and for another client, to be refused."""
     async with serve_process("--supervise", "--device", "rng", folder=tmp_path) as served:
         [keeper] = children(served.process.pid)
-        resource.prlimit(keeper, resource.RLIMIT_NOFILE, (64, 64))
-        async with client_of(served) as client:
+        resource.prlimit(keeper, resource.RLIMIT_NOFILE, (100, 100))
+        async with client_of(served) as client, bound_pci(client, *(make() for make in ALL_DRIVERS)) as device:
             with pytest.raises(RemoteError, match="Too many open files"):
-                await map_files(client, 64)
+                await map_files(client, 100)
+            assert keeper_fds(served) <= 100 - OUR_FILES
+            with trio.fail_after(60):
+                for death in range(3):
+                    assert len(await device.driver_data.read(16)) == 16
+                    await kill_device(served)
+                    await said(served, "rng0: resumed", death + 1)
+                assert len(await device.driver_data.read(16)) == 16
+            with pytest.raises(PeerError, match="closed the connection"), trio.fail_after(60):
+                async with connect(served.sockets[0]):
+                    pass
+            await said(served, "refused another client")
+    assert "no process for it" not in served.log.read_text()
+
+
+async def test_a_keeper_without_room_for_a_file_waits(tmp_path: Path) -> None:
+    """Without a process until its client leaves, and without asking again and again for the next client."""
+    async with serve_process("--supervise", "--device", "rng", folder=tmp_path) as served:
+        [keeper] = children(served.process.pid)
+        async with client_of(served) as client:
+            await map_files(client, 16)
+            full = max(int(name) for name in os.listdir(f"/proc/{keeper}/fd")) + 1
+            assert full == keeper_fds(served)
+            resource.prlimit(keeper, resource.RLIMIT_NOFILE, (full, 200))
+            with socket.socket(socket.AF_UNIX) as another:
+                another.connect(served.sockets[0])
+                await rests(keeper)
             await kill_device(served)
             await said(served, "rng0: no process for it: Too many open files")
+        resource.prlimit(keeper, resource.RLIMIT_NOFILE, (200, 200))
         async with driver_of(served) as device:
             with trio.fail_after(60):
                 assert len(await device.driver_data.read(16)) == 16
         assert children(served.process.pid) == [keeper]
+
+
+async def test_a_client_that_goes_behind_more_requests_than_are_taken(tmp_path: Path) -> None:
+    """While the device's process serves none of them."""
+    options = ["--supervise", "--hang-after", "0", "--device", "rng"]
+    async with serve_process(*options, folder=tmp_path) as served:
+        [keeper] = children(served.process.pid)
+        process = device_process(served)
+        assert process is not None
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(served.sockets[0])
+            os.kill(process, signal.SIGSTOP)
+            # What waits takes more than 256 bytes each in the keeper; then no more is taken.
+            requests = memoryview(request(0, Command.DEVICE_GET_INFO) * (MOST_WAITING // 128))
+            sock.setblocking(False)
+            sent, writable = 0, True
+            while writable:
+                with suppress(BlockingIOError):
+                    sent += sock.send(requests[sent:])
+                with trio.move_on_after(1) as waiting:
+                    await trio.lowlevel.wait_writable(sock)
+                writable = not waiting.cancelled_caught
+            assert sent < len(requests)
+        await rests(keeper)
+        os.kill(process, signal.SIGCONT)
+        async with driver_of(served) as device:
+            with trio.fail_after(60):
+                assert len(await device.driver_data.read(16)) == 16
 
 
 async def test_a_client_that_reads_its_answers_late_gets_each_of_them_once(tmp_path: Path) -> None:

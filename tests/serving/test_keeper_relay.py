@@ -123,17 +123,16 @@ def test_a_message_that_cannot_be_sent_is_noticed() -> None:
     with relayed() as (relay, client), device, a_file() as fd:
         relay.attach(mine)
         assert relay.was_told()
-        relay.go_on()
-        assert relay.device is not None
         with suppress(BlockingIOError):
             while True:
                 mine.send(bytes(1 << 16))  # it is busy, and takes nothing
         socket.send_fds(client, [request(1, Command.DMA_MAP)], [fd])
+        assert relay.from_client()
         free = os.dup(fd)
         os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
         try:
-            assert relay.from_client()
+            relay.go_on()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert relay.device_failure == "Too many open files"

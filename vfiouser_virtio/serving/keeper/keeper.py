@@ -4,6 +4,7 @@ It has no event loop, no other thread and nothing of the device: so there is lit
 fork at any time.
 """
 
+import errno
 import logging
 import os
 import select
@@ -11,7 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import ConfigError, PeerError
@@ -31,6 +32,7 @@ _END_S = 8.0
 _CREDENTIALS_SIZE = 12
 # Seconds until a process is started again after the host, or our table of files, which a client may fill, had no room.
 _NO_ROOM_S = 1.0
+_GONE_AGAIN = {errno.EAGAIN, errno.ECONNABORTED, errno.EINTR}
 
 
 class Keeper:
@@ -75,6 +77,8 @@ class Keeper:
         self._at = 0.0
         """When to start the next process, or to look whether the one that is there answers."""
         self._status: int | None = None
+        self._accepts_at = 0.0
+        """When clients are accepted again."""
         self._wakeup, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> int:
@@ -98,7 +102,7 @@ class Keeper:
     def _watch(self) -> None:
         """Tell the poll object what to wait for; only what has changed costs a system call."""
         wanted = {self._wakeup: select.POLLIN, self._line.fileno(): select.POLLIN}
-        if self._listening:
+        if self._listening and time.monotonic() >= self._accepts_at:
             wanted[self._listener.socket.fileno()] = select.POLLIN
         if self._process is not None:
             wanted |= dict.fromkeys(self._process.waits_for(), select.POLLIN)
@@ -119,9 +123,11 @@ class Keeper:
 
     def _timeout(self) -> float | None:
         """Milliseconds until there is something to do without anything having happened; None: never."""
-        if self._process is not None and not (self._pulse.look_every and self._process.ready):
-            return None
-        return max(0.0, self._at - time.monotonic()) * 1000
+        now = time.monotonic()
+        times = [self._accepts_at] if self._accepts_at > now else []
+        if self._process is None or (self._pulse.look_every and self._process.ready):
+            times.append(self._at)
+        return max(0.0, min(times) - now) * 1000 if times else None
 
     def _look(self, ready: dict[int, int]) -> None:
         if self._wakeup in ready or self._line.fileno() in ready:
@@ -132,7 +138,7 @@ class Keeper:
         if relay is not None and relay.device is not None and relay.device.socket.fileno() in ready:
             self._from_device(relay)
         if relay is not None and relay is self._relay and relay.client.socket.fileno() in ready:
-            self._from_client(relay)
+            self._from_client(relay, ready[relay.client.socket.fileno()])
         if relay is not None and relay is self._relay:
             self._check(relay)
         if self._process is not None and any(fd in ready for fd in self._process.waits_for()):
@@ -150,8 +156,10 @@ class Keeper:
     def _accept(self) -> None:
         try:
             client, _address = self._listener.socket.accept()
-        except OSError:
-            return  # gone again, or no room in our table of files: then it waits
+        except OSError as error:
+            if error.errno not in _GONE_AGAIN:  # no room in a table of files
+                self._accepts_at = time.monotonic() + _NO_ROOM_S
+            return
         if not self._listener.admits(client):
             client.close()
             return
@@ -173,10 +181,11 @@ class Keeper:
         if self._process is not None and self._process.ready:
             self._connect(self._relay, self._process)
 
-    def _from_client(self, relay: Relay) -> None:
+    def _from_client(self, relay: Relay, events: int) -> None:
         relay.client.flush_nowait()
         try:
-            if relay.takes_more and not relay.from_client():
+            # One that has gone is not waited for until all that it has sent was served: its end is reported till then.
+            if (not relay.from_client()) if relay.takes_more else events & (select.POLLHUP | select.POLLERR):
                 self._client_left(relay)
         except PeerError as error:
             self._log.warning("%s; connection closed", error)
@@ -247,14 +256,18 @@ class Keeper:
 
     def _connect(self, relay: Relay, process: DeviceProcess) -> None:
         """Give the client to the device's process."""
-        try:
-            ours, theirs = socket.socketpair()
-        except OSError as error:
-            self._log.error("no connection to its process: %s; another one is started", error.strerror)
-            process.kill()
-            return
-        with theirs:
-            process.take_client(theirs, _credentials(relay.client.socket))
+        with ExitStack() as opened:
+            try:
+                ours, theirs = socket.socketpair()
+                opened.enter_context(theirs)
+                opened.enter_context(ours)
+                process.take_client(theirs, _credentials(relay.client.socket))
+            except OSError as error:
+                self._log.error("no connection to its process: %s; another one is started", error.strerror)
+                process.kill()
+                return
+            theirs.close()
+            opened.pop_all()
         relay.attach(ours)
         self._closed = None
         self._go_on(relay, process)

@@ -164,8 +164,8 @@ class DeviceProcess:
             self._tell(RESUME + why_not.encode())
 
     def take_client(self, connection: socket.socket, credentials: bytes) -> None:
-        """Hand over the connection of a client."""
-        with suppress(OSError):  # it has died, and that is heard of
+        """Hand over the connection of a client. Raises OSError where that cannot be; not for one that has died."""
+        with suppress(ConnectionError):  # that is heard of
             socket.send_fds(self._clients, [credentials], [connection.fileno()])
 
     def _tell(self, message: bytes) -> None:

@@ -13,14 +13,16 @@ nothing else is under way.
 """
 
 import errno
+import resource
 import socket
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum, auto
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.eventfds import is_eventfd, signal
-from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.fds import CLOSER, MOST_LEFT_OPEN, close_all
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
     HEADER_AND_REGION_ACCESS,
@@ -45,6 +47,8 @@ _ACCESS_SIZE = HEADER_AND_REGION_ACCESS.size
 _unpack_access = HEADER_AND_REGION_ACCESS.unpack_from
 _REGION_IO_FDS, _IOEVENTFD = codec(REGION_IO_FDS), codec(IOEVENTFD)
 _MOST_QUEUES = 1024
+OUR_FILES = 32
+"""File descriptors that clients cannot take from the keeper: what it needs to start a process, and to accept."""
 # Times that a socket is read whose other end has died: more than fits into it, at 64 KiB each.
 _LAST_WORDS = 64
 _ANY_QUEUES = _REGION_IO_FDS.size + _MOST_QUEUES * _IOEVENTFD.size
@@ -158,9 +162,9 @@ class Relay:
     def _ask(self, message: Message) -> None:
         flags = message.flags
         quiet = not message.wants_reply
-        if message.fds_lost or len(message.fds) > MAX_MSG_FDS:
+        if message.fds_lost or len(message.fds) > MAX_MSG_FDS or not room_for(message.fds):
             close_all(message.take_fds())
-            self._log.once("fds", "%s: its file descriptors did not arrive", name_of(message.command))
+            self._log.once("fds", "%s: refused, there is no room for its file descriptors", name_of(message.command))
             if not quiet:
                 self.client.send(error_reply(message.id, message.command, errno.EMFILE))
             return
@@ -336,6 +340,17 @@ class Relay:
         self._asked.close()
         close_all(self.notifications)
         return cut
+
+
+def room_for(fds: Sequence[int]) -> bool:
+    """Whether files of a client, just received, may be kept: some numbers are left for the keeper's own.
+
+    The kernel gives each new file the lowest number that is free.
+    """
+    if not fds:
+        return True
+    limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(fds) < limit - OUR_FILES and CLOSER.waiting < MOST_LEFT_OPEN
 
 
 def _whole(message: Message) -> bytes:
