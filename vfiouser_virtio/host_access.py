@@ -4,7 +4,7 @@ Files and sockets that are open already need nothing: only what is opened, remov
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,9 +14,9 @@ class HostAccess:
     """Rights on the host that are needed while a device is served; without any it needs none."""
 
     removes: tuple[Path, ...] = ()
-    """Files to be removed in the end. The right is one to remove any file of the same folder, and of those below it."""
+    """Files, which are there, to be removed in the end, by `removal.remove_file`."""
     removes_folders: tuple[Path, ...] = ()
-    """Empty folders to be removed in the end; likewise."""
+    """Folders that are empty by then, to be removed in the end by `removal.remove_folder`."""
     reads: tuple[Path, ...] = ()
     """Files to be opened for reading, or folders of such files."""
     writes: tuple[Path, ...] = ()
@@ -30,6 +30,10 @@ class HostAccess:
     loads_code: bool = False
     """Modules in C and libraries that are not loaded yet are loaded later, or ctypes makes callbacks: any file that may
     be read, or that the process can write and has open, can be mapped as machine code."""
+
+    def without_removal(self) -> "HostAccess":
+        """The same without the right to remove anything."""
+        return replace(self, removes=(), removes_folders=())
 
     def __or__(self, other: "HostAccess") -> "HostAccess":
         return HostAccess(

@@ -7,6 +7,8 @@ import socket
 import stat
 from pathlib import Path
 
+from vfiouser_virtio.removal import remove_file
+
 MAX_PATH = 107
 """Bytes of a socket's path: ``sun_path`` has 108, the last is NUL (unix(7))."""
 
@@ -25,7 +27,7 @@ class SocketFile:
         """
         try:
             if os.path.samestat(self._status, os.lstat(self.path)):
-                os.unlink(self.path)
+                remove_file(self.path)
         except FileNotFoundError:
             pass
 

@@ -290,18 +290,24 @@ def _entering(thread: int) -> tuple[str, ...]:
 
 
 async def test_each_process_is_in_its_own(tmp_path: Path) -> None:
-    """What the parent has, none of them has; the parent removes the sockets."""
+    """What the parent has, none of them has; the parent removes the sockets, and a process those of the console."""
     devices = ["--device", "rng,socket=rng.sock", "--device", "console,chardev=unix:console,socket=console.sock"]
     async with serve_process("--sandbox", "--processes", *devices, folder=tmp_path) as served:
         pid = served.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for process, mode in ((str(pid), "0"), *((child, "2") for child in children)):
+        children = _children(pid)
+        [remover] = [process for child in children for process in _children(child)]
+        for process, mode in ((pid, "0"), *((process, "2") for process in (*children, remover))):
             status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
             assert status["Seccomp"].strip() == mode
         async with driven(served.sockets[0]) as device:
             assert any(await device.driver_data.read(100))
         assert await served.terminate() == 0
+        assert not Path(f"/proc/{remover}").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def test_a_device_that_does_more_gets_errors(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ def attempts(tmp_path: Path, *rights: str, terminal: int | None = None) -> dict[
     """What came of each attempt: ``done``, or the name of an error. ``terminal`` is its standard input and error."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").touch()
+    (tmp_path / "folder" / "theirs").touch()
     (tmp_path / "opened").write_bytes(bytes(4096))
     process = subprocess.Popen(
         [sys.executable, str(CHILD), str(tmp_path / "folder"), str(tmp_path / "opened"), *rights],

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from vfiouser_virtio.host_access import HostAccess
 from vfiouser_virtio.libc import last_error, libc
+from vfiouser_virtio.removal import remove_file
 from vfiouser_virtio.serving.sandbox import enter_sandbox
 
 folder, opened = Path(sys.argv[1]), os.open(sys.argv[2], os.O_RDWR)
@@ -88,7 +89,10 @@ TRIED: dict[str, Callable[[], object]] = {
     "write to a program": lambda: os.open(os.__file__, os.O_WRONLY),
     "open a file again": lambda: os.open(sys.argv[2], os.O_RDWR),
     "open a file again by its descriptor": lambda: os.open(f"/proc/self/fd/{opened}", os.O_RDWR),
-    "remove a foreign file": lambda: os.unlink(sys.argv[2]),
+    "remove a foreign file": lambda: remove_file(sys.argv[2]),
+    "remove another file of its folder": lambda: remove_file(folder / "theirs"),
+    "remove its own file itself": lambda: os.unlink(folder / "mine"),
+    "remove another file of its folder itself": lambda: os.unlink(folder / "theirs"),
     "execute a program": lambda: os.execv(sys.executable, [sys.executable, "-c", ""]),
     "fork": os.fork,
     "clone3": clone3,
@@ -122,7 +126,7 @@ TRIED: dict[str, Callable[[], object]] = {
     "make longer what is open": lambda: os.ftruncate(opened, 8192),
     "start a thread": lambda: in_thread(lambda: None),
     "signal itself": lambda: os.kill(os.getpid(), signal.SIGUSR1),
-    "remove its own file": lambda: os.unlink(folder / "mine"),
+    "remove its own file": lambda: remove_file(folder / "mine"),
 }
 
 

@@ -13,6 +13,7 @@ from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
+from vfiouser_virtio.removal import remove_file
 
 # The kernel tells when the terminal is closed, but not when it is opened: look this often, in seconds.
 POLL = 0.1
@@ -79,7 +80,7 @@ class Pty(FdChardev):
     def _remove_link(self) -> None:
         assert self._link is not None
         if self._link.is_symlink() and os.readlink(self._link) == self.path:
-            self._link.unlink()
+            remove_file(self._link)
 
     def _events(self) -> int:
         poll = select.poll()

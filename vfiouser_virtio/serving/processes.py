@@ -33,6 +33,7 @@ from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.groups import only
+from vfiouser_virtio.removal import end_remover
 from vfiouser_virtio.serving.child_process import ChildProcess, Line
 from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.serving.device_specs import DeviceSpec
@@ -241,6 +242,8 @@ def _serve(
         sent.add_note("".join(traceback.format_exception(mistake)))
         line.send(sent)
         return 1
+    finally:
+        end_remover()
     return 0
 
 

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -43,6 +44,7 @@ from vfiouser_virtio.serving.privileges import (
 from vfiouser_virtio.serving.sandbox_calls import allowed_calls
 from vfiouser_virtio.serving.sandbox_files import landlock_abi, restrict_files
 from vfiouser_virtio.serving.sandbox_filter import assemble, install_filter
+from vfiouser_virtio.serving.sandbox_remover import start_remover
 from vfiouser_virtio.serving.terminal import rest_writers
 from vfiouser_virtio.virtio import Device
 from vfiouser_virtio.virtio.author_line import author_line
@@ -89,9 +91,7 @@ class Sandbox:
     def own(self, sockets: Iterable[Socket], folders: Iterable[Path]) -> None:
         """Give the `user`, if there is one, what was made for clients: sockets with their locks, and folders."""
         if self.user is not None:
-            files = [path for path in confine_all(sockets).removes if path.is_socket()]
-            locks = [path.with_name(f"{path.name}.lock") for path in files]
-            self.user.own([*files, *locks, *folders])
+            self.user.own([*confine_all(sockets).removes, *folders])
 
     async def enter(self, devices: Iterable[Device], sockets: Iterable[Socket] = ()) -> None:
         """Give up all rights of this process but those that devices, which are made, and their sockets need.
@@ -159,6 +159,7 @@ def check_kernel(mode: SandboxMode) -> None:
 def enter_sandbox(mode: SandboxMode, access: HostAccess, user: OtherUser | None = None) -> None:
     """Give up, in this process and for good, all rights but ``access``, and those on what is open already.
 
+    What it names to be removed is removed by another process (`sandbox_remover`), until `removal.end_remover`.
     The process must have no other thread: capabilities and Landlock are a thread's own, and what starts later has
     what starts it had. Waits for threads that are about to end. Raises ConfigError as `check_kernel`, where another
     thread stays, for files of ``access`` that are not there, and where the kernel refuses.
@@ -170,6 +171,16 @@ def enter_sandbox(mode: SandboxMode, access: HostAccess, user: OtherUser | None 
         ctypes.CDLL("libgcc_s.so.1")
     except OSError:
         pass  # musl has none
+    give_up = partial(_give_up, mode, user=user)
+    if access.removes or access.removes_folders:
+        try:
+            start_remover(access, give_up)
+        except OSError as error:
+            _not_whole(mode, "a process that removes files", error)
+    give_up(access.without_removal())
+
+
+def _give_up(mode: SandboxMode, access: HostAccess, *, user: OtherUser | None) -> None:
     steps: list[tuple[str, Callable[[], object]]] = [
         ("standard input and output", leave_terminal),
         ("no_new_privs", allow_no_new_privileges),
@@ -185,9 +196,13 @@ def enter_sandbox(mode: SandboxMode, access: HostAccess, user: OtherUser | None 
         try:
             give_up()
         except OSError as error:
-            if mode == "strict":
-                raise ConfigError(f"--sandbox: {step}: {error.strerror}") from error
-            logger.warning("the sandbox is not whole: %s: %s", step, error.strerror)
+            _not_whole(mode, step, error)
+
+
+def _not_whole(mode: SandboxMode, what: str, error: OSError) -> None:
+    if mode == "strict":
+        raise ConfigError(f"--sandbox: {what}: {error.strerror}") from error
+    logger.warning("the sandbox is not whole: %s: %s", what, error.strerror)
 
 
 def _restrict_files(access: HostAccess) -> None:

@@ -18,8 +18,7 @@ _ALWAYS = {
     "open files": "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range "
     "fstat fstatfs statx dup dup2 dup3 flock fadvise64 fsync fdatasync fallocate ftruncate getdents64",
     # Which files that may be, Landlock says. There is no call here that makes a name: mkdir, link, rename, chmod.
-    "names": "open openat openat2 stat lstat newfstatat statfs access faccessat faccessat2 readlink readlinkat getcwd "
-    "unlink unlinkat rmdir",
+    "names": "open openat openat2 stat lstat newfstatat statfs access faccessat faccessat2 readlink readlinkat getcwd",
     "waiting": "poll ppoll select pselect6 epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 "
     "timerfd_create timerfd_settime nanosleep clock_nanosleep restart_syscall",
     "sockets that are there": "accept accept4 recvfrom recvmsg shutdown getsockname getpeername getsockopt setsockopt",
@@ -62,6 +61,8 @@ def allowed_calls(machine: str, access: HostAccess) -> Rules:
     """Rules for `sandbox_filter.assemble`, for this process. Raises KeyError for a machine that is not known."""
     numbers = NUMBERS[machine]
     names = " ".join(_ALWAYS.values()).split()
+    if access.removes or access.removes_folders:
+        names += ["unlink", "unlinkat", "rmdir"]
     conditions: dict[str, Sequence[Sequence[CallArgument]]] = {
         "clone": [(CallArgument(0, _THREAD, _THREAD),)],
         "ioctl": [(CallArgument(1, number),) for number in _IOCTLS + (_TERMINAL_IOCTLS if access.terminal else ())],

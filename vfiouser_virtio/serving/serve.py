@@ -32,6 +32,7 @@ from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.host_access import HostAccess
+from vfiouser_virtio.removal import end_remover, remove_folder
 from vfiouser_virtio.serving.device_setup import DeviceSetup, made_in_thread, setups
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
 from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_arguments, qemu_device, shell_lines
@@ -155,6 +156,7 @@ async def serve(
         chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
         if sandbox is not None:
             sandbox.check(chosen)
+            stack.callback(end_remover)
         made: list[Path] = []
         listeners = listen(wanted, places, chosen, stack, made, allow_uids=allow_uids)
         if sandbox is not None:
@@ -336,6 +338,6 @@ def _private_folder(stack: ExitStack) -> Path:
 
 def _remove_empty(folder: Path) -> None:
     try:
-        folder.rmdir()
+        remove_folder(folder)
     except OSError:
         pass  # something was put there, or it was removed

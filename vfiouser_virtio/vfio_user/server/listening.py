@@ -17,6 +17,7 @@ from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
+from vfiouser_virtio.removal import remove_file
 from vfiouser_virtio.socket_file import MAX_PATH, SocketFile, bind_path, remove_stale
 from vfiouser_virtio.vfio_user.wire.sockets import peer_pid, peer_uid
 
@@ -96,7 +97,11 @@ class Listener:
 
     def confine(self) -> HostAccess:
         """See `host_access.Confinable`: what `close` removes."""
-        return NO_ACCESS if self._claim is None else HostAccess(removes=(Path(self._claim.path),))
+        return (
+            NO_ACCESS
+            if self._claim is None
+            else HostAccess(removes=(Path(self._claim.path), Path(self._claim.lock_path)))
+        )
 
     def close(self) -> None:
         """Stop listening and remove what we have put into the file system."""
@@ -283,11 +288,11 @@ class PathClaim:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._lock_path = path + ".lock"
+        self.lock_path = path + ".lock"
         self.file: SocketFile | None = None
         """What was bound at the path, to be removed with the lock."""
         while True:
-            self._fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_current():
@@ -299,7 +304,7 @@ class PathClaim:
 
     def _is_current(self) -> bool:
         try:
-            return os.path.samestat(os.fstat(self._fd), os.stat(self._lock_path))
+            return os.path.samestat(os.fstat(self._fd), os.stat(self.lock_path))
         except FileNotFoundError:
             return False
 
@@ -316,4 +321,4 @@ class PathClaim:
         with suppress(OSError):
             if self.file is not None:
                 self.file.remove()
-        os.unlink(self._lock_path)
+        remove_file(self.lock_path)
