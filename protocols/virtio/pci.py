@@ -45,6 +45,7 @@ CAP_BODY = Struct(
 )
 CAP = Struct("cap_vndr" / Int8ul, "cap_next" / Int8ul, *CAP_BODY.subcons)
 NOTIFY_CAP = Struct(*CAP.subcons, "notify_off_multiplier" / Int32ul)
+CAP64 = Struct(*CAP.subcons, "offset_hi" / Int32ul, "length_hi" / Int32ul)
 CFG_CAP = Struct(*CAP.subcons, "pci_cfg_data" / Bytes(4))
 
 # struct virtio_pci_common_cfg (4.1.4.3): 64 bytes, the last eight behind features 39, 40 and 41.

@@ -12,13 +12,12 @@ from vfiouser_virtio.guest.pci import CapabilityInfo, PciFunctionInfo
 from vfiouser_virtio.guest.ports import PciPort
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import STD_NUM_BARS, CapId
-from vfiouser_virtio.protocols.virtio.pci import CAP, CFG_CAP, COMMON_CFG_OFFSETS, NOTIFY_CAP, CfgType
+from vfiouser_virtio.protocols.virtio.pci import CAP, CAP64, CFG_CAP, COMMON_CFG_OFFSETS, NOTIFY_CAP, CfgType
 
 _CAP = offsets(CAP)
+_CAP64 = offsets(CAP64)
 _NOTIFY_MULTIPLIER = offsets(NOTIFY_CAP)["notify_off_multiplier"]
 _WINDOW_DATA = offsets(CFG_CAP)["pci_cfg_data"][0]
-# struct virtio_pci_cap64: offset_hi and length_hi follow (4.1.4).
-_CAP64_SIZE = CAP.sizeof() + 8
 # Up to queue_device, as in virtio 1.0: what comes behind belongs to features that may not be there.
 _MIN_COMMON = COMMON_CFG_OFFSETS["queue_notif_config_data"][0]
 _KINDS = frozenset(CfgType)
@@ -28,7 +27,7 @@ _LIMITS = {
     CfgType.NOTIFY: (NOTIFY_CAP.sizeof(), 2, 2, "NT1"),
     CfgType.ISR: (CAP.sizeof(), 1, 1, "IS1"),
     CfgType.DEVICE: (CAP.sizeof(), 1, 4, "DC1"),
-    CfgType.SHARED_MEMORY: (_CAP64_SIZE, 1, 1, "SM1"),
+    CfgType.SHARED_MEMORY: (CAP64.sizeof(), 1, 1, "SM1"),
 }
 
 
@@ -132,7 +131,7 @@ def _parse(info: PciFunctionInfo, capability: CapabilityInfo) -> VirtioStructure
 
     kind, offset, length = number(*_CAP["cfg_type"]), number(*_CAP["offset"]), number(*_CAP["length"])
     if kind == CfgType.SHARED_MEMORY:
-        offset, length = offset | number(CAP.sizeof(), 4) << 32, length | number(CAP.sizeof() + 4, 4) << 32
+        offset, length = offset | number(*_CAP64["offset_hi"]) << 32, length | number(*_CAP64["length_hi"]) << 32
     structure = VirtioStructure(
         cfg_type=kind,
         bar=number(*_CAP["bar"]),

@@ -21,7 +21,7 @@ from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.pci import PciFunctionInfo, enumerate_function, set_command, set_msix
 from vfiouser_virtio.guest.pci_structures import VirtioLayout, VirtioStructure, locate
-from vfiouser_virtio.guest.ports import DmaMemory, Ids, PciPort
+from vfiouser_virtio.guest.ports import DmaMemory, Ids, MappingPort, PciPort
 from vfiouser_virtio.protocols.pci import PciCommand
 from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS, NO_VECTOR, Isr
@@ -149,6 +149,14 @@ class PciTransport:
         if at + size > structure.length:
             raise DeviceBroken(f"{self.name}: {structure} is too short for {field}", "CC1")
         return structure.offset + at, size
+
+    async def map_shared_memory(self, region_id: int) -> memoryview:
+        region = self.layout.shared_memory.get(region_id)
+        if region is None:
+            raise LookupError(f"{self.name}: no shared memory region {region_id}")
+        if not isinstance(self.port, MappingPort):
+            raise ConfigError(f"{self.name}: shared memory cannot be mapped over this port: use carrier socket")
+        return await self.port.bar_map(region.bar, region.offset, region.length)
 
     async def read_isr(self) -> int:
         """ISR status, which reading clears (4.1.4.5)."""

@@ -11,7 +11,7 @@ async; what never waits is not: memory, and the notification of a queue.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vfiouser_virtio.dma import DmaBuffer
 
@@ -94,6 +94,15 @@ class PciPort(Protocol):
         ...
 
 
+@runtime_checkable
+class MappingPort(Protocol):
+    """Port over which memory of a BAR can be mapped, beside what `PciPort` has."""
+
+    async def bar_map(self, bar: int, offset: int, size: int) -> memoryview:
+        """That memory, reached without a word to the device. Raises PeerError where the device has not said so."""
+        ...
+
+
 class Transport(Protocol):
     """Virtio device as its driver reaches it (virtio 1.4, 2 and 3), without any notion of registers."""
 
@@ -108,6 +117,13 @@ class Transport(Protocol):
 
     @property
     def num_queues(self) -> int: ...
+
+    async def map_shared_memory(self, region_id: int) -> memoryview:
+        """A shared memory region (2.10), all of it. Raises LookupError where the device has none of that id.
+
+        Raises ConfigError where it cannot be mapped here.
+        """
+        ...
 
     async def read_status(self) -> int: ...
 

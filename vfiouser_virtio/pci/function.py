@@ -261,7 +261,7 @@ class PciFunction:
         _known(PciRegion, index, "GET_REGION_INFO")
         size = self.config.size if index == PciRegion.CONFIG else self.bars.size(index)
         flags, mapping = RegionFlags.READ | RegionFlags.WRITE, self.bars.mapping(index)
-        if mapping is None:
+        if mapping is None or mapping.fd < 0:  # it has been closed
             return RegionInfo(flags, size) if size else RegionInfo()
         areas = SPARSE_MMAP.build({"areas": [{"offset": offset, "size": length} for offset, length in mapping.areas]})
         sparse = (RegionInfoCap.SPARSE_MMAP, 1, areas)  # without it, all of the region may be mapped

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from vfiouser_virtio.errors import GuestError
+from vfiouser_virtio.errors import ConfigError, GuestError
 from vfiouser_virtio.memory import NeedsMessages
 from vfiouser_virtio.supervision.core import SupervisedCore
 from vfiouser_virtio.supervision.errors import CannotResume
@@ -33,6 +33,11 @@ class SupervisedPci(VirtioPci):
         resuming: bool = False,
         **named: Any,
     ) -> None:
+        if device.shared_regions:
+            raise ConfigError(
+                f"{device.name}: it has memory that the client maps, which another process cannot take over: serve it "
+                "without --supervise"
+            )
         made: list[SupervisedCore] = []
 
         def core(*arguments: Any, **options: Any) -> SupervisedCore:

@@ -12,6 +12,7 @@ same device would show on PCI.
 """
 
 import math
+import mmap
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -81,6 +82,8 @@ class Loopback:
         self.memory: DmaRegion = (PrivateMemory if private else SharedMemory)(memory_size)
         self._guest_memory = _guest_memory(self.memory, shown_name := f"{device.name} at {self.name}")
         self.core = core(device, self._guest_memory, self, name=shown_name, offer=offer, limits=limits)
+        for region in device.shared_regions.values():
+            region.place(memoryview(mmap.mmap(-1, region.size)))
         self._on_queue: Callable[[int], None] | None = None
         self._on_config: Callable[[], None] | None = None
         self._pending: dict[int, None] = {}  # queues that have an interrupt pending, in order
@@ -124,6 +127,13 @@ class Loopback:
     def num_queues(self) -> int:
         """Queues that the device has."""
         return len(self.core.queues)
+
+    async def map_shared_memory(self, region_id: int) -> memoryview:
+        await trio.lowlevel.checkpoint()
+        region = self.device.shared_regions.get(region_id)
+        if region is None:
+            raise LookupError(f"{self.name}: no shared memory region {region_id}")
+        return region.view
 
     async def read_status(self) -> int:
         await trio.lowlevel.checkpoint()

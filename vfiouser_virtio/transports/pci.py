@@ -23,8 +23,9 @@ from vfiouser_virtio.eventfd_watch import watch
 from vfiouser_virtio.eventfds import CAN_TAKE
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.memory import UnsealedMemory
-from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction, vendor_capability
+from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction, mapped_bar, vendor_capability
 from vfiouser_virtio.protocols.codec import offsets
+from vfiouser_virtio.protocols.pci import CFG_SPACE_SIZE
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import (
     CAP,
@@ -39,6 +40,7 @@ from vfiouser_virtio.protocols.virtio.pci import (
 from vfiouser_virtio.protocols.virtio.ring import NOTIFICATION_DATA_CODEC
 from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.transports.identity import Style, identity
+from vfiouser_virtio.transports.shared_memory import SHARED_BAR, SharedWindow
 from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, IrqSetFlags, PciIrq
 from vfiouser_virtio.virtio import Device, DeviceCore, Limits, Offer, Stop
 from vfiouser_virtio.virtio.device_checks import close_device
@@ -84,7 +86,9 @@ class VirtioPci(PciFunction):
         core: Callable[..., DeviceCore] = DeviceCore,
     ) -> None:
         shown = ids if isinstance(ids, Identity) else identity(device.device_id, ids)
-        super().__init__(shown, config_size=_CONFIG_SIZE)
+        # The capability of PCI Express leaves room for those of one shared memory region.
+        self._express = len(device.shared_regions) <= 1
+        super().__init__(shown, config_size=_CONFIG_SIZE if self._express else CFG_SPACE_SIZE)
         self.memory.configure(
             name or device.name,
             later=self._in_turns,
@@ -101,6 +105,9 @@ class VirtioPci(PciFunction):
         self._notify_size = max(_PAGE, _power_of_two(NOTIFY_MULTIPLIER * len(device.queues)))
         size = _power_of_two(NOTIFY + self._notify_size)
         self.add_bar(VIRTIO_BAR, Bar(size, self._read, self._write, BarKind.MEM64, prefetchable=True))
+        self._shared = SharedWindow(device.shared_regions.values()) if device.shared_regions else None
+        if self._shared is not None:
+            self.add_bar(SHARED_BAR, mapped_bar(self._shared.mapping))
         self._add_capabilities(vectors)
         self.on_reset = self._reset
         self.on_bus_master = self._bus_master_changed
@@ -117,8 +124,10 @@ class VirtioPci(PciFunction):
         return self.core.device
 
     def _add_capabilities(self, vectors: int) -> None:
-        def structure(cfg_type: CfgType, offset: int, length: int, tail: bytes = b"") -> bytes:
-            body = {"cfg_type": cfg_type, "bar": VIRTIO_BAR, "id": 0, "padding": bytes(2), "offset": offset}
+        def structure(
+            cfg_type: CfgType, offset: int, length: int, tail: bytes = b"", *, bar: int = VIRTIO_BAR, shmid: int = 0
+        ) -> bytes:
+            body = {"cfg_type": cfg_type, "bar": bar, "id": shmid, "padding": bytes(2), "offset": offset}
             body |= {"cap_len": CAP.sizeof() + len(tail), "length": length}
             # vendor_capability() writes id, next and cap_len itself.
             return CAP_BODY.build(body)[1:] + tail
@@ -128,6 +137,13 @@ class VirtioPci(PciFunction):
         self.add_capability(vendor_capability(structure(CfgType.ISR, ISR, 1)))
         self.add_capability(vendor_capability(structure(CfgType.DEVICE, DEVICE, _PAGE)))
         self.add_capability(vendor_capability(structure(CfgType.NOTIFY, NOTIFY, self._notify_size, multiplier)))
+        for shmid, offset in self._shared.offsets.items() if self._shared is not None else ():
+            size = self.device.shared_regions[shmid].size
+            high = b"".join((value >> 32).to_bytes(4, "little") for value in (offset, size))
+            low = offset & 0xFFFF_FFFF, size & 0xFFFF_FFFF
+            self.add_capability(
+                vendor_capability(structure(CfgType.SHARED_MEMORY, *low, high, bar=SHARED_BAR, shmid=shmid))
+            )
         window = bytearray(CFG_CAP.sizeof())
         for field in ("bar", "offset", "length", "pci_cfg_data"):
             at, size = _CFG[field]
@@ -154,7 +170,8 @@ class VirtioPci(PciFunction):
         if vectors:
             self.add_msix(vectors, bar=MSIX_BAR)
         self.add_pm()
-        self.add_pcie()
+        if self._express:
+            self.add_pcie()
 
     # ---- BAR 4 ---------------------------------------------------------------------------------------------------
 
@@ -337,6 +354,8 @@ class VirtioPci(PciFunction):
             close_all(entry.fd for entry in self._io_event_fds)
             self._io_event_fds = []
             self.memory.retire()
+            if self._shared is not None:
+                self._shared.mapping.close()
             close_device(self.device, self.core.name)
 
 

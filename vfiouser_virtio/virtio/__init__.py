@@ -10,6 +10,7 @@ from vfiouser_virtio.virtio.limits import Limits
 from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.pins import Pinned
 from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.virtio.shared_memory import SharedRegion
 from vfiouser_virtio.virtio.singles import Singles
 from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
@@ -29,6 +30,7 @@ __all__ = [
     "Offer",
     "Pinned",
     "Queue",
+    "SharedRegion",
     "Singles",
     "Stop",
     "Unmapped",

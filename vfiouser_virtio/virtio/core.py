@@ -241,6 +241,8 @@ class DeviceCore:
             if not drained and self._resetting is None:
                 raise DeviceError(f"{self.name}: requests still use guest memory after {DRAIN_TIMEOUT:g} s")
             device.driver_features = self.device.driver_features
+            for number, region in self.device.shared_regions.items():
+                device.shared_regions[number].place(region.view)
             if self._status & DeviceStatus.FEATURES_OK:
                 if not device.features_ok():
                     raise AuthorError(

@@ -24,6 +24,7 @@ from vfiouser_virtio.protocols.record import Record
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
 from vfiouser_virtio.virtio.guest_ram import GuestRam
 from vfiouser_virtio.virtio.queue import Queue
+from vfiouser_virtio.virtio.shared_memory import SharedRegion
 
 
 def queue(max_size: int = 128) -> "QueueDeclaration":
@@ -148,6 +149,8 @@ class Device:
         """For RAM that the guest gives to the device without a chain around it: hands it back to the host."""
         self.driver_features = 0
         """What the driver has accepted; valid from `features_ok` on."""
+        self.shared_regions: dict[int, SharedRegion] = {}
+        """What the driver may map, by id."""
         self.queues: list[Queue] = []
         for owner in reversed(type(self).__mro__):
             for name, declared in vars(owner).items():
@@ -173,6 +176,16 @@ class Device:
         """Declare one more queue, in ``__init__``, for devices whose number of queues is an option."""
         added = Queue(len(self.queues), _checked_size(max_size))
         self.queues.append(added)
+        return added
+
+    def add_shared_memory(self, region_id: int, size: int) -> SharedRegion:
+        """Declare, in ``__init__``, a region of ``size`` bytes that the driver maps (2.10): a multiple of 4096.
+
+        ``region_id`` is what the type of the device says, 0 to 255. Raises AuthorError for one that is there already.
+        """
+        if region_id in self.shared_regions:
+            raise AuthorError(f"add_shared_memory({region_id}, …): there is a region of that id already")
+        added = self.shared_regions[region_id] = SharedRegion(region_id, size)
         return added
 
     def resize_queues(self, size: int) -> None:
@@ -240,7 +253,7 @@ class Device:
         """The device is no longer served: let go of files and sockets of the host."""
 
 
-_ATTRIBUTES = frozenset({"config", "features", "driver_features", "guest_ram", "queues"})
+_ATTRIBUTES = frozenset({"config", "features", "driver_features", "guest_ram", "queues", "shared_regions"})
 """What `Device.__init__` makes."""
 
 

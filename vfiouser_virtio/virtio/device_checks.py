@@ -40,10 +40,14 @@ def check_successor(device: Device, predecessor: Device, reserved: int, accepted
     """
     alien = accepted & ~(device.features | reserved)
     sizes = [[queue.max_size for queue in each.queues] for each in (device, predecessor)]
+    regions = [
+        {number: region.size for number, region in each.shared_regions.items()} for each in (device, predecessor)
+    ]
     mistakes = (
         (device is predecessor, "is the device that it would take over from"),
         (device.device_id != predecessor.device_id, f"is of type {device.device_id}, not {predecessor.device_id}"),
         (sizes[0] != sizes[1], f"has queues of {sizes[0]} entries, not of {sizes[1]}"),
+        (regions[0] != regions[1], f"has shared memory regions {regions[0]}, not {regions[1]}"),
         (alien, f"does not offer the feature bits {alien:#x}, which the driver has accepted"),
         (
             device.config.size != predecessor.config.size,

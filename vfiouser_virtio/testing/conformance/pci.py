@@ -7,7 +7,7 @@ from vfiouser_virtio.guest.pci_structures import VirtioStructure, virtio_structu
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import MSIX_ENTRY_SIZE, STD_HEADER_SIZEOF, STD_NUM_BARS, CapId, PciCommand
 from vfiouser_virtio.protocols.virtio.features import Feature
-from vfiouser_virtio.protocols.virtio.pci import CAP, CFG_CAP, COMMON_CFG_OFFSETS, NOTIFY_CAP, VENDOR_ID, CfgType
+from vfiouser_virtio.protocols.virtio.pci import CAP, CAP64, CFG_CAP, COMMON_CFG_OFFSETS, NOTIFY_CAP, VENDOR_ID, CfgType
 from vfiouser_virtio.testing.conformance.bench import Bench
 from vfiouser_virtio.testing.conformance.checks import MSIX, SHOULD, check
 from vfiouser_virtio.testing.conformance.verdicts import NotApplicable, expect, note
@@ -16,7 +16,6 @@ _CAP = offsets(CAP)
 _NON_TRANSITIONAL = range(0x1040, 0x1080)
 _TRANSITIONAL = {0x1000, 0x1001, 0x1002, 0x1003, 0x1004, 0x1005, 0x1009}
 _COMMAND = 4
-_CAP64_SIZE = CAP.sizeof() + 8
 # vendor_id of a VENDOR capability stands behind cap_vndr, cap_next, cap_len and cfg_type (4.1.4.8).
 _VENDOR_ID_AT = 4
 
@@ -134,7 +133,7 @@ async def pc1(bench: Bench) -> None:
     least = {
         CfgType.NOTIFY: NOTIFY_CAP.sizeof(),
         CfgType.PCI: CFG_CAP.sizeof(),
-        CfgType.SHARED_MEMORY: _CAP64_SIZE,
+        CfgType.SHARED_MEMORY: CAP64.sizeof(),
     }
     for kind in (CfgType.COMMON, CfgType.NOTIFY, CfgType.ISR, CfgType.DEVICE, CfgType.PCI, CfgType.SHARED_MEMORY):
         size = least.get(kind, CAP.sizeof())
