@@ -18,7 +18,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     Command,
     IrqSetFlags,
 )
-from vfiouser_virtio.serving.child_process import Line
+from vfiouser_virtio.serving.child_process import MOST_MESSAGES, Line
 from vfiouser_virtio.serving.keeper.client_state import ClientState
 from vfiouser_virtio.serving.keeper.process import Beginning, DeviceProcess
 from vfiouser_virtio.serving.keeper.relay import Relay, RelayError
@@ -138,6 +138,32 @@ def _says(pong: bytes) -> Callable[[Line, Beginning], int]:
         return 0
 
     return work
+
+
+def _floods(line: Line, begin: Beginning) -> int:
+    for _ in range(20 * MOST_MESSAGES):
+        line.send("more")
+    return 0
+
+
+def _hear(process: DeviceProcess, heard: list[object]) -> None:
+    while len(heard) <= 10 * MOST_MESSAGES:
+        heard += process.hear()
+
+
+def test_messages_without_end() -> None:
+    process = DeviceProcess(_floods, journal=-1, notifications=(), resuming=False, given_up=False, not_for_it=())
+    heard: list[object] = []
+    try:
+        with pytest.raises(RelayError, match="messages without end"):
+            _hear(process, heard)
+        assert len(heard) <= MOST_MESSAGES
+        assert process.hear() == []
+    finally:
+        process.kill()
+        while process.reap() is None:
+            pass
+        process.close()
 
 
 @pytest.mark.parametrize("answer", [b"!x", b"!", b"!-1", b"!1", b"!" + b"9" * 4000, b"R", b"anything"])

@@ -22,6 +22,9 @@ from vfiouser_virtio.parent_death import end_with_parent
 from vfiouser_virtio.serving.terminal import flush, flush_stderr
 
 _MESSAGE_SIZE = 1 << 16
+# A child says where its device is and what was done wrong, once or twice in its life: one that was taken over must not
+# keep its parent reading for ever.
+MOST_MESSAGES = 64
 # Of an error, and of its notes; one takes up to 6 bytes.
 _MOST_CHARACTERS = 5000
 # What a process may take, in seconds, from its last word to its end, and from SIGKILL to its end.
@@ -63,6 +66,9 @@ class ChildProcess:
     def __init__(self, work: Callable[[Line], int], *, with_parent: signal.Signals = signal.SIGTERM) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._line.setblocking(False)
+        self.flooded = False
+        """It has sent more than `MOST_MESSAGES`, and the rest is not read."""
+        self._received = 0
         self._ended = self._has_explained = False
         with theirs:
             flush()  # else the child would print it once more
@@ -95,7 +101,7 @@ class ChildProcess:
         return self._line.fileno(), self._pidfd
 
     async def receive(self) -> object:
-        """The child's next message; None when it has ended."""
+        """The child's next message; None when it has ended, or has sent too many (`flooded`)."""
         while True:
             await trio.lowlevel.checkpoint()  # one that sends without an end does not keep others from their turns
             try:
@@ -105,7 +111,12 @@ class ChildProcess:
 
     def receive_nowait(self) -> object:
         """As `receive`; raises BlockingIOError when there is none."""
+        if self._received >= MOST_MESSAGES:
+            self.flooded |= bool(self._line.recv(1, socket.MSG_PEEK))
+            self._line.shutdown(socket.SHUT_RD)
+            return None
         data = self._line.recv(_MESSAGE_SIZE)
+        self._received += 1
         message = _decoded(data) if data else None
         self._has_explained |= isinstance(message, Exception)
         return message

@@ -172,6 +172,8 @@ async def _watch(name: str, child: ChildProcess, died: list[str]) -> None:
     log = DeviceLog(logger, name)  # whose lines are limited: a guest may have taken over the child
     while (mistake := await child.receive()) is not None:
         log.error("%s", mistake)
+    if child.flooded:
+        log.error("its process sends messages without end; they are not read any more")
     if death := await child.wait_end():
         logger.error("%s: its process %s; the device is gone", name, death)
         died.append(name)

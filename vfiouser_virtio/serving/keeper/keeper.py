@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import ConfigError, PeerError
@@ -305,8 +305,8 @@ class Keeper:
             relay.go_on()
 
     def _from_process(self, process: DeviceProcess) -> None:
-        self._heard(process)
         try:
+            self._heard(process)
             if process.take_answers():
                 process.resuming = False
                 if self._relay is not None and self._relay.was_told():
@@ -319,7 +319,8 @@ class Keeper:
                 self._client_left(self._relay)
         death = process.reap()
         if death is not None:
-            self._heard(process)  # its last word may be that this is no death
+            with suppress(RelayError):
+                self._heard(process)  # its last word may be that this is no death
             self._died(process, death)
 
     def _heard(self, process: DeviceProcess) -> None:

@@ -92,7 +92,10 @@ class DeviceProcess:
     # ---- what it says --------------------------------------------------------------------------------------------
 
     def hear(self) -> list[object]:
-        """Its messages on its line: where it is on the host, what the user has done wrong, `ENDED`."""
+        """Its messages on its line: where it is on the host, what the user has done wrong, `ENDED`.
+
+        Raises RelayError for messages without end.
+        """
         heard: list[object] = []
         while self._child.fds()[0] not in self._deaf and len(heard) < _AT_ONCE:
             try:
@@ -103,6 +106,8 @@ class DeviceProcess:
                 message = None
             if message is None:
                 self._deaf.add(self._child.fds()[0])
+                if self._child.flooded:
+                    raise RelayError("messages without end")
             else:
                 heard.append(message)
         return heard
