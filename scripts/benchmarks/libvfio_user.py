@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.register_client import Register
+from benchmarks.register_client import MeasuredRegister
 from vfiouser_virtio.errors import ConfigError
 
 # Its BAR2 is 256 bytes that mean nothing. (Its sample called "server" does not start: a BAR of three pages.)
 _SAMPLE = "gpio-pci-idio-16"
-REGISTER = Register(region=2, read=0, write=8)
+REGISTER = MeasuredRegister(region=2, read=0, write=8)
 
 
 def find_sample(build: Path) -> Path:

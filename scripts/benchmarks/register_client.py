@@ -13,7 +13,7 @@ from benchmarks.measure import Options
 from vfiouser_virtio.testing.raw.blocking import BlockingClient
 
 
-class Register(NamedTuple):
+class MeasuredRegister(NamedTuple):
     """Addresses of a server's registers: 8 bytes that can be read, and 4 that can be written."""
 
     region: int
@@ -43,7 +43,7 @@ def compile_client(options: Options, folder: Path) -> Path | None:
     return program
 
 
-def connect(program: Path | None, path: str, register: Register, stack: ExitStack) -> RegisterClient:
+def connect(program: Path | None, path: str, register: MeasuredRegister, stack: ExitStack) -> RegisterClient:
     """A client for as long as the stack lasts; ``program`` is registers.c compiled."""
     if program is not None:
         return _InC(program, path, register, stack)
@@ -51,7 +51,7 @@ def connect(program: Path | None, path: str, register: Register, stack: ExitStac
 
 
 class _InC:
-    def __init__(self, program: Path, path: str, register: Register, stack: ExitStack) -> None:
+    def __init__(self, program: Path, path: str, register: MeasuredRegister, stack: ExitStack) -> None:
         command = [str(program), "client", path, str(register.region)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdin is not None
@@ -73,7 +73,7 @@ class _InC:
 
 
 class _InPython:
-    def __init__(self, client: BlockingClient, register: Register) -> None:
+    def __init__(self, client: BlockingClient, register: MeasuredRegister) -> None:
         self.pid = os.getpid()
         self._client = client
         self._register = register

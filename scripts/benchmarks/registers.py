@@ -12,12 +12,12 @@ from benchmarks import guest_config
 from benchmarks.libvfio_user import REGISTER as THEIR_REGISTER
 from benchmarks.libvfio_user import find_sample, listening
 from benchmarks.measure import Benchmark, Options, Row, Target, at_most, in_turn
-from benchmarks.register_client import Register, RegisterClient, compile_client, connect
+from benchmarks.register_client import MeasuredRegister, RegisterClient, compile_client, connect
 from benchmarks.server import server
 from vfiouser_virtio.protocols.vfio_user import PciRegion
 
 # Our disk's capacity, and the common configuration's driver_feature_select.
-OUR_REGISTER = Register(region=PciRegion.BAR4, read=0x2000, write=8)
+OUR_REGISTER = MeasuredRegister(region=PciRegion.BAR4, read=0x2000, write=8)
 _LIBVFIO_USER = "libvfio-user"
 
 

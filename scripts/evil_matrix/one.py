@@ -21,7 +21,7 @@ from evil_matrix.cases import EvilCase, parse_case
 from evil_matrix.classify import NO_ANSWER, CaseVerdict, Outcome, Seen, classify
 from evil_matrix.exercises import EXERCISES, GuestExercise
 from evil_matrix.results import CaseResult
-from vfiouser_virtio import serve, vm
+from vfiouser_virtio import Device, serve, vm
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.faults.pci import FaultyPci
 from vfiouser_virtio.groups import leaves
@@ -105,7 +105,9 @@ async def _exercise(
         return CaseVerdict(Outcome.REFUSED, False, (f"QEMU ends: {error}", *_tail(guest.qemu_stderr))), False
     async with trio.open_nursery() as nursery:
         if exercise.beside is not None:
-            nursery.start_soon(exercise.beside, served.functions[1].device, folder)
+            device = served.functions[1].device
+            assert isinstance(device, Device)
+            nursery.start_soon(exercise.beside, device, folder)
         seen = await _watch(guest, seconds)
         nursery.cancel_scope.cancel()
     return classify(seen), await _neighbour_works(guest, exercise)

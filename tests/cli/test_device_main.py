@@ -159,5 +159,5 @@ def test_what_is_no_class() -> None:
     class Half(Device):
         device_id = 4
 
-    with pytest.raises(AuthorError, match=r"expected a subclass of vfiouser_virtio\.Device, and no object of it"):
+    with pytest.raises(AuthorError, match=r"expected a subclass of vfiouser_virtio\.Device, .* and no object of it"):
         main(Half())  # type: ignore[arg-type]  # an object where main() wants a class: that is the point

@@ -13,6 +13,7 @@ from vfiouser_virtio import serve, vm
 from vfiouser_virtio.guest.drivers.blk import RequestFailed
 from vfiouser_virtio.protocols.virtio.blk import BlkStatus
 from vfiouser_virtio.serving.device_files import load_device_class
+from vfiouser_virtio.serving.device_kinds import AnyDevice
 from vfiouser_virtio.testing.carriers import carry
 from vfiouser_virtio.virtio import Device
 
@@ -26,8 +27,10 @@ TESTED = {
 
 
 def example(what: str, **options: Any) -> Device:
-    make: Callable[..., Device] = load_device_class(str(EXAMPLES / what))
-    return make(**options)
+    make: Callable[..., AnyDevice] = load_device_class(str(EXAMPLES / what))
+    device = make(**options)
+    assert isinstance(device, Device)
+    return device
 
 
 def test_all_examples_are_tested_and_listed() -> None:

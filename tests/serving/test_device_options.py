@@ -18,6 +18,7 @@ from vfiouser_virtio.serving.device_setup import (
 )
 from vfiouser_virtio.serving.device_specs import parse_device
 from vfiouser_virtio.serving.options import class_options, convert_options
+from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Limits, Offer, bus
 from vfiouser_virtio.virtio.options import Making, OneOf, Size
 
@@ -295,11 +296,17 @@ def test_every_option_has_a_help_text() -> None:
 # ---- how much a device does ----------------------------------------------------------------------------------------
 
 
+def made(setup: DeviceSetup) -> VirtioPci:
+    function = setup.create()
+    assert isinstance(function, VirtioPci)
+    return function
+
+
 def test_limits() -> None:
     setup = only("rng,iops=500,iops-burst=7,bps=20M,packed=on")
     assert setup.limits == Limits(iops=500, iops_burst=7, bps=20 << 20)
     assert setup.offer.packed
-    assert all(queue.meter is not None for queue in setup.create().core.queues)
+    assert all(queue.meter is not None for queue in made(setup).core.queues)
     assert not only("rng").limits
 
 
@@ -337,8 +344,8 @@ def test_every_device_has_every_switch(driver: str) -> None:
         queue_size=100,
         poll="on",
     )
-    core = setup.create().core
-    own = setup.create().device.features
+    core = made(setup).core
+    own = made(setup).device.features
     reserved: tuple[Feature, ...] = (
         Feature.VERSION_1,
         Feature.RING_PACKED,
@@ -353,7 +360,7 @@ def test_every_device_has_every_switch(driver: str) -> None:
 
 
 def test_what_is_offered_if_nobody_says_anything() -> None:
-    core = only("rng").create().core
+    core = made(only("rng")).core
     usual = (Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.RING_RESET)
     assert core.device_features == mask_of(usual)
 
@@ -405,6 +412,7 @@ def test_a_file_puts_what_it_registers_on_the_bus(tmp_path: Path) -> None:
         "from vfiouser_virtio.virtio import Device, register\n@register\nclass Gauge(Device):\n    device_id = 61\n"
     )
     by_file, by_number, by_name = setups([parse_device(text) for text in (f"{path}:Gauge", "61", "gauge")])
+    assert issubclass(by_file.device_class, Device)
     bus.unregister(by_file.device_class)
     assert by_file.device_class is by_number.device_class is by_name.device_class
     assert [each.name for each in (by_file, by_number, by_name)] == ["gauge0", "gauge1", "gauge2"]

@@ -92,7 +92,9 @@ async def booted_from_options(
         vm.boot_guest(qemu, image, devices=served.qemu_devices, append=f"{APPEND} {append}", **options) as guest,
     ):
         functions = {
-            endpoint.name: function for endpoint, function in zip(served.endpoints, served.functions, strict=True)
+            endpoint.name: function
+            for endpoint, function in zip(served.endpoints, served.functions, strict=True)
+            if isinstance(function, VirtioPci)
         }
         yield Machine(guest, {name: function.device for name, function in functions.items()}, functions)
 

@@ -19,10 +19,10 @@ from vfiouser_virtio.cli.exit_status import EXPLAINED, status_of
 from vfiouser_virtio.cli.list_devices import as_text, common_help, summary
 from vfiouser_virtio.cli.serve import serve_devices
 from vfiouser_virtio.errors import AuthorError, ConfigError
+from vfiouser_virtio.serving.device_kinds import AnyDevice
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_options
 from vfiouser_virtio.serving.options import class_options
 from vfiouser_virtio.serving.terminal import complain, set_up_streams
-from vfiouser_virtio.virtio import Device
 
 _EPILOG = """\
 {file}, as KEY=VALUE words:
@@ -43,15 +43,18 @@ stdout, in this order:
 {explained}"""
 
 
-def main(device_class: type[Device], argv: Sequence[str] | None = None) -> NoReturn:
+def main(device_class: type[AnyDevice], argv: Sequence[str] | None = None) -> NoReturn:
     """Serve a device of ``device_class`` as its options on the command line say, and end the process.
 
     The words of ``argv`` (by default the process's) are the device's options, ``KEY=VALUE`` as after ``--device``, and
     options of ``vfiouser-virtio serve``; ``--help`` shows them. Ends with the exit status of that command, by
     SystemExit. Raises AuthorError for what is no device class.
     """
-    if not isinstance(device_class, type) or not issubclass(device_class, Device):
-        raise AuthorError(f"main({device_class!r}): expected a subclass of vfiouser_virtio.Device, and no object of it")
+    if not isinstance(device_class, type) or not issubclass(device_class, AnyDevice):
+        raise AuthorError(
+            f"main({device_class!r}): expected a subclass of vfiouser_virtio.Device, or of PciDevice, "
+            "and no object of it"
+        )
     set_up_streams()
     file = Path(sys.argv[0]).name
     try:
@@ -64,12 +67,12 @@ def main(device_class: type[Device], argv: Sequence[str] | None = None) -> NoRet
     sys.exit(execute(arguments))
 
 
-def _execute(device_class: type[Device], file: str, arguments: argparse.Namespace) -> int:
+def _execute(device_class: type[AnyDevice], file: str, arguments: argparse.Namespace) -> int:
     spec = DeviceSpec(file, parse_options(arguments.options), device_class)
     return serve_devices([spec], arguments)
 
 
-def _parser(device_class: type[Device], file: str) -> argparse.ArgumentParser:
+def _parser(device_class: type[AnyDevice], file: str) -> argparse.ArgumentParser:
     own = class_options(device_class).values()
     parser = argparse.ArgumentParser(
         prog=file,

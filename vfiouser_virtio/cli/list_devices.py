@@ -12,8 +12,8 @@ from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_argum
 from vfiouser_virtio.serving.terminal import say
 
 if TYPE_CHECKING:
+    from vfiouser_virtio.serving.device_kinds import AnyDevice
     from vfiouser_virtio.serving.options import Option
-    from vfiouser_virtio.virtio import Device
 
 _HELP_COLUMN = 34
 
@@ -56,7 +56,7 @@ def execute(arguments: argparse.Namespace) -> int:
         devices = [
             {
                 "name": name,
-                "virtio-id": int(device_class.device_id),
+                **_ids(device_class),
                 "description": summary(device_class),
                 "options": _as_json(class_options(device_class).values()),
             }
@@ -83,7 +83,15 @@ def common_help() -> str:
     )
 
 
-def summary(device_class: "type[Device]") -> str:
+def _ids(device_class: "type[AnyDevice]") -> dict[str, object]:
+    from vfiouser_virtio.virtio import Device
+
+    if issubclass(device_class, Device):
+        return {"virtio-id": int(device_class.device_id)}
+    return {"pci-id": f"{device_class.identity.vendor:04x}:{device_class.identity.device:04x}"}
+
+
+def summary(device_class: "type[AnyDevice]") -> str:
     """What a device class is, in one line: the first of its module's or of its own docstring."""
     text = sys.modules[device_class.__module__].__doc__ or device_class.__doc__ or device_class.__name__
     return text.strip().partition("\n")[0].rstrip(".")

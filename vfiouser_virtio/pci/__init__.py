@@ -1,4 +1,9 @@
-"""Generic PCI endpoint function that knows nothing of virtio: build any device on it (see `PciFunction`)."""
+"""PCI functions that know nothing of virtio: `PciDevice` for authors, and the generic `PciFunction` below it.
+
+The names of authors' devices are imported when they are first asked for: a virtio device needs none of them.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from vfiouser_virtio.pci.bar_mapping import BarMapping
 from vfiouser_virtio.pci.bars import Bar, BarKind, Bars
@@ -11,18 +16,68 @@ from vfiouser_virtio.pci.mapped_bar import mapped_bar
 from vfiouser_virtio.pci.msi import Msi
 from vfiouser_virtio.pci.msix import Msix
 
+if TYPE_CHECKING:
+    from vfiouser_virtio.pci.arrays import Bank, array, banks
+    from vfiouser_virtio.pci.bar_memory import BarMemory
+    from vfiouser_virtio.pci.bar_space import bar
+    from vfiouser_virtio.pci.device import PciDevice
+    from vfiouser_virtio.pci.dma import Dma, DmaFault
+    from vfiouser_virtio.pci.doorbell import Doorbell
+    from vfiouser_virtio.pci.fields import field, flag
+    from vfiouser_virtio.pci.fifo import Fifo
+    from vfiouser_virtio.pci.irq import Irq, interrupts
+    from vfiouser_virtio.pci.register import Register
+
 __all__ = [
+    "Bank",
     "Bar",
     "BarKind",
     "BarMapping",
+    "BarMemory",
     "Bars",
     "Capability",
     "ConfigSpace",
+    "Dma",
+    "DmaFault",
+    "Doorbell",
+    "Fifo",
     "Identity",
     "Intx",
+    "Irq",
     "Msi",
     "Msix",
+    "PciDevice",
     "PciFunction",
+    "Register",
+    "array",
+    "banks",
+    "bar",
+    "field",
+    "flag",
+    "interrupts",
     "mapped_bar",
     "vendor_capability",
 ]
+
+_HOMES = {
+    "arrays": ("Bank", "array", "banks"),
+    "bar_memory": ("BarMemory",),
+    "bar_space": ("bar",),
+    "device": ("PciDevice",),
+    "dma": ("Dma", "DmaFault"),
+    "doorbell": ("Doorbell",),
+    "fields": ("field", "flag"),
+    "fifo": ("Fifo",),
+    "irq": ("Irq", "interrupts"),
+    "register": ("Register",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    for module, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.pci.device import PciDevice
+from vfiouser_virtio.serving.device_kinds import AnyDevice
 from vfiouser_virtio.virtio import Device
 
 
@@ -15,7 +17,7 @@ def is_device_file(driver: str) -> bool:
     return driver.partition(":")[0].endswith(".py")
 
 
-def load_device_class(driver: str) -> type[Device]:
+def load_device_class(driver: str) -> type[AnyDevice]:
     """The class that ``file.py:Class`` names; a file is imported once, however often it is named.
 
     Raises ConfigError when there is no such file or class, when it is no device, and when the import fails.
@@ -30,15 +32,18 @@ def load_device_class(driver: str) -> type[Device]:
     if found is None:
         raise ConfigError(f"{path}: there is no class {name}; its devices: {', '.join(own) or 'none'}")
     if not _is_device(found):
-        raise ConfigError(f"{driver} is not a subclass of vfiouser_virtio.virtio.Device")
-    device_class: type[Device] = found
-    if not 0 < device_class.device_id < 64:
+        raise ConfigError(f"{driver} is not a subclass of vfiouser_virtio.Device or vfiouser_virtio.pci.PciDevice")
+    device_class: type[AnyDevice] = found
+    if issubclass(device_class, PciDevice):
+        if getattr(device_class, "identity", None) is None:
+            raise ConfigError(f"{driver}: it has no identity: write identity = Identity(vendor=…, device=…)")
+    elif not 0 < device_class.device_id < 64:
         raise ConfigError(f"{driver}: device_id is {device_class.device_id}; set it to a virtio device id, 1 to 63")
     return device_class
 
 
 def _is_device(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, Device) and value is not Device
+    return isinstance(value, type) and issubclass(value, AnyDevice) and value not in (Device, PciDevice)
 
 
 def import_file(path: Path, what: str = "device file") -> ModuleType:

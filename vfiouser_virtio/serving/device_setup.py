@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +21,15 @@ from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
 from vfiouser_virtio.faults.fault_spec import FaultSpec
 from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Identity
+from vfiouser_virtio.pci.device import PciDevice
 from vfiouser_virtio.serving.device_files import is_device_file, load_device_class
+from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
 from vfiouser_virtio.serving.device_specs import DeviceSpec
 from vfiouser_virtio.serving.fault_options import DeviceFaults
 from vfiouser_virtio.serving.options import Option, class_options, convert_options, options_of, spelled, suggestion
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
+from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 from vfiouser_virtio.virtio import Device, Limits, Offer, bus
 from vfiouser_virtio.virtio.author_line import author_line
 from vfiouser_virtio.virtio.device_checks import close_device
@@ -48,6 +51,8 @@ _IDENTITY_FIELDS = {
     "class_code": "class_code",
     "revision": "revision",
 }
+# Options of `CommonOptions` that only virtio devices have.
+_OF_VIRTIO = {"ids", "vectors", "fault", "fault_seed", "fault_log", "fault_control", "fault_stopped"}
 # Seconds after which it is said what is being waited for.
 _SAY_AFTER_S = 1.0
 # QEMU's rule for ids (id_wellformed() in its util/id.c).
@@ -118,12 +123,12 @@ class DeviceSetup:
     """Unique among the devices of a process: blk0."""
     driver: str
     """As the user named its type."""
-    device_class: type[Device]
+    device_class: type[AnyDevice]
     arguments: dict[str, Any]
     common: CommonOptions
     offer: Offer
     limits: Limits | None = None
-    made: Device | VirtioPci | None = None
+    made: AnyDevice | AnyFunction | None = None
     """What a program has made itself, instead of ``arguments``."""
 
     def identity(self, style: Style = "default") -> Identity:
@@ -131,17 +136,22 @@ class DeviceSetup:
         chosen = {field: getattr(self.common, option) for option, field in _IDENTITY_FIELDS.items()}
         changes = {field: value for field, value in chosen.items() if value is not None}
         try:
-            base = identity(self.device_class.device_id, self.common.ids or style)
+            base = self._identity(style)
             return replace(base, **changes)
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
+
+    def _identity(self, style: Style) -> Identity:
+        if issubclass(self.device_class, PciDevice):
+            return self.device_class.identity
+        return identity(self.device_class.device_id, self.common.ids or style)
 
     def create(
         self,
         style: Style = "default",
         audit: "AuditLog | None" = None,
         make_function: Callable[..., VirtioPci] | None = None,
-    ) -> VirtioPci:
+    ) -> AnyFunction:
         """The device on a PCI function of its own; both are made, unless a program has. ``audit`` is as with `serve`,
         and ``make_function`` as with `serving_on`.
 
@@ -152,12 +162,14 @@ class DeviceSetup:
 
     def attach(
         self,
-        device: Device | VirtioPci,
+        device: AnyDevice | AnyFunction,
         style: Style = "default",
         audit: "AuditLog | None" = None,
         make_function: Callable[..., VirtioPci] | None = None,
-    ) -> VirtioPci:
+    ) -> AnyFunction:
         """The second half of `create`: ``device`` on its PCI function; it is closed where that cannot be."""
+        if isinstance(device, PciDevice | PciDeviceFunction):
+            return self._attach_own(device, audit)
         if isinstance(device, VirtioPci):
             if audit is not None:
                 raise ConfigError(f"{self.name}: audit: it is a VirtioPci already; make it an AuditedVirtioPci")
@@ -185,7 +197,24 @@ class DeviceSetup:
                 raise self._bug(error) from error
             raise
 
-    def make(self) -> Device:
+    def _attach_own(self, device: PciDevice | PciDeviceFunction, audit: "AuditLog | None") -> PciDeviceFunction:
+        """`attach` of a PCI device of an author's own."""
+        try:
+            if audit is not None:
+                raise ConfigError(f"{self.name}: --audit is of virtio drivers, and this is no virtio device")
+            if isinstance(device, PciDeviceFunction):
+                return device
+            return PciDeviceFunction(
+                device, identity=self.identity(), name=self.name, unsealed_memory=self.common.unsealed_memory
+            )
+        except BaseException as error:
+            if self.made is None and isinstance(device, PciDevice):
+                _close_half_made(device)
+            if isinstance(error, Exception) and not isinstance(error, ConfigError):
+                raise self._bug(error) from error
+            raise
+
+    def make(self) -> AnyDevice:
         """The first half of `create`: the device of ``arguments``. Raises as that."""
         try:
             with being_made(self.name):
@@ -200,7 +229,7 @@ class DeviceSetup:
         except Exception as error:
             raise self._bug(error, "__init__ raised ") from error
 
-    def _make(self) -> Device:
+    def _make(self) -> AnyDevice:
         wrapper: dict[str, Any] = {}
         if self.common.fault and _of_disks(self.common.fault):
             from vfiouser_virtio.faults.disk import FaultyDisk  # only here, as above
@@ -222,12 +251,12 @@ class DeviceSetup:
         return DeviceError(f"{self.driver}: a bug in the device: {f'{where}: ' if where else ''}{what}")
 
 
-async def made_in_thread(setup: DeviceSetup) -> Device:
+async def made_in_thread(setup: DeviceSetup) -> AnyDevice:
     """`DeviceSetup.make`, in a thread: what ``__init__`` opens may lie on a file system that hangs.
 
     Cancelled, it closes the device when that has been made after all.
     """
-    made: list[Device] = []
+    made: list[AnyDevice] = []
     given_up = False
     lock = threading.Lock()
 
@@ -283,14 +312,14 @@ async def in_own_thread(call: Callable[[], T]) -> T:
     return cast("T", value)
 
 
-def _close_half_made(device: Device) -> None:
+def _close_half_made(device: AnyDevice) -> None:
     try:
         device.close()
     except Exception:  # its `close` needs what the mistake that is reported has prevented
         logger.debug("%s: close() of a device that could not be made", device.name, exc_info=True)
 
 
-def find_class(driver: str) -> type[Device]:
+def find_class(driver: str) -> type[AnyDevice]:
     """The class for a device's name or virtio id, as the bus knows it, or for ``file.py:Class``. Raises ConfigError."""
     if is_device_file(driver):
         return load_device_class(driver)
@@ -307,7 +336,7 @@ def shipped_classes() -> list[type[Device]]:
     return [devices.load(name) for name in devices.SHIPPED]
 
 
-def setups(devices: Iterable[DeviceSpec | Device | VirtioPci]) -> list[DeviceSetup]:
+def setups(devices: Iterable[DeviceSpec | AnyDevice | AnyFunction]) -> list[DeviceSetup]:
     """Find each device's class, convert its options, and give it a name. Raises ConfigError."""
     found = [_described(each) if isinstance(each, DeviceSpec) else _given(each) for each in devices]
     taken = {setup.name for setup in found}
@@ -323,11 +352,13 @@ def setups(devices: Iterable[DeviceSpec | Device | VirtioPci]) -> list[DeviceSet
     return found
 
 
-def _given(made: Device | VirtioPci) -> DeviceSetup:
+def _given(made: AnyDevice | AnyFunction) -> DeviceSetup:
     device, name, offer = made, "", Offer()
     if isinstance(made, VirtioPci):
         device, name, offer = made.device, made.core.name, made.core.offer
-    assert isinstance(device, Device)
+    elif isinstance(made, PciDeviceFunction):
+        device, name = made.device, made.name
+    assert isinstance(device, AnyDevice)
     return DeviceSetup(name, type(device).__name__, type(device), {}, CommonOptions(), offer, made=made)
 
 
@@ -336,6 +367,8 @@ def _described(spec: DeviceSpec) -> DeviceSetup:
     label = spec.driver
     device_class = spec.device_class or find_class(label)
     # A device's own option hides one that every device has.
+    if issubclass(device_class, PciDevice):
+        return _described_own(label, device_class, spec)
     tables = own, common, limited, offered = (
         class_options(device_class),
         common_options(),
@@ -347,9 +380,7 @@ def _described(spec: DeviceSpec) -> DeviceSetup:
         belongs_to = next((number for number, table in enumerate(tables) if spelled(key) in table), 0)
         given[belongs_to][key] = value
     arguments = convert_options(own, given[0], label=label, also=[*common, *limited, *offered])
-    chosen = CommonOptions(**convert_options(common, given[1], label=label))
-    if chosen.id is not None and not _ID.fullmatch(chosen.id):
-        raise ConfigError(f"{label}: id={chosen.id}: expected a letter, then letters, digits, '-', '.' or '_'")
+    chosen = _common(common, given[1], label)
     if chosen.vectors is not None and not 0 <= chosen.vectors <= 2048:
         raise ConfigError(f"{label}: vectors={chosen.vectors}: expected 0 to 2048 (the limit of MSI-X)")
     try:
@@ -358,6 +389,26 @@ def _described(spec: DeviceSpec) -> DeviceSetup:
     except ConfigError as error:
         raise ConfigError(f"{label}: {str(error).removeprefix(f'{label}: ')}") from None
     return DeviceSetup(chosen.id or "", label, device_class, arguments, chosen, offer, limits)
+
+
+def _common(common: Mapping[str, Option], given: Mapping[str, object], label: str) -> CommonOptions:
+    chosen = CommonOptions(**convert_options(common, given, label=label))
+    if chosen.id is not None and not _ID.fullmatch(chosen.id):
+        raise ConfigError(f"{label}: id={chosen.id}: expected a letter, then letters, digits, '-', '.' or '_'")
+    return chosen
+
+
+def _described_own(label: str, device_class: type[PciDevice], spec: DeviceSpec) -> DeviceSetup:
+    """`_described` of a PCI device of an author's own, which has no options of virtio."""
+    own = class_options(device_class)
+    common = {name: option for name, option in common_options().items() if option.parameter not in _OF_VIRTIO}
+    given: tuple[dict[str, object], dict[str, object]] = {}, {}
+    for key, value in spec.options.items():
+        given[spelled(key) not in own and spelled(key) in common][key] = value
+    arguments = convert_options(own, given[0], label=label, also=common)
+    return DeviceSetup(
+        (chosen := _common(common, given[1], label)).id or "", label, device_class, arguments, chosen, Offer()
+    )
 
 
 def _free_name(kind: str, counted: Counter[str], taken: set[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vfiouser_virtio.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vfiouser_virtio.virtio import Device
+    from vfiouser_virtio.serving.device_kinds import AnyDevice
 
 # /dev/zero has no end; a device takes some 100 bytes.
 MAX_CONFIG_SIZE = 1 << 20
@@ -23,7 +23,7 @@ class DeviceSpec:
 
     driver: str
     options: Mapping[str, object] = field(default_factory=dict)
-    device_class: "type[Device] | None" = None
+    device_class: "type[AnyDevice] | None" = None
     """The class itself, where a program has it: ``driver`` is then what errors call it."""
 
 

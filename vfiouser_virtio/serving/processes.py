@@ -46,6 +46,7 @@ from vfiouser_virtio.serving.terminal import complain, flush
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.vfio_user import OpenTrace
+from vfiouser_virtio.virtio import Device
 
 if TYPE_CHECKING:
     from vfiouser_virtio.serving.sandbox import Sandbox
@@ -220,7 +221,9 @@ def _serve(
             line.send(served.endpoints[0].host_side)
             tasks.start_soon(_end_with_parent, line, served.finished)
             if beside is not None:
-                tasks.start_soon(beside, served.functions[0])
+                [function] = served.functions
+                assert isinstance(function, VirtioPci)
+                tasks.start_soon(beside, function)
             await served.finished.wait()
             verdict.give(0)
             if finished is not None:
@@ -259,6 +262,8 @@ def _check_supervised(wanted: Sequence[DeviceSetup], engine: EngineName) -> None
     if engine != "vfio-user":
         raise ConfigError(f"--supervise: not with --engine {engine}, which does not let go of its client")
     for setup in wanted:
+        if not issubclass(setup.device_class, Device):
+            raise ConfigError(f"{setup.name}: --supervise is for virtio devices: it restores their queues")
         if setup.common.fault:
             raise ConfigError(f"{setup.name}: fault=NAME: not with --supervise")
 

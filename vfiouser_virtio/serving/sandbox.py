@@ -31,6 +31,7 @@ from vfiouser_virtio.host_access import NO_ACCESS, HostAccess, confine_all
 from vfiouser_virtio.libc import libc
 from vfiouser_virtio.protocols.seccomp import PR_GET_SECCOMP, Arch
 from vfiouser_virtio.protocols.system_calls import NR_SECCOMP
+from vfiouser_virtio.serving.device_kinds import AnyDevice
 from vfiouser_virtio.serving.device_setup import in_own_thread
 from vfiouser_virtio.serving.privileges import (
     OtherUser,
@@ -46,7 +47,6 @@ from vfiouser_virtio.serving.sandbox_files import landlock_abi, restrict_files
 from vfiouser_virtio.serving.sandbox_filter import assemble, install_filter
 from vfiouser_virtio.serving.sandbox_remover import start_remover
 from vfiouser_virtio.serving.terminal import rest_writers
-from vfiouser_virtio.virtio import Device
 from vfiouser_virtio.virtio.author_line import author_line
 from vfiouser_virtio.watchdog import without_watchdog
 
@@ -93,7 +93,7 @@ class Sandbox:
         if self.user is not None:
             self.user.own([*confine_all(sockets).removes, *folders])
 
-    async def enter(self, devices: Iterable[Device], sockets: Iterable[Socket] = ()) -> None:
+    async def enter(self, devices: Iterable[AnyDevice], sockets: Iterable[Socket] = ()) -> None:
         """Give up all rights of this process but those that devices, which are made, and their sockets need.
 
         To be called once, by the task that makes the devices, before they are served. Raises as `enter_sandbox`, and
@@ -110,7 +110,7 @@ class Sandbox:
             enter_sandbox(self.mode, access, self.user)
 
 
-def confine_devices(devices: Iterable[Device]) -> HostAccess:
+def confine_devices(devices: Iterable[AnyDevice]) -> HostAccess:
     """What they need together: `Device.confine`. Raises DeviceError."""
     access = NO_ACCESS
     for device in devices:

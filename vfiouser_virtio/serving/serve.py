@@ -33,6 +33,7 @@ from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.host_access import HostAccess
 from vfiouser_virtio.removal import end_remover, remove_folder
+from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
 from vfiouser_virtio.serving.device_setup import DeviceSetup, made_in_thread, setups
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
 from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_arguments, qemu_device, shell_lines
@@ -86,7 +87,7 @@ class Serving:
     """One for each device, in their order."""
     finished: trio.Event
     """No client will come any more: set only with ``once``, or where all sockets were connections already."""
-    functions: Sequence[VirtioPci] = ()
+    functions: Sequence[AnyFunction] = ()
     """Those of this process, in the order of ``endpoints``; none where each device has a process of its own."""
 
     @property
@@ -107,7 +108,7 @@ class Serving:
 
 @asynccontextmanager
 async def serve(
-    *devices: str | DeviceSpec | Device | VirtioPci,
+    *devices: str | DeviceSpec | AnyDevice | AnyFunction,
     path: str | os.PathLike[str] | None = None,
     places: Sequence[Place] = (),
     ids: Style = "default",
@@ -144,8 +145,8 @@ async def serve(
     """
     with ExitStack() as stack, ExitStack() as unserved:
         for device in devices:
-            if isinstance(device, Device | VirtioPci):
-                owned = device.device if isinstance(device, VirtioPci) else device
+            if isinstance(device, AnyDevice | AnyFunction):
+                owned = device if isinstance(device, AnyDevice) else device.device
                 unserved.callback(close_device, owned, owned.name)
         if path is not None:
             if places or len(devices) != 1:
@@ -170,7 +171,7 @@ async def serve(
 
 
 def serve_in_one(
-    *devices: str | DeviceSpec | Device | VirtioPci, **options: Any
+    *devices: str | DeviceSpec | AnyDevice | AnyFunction, **options: Any
 ) -> AbstractContextManager[AbstractAsyncContextManager[Serving]]:
     """`serve` in the form of `processes.serve_in_processes`: what is entered before ``trio.run`` does nothing."""
     return nullcontext(serve(*devices, **options))
@@ -214,7 +215,7 @@ async def serving_on(
         yield served
 
 
-def parsed(devices: Iterable[str | DeviceSpec | Device | VirtioPci]) -> list[DeviceSetup]:
+def parsed(devices: Iterable[str | DeviceSpec | AnyDevice | AnyFunction]) -> list[DeviceSetup]:
     """The devices with all of their options known and converted. Raises ConfigError."""
     return setups(parse_device(device) if isinstance(device, str) else device for device in devices)
 
@@ -230,7 +231,8 @@ def tell_types(wanted: Iterable[DeviceSetup], open_trace: object) -> None:
     """Tell the trace, if it cares, what the feature bits of each device are called."""
     if isinstance(open_trace, _KnowsTypes):
         for setup in wanted:
-            open_trace.know(setup.name, setup.device_class.feature_bits)
+            if issubclass(setup.device_class, Device):
+                open_trace.know(setup.name, setup.device_class.feature_bits)
 
 
 def endpoint_of(setup: DeviceSetup, listener: Socket, host_side: str = "") -> Endpoint:
@@ -238,7 +240,7 @@ def endpoint_of(setup: DeviceSetup, listener: Socket, host_side: str = "") -> En
     return Endpoint(setup.name, setup.driver, listener.where, listener.path, host_side)
 
 
-def host_side(function: VirtioPci) -> str:
+def host_side(function: AnyFunction) -> str:
     """Where the function's device is to be found on the host; empty where that says nothing new."""
     return function.device.describe() if isinstance(function.device, _Described) else ""
 
@@ -255,12 +257,12 @@ async def _create(
     ids: Style,
     audit: "AuditLog | None",
     make_function: Callable[..., VirtioPci] | None,
-) -> list[VirtioPci]:
+) -> list[AnyFunction]:
     """Make all devices, or none: what has been opened is closed again when one cannot be made.
 
     Yields after each: a hundred take longer than the watchdog gives one task.
     """
-    functions: list[VirtioPci] = []
+    functions: list[AnyFunction] = []
     try:
         for setup in wanted:
             if setup.made is None and setup.device_class.made_in_thread:
@@ -274,7 +276,7 @@ async def _create(
     return functions
 
 
-def _close_made(wanted: Sequence[DeviceSetup], functions: Sequence[VirtioPci]) -> None:
+def _close_made(wanted: Sequence[DeviceSetup], functions: Sequence[AnyFunction]) -> None:
     for setup, function in zip(wanted, functions, strict=False):
         if setup.made is None:
             function.device.close()

@@ -22,8 +22,8 @@ class MsixMessage(NamedTuple):
     data: int
 
 
-class Doorbell:
-    """Doorbell: the stored value says which handler to call."""
+class InterruptDoorbell:
+    """InterruptDoorbell: the stored value says which handler to call."""
 
     def __init__(self) -> None:
         self.function = PciFunction(Identity(_VENDOR, _DEVICE, class_code=_CLASS), interrupt_pin=0)

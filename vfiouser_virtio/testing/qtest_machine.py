@@ -24,7 +24,7 @@ from typing import IO
 import trio
 
 from vfiouser_virtio.background import background
-from vfiouser_virtio.testing.doorbell import BAR, Doorbell
+from vfiouser_virtio.testing.doorbell import BAR, InterruptDoorbell
 from vfiouser_virtio.testing.qtest import Qtest, QtestClosed
 from vfiouser_virtio.testing.qtest_port import ECAM_BASE, BarAddresses, InterruptLines, QtestPort
 from vfiouser_virtio.vfio_user import Server, SharedMemory, listen_path
@@ -71,7 +71,7 @@ async def qtest_machine(qemu: Qemu, sockets: Mapping[str, str | os.PathLike[str]
     """
     if len(sockets) > len(_SLOTS):
         raise ValueError(f"{len(sockets)} functions: the machine has interrupt lines for {len(_SLOTS)}")
-    doorbell, lines = Doorbell(), InterruptLines()
+    doorbell, lines = InterruptDoorbell(), InterruptLines()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         memory = stack.enter_context(SharedMemory(_RAM_SIZE, address=0))
@@ -132,7 +132,7 @@ def _start(
     )
 
 
-async def _power_on(machine: QtestMachine, doorbell: Doorbell, lines: InterruptLines) -> None:
+async def _power_on(machine: QtestMachine, doorbell: InterruptDoorbell, lines: InterruptLines) -> None:
     """What firmware does."""
     qtest = machine.qtest
     await qtest.execute(f"outl {_CONFIG_ADDRESS:#x} {_PCIEXBAR:#x}")

@@ -14,7 +14,7 @@ from vfiouser_virtio.protocols.pci import (
     CapId,
     PciCommand,
 )
-from vfiouser_virtio.testing.doorbell import Doorbell, MsixMessage
+from vfiouser_virtio.testing.doorbell import InterruptDoorbell, MsixMessage
 from vfiouser_virtio.testing.qtest import Qtest
 
 ECAM_BASE = 0xB000_0000
@@ -69,7 +69,7 @@ class QtestPort:
     """Function in a slot of bus 0, as `guest.ports.PciPort` has it. A BAR in I/O space gets no address."""
 
     def __init__(
-        self, qtest: Qtest, slot: int, name: str, memory: DmaMemory, doorbell: Doorbell, lines: InterruptLines
+        self, qtest: Qtest, slot: int, name: str, memory: DmaMemory, doorbell: InterruptDoorbell, lines: InterruptLines
     ) -> None:
         self.name = name
         self.memory = memory

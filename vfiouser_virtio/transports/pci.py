@@ -14,16 +14,13 @@ QEMU's own virtio devices and SPDK's have the same layout, and SPDK's client kno
 import logging
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
-
-import trio
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.eventfd_watch import watch
 from vfiouser_virtio.eventfds import CAN_TAKE
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.memory import UnsealedMemory
-from vfiouser_virtio.pci import Bar, BarKind, Identity, PciFunction, mapped_bar, vendor_capability
+from vfiouser_virtio.pci import Bar, BarKind, Identity, mapped_bar, vendor_capability
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import CFG_SPACE_SIZE
 from vfiouser_virtio.protocols.virtio.features import Feature
@@ -40,8 +37,9 @@ from vfiouser_virtio.protocols.virtio.pci import (
 from vfiouser_virtio.protocols.virtio.ring import NOTIFICATION_DATA_CODEC
 from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.transports.identity import Style, identity
+from vfiouser_virtio.transports.served_function import CONFIG_SIZE, ServedFunction
 from vfiouser_virtio.transports.shared_memory import SHARED_BAR, SharedWindow
-from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, IrqSetFlags, PciIrq
+from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd
 from vfiouser_virtio.virtio import Device, DeviceCore, Limits, Offer, Stop
 from vfiouser_virtio.virtio.device_checks import close_device
 
@@ -51,8 +49,6 @@ MSIX_BAR, VIRTIO_BAR = 1, 4
 COMMON, ISR, DEVICE, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
 NOTIFY_MULTIPLIER = 4
 _PAGE = 0x1000
-# Extended config space makes the function a PCI Express one for QEMU, with a function level reset that Linux uses.
-_CONFIG_SIZE = 4096
 _CFG = offsets(CFG_CAP)
 # Plain ints: an interrupt is worth more than the microsecond that arithmetic with enums takes.
 _ISR_QUEUE, _ISR_CONFIG = int(Isr.QUEUE), int(Isr.CONFIG)
@@ -60,7 +56,7 @@ _ISR_QUEUE, _ISR_CONFIG = int(Isr.QUEUE), int(Isr.CONFIG)
 _NOTIFIED_OTHERWISE = Feature.NOTIFICATION_DATA.mask | Feature.NOTIF_CONFIG_DATA.mask
 
 
-class VirtioPci(PciFunction):
+class VirtioPci(ServedFunction):
     """Virtio device on PCI. Serve it with a protocol engine, and run `serve` beside that.
 
     ``ids`` is an identity style or an `Identity` of your own. ``vectors`` is the number of MSI-X vectors: by default
@@ -88,14 +84,12 @@ class VirtioPci(PciFunction):
         shown = ids if isinstance(ids, Identity) else identity(device.device_id, ids)
         # The capability of PCI Express leaves room for those of one shared memory region.
         self._express = len(device.shared_regions) <= 1
-        super().__init__(shown, config_size=_CONFIG_SIZE if self._express else CFG_SPACE_SIZE)
-        self.memory.configure(
-            name or device.name,
-            later=self._in_turns,
-            checkpoint=trio.lowlevel.checkpoint,
-            unsealed=unsealed_memory,
+        super().__init__(
+            shown,
+            DeviceLog(logger, name or device.name),
+            config_size=CONFIG_SIZE if self._express else CFG_SPACE_SIZE,
+            unsealed_memory=unsealed_memory,
         )
-        self._log = DeviceLog(logger, name or device.name)
         self.core = core(device, self.memory, self, name=name, offer=offer, limits=limits)
         self.core.stop(Stop.NO_BUS_MASTER)
         vectors = min(len(device.queues) + 1, 2048) if vectors is None else vectors
@@ -113,10 +107,7 @@ class VirtioPci(PciFunction):
         self.on_bus_master = self._bus_master_changed
         self.on_quiesce = self._quiesce
         self.on_disconnected = self._client_left
-        self.on_resample_fd = self._watch_resample_fd
         self._io_event_fds: list[IoEventFd] = []
-        self._nursery: trio.Nursery | None = None
-        self._resample_fd: int | None = None
 
     @property
     def device(self) -> Device:
@@ -278,16 +269,6 @@ class VirtioPci(PciFunction):
         self._isr = 0
         self.set_intx(False)
 
-    def set_irqs(
-        self, index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]
-    ) -> None:
-        """As `PciFunction.set_irqs`."""
-        if self._log.isEnabledFor(logging.DEBUG):
-            name = PciIrq(index).name if index < len(PciIrq) else f"{index:#x}"
-            words = "client sets %s interrupts: %s, start %d, count %d, %d eventfds"
-            self._log.debug(words, name, IrqSetFlags(flags).name, start, count, len(fds))
-        super().set_irqs(index, flags, start, count, data, fds)
-
     def _bus_master_changed(self, allowed: bool) -> None:
         self._log.debug("bus master %s", "on" if allowed else "off")
         if allowed:
@@ -325,49 +306,16 @@ class VirtioPci(PciFunction):
         """The eventfd of a queue's notifications."""
         return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
-    def _in_turns(self, step: Callable[[], bool]) -> None:
-        """Call ``step`` until it returns False; other tasks have their turns in between, where there are any."""
-        if self._nursery is None:
-            while step():
-                pass
-        else:
-            self._nursery.start_soon(_call_in_turns, step)
+    async def _run_device(self) -> None:
+        await self.core.serve()
 
-    def _watch_resample_fd(self, fd: int | None) -> None:
-        if self._resample_fd is not None:
-            trio.lowlevel.notify_closing(self._resample_fd)  # ends its waiter
-        self._resample_fd = fd
-        if fd is not None and self._nursery is not None:
-            self._nursery.start_soon(partial(watch, fd, self.intx.unmask, valid=lambda: fd == self._resample_fd))
-
-    async def serve(self) -> None:
-        """Run the child device until cancelled; then let go of what it holds on the host."""
-        try:
-            async with trio.open_nursery() as self._nursery:
-                try:
-                    await self.core.serve()
-                finally:
-                    # At once: it takes no more tasks when it is left, but a client may leave after that.
-                    self._nursery = None
-        finally:
-            self._resample_fd = None
-            close_all(entry.fd for entry in self._io_event_fds)
-            self._io_event_fds = []
-            self.memory.retire()
-            if self._shared is not None:
-                self._shared.mapping.close()
-            close_device(self.device, self.core.name)
-
-
-async def _call_in_turns(step: Callable[[], bool]) -> None:
-    more = True
-    try:
-        while more:
-            more = step()
-            await trio.lowlevel.checkpoint()
-    finally:
-        while more:  # cancelled: the process is ending, or this device's part in it
-            more = step()
+    def _close(self) -> None:
+        close_all(entry.fd for entry in self._io_event_fds)
+        self._io_event_fds = []
+        super()._close()
+        if self._shared is not None:
+            self._shared.mapping.close()
+        close_device(self.device, self.core.name)
 
 
 def _power_of_two(size: int) -> int:

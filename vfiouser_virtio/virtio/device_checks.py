@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from itertools import chain
+from typing import Protocol
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError
@@ -24,6 +25,12 @@ _HOOKS = (
     "close",
     "resize_queues",
 )
+
+
+class Closable(Protocol):
+    """Device that lets go of what it holds on the host."""
+
+    def close(self) -> None: ...
 
 
 def check_device(device: Device) -> None:
@@ -59,7 +66,7 @@ def check_successor(device: Device, predecessor: Device, reserved: int, accepted
             raise AuthorError(f"{definition(type(device))}: {type(device).__name__} cannot take over: it {what}")
 
 
-def close_device(device: Device, name: str) -> None:
+def close_device(device: Closable, name: str) -> None:
     """Call `Device.close`. What is wrong with it is logged: the others still have to be closed."""
     try:
         device.close()

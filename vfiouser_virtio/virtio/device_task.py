@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import trio
 
@@ -19,6 +20,12 @@ from vfiouser_virtio.virtio.virtqueue import Virtqueue
 logger = logging.getLogger(__name__)
 
 
+class Runnable(Protocol):
+    """Device that has a task: a virtio device, or a PCI device of the author's own, which has no queues."""
+
+    async def run(self) -> None: ...
+
+
 class DeviceTask:
     """Task of a device: ``failed`` is told of the exception that has ended `Device.run`; ``queues`` are the device's.
 
@@ -27,7 +34,7 @@ class DeviceTask:
 
     def __init__(
         self,
-        device: Device,
+        device: Runnable,
         queues: Sequence[Virtqueue],
         name: str,
         failed: Callable[[Exception], None],
@@ -57,7 +64,7 @@ class DeviceTask:
         if self._scope is not None:
             self._scope.cancel()
 
-    def replace(self, device: Device, ended: Callable[[], None]) -> None:
+    def replace(self, device: Runnable, ended: Callable[[], None]) -> None:
         """Cancel the run of the device, and run another one. ``ended`` is called between the two, or at once."""
         self.device = device
         self._warned = self._lost = False

@@ -5,7 +5,6 @@ device's file may add its own). Of a type without any, nothing is known: request
 buffers.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -33,14 +32,21 @@ def add_described(text: str) -> str:
     if setup.common != CommonOptions() or setup.offer != Offer():
         raise ConfigError(f"{text}: only options of {setup.driver} itself: the cases choose what the device offers")
     device = setup.make()
+    if not isinstance(device, Device):
+        close_device(device, setup.name)
+        raise ConfigError(f"{text}: this is no virtio device, and the cases are rings and registers of virtio")
     queues = len(device.queues)
     close_device(device, setup.name)
-    TARGETS[text] = _target(setup, device_type(setup.device_class.device_id), queues)
+    TARGETS[text] = _target(setup, device_type(device.device_id), queues)
     return text
 
 
 def _target(setup: DeviceSetup, declared: DeviceType, queues: int) -> FuzzTarget:
-    make: Callable[[], Device] = setup.make
+    def make() -> Device:
+        device = setup.make()
+        assert isinstance(device, Device)
+        return device
+
     if declared.exercise is None and not declared.requests:
         names = tuple(f"queue{index}" for index in range(queues))
         declared = replace(declared, queues=names, more=(), device_fills=names)

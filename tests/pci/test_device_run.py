@@ -1,0 +1,273 @@
+"""The life of a `PciDevice`: its run, DMA and interrupts, on its function."""
+
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from support.pci import EventFds, events
+from support.pci import set_irqs as client_sets_irqs
+from support.pci_chip import Chip, Driven
+from trio.testing import wait_all_tasks_blocked
+
+from vfiouser_virtio.dma import SharedMemory
+from vfiouser_virtio.pci import DmaFault, Doorbell, Identity, PciDevice, Register, bar, interrupts
+from vfiouser_virtio.protocols.pci import PciCommand
+from vfiouser_virtio.vfio_device import IrqSetFlags, PciIrq
+
+MASTER = PciCommand.MEMORY | PciCommand.MASTER
+EVENTFD = IrqSetFlags.ACTION_TRIGGER | IrqSetFlags.DATA_EVENTFD
+
+
+class Copier(PciDevice):
+    """Copies ``length`` bytes from one address to another, and interrupts."""
+
+    identity = Identity(0x1234, 1)
+    irq = interrupts(1)
+    regs = bar(0, size=0x100)
+    source = Register(0x00, width=64)
+    target = Register(0x08, width=64)
+    length = Register(0x10)
+    go = Doorbell(0x14)
+    acknowledge = Register(0x18, access="wo")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_of_runs: list[str] = []
+
+    async def run(self) -> None:
+        self.log_of_runs.append("begins")
+        try:
+            async for _ in self.go:
+                data = await self.dma.read(self.source.value, min(self.length.value, 4096))
+                await self.dma.write(self.target.value, data)
+                self.irq[0].trigger()
+        finally:
+            self.log_of_runs.append("ends")
+
+    @acknowledge.on_write
+    def acknowledged(self, value: int) -> None:
+        self.irq[0].clear()
+
+
+@asynccontextmanager
+async def running(device: PciDevice) -> AsyncIterator[Driven]:
+    driver = Driven(device)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(driver.function.serve)
+        await wait_all_tasks_blocked()
+        yield driver
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def memory() -> Iterator[SharedMemory]:
+    with SharedMemory(0x2000, address=0x10000) as made:
+        yield made
+
+
+def share(driver: Driven, memory: SharedMemory, *, writable: bool = True) -> None:
+    fd = os.dup(memory.fd) if memory.fd is not None else None
+    driver.function.dma_map(0x10000, 0x2000, readable=True, writable=writable, fd=fd, offset=0)
+
+
+def ask(driver: Driven, source: int, target: int, length: int) -> None:
+    driver.write(0x00, source, 8)
+    driver.write(0x08, target, 8)
+    driver.write(0x10, length)
+    driver.write(0x14, 1)
+
+
+async def test_run_lives_while_bus_master_is_on() -> None:
+    chip = Copier()
+    async with running(chip) as driver:
+        assert chip.log_of_runs == []
+        driver.command(MASTER)
+        await wait_all_tasks_blocked()
+        assert chip.log_of_runs == ["begins"]
+        driver.command(PciCommand.MEMORY)
+        await wait_all_tasks_blocked()
+        assert chip.log_of_runs == ["begins", "ends"]
+        for end in (driver.function.reset, driver.function.disconnected):
+            driver.command(MASTER)
+            await wait_all_tasks_blocked()
+            chip.log_of_runs.clear()
+            end()
+            await wait_all_tasks_blocked()
+            assert chip.log_of_runs == ["ends"]
+        driver.command(MASTER)
+        await wait_all_tasks_blocked()
+        chip.soft_reset()
+        await wait_all_tasks_blocked()
+        assert chip.log_of_runs == ["ends", "begins", "ends", "begins"]
+
+
+async def test_a_device_that_needs_no_bus_master_runs_from_reset_to_reset() -> None:
+    class Alone(Copier):
+        needs_bus_master = False
+
+    chip = Alone()
+    async with running(chip) as driver:
+        assert chip.log_of_runs == ["begins"]
+        driver.command(MASTER)
+        driver.command(0)
+        await wait_all_tasks_blocked()
+        assert chip.log_of_runs == ["begins"]
+        driver.function.reset()
+        await wait_all_tasks_blocked()
+        assert chip.log_of_runs == ["begins", "ends", "begins"]
+
+
+async def test_dma(memory: SharedMemory, eventfds: EventFds) -> None:
+    async with running(Copier()) as driver:
+        share(driver, memory)
+        ours, sent = eventfds.make()
+        client_sets_irqs(driver.function, PciIrq.INTX, EVENTFD, 0, 1, b"", [sent])
+        memory.view[0:5] = b"hello"
+        driver.command(MASTER)
+        ask(driver, 0x10000, 0x11000, 5)
+        await wait_all_tasks_blocked()
+        assert bytes(memory.view[0x1000:0x1005]) == b"hello"
+        assert events(ours) == 1
+        assert driver.function.intx.level
+        driver.write(0x18, 1)
+        assert not driver.function.intx.level
+
+
+async def test_a_dma_fault_ends_the_run_until_a_reset(memory: SharedMemory, caplog: pytest.LogCaptureFixture) -> None:
+    chip = Copier()
+    async with running(chip) as driver:
+        share(driver, memory, writable=False)
+        driver.command(MASTER)
+        ask(driver, 0x10000, 0x11000, 5)
+        await wait_all_tasks_blocked()
+        assert chip.log_of_runs == ["begins", "ends"]
+        [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert "chip0: DMA write of 0x11000+0x5" in line
+        assert line.endswith("the device stands still until it is reset")
+        driver.function.reset()
+        driver.command(MASTER)
+        await wait_all_tasks_blocked()
+        assert chip.log_of_runs == ["begins", "ends", "begins"]
+
+
+async def test_dma_needs_bus_master(memory: SharedMemory) -> None:
+    chip = Copier()
+    driver = Driven(chip)
+    share(driver, memory)
+    with pytest.raises(DmaFault, match="0x10000\\+0x4: the driver has not turned Bus Master on"):
+        await chip.dma.read(0x10000, 4)
+    with pytest.raises(DmaFault, match="Bus Master"):
+        await chip.dma.write(0x10000, b"1234")
+    with pytest.raises(DmaFault, match="Bus Master"):
+        async with chip.dma.view(0x10000, 4):
+            pass
+    driver.function.disconnected()
+
+
+async def test_a_view_is_the_memory_and_holds_up_its_unmapping(memory: SharedMemory) -> None:
+    chip = Copier()
+    driver = Driven(chip)
+    share(driver, memory)
+    driver.command(MASTER)
+    async with chip.dma.view(0x10010, 4, write=True) as view:
+        view[:] = b"abcd"
+        assert bytes(memory.view[0x10:0x14]) == b"abcd"
+        hold = driver.function.dma_unmap(0x10000, 0x2000)
+        assert hold is not None
+        assert not hold.done
+    assert hold.done
+    with pytest.raises(DmaFault, match="view of 0x10010"):
+        async with chip.dma.view(0x10010, 4):
+            pass
+    share(driver, memory)
+
+    async def keep_for_ever() -> None:
+        async with chip.dma.view(0x10010, 4):
+            hold = driver.function.dma_unmap(0x10000, 0x2000)
+            assert hold is not None
+            hold.expire()
+            await trio.sleep_forever()
+
+    with pytest.raises(DmaFault, match="the client has taken the memory away"):
+        await keep_for_ever()
+    driver.function.disconnected()
+
+
+async def test_memory_by_message() -> None:
+    class Remote:
+        name, uid = "test", None
+        data = bytearray(range(64))
+
+        async def dma_read(self, address: int, count: int) -> bytes:
+            return bytes(self.data[address - 0x10000 :][:count])
+
+        async def dma_write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+            self.data[address - 0x10000 :][: len(data)] = data
+            self.data[address - 0x10000 : address - 0x10000 + len(data)] = data
+
+    chip, client = Copier(), Remote()
+    driver = Driven(chip)
+    driver.function.disconnected()
+    driver.function.connected(client)
+    driver.function.dma_map(0x10000, 0x1000, readable=True, writable=True, fd=None, offset=0)
+    driver.command(MASTER)
+    assert await chip.dma.read(0x10001, 3) == b"\1\2\3"
+    await chip.dma.write(0x10002, b"xy")
+    assert client.data[:5] == b"\0\1xy\4"
+    async with chip.dma.view(0x10004, 2, write=True) as view:
+        view[1] = 0xFF
+    assert client.data[4:6] == b"\4\xff"
+    driver.function.disconnected()
+
+
+def test_interrupts_over_msix(eventfds: EventFds) -> None:
+    chip = Chip()
+    driver = Driven(chip)
+    ours, sent = eventfds.several(2)
+    client_sets_irqs(driver.function, PciIrq.MSIX, EVENTFD, 0, 2, b"", sent)
+    capability = 0x40
+    driver.function.region_write(7, capability + 2, b"\x00\x80")
+    assert driver.function.msix_enabled
+    chip.irq[1].trigger()
+    chip.irq[1].trigger()
+    chip.irq[0].set(True)
+    chip.irq[0].set(True)
+    assert [events(fd) for fd in ours] == [1, 2]
+    chip.irq[0].set(False)
+    chip.irq[0].set(True)
+    assert events(ours[0]) == 1
+    driver.function.disconnected()
+
+
+def test_interrupts_share_intx() -> None:
+    chip = Chip()
+    driver = Driven(chip)
+    chip.irq[0].set(True)
+    chip.irq[1].trigger()
+    chip.irq[0].set(False)
+    assert driver.function.intx.level
+    chip.irq[1].clear()
+    assert not driver.function.intx.level
+    chip.irq[1].trigger()
+    driver.function.reset()
+    assert not driver.function.intx.level
+
+
+def test_interrupts_over_msi(eventfds: EventFds) -> None:
+    class Three(PciDevice):
+        identity = Identity(1, 2)
+        irq = interrupts(3, msi=True)
+
+    device = Three()
+    driver = Driven(device)
+    ours, sent = eventfds.several(4)
+    client_sets_irqs(driver.function, PciIrq.MSI, EVENTFD, 0, 4, b"", sent)
+    capability = 0x40
+    driver.function.region_write(7, capability + 2, b"\x21\x00")  # enabled, with 4 messages
+    device.irq[2].trigger()
+    device.irq[0].set(True)
+    assert [events(fd) for fd in ours] == [1, 0, 1, 0]
+    driver.function.disconnected()

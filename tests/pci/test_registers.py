@@ -1,0 +1,255 @@
+"""Registers of a `PciDevice` as a driver sees them: access, fields, hooks, widths, arrays and banks."""
+
+import logging
+
+import pytest
+from support.pci_chip import Chip, Control, Driven
+
+from vfiouser_virtio.errors import AuthorError
+from vfiouser_virtio.pci import BarMemory, Identity, PciDevice, Register, array, bar, field, flag, interrupts
+
+
+@pytest.fixture
+def chip() -> Chip:
+    return Chip()
+
+
+@pytest.fixture
+def driver(chip: Chip) -> Driven:
+    return Driven(chip)
+
+
+def test_what_a_driver_may_do_with_bits(chip: Chip, driver: Driven) -> None:
+    driver.write(0x00, 0)
+    assert driver.read(0x00) == 0x0123_4567  # ro
+    assert driver.read(0x08) == 0xFF
+    assert driver.read(0x08) == 0  # rc
+    driver.write(0x0C, 0x1234)
+    assert driver.read(0x0C) == 0  # wo
+    assert chip.secret.value == 0x1234
+    driver.write(0x10, 0b0101)
+    driver.write(0x10, 0b0010)
+    assert driver.read(0x10) == 0b0111  # w1s
+    driver.write(0x18, 0xFFFF_FFFF)
+    assert driver.read(0x18) == 0x11FF_00FF  # writable
+
+
+def test_fields_have_an_access_of_their_own(chip: Chip, driver: Driven) -> None:
+    driver.write(0x04, 0x7FFF_FFFF)
+    assert driver.read(0x04) == 0x8000_000F  # bits of no field are reserved, and done is cleared by a one
+    assert chip.control.enable
+    assert chip.control.mode == 7
+    driver.write(0x04, 0x8000_0000)
+    assert driver.read(0x04) == 0
+    chip.control.mode = 5
+    chip.control["enable"] = 1
+    assert driver.read(0x04) == 0b1011
+    assert chip.control["mode"] == 5
+    with pytest.raises(AuthorError, match=r"control\.mode = 0x8: it has 3 bits"):
+        chip.control.mode = 8
+    with pytest.raises(AuthorError, match=r"strict = .* it has 32 bits"):
+        chip.strict.value = 1 << 32
+    assert list(Control.fields()) == ["enable", "mode", "done"]
+
+
+def test_bytes_that_are_not_written_stay(chip: Chip, driver: Driven) -> None:
+    driver.write(0x04, 0b1111)
+    driver.write(0x07, 0x80, 1)  # clears done; a byte of zeros elsewhere would have cleared the rest
+    assert driver.read(0x04) == 0b1111
+    assert chip.calls[-1] == ("control", 0x8000_000F, 0x8000_000F)
+    driver.write(0x04, 0x00, 1)
+    assert chip.calls[-1] == ("control", 0x0000_0000, 0xF)
+
+
+def test_accesses_are_split_and_merged(chip: Chip, driver: Driven) -> None:
+    assert driver.read(0x02, 2) == 0x0123
+    assert driver.read(0x00, 8) == 0x8000_0000_0123_4567
+    assert driver.read(0x03, 3) == 0x00_0001
+    driver.write(0x22, 0x4433_2211)
+    assert [each.value for each in chip.scratch] == [0, 0x2211, 0x4433, 0]
+    assert chip.calls == [("scratch", 1, 0x2211), ("scratch", 2, 0x4433)]
+    driver.write(0x100, 0x1122_3344)
+    driver.write(0x104, 0x5566_7788)
+    assert chip.channels[0].address.value == 0x5566_7788_1122_3344
+    assert driver.read(0x7FE, 8) == int.from_bytes(b"\0\0hello\0", "little")
+    assert driver.read(0x800, 0x20) == int.from_bytes(b"hello", "little")
+
+
+def test_hooks(chip: Chip, driver: Driven) -> None:
+    assert [driver.read(0x30), driver.read(0x30)] == [1, 2]
+    driver.write(0x130, 0xABCD, 8)
+    driver.write(0x138, 7)
+    assert chip.calls == [("start", 3, 7, 0xABCD)]
+    driver.write(0x8F0, 0x41, 1)
+    assert chip.calls[-1] == ("ram", 0xF0, 1)
+    assert chip.ram.data[0xF0] == 0x41
+
+
+def test_a_subclass_replaces_a_hook_and_adds_registers() -> None:
+    class More(Chip):
+        extra = Register(0x8, bar=2)
+
+        def control_written(self, value: int, old: int) -> None:
+            self.calls.append(("more", value, old))
+
+    more = More()
+    driver = Driven(more)
+    driver.write(0x04, 1)
+    assert more.calls == [("more", 1, 0x8000_0000)]
+    driver.write(0x08, 5, region=2)
+    assert more.extra.value == 5
+
+
+def test_a_fifo(chip: Chip, driver: Driven) -> None:
+    assert driver.read(0x40, 1) == 0xEE
+    assert [chip.port.push(value) for value in (1, 2, 3)] == [True, True, False]
+    assert [driver.read(0x40, 1) for _ in range(3)] == [1, 2, 0xEE]
+    for value in (5, 6, 7):
+        driver.write(0x40, value, 1)
+    assert list(chip.port.from_driver) == [5, 6]
+    assert (chip.port.underruns, chip.port.overruns) == (2, 1)
+
+
+def test_widths_that_are_not_allowed_are_told(driver: Driven, caplog: pytest.LogCaptureFixture) -> None:
+    driver.write(0x14, 0x1234_5678)
+    assert driver.read(0x14, 2) == 0xFFFF
+    driver.write(0x16, 0, 2)
+    assert driver.read(0x10, 8) == (1 << 64) - 1
+    assert driver.read(0x14) == 0x1234_5678
+    assert "reads 2 bytes at BAR0+0x14, but accesses of strict have 4, aligned: it reads as all-ones" in caplog.text
+    assert "writes 2 bytes at BAR0+0x16, but accesses of strict have 4, aligned: it is lost" in caplog.text
+    assert driver.read(0x0, 2, region=2) == 0xFFFF
+    assert driver.read(0x2, 4, region=2) == 0xFFFF_FFFF
+    assert "accesses of BAR2 have 4 or 8, aligned" in caplog.text
+    driver.write(0x0, 1 << 40, 8, region=2)
+    assert driver.read(0x4, 4, region=2) == 1 << 8
+
+
+def test_what_is_not_modelled_is_told_once(driver: Driven, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        assert driver.read(0x500) == 0
+        driver.write(0x504, 0x1234)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        "chip0: the driver reads 4 bytes at BAR0+0x500, which is not modelled",
+        "chip0: the driver writes 0x1234 (4 bytes) at BAR0+0x504, which is not modelled",
+    ]
+
+
+def test_a_bug_in_a_hook_is_told_and_the_device_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    class Buggy(PciDevice):
+        identity = Identity(1, 2)
+        regs = bar(0, size=0x100)
+        bad = Register(0x00)
+        good = Register(0x04)
+
+        @bad.on_write
+        def broken(self, value: int) -> None:
+            raise ZeroDivisionError(value)
+
+        @bad.on_read
+        def broken_too(self) -> int:
+            return -1
+
+    driver = Driven(Buggy())
+    driver.write(0x00, 1)
+    driver.write(0x04, 2)
+    assert driver.read(0x00, 8) == 0x2_FFFF_FFFF
+    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(messages) == 2
+    assert "a bug in the device, in a write of bad: " in messages[0]
+    assert "ZeroDivisionError: 1" in messages[0]
+    assert __file__.rpartition("/")[2] in messages[0]
+    assert "bad = -0x1: it has 32 bits" in messages[1]
+
+
+def test_reset(chip: Chip, driver: Driven) -> None:
+    driver.write(0x04, 1)
+    driver.write(0x800, 0)
+    driver.write(0x40, 1, 1)
+    driver.function.reset()
+    driver.command(2)
+    assert chip.calls[-1] == ("reset",)
+    assert driver.read(0x04) == 0x8000_0000
+    assert chip.ram.data[:5] == b"hello"
+    assert not chip.port.from_driver
+
+
+def test_devices_of_a_class_have_registers_of_their_own(chip: Chip) -> None:
+    other = Chip()
+    other.control.value = 1
+    other.channels[1].address.value = 5
+    other.ram.data[0] = 0
+    assert chip.control.value == 0x8000_0000
+    assert chip.channels[1].address.value == 0
+    assert chip.ram.data[0] == ord("h")
+    assert chip.channels[3].address.name == "channels[3].address"
+
+
+class Base(PciDevice):
+    identity = Identity(1, 2)
+
+
+def test_mistakes_of_authors_are_named() -> None:
+    def make(expected: str, **body: object) -> None:
+        with pytest.raises(AuthorError, match=expected):
+            type("Wrong", (Base,), body)()
+
+    regs = bar(0, size=0x100)
+    make("declare its BAR above it", one=Register(0))
+    make("overlap", regs=regs, one=Register(0), two=Register(2, width=16))
+    make(r"ends at 0x104, behind BAR 0 of 0x100 bytes", regs=regs, one=Register(0x100))
+    make("ends at 0x110", regs=regs, many=array(Register(0), count=4, stride=0x44) and array(Register(0x100), count=4))
+    make("every device has already", regs=regs, log=Register(0))
+    make(r"expected interrupts\(…\)", irq=3)
+    with pytest.raises(AuthorError, match="multiple of 4"):
+        Register(2)
+    with pytest.raises(AuthorError, match="8, 16, 32 or 64"):
+        Register(0, width=24)
+    with pytest.raises(AuthorError, match="does not fit its 8 bits"):
+        Register(0, width=8, reset=0x100)
+    with pytest.raises(AuthorError, match="highest and the lowest bit"):
+        field(1, 3)
+    with pytest.raises(AuthorError, match="a pin of 0 to 4"):
+        interrupts(1, pin=5)
+    with pytest.raises(AuthorError, match="contents"):
+        BarMemory(0, size=2, contents=b"abc")
+    with pytest.raises(AuthorError, match="have two fields"):
+        type("Twice", (Register,), {"one": field(3, 0), "two": flag(2)})(0)
+
+
+def test_a_hook_with_the_name_of_its_register_is_a_mistake() -> None:
+    with pytest.raises(AuthorError, match="give its hook another name"):
+
+        class _Wrong(PciDevice):
+            regs = bar(0, size=0x100)
+
+            one = Register(0)  # pyright: ignore[reportAssignmentType]
+
+            @one.on_write  # type: ignore[no-redef]
+            def one(self, value: int) -> None: ...
+
+
+def test_a_hook_with_other_parameters_is_a_mistake() -> None:
+    class Wrong(Base):
+        regs = bar(0, size=0x100)
+        one = Register(0)
+
+        @one.on_write
+        def written(self) -> None: ...
+
+    with pytest.raises(AuthorError, match=r"one: its hook written\(\) has 0 parameters beside self, not 1 or 2"):
+        Wrong()
+
+
+def test_registers_are_there_after_init() -> None:
+    class Early(Base):
+        regs = bar(0, size=0x100)
+        one = Register(0)
+
+        def __init__(self) -> None:
+            self.one.value = 1
+            super().__init__()
+
+    with pytest.raises(AuthorError, match=r"there is no self\.one before super\(\).__init__\(\) was called"):
+        Early()

@@ -1,0 +1,58 @@
+"""Memory in a BAR: bytes that a driver reads and writes at any width, such as packet buffers and frame buffers."""
+
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+from vfiouser_virtio.errors import AuthorError
+from vfiouser_virtio.pci.bar_part import BarPart, check_name, hook_of
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class BarMemory(BarPart):
+    """``size`` bytes at ``offset``, in a device as the bytearray ``data``, which must keep its length.
+
+    ``contents`` is what is there at power-on, zeros behind it. A driver cannot change what is ``read_only``.
+    """
+
+    def __init__(
+        self, offset: int, *, size: int, contents: bytes = b"", read_only: bool = False, bar: int | None = None
+    ) -> None:
+        if size <= 0 or len(contents) > size:
+            raise AuthorError(f"memory at {offset:#x}: {len(contents)} bytes of contents in {size:#x} bytes")
+        super().__init__(offset, size, bar)
+        self.contents, self.read_only = contents, read_only
+        self.data = bytearray()
+        self.written: Callable[[int, int], None] | None = None
+        self.write_hook: Callable[..., None] | None = None
+
+    def on_write(self, method: Method) -> Method:
+        """Decorator of the method that runs after a driver has written: it gets the offset and how many bytes."""
+        check_name(self, method)
+        self.write_hook = method
+        return method
+
+    def bound(self, owner: object, name: str, offset: int, index: int | None = None) -> Self:
+        """One of a device's own."""
+        mine = self.copied(name, offset)
+        mine.data = bytearray(self.contents.ljust(self.size, b"\0"))
+        mine.written = hook_of(self.write_hook, owner, name, index, 2)[0]
+        return mine
+
+    def power_on(self) -> None:
+        """What is there at power-on."""
+        self.data[:] = self.contents.ljust(self.size, b"\0")
+
+    def read_part(self, start: int, count: int) -> bytes:
+        """Some bytes of it."""
+        self.reads += 1
+        return bytes(self.data[start : start + count])
+
+    def write_part(self, start: int, data: bytes) -> None:
+        """Some bytes of it."""
+        self.writes += 1
+        if self.read_only:
+            return
+        self.data[start : start + len(data)] = data
+        if self.written is not None:
+            self.written(start, len(data))

@@ -1,0 +1,198 @@
+"""Accesses of a BAR, given to the registers and memories that lie there.
+
+::
+
+    offset    0x00    0x04    0x08 … 0x0f      0x10       0x40
+              ident   ctrl    address (64 bit) (nothing)  memory …
+    read 4 @0x04      ─▶ ctrl: one look into a table
+    read 4 @0x0c      ─▶ the upper half of address
+    read 2 @0x06      ─▶ bytes 2 and 3 of ctrl
+    write 8 @0x00     ─▶ ident, then ctrl
+    read 4 @0x20      ─▶ not modelled: what the device's `unmodelled` says
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Protocol
+
+from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.errors import AuthorError, PeerError
+from vfiouser_virtio.pci.bar_part import BarPart
+from vfiouser_virtio.pci.bars import BarKind
+from vfiouser_virtio.pci.register import Register
+from vfiouser_virtio.vfio_device import Buffer
+
+
+class Unmodelled(Protocol):
+    """Answer to accesses of what is not there."""
+
+    def read(self, bar: int, offset: int, count: int) -> bytes:
+        """``count`` bytes."""
+        ...
+
+    def write(self, bar: int, offset: int, data: bytes) -> None:
+        """The bytes go nowhere."""
+        ...
+
+
+class BarDeclaration:
+    """Declaration made by `bar`."""
+
+    def __init__(self, index: int, size: int, kind: BarKind, prefetchable: bool, widths: Collection[int]) -> None:
+        self.index, self.size, self.kind, self.prefetchable = index, size, kind, prefetchable
+        self.widths = frozenset(widths)
+
+
+def bar(
+    index: int,
+    *,
+    size: int,
+    kind: BarKind = BarKind.MEM32,
+    prefetchable: bool = False,
+    widths: Collection[int] = (),
+) -> BarDeclaration:
+    """Declaration of BAR ``index`` in the body of a `PciDevice`: the registers below it lie in it, until the next.
+
+    ``size`` is a power of two. ``widths`` are the numbers of bytes that an access may have, at a multiple of that,
+    where not all are allowed: others are logged, read as all-ones, and are lost when they write.
+    """
+    return BarDeclaration(index, size, kind, prefetchable, widths)
+
+
+class BarSpace:
+    """BAR of a device with its ``parts``; ``failed`` is told what has raised an exception in the author's code."""
+
+    def __init__(
+        self,
+        declared: BarDeclaration,
+        parts: Sequence[BarPart],
+        log: DeviceLog,
+        unmodelled: Unmodelled,
+        failed: Callable[[str, Exception], None],
+    ) -> None:
+        self.index = declared.index
+        self.parts = sorted(parts, key=lambda part: part.offset)
+        self._starts = [part.offset for part in self.parts]
+        self._widths = declared.widths
+        self._log, self._unmodelled, self._failed = log, unmodelled, failed
+        for part, following in zip(self.parts, self.parts[1:], strict=False):
+            if part.end > following.offset:
+                raise AuthorError(f"{part.name} ({part.offset:#x} to {part.end - 1:#x}) and {following.name} overlap")
+        if self.parts and self.parts[-1].end > declared.size:
+            last = self.parts[-1]
+            raise AuthorError(f"{last.name} ends at {last.end:#x}, behind BAR {self.index} of {declared.size:#x} bytes")
+        registers = {
+            part.offset: part
+            for part in self.parts
+            if isinstance(part, Register)
+            and (not part.widths or part.size in part.widths)
+            and (not self._widths or (part.size in self._widths and part.offset % part.size == 0))
+        }
+        self._whole = registers
+        self._plain = {offset: register for offset, register in registers.items() if register.reads_plainly}
+
+    # The two that are called for each access of a driver: one look-up for nearly all of them.
+
+    def read(self, offset: int, count: int) -> bytes:
+        """What a driver reads."""
+        register = self._plain.get(offset)
+        if register is not None and register.size == count:
+            register.reads += 1
+            return register.bits.to_bytes(count, "little")
+        return self._read(offset, count)
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """What a driver writes."""
+        register = self._whole.get(offset)
+        if register is None or register.size != len(data):
+            self._write(offset, bytes(data))
+            return
+        try:
+            register.driver_write(int.from_bytes(data, "little"), register.all_bits)
+        except Exception as error:
+            self._blame(f"a write of {register.name}", error)
+
+    def _read(self, offset: int, count: int) -> bytes:
+        register = self._whole.get(offset)
+        if register is not None and register.size == count:
+            try:
+                return register.driver_read().to_bytes(count, "little")
+            except Exception as error:
+                self._blame(f"a read of {register.name}", error)
+                return b"\xff" * count
+        if self._refused("read", offset, count):
+            return b"\xff" * count
+        answer = b""
+        for part, start, length in self._pieces(offset, count):
+            if part is None:
+                answer += self._unmodelled.read(self.index, start, length)
+                continue
+            try:
+                answer += part.read_part(start, length)
+            except Exception as error:
+                self._blame(f"a read of {part.name}", error)
+                answer += b"\xff" * length
+        return answer
+
+    def _write(self, offset: int, data: bytes) -> None:
+        if self._refused("write", offset, len(data)):
+            return
+        at = 0
+        for part, start, length in self._pieces(offset, len(data)):
+            piece = data[at : at + length]
+            at += length
+            if part is None:
+                self._unmodelled.write(self.index, start, piece)
+                continue
+            try:
+                part.write_part(start, piece)
+            except Exception as error:
+                self._blame(f"a write of {part.name}", error)
+
+    def _refused(self, did: str, offset: int, count: int) -> bool:
+        """Whether a width or alignment is not allowed; it is logged then."""
+        if self._widths and (count not in self._widths or offset % count):
+            wanted, where = self._widths, f"BAR{self.index}"
+        else:
+            for part, _, _ in self._pieces(offset, count):
+                if part is not None and part.widths and (count not in part.widths or offset % min(count, 4)):
+                    wanted, where = part.widths, part.name
+                    break
+            else:
+                return False
+        allowed = " or ".join(str(each) for each in sorted(wanted))
+        answer = "it reads as all-ones" if did == "read" else "it is lost"
+        self._log.once(
+            ("width", self.index, did, where),
+            "the driver %ss %d bytes at BAR%d+%#x, but accesses of %s have %s, aligned: %s",
+            did,
+            count,
+            self.index,
+            offset,
+            where,
+            allowed,
+            answer,
+        )
+        return True
+
+    def _pieces(self, offset: int, count: int) -> Iterator[tuple[BarPart | None, int, int]]:
+        """What the bytes lie in, in order: a part and where in it, or None and the offset in the BAR; and how many."""
+        at, end = offset, offset + count
+        number = bisect_right(self._starts, at) - 1
+        while at < end:
+            part = self.parts[number] if number >= 0 else None
+            if part is not None and at < part.end:
+                length = min(end, part.end) - at
+                yield part, at - part.offset, length
+            else:
+                following = self._starts[number + 1] if number + 1 < len(self.parts) else end
+                length = min(end, following) - at
+                yield None, at, length
+            at += length
+            if number + 1 < len(self.parts) and self._starts[number + 1] <= at:
+                number += 1
+
+    def _blame(self, what: str, error: Exception) -> None:
+        if isinstance(error, PeerError):
+            raise error
+        self._failed(what, error)

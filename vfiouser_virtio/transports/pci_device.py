@@ -1,0 +1,147 @@
+"""Function of a `PciDevice`: config space, BARs and interrupts as its class says, and the life of its `run`."""
+
+import logging
+
+from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.errors import AuthorError, GuestError
+from vfiouser_virtio.memory import UnsealedMemory
+from vfiouser_virtio.pci.bars import Bar
+from vfiouser_virtio.pci.device import PciDevice
+from vfiouser_virtio.pci.identity import Identity
+from vfiouser_virtio.protocols.codec import offsets
+from vfiouser_virtio.protocols.pci import CFG_SPACE_SIZE, TYPE0_HEADER, PciCommand
+from vfiouser_virtio.transports.served_function import CONFIG_SIZE, ServedFunction
+from vfiouser_virtio.vfio_device import Hold
+from vfiouser_virtio.virtio.author_line import author_line, definition, log_bug
+from vfiouser_virtio.virtio.device_checks import close_device
+from vfiouser_virtio.virtio.device_task import DeviceTask
+
+logger = logging.getLogger(__name__)
+_COMMAND, _ = offsets(TYPE0_HEADER)["command"]
+
+
+class PciDeviceFunction(ServedFunction):
+    """A `PciDevice` on PCI. Serve it with a protocol engine, and run `serve` beside that.
+
+    ``identity`` is the class's by default, ``name`` is for log lines. Raises AuthorError for a device that cannot be
+    right.
+    """
+
+    def __init__(
+        self,
+        device: PciDevice,
+        *,
+        identity: Identity | None = None,
+        name: str = "",
+        unsealed_memory: UnsealedMemory = "auto",
+    ) -> None:
+        shown = identity or _identity(device)
+        self.name = name or device.name
+        declared = type(device).irq
+        super().__init__(
+            shown,
+            DeviceLog(logger, self.name),
+            unsealed_memory=unsealed_memory,
+            interrupt_pin=declared.pin,
+            config_size=CONFIG_SIZE if device.express else CFG_SPACE_SIZE,
+            memory=device.dma.memory,
+        )
+        self.device = device
+        device.log.device = self.name
+        self._task = DeviceTask(device, [], self.name, self._run_failed)
+        for index, (bar, space) in device.bars.items():
+            self.add_bar(index, Bar(bar.size, space.read, space.write, bar.kind, bar.prefetchable))
+        if declared.msix_bar is not None:
+            self.add_msix(declared.count, bar=declared.msix_bar)
+        if declared.msi:
+            self.add_msi(1 << (declared.count - 1).bit_length())
+        if device.power_management:
+            self.add_pm()
+        if device.express:
+            self.add_pcie()
+        for capability in device.capabilities:
+            self.add_capability(capability)
+        device.irq_lines.function = self
+        device.on_failure = self._hook_failed
+        device.restart = self._restart
+        self.on_reset = self._reset
+        self.on_bus_master = self._bus_master_changed
+        self.on_disconnected = self._client_left
+
+    def _bus_master_changed(self, allowed: bool) -> None:
+        self._log.debug("bus master %s", "on" if allowed else "off")
+        self.device.dma.bus_master = allowed
+        if not self.device.needs_bus_master:
+            return
+        if allowed:
+            self._task.start()
+        else:
+            self._task.stop()
+
+    def _restart(self) -> None:
+        self._task.stop()
+        if self.bus_master or not self.device.needs_bus_master:
+            self._task.start()
+
+    def _reset(self) -> Hold | None:
+        try:
+            self.device.power_on()
+        except Exception as error:
+            log_bug(self._log, "a bug in the device's reset()", error)
+        self._restart()
+        return self.memory.settle()
+
+    def _client_left(self) -> Hold | None:
+        # What the next client maps at the same addresses may be another guest's: nothing is touched before that client
+        # turns Bus Master on itself, which each driver does.
+        self.config.set_bits(_COMMAND, int(PciCommand.MASTER), False)
+        self._command_written()
+        return None
+
+    def _hook_failed(self, what: str, error: Exception) -> None:
+        """An access that the device's own code could not answer; each kind is logged once."""
+        where = author_line(error)
+        if isinstance(error, GuestError):
+            self._log.once(("guest", what), "%s by the driver: %s", what, error)
+        elif isinstance(error, AuthorError):
+            self._log.once(
+                ("author", where), "a bug in the device, in %s: %s: %s", what, where, error, level=logging.ERROR
+            )
+        else:
+            self._log.once(
+                ("author", where),
+                "a bug in the device, in %s: %s: %s: %s",
+                what,
+                where,
+                type(error).__name__,
+                error,
+                level=logging.ERROR,
+                error=error,
+            )
+
+    def _run_failed(self, error: Exception) -> None:
+        if isinstance(error, GuestError):
+            where = author_line(error)
+            at = f" (seen at {where})" if where else ""
+            self._log.error("%s%s; the device stands still until it is reset", error, at)
+        else:
+            log_bug(self._log, "a bug in the device, which stands still until it is reset", error)
+
+    async def _run_device(self) -> None:
+        if not self.device.needs_bus_master:
+            self._task.start()
+        await self._task.serve()
+
+    def _close(self) -> None:
+        super()._close()
+        close_device(self.device, self.name)
+
+
+def _identity(device: PciDevice) -> Identity:
+    found = getattr(type(device), "identity", None)
+    if not isinstance(found, Identity):
+        kind = type(device)
+        raise AuthorError(
+            f"{definition(kind)}: {kind.__name__} has no identity: write identity = Identity(vendor=…, device=…)"
+        )
+    return found
