@@ -21,8 +21,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from vfiouser_virtio import fds
 from vfiouser_virtio.device_log import DeviceLog
@@ -43,8 +42,7 @@ MAX_FILES = 64
 _FALLOC_FL_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 
 
-@dataclass(frozen=True, slots=True)
-class FileFacts:
+class FileFacts(NamedTuple):
     """Facts about a file that a client hands over with DMA_MAP."""
 
     page_size: int

@@ -4,13 +4,11 @@ Files and sockets that are open already need nothing: only what is opened, remov
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostAccess:
+class HostAccess(NamedTuple):
     """Rights on the host that are needed while a device is served; without any it needs none."""
 
     removes: tuple[Path, ...] = ()
@@ -33,7 +31,7 @@ class HostAccess:
 
     def without_removal(self) -> "HostAccess":
         """The same without the right to remove anything."""
-        return replace(self, removes=(), removes_folders=())
+        return self._replace(removes=(), removes_folders=())
 
     def __or__(self, other: "HostAccess") -> "HostAccess":
         return HostAccess(

@@ -13,7 +13,7 @@ No call may block or await. Where work must end before the client gets its answe
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from vfiouser_virtio.protocols.vfio_user import (
     DeviceFlags,
@@ -53,8 +53,7 @@ Trigger = Callable[[int], bool]
 """Signals an interrupt vector; INTx is vector 0. False: not now, because the client has given no eventfd for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
+class DeviceInfo(NamedTuple):
     """Answer to DEVICE_GET_INFO."""
 
     flags: DeviceFlags
@@ -65,8 +64,7 @@ class DeviceInfo:
 _NONE = RegionFlags(0)
 
 
-@dataclass(frozen=True, slots=True)
-class RegionInfo:
+class RegionInfo(NamedTuple):
     """Answer to DEVICE_GET_REGION_INFO; a region of ``size`` 0 is absent.
 
     ``capabilities`` are (id, version, body) triples of linux/vfio.h's ``vfio_info_cap_header`` chain; the engine lays
@@ -88,8 +86,7 @@ class IrqInfo:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class IoEventFd:
+class IoEventFd(NamedTuple):
     """Sub-region of DEVICE_GET_REGION_IO_FDS for an ioeventfd: a write of ``size`` bytes at ``offset`` signals ``fd``.
 
     ``size`` 0 matches a write of any width. ``fd`` stays the device's own.

@@ -20,9 +20,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import trio
 
@@ -220,8 +220,7 @@ def give_turn(*_: object) -> None:
     time.sleep(_TURN_S)
 
 
-@dataclass(frozen=True, slots=True)
-class TaskPlace:
+class TaskPlace(NamedTuple):
     """Position of a thread that runs a device."""
 
     device: str

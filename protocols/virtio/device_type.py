@@ -17,8 +17,8 @@ requests             the fuzzer: the shapes of all requests
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from vfiouser_virtio.protocols.codec import Schema
 
@@ -26,8 +26,7 @@ PCI_CLASS_OTHER = 0x00FF00
 """Class code of what has no class of its own: "unclassified, other" (pci_ids.h)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exercise:
+class Exercise(NamedTuple):
     """Request that leaves no trace (but for a line on a console) and may be repeated at any time."""
 
     name: str
@@ -47,15 +46,14 @@ def no_complaint(_data: bytes, _used: int) -> str:
     return ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestShape:
+class RequestShape(NamedTuple):
     """Layout of one kind of request: a header, an array, bytes; and the room that the device writes to."""
 
     queues: Sequence[int]
     """Indexes of the queues that such a request goes to."""
     header: "Schema | None" = None
     """A flat structure at the beginning of the readable part."""
-    usual: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    usual: Mapping[str, Sequence[int]] = {}
     """Values that the fields of ``header`` and ``entry`` mostly have, by name; other fields may have any."""
     entry: "Schema | None" = None
     """A flat structure, of which there is an array after the header."""
@@ -69,8 +67,7 @@ class RequestShape:
     """How often this shape is taken, in proportion to the others of its type."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigPage:
+class ConfigPage(NamedTuple):
     """Configuration after a driver has written to its selectors, as input devices have it (5.8.4)."""
 
     name: str
@@ -80,8 +77,7 @@ class ConfigPage:
     """All fields, as they are then, in words; empty where the device has no such page."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSets:
+class QueueSets(NamedTuple):
     """Number of times that a device has the queues of `DeviceType.more`."""
 
     field: str
@@ -89,13 +85,12 @@ class QueueSets:
     features: tuple[int, ...]
     """Feature bits: with none of them accepted there is one set, whatever the field says."""
 
-    def count(self, features: int, field: int) -> int:
+    def number(self, features: int, field: int) -> int:
         """How many, with these features and that value of the field."""
         return field if any(features >> bit & 1 for bit in self.features) else 1
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceType:
+class DeviceType(NamedTuple):
     """Declaration of a type. Queues 0, 1, … have the names of ``queues``; then come those of ``more``, numbered.
 
     The number goes on from ``first``: the specification counts requestq1 … requestqN, but port0 … portN. A queue that
@@ -112,20 +107,19 @@ class DeviceType:
     more: tuple[str, ...] = ()
     first: int = 1
     last: str = ""
-    _: KW_ONLY
     device_id: int = 0
     """Virtio device id; 0 in declarations of users, whose key in `device_types.DEVICE_TYPES` says it."""
     config_pages: tuple[ConfigPage, ...] = ()
     """Pages of the configuration, instead of which its fields say nothing."""
-    requires: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    requires: Mapping[int, tuple[int, ...]] = {}
     """Feature bit to bits of which one must be offered with it."""
-    requires_all: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    requires_all: Mapping[int, tuple[int, ...]] = {}
     """Feature bit to bits of which all must be offered with it."""
     sets: QueueSets | None = None
     """How many sets of ``more`` there are, for a type with a ``last`` queue."""
     device_fills: tuple[str, ...] = ()
     """Queues, by name or by stem in ``more``, whose buffers a device keeps until it has something to say."""
-    queue_features: Mapping[str, int] = field(default_factory=dict)
+    queue_features: Mapping[str, int] = {}
     """Queues, by name or by stem in ``more``, that exist only with a feature bit."""
     takes_pages: bool = False
     """The guest gives memory to the device by its address; what it has given may read as zeros at any time."""

@@ -1,7 +1,5 @@
 """Split rings of drivers that lie (virtio 1.4, 2.7). What a driver must not do makes the device need a reset."""
 
-from dataclasses import replace
-
 import pytest
 from support.hostile import SPLIT, Rings, attacked, both_rings, split_rings
 
@@ -72,8 +70,8 @@ async def test_avail_idx_that_wraps() -> None:
         state = queue.state()
         assert state.ring is not None
         queue.reset()
-        there = replace(state.ring, available=0xFFFA, used=0xFFFA, signalled=0xFFFA)
-        queue.restore(replace(state, ring=there))
+        there = state.ring._replace(available=0xFFFA, used=0xFFFA, signalled=0xFFFA)
+        queue.restore(state._replace(ring=there))
         ring.avail_idx = ring.seen_idx = 0xFFFA
         attack.ram.write(ring.driver + 2, b"\xfa\xff")
         attack.ram.write(ring.device + 2, b"\xfa\xff")

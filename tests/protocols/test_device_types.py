@@ -70,8 +70,8 @@ def test_no_queue_comes_after_the_last_one() -> None:
 def test_pairs_count_with_one_of_two_features_only() -> None:
     sets = device_type(DeviceId.NET).sets
     assert sets is not None
-    assert sets.count(0, 8) == sets.count(NetFeature.CTRL_VQ.mask, 8) == 1
-    assert sets.count(NetFeature.MQ.mask, 8) == sets.count(NetFeature.RSS.mask, 8) == 8
+    assert sets.number(0, 8) == sets.number(NetFeature.CTRL_VQ.mask, 8) == 1
+    assert sets.number(NetFeature.MQ.mask, 8) == sets.number(NetFeature.RSS.mask, 8) == 8
 
 
 def test_which_queues_of_a_network_device_may_keep_their_buffers() -> None:

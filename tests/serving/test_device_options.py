@@ -1,6 +1,5 @@
 """A class's constructor is its options."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -144,7 +143,7 @@ class Wired(Device):
 
 
 def wired(text: str) -> Cable | Radio | None:
-    device = setups([replace(parse_device(f"wired,{text}"), device_class=Wired)])[0].make()
+    device = setups([parse_device(f"wired,{text}")._replace(device_class=Wired)])[0].make()
     assert isinstance(device, Wired)
     return device.link
 
@@ -182,7 +181,7 @@ def test_a_function_may_make_what_is_chosen() -> None:
     assert list(options) == ["link", "radio", "length", "band"]
     assert options["band"].help == "link=tuned: of the radio"
     assert options["length"].help == "of the wave"  # of all of them
-    device = setups([replace(parse_device("tuned,link=tuned,band=7,length=8"), device_class=Tuned)])[0].make()
+    device = setups([parse_device("tuned,link=tuned,band=7,length=8")._replace(device_class=Tuned)])[0].make()
     assert isinstance(device, Tuned)
     assert device.link is not None
     assert (device.link.radio, device.link.length) == ("band 7", 8)
@@ -208,7 +207,7 @@ class Sharing(Device):
 def test_a_parameter_that_the_device_shares_with_what_is_chosen(text: str, lengths: tuple[int, int]) -> None:
     """Where the user gives it: each has its own default; ``broken`` neither of the two classes knows."""
     assert class_options(Sharing)["length"].help == "of all of it"
-    device = setups([replace(parse_device(f"sharing,{text},broken=on"), device_class=Sharing)])[0].make()
+    device = setups([parse_device(f"sharing,{text},broken=on")._replace(device_class=Sharing)])[0].make()
     assert isinstance(device, Sharing)
     assert device.link is not None
     assert (device.length, device.link.length) == lengths

@@ -25,7 +25,7 @@ from vfiouser_virtio.virtio import Device, DeviceCore, Stop, Virtqueue
 class ReportsAnotherBarSize(VirtioPci):
     def region_info(self, index: int) -> RegionInfo:
         found = super().region_info(index)
-        return dataclasses.replace(found, size=2 * found.size) if index == 1 else found
+        return found._replace(size=2 * found.size) if index == 1 else found
 
 
 @breaks("virtio14/PI1-msix")
@@ -76,7 +76,7 @@ class OtherNotifyCapability(VirtioPci):
         if capability.data[3] == CfgType.NOTIFY:
             data = bytearray(capability.data)
             self.change(data)
-            capability = dataclasses.replace(capability, data=bytes(data))
+            capability = capability._replace(data=bytes(data))
         return super().add_capability(capability)
 
 

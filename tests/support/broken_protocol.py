@@ -295,7 +295,7 @@ class IsStunnedByAReply(Session):
 @breaks("vfio-user/device-info", logs="argsz 0x4 is below 0x10")
 class HasFiveRegions(VirtioPci):
     def device_info(self) -> DeviceInfo:
-        return dataclasses.replace(super().device_info(), num_regions=5)
+        return super().device_info()._replace(num_regions=5)
 
 
 @breaks("vfio-user/argsz", logs="too long")
@@ -445,7 +445,7 @@ class NeverLooksAtIoeventfds(VirtioPci):
             os.close(self.unheard)
 
     def io_fds(self, index: int) -> Sequence[IoEventFd]:
-        return [dataclasses.replace(each, fd=self.unheard) for each in super().io_fds(index)]
+        return [each._replace(fd=self.unheard) for each in super().io_fds(index)]
 
 
 @breaks("vfio-user/write-multi")

@@ -1,7 +1,6 @@
 """Broken virtqueues (see `support.broken`)."""
 
 import os
-from dataclasses import replace
 from typing import Any
 
 from support.broken import breaks, breaks_by_fault
@@ -37,7 +36,7 @@ class GoesOnWhereTheOldQueueWas(Virtqueue):
     def _new_ring(self, areas: list[Area]) -> BoundRing:
         bound = super()._new_ring(areas)
         if self.before is not None:
-            bound.ring.restore(replace(self.before, buffers=(), completed=()))
+            bound.ring.restore(self.before._replace(buffers=(), completed=()))
         return bound
 
 

@@ -7,14 +7,12 @@ where the word is in a text, in what holds texts, or in what describes a device:
 import inspect
 import os
 import sys
-from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
 import vfiouser_virtio
 from vfiouser_virtio import cli
-from vfiouser_virtio.serving.device_setup import DeviceSetup, made_in_thread
-from vfiouser_virtio.serving.device_specs import DeviceSpec
+from vfiouser_virtio.serving.device_setup import made_in_thread
 
 PACKAGE = f"{Path(vfiouser_virtio.__file__).parent}{os.sep}"
 
@@ -26,8 +24,6 @@ def has(value: object, word: str) -> bool:
         return any(has(each, word) for each in value.values())
     if isinstance(value, list | tuple):
         return any(has(each, word) for each in value)
-    if isinstance(value, DeviceSpec | DeviceSetup):
-        return any(has(getattr(value, each.name), word) for each in fields(value))
     return False
 
 

@@ -169,7 +169,7 @@ async def test_a_region_capability_that_is_not_known() -> None:
     class Capable(VirtioPci):
         def region_info(self, index: int) -> RegionInfo:
             info = super().region_info(index)
-            return replace(info, capabilities=((0x8001, 1, bytes(32)), (3, 1, b""))) if index == 4 else info
+            return info._replace(capabilities=((0x8001, 1, bytes(32)), (3, 1, b""))) if index == 4 else info
 
     async with serving("rng", make=Capable) as wire:
         found = await look(wire)

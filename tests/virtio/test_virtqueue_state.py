@@ -6,7 +6,6 @@ The rings themselves are saved and restored against the model of the specificati
 import os
 import pickle
 import random
-from dataclasses import replace
 
 import pytest
 import trio
@@ -58,7 +57,7 @@ def handed_over(driver: Driver, device: Device, **offer: bool) -> None:
         assert state.ring is not None
         assert again.ring.buffers == state.ring.buffers
         assert sorted(again.ring.completed) == sorted(state.ring.completed)
-        assert replace(again, ring=None) == replace(state, ring=None)
+        assert again._replace(ring=None) == state._replace(ring=None)
     core.write_status(15)
 
 
@@ -145,7 +144,7 @@ def test_what_cannot_be_restored() -> None:
     with pytest.raises(ValueError, match="cannot have 0x10 entries, but up to 0x8"):
         bare(size=8).restore(state)
     assert state.ring is not None
-    broken = replace(state, ring=replace(state.ring, completed=((3, 1),)))
+    broken = state._replace(ring=state.ring._replace(completed=((3, 1),)))
     with pytest.raises(ValueError, match="are no state of a ring"):
         bare().restore(broken)
     idle = bare()

@@ -1,7 +1,6 @@
 """The model must see what it is there to see: each of these rings is broken in one way."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,7 +160,7 @@ def restored(patch: Patch, **changed: Callable[[RingState], Any]) -> None:
     """A ring goes on with these things of its state otherwise than they were."""
 
     def restore(original: Any, self: Ring, state: RingState) -> None:
-        original(self, replace(state, **{name: change(state) for name, change in changed.items()}))
+        original(self, state._replace(**{name: change(state) for name, change in changed.items()}))
 
     wrap(patch, Ring, "restore", restore)
     # Or the model would see just that, at once.

@@ -19,7 +19,7 @@ class NetPayload:
         pairs = config["max_virtqueue_pairs"] if "max_virtqueue_pairs" in config.layout else 1
         assert TYPE.sets is not None
         assert isinstance(pairs, int)
-        name = TYPE.queue_name(queue, TYPE.sets.count(features, pairs))
+        name = TYPE.queue_name(queue, TYPE.sets.number(features, pairs))
         self._receives, self._answers = name.startswith("receiveq"), name == TYPE.last
         self._header = hdr_size(features)
         self._mergeable = bool(features & NetFeature.MRG_RXBUF.mask)

@@ -1,6 +1,5 @@
 """PCI function with faults: registers, capabilities, and a core with the others."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -78,7 +77,7 @@ class FaultyPci(VirtioPci):
                 for hit in hits:
                     hit.did(f"structure {kind} has no capability")
                 data[0] = 0  # the null capability
-        return super().add_capability(replace(capability, data=bytes(data)))
+        return super().add_capability(capability._replace(data=bytes(data)))
 
     # ---- INTx ----------------------------------------------------------------------------------------------------
 

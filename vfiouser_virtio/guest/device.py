@@ -138,7 +138,7 @@ class VirtioDevice:
             return None
         # Without the features the field is not there, and not to be read (2.5.1).
         there = any(self.features >> bit & 1 for bit in sets.features)
-        return sets.count(self.features, await self.config.get_int(sets.field) if there else 0)
+        return sets.number(self.features, await self.config.get_int(sets.field) if there else 0)
 
     async def ready(self) -> None:
         """Step 8: DRIVER_OK; the device is live, and its queues may be kicked."""

@@ -1,7 +1,7 @@
 """Capability list (PCI Local Bus 3.0 §6.7), and the generic capabilities that are put on it."""
 
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from vfiouser_virtio.pci.config_space import ConfigSpace, OnRead, OnWrite
 from vfiouser_virtio.protocols.codec import Schema, offsets
@@ -40,8 +40,7 @@ _NEXT, _ = offsets(CAP_HEADER)["next"]
 _X1 = 1 << 4  # PCI_EXP_LNKCAP_MLW, the link's width, is bits 9:4
 
 
-@dataclass(frozen=True, slots=True)
-class Capability:
+class Capability(NamedTuple):
     """Element of the capability list; offsets in masks and hooks count from its first byte, the capability id.
 
     ``data`` is the whole capability; its second byte (next) is filled in by the chain. ``writable`` and

@@ -8,9 +8,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, cast
 
 import trio
 
@@ -59,8 +59,7 @@ _SAY_AFTER_S = 1.0
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommonOptions:
+class CommonOptions(NamedTuple):
     """Options that every device has, whatever its class: its socket, its name, its identity on the PCI bus."""
 
     id: Annotated[str | None, "name in log lines and QEMU arguments; default: blk0, blk1, rng0, …"] = None
@@ -102,7 +101,7 @@ def _of_disks(faults: Sequence[FaultSpec]) -> bool:
 
 def common_options() -> dict[str, Option]:
     """The table of `CommonOptions`."""
-    return options_of(CommonOptions.__init__)
+    return options_of(CommonOptions.__new__)
 
 
 def offer_options() -> dict[str, Option]:
@@ -115,8 +114,7 @@ def limit_options() -> dict[str, Option]:
     return options_of(Limits.__init__)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceSetup:
+class DeviceSetup(NamedTuple):
     """Device that can be made: all of its options are known and converted."""
 
     name: str
@@ -218,7 +216,7 @@ class DeviceSetup:
         """The first half of `create`: the device of ``arguments``. Raises as that."""
         try:
             with being_made(self.name):
-                return self._make()
+                return self._construct()
         except ConfigError as error:
             if str(error).startswith(self.driver):
                 raise
@@ -229,7 +227,7 @@ class DeviceSetup:
         except Exception as error:
             raise self._bug(error, "__init__ raised ") from error
 
-    def _make(self) -> AnyDevice:
+    def _construct(self) -> AnyDevice:
         wrapper: dict[str, Any] = {}
         if self.common.fault and _of_disks(self.common.fault):
             from vfiouser_virtio.faults.disk import FaultyDisk  # only here, as above
@@ -342,7 +340,7 @@ def setups(devices: Iterable[DeviceSpec | AnyDevice | AnyFunction]) -> list[Devi
     taken = {setup.name for setup in found}
     counted: Counter[str] = Counter()
     found = [
-        setup if setup.name else replace(setup, name=_free_name(setup.device_class.name, counted, taken))
+        setup if setup.name else setup._replace(name=_free_name(setup.device_class.name, counted, taken))
         for setup in found
     ]
     _refuse_duplicates("id", [setup.name for setup in found])

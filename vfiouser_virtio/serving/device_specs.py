@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vfiouser_virtio.errors import ConfigError
 
@@ -14,15 +13,14 @@ if TYPE_CHECKING:
 MAX_CONFIG_SIZE = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceSpec:
+class DeviceSpec(NamedTuple):
     """Description of a device, nothing checked yet: ``driver`` is a name or ``file.py:Class``.
 
     A value of ``options`` is a text, what JSON or TOML gave, a list where a key was repeated, or None for a bare key.
     """
 
     driver: str
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = {}
     device_class: "type[AnyDevice] | None" = None
     """The class itself, where a program has it: ``driver`` is then what errors call it."""
 

@@ -5,9 +5,8 @@ import os
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.faults.fault_spec import FaultSpec
@@ -24,8 +23,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d*)?)(ms|s|)")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """Type of an option. ``convert`` takes text, or what JSON or TOML gave, and raises ValueError or TypeError."""
 
     shown: str
@@ -39,8 +37,7 @@ class Kind:
     """The key alone means on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """Option of a device: ``name`` as users write it, ``parameter`` as the constructor has it."""
 
     name: str
@@ -49,7 +46,7 @@ class Option:
     help: str
     default: object
     """`REQUIRED` when there is none."""
-    classes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    classes: Mapping[str, Callable[..., Any]] = {}
     """It says which of these is made: see `OneOf`."""
     of: tuple[str, ...] = ()
     """It is an option of these of them, not of the device itself."""
@@ -119,10 +116,10 @@ def _add_classes(options: dict[str, Option], parameter: inspect.Parameter, one_o
             known = theirs.get(option.name, option)
             if option.name in options or known.kind.shown != option.kind.shown:
                 raise ConfigError(f"{constructor.__qualname__}: {option.name} is another option already")
-            theirs[option.name] = replace(known, of=(*known.of, name))
+            theirs[option.name] = known._replace(of=(*known.of, name))
     for name, option in theirs.items():
         whose = "" if option.of == tuple(classes) else f"{chooser}={'|'.join(option.of)}: "
-        options[name] = replace(option, help=whose + option.help if option.help else "")
+        options[name] = option._replace(help=whose + option.help if option.help else "")
 
 
 def _help(annotation: Any) -> str:

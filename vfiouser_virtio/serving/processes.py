@@ -14,7 +14,6 @@ entropy devices on two cores). What makes fork() dangerous is not there yet: it 
 neither another thread nor an event loop to inherit.
 """
 
-import dataclasses
 import logging
 import os
 import time
@@ -166,7 +165,7 @@ async def _made(endpoint: Endpoint, child: ChildProcess) -> Endpoint:
         raise message
     if message is None:
         raise ProcessError(f"{endpoint.name}: its process {await child.wait_end() or 'ended'} before it was ready")
-    return dataclasses.replace(endpoint, host_side=str(message))
+    return endpoint._replace(host_side=str(message))
 
 
 async def _watch(name: str, child: ChildProcess, died: list[str]) -> None:

@@ -19,11 +19,10 @@ from contextlib import (
     asynccontextmanager,
     nullcontext,
 )
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import trio
 
@@ -51,8 +50,7 @@ Place = str | int
 """Where a device is served: a path for its socket, or an inherited file descriptor."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """Device on its socket."""
 
     name: str
@@ -79,8 +77,7 @@ class _Described(Protocol):
     def describe(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
+class Serving(NamedTuple):
     """Served devices: the result of `serve`."""
 
     endpoints: Sequence[Endpoint]

@@ -5,8 +5,7 @@ The parameters of a device class's ``__init__`` that are ``Annotated[type, "help
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NewType, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, NewType, TypeAlias
 
 # To a type checker they are the int and the float that they are, so that a program can write ``Blk(size=1 << 20)``.
 if TYPE_CHECKING:
@@ -19,8 +18,7 @@ else:
     Duration = NewType("Duration", float)
 
 
-@dataclass(frozen=True, slots=True)
-class OneOf:
+class OneOf(NamedTuple):
     """Annotation of a parameter that takes an object of one of several classes, such as a back end.
 
     The parameter is an option that says which, by name. Those of that class's constructor are options of the device as

@@ -1,12 +1,11 @@
 """State of a virtqueue as plain data: what a snapshot has to keep of it beside guest memory."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfiouser_virtio.vring import RingFeatures, RingState
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VirtqueueState:
+class VirtqueueState(NamedTuple):
     """State of one queue, as `Virtqueue.state` returns it and `Virtqueue.restore` takes it."""
 
     size: int

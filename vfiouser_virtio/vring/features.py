@@ -1,13 +1,11 @@
 """Negotiated features that change how a ring is used (virtio 1.4, 6)."""
 
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from vfiouser_virtio.protocols.virtio.features import Feature
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RingFeatures:
+class RingFeatures(NamedTuple):
     """Features that the driver has accepted."""
 
     indirect: bool = False

@@ -1,10 +1,9 @@
 """State of a ring beside guest memory, as plain data: to save it, and to go on elsewhere."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BufferState:
+class BufferState(NamedTuple):
     """Buffer that was taken from the ring, and that the driver has not been shown as used."""
 
     head: int
@@ -20,8 +19,7 @@ class BufferState:
     """The same of those that the device may write."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RingState:
+class RingState(NamedTuple):
     """State of a ring between two accesses to it."""
 
     available: int

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -80,7 +80,7 @@ def keep(
 
         finished: list[None] = []
         status = serve(
-            setup if made is None else replace(setup, made=made),
+            setup if made is None else setup._replace(made=made),
             RelayedListener(begin.clients, listener.name),
             line=line,
             once=once or listener.connected,

@@ -5,7 +5,6 @@ device's file may add its own). Of a type without any, nothing is known: request
 buffers.
 """
 
-from dataclasses import replace
 from functools import partial
 
 from vfiouser_virtio.errors import ConfigError
@@ -49,10 +48,10 @@ def _target(setup: DeviceSetup, declared: DeviceType, queues: int) -> FuzzTarget
 
     if declared.exercise is None and not declared.requests:
         names = tuple(f"queue{index}" for index in range(queues))
-        declared = replace(declared, queues=names, more=(), device_fills=names)
+        declared = declared._replace(queues=names, more=(), device_fills=names)
     if not declared.requests:
         shape = RequestShape(queues=range(queues or 1), payload=_SIZES, writable=_SIZES)
-        declared = replace(declared, requests=(shape,))
+        declared = declared._replace(requests=(shape,))
     return FuzzTarget(make, partial(exercised, declared) if declared.exercise else _starts, declared)
 
 

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -174,7 +174,7 @@ def _target(kind: DeviceType, make: Callable[[], Device] | None = None) -> FuzzT
     return FuzzTarget(make or partial(devices.example, kind.name), partial(exercised, kind), kind)
 
 
-_NET = replace(net.TYPE, requests=(*net.TYPE.requests, *NET_REQUESTS))
+_NET = net.TYPE._replace(requests=(*net.TYPE.requests, *NET_REQUESTS))
 
 TARGETS: dict[str, FuzzTarget] = {
     "echo": FuzzTarget(Echo, _echo_works),

@@ -1,6 +1,6 @@
 """Version negotiation, server side ("VFIO_USER_VERSION"): a pure function from the client's payload to the reply."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.vfio_device import MAX_DMA_MAPS, Buffer
@@ -18,8 +18,7 @@ MINOR = 1
 """The newest minor we speak. Nothing but the number differs from 0.0, and QEMU, which sends 0, refuses a 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Negotiated:
+class Negotiated(NamedTuple):
     """Negotiated version: what both sides may do from here on."""
 
     minor: int = 0

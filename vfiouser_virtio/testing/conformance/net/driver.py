@@ -165,7 +165,7 @@ class ConformanceDriver:
         """Index of the control queue, with what was negotiated (5.1.2)."""
         sets = net.TYPE.sets
         assert sets is not None
-        return 2 * sets.count(self.features, await self.number("max_virtqueue_pairs"))
+        return 2 * sets.number(self.features, await self.number("max_virtqueue_pairs"))
 
     async def enable(self, index: int) -> None:
         """Set up a queue, with an empty ring in new memory."""
