@@ -329,6 +329,47 @@ async def test_a_device_that_does_more_gets_errors(tmp_path: Path) -> None:
     assert "audit of 2 devices" in (tmp_path / "report.txt").read_text()
 
 
+LATE = """\
+from pathlib import Path
+from vfiouser_virtio.virtio import Device, queue
+
+class Late(Device):
+    device_id = 4
+    requestq = queue()
+    async def run(self):
+        import beside, package.part, pluggy, wave
+        self.log.warning("imported %s", (beside.NAME, package.part.NAME))
+        for name in ("notes.txt", "folder/notes.txt"):
+            try:
+                Path(__file__).parent.joinpath(name).read_text()
+            except OSError as error:
+                self.log.warning("%s: %s", name, error.strerror)
+        self.log.warning("that is all")
+"""
+
+
+async def test_what_an_author_imports_late(tmp_path: Path) -> None:
+    """Modules beside a device file are read, from packages and site-packages too; other files there are not."""
+    for name in ("package", "folder"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "late.py").write_text(LATE)
+    (tmp_path / "beside.py").write_text("NAME = 'beside'\n")
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / "part.py").write_text("NAME = 'a part'\n")
+    for name in ("notes.txt", "folder/notes.txt"):
+        (tmp_path / name).write_text("not for a guest\n")
+    async with serve_process("--sandbox", "--device", "late.py:Late", folder=tmp_path) as served:
+        with trio.fail_after(120):
+            async with driven(served.sockets[0]):
+                while "that is all" not in served.log.read_text() and "Traceback" not in served.log.read_text():
+                    await trio.sleep(0.01)
+        assert await served.terminate() == 0
+    log = served.log.read_text()
+    assert "imported ('beside', 'a part')" in log
+    assert "notes.txt: Permission denied" in log
+    assert "folder/notes.txt: Permission denied" in log
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     for words, reason in (
         (["--engine", "libvfio-user", "--libvfio-user", "none.so"], "libvfio-user"),

@@ -5,7 +5,6 @@ What was opened before keeps all of its rights, also ftruncate(2) and ioctl(2).
 
 import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from vfiouser_virtio.host_access import HostAccess
 from vfiouser_virtio.libc import last_error, libc
 from vfiouser_virtio.protocols import landlock
 from vfiouser_virtio.protocols.landlock import AccessFs, AccessNet
+from vfiouser_virtio.serving.sandbox_code import READ, code
 
-_READ = AccessFs.READ_FILE | AccessFs.READ_DIR
 _WRITE = AccessFs.WRITE_FILE | AccessFs.TRUNCATE
 _syscall = libc["syscall"]
 _syscall.restype = ctypes.c_long
@@ -65,32 +64,20 @@ def restrict_files(abi: int, access: HostAccess) -> None:
 def rules(access: HostAccess) -> Iterator[tuple[Path, AccessFs]]:
     """Files and folders, and the rights on each: what ``access`` says, and what Python takes."""
     # Which file system a client's memory is on, whether a descriptor is an eventfd; and tracebacks.
-    yield Path("/proc/self"), _READ
+    yield Path("/proc/self"), READ
     # Of another mount; it is what says so.
     yield Path(os.devnull), AccessFs.READ_FILE | AccessFs.WRITE_FILE
-    for folder in _code():
-        if folder.exists():  # a module may say that it is from a file that never was, or that has gone meanwhile
-            yield folder, _READ
+    for path, rights in code():
+        if path.exists():  # a module may say that it is from a file that never was, or that has gone meanwhile
+            yield path, rights
     for path in access.reads:
-        yield path, _READ
+        yield path, READ
     for path in access.writes:
         yield path, _WRITE
     for path in access.removes:
         yield path.absolute().parent, AccessFs.REMOVE_FILE
     for path in access.removes_folders:
         yield path.absolute().parent, AccessFs.REMOVE_DIR
-
-
-def _code() -> set[Path]:
-    """Where Python's own library, and what is loaded beside it, may have to be read from: imports, tracebacks."""
-    found = {Path(os.__file__).parent}
-    for module in list(sys.modules.values()):
-        places = list(getattr(module, "__path__", None) or ())
-        file = getattr(module, "__file__", None)
-        if not places and file is not None:
-            places = [file]
-        found.update(Path(os.path.realpath(place)) for place in places)
-    return {path for path in found if not any(parent in found for parent in path.parents)}
 
 
 def _allow(ruleset: int, path: Path, rights: AccessFs) -> None:
