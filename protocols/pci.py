@@ -6,7 +6,7 @@ Register and bit names are those of linux/pci_regs.h without the prefix, which e
 
 from enum import IntEnum, IntFlag
 
-from construct import Array, Int8ul, Int16ul, Int32ul, Struct
+from construct import Array, Const, Int8ul, Int16ul, Int24ul, Int32ul, Struct
 
 CFG_SPACE_SIZE = 256
 """Bytes of a conventional function's config space (PCI_CFG_SPACE_SIZE)."""
@@ -82,6 +82,31 @@ class BaseAddress(IntFlag):
     SPACE_IO = 0x1
     MEM_TYPE_64 = 0x4
     MEM_PREFETCH = 0x8
+
+
+ROM_ADDRESS_ENABLE = 0x01
+"""Bit of ``rom_address``: the ROM is decoded (PCI_ROM_ADDRESS_ENABLE)."""
+
+ROM_SIGNATURE = b"\x55\xaa"
+"""First bytes of each image of an expansion ROM (§6.3.1.1)."""
+
+ROM_PCIR_POINTER = 0x18
+"""Where an image has the 16-bit offset of its `ROM_PCIR`."""
+
+ROM_PCIR = Struct(  # 24 bytes: the PCI data structure of an image of an expansion ROM (§6.3.1.2)
+    "signature" / Const(b"PCIR"),
+    "vendor_id" / Int16ul,
+    "device_id" / Int16ul,
+    "device_list" / Int16ul,
+    "length" / Int16ul,
+    "revision" / Int8ul,
+    "class_code" / Int24ul,
+    "image_length" / Int16ul,  # in 512 bytes
+    "code_revision" / Int16ul,
+    "code_type" / Int8ul,
+    "indicator" / Int8ul,
+    "reserved" / Int16ul,
+)
 
 
 class CapId(IntEnum):
@@ -222,6 +247,9 @@ EXP_CAP = Struct(  # 60 bytes, version 2: PCI_EXP_<NAME>
 )
 
 EXT_CAP_HEADER = Struct("header" / Int32ul)  # PCI_EXT_CAP_*: id in bits 15:0, version in 19:16, next in 31:20
+
+
+EXT_CAP_VERSION_SHIFT, EXT_CAP_NEXT_SHIFT = 16, 20
 
 
 class ExtCapId(IntEnum):

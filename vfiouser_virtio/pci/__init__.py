@@ -9,6 +9,11 @@ from vfiouser_virtio.pci.bar_mapping import BarMapping
 from vfiouser_virtio.pci.bars import Bar, BarKind, Bars
 from vfiouser_virtio.pci.capabilities import Capability, vendor_capability
 from vfiouser_virtio.pci.config_space import ConfigSpace
+from vfiouser_virtio.pci.extended_capabilities import (
+    ExtendedCapability,
+    extended_vendor_capability,
+    serial_number_capability,
+)
 from vfiouser_virtio.pci.function import PciFunction
 from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.pci.intx import Intx
@@ -40,6 +45,7 @@ __all__ = [
     "Dma",
     "DmaFault",
     "Doorbell",
+    "ExtendedCapability",
     "Fifo",
     "Identity",
     "Intx",
@@ -52,10 +58,12 @@ __all__ = [
     "array",
     "banks",
     "bar",
+    "extended_vendor_capability",
     "field",
     "flag",
     "interrupts",
     "mapped_bar",
+    "serial_number_capability",
     "vendor_capability",
 ]
 

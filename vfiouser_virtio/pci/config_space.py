@@ -8,11 +8,11 @@
     0x0c  cache_line_size, latency_timer, header_type, bist  rw rw r r
     0x10  base_address[6]                     rw above the BAR's size (bars.py)
     0x2c  subsystem_vendor_id, subsystem_id   r
-    0x30  rom_address                         r, 0: no ROM
+    0x30  rom_address                         rw above the ROM's size, and its enable bit (option_rom.py); r, 0: no ROM
     0x34  capability_list                     r
     0x3c  interrupt_line, interrupt_pin       rw r
     0x40  capabilities, in the order in which they were added, 4-aligned (capabilities.py)
-    0x100 … 0xfff  reads as zero: no extended capabilities     (only when the size is 4096)
+    0x100 extended capabilities (extended_capabilities.py); zero: none     (only when the size is 4096)
 """
 
 from collections.abc import Callable

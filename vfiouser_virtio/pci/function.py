@@ -16,12 +16,14 @@ from vfiouser_virtio.pci.capabilities import (
     pm_capability,
 )
 from vfiouser_virtio.pci.config_space import ConfigSpace
+from vfiouser_virtio.pci.extended_capabilities import ExtendedCapability, ExtendedChain
 from vfiouser_virtio.pci.header import define_header
 from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.pci.intx import Intx
 from vfiouser_virtio.pci.irqs import IrqIndex, set_irqs
 from vfiouser_virtio.pci.msi import Msi
 from vfiouser_virtio.pci.msix import Msix
+from vfiouser_virtio.pci.option_rom import OptionRom
 from vfiouser_virtio.pci.single_irq import SingleIrq
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import (
@@ -116,6 +118,7 @@ class PciFunction:
         self.config = ConfigSpace(config_size)
         self.bars = Bars(self.config)
         self.intx = Intx(interrupt_pin, self._resample_fd_changed)
+        self.rom: OptionRom | None = None
         self.msix: Msix | None = None
         self.msi: Msi | None = None
         self._unraised: dict[int, SingleIrq] = {PciIrq.ERR: SingleIrq(), PciIrq.REQ: SingleIrq()}
@@ -132,6 +135,7 @@ class PciFunction:
         self.on_resample_fd: Callable[[int | None], None] = _nothing
 
         self._chain = CapabilityChain(self.config)
+        self._extended_chain = ExtendedChain(self.config)
         self._pm_cap: int | None = None
         self._msix_cap = self._msi_cap = 0
         self._levels = 0  # bit n: what the owner wants of interrupt n, see set_irq
@@ -148,6 +152,17 @@ class PciFunction:
     def add_capability(self, capability: Capability) -> int:
         """Append a capability; returns its offset in config space. ValueError when there is no room."""
         return self._chain.add(capability)
+
+    def add_extended_capability(self, capability: ExtendedCapability) -> int:
+        """Append an extended capability, from 0x100 on; returns its offset. ValueError when there is no room."""
+        return self._extended_chain.add(capability)
+
+    def add_rom(self, image: bytes) -> None:
+        """Add an expansion ROM for the machine's firmware, at most 16 MiB; QEMU reads no more than 1 MiB.
+
+        Raises ValueError for one that firmware would pass over: without signatures, or for another device.
+        """
+        self.rom = OptionRom(image, self.identity, self.config)
 
     def add_msix(self, vectors: int, *, bar: int) -> int:
         """Add MSI-X with 1 to 2048 vectors in a BAR of its own; returns the capability's offset."""
@@ -257,8 +272,10 @@ class PciFunction:
         return DeviceInfo(DeviceFlags.PCI | DeviceFlags.RESET, num_regions=len(PciRegion), num_irqs=len(PciIrq))
 
     def region_info(self, index: int) -> RegionInfo:
-        """BARs and config space; the ROM, the VGA region and unused BARs have size 0."""
+        """BARs, ROM and config space; the VGA region and what is not used have size 0."""
         _known(PciRegion, index, "GET_REGION_INFO")
+        if index == PciRegion.ROM and self.rom is not None:
+            return RegionInfo(RegionFlags.READ, self.rom.size)
         size = self.config.size if index == PciRegion.CONFIG else self.bars.size(index)
         flags, mapping = RegionFlags.READ | RegionFlags.WRITE, self.bars.mapping(index)
         if mapping is None or mapping.fd < 0:  # it has been closed
@@ -290,6 +307,8 @@ class PciFunction:
             return bar.read(offset, count)  # nearly always: a vCPU waits for it
         if index == PciRegion.CONFIG:
             return self.config.read(offset, count)
+        if index == PciRegion.ROM and self.rom is not None:
+            return self.rom.read(offset, count)
         return self.bars.decoded_read(index, offset, count)
 
     def region_write(self, index: int, offset: int, data: Buffer) -> None:
@@ -299,6 +318,8 @@ class PciFunction:
             bar.write(offset, data)
         elif index == PciRegion.CONFIG:
             self.config.write(offset, data)
+        elif index == PciRegion.ROM and self.rom is not None:
+            raise PeerError(f"write of {len(data)} bytes at {offset:#x} of the ROM, which cannot be written")
         else:
             self.bars.decoded_write(index, offset, data)
 
