@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,10 @@ def test_the_oracle_sees(
 ) -> None:
     monkeypatch.setattr(bench, "SERVER_TIMEOUT", 0.5)  # what is leaked for good need not be waited for
     monkeypatch.setattr(perform, "BUFFER_TIMEOUT", 0.5)
-    found = run_case(_case(memory, packed=packed), FuzzTarget(device, _works))
-    assert found is not None
-    assert found.kind == kind, found
+    for direct in (False, True):
+        found = run_case(replace(_case(memory, packed=packed), direct=direct), FuzzTarget(device, _works))
+        assert found is not None
+        assert found.kind == kind, found
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])

@@ -7,8 +7,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 import trio
@@ -16,7 +17,7 @@ import trio.testing
 
 from vfiouser_virtio.background import background
 from vfiouser_virtio.groups import leaves
-from vfiouser_virtio.testing.fuzz.case import Case, Step
+from vfiouser_virtio.testing.fuzz.case import Case
 from vfiouser_virtio.testing.fuzz.client import FuzzClient
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Finding, Found, Hung, LogWatch, Resources, of_exception
 from vfiouser_virtio.testing.fuzz.perform import Performer
@@ -24,16 +25,19 @@ from vfiouser_virtio.testing.fuzz.ram import FuzzRam
 from vfiouser_virtio.testing.fuzz.targets import TARGETS, FuzzTarget
 from vfiouser_virtio.transports.pci import VIRTIO_BAR, VirtioPci
 from vfiouser_virtio.vfio_user import Listener, Server
+from vfiouser_virtio.vfio_user.server.session import Session
 from vfiouser_virtio.virtio import Offer
 
 STANDSTILL = 60
-"""Seconds of a whole case, after which the event loop counts as hung: every single wait in it is shorter.
+"""Seconds of what one client does, after which the event loop counts as hung: every single wait in it is shorter.
 
 Not so the waits for a file's flushes: with a host's disk that others keep busy they added up to more than 20.
 """
 SERVER_TIMEOUT = 6.0
 """Seconds until the server must have let go of a client: twice as long as it may wait for a device."""
 MANY = 1 << 30
+_LOOKS = 5
+"""At what the server still has of a client, until Python's collection is called: that takes long."""
 
 
 def run_case(case: Case, target: FuzzTarget | None = None) -> Finding | None:
@@ -41,8 +45,8 @@ def run_case(case: Case, target: FuzzTarget | None = None) -> Finding | None:
     target = TARGETS[case.target] if target is None else target
     with LogWatch() as log:
         try:
-            with _watchdog(case):
-                found = trio.run(_run, case, target, log)
+            with _watchdog(case) as rearm:
+                found = trio.run(_run, case, target, log, rearm)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -52,9 +56,10 @@ def run_case(case: Case, target: FuzzTarget | None = None) -> Finding | None:
 
 
 @contextlib.contextmanager
-def _watchdog(case: Case) -> Iterator[None]:
+def _watchdog(case: Case) -> Iterator[Callable[[], None]]:
+    """A timer for the block, and what begins it anew."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
     alarms = 0
 
@@ -67,16 +72,19 @@ def _watchdog(case: Case) -> Iterator[None]:
             os._exit(1)
         raise Hung
 
+    def rearm() -> None:
+        signal.setitimer(signal.ITIMER_REAL, STANDSTILL, STANDSTILL / 4)
+
     before = signal.signal(signal.SIGALRM, hung)
-    signal.setitimer(signal.ITIMER_REAL, STANDSTILL, STANDSTILL / 4)
+    rearm()
     try:
-        yield
+        yield rearm
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-async def _run(case: Case, target: FuzzTarget, log: LogWatch) -> Finding | None:
+async def _run(case: Case, target: FuzzTarget, log: LogWatch, rearm: Callable[[], None]) -> Finding | None:
     device = target.make()
     function = VirtioPci(device, name=case.target, offer=Offer(**case.offer))
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -86,19 +94,26 @@ async def _run(case: Case, target: FuzzTarget, log: LogWatch) -> Finding | None:
     with Listener(listening, case.target) as listener:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(function.serve)
-            nursery.start_soon(Server(function).serve, listener)
+            nursery.start_soon(Server(function, session=partial(Session, lingers=False)).serve, listener)
             await trio.testing.wait_all_tasks_blocked()
             function.io_fds(VIRTIO_BAR)  # made once, kept for ever: no leak
             await trio.testing.wait_all_tasks_blocked()
             before = Resources.now()
             try:
-                for steps in (case.steps, None):
+                for clients in (list(case.clients()), None):
                     with contextlib.closing(FuzzRam()) as ram:
                         bounds = Bounds(ram, function.core, takes_pages=target.type.takes_pages)
-                        await _visit(listening, ram, bounds, case, target, steps, log)
+                        for part in clients or ():
+                            rearm()
+                            last = clients is not None and part is clients[-1]
+                            await _visit(listening, function, ram, bounds, part, target, log, check=last)
+                        if clients is None:
+                            rearm()
+                            good = replace(case, steps=[], hello=True, direct=False)
+                            await _visit(listening, function, ram, bounds, good, target, log, good=True)
                     # A device that runs has tasks and a ring in a window; the good client has reset it before it went.
-                    allowed = before if steps is None else replace(before, tasks=MANY, address_space=MANY)
-                    await _gone(allowed, "after a good client" if steps is None else "after the client")
+                    allowed = before if clients is None else replace(before, tasks=MANY, address_space=MANY)
+                    await _gone(allowed, "after a good client" if clients is None else "after the client")
             except Found as error:
                 found = error.finding
             nursery.cancel_scope.cancel()
@@ -107,14 +122,20 @@ async def _run(case: Case, target: FuzzTarget, log: LogWatch) -> Finding | None:
 
 async def _visit(
     listening: socket.socket,
+    function: VirtioPci,
     ram: FuzzRam,
     bounds: Bounds,
     case: Case,
     target: FuzzTarget,
-    steps: list[Step] | None,
     log: LogWatch,
+    *,
+    check: bool = True,
+    good: bool = False,
 ) -> None:
-    """One client from connect to close; without steps it is a good one, for which everything must work."""
+    """One client from connect to close; for a good one everything must work.
+
+    ``check``: in the end the device is to work again. Else the next client of the case will see that.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client = FuzzClient(sock, ram, bounds)
     log.hung_up = False
@@ -122,9 +143,9 @@ async def _visit(
         sock.connect(listening.getsockname())
         async with background() as tasks:
             tasks.start_soon(client.run)
-            performer = Performer(client, ram, bounds, case, target)
-            await _perform(performer, client, case, steps)
-            await _farewell(client, log, good=steps is None)
+            performer = Performer(client, ram, bounds, case, target, function if case.direct else None)
+            await _perform(performer, client, case, check=check, good=good)
+            await _farewell(client, log, good=good)
             bounds.check()
             client.close()
     except BaseExceptionGroup as group:
@@ -135,14 +156,14 @@ async def _visit(
         client.close()
 
 
-async def _perform(performer: Performer, client: FuzzClient, case: Case, steps: list[Step] | None) -> None:
-    if steps is None or case.hello:
+async def _perform(performer: Performer, client: FuzzClient, case: Case, *, check: bool, good: bool) -> None:
+    if case.hello:
         await performer.do_hello()
-    for step in steps or ():
+    for step in case.steps:
         await performer.perform(step)
-    if steps is None or (case.hello and client.in_step and not client.doomed):
+    if good or (check and case.hello and client.in_step and not client.doomed):
         await performer.do_check()
-    if steps is None:
+    if good:
         await performer.driver.reset()
 
 
@@ -161,6 +182,10 @@ async def _farewell(client: FuzzClient, log: LogWatch, *, good: bool) -> None:
 async def _gone(before: Resources, what: str) -> None:
     """The server has let go of the client and of everything that it brought."""
     with trio.move_on_after(SERVER_TIMEOUT):
-        while before.grown():  # noqa: ASYNC110 - nothing tells when the last descriptor is closed
-            await trio.sleep(0.002)
+        for _ in range(_LOOKS):
+            if not before.more():
+                return
+            await trio.sleep(0.002)  # nothing tells when the last descriptor is closed
+        while before.grown():  # noqa: ASYNC110
+            await trio.sleep(0.02)
     before.check(what)

@@ -1,7 +1,8 @@
 """Fuzz case as JSON: the device, its memory, and the steps of a client. Corpus files are these."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -24,6 +25,8 @@ class Case:
     memory: Memory = "shared"
     twin: bool = False
     """DMA requests have a socket of their own."""
+    direct: bool = False
+    """Registers are accessed without the socket, which takes most of the time: what a case is about lies behind it."""
     hello: bool = True
     """VERSION and the memory are sent before the first step; else the steps begin on a silent connection."""
     offer: dict[str, Any] = field(default_factory=dict)
@@ -31,6 +34,16 @@ class Case:
     origin: str = ""
     shows: str = ""
     steps: list[Step] = field(default_factory=list)
+
+    def clients(self) -> "Iterator[Case]":
+        """The part of each client: where a step is ``client`` one leaves and another comes, as the step says."""
+        start = 0
+        part = replace(self)
+        for end, step in enumerate([*self.steps, {"do": "client"}]):
+            if step["do"] == "client":
+                yield replace(part, steps=self.steps[start:end])
+                start = end + 1
+                part = replace(part, **{name: value for name, value in step.items() if name != "do"})
 
     def dumps(self) -> str:
         """Readable JSON, one step a line."""

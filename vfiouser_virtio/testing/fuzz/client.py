@@ -42,7 +42,9 @@ _MAX_DMA_READ = 32 << 10  # more would make QEMU lose part of its reply
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
+class Asked:
+    """Request whose reply is due."""
+
     id: int
     command: int
     count: int | None
@@ -82,11 +84,11 @@ class FuzzClient:
         """A DMA request was not answered as it should be: the device may wait, or give up."""
         self.silent = False
         """One was never answered: while the connection lasts it counts as under way, and others may have to wait."""
-        self._socket = RawClient(sock, timeout=math.inf)
+        self._socket = RawClient(sock, timeout=timeout)
         self._twin: RawClient | None = None
         self._ram = ram
         self._bounds = bounds
-        self._asked: deque[_Asked] = deque()
+        self._asked: deque[Asked] = deque()
         self._late: list[tuple[RawClient, bytes]] = []
         self._last_id = 0x100
         self._posted = b""
@@ -100,13 +102,14 @@ class FuzzClient:
 
     # ---- sending -------------------------------------------------------------------------------------------------
 
-    async def call(
-        self, command: int, payload: bytes = b"", fds: Sequence[int] = (), *, wait: bool = True
-    ) -> RawMessage | None:
-        """A request as it should be; None where the server hung up, or ``wait`` is off."""
+    async def call(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> RawMessage | None:
+        """A request as it should be, and its reply; None where the server hung up."""
+        return await self.result(await self.ask(command, payload, fds))
+
+    async def ask(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> Asked | None:
+        """A request as it should be; `result` waits for its reply."""
         self._last_id = self._last_id + 1 & 0xFFFF
-        asked = await self.send(raw_message(command, payload, message_id=self._last_id), fds)
-        return await self.result(asked) if wait else None
+        return await self.send(raw_message(command, payload, message_id=self._last_id), fds)
 
     def post(self, command: int, payload: bytes) -> None:
         """A request that wants no reply; it goes out together with the next `send` or `flush`."""
@@ -114,23 +117,34 @@ class FuzzClient:
             self._posted += raw_message(command, payload, flags=MessageFlags.NO_REPLY)
 
     async def flush(self) -> None:
-        """Send what was posted."""
-        async with self._sending:
-            await self._send_posted()
+        """Send what was posted, and let the server have its turn."""
+        await self._put(self._socket, b"")
+        await trio.lowlevel.checkpoint()
 
-    async def _send_posted(self) -> None:
-        posted, self._posted = self._posted, b""
-        await self._send(self._socket, posted)
-
-    async def send(self, data: bytes, fds: Sequence[int] = (), cuts: Sequence[int] = ()) -> _Asked | None:
+    async def send(self, data: bytes, fds: Sequence[int] = (), cuts: Sequence[int] = ()) -> Asked | None:
         """Any bytes at all, in pieces that end at ``cuts``; the fds ride on the first. What to expect is worked out."""
         asked = self._expect(data)
-        async with self._sending:
-            await self._send_posted()
-            await self._send(self._socket, data, fds, cuts)
+        await self._put(self._socket, data, fds, cuts)
         return asked
 
-    def _expect(self, data: bytes) -> _Asked | None:
+    async def _put(self, sock: RawClient, data: bytes, fds: Sequence[int] = (), cuts: Sequence[int] = ()) -> None:
+        """Send ``data`` behind what is being sent, and what was posted. No checkpoint where the socket has room."""
+        try:
+            self._sending.acquire_nowait()
+        except trio.WouldBlock:
+            await self._sending.acquire()
+        try:
+            if sock is self._socket:
+                posted, self._posted = self._posted, b""
+                if fds or cuts:
+                    await self._send(sock, posted)
+                else:
+                    data = posted + data
+            await self._send(sock, data, fds, cuts)
+        finally:
+            self._sending.release()
+
+    def _expect(self, data: bytes) -> Asked | None:
         if not self.in_step or self.doomed or self.closed.is_set():
             return None
         if len(data) < HEADER_SIZE:
@@ -151,11 +165,11 @@ class FuzzClient:
         argsz = int.from_bytes(data[HEADER_SIZE : HEADER_SIZE + 4], "little")
         # facts of QEMU: no reply may be longer than its request, but for those that bring what was asked for.
         limit = max(size, HEADER_SIZE + argsz if command in _WITH_ARGSZ else 0)
-        asked = _Asked(message_id, command, count, limit if count is None else _ACCESS_SIZE + count)
+        asked = Asked(message_id, command, count, limit if count is None else _ACCESS_SIZE + count)
         self._asked.append(asked)
         return asked
 
-    async def result(self, asked: _Asked | None) -> RawMessage | None:
+    async def result(self, asked: Asked | None) -> RawMessage | None:
         """The reply to what was sent; None where none is due any more. Raises Found where it does not come."""
         if asked is None:
             return None
@@ -166,11 +180,10 @@ class FuzzClient:
         raise Found("hang", f"no reply to {name} within {self.timeout} s", name)
 
     async def _send(self, sock: RawClient, data: bytes, fds: Sequence[int] = (), cuts: Sequence[int] = ()) -> None:
-        if self.closed.is_set():
+        if self.closed.is_set() or not data:
             return
         try:
-            with trio.fail_after(self.timeout):
-                await sock.send(data, fds, cuts)
+            await sock.send(data, fds, cuts)
         except trio.TooSlowError:
             raise Found("hang", f"the server has not read its socket for {self.timeout} s", "socket") from None
         except OSError as error:
@@ -192,7 +205,7 @@ class FuzzClient:
     async def _receive(self, sock: RawClient) -> None:
         while True:
             try:
-                message = await sock.receive()
+                message = await sock.receive(math.inf)
             except (EOFError, OSError, trio.ClosedResourceError):
                 return
             except ValueError as error:
@@ -224,7 +237,7 @@ class FuzzClient:
         if message.size > asked.limit:
             raise Found("reply", f"{what}: {message.size:#x} bytes, {asked.limit:#x} are allowed", "size")
         if command == Command.VERSION and message.fds and self._twin is None:
-            self._twin = RawClient(socket.socket(fileno=os.dup(message.fds[0])), timeout=math.inf)
+            self._twin = RawClient(socket.socket(fileno=os.dup(message.fds[0])), timeout=self.timeout)
             assert self._nursery is not None
             self._nursery.start_soon(self._receive, self._twin)
         asked.reply = message
@@ -246,7 +259,6 @@ class FuzzClient:
         self.lied |= how != "ok"
         self.silent |= how in _NO_ANSWER
         if writes and address < SIZE:
-            self._bounds.check()
             self._bounds.check_store(address, data)
             self._ram.write(address, data)
         answer = b"" if writes else self._ram.read(address, count)
@@ -274,15 +286,13 @@ class FuzzClient:
             self._late.append((sock, reply))
             return
         for _ in range(2 if how == "twice" else 1):
-            async with self._sending:
-                await self._send(sock, reply)
+            await self._put(sock, reply)
 
     async def answer_late(self) -> None:
         """Send the replies that were held back."""
         late, self._late = self._late, []
         for sock, reply in late:
-            async with self._sending:
-                await self._send(sock, reply)
+            await self._put(sock, reply)
 
     def close(self) -> None:
         """Hang up."""

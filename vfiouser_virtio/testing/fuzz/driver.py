@@ -5,6 +5,7 @@ The offsets are those of `VirtioPci`; the rings are those of `testing.raw`.
 
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import trio
 import trio.testing
@@ -15,7 +16,7 @@ from vfiouser_virtio.protocols.vfio_user import DMA_MAP, DMA_UNMAP, Command, Dma
 from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.testing.fuzz.case import Memory
-from vfiouser_virtio.testing.fuzz.client import FuzzClient
+from vfiouser_virtio.testing.fuzz.client import Asked, FuzzClient
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import (
     HEAP,
@@ -33,6 +34,7 @@ from vfiouser_virtio.testing.raw.packed import RawPackedRing
 from vfiouser_virtio.testing.raw.ring import INDIRECT, WRITE, RawRing, RingFullError, Segment
 from vfiouser_virtio.testing.raw.split import RawSplitRing
 from vfiouser_virtio.transports.pci import COMMON, NOTIFY, NOTIFY_MULTIPLIER, VIRTIO_BAR
+from vfiouser_virtio.vfio_device import VfioDevice
 
 RESET_TIMEOUT = 20.0
 """Seconds until the status must read 0 after a 0 was written."""
@@ -45,16 +47,21 @@ _COMMAND_AT, _ = offsets(TYPE0_HEADER)["command"]
 _CAPABILITIES_AT, _ = offsets(TYPE0_HEADER)["capability_list"]
 _MEMORY_AND_MASTER = 0x6
 _FEATURE_WORDS = 4
+_GAP = 24  # bytes between buffers: no multiple of what a device is likely to align to
 
 
 class FuzzDriver:
     """Driver on one connection. Every call comes back early where the server has hung up."""
 
-    def __init__(self, client: FuzzClient, ram: FuzzRam, bounds: Bounds, memory: Memory) -> None:
+    def __init__(
+        self, client: FuzzClient, ram: FuzzRam, bounds: Bounds, memory: Memory, function: VfioDevice | None = None
+    ) -> None:
+        """``function``: its registers are accessed without the socket."""
         self.client = client
         self.ram = ram
         self.bounds = bounds
         self.memory: Memory = memory
+        self._function = function
         self.rings: list[RawRing] = []
         self.features = 0
         """What was accepted in the last `bring_up`."""
@@ -68,17 +75,47 @@ class FuzzDriver:
 
     async def read(self, region: int, offset: int, count: int) -> int:
         """A register's value; 0 where there was no answer, or a refusal."""
-        reply = await self.client.call(Command.REGION_READ, struct.pack("<QII", offset, region, count))
+        return await self._value(await self._ask(region, offset, count))
+
+    async def _ask(self, region: int, offset: int, count: int) -> Asked | int | None:
+        if self._function is not None:
+            if self.client.closed.is_set():
+                return 0
+            try:
+                return int.from_bytes(self._function.region_read(region, offset, count), "little")
+            except OSError:
+                return 0
+        return await self.client.ask(Command.REGION_READ, struct.pack("<QII", offset, region, count))
+
+    async def _value(self, asked: Asked | int | None) -> int:
+        if isinstance(asked, int):
+            return asked
+        reply = await self.client.result(asked)
         return 0 if reply is None or reply.error else int.from_bytes(reply.body[16:], "little")
 
     def write(self, region: int, offset: int, data: bytes) -> None:
         """A posted write, as QEMU's are; it goes out with the next request."""
+        if self._function is not None:
+            if not self.client.closed.is_set():
+                with suppress(OSError):
+                    self._function.region_write(region, offset, data)
+            return
         self.client.post(Command.REGION_WRITE, struct.pack("<QII", offset, region, len(data)) + data)
 
     async def common(self, name: str) -> int:
         """A field of the common configuration."""
-        offset, size = COMMON_CFG_OFFSETS[name]
-        return await self.read(VIRTIO_BAR, COMMON + offset, size)
+        [value] = await self._commons([(None, 0, name)])
+        return value
+
+    async def _commons(self, reads: Sequence[tuple[str | None, int, str]]) -> list[int]:
+        """Fields, each behind a write of another one if that is named; nothing is waited for in between."""
+        asked: list[Asked | int | None] = []
+        for select, value, name in reads:
+            if select is not None:
+                self.set_common(select, value)
+            offset, size = COMMON_CFG_OFFSETS[name]
+            asked.append(await self._ask(VIRTIO_BAR, COMMON + offset, size))
+        return [await self._value(each) for each in asked]
 
     def set_common(self, name: str, value: int) -> None:
         """Write a field of the common configuration."""
@@ -93,11 +130,14 @@ class FuzzDriver:
 
     async def map(self, pieces: Sequence[int] = range(len(PIECES))) -> None:
         """Pieces of the RAM, by index, each with its file descriptor or without."""
+        asked: list[Asked | None] = []
         for piece in (PIECES[index] for index in pieces):
             private = self.memory == "private" or (self.memory == "mixed" and piece.private_if_mixed)
             fields = {"argsz": 32, "flags": piece.flags, "address": piece.address, "size": piece.size}
             body = DMA_MAP.build(fields | {"offset": 0 if private else piece.address})
-            await self.client.call(Command.DMA_MAP, body, [] if private else [self.ram.fd])
+            asked.append(await self.client.ask(Command.DMA_MAP, body, [] if private else [self.ram.fd]))
+        for each in asked:
+            await self.client.result(each)
 
     async def unmap(self, pieces: Sequence[int]) -> None:
         """Pieces of the RAM go."""
@@ -143,7 +183,7 @@ class FuzzDriver:
         """From any state to DRIVER_OK, with rings of ``size`` entries, or as many as the device takes."""
         await self.wake()
         await self.reset()
-        if self.client.twin:  # what was stored before the reset may still be on its way
+        if self.client.twin or self._function is not None:  # what was stored before may still be on its way
             await trio.testing.wait_all_tasks_blocked()
         self.bounds.check()
         self.bounds.forget()
@@ -198,20 +238,19 @@ class FuzzDriver:
 
     async def _look_around(self) -> None:
         """What the device offers, right after a reset: the same each time."""
-        for word in range(_FEATURE_WORDS):
-            self.set_common("device_feature_select", word)
-            self._offered |= await self.common("device_feature") << 32 * word
-        for index in range(min(await self.common("num_queues"), MAX_RINGS)):
-            self.set_common("queue_select", index)
-            self._queue_sizes.append(await self.common("queue_size"))
+        features = [("device_feature_select", word, "device_feature") for word in range(_FEATURE_WORDS)]
+        *words, queues = await self._commons([*features, (None, 0, "num_queues")])
+        self._offered = sum(word << 32 * index for index, word in enumerate(words))
+        sizes = [("queue_select", index, "queue_size") for index in range(min(queues, MAX_RINGS))]
+        self._queue_sizes = await self._commons(sizes)
 
     # ---- buffers -------------------------------------------------------------------------------------------------
 
     def alloc(self, size: int) -> int:
-        """The address of a buffer; old ones are used again."""
+        """The address of a buffer, with canaries behind it, which no later buffer covers; old ones are used again."""
         if self._heap + size > HEAP_END:
             self._heap = HEAP
-        address, self._heap = self._heap, self._heap + size
+        address, self._heap = self._heap, self._heap + size + _GAP
         return address
 
     def offer(
@@ -240,7 +279,7 @@ class FuzzDriver:
             name = ring.add(segments)
         except RingFullError:
             return None
-        self.bounds.note()
+        self.bounds.allow((address, length) for address, length, flags in buffers if flags)
         return name, [address for address, _, flags in buffers if flags]
 
     def collect(self, ring: RawRing) -> dict[int, int]:

@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -40,6 +41,8 @@ from vfiouser_virtio.virtio import DeviceCore
 
 _LOGGER = logging.getLogger("vfiouser_virtio")
 _MAX_TABLE = 1024  # entries of an indirect table that are followed
+# Plain ints: thousands of descriptors are looked at in each case, and an enum's member takes ten times as long.
+_NEXT, _WRITE, _INDIRECT = int(DescFlags.NEXT), int(DescFlags.WRITE), int(DescFlags.INDIRECT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +157,13 @@ class Resources:
 
     def grown(self) -> str:
         """What there is more of now."""
-        if not self._more():
+        if not self.more():
             return ""
         gc.collect()  # an exception's frames in a cycle may hold a view of memory, and that its window
-        return self._more()
+        return self.more()
 
-    def _more(self) -> str:
+    def more(self) -> str:
+        """What there is more of now, of which some may only wait for Python's collection."""
         now = Resources.now()
         return ", ".join(
             f"{name} {getattr(self, name)} -> {getattr(now, name)}"
@@ -191,12 +195,16 @@ class Bounds:
                 self._ranges.add((queue.device, used_size(queue.size)))
                 self._note_chains(queue.desc, queue.driver, queue.size)
 
+    def allow(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Take in (address, length) of a chain's writable buffers: less than `note` has to look at."""
+        self._ranges.update(ranges)
+
     def _note_descriptors(self, desc: int, size: int) -> None:
         """Of a packed ring: all that there are, whether available or not."""
         for address, length, _, flags in PACKED_DESC_CODEC.iter_unpack(self._ram.read(desc, packed_desc_size(size))):
-            if flags & DescFlags.INDIRECT:
+            if flags & _INDIRECT:
                 self._note_table(address, length, flags_at=3)
-            elif flags & DescFlags.WRITE:
+            elif flags & _WRITE:
                 self._ranges.add((address, length))
 
     def _note_chains(self, desc: int, avail: int, size: int) -> None:
@@ -208,17 +216,17 @@ class Bounds:
             while index < size and index not in seen:
                 seen.add(index)
                 address, length, flags, index = DESC_CODEC.unpack_from(table, 16 * index)
-                if flags & DescFlags.INDIRECT:
+                if flags & _INDIRECT:
                     self._note_table(address, length, flags_at=2)
-                elif flags & DescFlags.WRITE:
+                elif flags & _WRITE:
                     self._ranges.add((address, length))
-                if not flags & DescFlags.NEXT:
+                if not flags & _NEXT:
                     break
 
     def _note_table(self, address: int, length: int, *, flags_at: int) -> None:
         count = min(length // DESC_CODEC.size, _MAX_TABLE)
         for entry in DESC_CODEC.iter_unpack(self._ram.read(address, count * DESC_CODEC.size)):
-            if entry[flags_at] & DescFlags.WRITE:
+            if entry[flags_at] & _WRITE:
                 self._ranges.add(entry[:2])
 
     def forget(self) -> None:

@@ -22,20 +22,34 @@ from vfiouser_virtio.testing.raw.client import raw_message
 from vfiouser_virtio.testing.raw.packed import RawPackedRing
 from vfiouser_virtio.testing.raw.split import RawSplitRing
 from vfiouser_virtio.transports.pci import DEVICE, VIRTIO_BAR
+from vfiouser_virtio.vfio_device import VfioDevice
 
 # Commands after which buffers may stay with the device for good reasons: memory that is gone, a device that was reset.
 _DISTURBING = {Command.DMA_UNMAP, Command.DEVICE_RESET, Command.REGION_WRITE, Command.REGION_WRITE_MULTI}
 
 
+# Steps that change no ring but in ways that they tell the oracle of themselves.
+_NOTED = frozenset({"request", "kick", "settle", "pause", "sleep"})
+
+
 class Performer:
     """Part of one client in a case."""
 
-    def __init__(self, client: FuzzClient, ram: FuzzRam, bounds: Bounds, case: Case, target: FuzzTarget) -> None:
+    def __init__(
+        self,
+        client: FuzzClient,
+        ram: FuzzRam,
+        bounds: Bounds,
+        case: Case,
+        target: FuzzTarget,
+        function: VfioDevice | None = None,
+    ) -> None:
+        """``function``: where registers are accessed without the socket."""
         self.client = client
         self.ram = ram
         self.bounds = bounds
         self.target = target
-        self.driver = FuzzDriver(client, ram, bounds, case.memory)
+        self.driver = FuzzDriver(client, ram, bounds, case.memory, function)
         self._twin = case.twin
         self._disturbed = False
         """Something was done after which the device may keep buffers until it is brought up again."""
@@ -47,8 +61,10 @@ class Performer:
         if self.client.closed.is_set():
             return
         parameters = dict(step)
-        await getattr(self, "do_" + parameters.pop("do"))(**parameters)
-        self.bounds.note()
+        name = parameters.pop("do")
+        await getattr(self, "do_" + name)(**parameters)
+        if name not in _NOTED:
+            self.bounds.note()
 
     # ---- messages ------------------------------------------------------------------------------------------------
 

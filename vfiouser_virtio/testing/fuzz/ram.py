@@ -10,17 +10,27 @@
     0x80000
 """
 
+import ctypes
 import mmap
 import os
 import random
+import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from vfiouser_virtio.libc import libc
+
 SIZE = 0x80000
+_PAGE = 0x1000
 RINGS, RING_STRIDE, MAX_RINGS = 0x2000, 0x2000, 8
 TABLES, TABLES_END = 0x14000, 0x18000
 HEAP, HEAP_END = 0x20000, 0x48000
 
+_memcmp = libc.memcmp
+_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
 # Anything that a device would hardly write by accident, and that differs from address to address.
+_DIFFERENT = re.compile(rb"[^\0]+")
 _CANARY = random.Random(2007).randbytes(SIZE)
 
 
@@ -50,6 +60,10 @@ class FuzzRam:
         self.bytes = mmap.mmap(self.fd, SIZE)
         self.bytes[:] = _CANARY
         self.expected = bytearray(_CANARY)
+        self._addresses = [
+            ctypes.addressof(ctypes.c_char.from_buffer(each))  # the object that holds them up goes at once
+            for each in (self.bytes, self.expected)
+        ]
 
     def write(self, address: int, data: bytes) -> None:
         """What the guest itself stores; beyond the end is lost."""
@@ -66,24 +80,23 @@ class FuzzRam:
 
     def changes(self) -> list[tuple[int, bytes]]:
         """Where the device has stored something since the last call: (address, new bytes), which become expected."""
-        now = self.bytes[:]
-        if now == self.expected:
-            return []
         found: list[tuple[int, bytes]] = []
-        for page in range(0, SIZE, 0x1000):
-            new, old = now[page : page + 0x1000], self.expected[page : page + 0x1000]
-            if new == old:
-                continue
-            start: int | None = None
-            for at in range(0x1001):
-                differs = at < 0x1000 and new[at] != old[at]
-                if differs and start is None:
-                    start = at
-                elif not differs and start is not None:
-                    found.append((page + start, new[start:at]))
-                    start = None
-        self.expected[:] = now
+        for page in self._changed(0, SIZE):
+            new, old = self.bytes[page : page + _PAGE], self.expected[page : page + _PAGE]
+            differs = (int.from_bytes(new, "big") ^ int.from_bytes(old, "big")).to_bytes(_PAGE, "big")
+            found += [(page + run.start(), new[run.start() : run.end()]) for run in _DIFFERENT.finditer(differs)]
+            self.expected[page : page + _PAGE] = new
         return found
+
+    def _changed(self, start: int, size: int) -> Iterator[int]:
+        """Pages that are not as expected, found by halves: mostly there are none, or few."""
+        now, expected = self._addresses
+        if _memcmp(now + start, expected + start, size):
+            if size == _PAGE:
+                yield start
+            else:
+                yield from self._changed(start, size // 2)
+                yield from self._changed(start + size // 2, size // 2)
 
     def close(self) -> None:
         self.bytes.close()

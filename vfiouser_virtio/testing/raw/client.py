@@ -56,35 +56,38 @@ class RawClient:
     async def send(self, data: bytes, fds: Sequence[int] = (), cuts: Sequence[int] = ()) -> None:
         """All of ``data``, in pieces that end at ``cuts``; the fds ride on the first byte. Raises OSError."""
         ends = [*sorted(cut for cut in set(cuts) if 0 < cut < len(data)), len(data)]
-        start = 0
-        with trio.fail_after(self.timeout):
-            while start < len(data):
-                ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-                try:
-                    start += self.socket.sendmsg([data[start : ends[0]]], ancillary)
-                except BlockingIOError:
+        start, deadline = 0, trio.current_time() + self.timeout
+        while start < len(data):
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+            try:
+                start += self.socket.sendmsg([data[start : ends[0]]], ancillary)
+            except BlockingIOError:
+                with trio.fail_at(deadline):
                     await trio.lowlevel.wait_writable(self.socket)
-                    continue
-                fds = ()
-                if start == ends[0] < len(data):
-                    del ends[0]
-                    await trio.lowlevel.checkpoint()
+                continue
+            fds = ()
+            if start == ends[0] < len(data):
+                del ends[0]
+                await trio.lowlevel.checkpoint()
 
-    async def receive(self) -> RawMessage:
-        """The next message. Raises EOFError at the end of the stream, ValueError for a size that no message has."""
+    async def receive(self, timeout: float | None = None) -> RawMessage:
+        """The next message, within another ``timeout`` if so said.
+
+        Raises EOFError at the end of the stream, ValueError for a size that no message has.
+        """
         fds: list[int] = []
+        deadline = trio.current_time() + (self.timeout if timeout is None else timeout)
         try:
-            with trio.fail_after(self.timeout):
-                header = await self._exactly(HEADER_SIZE, fds)
-                size = HEADER_CODEC.unpack(header)[2]
-                if not HEADER_SIZE <= size <= MAX_MESSAGE_SIZE:
-                    raise ValueError(f"the server sent a message of {size:#x} bytes")
-                return RawMessage(header + await self._exactly(size - HEADER_SIZE, fds), fds)
+            header = await self._exactly(HEADER_SIZE, fds, deadline)
+            size = HEADER_CODEC.unpack(header)[2]
+            if not HEADER_SIZE <= size <= MAX_MESSAGE_SIZE:
+                raise ValueError(f"the server sent a message of {size:#x} bytes")
+            return RawMessage(header + await self._exactly(size - HEADER_SIZE, fds, deadline), fds)
         except BaseException:
             close_all(fds)
             raise
 
-    async def _exactly(self, count: int, fds: list[int]) -> bytes:
+    async def _exactly(self, count: int, fds: list[int], deadline: float) -> bytes:
         data = b""
         while len(data) < count:
             try:
@@ -92,7 +95,8 @@ class RawClient:
                     count - len(data), socket.CMSG_SPACE(64 * 4), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self.socket)
+                with trio.fail_at(deadline):
+                    await trio.lowlevel.wait_readable(self.socket)
                 continue
             if not piece:
                 raise EOFError

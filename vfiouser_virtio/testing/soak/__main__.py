@@ -107,7 +107,7 @@ async def _soak(report: SoakReport, parts: Sequence[str], is_over: Callable[[], 
 
 async def _disks(report: SoakReport, processes: Children, folder: Path, is_over: Callable[[], bool]) -> None:
     turn = 0
-    while not is_over():
+    while not (turn and is_over()):
         plan = PLANS[turn % len(PLANS)]
         place = folder / f"disk-{turn}"
         place.mkdir()

@@ -80,11 +80,16 @@ class KilledDisk:
     async def run(
         self, victims: tuple[Victim, ...] = VICTIMS, is_over: Callable[[], bool] = lambda: False
     ) -> KillResult:
-        """Until enough was flushed, or it is over, or something is wrong; the server goes in the end."""
+        """Until enough was flushed, or it is over, or something is wrong; the server goes in the end.
+
+        ``is_over`` is asked when something was flushed.
+        """
         result = self.result
         try:
             with Ledger(self._book, blocks=BLOCKS, room=self._room) as ledger:
-                while result.flushed < self._goal and not (ledger.full or result.complaints or is_over()):
+                while result.flushed < self._goal and not (ledger.full or result.complaints):
+                    if result.flushed and is_over():
+                        break
                     await self._round(ledger, self._chance.choice(victims))
                     result.started, result.flushed = ledger.started, ledger.flushed
         finally:

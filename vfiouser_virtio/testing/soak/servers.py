@@ -81,13 +81,15 @@ class VisitedServer:
         self._sockets = [(kind, str(folder / f"{index}.sock")) for index, (kind, _) in enumerate(plan.devices)]
 
     async def run(self, is_over: Callable[[], bool]) -> None:
-        """Visit after visit until the end, or until something is wrong."""
+        """Visit after visit until the end, or until something is wrong; one at least."""
         server = await self._start()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, server)
-                while not is_over() and not self.result.complaints:
+                while True:
                     await self._visitors()
+                    if is_over() or self.result.complaints:
+                        break
                 nursery.cancel_scope.cancel()
             if server.status is not None:
                 self._complain(f"ended by itself with status {server.status}")

@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from enum import IntEnum
@@ -54,6 +54,9 @@ class _Unwatched(Bounds):
         self.blind = True
 
     def note(self) -> None:
+        pass
+
+    def allow(self, ranges: Iterable[tuple[int, int]]) -> None:
         pass
 
     def forget(self) -> None:

@@ -80,6 +80,9 @@ class Session:
 
     ``write_multiple`` and ``twin_socket`` are offered to a client that can use them.
 
+    ``lingers``: whether to block for a moment where the next message is likely to come at once; of no use for a client
+    that is a task of the same loop.
+
     After `run`, ``client`` says whether `VfioDevice.connected` was called, so that `VfioDevice.disconnected` is due,
     and ``hold`` is what the last reply was still waiting for.
     """
@@ -94,6 +97,7 @@ class Session:
         write_multiple: bool = False,
         twin_socket: bool = True,
         trace: Trace | None = None,
+        lingers: bool = True,
     ) -> None:
         self.client: DmaProxy | None = None
         self.hold: Hold | None = None
@@ -101,6 +105,7 @@ class Session:
         self._write_multiple = write_multiple
         self._twin_socket = twin_socket
         self._trace = trace
+        self._lingers = lingers
         self._client_name = client_name
         self._main = MessageSocket(sock)
         self._twin: MessageSocket | None = None
@@ -153,7 +158,7 @@ class Session:
         linger = Linger(main.socket)
         slice_end, number = turns().woken(0)
         while True:
-            if not (self._only_reads and linger.wait_nearby()) and not linger.is_readable():
+            if not (self._only_reads and self._lingers and linger.wait_nearby()) and not linger.is_readable():
                 await linger.wait_readable()
                 slice_end, number = turns().woken(number)
             try:

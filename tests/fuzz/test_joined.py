@@ -1,0 +1,92 @@
+"""Cases that are run as one: the same things are found, and each with the case that shows it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from vfiouser_virtio.testing.fuzz import TARGETS, Case, FuzzTarget, generate
+from vfiouser_virtio.testing.fuzz.case import Memory
+from vfiouser_virtio.testing.fuzz.driver import FuzzDriver
+from vfiouser_virtio.testing.fuzz.joined import MOST, groups, joined, run_joined
+from vfiouser_virtio.testing.fuzz.targets import Echo
+from vfiouser_virtio.virtio import Queue
+
+
+class FailsFor(Echo):
+    """Echo that fails at the request that makes its ``limit`` complete: so many of those that start with X."""
+
+    limit = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = 0
+
+    async def _serve(self, requests: Queue) -> None:
+        async for chain in requests:
+            self._seen += chain.readable.read(min(chain.readable.length, 1)) == b"X"
+            if self._seen == self.limit:
+                raise RuntimeError("what was I thinking")
+            chain.complete()
+
+
+class FailsAtTheSecond(FailsFor):
+    limit = 2
+
+
+async def _works(driver: FuzzDriver) -> None:
+    await driver.request(0, [b"good"], [4])
+
+
+def _case(data: str, memory: Memory = "shared", **keys: Any) -> Case:
+    request: dict[str, Any] = {"do": "request", "queue": 0, "out": [data], "room": [8]}
+    steps = [{"do": "bring_up"}, request, {"do": "settle"}]
+    return Case("requests", "echo", memory, offer={"poll": "off"}, steps=steps, origin=data, **keys)
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["socket", "direct"])
+def test_what_a_case_shows_alone_is_found_with_it(direct: bool) -> None:
+    cases = [_case(data, direct=direct) for data in ("00", "5858", "01")]
+    found = run_joined(cases, FuzzTarget(FailsFor, _works))
+    assert found is not None
+    case, finding = found
+    assert case is cases[1]
+    assert "RuntimeError in " in finding.where
+
+
+def test_what_no_case_shows_alone_is_found_with_all_of_them() -> None:
+    cases = [_case("5858"), _case("00", "private"), _case("5859")]
+    found = run_joined(cases, FuzzTarget(FailsAtTheSecond, _works))
+    assert found is not None
+    assert found[0] == joined(cases)
+    assert run_joined(cases[:2], FuzzTarget(FailsAtTheSecond, _works)) is None
+
+
+def test_a_client_stays_where_the_next_case_can_go_on() -> None:
+    lasting = replace(_case("01"), steps=[*_case("01").steps, {"do": "unmap"}])
+    whole = joined([_case("00"), _case("01"), lasting, _case("02"), _case("03", "private", twin=True)])
+    parts = list(whole.clients())
+    assert [(part.memory, part.twin, len(part.steps)) for part in parts] == [
+        ("shared", False, 10),
+        ("shared", False, 3),
+        ("private", True, 3),
+    ]
+    assert run_joined([whole], TARGETS["echo"]) is None
+
+
+def test_a_client_that_has_broken_the_protocol_is_followed_by_another() -> None:
+    rude = replace(_case("00"), steps=[{"do": "raw", "data": "00" * 16}])
+    [before, after] = joined([rude, _case("00")]).clients()
+    assert before.steps == rude.steps
+    assert run_joined([rude, _case("00"), rude, rude], TARGETS["echo"]) is None
+    assert run_joined([rude, _case("5858")], FuzzTarget(FailsFor, _works)) is not None
+    assert after.steps[0] == {"do": "bring_up"}
+
+
+def test_no_case_is_lost_in_groups() -> None:
+    cases = [generate(kind, 1, index) for index in range(200) for kind in ("rings", "messages")]
+    made = list(groups(cases))
+    assert sorted(case.origin for group in made for case in group) == sorted(case.origin for case in cases)
+    assert max(map(len, made)) <= MOST
+    for group in made:
+        assert len({(case.target, str(case.offer)) for case in group}) == 1

@@ -1,0 +1,65 @@
+"""Many cases run as one: device, server and the looks at the process, which take longer than a case, are shared.
+
+A step ``client`` is where one client leaves and the next one comes; it has the keys of `Case` that are the client's.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from vfiouser_virtio.testing.fuzz.bench import run_case
+from vfiouser_virtio.testing.fuzz.case import Case
+from vfiouser_virtio.testing.fuzz.oracle import Finding
+from vfiouser_virtio.testing.fuzz.targets import FuzzTarget
+
+MOST = 32
+"""Cases that are joined: what is found in them has to be looked for in each."""
+
+_OF_A_CLIENT = ("memory", "twin", "direct", "hello")
+# Behind these the next case would not find what it begins with: all memory, and answers to what is asked for.
+_LASTING = frozenset({"message", "raw", "unmap", "map", "answers", "answer_late"})
+
+
+def groups(cases: Iterable[Case]) -> Iterator[list[Case]]:
+    """The cases in groups of one device each, for `joined`; in a group those with the same memory follow each other."""
+    alike: dict[str, list[Case]] = {}
+    for case in cases:
+        alike.setdefault(json.dumps([case.target, case.offer]), []).append(case)
+    for group in alike.values():
+        group.sort(key=lambda case: (case.kind, case.memory, case.twin, case.direct))
+        for start in range(0, len(group), MOST):
+            yield group[start : start + MOST]
+
+
+def joined(cases: Sequence[Case]) -> Case:
+    """One case that does what all these do, on one device."""
+    whole = replace(cases[0], steps=list(cases[0].steps))
+    for before, case in pairwise(cases):
+        if not _goes_on(before, case):
+            whole.steps.append({"do": "client"} | {name: getattr(case, name) for name in _OF_A_CLIENT})
+        whole.steps += case.steps
+    if len(cases) > 1:
+        whole.origin = f"{cases[0].origin} and {len(cases) - 1} more"
+    return whole
+
+
+def _goes_on(before: Case, case: Case) -> bool:
+    """Whether a case can be done by the client of the one before."""
+    same = all(getattr(before, name) == getattr(case, name) for name in _OF_A_CLIENT)
+    begins = bool(case.steps) and case.steps[0]["do"] == "bring_up"
+    return same and case.hello and begins and not any(step["do"] in _LASTING for step in before.steps)
+
+
+def run_joined(cases: Sequence[Case], target: FuzzTarget | None = None) -> tuple[Case, Finding] | None:
+    """What is wrong, and with which case: one of these if it shows something alone, else all of them as one."""
+    whole = joined(cases)
+    finding = run_case(whole, target)
+    if finding is None:
+        return None
+    if len(cases) > 1:
+        for case in cases:
+            alone = run_case(case, target)
+            if alone is not None:
+                return case, alone
+    return whole, finding
