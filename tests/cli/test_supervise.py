@@ -2,108 +2,30 @@
 
 import os
 import random
-import resource
 import signal
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
 from support.amounts import Amounts
-from support.command import ServeProcess, run_command, serve_process
+from support.command import run_command, serve_process
 from support.processes import children
+from support.supervised import (
+    MineDriver,
+    ask,
+    client_of,
+    device_process,
+    driver_of,
+    is_gone,
+    keeper_fds,
+    kill_device,
+    mine_served,
+    said,
+)
 
-from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.guest import ALL_DRIVERS, DeviceBroken, VirtioDevice, VirtioDriver, bound_pci, virtio_ids
-from vfiouser_virtio.guest.requests import RequestQueue
-from vfiouser_virtio.protocols.codec import codec
-from vfiouser_virtio.protocols.vfio_user import REGION_ACCESS, Command, PciRegion
-from vfiouser_virtio.serving.keeper.relay import MOST_WAITING, OUR_FILES
+from vfiouser_virtio.guest import DeviceBroken, bound_pci
 from vfiouser_virtio.serving.keeper.restarts import DEATHS_TO_GIVE_UP, DEATHS_TO_RESET
-from vfiouser_virtio.vfio_user import SharedMemory, connect
-from vfiouser_virtio.vfio_user.client import Client, RemoteError
-from vfiouser_virtio.vfio_user.wire.connection import request
-from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
-
-# Each does something when there is a file called as it says, and answers requests otherwise.
-DEVICES = """\
-import ctypes, os, time
-from vfiouser_virtio.virtio import Device, queue
-
-class Mine(Device):
-    device_id = 42
-    requestq = queue()
-
-    async def run(self):
-        async for chain in self.requestq:
-            word = chain.readable.read().rstrip(b"\\0").decode()
-            if word == "hang" and os.path.exists("hang"):
-                time.sleep(1000)
-            if word == "die" and os.path.exists("die"):
-                ctypes.string_at(0)
-            if word == "exit":
-                os._exit(0)
-            chain.writable.write(b"done")
-            chain.complete()
-
-class Resumable(Mine):
-    def can_resume(self):
-        return True
-"""
-
-
-def is_gone(pid: int) -> bool:
-    """Nothing of it runs any more, though in a container nobody may ask how it ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def device_process(served: ServeProcess) -> int | None:
-    """That of the only device, if there is one at the moment."""
-    [keeper] = children(served.process.pid)
-    return next(iter(children(keeper)), None)
-
-
-def keeper_fds(served: ServeProcess) -> int:
-    """How many file descriptors the only keeper has open."""
-    [keeper] = children(served.process.pid)
-    return len(os.listdir(f"/proc/{keeper}/fd"))
-
-
-async def kill_device(served: ServeProcess) -> None:
-    """Kill it, as soon as there is one."""
-    while (pid := device_process(served)) is None:
-        await trio.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-
-
-async def said(served: ServeProcess, words: str, times: int = 1) -> None:
-    """Wait until the log has said this."""
-    with trio.fail_after(60):
-        while served.log.read_text().count(words) < times:
-            await trio.sleep(0.01)
-
-
-@asynccontextmanager
-async def client_of(served: ServeProcess) -> AsyncIterator[Client]:
-    """A connection that outlives the device."""
-    with SharedMemory(16 << 20) as memory:
-        async with connect(served.sockets[0], memory=[memory]) as client:
-            yield client
-
-
-@asynccontextmanager
-async def driver_of(served: ServeProcess) -> AsyncIterator[VirtioDevice]:
-    """A driver in this process, on such a connection."""
-    async with (
-        client_of(served) as client,
-        bound_pci(client, MineDriver(), *(make() for make in ALL_DRIVERS)) as device,
-    ):
-        yield device
+from vfiouser_virtio.vfio_user import connect
 
 
 @pytest.fixture
@@ -145,129 +67,6 @@ async def test_deaths_leave_no_file_descriptors_in_the_keeper(tmp_path: Path, am
                 await trio.sleep(0.01)
 
 
-async def map_files(client: Client, count: int) -> None:
-    """So many DMA regions, each of a file of its own."""
-    for number in range(count):
-        with SharedMemory(4096) as memory:
-            await client.dma_map((1 << 36) + 4096 * number, 4096, fd=memory.fd)
-
-
-def processor_ticks(pid: int) -> int:
-    """Ticks of the processor that it has used, a hundred a second."""
-    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return int(user) + int(system)
-
-
-async def rests(pid: int) -> None:
-    """Wait until it does nothing: it does not look at the same thing again and again."""
-    with trio.fail_after(60):
-        used = 50
-        while used >= 10:
-            before = processor_ticks(pid)
-            await trio.sleep(0.5)
-            used = processor_ticks(pid) - before
-
-
-async def test_a_client_cannot_fill_the_keepers_table_of_files(tmp_path: Path) -> None:
-    """There is room for another process of the device, and for another client, to be refused."""
-    async with serve_process("--supervise", "--device", "rng", folder=tmp_path) as served:
-        [keeper] = children(served.process.pid)
-        resource.prlimit(keeper, resource.RLIMIT_NOFILE, (100, 100))
-        async with client_of(served) as client, bound_pci(client, *(make() for make in ALL_DRIVERS)) as device:
-            with pytest.raises(RemoteError, match="Too many open files"):
-                await map_files(client, 100)
-            assert keeper_fds(served) <= 100 - OUR_FILES
-            with trio.fail_after(60):
-                for death in range(3):
-                    assert len(await device.driver_data.read(16)) == 16
-                    await kill_device(served)
-                    await said(served, "rng0: resumed", death + 1)
-                assert len(await device.driver_data.read(16)) == 16
-            with pytest.raises(PeerError, match="closed the connection"), trio.fail_after(60):
-                async with connect(served.sockets[0]):
-                    pass
-            await said(served, "refused another client")
-    assert "no process for it" not in served.log.read_text()
-
-
-async def test_a_keeper_without_room_for_a_file_waits(tmp_path: Path) -> None:
-    """Without a process until its client leaves, and without asking again and again for the next client."""
-    async with serve_process("--supervise", "--device", "rng", folder=tmp_path) as served:
-        [keeper] = children(served.process.pid)
-        async with client_of(served) as client:
-            await map_files(client, 16)
-            full = max(int(name) for name in os.listdir(f"/proc/{keeper}/fd")) + 1
-            assert full == keeper_fds(served)
-            resource.prlimit(keeper, resource.RLIMIT_NOFILE, (full, 200))
-            with socket.socket(socket.AF_UNIX) as another:
-                another.connect(served.sockets[0])
-                await rests(keeper)
-            await kill_device(served)
-            await said(served, "rng0: no process for it: Too many open files")
-        resource.prlimit(keeper, resource.RLIMIT_NOFILE, (200, 200))
-        async with driver_of(served) as device:
-            with trio.fail_after(60):
-                assert len(await device.driver_data.read(16)) == 16
-        assert children(served.process.pid) == [keeper]
-
-
-async def test_a_client_that_goes_behind_more_requests_than_are_taken(tmp_path: Path) -> None:
-    """While the device's process serves none of them."""
-    options = ["--supervise", "--hang-after", "0", "--device", "rng"]
-    async with serve_process(*options, folder=tmp_path) as served:
-        [keeper] = children(served.process.pid)
-        process = device_process(served)
-        assert process is not None
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(served.sockets[0])
-            os.kill(process, signal.SIGSTOP)
-            # What waits takes more than 256 bytes each in the keeper; then no more is taken.
-            requests = memoryview(request(0, Command.DEVICE_GET_INFO) * (MOST_WAITING // 128))
-            sock.setblocking(False)
-            sent, writable = 0, True
-            while writable:
-                with suppress(BlockingIOError):
-                    sent += sock.send(requests[sent:])
-                with trio.move_on_after(1) as waiting:
-                    await trio.lowlevel.wait_writable(sock)
-                writable = not waiting.cancelled_caught
-            assert sent < len(requests)
-        await rests(keeper)
-        os.kill(process, signal.SIGCONT)
-        async with driver_of(served) as device:
-            with trio.fail_after(60):
-                assert len(await device.driver_data.read(16)) == 16
-
-
-async def test_a_client_that_reads_its_answers_late_gets_each_of_them_once(tmp_path: Path) -> None:
-    """More than the keeper keeps, and the process dies meanwhile."""
-    count, size = 6000, 4096
-    async with serve_process("--supervise", "--device", "rng", folder=tmp_path) as served:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(60)
-            sock.connect(served.sockets[0])
-            sock.send(request(0, Command.VERSION, b"\0\0\1\0{}\0"))
-            access = codec(REGION_ACCESS).pack(0, PciRegion.CONFIG, size)
-            for number in range(count):
-                sock.sendall(request(number & 0xFFFF, Command.REGION_READ, access))
-            await kill_device(served)
-            await said(served, "another one is started")
-            answers = MessageSocket(sock.dup())
-            sock.setblocking(False)
-            expected = -1
-            with trio.fail_after(60):
-                while expected < count:
-                    await trio.lowlevel.wait_readable(answers.socket)
-                    assert answers.receive_nowait()
-                    while answers.connection.next():
-                        message = answers.connection.message()
-                        assert message.id == max(expected, 0)
-                        assert expected < 0 or len(message.body) == len(access) + size
-                        expected += 1
-            answers.close()
-        assert await served.terminate() == 0
-
-
 @pytest.mark.parametrize("ring", ["split", "packed"])
 async def test_a_disk_under_load_dies_again_and_again(ring: str, tmp_path: Path, disk: Path, amounts: Amounts) -> None:
     """Each task has a sector of its own, and reads what it has written; what was flushed is in the file."""
@@ -299,35 +98,6 @@ async def test_a_disk_under_load_dies_again_and_again(ring: str, tmp_path: Path,
             nursery.cancel_scope.cancel()
         log = served.log.read_text()
     assert log.count("was ended by SIGKILL") == amounts.device_deaths
-
-
-class MineDriver(VirtioDriver):
-    """Driver that makes a queue of requests of each such device."""
-
-    name = "mine"
-    id_table = virtio_ids(42)
-
-    async def probe(self, device: VirtioDevice) -> None:
-        await device.negotiate(0)
-        device.driver_data = await RequestQueue.open(device, 0)
-
-    async def remove(self, device: VirtioDevice) -> None:
-        device.driver_data.close()
-
-
-async def ask(device: VirtioDevice, word: str) -> bytes:
-    with trio.fail_after(60):
-        written, [answer] = await device.driver_data.request([word.encode()], [16])
-    return bytes(answer[:written])
-
-
-@asynccontextmanager
-async def mine_served(folder: Path, kind: str) -> AsyncIterator[ServeProcess]:
-    (folder / "mine.py").write_text(DEVICES)
-    options = ["--supervise", "--hang-after", "1", "--device", f"mine.py:{kind},id=mine"]
-    async with serve_process(*options, folder=folder) as served:
-        yield served
-        assert await served.terminate() == 0
 
 
 async def test_one_that_hangs_is_killed_and_its_request_is_done_again(tmp_path: Path) -> None:
@@ -384,16 +154,36 @@ async def test_an_exit_is_a_death(tmp_path: Path) -> None:
         await said(served, "its process ended without a reason; another one is started")
 
 
-async def test_an_end_by_a_signal_is_a_death(tmp_path: Path) -> None:
-    """The client stays connected, and its next driver has a device."""
-    async with serve_process("--supervise", "--device", "rng", folder=tmp_path) as served, client_of(served) as client:
-        pid = device_process(served)
-        assert pid is not None
-        os.kill(pid, signal.SIGTERM)
-        await said(served, "another one is started")
-        with trio.fail_after(60):
-            async with bound_pci(client, *(make() for make in ALL_DRIVERS)) as device:
-                assert len(await device.driver_data.read(16)) == 16
+async def test_a_signal_to_a_devices_process_is_a_death(tmp_path: Path, disk: Path) -> None:
+    """One that ended in order would leave its driver without an answer."""
+    async with serve_process("--supervise", "--device", f"blk,path={disk}", folder=tmp_path) as served:
+        async with driver_of(served) as device:
+            for number in range(5):
+                process = device_process(served)
+                assert process is not None
+                for ignored in signal.SIGINT, signal.SIGHUP:
+                    os.kill(process, ignored)
+                with trio.fail_after(60):
+                    await device.driver_data.write(number, bytes([number]) * 512)
+                    os.kill(process, signal.SIGTERM)
+                    assert await device.driver_data.read(number, 1) == bytes([number]) * 512
+                await said(served, "blk0: resumed", number + 1)
+        assert await served.terminate() == 0
+    assert served.log.read_text().count("was ended by SIGTERM") == 5
+
+
+async def test_a_device_that_computes_for_ever_is_killed(tmp_path: Path) -> None:
+    """By its keeper, while it works; and when the keeper is told to end."""
+    async with (
+        mine_served(tmp_path, "Resumable") as served,
+        driver_of(served) as device,
+        trio.open_nursery() as nursery,
+    ):
+        (tmp_path / "compute").touch()
+        nursery.start_soon(ask, device, "compute")
+        await said(served, "its process hangs")
+        (tmp_path / "compute").unlink()
+        await said(served, "1 requests that were under way are done again")
 
 
 async def test_a_device_that_cannot_be_made_again_is_given_up(tmp_path: Path, disk: Path) -> None:

@@ -59,7 +59,7 @@ class ChildProcess:
     """Process that runs ``work`` and ends with the status that it returns; nothing else of the parent runs there.
 
     To be made where there is neither another thread nor an event loop, for fork() copies only the calling thread.
-    It gets ``with_parent`` when the parent has died; SIGTERM, as `tell_to_end` sends it, lets it end in good order.
+    It gets ``with_parent`` when the parent has died. SIGTERM, as `tell_to_end` sends it, lets it end in good order.
     Raises OSError where the host has no process or no file descriptor for it.
     """
 
@@ -148,6 +148,10 @@ class ChildProcess:
         """By SIGTERM, which reaches a device that does not yield, and by our end of file, which is only for `Line`."""
         if not self._ended:
             os.kill(self._pid, signal.SIGTERM)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Let it end, by our end of file alone."""
         self._line.shutdown(socket.SHUT_WR)
 
     def end(self, deadline: float) -> str:

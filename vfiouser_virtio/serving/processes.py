@@ -16,6 +16,7 @@ neither another thread nor an event loop to inherit.
 
 import logging
 import os
+import signal
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
@@ -40,7 +41,7 @@ from vfiouser_virtio.serving.errors import ProcessError, StuckError
 from vfiouser_virtio.serving.hub_wires import HubWire, close_wires, hub_wires, keep_only
 from vfiouser_virtio.serving.keeper.keep import Supervision, engine_of_device, keep
 from vfiouser_virtio.serving.serve import Endpoint, Place, Serving, endpoint_of, listen, parsed, serving_on, tell_types
-from vfiouser_virtio.serving.signals import EndVerdict, run_until_signal, signals_blocked
+from vfiouser_virtio.serving.signals import SIGNALS, EndVerdict, run_until_signal, signals_blocked
 from vfiouser_virtio.serving.terminal import complain, flush
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
@@ -201,8 +202,9 @@ def _serve(
     make_function: Callable[..., VirtioPci] | None = None,
     beside: Callable[[VirtioPci], Awaitable[None]] | None = None,
     finished: Callable[[], None] | None = None,
+    signals: Sequence[signal.Signals] = SIGNALS,
 ) -> int:
-    """What a child does, and ``beside`` it while the device is served; its exit status.
+    """What a child does, and ``beside`` it while the device is served; its exit status. These ``signals`` end it.
 
     ``finished`` is called once no client will come any more, so not for a signal.
     """
@@ -232,7 +234,7 @@ def _serve(
     verdict = EndVerdict()
     try:
         # The parent hears of our end even where the kernel does not let us end.
-        trio.run(partial(run_until_signal, serve, [line.hang_up], verdict=verdict))
+        trio.run(partial(run_until_signal, serve, [line.hang_up], verdict=verdict, signals=signals))
     except StuckError as error:
         # By ourselves: the parent, which has asked for our end, has heard enough of us.
         complain(error, with_traceback=False)

@@ -27,7 +27,7 @@ from vfiouser_virtio.watchdog import TaskPlace, give_turn, watchdog, where
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # From a signal to the interruption of a device that does not yield, and from that to the end without it.
 _TIMEOUT_S = 2.0
@@ -66,7 +66,13 @@ class _Interruption(BaseException):
 class _Ending:
     """End by a signal, and what is done about a device that does not yield."""
 
-    def __init__(self, received: Callable[[signal.Signals], None], abandoned: Sequence[Callable[[], None]]) -> None:
+    def __init__(
+        self,
+        received: Callable[[signal.Signals], None],
+        abandoned: Sequence[Callable[[], None]],
+        signals: Sequence[signal.Signals],
+    ) -> None:
+        self.signals = signals
         self._received = received
         self._abandoned = abandoned
         self._token = trio.lowlevel.current_trio_token()
@@ -95,7 +101,7 @@ class _Ending:
 
     def signalled(self, number: int) -> None:
         """There was a signal; the second one is impatient."""
-        if number in _SIGNALS and not self.interrupted:
+        if number in self.signals and not self.interrupted:
             self._next_step = time.monotonic() + (_TIMEOUT_S if self._signal is None else 0)
             self._signal = signal.Signals(number)
 
@@ -184,6 +190,7 @@ async def run_until_signal(
     *,
     give_up_after: float = GIVE_UP_S,
     verdict: EndVerdict | None = None,
+    signals: Sequence[signal.Signals] = SIGNALS,
 ) -> int | signal.Signals:
     """What ``work`` returns, or the signal that has cancelled it.
 
@@ -191,6 +198,7 @@ async def run_until_signal(
     another thread, for what may not be left behind, and the process ends. So it does some ``give_up_after`` seconds
     after the signal where the work only waits by then: a hung disk of the host ends no request, and what is under way
     in the kernel cannot be cancelled. And so it does, with that status, after `work` itself has given its ``verdict``.
+    With other ``signals``, none for example, the rest is as it was before.
     """
     outcome: int | signal.Signals = 0
     asked = signal.SIGTERM
@@ -224,11 +232,11 @@ async def run_until_signal(
         await given.known.wait()
         begin_to_give_up()
 
-    ending = _Ending(received, abandoned)
+    ending = _Ending(received, abandoned, signals)
     try:
         async with trio.open_nursery() as nursery:
             # Masked only where the caller is in `signals_blocked`.
-            with _watched(ending), _masked(signal.SIG_UNBLOCK):
+            with _watched(ending), _masked(signal.SIG_UNBLOCK, signals):
                 if verdict is not None:
                     nursery.start_soon(give_up_after_verdict, verdict)
                 outcome = await work()
@@ -246,7 +254,7 @@ async def run_until_signal(
 
 @contextmanager
 def _watched(ending: _Ending) -> Iterator[None]:
-    before = {number: signal.signal(number, ending.handle) for number in _SIGNALS}
+    before = {number: signal.signal(number, ending.handle) for number in ending.signals}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, give_turn)
     stacks = stderr_for_stacks()
     lock_holder = None if stacks is None else LockHolder(stacks)
@@ -275,9 +283,9 @@ def signals_blocked() -> Iterator[None]:
 
     # The mask is that of this thread. Those that `run_until_signal` has left behind, such as trio's, have another one,
     # and what one of them gets is for the whole process.
-    before = {number: signal.signal(number, later) for number in _SIGNALS}
+    before = {number: signal.signal(number, later) for number in SIGNALS}
     try:
-        with _masked(signal.SIG_BLOCK):
+        with _masked(signal.SIG_BLOCK, SIGNALS):
             yield
     finally:
         for number, handler in before.items():
@@ -287,8 +295,8 @@ def signals_blocked() -> Iterator[None]:
 
 
 @contextmanager
-def _masked(how: int) -> Iterator[None]:
-    before = signal.pthread_sigmask(how, _SIGNALS)
+def _masked(how: int, signals: Sequence[signal.Signals]) -> Iterator[None]:
+    before = signal.pthread_sigmask(how, signals)
     try:
         yield
     finally:

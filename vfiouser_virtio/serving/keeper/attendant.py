@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
@@ -12,6 +13,8 @@ PING, PONG = b"?", b"!"
 """Before the number of the question."""
 RESUME, RESUMED = b"r", b"R"
 """Behind `RESUME`: why the device is not to go on where it was, but to ask for a reset; mostly nothing."""
+ENDING = b"e"
+"""The device is not served any more, and its process ends in good order."""
 MOST = 4096
 """Bytes of a message between keeper and process, more than any has."""
 
@@ -69,18 +72,22 @@ def attendant(pulse: socket.socket) -> Callable[[SupervisedPci], Awaitable[None]
     pulse.setblocking(False)
 
     async def attend(function: SupervisedPci) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(pulse)
-            try:
-                message = pulse.recv(MOST)
-            except BlockingIOError:
-                continue
-            if not message:
-                await trio.sleep_forever()
-            if message.startswith(RESUME):
-                function.resume(message[len(RESUME) :].decode())
-                pulse.send(RESUMED)
-            else:
-                pulse.send(PONG + message[len(PING) :])
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(pulse)
+                try:
+                    message = pulse.recv(MOST)
+                except BlockingIOError:
+                    continue
+                if not message:
+                    await trio.sleep_forever()
+                if message.startswith(RESUME):
+                    function.resume(message[len(RESUME) :].decode())
+                    pulse.send(RESUMED)
+                else:
+                    pulse.send(PONG + message[len(PING) :])
+        finally:
+            with suppress(OSError):  # the keeper is gone, or does not listen
+                pulse.send(ENDING)
 
     return attend

@@ -1,6 +1,7 @@
 """Keeper and processes of one described device: what ``serve --supervise`` runs in the place of each device."""
 
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,7 @@ class ServeDevice(Protocol):
         make_function: Callable[..., VirtioPci],
         beside: Callable[[VirtioPci], Awaitable[None]],
         finished: Callable[[], None],
+        signals: Sequence[signal.Signals],
     ) -> int: ...
 
 
@@ -87,8 +89,9 @@ def keep(
             make_function=function,
             beside=beside,
             finished=lambda: finished.append(None),
+            signals=(),
         )
-        if finished:  # else it was a signal, or cannot be made again: a death as others
+        if finished:  # else it cannot be made again: a death as others
             line.send({ENDED: status})
         return status
 

@@ -1,5 +1,6 @@
 """Process of a device as its keeper sees it: one of perhaps many, one after the other."""
 
+import select
 import signal
 import socket
 from collections.abc import Callable, Iterable
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.serving.child_process import ChildProcess, Line
-from vfiouser_virtio.serving.keeper.attendant import MOST, PING, PONG, RESUME, RESUMED
+from vfiouser_virtio.serving.keeper.attendant import ENDING, MOST, PING, PONG, RESUME, RESUMED
 from vfiouser_virtio.serving.keeper.relay import RelayError
 
 
@@ -35,6 +36,8 @@ ENDED = "ended"
 
 # Messages taken at once of a process that may send without end; the rest waits for the next look.
 _AT_ONCE = 64
+# How often to look, and how long each time, whether a process that was told to end begins to.
+_LOOKS_AT_THE_END, _LOOK_MS = 10, 100
 _MOST_DIGITS = 20  # of the number of a question
 
 Work = Callable[[Line, Beginning], int]
@@ -61,7 +64,7 @@ class DeviceProcess:
         """It serves the device."""
         self.resuming = resuming
         """It has not yet gone on where another one has died."""
-        self._resume_asked = False
+        self._resume_asked = self._ending = False
         self._asked = self._answered = 0
         self._deaf: set[int] = set()
         with ExitStack() as opened, ExitStack() as theirs:
@@ -77,7 +80,7 @@ class DeviceProcess:
             begin = Beginning(clients, pulse, journal, tuple(notifications), resuming, given_up)
 
             def begin_work(line: Line) -> int:
-                signal.set_wakeup_fd(-1)  # the keeper's is about to be closed
+                _set_signals()
                 close_all([*not_for_it, self._clients.detach(), self._pulse.detach()])
                 return work(line, begin)
 
@@ -134,6 +137,8 @@ class DeviceProcess:
                 if not number.isdigit() or len(number) > _MOST_DIGITS or int(number) > self._asked:
                     raise RelayError(f"it answers {message[:40]!r}, which was not asked")
                 self._answered = int(number)
+            elif message == ENDING:
+                self._ending = True
             elif message == RESUMED and self._resume_asked:
                 resumed = True
             else:
@@ -182,9 +187,26 @@ class DeviceProcess:
         self._child.kill()
 
     def end(self, deadline: float) -> str:
-        """As `ChildProcess.end`, told before."""
-        self._child.tell_to_end()
-        return self._child.end(deadline)
+        """Let it end, and wait for that, as `ChildProcess.end`; one that does not yield is killed at once."""
+        self._child.hang_up()
+        if self._begins_to_end():
+            return self._child.end(deadline)
+        self.kill()
+        return self._child.end(deadline) and "did not yield, and was killed"
+
+    def _begins_to_end(self) -> bool:
+        """Whether it yields, and so has heard that it is to end. As with `Pulse`, looks are counted."""
+        waiting = select.poll()
+        for fd in self.waits_for():
+            waiting.register(fd, select.POLLIN)
+        for _ in range(_LOOKS_AT_THE_END):
+            ready = dict(waiting.poll(_LOOK_MS))
+            self.hear()
+            with suppress(RelayError):
+                self.take_answers()
+            if self._ending or self._deaf or self._child.fds()[1] in ready:
+                return True
+        return False
 
     def close(self) -> None:
         """Forget about one that has ended."""
@@ -195,3 +217,20 @@ class DeviceProcess:
     def fds(self) -> list[int]:
         """Its own in the keeper, for the next one to close."""
         return [*self._child.fds(), self._clients.fileno(), self._pulse.fileno()]
+
+
+def _set_signals() -> None:
+    """What signals are for a process of the device: the keeper alone ends it in order.
+
+    SIGTERM, which has come to it alone, is a death like any other: to end in order would show the client that it was
+    left. Those that a terminal sends have come to the keeper as well.
+    """
+    signal.set_wakeup_fd(-1)  # the keeper's is about to be closed
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _ignored)  # SIG_IGN would be inherited by programs that it starts
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+
+
+def _ignored(*_: object) -> None:
+    pass
