@@ -46,6 +46,7 @@ _FENCE = re.compile(r"^```(\w*)[ ]?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} [A-Z]+ ")
 _LOG_TIME = re.compile(r"^\d\d:\d\d:\d\d\.\d{3} ", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
+_FILE = re.compile(r"`((?:tests|scripts|docs|examples|vfiouser_virtio|protocols)/[\w/.@-]*)")
 _SERVES = re.compile(r"(vfiouser-virtio serve|python3) [^;|&]*")
 _BOOTS = re.compile(r"\bvfiouser-virtio run\b|\bqemu-system-x86_64\b|--virtio-carrier=(all|qtest)\b|\btest_linux\.py")
 
@@ -246,6 +247,13 @@ def test_links(document: Path) -> None:
         assert found.exists(), f"{document.name}: {link}"
         if anchor:
             assert anchor in anchors(found), f"{document.name}: {link}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_files_that_are_named(document: Path) -> None:
+    """Such as tests that show what a document says; ``T`` stands for a type of device."""
+    for name in _FILE.findall(_FENCE.sub("", document.read_text())):
+        assert (TOP / name).exists() or Path(name).stem in ("T", "test_T"), f"{document.name}: {name}"
 
 
 def anchors(document: Path) -> set[str]:
