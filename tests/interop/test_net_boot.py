@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from support.net_boot import HELLO, PAYLOAD, boot_folder
+from support.unified_kernel import unified_kernel
 
 from vfiouser_virtio import serve, vm
+from vfiouser_virtio.vm.command_line import BASE_APPEND
 
 pytestmark = pytest.mark.qemu
 PATIENCE = 300
@@ -47,4 +49,23 @@ async def test_ovmf_loads_ipxe_which_loads_linux(
             await guest.wait_serial("hello from 10.0.2.15", timeout=PATIENCE)
             if long_run:
                 await hello(guest)
+    assert not caplog.records
+
+
+@pytest.mark.variant
+async def test_ovmf_loads_linux(
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing between OVMF's own driver and Linux: the boot file is a unified kernel image."""
+    folder = boot_folder(tmp_path / "tftp", guest_image.kernel)
+    program = unified_kernel(
+        vm.unified_kernel_stub(), folder / "vmlinuz", (folder / "initrd").read_bytes(), BASE_APPEND
+    )
+    (folder / "linux.efi").write_bytes(program)
+    async with serve(f"net,netdev=boot,tftp={folder},bootfile=linux.efi", "rng") as served:
+        net, rng = served.qemu_devices
+        devices = [{**net, "bootindex": 0}, rng]
+        async with vm.boot_guest(qemu, None, devices=devices, extra_args=vm.ovmf_arguments()) as guest:
+            await guest.wait_serial("NBP filename is linux.efi", timeout=PATIENCE)
+            await hello(guest)
     assert not caplog.records

@@ -4,7 +4,7 @@ What is missing is fetched into the user's cache, without root. Nothing here kno
 """
 
 from vfiouser_virtio.vm.agent import CommandResult
-from vfiouser_virtio.vm.firmware import ipxe_program, ovmf_arguments
+from vfiouser_virtio.vm.firmware import ipxe_program, ovmf_arguments, unified_kernel_stub
 from vfiouser_virtio.vm.guest import Guest, VmError, boot_guest
 from vfiouser_virtio.vm.host_tools import host_tool
 from vfiouser_virtio.vm.initramfs import GuestImage, build_root_tree, guest_image
@@ -29,4 +29,5 @@ __all__ = [
     "host_tool",
     "ipxe_program",
     "ovmf_arguments",
+    "unified_kernel_stub",
 ]

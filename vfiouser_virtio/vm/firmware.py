@@ -20,3 +20,9 @@ def ovmf_arguments() -> list[str]:
 def ipxe_program() -> Path:
     """iPXE as an EFI program that uses the firmware's own network driver. Raises ConfigError as `ovmf_arguments`."""
     return debian.fetch("ipxe", ["ipxe"], what="iPXE", megabytes=2) / "usr/lib/ipxe/snponly.efi"
+
+
+def unified_kernel_stub() -> Path:
+    """systemd's EFI program that starts a Linux kernel of its own sections. Raises ConfigError as `ovmf_arguments`."""
+    folder = debian.fetch("systemd-boot", ["systemd-boot-efi"], what="systemd's EFI stub", megabytes=1)
+    return folder / "usr/lib/systemd/boot/efi/linuxx64.efi.stub"
