@@ -39,7 +39,7 @@ def test_spans_are_what_the_regions_say(steps: list[tuple[int, ...]]) -> None:
         else:
             begin, end = min(step), max(step)
             inside = {id(region): region for region in mapped.values() if begin <= region.address < end}
-            first, last = found.inside(begin, end)
+            first, last, _cut = found.inside(begin, end)
             assert found.regions[first:last] == sorted(inside.values(), key=lambda region: region.address)
             if inside:
                 assert found.remove(first, last) == sorted(inside.values(), key=lambda region: region.address)

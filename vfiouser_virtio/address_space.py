@@ -39,9 +39,10 @@ _MADV_REMOVE = 9
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
+# Without argtypes, whose conversions of six arguments take 0.5 of 1.1 µs: what is no int (in C) is made a `_word`.
 _mmap = libc.mmap
 _mmap.restype = ctypes.c_void_p
-_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_word = ctypes.c_void_p.from_param
 _mremap = libc.mremap
 _mremap.restype = ctypes.c_void_p
 _mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
@@ -73,7 +74,7 @@ class Window:
 
     def map(self, start: int, size: int, protection: int, fd: int, offset: int) -> None:
         """Map a file at ``start``, whole pages. Raises OSError."""
-        if _mmap(self.base + start, size, protection, _FILE_AT, fd, offset) == _MAP_FAILED:
+        if _mmap(_word(self.base + start), _word(size), protection, _FILE_AT, fd, _word(offset)) == _MAP_FAILED:
             error = last_error()
             self.cover(start, size)  # Linux before 6.12 has taken away what was there, and left a hole
             raise error
@@ -121,7 +122,7 @@ class Window:
 
 def map_zeros(address: int, size: int) -> bool:
     """Map anonymous pages over whatever is mapped at an address of this process; False, with errno, where refused."""
-    return bool(_mmap(address, size, _READ_WRITE, _ZEROS_AT, -1, 0) != _MAP_FAILED)
+    return bool(_mmap(_word(address), _word(size), _READ_WRITE, _ZEROS_AT, -1, _word(0)) != _MAP_FAILED)
 
 
 # ---- the limit of mappings -------------------------------------------------------------------------------------------
@@ -304,17 +305,13 @@ class Places:
             )
         # Write access alone does not exist on x86 or arm: PROT_WRITE pages can be read.
         protection = _READ_WRITE if region.writable else _READ
-
-        def lay(window: Window, start: int, size: int, position: int) -> None:
-            window.map(start, size, protection, fd, position)
-
         if page_size == PAGE:
-            self._lay(region, lay, offset, PAGE)
+            self._lay_file(region, fd, offset, PAGE, protection)
             return [region]
         parts = _parts(region, offset, page_size)
         for index, part in enumerate(parts):
             try:
-                self._lay(part, lay, offset + part.address - region.address, page_size)
+                self._lay_file(part, fd, offset + part.address - region.address, page_size, protection)
             except PeerError:
                 self.take_out(parts, 0, index)
                 raise
@@ -325,11 +322,11 @@ class Places:
         size = region.end - region.address
         if (region.address | size | vaddr) % PAGE:
             raise PeerError(f"{region.mapping()} mapped at {vaddr:#x}: not aligned to pages of {PAGE:#x}", errno.EINVAL)
-
-        def lay(window: Window, start: int, size: int, position: int) -> None:
-            window.alias(start, size, position, readable=region.readable)
-
-        self._lay(region, lay, vaddr, max(page_size, PAGE))
+        try:
+            window, position = self._place(region, vaddr, max(page_size, PAGE))
+            window.alias(*region.mapped, position, readable=region.readable)
+        except OSError as error:
+            raise self._refused_region(region, error) from error
 
     def take_out(self, regions: list[Region], first: int, last: int) -> None:
         """Put anonymous pages where these regions were mapped, and between them: a stale view reads zeros.
@@ -375,58 +372,67 @@ class Places:
         """The device is served no more: what the process may map is for the others."""
         self._share.leave()
 
-    def _lay(self, region: Region, lay: Callable[[Window, int, int, int], None], position: int, page_size: int) -> None:
-        """Put the region where it belongs, or apart. ``position`` is where it begins in what has these pages.
+    def _lay_file(self, region: Region, fd: int, position: int, page_size: int, protection: int) -> None:
+        try:
+            window, position = self._place(region, position, page_size)
+            window.map(*region.mapped, protection, fd, position)
+        except OSError as error:
+            raise self._refused_region(region, error) from error
 
-        ``lay`` is called with a window, start and size in it, and the position of that: of whole pages.
+    def _refused_region(self, region: Region, error: OSError) -> PeerError:
+        self._share.give_back(region.mappings)
+        return PeerError(f"{region.mapping()}: {error.strerror}", error.errno or errno.EINVAL)
+
+    def _place(self, region: Region, position: int, page_size: int) -> tuple[Window, int]:
+        """Give the region a place where it belongs, or apart; ``position`` is where it begins in what has these pages.
+
+        Returns the window, in whose ``region.mapped`` it is to be mapped, and the position of that: of whole pages.
+        Raises OSError where there is no window to be had.
         """
         address, size = region.address, region.end - region.address
-        origin = address >> WINDOW_BITS << WINDOW_BITS
-        try:
-            window = self._window_of(region)
-            # Huge pages are mapped whole: what begins or ends within one would lie over its neighbours in a window.
-            if page_size != PAGE and window is not None and (window.base | address | size | position) % page_size:
-                window = None
-            if window is not None:
-                self._count(region, _IN_WINDOW)
-                region.mapped = address - origin, size
-                lay(window, *region.mapped, position)
-            else:
-                self._count(region, _APART if page_size == PAGE else _APART_HUGE)
-                skip = position % page_size
-                origin = address - skip
-                region.mapped = 0, -(-(size + skip) // page_size) * page_size
-                window = Window(region.mapped[1], page_size)
-                lay(window, *region.mapped, position - skip)
-        except OSError as error:
-            self._share.give_back(region.mappings)
-            raise PeerError(f"{region.mapping()}: {error.strerror}", error.errno or errno.EINVAL) from error
-        region.window, region.origin, region.page_size = window, origin, page_size
+        block = address >> WINDOW_BITS
+        window = None
+        if (region.end - 1) >> WINDOW_BITS == block:
+            window = self._windows.get(block) or self._new_window(block)
+        # Huge pages are mapped whole: what begins or ends within one would lie over its neighbours in a window.
+        if page_size != PAGE and window is not None and (window.base | address | size | position) % page_size:
+            window = None
+        mappings = _IN_WINDOW if window is not None else _APART if page_size == PAGE else _APART_HUGE
+        if not self._share.take(mappings):
+            raise self._too_many(region)
+        region.mappings = mappings
+        if window is not None:
+            region.origin = block << WINDOW_BITS
+            region.mapped = address - region.origin, size
+        else:
+            skip = position % page_size
+            region.origin = address - skip
+            region.mapped = 0, -(-(size + skip) // page_size) * page_size
+            window = Window(region.mapped[1], page_size)
+            position -= skip
+        region.window, region.page_size = window, page_size
+        return window, position
 
-    def _window_of(self, region: Region) -> Window | None:
-        """The window in which the region belongs, if there is one."""
-        block = region.address >> WINDOW_BITS
-        if (region.end - 1) >> WINDOW_BITS != block or self._refused:
+    def _new_window(self, block: int) -> Window | None:
+        """A window for DMA addresses with these upper bits; None where there is none to be had."""
+        if self._refused or len(self._windows) >= MAX_WINDOWS:
             return None
-        window = self._windows.get(block)
-        if window is None and len(self._windows) < MAX_WINDOWS:
-            try:
-                window = self._windows[block] = Window(WINDOW_SIZE, _ALIGNMENT)
-            except OSError:
-                self._refused = True  # address space is limited: ulimit -v, strict overcommit
+        try:
+            window = self._windows[block] = Window(WINDOW_SIZE, _ALIGNMENT)
+        except OSError:
+            self._refused = True  # address space is limited: ulimit -v, strict overcommit
+            return None
         if block == 0:
             self.window = window
         return window
 
-    def _count(self, region: Region, mappings: int) -> None:
-        if not self._share.take(mappings):
-            raise PeerError(
-                f"{region.mapping()}: this device has {self._share.used} of the process's memory mappings, and may "
-                f"have {self._share.limit} (vm.max_map_count is {max_map_count()}, {len(PROCESS)} devices share it). "
-                "Raise vm.max_map_count, use --processes, or let the guest map less",
-                errno.ENOSPC,
-            )
-        region.mappings = mappings
+    def _too_many(self, region: Region) -> PeerError:
+        return PeerError(
+            f"{region.mapping()}: this device has {self._share.used} of the process's memory mappings, and may "
+            f"have {self._share.limit} (vm.max_map_count is {max_map_count()}, {len(PROCESS)} devices share it). "
+            "Raise vm.max_map_count, use --processes, or let the guest map less",
+            errno.ENOSPC,
+        )
 
 
 def _parts(region: Region, offset: int, page_size: int) -> list[Region]:

@@ -117,23 +117,24 @@ class RegionMap:
             spans.insert(index, Span(address, end, region.readable, region.writable, region.window, origin))
             self._span_starts.insert(index, address)
 
-    def inside(self, address: int, end: int) -> tuple[int, int]:
-        """Indexes of the first region that begins in the range, and of the one behind the last."""
-        return bisect_left(self._starts, address), bisect_left(self._starts, end)
+    def inside(self, address: int, end: int) -> tuple[int, int, Region | None]:
+        """Indexes of the first region that begins in the range, and of the one behind the last.
 
-    def cut_by(self, address: int, end: int, first: int, last: int) -> Region | None:
-        """A region of which only a part is in the range; ``first`` and ``last`` are what `inside` has said of it."""
+        The region is one of which only a part is in the range.
+        """
         regions = self.regions
+        first = bisect_left(self._starts, address)
+        last = bisect_left(self._starts, end, first)
         if first and regions[first - 1].end > address:
-            return regions[first - 1]
+            return first, last, regions[first - 1]
         if first < last:
             region = regions[first]
             if region.dma_map is not None and region.dma_map[0] < address:
-                return region
+                return first, last, region
             region = regions[last - 1]
             if region.end > end or (region.dma_map is not None and region.dma_map[1] > end):
-                return region
-        return None
+                return first, last, region
+        return first, last, None
 
     def remove(self, first: int, last: int) -> list[Region]:
         """Take out the regions with these indexes, at least one."""
@@ -144,16 +145,16 @@ class RegionMap:
         del self.regions[first:last]
         del self._starts[first:last]
         # The spans of these regions, of which the first and the last may have others as well.
-        low, high = bisect_right(self._span_starts, address) - 1, bisect_left(self._span_starts, end)
-        head, tail = self._spans[low], self._spans[high - 1]
-        if head is tail and head.address == address and head.end == end:  # as most are
-            del self._spans[low], self._span_starts[low]
-            return removed
-        left = [head.part(head.address, address)] if head.address < address else []
+        spans, starts = self._spans, self._span_starts
+        low, high = bisect_right(starts, address) - 1, bisect_left(starts, end)
+        head, tail = spans[low], spans[high - 1]
         if tail.end > end:
-            left.append(tail.part(end, tail.end))
-        self._spans[low:high] = left
-        self._span_starts[low:high] = [span.address for span in left]
+            spans.insert(high, tail.part(end, tail.end))
+            starts.insert(high, end)
+        if head.address < address:
+            head.end = address
+            low += 1
+        del spans[low:high], starts[low:high]
         return removed
 
     def remove_all(self) -> list[Region]:
@@ -224,7 +225,7 @@ class DmaMappings:
             raise PeerError(f"DMA_MAP of {address:#x}..{end:#x} overlaps region {overlapping}", errno.EEXIST)
         if self._removals and any(removal.touches(address, end) for removal in self._removals):
             raise PeerError(f"DMA_MAP of {address:#x}..{end:#x}, of which some is still being unmapped", errno.EBUSY)
-        if len(self.map) >= MAX_DMA_MAPS:
+        if len(self.map.regions) >= MAX_DMA_MAPS:
             raise PeerError(
                 f"DMA_MAP of {address:#x}..{end:#x}: {MAX_DMA_MAPS} regions are mapped already. "
                 "Behind a vIOMMU each page of each request is one: give the device a smaller queue-size",
@@ -247,8 +248,7 @@ class DmaMappings:
         if address < 0 or size <= 0 or address + size > 1 << 64:
             raise PeerError(f"DMA_UNMAP of {address:#x}+{size:#x}: no such range", errno.EINVAL)
         end = address + size
-        first, last = self.map.inside(address, end)
-        cut = self.map.cut_by(address, end, first, last)
+        first, last, cut = self.map.inside(address, end)
         if cut is not None:
             raise PeerError(f"DMA_UNMAP of {address:#x}..{end:#x} would cut region {cut} in two", errno.EINVAL)
         if first == last:
