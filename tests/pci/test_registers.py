@@ -132,7 +132,7 @@ def test_what_is_not_modelled_is_told_once(driver: Driven, caplog: pytest.LogCap
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
         "chip0: the driver reads 4 bytes at BAR0+0x500, which is not modelled",
-        "chip0: the driver writes 0x1234 (4 bytes) at BAR0+0x504, which is not modelled",
+        "chip0: the driver writes 0x1234 in 4 bytes at BAR0+0x504, which is not modelled",
     ]
 
 

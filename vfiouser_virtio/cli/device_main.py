@@ -84,7 +84,7 @@ def _parser(device_class: type[AnyDevice], file: str) -> argparse.ArgumentParser
             name=device_class.name,
             class_name=device_class.__name__,
             own=as_text(own) or "  it has no options of its own\n",
-            common=common_help(),
+            common=common_help(device_class),
             explained=EXPLAINED,
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -67,14 +67,27 @@ def execute(arguments: argparse.Namespace) -> int:
     for name, device_class in classes.items():
         say(f"{name}: {summary(device_class)}")
         say(as_text(class_options(device_class).values()))
-    say(common_help())
+    for help_text in {common_help(device_class): None for device_class in classes.values()}:
+        say(help_text)
     return 0
 
 
-def common_help() -> str:
-    """The options that every device has, for people."""
-    from vfiouser_virtio.serving.device_setup import common_options, limit_options, offer_options
+def common_help(device_class: "type[AnyDevice]") -> str:
+    """The options that every device of this kind has, for people."""
+    from vfiouser_virtio.serving.device_setup import (
+        common_options,
+        limit_options,
+        offer_options,
+        pci_common_options,
+        pci_options,
+    )
+    from vfiouser_virtio.virtio import Device
 
+    if not issubclass(device_class, Device):
+        return (
+            f"every PCI device of your own:\n{as_text(pci_common_options().values())}\n"
+            f"what it tells of its driver:\n{as_text(pci_options().values())}"
+        )
     offered = as_text(offer_options().values()).rstrip("\n")
     return (
         f"every device:\n{as_text(common_options().values())}\n"

@@ -24,7 +24,6 @@ class BarMemory(BarPart):
         self.contents, self.read_only = contents, read_only
         self.data = bytearray()
         self.written: Callable[[int, int], None] | None = None
-        self.write_hook: Callable[..., None] | None = None
 
     def on_write(self, method: Method) -> Method:
         """Decorator of the method that runs after a driver has written: it gets the offset and how many bytes."""

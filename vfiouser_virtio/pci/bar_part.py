@@ -26,6 +26,8 @@ class BarPart:
         self.reads = 0
         """How often a driver has read it."""
         self.writes = 0
+        self.write_hook: Callable[..., Any] | None = None
+        self.read_hook: Callable[..., Any] | None = None
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -53,6 +55,11 @@ class BarPart:
         ``index`` is that in an array. Raises AuthorError for a hook with another number of parameters.
         """
         raise NotImplementedError
+
+    @property
+    def polled(self) -> int | None:
+        """What a driver that polls it sees; None where that says nothing of what it waits for."""
+        return None
 
     def power_on(self) -> None:
         """Power-on state, without a hook."""

@@ -74,6 +74,10 @@ class BarSpace:
         self.parts = sorted(parts, key=lambda part: part.offset)
         self._starts = [part.offset for part in self.parts]
         self._widths = declared.widths
+        self.accesses = 0
+        """How often a driver has read or written here."""
+        self.last_write: BarPart | None = None
+        """What it has written last."""
         self._log, self._unmodelled, self._failed = log, unmodelled, failed
         for part, following in zip(self.parts, self.parts[1:], strict=False):
             if part.end > following.offset:
@@ -95,6 +99,7 @@ class BarSpace:
 
     def read(self, offset: int, count: int) -> bytes:
         """What a driver reads."""
+        self.accesses += 1
         register = self._plain.get(offset)
         if register is not None and register.size == count:
             register.reads += 1
@@ -103,10 +108,12 @@ class BarSpace:
 
     def write(self, offset: int, data: Buffer) -> None:
         """What a driver writes."""
+        self.accesses += 1
         register = self._whole.get(offset)
         if register is None or register.size != len(data):
             self._write(offset, bytes(data))
             return
+        self.last_write = register
         try:
             register.driver_write(int.from_bytes(data, "little"), register.all_bits)
         except Exception as error:
@@ -144,6 +151,7 @@ class BarSpace:
             if part is None:
                 self._unmodelled.write(self.index, start, piece)
                 continue
+            self.last_write = part
             try:
                 part.write_part(start, piece)
             except Exception as error:

@@ -24,6 +24,7 @@ from typing import ClassVar
 from vfiouser_virtio.device_log import DeviceLog, id_in_making
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
+from vfiouser_virtio.pci.accesses import Accesses, UnmodelledPolicy
 from vfiouser_virtio.pci.arrays import Declaration, PartArray, declarations, is_declaration, place
 from vfiouser_virtio.pci.bar_part import BarPart
 from vfiouser_virtio.pci.bar_space import BarDeclaration, BarSpace
@@ -55,6 +56,8 @@ class PciDevice:
     """Whether it has the capability of power management, with D0 and D3hot."""
     capabilities: ClassVar[Sequence[Capability]] = ()
     """Capabilities in config space beside those of the package."""
+    unmodelled: ClassVar[UnmodelledPolicy] = "log"
+    """What becomes of accesses where nothing is declared; the option of that name says otherwise."""
     made_in_thread: ClassVar[bool] = False
     """As `vfiouser_virtio.Device.made_in_thread`."""
 
@@ -71,6 +74,8 @@ class PciDevice:
         vars(self)["irq"] = [Irq(number, self.irq_lines) for number in range(declared.count)]
         self.bars: dict[int, tuple[BarDeclaration, BarSpace]] = {}
         """The BARs with what lies in them, by index."""
+        self.accesses = Accesses(self.log, self.unmodelled)
+        """What drivers have touched."""
         self._place()
 
     def __init_subclass__(cls) -> None:
@@ -140,6 +145,7 @@ class PciDevice:
         for index, (bar, parts) in found.items():
             space = BarSpace(bar, parts, self.log, _Unmodelled(self), self._failed)
             self.bars[index] = bar, space
+            self.accesses.spaces.append(space)
 
     def _failed(self, what: str, error: Exception) -> None:
         self.on_failure(what, error)
@@ -149,33 +155,20 @@ class PciDevice:
 
 
 class _Unmodelled:
-    """Answer to accesses of what a device does not model."""
+    """Answer to accesses of what a device does not model: its own, or that of `Accesses`."""
 
     def __init__(self, device: PciDevice) -> None:
         self._device = device
 
     def read(self, bar: int, offset: int, count: int) -> bytes:
-        """Zeros, unless the device knows better."""
+        """See `BarSpace`."""
         answer = self._device.unmodelled_read(bar, offset, count)
-        if answer is not None:
-            return answer
-        self._device.log.once(
-            ("read", bar, offset), "the driver reads %d bytes at BAR%d+%#x, which is not modelled", count, bar, offset
-        )
-        return bytes(count)
+        return self._device.accesses.read(bar, offset, count) if answer is None else answer
 
     def write(self, bar: int, offset: int, data: bytes) -> None:
-        """Lost, unless the device knows better."""
+        """See `BarSpace`."""
         if not self._device.unmodelled_write(bar, offset, data):
-            value = int.from_bytes(data[:8], "little")
-            self._device.log.once(
-                ("write", bar, offset),
-                "the driver writes %#x (%d bytes) at BAR%d+%#x, which is not modelled",
-                value,
-                len(data),
-                bar,
-                offset,
-            )
+            self._device.accesses.write(bar, offset, data)
 
 
 def _bar_of(declared: Declaration) -> int | None:
@@ -192,4 +185,4 @@ def _nothing() -> None:
     """Without a function."""
 
 
-_ATTRIBUTES = frozenset({"log", "dma", "bars", "irq_lines", "on_failure", "restart"})
+_ATTRIBUTES = frozenset({"log", "dma", "accesses", "bars", "irq_lines", "on_failure", "restart"})

@@ -31,8 +31,6 @@ class Fifo(BarPart):
         self.underruns = self.overruns = 0
         self.written: Callable[[int], None] | None = None
         self.taken: Callable[[], None] | None = None
-        self.write_hook: Callable[..., None] | None = None
-        self.read_hook: Callable[..., None] | None = None
         self.waiters = trio.lowlevel.ParkingLot()
 
     def on_write(self, method: Method) -> Method:

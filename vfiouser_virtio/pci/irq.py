@@ -29,6 +29,12 @@ class Irq:
         self.number = number
         self._lines = lines
 
+    @property
+    def by_message(self) -> bool:
+        """Whether the driver gets it as a message now, MSI-X or MSI, and not over INTx."""
+        function = self._lines.function
+        return function is not None and (function.msix_enabled or (function.msi is not None and function.msi.enabled))
+
     def trigger(self) -> None:
         """An event: one message; or INTx goes up, and stays so until `clear`, when the driver has acknowledged it."""
         if self._lines.function is not None:

@@ -64,9 +64,8 @@ class Register(BarPart):
         """The value as it is stored."""
         self.written: Callable[..., None] | None = None
         self.reading: Callable[[], int | None] | None = None
-        self.write_hook: Callable[..., None] | None = None
-        self.read_hook: Callable[..., int | None] | None = None
         self.with_old = False
+        self.answer = 0
         self.unseen = False
         """Whether a driver has written it since the last `wait_written`."""
         self.waiters: trio.lowlevel.ParkingLot | None = None
@@ -141,9 +140,9 @@ class Register(BarPart):
         return method
 
     def on_read(self, method: Method) -> Method:
-        """Decorator of the method that runs before a driver reads the register: what it returns becomes the value.
+        """Decorator of the method that runs when a driver reads the register: what it returns is what the driver gets.
 
-        None leaves the value. In an array it gets the index.
+        That is not stored; with None the driver gets ``value``. In an array it gets the index.
         """
         check_name(self, method)
         self.read_hook = method
@@ -163,6 +162,11 @@ class Register(BarPart):
         return self.bits
 
     # ---- for the bar ---------------------------------------------------------------------------------------------
+
+    @property
+    def polled(self) -> int:
+        """What the last reader got; or would get now, where a read has no effect."""
+        return self.bits if self.reads_plainly else self.answer
 
     @property
     def reads_plainly(self) -> bool:
@@ -185,12 +189,15 @@ class Register(BarPart):
     def driver_read(self) -> int:
         """What a driver reads, with all that this causes."""
         self.reads += 1
-        if self.reading is not None and (value := self.reading()) is not None:
-            self.value = value
-        value = self.bits & ~self.hidden
+        answer = None if self.reading is None else self.reading()
+        if answer is None:
+            answer = self.bits & ~self.hidden
+        elif not 0 <= answer <= self.all_bits:
+            raise AuthorError(f"{self.name} = {answer:#x}: it has {self.width} bits")
         if self.read_clears:
             self.bits &= ~self.read_clears
-        return value
+        self.answer = answer
+        return answer
 
     def driver_write(self, value: int, enabled: int) -> None:
         """What a driver writes, with all that this causes; ``enabled`` has ones where there are bytes of its."""

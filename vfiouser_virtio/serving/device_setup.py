@@ -25,8 +25,10 @@ from vfiouser_virtio.pci.device import PciDevice
 from vfiouser_virtio.serving.device_files import is_device_file, load_device_class
 from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
 from vfiouser_virtio.serving.device_specs import DeviceSpec
+from vfiouser_virtio.serving.fault_log import fault_log
 from vfiouser_virtio.serving.fault_options import DeviceFaults
 from vfiouser_virtio.serving.options import Option, class_options, convert_options, options_of, spelled, suggestion
+from vfiouser_virtio.serving.pci_options import PciDeviceOptions
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.transports.pci_device import PciDeviceFunction
@@ -114,6 +116,16 @@ def limit_options() -> dict[str, Option]:
     return options_of(Limits.__init__)
 
 
+def pci_common_options() -> dict[str, Option]:
+    """The table of those `CommonOptions` that a PCI device of an author's own has."""
+    return {name: option for name, option in common_options().items() if option.parameter not in _OF_VIRTIO}
+
+
+def pci_options() -> dict[str, Option]:
+    """The table of `PciDeviceOptions`."""
+    return options_of(PciDeviceOptions.__init__)
+
+
 class DeviceSetup(NamedTuple):
     """Device that can be made: all of its options are known and converted."""
 
@@ -126,6 +138,8 @@ class DeviceSetup(NamedTuple):
     common: CommonOptions
     offer: Offer
     limits: Limits | None = None
+    own: PciDeviceOptions = PciDeviceOptions()
+    """Of a PCI device of an author's own."""
     made: AnyDevice | AnyFunction | None = None
     """What a program has made itself, instead of ``arguments``."""
 
@@ -203,7 +217,13 @@ class DeviceSetup(NamedTuple):
             if isinstance(device, PciDeviceFunction):
                 return device
             return PciDeviceFunction(
-                device, identity=self.identity(), name=self.name, unsealed_memory=self.common.unsealed_memory
+                device,
+                identity=self.identity(),
+                name=self.name,
+                unsealed_memory=self.common.unsealed_memory,
+                unmodelled=self.own.unmodelled,
+                spin=self.own.spin,
+                burndown=None if self.own.burndown is None else fault_log(self.own.burndown, "burndown"),
             )
         except BaseException as error:
             if self.made is None and isinstance(device, PciDevice):
@@ -399,14 +419,17 @@ def _common(common: Mapping[str, Option], given: Mapping[str, object], label: st
 def _described_own(label: str, device_class: type[PciDevice], spec: DeviceSpec) -> DeviceSetup:
     """`_described` of a PCI device of an author's own, which has no options of virtio."""
     own = class_options(device_class)
-    common = {name: option for name, option in common_options().items() if option.parameter not in _OF_VIRTIO}
-    given: tuple[dict[str, object], dict[str, object]] = {}, {}
+    common, watched = pci_common_options(), pci_options()
+    tables = own, common, watched
+    given: list[dict[str, object]] = [{} for _ in tables]
     for key, value in spec.options.items():
-        given[spelled(key) not in own and spelled(key) in common][key] = value
-    arguments = convert_options(own, given[0], label=label, also=common)
-    return DeviceSetup(
-        (chosen := _common(common, given[1], label)).id or "", label, device_class, arguments, chosen, Offer()
-    )
+        given[next((number for number, table in enumerate(tables) if spelled(key) in table), 0)][key] = value
+    arguments = convert_options(own, given[0], label=label, also=[*common, *watched])
+    chosen = _common(common, given[1], label)
+    options = PciDeviceOptions(**convert_options(watched, given[2], label=label))
+    if options.spin < 0:
+        raise ConfigError(f"{label}: spin={options.spin}: expected a number of reads, or 0")
+    return DeviceSetup(chosen.id or "", label, device_class, arguments, chosen, Offer(), own=options)
 
 
 def _free_name(kind: str, counted: Counter[str], taken: set[str]) -> str:

@@ -35,6 +35,7 @@ from vfiouser_virtio.removal import end_remover, remove_folder
 from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
 from vfiouser_virtio.serving.device_setup import DeviceSetup, made_in_thread, setups
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
+from vfiouser_virtio.serving.pci_options import report_on_signal
 from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_arguments, qemu_device, shell_lines
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
@@ -208,6 +209,7 @@ async def serving_on(
     async with background() as tasks:
         for function in functions:
             tasks.start_soon(function.serve)
+        tasks.start_soon(report_on_signal, functions)
         tasks.start_soon(partial(_serve_sockets, served, listeners, engine, once=once))
         yield served
 

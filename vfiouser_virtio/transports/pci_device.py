@@ -1,30 +1,42 @@
 """Function of a `PciDevice`: config space, BARs and interrupts as its class says, and the life of its `run`."""
 
+import json
 import logging
+from collections.abc import Callable
 
+import trio
+
+from vfiouser_virtio.background import background
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError, GuestError
 from vfiouser_virtio.memory import UnsealedMemory
+from vfiouser_virtio.pci.accesses import UnmodelledPolicy
 from vfiouser_virtio.pci.bars import Bar
 from vfiouser_virtio.pci.device import PciDevice
 from vfiouser_virtio.pci.identity import Identity
+from vfiouser_virtio.pci.spin import SpinWatch
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import CFG_SPACE_SIZE, TYPE0_HEADER, PciCommand
 from vfiouser_virtio.transports.served_function import CONFIG_SIZE, ServedFunction
 from vfiouser_virtio.vfio_device import Hold
-from vfiouser_virtio.virtio.author_line import author_line, definition, log_bug
+from vfiouser_virtio.virtio.author_line import author_line, definition, log_bug, waiting_at
 from vfiouser_virtio.virtio.device_checks import close_device
 from vfiouser_virtio.virtio.device_task import DeviceTask
 
 logger = logging.getLogger(__name__)
+SPIN = 1000
+"""Reads of a register without a change, after which it is named."""
+_LOOK_S = 0.4
+"""Seconds from one look for spins to the next."""
 _COMMAND, _ = offsets(TYPE0_HEADER)["command"]
 
 
 class PciDeviceFunction(ServedFunction):
     """A `PciDevice` on PCI. Serve it with a protocol engine, and run `serve` beside that.
 
-    ``identity`` is the class's by default, ``name`` is for log lines. Raises AuthorError for a device that cannot be
-    right.
+    ``identity`` and ``unmodelled`` are the class's by default, ``name`` is for log lines. ``spin``: a register that is
+    read so often without a change is named in the log; 0: none is. ``burndown`` gets a line of JSON, with its newline,
+    whenever `report` is called. Raises AuthorError for a device that cannot be right.
     """
 
     def __init__(
@@ -34,6 +46,9 @@ class PciDeviceFunction(ServedFunction):
         identity: Identity | None = None,
         name: str = "",
         unsealed_memory: UnsealedMemory = "auto",
+        unmodelled: UnmodelledPolicy | None = None,
+        spin: int = SPIN,
+        burndown: Callable[[str], None] | None = None,
     ) -> None:
         shown = identity or _identity(device)
         self.name = name or device.name
@@ -48,6 +63,10 @@ class PciDeviceFunction(ServedFunction):
         )
         self.device = device
         device.log.device = self.name
+        if unmodelled is not None:
+            device.accesses.policy = unmodelled
+        self._spin, self._burndown = spin, burndown
+        self._runner: trio.lowlevel.Task | None = None
         self._task = DeviceTask(device, [], self.name, self._run_failed)
         for index, (bar, space) in device.bars.items():
             self.add_bar(index, Bar(bar.size, space.read, space.write, bar.kind, bar.prefetchable))
@@ -96,7 +115,34 @@ class PciDeviceFunction(ServedFunction):
         # turns Bus Master on itself, which each driver does.
         self.config.set_bits(_COMMAND, int(PciCommand.MASTER), False)
         self._command_written()
+        self.report("client gone")
         return None
+
+    def report(self, why: str) -> None:
+        """Say what drivers have touched: a line in the log, and one of JSON for ``burndown``."""
+        accesses = self.device.accesses
+        if accesses.count:
+            self._log.info("%s", accesses.summary())
+        if self._burndown is not None:
+            self._burndown(json.dumps({"device": self.name, "why": why, **accesses.report()}) + "\n")
+
+    async def _watch_spins(self) -> None:
+        watch = SpinWatch(self.device.accesses, self._spin)
+        while True:
+            await trio.sleep(_LOOK_S)
+            spin = watch.look()
+            if spin is not None:
+                names = tuple(name for name, _ in spin.polled)
+                self._log.once(("spin", names), "the driver polls, and nothing changes: %s; %s", spin, self._activity())
+
+    def _activity(self) -> str:
+        """What has happened last, and what the device is doing, in words."""
+        written = [space.last_write for _, space in self.device.bars.values() if space.last_write is not None]
+        last = "".join(f"{part.name} was written before; " for part in written)
+        if self.device.needs_bus_master and not self.bus_master:
+            return f"{last}run() has not begun: the driver has not turned Bus Master on"
+        places = [] if self._runner is None else waiting_at(self._runner)
+        return f"{last}the device is at {', '.join(places)}" if places else f"{last}run() has ended"
 
     def _hook_failed(self, what: str, error: Exception) -> None:
         """An access that the device's own code could not answer; each kind is logged once."""
@@ -130,10 +176,15 @@ class PciDeviceFunction(ServedFunction):
     async def _run_device(self) -> None:
         if not self.device.needs_bus_master:
             self._task.start()
-        await self._task.serve()
+        self._runner = trio.lowlevel.current_task()
+        async with background() as tasks:
+            if self._spin:
+                tasks.start_soon(self._watch_spins)
+            await self._task.serve()
 
     def _close(self) -> None:
         super()._close()
+        self.report("end")
         close_device(self.device, self.name)
 
 

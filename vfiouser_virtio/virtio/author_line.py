@@ -7,6 +7,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import trio
+
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.groups import leaves
@@ -28,6 +30,19 @@ def author_line(error: BaseException) -> str:
             found = f"{shown(frame.f_code.co_filename)}:{line}"
         elif module == _QUEUE:
             found = ""
+    return found
+
+
+def waiting_at(task: trio.lowlevel.Task) -> list[str]:
+    """Where the task and those that it has started are in the author's code: ``FILE:LINE in run``, the innermost."""
+    found: list[str] = []
+    for frame, line in task.iter_await_frames():
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in _NOT_AUTHORS:
+            found = [f"{shown(frame.f_code.co_filename)}:{line} in {frame.f_code.co_name}"]
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            found += waiting_at(child)
     return found
 
 

@@ -1,0 +1,84 @@
+"""`serve` of a PCI device of one's own, as a process: burndown on SIGUSR1, and a spin that is named."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+from support.command import PATIENCE, run_command, serve_process
+
+from vfiouser_virtio.protocols.vfio_user import PciRegion
+from vfiouser_virtio.vfio_user import connect
+
+CHIP = '''
+"""A chip that is never ready."""
+
+from vfiouser_virtio.pci import Doorbell, Identity, PciDevice, Register, bar
+
+
+class Lazy(PciDevice):
+    identity = Identity(vendor=0x1234, device=0x11E8)
+    regs = bar(0, size=0x1000)
+    start = Doorbell(0x00)
+    ready = Register(0x04, access="ro")
+    never = Register(0x08)
+
+    async def run(self) -> None:
+        async for _ in self.start:
+            pass
+'''
+
+
+async def lines(path: Path, enough: Callable[[str], bool]) -> str:
+    """The file's text, once there is ``enough`` of it."""
+    with trio.fail_after(PATIENCE):
+        while not enough(text := path.read_text()):
+            await trio.sleep(0.02)
+    return text
+
+
+async def test_burndown_and_spin(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "lazy.py").write_text(CHIP)
+    report = folder / "report.json"
+    arguments = ["--device", f"lazy.py:Lazy,burndown={report},spin=50,unmodelled=zero", "--log-level", "info"]
+    async with serve_process(*arguments, folder=folder) as serving:
+        async with connect(serving.sockets[0]) as client:
+            await client.region_write(PciRegion.CONFIG, 4, b"\6\0")
+            await client.region_write(PciRegion.BAR0, 0, bytes(4))
+            await client.region_read(PciRegion.BAR0, 0x40, 2)
+            for _ in range(100):  # and again, where a look came in between
+                await client.region_read(PciRegion.BAR0, 4, 4)
+            with trio.fail_after(PATIENCE):
+                while "the driver polls" not in (log := serving.log.read_text()):
+                    await client.region_read(PciRegion.BAR0, 4, 4)
+            [line] = [line for line in log.splitlines() if "the driver polls" in line]
+            assert "lazy0: the driver polls, and nothing changes: ready (0x0): " in line
+            assert line.endswith(" start was written before; the device is at lazy.py:15 in run")
+
+            serving.process.send_signal(signal.SIGUSR1)
+            told = json.loads(await lines(report, lambda text: text.endswith("\n")))
+            assert (told["device"], told["why"], told["unused"]) == ("lazy0", "SIGUSR1", ["never"])
+            assert [(each["offset"], each["bytes"]) for each in told["unmodelled"]] == [(0x40, 2)]
+        await lines(report, lambda text: text.count("\n") >= 2)
+        assert await serving.terminate() == 0
+        reports = [json.loads(line) for line in report.read_text().splitlines()]
+        assert [each["why"] for each in reports] == ["SIGUSR1", "client gone", "end"]
+        assert "2 of 3 registers were used; not modelled, 1 kinds: read 2 bytes at BAR0+0x40" in serving.log.read_text()
+
+
+def test_what_it_says_of_its_options(tmp_path: Path) -> None:
+    (tmp_path / "lazy.py").write_text(CHIP)
+    shown = run_command("list-devices", "lazy.py:Lazy", cwd=tmp_path)
+    assert shown.stdout.startswith("lazy.py:Lazy: A chip that is never ready\n")
+    assert "burndown=PATH" in shown.stdout
+    assert "packed=" not in shown.stdout
+    wrong = run_command("serve", "--device", "lazy.py:Lazy,unmodelled=maybe", cwd=tmp_path)
+    assert "unmodelled=maybe: expected one of log, zero, ones, error" in wrong.stderr
+    assert wrong.returncode == 2
+    supervised = run_command("serve", "--supervise", "--device", "lazy.py:Lazy", cwd=tmp_path)
+    assert "lazy0: --supervise is for virtio devices" in supervised.stderr
+    audited = run_command("serve", "--audit", "--device", "lazy.py:Lazy", cwd=tmp_path)
+    assert "--audit is of virtio drivers" in audited.stderr

@@ -1,0 +1,83 @@
+"""Watch for drivers that poll: the same registers over and over, which never change."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vfiouser_virtio.pci.accesses import Accesses
+
+MOST_POLLED = 4
+"""Registers that one loop of a driver polls: more of them are work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spin:
+    """Driver that polls and gets nowhere."""
+
+    polled: tuple[tuple[str, int], ...]
+    """Names of registers, and what each reads as all the time."""
+    reads: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """``status (0x0): 5000 reads in 0.5 s``."""
+        names = ", ".join(f"{name} ({value:#x})" for name, value in self.polled)
+        return f"{names}: {self.reads} reads in {self.seconds:.1f} s"
+
+
+class SpinWatch:
+    """Looks at what was accessed since the last look; ``threshold`` is the number of reads without a change."""
+
+    def __init__(self, accesses: Accesses, threshold: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._accesses, self._threshold, self._clock = accesses, threshold, clock
+        self._parts = accesses.parts
+        self._counts = [(part.reads, part.writes) for part in self._parts]
+        self._unmodelled: dict[tuple[int, int, int, bool], int] = {}
+        self._count = accesses.count
+        self._polled: tuple[tuple[str, int], ...] = ()
+        self._reads = 0
+        self._since = clock()
+        self._told = False
+
+    def look(self) -> Spin | None:
+        """The spin, once it has had ``threshold`` reads: once for each."""
+        count = self._accesses.count
+        if count == self._count:
+            return None
+        self._count = count
+        polled = self._reads_since()
+        now = self._clock()
+        if polled is None or not 0 < len(polled) <= MOST_POLLED:
+            self._polled, self._reads, self._since, self._told = (), 0, now, False
+            return None
+        seen = tuple((name, value) for name, value, _ in polled)
+        if seen != self._polled:
+            self._polled, self._reads, self._since, self._told = seen, 0, now, False
+        self._reads += sum(reads for _, _, reads in polled)
+        if self._told or self._reads < self._threshold:
+            return None
+        self._told = True
+        return Spin(seen, self._reads, now - self._since)
+
+    def _reads_since(self) -> list[tuple[str, int, int]] | None:
+        """Name, value and number of reads of what was read since the last look; None where more than that happened."""
+        found: list[tuple[str, int, int]] | None = []
+        for number, part in enumerate(self._parts):
+            before, counts = self._counts[number], (part.reads, part.writes)
+            if counts == before:
+                continue
+            self._counts[number] = counts
+            value = part.polled
+            if counts[1] != before[1] or value is None:
+                found = None
+            elif found is not None:
+                found.append((part.name, value, counts[0] - before[0]))
+        for key, each in self._accesses.unmodelled.items():
+            times = each.times - self._unmodelled.get(key, 0)
+            if times:
+                self._unmodelled[key] = each.times
+                if each.write:
+                    found = None
+                elif found is not None:
+                    found.append((f"BAR{each.bar}+{each.offset:#x}", each.value, times))
+        return found
