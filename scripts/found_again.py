@@ -98,7 +98,7 @@ def _row(fault: KnownFault, seed: int, most: int, before: Path) -> tuple[str, bo
         case = generate_process_case(fault.family, seed, index)
         if case.needs_root and (missing := lacking(case)):
             return f"| {fault.what} | needs {missing} | | | |", False
-        seen = [each for each in confirmed(case, tree=before) if each.kind in fault.kinds]
+        seen = [each for each in confirmed(case, tree=before)[0] if each.kind in fault.kinds]
         if seen:
             break
     else:
@@ -111,7 +111,7 @@ def _row(fault: KnownFault, seed: int, most: int, before: Path) -> tuple[str, bo
 
 
 def _today(family: str, seed: int, count: int) -> Sequence[ProcessFinding]:
-    return [found for index in range(count) for found in confirmed(generate_process_case(family, seed, index))]
+    return [found for index in range(count) for found in confirmed(generate_process_case(family, seed, index))[0]]
 
 
 def _words(findings: Sequence[ProcessFinding]) -> str:

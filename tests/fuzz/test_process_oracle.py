@@ -1,5 +1,6 @@
 """The oracle of the process fuzzer sees what it is there to see, also in servers that are bad on purpose."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,8 @@ from vfiouser_virtio.testing.fuzz.process import (
     ANY,
     FAMILIES,
     ProcessCase,
+    ProcessFinding,
+    ServerBudgets,
     bench,
     fuzz_processes,
     generate_process_case,
@@ -20,6 +23,7 @@ from vfiouser_virtio.testing.fuzz.process import (
     run_process_case,
     visits,
 )
+from vfiouser_virtio.testing.fuzz.process import run as process_run
 from vfiouser_virtio.testing.fuzz.process.attacks import STEPS
 from vfiouser_virtio.testing.fuzz.process.case import HostileStep
 from vfiouser_virtio.testing.fuzz.process.neighbour import RoundTrips
@@ -201,8 +205,34 @@ def test_a_configuration_that_has_no_end_is_found_out_and_a_pipe_is_waited_for(m
 def test_nothing_is_found(amounts: Amounts) -> None:
     """A few attacks of all kinds on our own server. How long a neighbour waits is judged by `fuzz server`."""
     said: list[str] = []
-    found = fuzz_processes(2007, cases=amounts.process_cases, stop=1000, tell=said.append)
-    assert [one for _, findings in found for one in findings if one.kind != "stall"] == [], said
+    run = fuzz_processes(2007, cases=amounts.process_cases, stop=1000, tell=said.append)
+    assert [one for _, findings in run.found for one in findings if one.kind != "stall"] == [], said
+
+
+def test_what_a_busy_machine_could_feign_counts_when_it_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came once is told, and no finding; what needs no confirmation is not run again."""
+    refused, died = ProcessFinding("refused", "no answer"), ProcessFinding("died", "of a signal")
+    for outcomes, counted, once in (
+        ([[refused, died], []], [died], 1),
+        ([[refused], [refused]], [refused], 0),
+        ([[died]], [died], 0),
+    ):
+        left = list(outcomes)
+        monkeypatch.setattr(process_run, "run_process_case", lambda *_, left=left, **__: left.pop(0))
+        run = fuzz_processes(7, cases=1, families=["floods"])
+        assert [findings for _, findings in run.found] == [counted]
+        assert (run.cases, len(run.once), left) == (1, once, [])
+
+
+def test_budgets_can_be_set() -> None:
+    budgets = ServerBudgets.parse(["fds=1", "stall=2.5"])
+    assert (budgets.fds, budgets.stall, budgets.mappings) == (1, 2.5, ServerBudgets().mappings)
+    assert oracle.of_holdings(HELD, replace(HELD, fds=HELD.fds + 2)) is None
+    found = oracle.of_holdings(HELD, replace(HELD, fds=HELD.fds + 2), budgets)
+    assert found is not None
+    assert found.what == "after all clients have left: 2 file descriptors more"
+    assert oracle.of_round_trips(IDLE, RoundTrips([0.3, 0.5])) is not None
+    assert oracle.of_round_trips(IDLE, RoundTrips([0.3, 0.5]), budgets) is None
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -214,6 +244,9 @@ def test_nothing_is_found(amounts: Amounts) -> None:
         (["--only", "x"], "no family 'x'; there are mappings, "),
         (["--tree", "/proc"], "no package vfiouser_virtio in /proc"),
         (["--replay", "/proc/version"], "/proc/version: no case for this target"),
+        (["--budget", "patience=3"], "there is no budget 'patience'; there are stall, fds, "),
+        (["--budget", "fds=many"], "fds=many: 'many' is no integer"),
+        (["--budget", "stall=-1"], "stall=-1: a budget is 0 or more"),
     ],
 )
 def test_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
@@ -237,6 +270,11 @@ def test_a_finding_is_written_and_can_be_replayed(tmp_path: Path, monkeypatch: p
         return ProcessCase("bad", ["nothing-of-that-name"])
 
     monkeypatch.setitem(FAMILIES, "floods", bad)
-    command = ["fuzz", "server", "--out", str(tmp_path)]
-    assert main([*command, "--seed", "7", "--cases", "1", "--only", "floods"]) == 1
+    command, report = ["fuzz", "server", "--out", str(tmp_path)], tmp_path / "report.json"
+    options = ["--seed", "7", "--cases", "1", "--only", "floods", "--report", str(report)]
+    assert main([*command, *options]) == 1
+    said = json.loads(report.read_text())
+    assert (said["target"], said["seed"], said["cases"]) == ("server", 7, 1)
+    [found] = said["findings"]
+    assert (found["kind"], found["file"]) == ("start", str(tmp_path / "server-floods-7-0.json"))
     assert main([*command, "--replay", str(tmp_path / "server-floods-7-0.json")]) == 1

@@ -131,7 +131,16 @@ def _add_server(targets: SubParsers) -> None:
     )
     parser.add_argument("--only", action="append", metavar="FAMILY", help="this family only (may be repeated)")
     parser.add_argument("--tree", type=Path, metavar="FOLDER", help="attack the server of the package in this folder")
-    _add_common(parser, stop=1, report=False)
+    parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="what an attack may cost (may be repeated): stall (seconds a neighbour's register may take, 0.2); memory, "
+        "peak (bytes of the server's own more afterwards, 48 MiB, and at any time, 192 MiB); fds, mappings "
+        "(more afterwards, 24 and 200); log, log_rate (bytes at once, 128 KiB, and then a second, 32 KiB)",
+    )
+    _add_common(parser, stop=1)
     parser.set_defaults(execute=fuzz_server_processes)
 
 
@@ -145,7 +154,7 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_common(parser: argparse.ArgumentParser, *, stop: int, report: bool = True) -> None:
+def _add_common(parser: argparse.ArgumentParser, *, stop: int) -> None:
     parser.add_argument("--seed", type=int, help="which cases; default: by the clock")
     parser.add_argument("--cases", type=_count, metavar="N", help="how many (of each kind)")
     parser.add_argument("--seconds", type=_seconds, help=f"how long; default {_SECONDS:.0f} without --cases")
@@ -160,8 +169,7 @@ def _add_common(parser: argparse.ArgumentParser, *, stop: int, report: bool = Tr
         help="for findings (default: fuzz-findings)",
     )
     parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="run these cases, and no others")
-    if report:
-        parser.add_argument("--report", type=Path, metavar="FILE", help="write a report as JSON, too")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a report as JSON, too")
     add_log_arguments(parser, log_level="error")
 
 
@@ -302,8 +310,7 @@ def _fuzz(arguments: argparse.Namespace, target: str, seed: int, work: "Work", o
 
 
 def _show(discovery: "Discovery") -> None:
-    case = discovery.case
-    say(f"{case.origin}: {discovery.finding}\n-> {discovery.path}")
+    say(f"{discovery.origin}: {discovery.finding}\n-> {discovery.path}")
 
 
 def _end(arguments: argparse.Namespace, report: "FuzzReport") -> int:

@@ -10,7 +10,7 @@ from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.serving.terminal import note, say
 
 if TYPE_CHECKING:
-    from vfiouser_virtio.testing.fuzz.process import ProcessCase
+    from vfiouser_virtio.testing.fuzz.process import ProcessCase, ServerBudgets
 
 _SECONDS = 60.0
 
@@ -18,10 +18,13 @@ _SECONDS = 60.0
 def fuzz_server_processes(arguments: argparse.Namespace) -> int:
     """Run the sub-command: `ExitStatus.FAILED` if something is found, and it is in a file.
 
-    Raises `ConfigError` for a folder without the package, a family that there is not, and a file that is no case.
+    Raises `ConfigError` for a folder without the package, a family or budget that there is not, and a file that is no
+    case.
     """
-    from vfiouser_virtio.testing.fuzz.process import ANY, FAMILIES, fuzz_processes
+    from vfiouser_virtio.testing.fuzz.oracle import Finding
+    from vfiouser_virtio.testing.fuzz.process import ANY, FAMILIES, ServerBudgets, fuzz_processes
     from vfiouser_virtio.testing.fuzz.process.server import TREE
+    from vfiouser_virtio.testing.fuzz.report import Discovery, FuzzReport
 
     tree = TREE if arguments.tree is None else arguments.tree.resolve()
     if not (tree / "vfiouser_virtio").is_dir():
@@ -29,11 +32,16 @@ def fuzz_server_processes(arguments: argparse.Namespace) -> int:
     for family in arguments.only or ():
         if family not in FAMILIES:
             raise ConfigError(f"--only: there is no family {family!r}; there are {', '.join(FAMILIES)}")
+    try:
+        budgets = ServerBudgets.parse(arguments.budget)
+    except ValueError as error:
+        raise ConfigError(f"--budget: {error}") from None
     if arguments.replay:
-        return _replay(arguments.replay, tree)
+        return _replay(arguments.replay, tree, budgets)
     seed = int(time.time()) if arguments.seed is None else int(arguments.seed)
     note(f"seed {seed}")
-    found = fuzz_processes(
+    report = FuzzReport("server", seed)
+    run = fuzz_processes(
         seed,
         families=arguments.only or (ANY,),
         cases=arguments.cases,
@@ -41,23 +49,34 @@ def fuzz_server_processes(arguments: argparse.Namespace) -> int:
         tree=tree,
         stop=arguments.stop,
         tell=note,
+        budgets=budgets,
     )
-    for case, findings in found:
+    report.ended, report.cases = time.monotonic(), run.cases
+    if run.left_out:
+        report.notes["cases left out, for what this machine has not"] = run.left_out
+    if run.once:
+        report.notes["seen once, and not again"] = run.once
+    for case, findings in run.found:
         arguments.out.mkdir(parents=True, exist_ok=True)
         case.shows = str(findings[0]).splitlines()[0][:200]
         path = arguments.out / f"server-{case.origin.replace(':', '-')}.json"
         path.write_text(case.dumps())
         say(f"{path}: " + "\n".join(map(str, findings)))
-    say(f"server: {len(found)} cases with findings, seed {seed}")
-    return ExitStatus.FAILED if found else ExitStatus.OK
+        steps = sum(map(len, case.lanes)) + len(case.host)
+        for each in findings:
+            report.add(Discovery(case.origin, steps, Finding(each.kind, each.what, case.family), str(path)))
+    say(f"server: {run.cases} cases, {len(run.found)} with findings, seed {seed}")
+    if arguments.report is not None:
+        report.write(arguments.report)
+    return ExitStatus.FAILED if run.found else ExitStatus.OK
 
 
-def _replay(paths: list[Path], tree: Path) -> int:
+def _replay(paths: list[Path], tree: Path, budgets: "ServerBudgets") -> int:
     from vfiouser_virtio.testing.fuzz.process import run_process_case
 
     failed = False
     for path in paths:
-        findings = run_process_case(_load(path), tree=tree)
+        findings = run_process_case(_load(path), tree=tree, budgets=budgets)
         say(f"{path}: " + ("\n".join(map(str, findings)) or "nothing found"))
         failed |= bool(findings)
     return ExitStatus.FAILED if failed else ExitStatus.OK

@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.testing.fuzz.case import Case
 from vfiouser_virtio.testing.fuzz.oracle import Finding
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """Finding with the smallest case that shows it, and the file that this is in."""
+    """Finding, with where its case came from, and the file that has the smallest case that shows it."""
 
-    case: Case
+    origin: str
+    steps: int
+    """How many that case has."""
     finding: Finding
     path: str = ""
 
@@ -70,13 +71,13 @@ class FuzzReport:
         lines += [f"  {name}: {value}" for name, value in self.notes.items()]
         for found in self.discoveries:
             first = str(found.finding).splitlines()[0]
-            lines.append(f"  {first}\n    {len(found.case.steps)} steps: {found.path or found.case.origin}")
+            lines.append(f"  {first}\n    {found.steps} steps: {found.path or found.origin}")
         return "\n".join(lines)
 
     def as_json(self) -> str:
         """For programs."""
         found = [
-            {**asdict(each.finding), "origin": each.case.origin, "steps": len(each.case.steps), "file": each.path}
+            {**asdict(each.finding), "origin": each.origin, "steps": each.steps, "file": each.path}
             for each in self.discoveries
         ]
         content: Mapping[str, object] = {

@@ -135,7 +135,7 @@ def _fuzz_stack(run: StackRun, share: Share, corpus: FuzzCorpus | None) -> None:
             case, finding = found
             known.add((finding.kind, finding.where))
             small = minimize(case, finding)
-            share.tell("found", Discovery(small, finding, str(save(small, finding, run.out))))
+            share.tell("found", Discovery(small.origin, len(small.steps), finding, str(save(small, finding, run.out))))
         share.did(len(cases))
 
     def one(case: Case) -> None:

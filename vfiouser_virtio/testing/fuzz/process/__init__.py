@@ -16,9 +16,10 @@ clients at once.
 from vfiouser_virtio.testing.fuzz.process.bench import run_process_case
 from vfiouser_virtio.testing.fuzz.process.case import ProcessCase
 from vfiouser_virtio.testing.fuzz.process.families import FAMILIES
-from vfiouser_virtio.testing.fuzz.process.oracle import ProcessFinding
+from vfiouser_virtio.testing.fuzz.process.oracle import ProcessFinding, ServerBudgets
 from vfiouser_virtio.testing.fuzz.process.run import ANY, fuzz_processes, generate_process_case
 
 __all__ = [
-    "ANY", "FAMILIES", "ProcessCase", "ProcessFinding", "fuzz_processes", "generate_process_case", "run_process_case",
+    "ANY", "FAMILIES", "ProcessCase", "ProcessFinding", "ServerBudgets", "fuzz_processes", "generate_process_case",
+    "run_process_case",
 ]  # fmt: skip

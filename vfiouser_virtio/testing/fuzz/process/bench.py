@@ -11,7 +11,7 @@ from vfiouser_virtio.testing.fuzz.process import oracle
 from vfiouser_virtio.testing.fuzz.process.attackers import AttackerProcess
 from vfiouser_virtio.testing.fuzz.process.case import ProcessCase
 from vfiouser_virtio.testing.fuzz.process.neighbour import NO_ANSWER, Neighbour, NeighbourError, RoundTrips
-from vfiouser_virtio.testing.fuzz.process.oracle import ProcessFinding
+from vfiouser_virtio.testing.fuzz.process.oracle import DEFAULT_BUDGETS, ProcessFinding, ServerBudgets
 from vfiouser_virtio.testing.fuzz.process.scenery import HOST, Scenery
 from vfiouser_virtio.testing.fuzz.process.server import PATIENCE, TREE, Holdings, ServerUnderAttack, can_supervise
 from vfiouser_virtio.testing.fuzz.process.visits import visit
@@ -45,6 +45,7 @@ class _Run:
     seconds: float
     waits: bool = False
     """A configuration that waits for something (the writer of a pipe) does what it is told, if SIGTERM ends it."""
+    budgets: ServerBudgets = DEFAULT_BUDGETS
     findings: list[ProcessFinding] = field(default_factory=list)
 
     def found(self, finding: ProcessFinding | None) -> None:
@@ -56,7 +57,9 @@ class _Run:
             self.found(ProcessFinding(kind, what))
 
 
-def run_process_case(case: ProcessCase, *, tree: Path = TREE, seconds: float | None = None) -> list[ProcessFinding]:
+def run_process_case(
+    case: ProcessCase, *, tree: Path = TREE, seconds: float | None = None, budgets: ServerBudgets = DEFAULT_BUDGETS
+) -> list[ProcessFinding]:
     """What is wrong with how the server of a tree takes ``case``; the first is the most important.
 
     Raises `FuzzerError` for a mistake of the fuzzer's.
@@ -71,7 +74,7 @@ def run_process_case(case: ProcessCase, *, tree: Path = TREE, seconds: float | N
         if case.kills and can_supervise(tree):
             options = ["--supervise" if option == "--processes" else option for option in options]
         with ServerUnderAttack(folder, devices, options, stderr=case.stderr, tree=tree) as server:
-            run = _Run(case, server, scene, case.seconds if seconds is None else seconds)
+            run = _Run(case, server, scene, case.seconds if seconds is None else seconds, budgets=budgets)
             if not _is_ready(run):
                 _not_ready(run)
             elif case.lanes:
@@ -144,7 +147,7 @@ def _serve(run: _Run, stack: ExitStack) -> None:
         run.say("died", f"the process has ended, status {server.status}: {said}")
     else:
         _end(run)
-    for finding in oracle.of_stderr(server.said(), time.monotonic() - server.began):
+    for finding in oracle.of_stderr(server.said(), time.monotonic() - server.began, run.budgets):
         run.found(finding)
 
 
@@ -176,8 +179,8 @@ def _attack(run: _Run, neighbour: Neighbour, attackers: list[AttackerProcess]) -
         attacked.served += neighbour.watch(_AFTER).served
         _let_go(run, neighbour, attackers, attacked, before)
     finally:
-        run.found(oracle.of_round_trips(idle, attacked))
-        run.found(oracle.of_peak(before.anonymous, peak))
+        run.found(oracle.of_round_trips(idle, attacked, run.budgets))
+        run.found(oracle.of_peak(before.anonymous, peak, run.budgets))
 
 
 def _listen(run: _Run, neighbour: Neighbour, attacked: RoundTrips) -> None:
@@ -223,7 +226,7 @@ def _let_go(
         run.say("mapping", f"memory of clients that left was written by what others did: {', '.join(changed)}")
     neighbour.finish()
     held = server.holdings()
-    run.found(oracle.of_holdings(before, replace(held, memfds=()) if stuck else held))
+    run.found(oracle.of_holdings(before, replace(held, memfds=()) if stuck else held, run.budgets))
     used = server.cpu_seconds()
     time.sleep(_QUIET)
     used = server.cpu_seconds() - used

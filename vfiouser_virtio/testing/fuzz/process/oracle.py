@@ -6,7 +6,7 @@ finding       seen how
 ``start``     a good configuration that is not served, or a mistake in one that is not one clear line
 ``died``      the process has ended by itself
 ``stopped``   a neighbour's register is not answered at all
-``stall``     a neighbour's register took more than `STALL`, twice, without waits for a CPU
+``stall``     a neighbour's register took more than `ServerBudgets.stall`, twice, without waits for a CPU
 ``neighbour`` a neighbour's request came back wrong, or its memory has changed
 ``mapping``   memory of a client that left is still mapped, or was written by what another client did
 ``refused``   the next client of a device, or a new client of another one, is not served
@@ -21,25 +21,59 @@ finding       seen how
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from vfiouser_virtio.testing.fuzz.process.neighbour import RoundTrips
 from vfiouser_virtio.testing.fuzz.process.server import Holdings
 
-STALL = 0.2
-"""Seconds that a neighbour may wait for a register at most, on a machine where an idle server takes `USUAL`."""
 USUAL = 0.0005
 _LONG = 5
-"""So many times `STALL` is enough once."""
-# What a process may have more of than before its clients came: what is opened once and kept (eventfds of queues).
-_MORE_FDS, _MORE_MAPPINGS, _MORE_BYTES = 24, 200, 48 << 20
-MOST_BYTES = 192 << 20
-"""Memory of its own that an attack may make a process use at any time, beyond what it had."""
-_LOG_BYTES, _LOG_RATE = 128 << 10, 32 << 10
-"""What may be logged at once, and then a second: each device has 10 lines a second, 100 at once."""
+"""So many times `ServerBudgets.stall` is enough once."""
 FORGED = "forged-line"
 """With this attackers begin a line, where they can."""
 _NOT_TEXT = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerBudgets:
+    """Most that an attack may cost. Memory is in bytes, and the process's own."""
+
+    stall: float = 0.2
+    """Seconds that a neighbour may wait for a register, on a machine where an idle server takes `USUAL`."""
+    fds: int = 24
+    """Descriptors more than before its clients came: what is opened once and kept (eventfds of queues)."""
+    mappings: int = 200
+    """Mappings more than before."""
+    memory: int = 48 << 20
+    """Memory more than before."""
+    peak: int = 192 << 20
+    """Memory more than before at any time of the attack."""
+    log: int = 128 << 10
+    """Bytes that may be logged at once: each device has 10 lines a second, 100 at once."""
+    log_rate: int = 32 << 10
+    """And then a second."""
+
+    @staticmethod
+    def parse(settings: Iterable[str]) -> "ServerBudgets":
+        """Of ``name=number`` each. Raises ValueError."""
+        values: dict[str, Any] = {}
+        known = {field.name: field.type for field in fields(ServerBudgets)}
+        for setting in settings:
+            name, _, number = setting.partition("=")
+            if name not in known:
+                raise ValueError(f"{setting}: there is no budget {name!r}; there are {', '.join(known)}")
+            try:
+                values[name] = float(number) if known[name] in (float, "float") else int(number)
+            except ValueError:
+                raise ValueError(f"{setting}: {number!r} is no {'number' if name == 'stall' else 'integer'}") from None
+            if not 0 <= values[name] < 1e15:
+                raise ValueError(f"{setting}: a budget is 0 or more")
+        return replace(ServerBudgets(), **values)
+
+
+DEFAULT_BUDGETS = ServerBudgets()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +87,11 @@ class ProcessFinding:
         return f"{self.kind}: {self.what}"
 
 
-def of_round_trips(idle: RoundTrips, attacked: RoundTrips) -> ProcessFinding | None:
+def of_round_trips(
+    idle: RoundTrips, attacked: RoundTrips, budgets: ServerBudgets = DEFAULT_BUDGETS
+) -> ProcessFinding | None:
     """Whether the neighbour has been kept waiting; how long is too long depends on what an idle server took."""
-    limit = STALL * max(idle.median / USUAL, 1.0)
+    limit = budgets.stall * max(idle.median / USUAL, 1.0)
     stalls = attacked.longer(limit)
     if len(stalls) < 2 and not any(one > _LONG * limit for one in stalls):
         return None
@@ -67,30 +103,30 @@ def of_round_trips(idle: RoundTrips, attacked: RoundTrips) -> ProcessFinding | N
     )
 
 
-def of_holdings(before: Holdings, after: Holdings) -> ProcessFinding | None:
+def of_holdings(before: Holdings, after: Holdings, budgets: ServerBudgets = DEFAULT_BUDGETS) -> ProcessFinding | None:
     """What there is too much of once all attackers have left."""
     if after.memfds:
         return ProcessFinding("mapping", f"memory of clients that left is still mapped: {', '.join(after.memfds[:8])}")
     more = {
-        "file descriptors": (after.fds - before.fds, _MORE_FDS),
-        "mappings": (after.mappings - before.mappings, _MORE_MAPPINGS),
-        "bytes of its own memory": (after.anonymous - before.anonymous, _MORE_BYTES),
+        "file descriptors": (after.fds - before.fds, budgets.fds),
+        "mappings": (after.mappings - before.mappings, budgets.mappings),
+        "bytes of its own memory": (after.anonymous - before.anonymous, budgets.memory),
     }
     grown = [f"{count} {what} more" for what, (count, most) in more.items() if count > most]
     return ProcessFinding("growth", f"after all clients have left: {', '.join(grown)}") if grown else None
 
 
-def of_peak(before: int, peak: int) -> ProcessFinding | None:
+def of_peak(before: int, peak: int, budgets: ServerBudgets = DEFAULT_BUDGETS) -> ProcessFinding | None:
     """Whether an attack has made the process use too much memory."""
-    if peak - before <= MOST_BYTES:
+    if peak - before <= budgets.peak:
         return None
     return ProcessFinding("growth", f"{(peak - before) >> 20} MiB more of its own memory during the attack")
 
 
-def of_stderr(said: bytes, seconds: float) -> list[ProcessFinding]:
+def of_stderr(said: bytes, seconds: float, budgets: ServerBudgets = DEFAULT_BUDGETS) -> list[ProcessFinding]:
     """What is wrong with what was logged within so long."""
     found = []
-    if len(said) > _LOG_BYTES + _LOG_RATE * seconds:
+    if len(said) > budgets.log + budgets.log_rate * seconds:
         found.append(ProcessFinding("log", f"{len(said)} bytes logged in {seconds:.1f} s"))
     if hostile := _NOT_TEXT.search(said):
         around = said[max(hostile.start() - 40, 0) : hostile.end() + 20]

@@ -3,21 +3,32 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
 from vfiouser_virtio.testing.fuzz.process.bench import run_process_case
 from vfiouser_virtio.testing.fuzz.process.case import HostileStep, ProcessCase
 from vfiouser_virtio.testing.fuzz.process.families import FAMILIES
-from vfiouser_virtio.testing.fuzz.process.oracle import ProcessFinding
+from vfiouser_virtio.testing.fuzz.process.oracle import DEFAULT_BUDGETS, ProcessFinding, ServerBudgets
 from vfiouser_virtio.testing.fuzz.process.server import TREE, can_supervise
 from vfiouser_virtio.testing.hanging_files import can_be_mounted
 
 ANY = "any"
 """Origin of cases that are drawn from all families, two of them at a time now and then."""
-_TIMED = frozenset({"stall", "growth"})
+_TIMED = frozenset({"stall", "growth", "start", "refused", "mapping"})
 """Kinds of findings that a busy machine could feign: they count when they are found twice."""
+
+
+@dataclass
+class ProcessRun:
+    """What a run of cases has done and found."""
+
+    cases: int = 0
+    found: list[tuple[ProcessCase, list[ProcessFinding]]] = field(default_factory=list)
+    once: list[str] = field(default_factory=list)
+    """Findings that did not come again, each with its case: there was something, or the machine was busy."""
+    left_out: int = 0
 
 
 def generate_process_case(family: str, seed: int, index: int) -> ProcessCase:
@@ -67,13 +78,16 @@ def lacking(case: ProcessCase, tree: Path = TREE) -> str:
     return "serve --supervise" if case.kills and not can_supervise(tree) else ""
 
 
-def confirmed(case: ProcessCase, *, tree: Path = TREE) -> list[ProcessFinding]:
-    """Findings of a case; those that a busy machine could feign only if it finds their kind twice."""
-    findings = run_process_case(case, tree=tree)
+def confirmed(
+    case: ProcessCase, *, tree: Path = TREE, budgets: ServerBudgets = DEFAULT_BUDGETS
+) -> tuple[list[ProcessFinding], list[ProcessFinding]]:
+    """Findings of a case, and what was seen only once of those that a busy machine could feign."""
+    findings = run_process_case(case, tree=tree, budgets=budgets)
     if not any(each.kind in _TIMED for each in findings):
-        return findings
-    again = {each.kind for each in run_process_case(case, tree=tree)}
-    return [each for each in findings if each.kind in again or each.kind not in _TIMED]
+        return findings, []
+    again = {each.kind for each in run_process_case(case, tree=tree, budgets=budgets)}
+    once = [each for each in findings if each.kind in _TIMED and each.kind not in again]
+    return [each for each in findings if each not in once], once
 
 
 def fuzz_processes(
@@ -85,25 +99,30 @@ def fuzz_processes(
     tree: Path = TREE,
     stop: int = 1,
     tell: Callable[[str], object] = lambda _: None,
-) -> list[tuple[ProcessCase, list[ProcessFinding]]]:
+    budgets: ServerBudgets = DEFAULT_BUDGETS,
+) -> ProcessRun:
     """Run ``cases`` of each family, or for ``seconds``, until ``stop`` of them have found something."""
     deadline = None if seconds is None else time.monotonic() + seconds
-    found: list[tuple[ProcessCase, list[ProcessFinding]]] = []
+    run = ProcessRun()
     for case in _cases(seed, families, cases):
         if deadline is not None and time.monotonic() > deadline:
             break
         if missing := lacking(case, tree):
             tell(f"{case.origin} ({case.family}): left out, as it needs {missing}")
+            run.left_out += 1
             continue
         begun = time.monotonic()
-        findings = confirmed(case, tree=tree)
-        outcome = "; ".join(str(each).splitlines()[0] for each in findings) or "nothing found"
-        tell(f"{case.origin} ({case.family}), {time.monotonic() - begun:.1f} s: {outcome}")
+        findings, once = confirmed(case, tree=tree, budgets=budgets)
+        run.cases += 1
+        seen = [str(each).splitlines()[0] for each in findings]
+        seen += [f"seen once, and not again: {str(each).splitlines()[0]}" for each in once]
+        run.once += [f"{case.origin}: {str(each).splitlines()[0]}" for each in once]
+        tell(f"{case.origin} ({case.family}), {time.monotonic() - begun:.1f} s: {'; '.join(seen) or 'nothing found'}")
         if findings:
-            found.append((case, findings))
-            if len(found) >= stop:
+            run.found.append((case, findings))
+            if len(run.found) >= stop:
                 break
-    return found
+    return run
 
 
 def _cases(seed: int, families: Sequence[str], cases: int | None) -> Iterator[ProcessCase]:

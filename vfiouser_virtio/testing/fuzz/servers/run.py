@@ -130,7 +130,7 @@ class _Fuzzer:
                 return
             case = replace(case, steps=await self._minimized(steps, finding))
         path = save(case, finding, self._run.out)
-        self._share.tell("found", Discovery(case, finding, str(path)))
+        self._share.tell("found", Discovery(case.origin, len(case.steps), finding, str(path)))
 
     async def _confirmed(self, case: Case, finding: Finding) -> list[Step] | None:
         """Steps that show it on a new server: those of the case, or with those of the cases before it."""
