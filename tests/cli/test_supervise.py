@@ -115,6 +115,23 @@ async def test_one_that_hangs_is_killed_and_its_request_is_done_again(tmp_path: 
         await said(served, "1 requests that were under way are done again")
 
 
+@pytest.mark.parametrize("hang_after", ["1", "0"])
+async def test_one_that_grows_is_killed_and_its_request_is_done_again(tmp_path: Path, hang_after: str) -> None:
+    options = ["--max-memory=150M", f"--hang-after={hang_after}"]
+    async with mine_served(tmp_path, "Resumable", *options) as served, driver_of(served) as device:
+        assert await ask(device, "work") == b"done"
+        (tmp_path / "grow").touch()
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _() -> None:
+                assert await ask(device, "grow") == b"done"
+
+            await said(served, "MiB of memory, and is killed: --max-memory is 150.0 MiB")
+            (tmp_path / "grow").unlink()
+        await said(served, "1 requests that were under way are done again")
+
+
 async def test_a_device_that_cannot_go_on_needs_a_reset(tmp_path: Path) -> None:
     """Of a kind of the user's that does not say that it can; its driver starts anew, and is served."""
     async with mine_served(tmp_path, "Mine") as served, client_of(served) as client:
@@ -258,6 +275,8 @@ async def test_a_device_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         (["--supervise", "--engine", "libvfio-user"], "--supervise: not with --engine libvfio-user"),
         (["--supervise", "--audit"], "--audit: not with --supervise"),
         (["--hang-after", "1"], "--hang-after is for --supervise"),
+        (["--max-memory", "1G"], "--max-memory is for --supervise"),
+        (["--supervise", "--max-memory", "much"], "argument --max-memory: "),
         (["--supervise", "--hang-after", "-1"], "no number of seconds"),
         (["--supervise", "--device", "rng,fault=needs-reset"], "fault=NAME: not with --supervise"),
     ],

@@ -1,7 +1,10 @@
 """Messages of a forked process to its parent: how many, and of what kind."""
 
+import mmap
+import select
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
@@ -59,3 +62,29 @@ async def test_mistakes_keep_their_kind(error: ConfigError) -> None:
     [heard] = await _heard(child)
     assert (type(heard), str(heard)) == (type(error), str(error))
     assert child.end(time.monotonic() + 60) == ""  # it has explained
+
+
+async def test_its_own_memory() -> None:
+    """Without what it shares: a guest may have more than its devices are to have."""
+
+    def takes(line: Line, *, shared: int, own: int) -> int:
+        with mmap.mmap(-1, shared) as memory:
+            for start in range(0, shared, mmap.PAGESIZE):
+                memory[start] = 1
+            taken = bytes(1) * own
+            line.send(len(taken))
+            select.select([line], [], [])
+        return 0
+
+    sizes = []
+    for shared, own in ((mmap.PAGESIZE, 0), (64 << 20, 0), (mmap.PAGESIZE, 64 << 20)):
+        child = ChildProcess(partial(takes, shared=shared, own=own))
+        await child.receive()
+        sizes.append(child.memory())
+        child.kill()
+        child.end(time.monotonic() + 60)
+        assert child.memory() == 0
+    neither, with_shared, with_own = sizes
+    assert neither > 0
+    assert abs(with_shared - neither) < 16 << 20
+    assert with_own - neither > 48 << 20

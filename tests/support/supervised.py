@@ -17,7 +17,7 @@ from vfiouser_virtio.vfio_user.client import Client
 
 # Each does something when there is a file called as it says, and answers requests otherwise.
 DEVICES = """\
-import ctypes, os, time
+import ctypes, os, time, trio
 from vfiouser_virtio.virtio import Device, queue
 
 class Mine(Device):
@@ -33,6 +33,9 @@ class Mine(Device):
                 pass
             if word == "die" and os.path.exists("die"):
                 ctypes.string_at(0)
+            if word == "grow" and os.path.exists("grow"):
+                self.grown = b"x" * (200 << 20)
+                await trio.sleep_forever()
             if word == "exit":
                 os._exit(0)
             chain.writable.write(b"done")
@@ -117,9 +120,9 @@ async def ask(device: VirtioDevice, word: str) -> bytes:
 
 
 @asynccontextmanager
-async def mine_served(folder: Path, kind: str) -> AsyncIterator[ServeProcess]:
+async def mine_served(folder: Path, kind: str, *more: str) -> AsyncIterator[ServeProcess]:
     (folder / "mine.py").write_text(DEVICES)
-    options = ["--supervise", "--hang-after", "1", "--device", f"mine.py:{kind},id=mine"]
+    options = ["--supervise", "--hang-after", "1", "--device", f"mine.py:{kind},id=mine", *more]
     async with serve_process(*options, folder=folder) as served:
         yield served
         assert await served.terminate() == 0

@@ -157,6 +157,13 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str, se
             help="with --supervise: kill a device's process that has not answered for so long; 0: never (default: 3; "
             "QEMU itself gives up a device after 5)",
         )
+        parser.add_argument(
+            "--max-memory",
+            type=_size,
+            metavar="SIZE",
+            help="with --supervise: kill a device's process that has more memory of its own, without files and the "
+            "guest's (docs/limits.md)",
+        )
     parser.add_argument(
         "--write-multiple", action="store_true", help="offer REGION_WRITE_MULTI to clients that can use it"
     )
@@ -237,12 +244,15 @@ def server_of(
         options["open_trace"] = TraceLog(arguments.trace, as_json=as_json, limit=arguments.trace_limit)
     options["allow_uids"] = getattr(arguments, "allow_uids", None)
     supervise, hang_after = getattr(arguments, "supervise", False), getattr(arguments, "hang_after", None)
-    if hang_after is not None and not supervise:
-        raise ConfigError("--hang-after is for --supervise, which was not asked for")
+    max_memory: int | None = getattr(arguments, "max_memory", None)
+    for name, value in (("--hang-after", hang_after), ("--max-memory", max_memory)):
+        if value is not None and not supervise:
+            raise ConfigError(f"{name} is for --supervise, which was not asked for")
     if supervise:
-        from vfiouser_virtio.serving.keeper.keep import Supervision
+        from vfiouser_virtio.serving.keeper.keep import HANG_AFTER_S, Supervision
 
-        options["supervision"] = Supervision() if hang_after is None else Supervision(hang_after)
+        hang_after = HANG_AFTER_S if hang_after is None else hang_after
+        options["supervision"] = Supervision(hang_after, max_memory=max_memory or 0)
     sandbox: str = getattr(arguments, "sandbox", "off") or ("best-effort" if supervise else "off")
     run_as: str | None = getattr(arguments, "run_as", None)
     if sandbox != "off" or run_as is not None:

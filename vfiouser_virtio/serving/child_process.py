@@ -7,12 +7,14 @@ what a dead process had open, neither can be killed in a way that the other does
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import trio
 
@@ -27,6 +29,8 @@ _MESSAGE_SIZE = 1 << 16
 MOST_MESSAGES = 64
 # Of an error, and of its notes; one takes up to 6 bytes.
 _MOST_CHARACTERS = 5000
+# Lines of /proc/PID/status (proc(5)).
+_OWN_MEMORY = re.compile(r"^(?:RssAnon|VmSwap):\s*(\d+) kB$", re.MULTILINE)
 # What a process may take, in seconds, from its last word to its end, and from SIGKILL to its end.
 _LAST_S = 2.0
 
@@ -138,6 +142,14 @@ class ChildProcess:
             names = {number.value: number.name for number in signal.Signals}
             return f"was ended by {names.get(-code, f'signal {-code}')}"
         return f"ended with status {code}" if code else ""
+
+    def memory(self) -> int:
+        """Bytes of memory that are its own, neither of files nor shared, as a guest's RAM is; 0 where it has ended."""
+        try:
+            status = Path(f"/proc/{self._pid}/status").read_text()
+        except OSError:
+            return 0
+        return sum(int(kilobytes) << 10 for kilobytes in _OWN_MEMORY.findall(status))
 
     def kill(self) -> None:
         """By SIGKILL, if it has not ended; `reap` says when it has."""

@@ -31,6 +31,8 @@ class Supervision:
 
     hang_after: float = HANG_AFTER_S
     """Seconds; 0: a process is never taken for hung."""
+    max_memory: int = 0
+    """Bytes of its own that a process may have; 0: as many as there are."""
 
 
 class ServeDevice(Protocol):
@@ -102,6 +104,7 @@ def keep(
         line,
         once=once,
         hang_after=supervision.hang_after,
+        max_memory=supervision.max_memory,
         notify_by_eventfd=not traced,
     )
     return keeper.run()

@@ -20,7 +20,7 @@ from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.serving.child_process import Line
 from vfiouser_virtio.serving.keeper.process import ENDED, DeviceProcess, Work
 from vfiouser_virtio.serving.keeper.relay import Relay, RelayError
-from vfiouser_virtio.serving.keeper.restarts import LONG_LIFE_S, Pulse, Restarts
+from vfiouser_virtio.serving.keeper.restarts import LONG_LIFE_S, MEMORY_LOOK_S, Pulse, Restarts
 from vfiouser_virtio.supervision.journal import make_journal, served
 from vfiouser_virtio.vfio_user import Listener
 
@@ -40,7 +40,7 @@ class Keeper:
 
     ``line`` leads to the parent, which is told where the device is on the host once it is served, or what the user has
     done wrong. With ``once`` there is one client, and then the end. A process that has not answered for ``hang_after``
-    seconds is killed; 0: never.
+    seconds is killed; 0: never. So is one that has more than ``max_memory`` bytes of its own; 0: as many as there are.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Keeper:
         *,
         once: bool,
         hang_after: float,
+        max_memory: int = 0,
         notify_by_eventfd: bool = True,
     ) -> None:
         self._name = name
@@ -67,6 +68,8 @@ class Keeper:
         self._relay: Relay | None = None
         self._process: DeviceProcess | None = None
         self._pulse = Pulse(hang_after)
+        self._max_memory = max_memory
+        self._look_every = self._pulse.look_every or (MEMORY_LOOK_S if max_memory else 0)
         self._restarts = Restarts()
         self._journal = -1
         self._served = 0
@@ -125,7 +128,7 @@ class Keeper:
         """Milliseconds until there is something to do without anything having happened; None: never."""
         now = time.monotonic()
         times = [self._accepts_at] if self._accepts_at > now else []
-        if self._process is None or (self._pulse.look_every and self._process.ready):
+        if self._process is None or (self._look_every and self._process.ready):
             times.append(self._at)
         return max(0.0, min(times) - now) * 1000 if times else None
 
@@ -383,8 +386,12 @@ class Keeper:
         self._at = time.monotonic() + delay
 
     def _ask(self, process: DeviceProcess) -> None:
-        self._at = time.monotonic() + (self._pulse.look_every or 3600)
-        if self._pulse.look(silent=process.silent):
+        self._at = time.monotonic() + (self._look_every or 3600)
+        if self._max_memory and (memory := process.memory()) > self._max_memory:
+            had, limit = memory / 2**20, self._max_memory / 2**20
+            self._log.error("its process has %.1f MiB of memory, and is killed: --max-memory is %.1f MiB", had, limit)
+            process.kill()
+        elif self._pulse.look(silent=process.silent):
             self._log.error("its process hangs: it has not answered for %g s, and is killed", self._pulse.hang_after)
             self._pulse.look(silent=False)
             process.kill()

@@ -182,6 +182,10 @@ class DeviceProcess:
         with suppress(OSError):  # as above
             self._pulse.send(message)
 
+    def memory(self) -> int:
+        """As `ChildProcess.memory`."""
+        return self._child.memory()
+
     def kill(self) -> None:
         """End it at once."""
         self._child.kill()

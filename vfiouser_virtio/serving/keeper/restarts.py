@@ -50,6 +50,10 @@ class Restarts:
         return self.in_vain >= DEATHS_TO_GIVE_UP
 
 
+MEMORY_LOOK_S = 0.5
+"""Seconds from one look at how much memory a process has to the next, where none is taken for hung."""
+
+
 class Pulse:
     """Heartbeat of a process: it is asked again and again, and silent when it has not answered after all looks.
 
