@@ -22,7 +22,7 @@ _TIMED = frozenset({"stall", "growth", "start", "refused", "mapping"})
 
 @dataclass
 class ProcessRun:
-    """What a run of cases has done and found."""
+    """Outcome of a run of cases: what it has done and found."""
 
     cases: int = 0
     found: list[tuple[ProcessCase, list[ProcessFinding]]] = field(default_factory=list)
