@@ -5,6 +5,8 @@ Parsing with construct costs 8 to 30 µs per structure, with the derived codec 0
 """
 
 import struct
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import construct as c
@@ -29,10 +31,13 @@ def network_codec(schema: Schema) -> struct.Struct:
     return struct.Struct(">" + _format(schema, ">"))
 
 
-def offsets(schema: Schema) -> dict[str, tuple[int, int]]:
+@lru_cache(128)
+def offsets(schema: Schema) -> Mapping[str, tuple[int, int]]:
     """Where each field lies: ``{name: (offset, size)}`` in bytes, a field of a nested struct as ``outer_inner``.
 
-    An array is one entry. Raises TypeError for a schema that is not flat and little-endian.
+    An array is one entry. The answer is kept, as each device asks for that of its configuration.
+
+    Raises TypeError for a schema that is not flat and little-endian.
     """
     found: dict[str, tuple[int, int]] = {}
     _locate(schema, "", 0, found)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import trio
 
-from vfiouser_virtio.backends.block import BlockBackend, StartingBackend
+from vfiouser_virtio.backends.block import BlockBackend
 from vfiouser_virtio.backends.delay import DelayedBackend
 from vfiouser_virtio.backends.file import Aio, Cache, FileBackend
 from vfiouser_virtio.backends.ram import RamBackend
@@ -231,8 +231,8 @@ class Blk(Device):
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
-            if isinstance(self.backend, StartingBackend):
-                nursery.start_soon(self.backend.serve)
+            if (starting := self._requests.planner.starting) is not None:
+                nursery.start_soon(starting.serve)
             for queue in self.queues:
                 nursery.start_soon(self._requests.serve, queue, nursery)
 
