@@ -1,6 +1,8 @@
 """Files that a client hands over, on a file system that hangs: FUSE, which any user can mount."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,28 @@ def test_who_may_wait(tmp_path: Path, files: FuseFiles, hung: int) -> None:
     fds.close_all(kinds)
     assert not fds.may_wait(here)  # it is closed
     assert fds.CLOSER.waiting == 0
+
+
+_FORK = """\
+import os, time
+from vfiouser_virtio.fds import CLOSER
+CLOSER.close(os.eventfd(0))
+while CLOSER.waiting:
+    time.sleep(0.01)
+CLOSER.waiting = 1  # one hangs
+if (pid := os.fork()) == 0:
+    assert CLOSER.waiting == 0
+    CLOSER.close(os.eventfd(0))
+    while CLOSER.waiting:
+        time.sleep(0.01)
+    os._exit(0)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_files_are_closed_in_a_forked_process() -> None:
+    """Which has none of the threads that do it."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", _FORK], check=True, timeout=120)
 
 
 def test_a_client_cannot_have_us_hold_all_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:

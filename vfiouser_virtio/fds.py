@@ -76,6 +76,11 @@ class Closer:
     """Daemon threads that close files, each as long as its file system takes."""
 
     def __init__(self) -> None:
+        self.begin()
+        os.register_at_fork(after_in_child=self.begin)
+
+    def begin(self) -> None:
+        """Without threads, as a forked process does; what waits for them stays open there."""
         self.waiting = 0
         """How many files wait to be closed for their file system."""
         self._fds: SimpleQueue[int] = SimpleQueue()

@@ -3,10 +3,11 @@
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
+import trio
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.protocols.codec import codec
@@ -19,7 +20,8 @@ from vfiouser_virtio.protocols.vfio_user import (
     IrqSetFlags,
 )
 from vfiouser_virtio.serving.child_process import MOST_MESSAGES, Line
-from vfiouser_virtio.serving.keeper.client_state import ClientState
+from vfiouser_virtio.serving.keeper.attendant import RelayedListener
+from vfiouser_virtio.serving.keeper.client_state import ClientState, Told
 from vfiouser_virtio.serving.keeper.process import Beginning, DeviceProcess
 from vfiouser_virtio.serving.keeper.relay import Relay, RelayError
 from vfiouser_virtio.vfio_user.wire.connection import reply, request
@@ -128,6 +130,47 @@ def test_spare_file_descriptors_of_a_mapping_are_closed() -> None:
         state.note(Command.DMA_MAP, _MAP.pack(_MAP.size, 3, 0, address, 0x1000), [os.eventfd(0), os.eventfd(0)])
     state.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_interrupt_that_the_client_has_masked_stays_masked() -> None:
+    """INTx, by SET_IRQS: told after its eventfd, which unmasks."""
+    mask = int(IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_MASK)
+    unmask = int(IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_UNMASK)
+    masked: Told = (Command.DEVICE_SET_IRQS, _IRQS.pack(_IRQS.size, mask, 0, 0, 1), [])
+    state = ClientState()
+    state.note(Command.VERSION, _VERSION, [])
+
+    def set_irqs(flags: int, count: int = 1, data: bytes = b"", fds: Sequence[int] = ()) -> bool:
+        payload = _IRQS.pack(_IRQS.size + len(data), flags, 0, 0, count) + data
+        state.note(Command.DEVICE_SET_IRQS, payload, list(fds))
+        return [*state.told()][-1] == masked
+
+    assert not set_irqs(_EVENTFD_TRIGGER, fds=[os.eventfd(0)])
+    assert set_irqs(mask)
+    assert not set_irqs(unmask)
+    by_byte = int(IrqSetFlags.DATA_BOOL | IrqSetFlags.ACTION_MASK)
+    assert not set_irqs(by_byte, data=b"\0")
+    assert set_irqs(by_byte, data=b"\1")
+    assert not set_irqs(_EVENTFD_TRIGGER, fds=[os.eventfd(0)])
+    assert set_irqs(mask)
+    state.note(Command.DEVICE_RESET, b"", [])
+    assert [*state.told()][-1] != masked
+    assert set_irqs(mask)
+    assert not set_irqs(int(IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER), count=0)
+    state.close()
+
+
+async def test_a_client_for_which_there_is_no_room_is_not_the_last() -> None:
+    """Its connection did not arrive in the device's process, and is closed; the next one does."""
+    keeper, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    device.setblocking(False)
+    with keeper, RelayedListener(device, "test") as listener:
+        keeper.send(b"no room")
+        socket.send_fds(keeper, [b"credentials!"], [keeper.fileno()])
+        with trio.fail_after(60):
+            connection = await listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12) == b"credentials!"
 
 
 def _says(pong: bytes) -> Callable[[Line, Beginning], int]:

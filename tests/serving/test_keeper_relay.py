@@ -12,20 +12,20 @@ import pytest
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.codec import codec
-from vfiouser_virtio.protocols.vfio_user import DMA_MAP, Command
+from vfiouser_virtio.protocols.vfio_user import DMA_MAP, IOEVENTFD, REGION_ACCESS, REGION_IO_FDS, Command, MessageFlags
 from vfiouser_virtio.serving.keeper.pending import MOST_SENT
 from vfiouser_virtio.serving.keeper.relay import MOST_ASKING, MOST_WAITING, Relay, RelayError
 from vfiouser_virtio.vfio_user.wire.connection import Message, reply, request
 from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
-_MAP = codec(DMA_MAP)
+_MAP, _IO_FDS, _IO_FD = codec(DMA_MAP), codec(REGION_IO_FDS), codec(IOEVENTFD)
 
 
 @contextmanager
-def relayed() -> Iterator[tuple[Relay, socket.socket]]:
+def relayed(*, notify_by_eventfd: bool = True) -> Iterator[tuple[Relay, socket.socket]]:
     """A relay, and its client's end."""
     ours, client = socket.socketpair()
-    relay = Relay(ours, DeviceLog(logging.getLogger(__name__), "mine"))
+    relay = Relay(ours, DeviceLog(logging.getLogger(__name__), "mine"), notify_by_eventfd=notify_by_eventfd)
     with client:
         client.setblocking(False)
         try:
@@ -139,10 +139,10 @@ def test_a_message_that_cannot_be_sent_is_noticed() -> None:
 
 
 @contextmanager
-def live() -> Iterator[tuple[Relay, MessageSocket, MessageSocket]]:
+def live(*, notify_by_eventfd: bool = True) -> Iterator[tuple[Relay, MessageSocket, MessageSocket]]:
     """A relay, its client, and a device's process that goes on where nothing was."""
     mine, device = socket.socketpair()
-    with relayed() as (relay, client):
+    with relayed(notify_by_eventfd=notify_by_eventfd) as (relay, client):
         relay.attach(mine)
         assert relay.was_told()
         relay.go_on()
@@ -219,3 +219,48 @@ def test_a_client_that_never_answers() -> None:
             relay.go_on()
         process.close()
         assert relay.client_failure == f"it has not answered {MOST_ASKING * 3 // 2:#x} requests"
+
+
+def test_a_mapping_that_was_not_answered_comes_before_the_device_goes_on() -> None:
+    """What the device has in flight may lie in it; what is behind it may be what has killed the last process."""
+    mine, device = socket.socketpair()
+    with relayed() as (relay, client):
+        relay.told.note(Command.VERSION, b"\0\0\1\0{}\0", [])
+        mapping = _MAP.pack(_MAP.size, 3, 0, 0x1000, 0x1000)
+        client.send(request(1, Command.DMA_MAP, mapping) + request(2, Command.DEVICE_GET_INFO))
+        assert relay.from_client()
+        relay.attach(mine)
+        process = MessageSocket(device)
+        answers: dict[int, bytes] = {Command.DEVICE_GET_REGION_IO_FDS: _IO_FDS.pack(_IO_FDS.size, 0, 4, 0)}
+        asked: list[int] = []
+        while not relay.was_told():
+            for message in take(process):
+                asked.append(message.command)
+                process.send(reply(message.id, message.command, answers.get(message.command, b"")))
+            assert relay.from_device()
+        assert asked == [Command.VERSION, Command.DEVICE_GET_REGION_IO_FDS, Command.DMA_MAP]
+        assert [message.id for message in take(MessageSocket(client))] == [1]
+        assert not take(process)
+        relay.go_on()
+        assert [message.command for message in take(process)] == [Command.DEVICE_GET_INFO]
+        process.close()
+
+
+def test_eventfds_of_queues_outlive_a_death_where_notifications_are_messages() -> None:
+    """With --trace: a client that has asked for them uses them all the same."""
+    with live(notify_by_eventfd=False) as (relay, client, process):
+        client.send(request(1, Command.VERSION, b"\0\0\1\0{}\0"))
+        assert relay.from_client()
+        process.send(reply(1, Command.VERSION, b"\0\0\1\0{}\0"))
+        assert relay.from_device()
+        queue = os.eventfd(0)
+        found = _IO_FDS.pack(_IO_FDS.size, 0, 4, 1) + _IO_FD.pack(0x3000, 2, 0, 0, 0, 0)
+        process.send(reply(0, Command.DEVICE_GET_REGION_IO_FDS, found), [queue])
+        assert relay.from_device()
+        os.close(queue)
+        assert len(relay.notifications) == 1
+        access = codec(REGION_ACCESS).pack(0x3000, 4, 2)
+        take(process)
+        client.send(request(2, Command.REGION_WRITE, access + b"\0\0", flags=int(MessageFlags.NO_REPLY)))
+        assert relay.from_client()
+        assert [message.command for message in take(process)] == [Command.REGION_WRITE]

@@ -27,7 +27,9 @@ class SupervisedCore(DeviceCore):
             nonlocal journal
             # Only now: `Offer.queue_size` has changed the device's sizes by then.
             journal = journal or Journal(journal_fd, [queue.max_size for queue in device.queues])
-            made = JournaledVirtqueue(index, *arguments, journal=journal.queues[index], **options)
+            made = JournaledVirtqueue(
+                index, *arguments, journal=journal.queues[index], on_change=lambda: self.on_change(), **options
+            )
             self._journaled.append(made)
             return made
 

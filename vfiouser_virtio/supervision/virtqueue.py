@@ -1,14 +1,17 @@
 """Virtqueue with a journal: its ring can be gone on with after a death of the process."""
 
+from collections.abc import Callable
 from typing import Any
 
 from vfiouser_virtio.supervision.errors import CannotResume
 from vfiouser_virtio.supervision.journal import QueueJournal
 from vfiouser_virtio.supervision.packed import JournaledPackedRing
 from vfiouser_virtio.supervision.split import JournaledSplitRing
-from vfiouser_virtio.virtio import Virtqueue
+from vfiouser_virtio.virtio import Stop, Virtqueue
 from vfiouser_virtio.virtio.binding import BoundRing
 from vfiouser_virtio.vring import Area
+
+_UNTIL_KICK = Stop.UNTIL_KICK.value
 
 
 class JournaledVirtqueue(Virtqueue):
@@ -17,9 +20,17 @@ class JournaledVirtqueue(Virtqueue):
     split_ring = JournaledSplitRing
     packed_ring = JournaledPackedRing
 
-    def __init__(self, *arguments: Any, journal: QueueJournal, **named: Any) -> None:
+    def __init__(self, *arguments: Any, journal: QueueJournal, on_change: Callable[[], None], **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._journal = journal
+        self._on_change = on_change
+
+    def kick(self) -> None:
+        """As `Virtqueue.kick`; the first one of another client's driver changes what its registers are worth."""
+        taken_over = self.stopped & _UNTIL_KICK
+        super().kick()
+        if taken_over:
+            self._on_change()
 
     def _new_ring(self, areas: list[Area]) -> BoundRing:
         bound = super()._new_ring(areas)

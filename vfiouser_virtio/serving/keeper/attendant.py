@@ -50,8 +50,10 @@ class RelayedListener(Listener):
                 credentials, fds, _, _ = socket.recv_fds(self.socket, MOST, 1)
             except BlockingIOError:
                 continue
-            if not fds:
+            if not credentials:
                 await trio.sleep_forever()
+            if not fds:  # there is no room for it here; the keeper sees its connection closed
+                continue
             client = _RelayedClient(fileno=fds[0])
             client.credentials = credentials
             return client

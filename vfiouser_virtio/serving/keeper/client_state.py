@@ -17,12 +17,14 @@ from vfiouser_virtio.protocols.vfio_user import (
     Command,
     DmaUnmapFlags,
     IrqSetFlags,
+    PciIrq,
 )
 
 _DMA_MAP, _DMA_UNMAP, _IRQ_SET = codec(DMA_MAP), codec(DMA_UNMAP), codec(IRQ_SET)
 _UNMAP_ALL = int(DmaUnmapFlags.ALL)
 _NONE, _EVENTFD = int(IrqSetFlags.DATA_NONE), int(IrqSetFlags.DATA_EVENTFD)
-_UNMASK, _TRIGGER = int(IrqSetFlags.ACTION_UNMASK), int(IrqSetFlags.ACTION_TRIGGER)
+_MASK, _UNMASK = int(IrqSetFlags.ACTION_MASK), int(IrqSetFlags.ACTION_UNMASK)
+_TRIGGER = int(IrqSetFlags.ACTION_TRIGGER)
 _RESAMPLE = -1
 """In the place of a vector of INTx: the eventfd that tells of its end."""
 
@@ -51,6 +53,8 @@ class ClientState:
     """By address: size, payload, and which file."""
     _files: dict[str, _File] = field(default_factory=dict)
     _irqs: dict[tuple[int, int], int] = field(default_factory=dict)
+    _masked: set[tuple[int, int]] = field(default_factory=set)
+    """Interrupts that the client itself has masked."""
 
     def note(self, command: int, payload: bytes, fds: list[int]) -> None:
         """A request has been answered with success; ``fds`` are this object's from now on.
@@ -78,6 +82,8 @@ class ClientState:
         elif command == Command.DEVICE_SET_IRQS:
             self._set_irqs(payload, fds)
             return
+        elif command == Command.DEVICE_RESET:
+            self._masked.clear()
         close_all(fds)
 
     def told(self) -> Iterator[Told]:
@@ -90,6 +96,8 @@ class ClientState:
         for (index, vector), fd in self._irqs.items():
             flags, start = (_EVENTFD | _UNMASK, 0) if vector == _RESAMPLE else (_EVENTFD | _TRIGGER, vector)
             yield Command.DEVICE_SET_IRQS, _IRQ_SET.pack(_IRQ_SET.size, flags, index, start, 1), [fd]
+        for index, vector in self._masked:  # after the eventfds, which unmask
+            yield Command.DEVICE_SET_IRQS, _IRQ_SET.pack(_IRQ_SET.size, _NONE | _MASK, index, vector, 1), []
 
     def fds(self) -> list[int]:
         """All that it owns."""
@@ -151,9 +159,15 @@ class ClientState:
             replaced += [self._irqs.pop((index, place), None) for place in range(first, first + count)]
             for place, fd in enumerate(fds, first):
                 self._irqs[index, place] = fd
+                self._masked.discard((index, place))
             fds = []
         elif flags & _TRIGGER and flags & _NONE and not count:
             replaced = [self._irqs.pop(key) for key in [*self._irqs] if key[0] == index]
+            self._masked = {key for key in self._masked if key[0] != index}
+        elif flags & (_MASK | _UNMASK) and index == PciIrq.INTX:
+            data = payload[_IRQ_SET.size :]
+            chosen = {(index, start + place) for place in range(count) if flags & _NONE or any(data[place : place + 1])}
+            self._masked = self._masked | chosen if flags & _MASK else self._masked - chosen
         close_all(fd for fd in [*replaced, *fds] if fd is not None)
 
 

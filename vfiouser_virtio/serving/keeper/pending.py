@@ -58,9 +58,15 @@ class PendingRequests:
         self._unsent.append(asked)
         self.cost += asked.cost
 
-    def send(self, device: MessageSocket) -> None:
-        """Send as many as may be on their way, and fit into the socket."""
+    def begins_with(self, command: int) -> bool:
+        """Whether the oldest one is such a request."""
+        return bool(self) and next(iter(self)).command == command
+
+    def send(self, device: MessageSocket, only: int | None = None) -> None:
+        """Send as many as may be on their way, and fit into the socket; ``only`` those of a command before others."""
         while self._unsent and self._on_their_way < MOST_SENT and not device.queued and not device.broken:
+            if only is not None and self._unsent[0].command != only:
+                break
             asked = self._unsent.popleft()
             self._sent.append(asked)
             self._on_their_way += 1 + len(asked.fds)

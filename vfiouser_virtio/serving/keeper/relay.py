@@ -64,6 +64,8 @@ class _Phase(Enum):
     """There is no process of the device."""
     TOLD = auto()
     """It is told what the client has said before."""
+    MAPPING = auto()
+    """It is sent those DMA_MAPs that come first of what was not answered: what it is to resume may lie there."""
     RESUMING = auto()
     """It has been told, and takes up what the one before has left."""
     LIVE = auto()
@@ -181,6 +183,8 @@ class Relay:
             return
         if self._phase is _Phase.TOLD:
             self._telling.send(self.device)
+        elif self._phase is _Phase.MAPPING:
+            self._asked.send(self.device, only=Command.DMA_MAP)
         elif self._phase is _Phase.LIVE:
             self._asked.send(self.device)
 
@@ -261,7 +265,7 @@ class Relay:
 
     def _learn_queues(self, message: Message) -> None:
         """Which eventfd is for which queue. After a death they are the same ones, of which there is a copy already."""
-        if not self._notify_by_eventfd or self._queues:
+        if self.notifications:
             return
         body = message.body
         if len(body) < _REGION_IO_FDS.size:
@@ -277,7 +281,7 @@ class Relay:
         for number in range(count):
             at = _REGION_IO_FDS.size + number * _IOEVENTFD.size
             offset, _size, place, _kind, _flags, _match = _IOEVENTFD.unpack_from(body, at)
-            if place < len(fds):
+            if place < len(fds) and self._notify_by_eventfd:
                 self._queues[offset] = fds[place], number.to_bytes(2, "little")
         self.notifications = fds
 
@@ -298,6 +302,9 @@ class Relay:
     def was_told(self) -> bool:
         """Whether the process has just come to know all of that: it may `go_on` when it has resumed the device."""
         if self._phase is _Phase.TOLD and not self._telling:
+            self._phase = _Phase.MAPPING
+            self.send_requests()
+        if self._phase is _Phase.MAPPING and not self._asked.begins_with(Command.DMA_MAP):
             self._phase = _Phase.RESUMING
         return self._phase is _Phase.RESUMING
 
