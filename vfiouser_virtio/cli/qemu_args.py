@@ -1,10 +1,14 @@
 """``qemu-args``: QEMU's arguments, or libvirt XML, for devices that are served already."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_device_arguments, add_log_arguments
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.serving.terminal import say
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.serving.guest_slots import GuestSlot
 
 
 def add_parser(commands: SubParsers) -> None:
@@ -28,7 +32,7 @@ def add_parser(commands: SubParsers) -> None:
     form.add_argument(
         "--hotplug",
         action="store_true",
-        help='QMP commands for a running QEMU instead; on q35 add "bus": "ID" of a pcie-root-port to each',
+        help="QMP commands for a running QEMU instead; on q35 give each device bus=ID of a pcie-root-port",
     )
     add_log_arguments(parser, log_level="warning")
     parser.set_defaults(execute=execute)
@@ -39,13 +43,14 @@ def execute(arguments: argparse.Namespace) -> int:
     import os
 
     from vfiouser_virtio.serving import qemu_command
+    from vfiouser_virtio.serving.guest_slots import GuestSlot
 
-    places = [(f"vu{number}", path) for number, path in enumerate(arguments.socket)]
+    places = [(f"vu{number}", path, GuestSlot()) for number, path in enumerate(arguments.socket)]
     if arguments.device or arguments.config:
         places = _described(arguments) + places
     if not places:
         raise ConfigError("no socket: name each with --socket PATH, or in a device's options with socket=PATH")
-    devices = [qemu_command.qemu_device(name, os.path.abspath(path)) for name, path in places]
+    devices = [qemu_command.qemu_device(name, os.path.abspath(path), place) for name, path, place in places]
     if arguments.libvirt:
         say(qemu_command.libvirt_xml(devices))
     elif arguments.hotplug:
@@ -56,8 +61,8 @@ def execute(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _described(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """Name and socket of each device of --device and --config."""
+def _described(arguments: argparse.Namespace) -> "list[tuple[str, str, GuestSlot]]":
+    """Name, socket and place of each device of --device and --config."""
     from vfiouser_virtio.serving.device_setup import setups
     from vfiouser_virtio.serving.device_specs import all_specs
 
@@ -65,5 +70,5 @@ def _described(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     for setup in setups(all_specs(arguments.config, arguments.device)):
         if setup.common.socket is None:
             raise ConfigError(f"{setup.name} has no socket that is known in advance: add socket=PATH to its options")
-        places.append((setup.name, str(setup.common.socket)))
+        places.append((setup.name, str(setup.common.socket), setup.place))
     return places

@@ -27,6 +27,7 @@ from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
 from vfiouser_virtio.serving.device_specs import DeviceSpec
 from vfiouser_virtio.serving.fault_log import fault_log
 from vfiouser_virtio.serving.fault_options import DeviceFaults
+from vfiouser_virtio.serving.guest_slots import GuestSlot, guest_slot, with_functions
 from vfiouser_virtio.serving.options import Option, class_options, convert_options, options_of, spelled, suggestion
 from vfiouser_virtio.serving.pci_options import PciDeviceOptions
 from vfiouser_virtio.transports.identity import Style, identity
@@ -66,6 +67,11 @@ class CommonOptions(NamedTuple):
 
     id: Annotated[str | None, "name in log lines and QEMU arguments; default: blk0, blk1, rng0, …"] = None
     socket: Annotated[Path | None, "listen on this path; default: one in a new private folder"] = None
+    addr: Annotated[
+        str | None,
+        "place on the guest's PCI bus for QEMU: SLOT or SLOT.FUNCTION, in hex; functions of one slot are one device",
+    ] = None
+    bus: Annotated[str | None, "QEMU's id of the bus that addr is on, such as that of a pcie-root-port"] = None
     ids: Annotated[Style | None, "identity on the PCI bus; default: that of --ids"] = None
     vectors: Annotated[int | None, "MSI-X vectors; 0 leaves INTx only; default: one per queue, and one"] = None
     vendor_id: Annotated[int | None, "PCI vendor, 16 bits; default: as ids says, also for the next ones"] = None
@@ -140,6 +146,8 @@ class DeviceSetup(NamedTuple):
     limits: Limits | None = None
     own: PciDeviceOptions = PciDeviceOptions()
     """Of a PCI device of an author's own."""
+    place: GuestSlot = GuestSlot()
+    """Of ``addr`` and ``bus``, those of the other devices considered."""
     made: AnyDevice | AnyFunction | None = None
     """What a program has made itself, instead of ``arguments``."""
 
@@ -367,7 +375,15 @@ def setups(devices: Iterable[DeviceSpec | AnyDevice | AnyFunction]) -> list[Devi
     _refuse_duplicates("socket", [str(setup.common.socket) for setup in found if setup.common.socket])
     logs = [os.path.realpath(setup.common.fault_log) for setup in found if setup.common.fault_log is not None]
     _refuse_duplicates("fault-log", [log for log in logs if os.path.isfile(log) or not os.path.exists(log)])
-    return found
+    places = with_functions((setup.name, _place(setup)) for setup in found)
+    return [setup._replace(place=place) for setup, place in zip(found, places, strict=True)]
+
+
+def _place(setup: DeviceSetup) -> GuestSlot:
+    try:
+        return guest_slot(setup.common.addr, setup.common.bus)
+    except ConfigError as error:
+        raise ConfigError(f"{setup.name}: {error}") from None
 
 
 def _given(made: AnyDevice | AnyFunction) -> DeviceSetup:

@@ -5,13 +5,20 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from vfiouser_virtio.serving.guest_slots import GuestSlot
+
 QemuDevice = Mapping[str, object]
 Memory = Literal["shared", "private"]
 
 
-def qemu_device(name: str, socket_path: str) -> QemuDevice:
+def qemu_device(name: str, socket_path: str, place: GuestSlot = GuestSlot()) -> QemuDevice:  # noqa: B008 - it is a tuple
     """The ``-device`` argument of one socket. QEMU takes it as JSON only, because ``socket`` is an object."""
-    return {"driver": "vfio-user-pci", "id": name, "socket": {"type": "unix", "path": socket_path}}
+    where: dict[str, object] = {} if place.bus is None else {"bus": place.bus}
+    if place.slot is not None:
+        where["addr"] = place.addr
+    if place.multifunction:
+        where["multifunction"] = True
+    return {"driver": "vfio-user-pci", "id": name, **where, "socket": {"type": "unix", "path": socket_path}}
 
 
 def qemu_arguments(devices: Sequence[QemuDevice], *, memory: Memory = "shared", size: str = "1G") -> list[str]:
@@ -51,5 +58,9 @@ def libvirt_xml(devices: Sequence[QemuDevice]) -> str:
 
 
 def hotplug_commands(devices: Sequence[QemuDevice]) -> str:
-    """QMP commands, one per line, that add the devices to a running QEMU."""
-    return "\n".join(json.dumps({"execute": "device_add", "arguments": device}) for device in devices)
+    """QMP commands, one per line, that add the devices to a running QEMU.
+
+    Function 0 of a slot comes after its other functions: with it the guest is told.
+    """
+    last = sorted(devices, key=lambda device: "multifunction" in device)
+    return "\n".join(json.dumps({"execute": "device_add", "arguments": device}) for device in last)

@@ -35,6 +35,7 @@ from vfiouser_virtio.removal import end_remover, remove_folder
 from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
 from vfiouser_virtio.serving.device_setup import DeviceSetup, made_in_thread, setups
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
+from vfiouser_virtio.serving.guest_slots import GuestSlot
 from vfiouser_virtio.serving.pci_options import report_on_signal
 from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_arguments, qemu_device, shell_lines
 from vfiouser_virtio.transports.identity import Style
@@ -64,11 +65,13 @@ class Endpoint(NamedTuple):
     """The absolute path that clients connect to; None for a socket without one, or that is connected already."""
     host_side: str
     """Where the device is to be found on the host (`pty /dev/pts/3`); empty where that says nothing new."""
+    place: GuestSlot = GuestSlot()
+    """Where it is on the guest's PCI bus, as far as the user has said."""
 
     @property
     def qemu_device(self) -> QemuDevice | None:
         """QEMU's ``-device`` argument, as a mapping; None where there is no path."""
-        return None if self.socket_path is None else qemu_device(self.name, self.socket_path)
+        return None if self.socket_path is None else qemu_device(self.name, self.socket_path, self.place)
 
 
 @runtime_checkable
@@ -236,7 +239,7 @@ def tell_types(wanted: Iterable[DeviceSetup], open_trace: object) -> None:
 
 def endpoint_of(setup: DeviceSetup, listener: Socket, host_side: str = "") -> Endpoint:
     """What there is to say of a device and its socket."""
-    return Endpoint(setup.name, setup.driver, listener.where, listener.path, host_side)
+    return Endpoint(setup.name, setup.driver, listener.where, listener.path, host_side, setup.place)
 
 
 def host_side(function: AnyFunction) -> str:

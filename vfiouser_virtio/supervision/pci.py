@@ -33,7 +33,7 @@ class SupervisedPci(VirtioPci):
         resuming: bool = False,
         **named: Any,
     ) -> None:
-        if device.shared_regions:
+        if vars(device).get("shared_regions"):
             raise ConfigError(
                 f"{device.name}: it has memory that the client maps, which another process cannot take over: serve it "
                 "without --supervise"

@@ -83,7 +83,8 @@ class VirtioPci(ServedFunction):
     ) -> None:
         shown = ids if isinstance(ids, Identity) else identity(device.device_id, ids)
         # The capability of PCI Express leaves room for those of one shared memory region.
-        self._express = len(device.shared_regions) <= 1
+        regions = vars(device).get("shared_regions", {})  # the core says so below where its __init__ was not called
+        self._express = len(regions) <= 1
         super().__init__(
             shown,
             DeviceLog(logger, name or device.name),
