@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio.testing
 from support.net_cable import Cable, a_frame
-from support.net_packets import CSUM, tcp_packet, tso
+from support.net_packets import CSUM, is_complete, tcp_packet, tso
 
 from vfiouser_virtio.backends.net.frame import Frame, frame_of
 from vfiouser_virtio.backends.net.netdev import ALL, Does, burst_putter
@@ -16,7 +16,7 @@ from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, NetFeature
 from vfiouser_virtio.testing.driver import Driver, running
 from vfiouser_virtio.testing.raw.packed import RawPackedRing
-from vfiouser_virtio.virtio import Offer
+from vfiouser_virtio.virtio import Offer, Queue, Singles
 
 PLAIN = bytes(12)
 RX, TX = 0, 1
@@ -111,6 +111,56 @@ async def test_nothing_but_packets_of_another_kind(ring: int) -> None:
         await send(driver, PLAIN + a_frame(60))
         assert len(await cable.wait_sent(2)) == 2
         assert net.transmitter.queues[0].drop_malformed == BURST + 9
+
+
+@rings
+@pytest.mark.parametrize("room", [None, 7])
+async def test_checksums_are_completed_within_a_burst(ring: int, room: int | None) -> None:
+    """For a netdev that completes none; those it has no room for are completed, and counted, when it has."""
+    net = Net(netdev=(cable := BurstCable(Does(0), room)))
+    packets = [tcp_packet(10 + number) for number in range(20)]
+    async with driven(net, OFFLOADS | ring) as driver:
+        tokens = [driver.add(TX, [PLAIN + a_frame(99)])]
+        tokens += [driver.add(TX, [HDR_CODEC.pack(*CSUM[:6], 0) + packet]) for packet in packets]
+        tokens.append(driver.add(TX, [PLAIN + a_frame(98)]))
+        driver.kick(TX)
+        queue = net.transmitter.queues[0]
+        if room:
+            await cable.wait_sent(room)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            assert (queue.packets, queue.needs_csum, queue.csum_none) == (7, 6, 1)
+            cable.set_room(None)
+        for token in tokens:
+            await driver.wait(TX, token)
+        first, *sent, last = await cable.wait_sent(22)
+        assert (first, last) == (a_frame(99), a_frame(98))
+        assert [len(frame) for frame in sent] == [len(packet) for packet in packets]
+        assert all(is_complete(frame) for frame in sent)
+        assert not any(frame.offload for frame in cable.sent)
+        assert [each for each in cable.bursts if each] == ([7, 15] if room else [22])
+        assert (queue.packets, queue.needs_csum, queue.csum_none) == (22, 20, 2)
+        assert queue.bytes == 99 + 98 + sum(map(len, packets))
+
+
+@rings
+async def test_packets_to_be_cut_are_not_looked_at_again_and_again(ring: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is behind one was taken from the ring, and given back, for each of them."""
+    limits: list[int] = []
+    original = Queue.take_singles
+
+    def take_singles(queue: Queue, limit: int, *, writable: bool) -> Singles | None:
+        limits.append(limit)
+        return original(queue, limit, writable=writable)
+
+    net = Net(netdev=(cable := BurstCable(Does(0))))
+    async with driven(net, OFFLOADS | ring) as driver:
+        await send(driver, PLAIN + a_frame(99))
+        monkeypatch.setattr(Queue, "take_singles", take_singles)
+        await send(driver, *[HDR_CODEC.pack(*tso(1448)[:6], 0) + tcp_packet(2000)] * 50)
+        assert len(await cable.wait_sent(101)) == 101
+        assert sum(limits) <= BURST + 2 * 50
+        await send(driver, *[PLAIN + a_frame(60)] * 50)
+        assert cable.bursts[-1] >= 49
 
 
 @rings

@@ -10,6 +10,7 @@ Packets that cannot be are dropped, as a network card does it: nothing in the ch
 one, and a guest's program may have made it (AF_PACKET with PACKET_VNET_HDR).
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain as chain_of
@@ -18,7 +19,7 @@ from itertools import islice
 from vfiouser_virtio.backends.net.drops import Drop, Drops
 from vfiouser_virtio.backends.net.frame import LENGTH, Frame, Offload
 from vfiouser_virtio.backends.net.netdev import MAX_FRAME, FrameSink, Netdev, PutBurst, burst_putter, sinks_of
-from vfiouser_virtio.backends.net.offload import BadOffload, check, finish, needs
+from vfiouser_virtio.backends.net.offload import BadOffload, check, complete, finish, needs
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.devices.net_steering import Steering
 from vfiouser_virtio.protocols.virtio import net
@@ -55,6 +56,8 @@ class TransmitQueue:
     sink: FrameSink
     """Where its packets go."""
     put_burst: PutBurst
+    at_once: int = BURST
+    """Packets that are tried together the next time: few where the last ones were of a kind that has to be cut."""
     packets: int = 0
     bytes: int = 0
     drops: int = 0
@@ -73,7 +76,7 @@ class TransmitQueue:
 
     def forget(self) -> None:
         """The device was reset."""
-        for each in fields(self)[4:]:
+        for each in fields(self)[5:]:
             setattr(self, each.name, 0)
 
 
@@ -148,12 +151,13 @@ class Transmitter:
 
         Returns how many, and whether the netdev has room for the next one.
         """
-        singles = transmitq.queue.take_singles(len(self._frames), writable=False) if self.link else None
+        singles = transmitq.queue.take_singles(transmitq.at_once, writable=False) if self.link else None
         if singles is None:
             return 0, True
         steering, codec, size, view = self.steering, self._codec, self._codec.size, singles.readonly_view
         count = taken = octets = 0
         offloaded = False
+        completed: list[int] = []
         try:
             for (_, start, room), frame in zip(singles.buffers, self._frames):  # noqa: B905 - strict takes longer
                 frame.length = length = room - size
@@ -163,12 +167,15 @@ class Transmitter:
                 if view[start] or view[start + 1]:  # flags, gso_type
                     try:
                         self._read_header(frame, codec.unpack_from(view, start))
+                        if frame.offload is not None and needs(frame.offload) & ~int(transmitq.sink.does):
+                            if frame.offload.gso_type:
+                                break
+                            # A checksum alone, which most packets of a driver lack, is completed here.
+                            frame.segments, frame.offload = (complete(frame, frame.offload),), None
+                            completed.append(count)
                     except BadOffload:
                         break
-                    if frame.offload is not None:
-                        if needs(frame.offload) & ~int(transmitq.sink.does):
-                            break
-                        offloaded = True
+                    offloaded = offloaded or frame.offload is not None
                 else:
                     frame.offload = None
                 if steering.learns:
@@ -178,6 +185,7 @@ class Transmitter:
             if count:
                 taken = transmitq.put_burst(self._frames[:count])
         finally:
+            transmitq.at_once = BURST if count == len(singles.buffers) else min(BURST, max(1, 4 * count))
             singles.end([0] * taken)
             # Else the memory of a client that goes would stay mapped until the next one sends as many.
             for frame in self._frames[: count + 1]:
@@ -189,6 +197,10 @@ class Transmitter:
             transmitq.packets += taken
             transmitq.csum_none += taken
             transmitq.bytes += octets if taken == count else sum(map(LENGTH, self._frames[:taken]))
+        if completed:
+            were_sent = bisect_left(completed, taken)
+            transmitq.needs_csum += were_sent
+            transmitq.csum_none -= were_sent
         return taken, taken == count
 
     def _send(self, transmitq: TransmitQueue, burst: Iterator[Chain]) -> tuple[Chain, Frame, Pieces | None] | None:

@@ -114,20 +114,20 @@ def finish(frame: Frame, does: int) -> Sequence[Frame] | Iterator[Frame]:
     if csum:
         return (Frame(frame.segments, frame.length, offload._replace(flags=offload.flags & _CSUM_FLAGS, gso_type=0)),)
     if offload.flags & _NEEDS_CSUM:
-        return (_complete(frame, offload),)
+        return (Frame([complete(frame, offload)], frame.length),)
     return (Frame(frame.segments, frame.length),)  # with DATA_VALID, which the sink has not asked for
 
 
-def _complete(frame: Frame, offload: Offload) -> Frame:
-    """What ``skb_checksum_help`` does."""
+def complete(frame: Frame, offload: Offload) -> memoryview:
+    """A copy of a frame whose checksum, with NEEDS_CSUM, is complete: what ``skb_checksum_help`` does.
+
+    Raises BadOffload, as `check`.
+    """
     check_csum(frame.length, offload)
-    data = bytearray(frame.length)
-    at = 0
-    for segment in frame.segments:
-        data[at : at + len(segment)] = segment
-        at += len(segment)
+    segments = frame.segments
+    data = bytearray(segments[0]) if len(segments) == 1 else bytearray().join(segments)
     view = memoryview(data)
     start = offload.csum_start
     # 0xffff, and not 0, where the sum is a zero: in UDP 0 would be "no checksum".
     U16.pack_into(data, start + offload.csum_offset, 0xFFFF - ones_complement_sum(view[start:]) % 0xFFFF)
-    return Frame([view], len(data))
+    return view
