@@ -33,8 +33,8 @@ TIMEOUT = 6.0
 
 ANSWERS = ("ok", "error", "short", "long", "empty", "wrong_id", "wrong_command", "twice", "lie", "late", "never")
 """How a DMA request can be answered."""
-# After these the server still waits for an answer.
-_NO_ANSWER = ("wrong_id", "wrong_command", "never")
+NO_ANSWER = ("wrong_id", "wrong_command", "never")
+"""After these the server still waits for an answer."""
 
 _ACCESS_SIZE = HEADER_SIZE + REGION_ACCESS_CODEC.size
 _DMA_SIZE = DMA_ACCESS.sizeof()
@@ -257,7 +257,7 @@ class FuzzClient:
             )
         how = self.answers.popleft() if self.answers else "ok"
         self.lied |= how != "ok"
-        self.silent |= how in _NO_ANSWER
+        self.silent |= how in NO_ANSWER
         if writes and address < SIZE:
             self._bounds.check_store(address, data)
             self._ram.write(address, data)

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from vfiouser_virtio.testing.fuzz.bench import run_case
 from vfiouser_virtio.testing.fuzz.case import Case
+from vfiouser_virtio.testing.fuzz.client import NO_ANSWER
 from vfiouser_virtio.testing.fuzz.oracle import Finding
 from vfiouser_virtio.testing.fuzz.targets import FuzzTarget
 
@@ -17,8 +18,10 @@ MOST = 32
 """Cases that are joined: what is found in them has to be looked for in each."""
 
 _OF_A_CLIENT = ("memory", "twin", "direct", "hello")
-# Behind these the next case would not find what it begins with: all memory, and answers to what is asked for.
-_LASTING = frozenset({"message", "raw", "unmap", "map", "answers", "answer_late"})
+# Kinds whose clients break the protocol: none can be followed by another case.
+_RUDE = ("messages", "registers")
+# Steps behind which the memory is not what the next case begins with.
+_REMAPPING = ("unmap", "map")
 
 
 def groups(cases: Iterable[Case]) -> Iterator[list[Case]]:
@@ -38,6 +41,8 @@ def joined(cases: Sequence[Case]) -> Case:
     for before, case in pairwise(cases):
         if not _goes_on(before, case):
             whole.steps.append({"do": "client"} | {name: getattr(case, name) for name in _OF_A_CLIENT})
+        elif any(step["do"] in _REMAPPING for step in before.steps):
+            whole.steps += [{"do": "unmap"}, {"do": "map", "memory": case.memory}]
         whole.steps += case.steps
     if len(cases) > 1:
         whole.origin = f"{cases[0].origin} and {len(cases) - 1} more"
@@ -48,7 +53,8 @@ def _goes_on(before: Case, case: Case) -> bool:
     """Whether a case can be done by the client of the one before."""
     same = all(getattr(before, name) == getattr(case, name) for name in _OF_A_CLIENT)
     begins = bool(case.steps) and case.steps[0]["do"] == "bring_up"
-    return same and case.hello and begins and not any(step["do"] in _LASTING for step in before.steps)
+    silent = any(how in NO_ANSWER for step in before.steps if step["do"] == "answers" for how in step["how"])
+    return same and begins and before.kind not in _RUDE and case.kind not in _RUDE and not silent
 
 
 def run_joined(cases: Sequence[Case], target: FuzzTarget | None = None) -> tuple[Case, Finding] | None:
