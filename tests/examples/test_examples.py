@@ -23,6 +23,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 TESTED = {
     "dice.py", "failing_disk.py", "thermometer.py", "test_thermometer.py", "scratch_pci.py",
     "chips/at24.py", "chips/bmp280.py", "chips/buses.py", "chips/lm75.py",
+    "pci/edu.py", "pci/edu_driver.py",
 }  # fmt: skip
 
 

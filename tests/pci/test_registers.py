@@ -236,9 +236,9 @@ def test_a_hook_with_other_parameters_is_a_mistake() -> None:
         one = Register(0)
 
         @one.on_write
-        def written(self) -> None: ...
+        def written(self, one: int, two: int, three: int) -> None: ...
 
-    with pytest.raises(AuthorError, match=r"one: its hook written\(\) has 0 parameters beside self, not 1 or 2"):
+    with pytest.raises(AuthorError, match=r"one: its hook written\(\) has 3 parameters beside self, not 0 to 2"):
         Wrong()
 
 

@@ -106,7 +106,7 @@ def hook_of(
     extra = 0 if index is None else 1
     count = sum(each.kind in _POSITIONAL for each in inspect.signature(hook).parameters.values()) - extra
     if not least <= count <= most:
-        expected = " or ".join(str(number + extra) for number in sorted({least, most}))
+        expected = " to ".join(str(number + extra) for number in sorted({least, most}))
         raise AuthorError(
             f"{name}: its hook {hook.__name__}() has {count + extra} parameters beside self, not {expected}"
         )

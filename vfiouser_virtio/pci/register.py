@@ -64,7 +64,7 @@ class Register(BarPart):
         """The value as it is stored."""
         self.written: Callable[..., None] | None = None
         self.reading: Callable[[], int | None] | None = None
-        self.with_old = False
+        self.takes = 0
         self.answer = 0
         self.unseen = False
         """Whether a driver has written it since the last `wait_written`."""
@@ -131,9 +131,9 @@ class Register(BarPart):
     def on_write(self, method: Method) -> Method:
         """Decorator of the method that runs after a driver has written the register.
 
-        It gets what was written, as wide as the register: bytes that the driver has not touched are as they were, or
-        zero where that means nothing. With a second parameter it gets the value before. In an array the index comes
-        first. ``value`` has changed already, as `access` says.
+        Its parameter, if it has one, is what was written, as wide as the register: bytes that the driver has not
+        touched are as they were, or zero where that means nothing. A second one is the value before. In an array the
+        index comes first. ``value`` has changed already, as `access` says.
         """
         check_name(self, method)
         self.write_hook = method
@@ -176,8 +176,7 @@ class Register(BarPart):
     def bound(self, owner: object, name: str, offset: int, index: int | None = None) -> Self:
         """One of a device's own, with the hooks of ``owner``, which is the device or a bank of it."""
         mine = self.copied(name, offset)
-        mine.written, parameters = hook_of(self.write_hook, owner, name, index, 1, 2)
-        mine.with_old = parameters == 2
+        mine.written, mine.takes = hook_of(self.write_hook, owner, name, index, 0, 2)
         mine.reading, _ = hook_of(self.read_hook, owner, name, index, 0)
         return mine
 
@@ -210,11 +209,14 @@ class Register(BarPart):
         if self.waiters is not None:
             self.waiters.unpark_all()
         if self.written is not None:
+            if not self.takes:
+                self.written()
+                return
             seen = value | old & self.plain_bits & ~self.hidden & ~enabled
-            if self.with_old:
-                self.written(seen, old)
-            else:
+            if self.takes == 1:
                 self.written(seen)
+            else:
+                self.written(seen, old)
 
     def read_part(self, start: int, count: int) -> bytes:
         """Some bytes of it, or all."""

@@ -5,7 +5,9 @@ fixture                what a test gets
 =====================  =============================================================================================
 virtio_device          the device under test: this fixture you write, and it returns a `virtio.Device`
 virtio_guest           that device over a carrier, bound to its driver in Python: a `guest.VirtioDevice`
-vfio_device            that device on a socket, for any vfio-user client: a `testing.served.ServedDevice`
+pci_device             the PCI device of your own under test: this fixture you write, and it returns a `pci.PciDevice`
+pci_guest              that device over a carrier, enabled, for a driver in Python: a `guest.function.GuestFunction`
+vfio_device            `virtio_device` on a socket, for any vfio-user client: a `testing.served.ServedDevice`
 guest                  a Linux guest in QEMU that has `vfio_device`: ``await guest.run("lspci")``
 virtio_carrier         the name of the carrier; a test with this fixture, or `virtio_guest`, runs once over each
 virtio_drivers         drivers to choose from, if you have your own; by default those of `guest.drivers`
@@ -35,6 +37,8 @@ import pytest
 if TYPE_CHECKING:
     from vfiouser_virtio.faults import FaultPlan
     from vfiouser_virtio.guest import VirtioDevice, VirtioDriver
+    from vfiouser_virtio.guest.function import GuestFunction
+    from vfiouser_virtio.pci import PciDevice
     from vfiouser_virtio.testing.carriers import Carrier, Interrupts
     from vfiouser_virtio.testing.conversation import Conversation
     from vfiouser_virtio.testing.served import ServedDevice
@@ -109,6 +113,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     mark = metafunc.definition.get_closest_marker("virtio_carriers")
     carriers = [name for name in _chosen_carriers(metafunc.config) if mark is None or name in mark.args]
+    if "pci_guest" in metafunc.fixturenames:
+        carriers = [name for name in carriers if name != "loopback"]  # which has no PCI
     metafunc.parametrize(
         "virtio_carrier",
         [pytest.param(name, marks=[pytest.mark.qemu] * name.startswith("qtest")) for name in carriers],
@@ -339,6 +345,37 @@ async def _give_up(seconds: float, complaints: list[str]) -> None:
     await trio.sleep(seconds)
     ended = f"the test has not ended within {seconds:g} s (virtio_timeout in pytest's configuration)"
     raise TimeoutError(complaints[-1] if complaints else ended)
+
+
+@pytest.fixture
+def pci_device(request: pytest.FixtureRequest) -> "PciDevice":
+    """The PCI device of one's own under test; override it."""
+    raise pytest.UsageError(f"{request.node.name}: no device under test: write a fixture pci_device that returns yours")
+
+
+@pytest.fixture
+async def pci_guest(
+    request: pytest.FixtureRequest,
+    pci_device: "PciDevice",
+    virtio_carrier: "Carrier",
+    pytestconfig: pytest.Config,
+    _carrier_qemu: "Qemu | None",
+) -> "AsyncIterator[GuestFunction]":
+    """The device under test as its driver has it: ``pci_guest.bar[0].read32(0)``. Time-outs as with `virtio_guest`."""
+    from vfiouser_virtio.background import background
+    from vfiouser_virtio.testing.conversation import Conversation
+    from vfiouser_virtio.testing.own_pci import pci_function
+
+    conversation = Conversation(pci_device.name)
+    request.node.stash.setdefault(_CONVERSATIONS, []).append(conversation)
+    timeout = float(pytestconfig.getini("virtio_timeout"))
+    with _must_yield(timeout) as complaints:
+        async with background() as nursery:
+            nursery.start_soon(_give_up, timeout, complaints)
+            async with pci_function(
+                pci_device, virtio_carrier, conversation=conversation, qemu=_carrier_qemu
+            ) as opened:
+                yield opened
 
 
 @pytest.fixture

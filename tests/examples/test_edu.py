@@ -1,0 +1,66 @@
+"""examples/pci/edu.py with its driver in Python, over the carriers that have PCI."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.guest.function import FunctionInterrupts, GuestFunction
+from vfiouser_virtio.pci import PciDevice
+from vfiouser_virtio.serving.device_files import import_file
+from vfiouser_virtio.testing.own_pci import pci_function
+
+FOLDER = Path(__file__).parents[2] / "examples" / "pci"
+
+
+@pytest.fixture
+def pci_device() -> PciDevice:
+    made: PciDevice = import_file(FOLDER / "edu.py").Edu()
+    return made
+
+
+def driver_of(function: GuestFunction) -> Any:
+    return import_file(FOLDER / "edu_driver.py", "driver").EduDriver(function)
+
+
+async def test_driver(pci_guest: GuestFunction, pci_device: PciDevice) -> None:
+    driver = driver_of(pci_guest)
+    await driver.probe()
+    assert await driver.factorial(5) == 120
+    assert await driver.factorial(34) == 0
+    assert await driver.factorial(0xFFFF_FFFF) == 0
+    await driver.store(b"hello", 100)
+    assert await driver.load(7, 99) == b"\0hello\0"
+    assert pci_device.accesses.report()["unmodelled"] == []
+
+
+async def test_bad_dma_is_told_and_harmless(pci_device: PciDevice, caplog: pytest.LogCaptureFixture) -> None:
+    async with pci_function(pci_device) as function:
+        driver = driver_of(function)
+        await driver.probe()
+        for source, target, count in ((0x10, 0x40000, 8), (0x40000, 0, 8), (0x1000, 0x40FFF, 2), (0, 0x40000, 1 << 63)):
+            await driver.transfer(source, target, count, 5)
+        assert await driver.factorial(3) == 6
+    assert "DMA read of 0x10+0x8" in caplog.text
+    assert "outside of its buffer" in caplog.text
+
+
+@pytest.mark.parametrize("interrupts", ["msix", "none"])
+async def test_interrupts_that_are_not_there(pci_device: PciDevice, interrupts: FunctionInterrupts) -> None:
+    if interrupts == "none":
+        async with pci_function(pci_device, interrupts="none", bus_master=False) as function:
+            assert not function.irq
+            await function.bar[0].write8(0x04, 0x0F)
+            assert await function.bar[0].read8(0x04) == 0xF0
+            assert await function.bar[0].read16(0x02) == 0x0100
+        return
+    with pytest.raises(ConfigError, match="has no msix"):
+        async with pci_function(pci_device, interrupts=interrupts):
+            pass
+
+
+async def test_a_carrier_without_pci(pci_device: PciDevice) -> None:
+    with pytest.raises(ConfigError, match="carrier 'loopback'"):
+        async with pci_function(pci_device, "loopback"):
+            pass

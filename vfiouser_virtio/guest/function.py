@@ -1,0 +1,153 @@
+"""PCI function for a small driver of one's own: BARs, interrupts and DMA memory, and nothing of virtio.
+
+::
+
+    async with open_function(port) as f:
+        assert f.info.device == 0x11E8
+        await f.bar[0].write32(0x08, 5)
+        await f.irq[0].wait()
+        buffer = f.memory.alloc(4096)
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import trio
+
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.guest.pci import BarInfo, PciFunctionInfo, enumerate_function, set_command, set_msix
+from vfiouser_virtio.guest.ports import DmaMemory, PciPort
+from vfiouser_virtio.protocols.pci import PciCommand
+
+FunctionInterrupts = Literal["msix", "intx", "none"]
+
+
+class BarAccess:
+    """BAR of a function, of ``size`` bytes; offsets count from its begin, values are unsigned and little-endian."""
+
+    def __init__(self, port: PciPort, info: BarInfo) -> None:
+        self._port = port
+        self.index, self.size = info.index, info.size
+
+    async def read(self, offset: int, size: int) -> int:
+        """Read 1, 2, 4 or 8 bytes."""
+        return await self._port.bar_read(self.index, offset, size)
+
+    async def write(self, offset: int, size: int, value: int) -> None:
+        """Write 1, 2, 4 or 8 bytes; returns when the device has seen it."""
+        await self._port.bar_write(self.index, offset, size, value)
+
+    async def read8(self, offset: int) -> int:
+        """As `read`."""
+        return await self.read(offset, 1)
+
+    async def read16(self, offset: int) -> int:
+        """As `read`."""
+        return await self.read(offset, 2)
+
+    async def read32(self, offset: int) -> int:
+        """As `read`."""
+        return await self.read(offset, 4)
+
+    async def read64(self, offset: int) -> int:
+        """As `read`."""
+        return await self.read(offset, 8)
+
+    async def write8(self, offset: int, value: int) -> None:
+        """As `write`."""
+        await self.write(offset, 1, value)
+
+    async def write16(self, offset: int, value: int) -> None:
+        """As `write`."""
+        await self.write(offset, 2, value)
+
+    async def write32(self, offset: int, value: int) -> None:
+        """As `write`."""
+        await self.write(offset, 4, value)
+
+    async def write64(self, offset: int, value: int) -> None:
+        """As `write`."""
+        await self.write(offset, 8, value)
+
+
+class FunctionIrq:
+    """Interrupt of a function, as its driver gets it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """How often it came. INTx comes again until the driver has made the device lower the line."""
+        self._seen = 0
+        self._waiters = trio.lowlevel.ParkingLot()
+
+    def raised(self) -> None:
+        """It has come."""
+        self.count += 1
+        self._waiters.unpark_all()
+
+    async def wait(self) -> None:
+        """Wait until it has come since the last call: however often, that is one."""
+        await trio.lowlevel.checkpoint()
+        while self.count == self._seen:
+            await self._waiters.park()
+        self._seen = self.count
+
+
+class GuestFunction:
+    """PCI function that a driver has enabled: see `open_function`."""
+
+    def __init__(self, port: PciPort, info: PciFunctionInfo, irq: Sequence[FunctionIrq]) -> None:
+        self.port, self.info = port, info
+        self.bar: Mapping[int, BarAccess] = {each.index: BarAccess(port, each) for each in info.bars}
+        """BARs by their index."""
+        self.irq = irq
+        """MSI-X vectors, or INTx alone."""
+
+    @property
+    def memory(self) -> DmaMemory:
+        """Memory that the device can reach."""
+        return self.port.memory
+
+
+@asynccontextmanager
+async def open_function(
+    port: PciPort, *, interrupts: FunctionInterrupts | None = None, bus_master: bool = True
+) -> AsyncIterator[GuestFunction]:
+    """Enumerate the function behind ``port``, enable it, and disable it in the end.
+
+    ``interrupts`` are MSI-X where it has that, else INTx, else none. Raises ConfigError for those that it does not
+    have, DeviceBroken for a function that breaks the rules of PCI.
+    """
+    info = await enumerate_function(port)
+    best: FunctionInterrupts = "msix" if info.msix is not None else "intx" if info.interrupt_pin else "none"
+    chosen = interrupts or best
+    if (chosen == "msix" and info.msix is None) or (chosen == "intx" and not info.interrupt_pin):
+        raise ConfigError(f"{port.name}: {info} has no {chosen}")
+    enabled = PciCommand.IO | PciCommand.MEMORY | (PciCommand.MASTER if bus_master else 0)
+    count = info.msix.vectors if chosen == "msix" and info.msix is not None else int(chosen == "intx")
+    irq = [FunctionIrq() for _ in range(count)]
+    await set_command(port, set=int(enabled))
+    try:
+        if chosen == "msix" and info.msix is not None:
+            await port.connect_msix([each.raised for each in irq])
+            await set_msix(port, info.msix, enable=True)
+        elif chosen == "intx":
+            await port.connect_intx(irq[0].raised)
+        yield GuestFunction(port, info, irq)
+    finally:
+        with trio.CancelScope(shield=True) as scope:
+            scope.deadline = trio.current_time() + _CLOSE_S
+            await _close(port, info, chosen)
+
+
+async def _close(port: PciPort, info: PciFunctionInfo, interrupts: FunctionInterrupts) -> None:
+    if interrupts == "intx":
+        await port.connect_intx(None)
+    elif interrupts == "msix" and info.msix is not None:
+        await set_msix(port, info.msix, enable=False)
+        await port.connect_msix([])
+    await set_command(port, clear=int(PciCommand.MASTER | PciCommand.MEMORY | PciCommand.IO))
+
+
+_CLOSE_S = 5.0
+"""Seconds that a device gets to answer a driver that leaves."""
