@@ -12,6 +12,8 @@ from typing import cast
 import pytest
 import trio
 from support.command import environment, run_command, serve_process
+from support.processes import children
+from support.supervised import device_process, driver_of, kill_device, said
 
 from vfiouser_virtio.engines import Engine
 from vfiouser_virtio.errors import ConfigError
@@ -27,10 +29,6 @@ UID, GID = 54321, 54322
 def status(pid: int) -> dict[str, str]:
     lines = (line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {name: " ".join(value.split()) for name, value in lines}
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @needs_root
@@ -69,6 +67,24 @@ async def serve_there(how: tuple[str, ...], depth: int, tmp_path: Path, path: st
                 await device.driver_data.write(8, b"x" * 512)
                 assert (await device.driver_data.read(0, 512)).startswith(b"an image")
         assert (await served.terminate(), served.log.read_text()) == (0, "")
+
+
+@needs_root
+async def test_one_that_is_started_again(tmp_path: Path) -> None:
+    """It opens the image as root, as the first did, and becomes the user."""
+    (tmp_path / "disk.img").write_bytes(b"an image".ljust(1 << 20, b"\0"))
+    (tmp_path / "disk.img").chmod(0o600)
+    words = ["--supervise", f"--run-as={UID}:{GID}", "--device", "blk,path=disk.img"]
+    async with serve_process(*words, folder=tmp_path) as served:
+        async with driver_of(served) as device:
+            await kill_device(served)
+            await said(served, "blk0: resumed")
+            with trio.fail_after(60):
+                assert (await device.driver_data.read(0, 512)).startswith(b"an image")
+            pid = device_process(served)
+            assert pid is not None
+            assert status(pid)["Uid"] == " ".join([str(UID)] * 4)
+        assert await served.terminate() == 0
 
 
 @pytest.mark.parametrize(

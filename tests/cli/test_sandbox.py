@@ -1,6 +1,7 @@
 """``serve --sandbox``: devices with each of their back ends at work in it, and what they leave behind."""
 
 import os
+import signal
 import socket
 import termios
 import threading
@@ -14,6 +15,8 @@ from support.boot_client import ACK, DISCOVER, MAC, REQUEST, SERVER, dhcp, downl
 from support.command import COMMAND, ServeProcess, run_command, serve_process
 from support.net_namespace import net_namespace
 from support.passt import passt_namespace, passt_script
+from support.processes import children
+from support.supervised import is_gone
 
 from vfiouser_virtio.guest import VirtioDevice, bound_pci
 from vfiouser_virtio.guest.drivers.balloon import BalloonPages
@@ -294,9 +297,9 @@ async def test_each_process_is_in_its_own(tmp_path: Path) -> None:
     devices = ["--device", "rng,socket=rng.sock", "--device", "console,chardev=unix:console,socket=console.sock"]
     async with serve_process("--sandbox", "--processes", *devices, folder=tmp_path) as served:
         pid = served.process.pid
-        children = _children(pid)
-        [remover] = [process for child in children for process in _children(child)]
-        for process, mode in ((pid, "0"), *((process, "2") for process in (*children, remover))):
+        processes = children(pid)
+        [remover] = [process for child in processes for process in children(child)]
+        for process, mode in ((pid, "0"), *((process, "2") for process in (*processes, remover))):
             status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
             assert status["Seccomp"].strip() == mode
         async with driven(served.sockets[0]) as device:
@@ -306,8 +309,23 @@ async def test_each_process_is_in_its_own(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+async def test_the_socket_of_one_that_was_killed(tmp_path: Path) -> None:
+    """The next process makes it anew, and the one that removes it in the end is its own."""
+    device = ["--device", "console,chardev=unix:console,socket=console.sock"]
+    async with serve_process("--supervise", "--sandbox=strict", *device, folder=tmp_path) as served:
+        [keeper] = children(served.process.pid)
+        with trio.fail_after(60):
+            for _ in range(2):
+                [killed] = children(keeper)
+                [remover] = children(killed)
+                os.kill(killed, signal.SIGKILL)
+                while not (now := children(keeper)) or now == [killed] or not children(now[0]):
+                    await trio.sleep(0.01)
+                while not is_gone(remover):
+                    await trio.sleep(0.01)
+            os.close(_connect(tmp_path))
+        assert await served.terminate() == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_device_that_does_more_gets_errors(tmp_path: Path) -> None:
