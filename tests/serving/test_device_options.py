@@ -289,7 +289,7 @@ def test_no_device_hides_a_common_option() -> None:
 def test_every_option_has_a_help_text() -> None:
     for device_class in shipped_classes():
         assert all(option.help for option in class_options(device_class).values()), device_class
-    assert all(option.help for option in (common_options() | limit_options() | offer_options()).values())
+    assert all(option.help for option in {**common_options(), **limit_options(), **offer_options()}.values())
 
 
 # ---- how much a device does ----------------------------------------------------------------------------------------

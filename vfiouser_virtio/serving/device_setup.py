@@ -107,27 +107,27 @@ def _of_disks(faults: Sequence[FaultSpec]) -> bool:
     return FaultPlan(faults).has(Place.BLK)
 
 
-def common_options() -> dict[str, Option]:
+def common_options() -> Mapping[str, Option]:
     """The table of `CommonOptions`."""
     return options_of(CommonOptions.__new__)
 
 
-def offer_options() -> dict[str, Option]:
+def offer_options() -> Mapping[str, Option]:
     """The table of `Offer`: what the driver of any device may choose from."""
     return options_of(Offer.__init__)
 
 
-def limit_options() -> dict[str, Option]:
+def limit_options() -> Mapping[str, Option]:
     """The table of `Limits`: how much any device does at most."""
     return options_of(Limits.__init__)
 
 
-def pci_common_options() -> dict[str, Option]:
+def pci_common_options() -> Mapping[str, Option]:
     """The table of those `CommonOptions` that a PCI device of an author's own has."""
     return {name: option for name, option in common_options().items() if option.parameter not in _OF_VIRTIO}
 
 
-def pci_options() -> dict[str, Option]:
+def pci_options() -> Mapping[str, Option]:
     """The table of `PciDeviceOptions`."""
     return options_of(PciDeviceOptions.__init__)
 
