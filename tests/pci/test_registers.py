@@ -171,7 +171,7 @@ def test_reset(chip: Chip, driver: Driven) -> None:
     driver.command(2)
     assert chip.calls[-1] == ("reset",)
     assert driver.read(0x04) == 0x8000_0000
-    assert chip.ram.data[:5] == b"hello"
+    assert bytes(chip.ram.data[:5]) == b"hello"
     assert not chip.port.from_driver
 
 

@@ -114,7 +114,7 @@ class Accesses:
 
     def unused(self) -> tuple[list[str], list[str]]:
         """What is modelled and was neither read nor written; and hooks that have never run, as ``control.on_write``."""
-        registers = [part.name for part in self.parts if not part.reads and not part.writes]
+        registers = [part.name for part in self.parts if not part.reads and not part.writes and not part.mapped]
         hooks = []
         for part in self.parts:
             if part.write_hook is not None and not part.writes:

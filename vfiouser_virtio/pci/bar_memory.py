@@ -1,6 +1,7 @@
 """Memory in a BAR: bytes that a driver reads and writes at any width, such as packet buffers and frame buffers."""
 
 from collections.abc import Callable
+from mmap import PAGESIZE
 from typing import Any, Self, TypeVar
 
 from vfiouser_virtio.errors import AuthorError
@@ -13,21 +14,38 @@ class BarMemory(BarPart):
     """``size`` bytes at ``offset``, in a device as the bytearray ``data``, which must keep its length.
 
     ``contents`` is what is there at power-on, zeros behind it. A driver cannot change what is ``read_only``.
+
+    ``mapped``: the guest maps whole pages of it, and reaches them without a word to the device, at any moment: copy
+    what is to be checked. Then ``data`` is a memoryview; no access is seen, so there is neither `on_write` nor
+    ``read_only``.
     """
 
     def __init__(
-        self, offset: int, *, size: int, contents: bytes = b"", read_only: bool = False, bar: int | None = None
+        self,
+        offset: int,
+        *,
+        size: int,
+        contents: bytes = b"",
+        read_only: bool = False,
+        mapped: bool = False,
+        bar: int | None = None,
     ) -> None:
+        if mapped and ((offset | size) % PAGESIZE or read_only):
+            raise AuthorError(
+                f"memory at {offset:#x} of {size:#x} bytes: mapped is of whole pages of {PAGESIZE:#x}, never read_only"
+            )
         if size <= 0 or len(contents) > size:
             raise AuthorError(f"memory at {offset:#x}: {len(contents)} bytes of contents in {size:#x} bytes")
         super().__init__(offset, size, bar)
-        self.contents, self.read_only = contents, read_only
-        self.data = bytearray()
+        self.contents, self.read_only, self.mapped = contents, read_only, mapped
+        self.data: bytearray | memoryview = bytearray()
         self.written: Callable[[int, int], None] | None = None
 
     def on_write(self, method: Method) -> Method:
         """Decorator of the method that runs after a driver has written: it gets the offset and how many bytes."""
         check_name(self, method)
+        if self.mapped:
+            raise AuthorError(f"memory at {self.offset:#x}: it is mapped, so that no write is seen: no on_write")
         self.write_hook = method
         return method
 
@@ -37,6 +55,11 @@ class BarMemory(BarPart):
         mine.data = bytearray(self.contents.ljust(self.size, b"\0"))
         mine.written = hook_of(self.write_hook, owner, name, index, 2)[0]
         return mine
+
+    def place(self, view: memoryview) -> None:
+        """For the function: where it lies, where that is mapped."""
+        view[:] = self.data
+        self.data = view
 
     def power_on(self) -> None:
         """What is there at power-on."""

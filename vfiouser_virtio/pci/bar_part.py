@@ -17,6 +17,9 @@ class BarPart:
     bytes that one access may have, where not all are allowed.
     """
 
+    mapped = False
+    """The guest maps it: its accesses are not seen."""
+
     def __init__(self, offset: int, size: int, bar: int | None, widths: Collection[int] = ()) -> None:
         if offset < 0 or (size in (2, 4, 8) and offset % min(size, 4)):
             raise AuthorError(f"offset {offset:#x} of {size} bytes: expected a multiple of {min(size, 4)}")

@@ -18,6 +18,7 @@
 """
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -30,6 +31,7 @@ from vfiouser_virtio.pci.bar_part import BarPart
 from vfiouser_virtio.pci.bar_space import BarDeclaration, BarSpace
 from vfiouser_virtio.pci.capabilities import Capability
 from vfiouser_virtio.pci.dma import Dma
+from vfiouser_virtio.pci.extended_capabilities import ExtendedCapability
 from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.pci.irq import Irq, IrqLines, IrqsDeclaration, interrupts
 
@@ -54,8 +56,10 @@ class PciDevice:
     for devices without DMA, whose drivers do not turn it on, or that serve something on the host."""
     power_management: ClassVar[bool] = True
     """Whether it has the capability of power management, with D0 and D3hot."""
-    capabilities: ClassVar[Sequence[Capability]] = ()
-    """Capabilities in config space beside those of the package."""
+    capabilities: ClassVar[Sequence[Capability | ExtendedCapability]] = ()
+    """Capabilities in config space beside those of the package; extended ones need ``express``."""
+    rom: bytes | os.PathLike[str] | None = None
+    """Expansion ROM for the machine's firmware, or its file."""
     unmodelled: ClassVar[UnmodelledPolicy] = "log"
     """What becomes of accesses where nothing is declared; the option of that name says otherwise."""
     made_in_thread: ClassVar[bool] = False

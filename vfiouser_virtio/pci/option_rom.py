@@ -19,7 +19,9 @@ from vfiouser_virtio.protocols.pci import (
 )
 
 _REGISTER, _REGISTER_SIZE = offsets(TYPE0_HEADER)["rom_address"]
-_SMALLEST, _LARGEST = 2 << 10, 16 << 20  # what the register can express (§6.2.5.2)
+_SMALLEST = 2 << 10
+MOST_ROM = 16 << 20
+"""Bytes that the register can express (§6.2.5.2)."""
 
 
 class OptionRom:
@@ -41,8 +43,8 @@ class OptionRom:
 
 
 def _check(image: bytes, identity: Identity) -> None:
-    if len(image) > _LARGEST:
-        raise ValueError(f"a ROM of {len(image):#x} bytes: there is room for {_LARGEST:#x}")
+    if len(image) > MOST_ROM:
+        raise ValueError(f"a ROM of {len(image):#x} bytes: there is room for {MOST_ROM:#x}")
     if image[:2] != ROM_SIGNATURE:
         raise ValueError(f"a ROM that begins with {image[:2].hex(' ')}, not with {ROM_SIGNATURE.hex(' ')}")
     at = int.from_bytes(image[ROM_PCIR_POINTER : ROM_PCIR_POINTER + 2], "little")

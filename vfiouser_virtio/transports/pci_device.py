@@ -2,18 +2,25 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 
 import trio
 
 from vfiouser_virtio.background import background
 from vfiouser_virtio.device_log import DeviceLog
-from vfiouser_virtio.errors import AuthorError, GuestError
+from vfiouser_virtio.errors import AuthorError, DeviceError, GuestError
 from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci.accesses import UnmodelledPolicy
+from vfiouser_virtio.pci.bar_mapping import BarMapping
+from vfiouser_virtio.pci.bar_memory import BarMemory
+from vfiouser_virtio.pci.bar_space import BarDeclaration, BarSpace
 from vfiouser_virtio.pci.bars import Bar
 from vfiouser_virtio.pci.device import PciDevice
+from vfiouser_virtio.pci.extended_capabilities import ExtendedCapability
 from vfiouser_virtio.pci.identity import Identity
+from vfiouser_virtio.pci.mapped_bar import mapped_bar
+from vfiouser_virtio.pci.option_rom import MOST_ROM
 from vfiouser_virtio.pci.spin import SpinWatch
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import CFG_SPACE_SIZE, TYPE0_HEADER, PciCommand
@@ -68,8 +75,9 @@ class PciDeviceFunction(ServedFunction):
         self._spin, self._burndown = spin, burndown
         self._runner: trio.lowlevel.Task | None = None
         self._task = DeviceTask(device, [], self.name, self._run_failed)
+        self._mappings: list[BarMapping] = []
         for index, (bar, space) in device.bars.items():
-            self.add_bar(index, Bar(bar.size, space.read, space.write, bar.kind, bar.prefetchable))
+            self.add_bar(index, self._bar(bar, space))
         if declared.msix_bar is not None:
             self.add_msix(declared.count, bar=declared.msix_bar)
         if declared.msi:
@@ -79,13 +87,34 @@ class PciDeviceFunction(ServedFunction):
         if device.express:
             self.add_pcie()
         for capability in device.capabilities:
-            self.add_capability(capability)
+            if isinstance(capability, ExtendedCapability):
+                self.add_extended_capability(capability)
+            else:
+                self.add_capability(capability)
+        if device.rom is not None:
+            self._add_rom(device.rom)
         device.irq_lines.function = self
         device.on_failure = self._hook_failed
         device.restart = self._restart
         self.on_reset = self._reset
         self.on_bus_master = self._bus_master_changed
         self.on_disconnected = self._client_left
+
+    def _add_rom(self, rom: bytes | os.PathLike[str]) -> None:
+        try:
+            self.add_rom(rom if isinstance(rom, bytes) else _contents(rom))
+        except ValueError as error:
+            raise DeviceError(f"{self.name}: {error}") from error
+
+    def _bar(self, bar: BarDeclaration, space: BarSpace) -> Bar:
+        mapped = [part for part in space.parts if isinstance(part, BarMemory) and part.mapped]
+        if not mapped:
+            return Bar(bar.size, space.read, space.write, bar.kind, bar.prefetchable)
+        mapping = BarMapping(bar.size, areas=[(part.offset, part.size) for part in mapped])
+        self._mappings.append(mapping)
+        for part in mapped:
+            part.place(mapping.view[part.offset : part.end])
+        return mapped_bar(mapping, read=space.read, write=space.write, kind=bar.kind, prefetchable=bar.prefetchable)
 
     def _bus_master_changed(self, allowed: bool) -> None:
         self._log.debug("bus master %s", "on" if allowed else "off")
@@ -184,6 +213,8 @@ class PciDeviceFunction(ServedFunction):
 
     def _close(self) -> None:
         super()._close()
+        for mapping in self._mappings:
+            mapping.close()
         self.report("end")
         close_device(self.device, self.name)
 
@@ -196,3 +227,11 @@ def _identity(device: PciDevice) -> Identity:
             f"{definition(kind)}: {kind.__name__} has no identity: write identity = Identity(vendor=…, device=…)"
         )
     return found
+
+
+def _contents(rom: os.PathLike[str]) -> bytes:
+    try:
+        with open(rom, "rb") as file:
+            return file.read(MOST_ROM + 1)  # /dev/zero has no end
+    except OSError as error:
+        raise DeviceError(f"ROM {os.fspath(rom)}: {error.strerror}") from error

@@ -1,0 +1,83 @@
+"""What a `PciDevice` has beside registers: memory that the guest maps, a ROM, extended capabilities."""
+
+import mmap
+from pathlib import Path
+
+import pytest
+from support.option_rom import option_rom
+from support.pci import Client
+
+from vfiouser_virtio.errors import AuthorError, DeviceError
+from vfiouser_virtio.pci import BarMemory, Identity, PciDevice, Register, bar, serial_number_capability
+from vfiouser_virtio.protocols.vfio_user import RegionFlags
+from vfiouser_virtio.transports.pci_device import PciDeviceFunction
+from vfiouser_virtio.vfio_device import PciRegion
+
+PAGE = mmap.PAGESIZE
+IDENTITY = Identity(0x1234, 0x5678, class_code=0x038000)
+IMAGE = option_rom(IDENTITY, b"hello")
+
+
+class Display(PciDevice):
+    """Registers, a page that is trapped, and frames that are mapped."""
+
+    identity = IDENTITY
+    capabilities = (serial_number_capability(0x1122_3344_5566_7788),)
+
+    regs = bar(2, size=4 * PAGE)
+    mode = Register(0x00, reset=3)
+    notes = BarMemory(PAGE, size=16)
+    frames = BarMemory(2 * PAGE, size=2 * PAGE, contents=b"logo", mapped=True)
+
+    def __init__(self, rom: bytes | Path | None = None) -> None:
+        super().__init__()
+        self.rom = rom
+
+
+def test_some_memory_is_mapped_and_the_rest_are_messages() -> None:
+    device = Display()
+    function = PciDeviceFunction(device)
+    function.connected(Client())
+    info = function.region_info(2)
+    assert info.flags & RegionFlags.MMAP
+    # One area: two pages at the third.
+    assert info.capabilities[0][2] == b"".join(n.to_bytes(8, "little") for n in (1, 2 * PAGE, 2 * PAGE))
+    assert function.region_read(2, 0, 4) == b"\3\0\0\0"
+    with mmap.mmap(info.fds[0], 4 * PAGE) as guest:
+        assert guest[2 * PAGE : 2 * PAGE + 4] == b"logo"
+        guest[2 * PAGE + 8 : 2 * PAGE + 12] = b"from"
+        assert bytes(device.frames.data[8:12]) == b"from"
+        device.frames.data[:4] = b"back"
+        assert guest[2 * PAGE : 2 * PAGE + 4] == b"back"
+        function.region_write(2, 2 * PAGE - 2, b"\0\0mess")  # the end of what is not modelled, and memory
+        assert guest[2 * PAGE : 2 * PAGE + 4] == b"mess"
+        function.region_write(2, PAGE, b"note")
+        assert bytes(device.notes.data[:4]) == b"note"
+        function.reset()
+        assert guest[2 * PAGE : 2 * PAGE + 12] == b"logo" + bytes(8)
+    assert "frames" not in device.accesses.unused()[0], "what cannot be seen is not said to be unused"
+    function.disconnected()
+
+
+def test_what_cannot_be_mapped() -> None:
+    for offset, size, read_only in ((0, 16, False), (8, PAGE, False), (0, PAGE, True)):
+        with pytest.raises(AuthorError, match="mapped is of whole pages"):
+            BarMemory(offset, size=size, mapped=True, read_only=read_only)
+    with pytest.raises(AuthorError, match="no write is seen"):
+        BarMemory(0, size=PAGE, mapped=True).on_write(lambda *_: None)
+
+
+def test_a_rom_is_bytes_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "rom").write_bytes(IMAGE)
+    for rom in (IMAGE, tmp_path / "rom"):
+        function = PciDeviceFunction(Display(rom))
+        function.connected(Client())
+        assert bytes(function.region_read(PciRegion.ROM, 0, len(IMAGE))) == IMAGE
+        assert function.config.load(0x104, 8) == 0x1122_3344_5566_7788
+    for wrong, why in (
+        (tmp_path / "none", "No such file"),
+        (b"\x7fELF", "begins with"),
+        (Path("/dev/zero"), "room for"),
+    ):
+        with pytest.raises(DeviceError, match=why):
+            PciDeviceFunction(Display(wrong))
