@@ -14,6 +14,7 @@ from benchmarks import (
     stall,
     startup,
     steps,
+    supervision,
 )
 from benchmarks.measure import Benchmark
 
@@ -29,6 +30,7 @@ _ALL = (
     net,
     scaling,
     processes,
+    supervision,
     isolation,
     engines,
 )

@@ -20,6 +20,7 @@ from benchmarks import (
     stall,
     startup,
     steps,
+    supervision,
 )
 from benchmarks.measure import Options, Row
 from benchmarks.server import served
@@ -150,6 +151,12 @@ def test_scaling_and_processes() -> None:
     rows = check(scaling.run(SHORT), *(next(iter(series)) for series in scaling.SERIES))
     assert rows["size: 256 KiB"].ours[0] > 1
     check(processes.run(SHORT), "in one process", "apart, other idle")
+
+
+@pytest.mark.variant
+def test_supervision() -> None:
+    rows = check(supervision.run(SHORT), "--processes")
+    assert len(rows) == 4
 
 
 @pytest.mark.variant
