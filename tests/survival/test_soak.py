@@ -1,12 +1,15 @@
 """scripts/soak: a short one finds nothing, what is wrong is found, and the report says both."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vfiouser_virtio import vm
+from vfiouser_virtio.protocols.vfio_user import Command
+from vfiouser_virtio.testing.soak import visits
 from vfiouser_virtio.testing.soak.__main__ import main
 from vfiouser_virtio.testing.soak.children import children
 from vfiouser_virtio.testing.soak.growth import Growth, HeldSample
@@ -41,6 +44,28 @@ async def test_a_device_that_fails_its_visitors_is_found(tmp_path: Path) -> None
         server = VisitedServer(processes, tmp_path, plan, seed=1)
         await server.run(lambda: False)
     assert "broken: blk" in server.result.complaints[0]
+
+
+async def test_what_a_server_keeps_for_good_is_there_after_a_good_visitor(tmp_path: Path) -> None:
+    """An eventfd for each queue, which hostile clients ask for at times, and QEMU: later it would look like a leak."""
+
+    def eventfds() -> int:
+        return sum(os.readlink(each).endswith("[eventfd]") for each in Path(f"/proc/{server.pid}/fd").iterdir())
+
+    path = str(tmp_path / "net.sock")
+    log = tmp_path / "log"
+    async with children() as processes:
+        device = f"net,hub=kept,queues=2,socket={path}"
+        server = await processes.start("vfiouser_virtio.cli:main", ["serve", "--device", device], log=log)
+        await visits.visit_once("good", "net", path)
+        before = eventfds()
+        async with visits.connected(path) as (client, _):
+            reply = await client.call(Command.DEVICE_GET_REGION_IO_FDS, visits.IO_FDS)
+        assert reply is not None
+        assert not reply.error
+        after = eventfds()
+        await server.kill_family()
+    assert before == after > 0
 
 
 def test_growth_is_found() -> None:

@@ -19,7 +19,7 @@ import trio
 
 from vfiouser_virtio.background import background
 from vfiouser_virtio.groups import leaves
-from vfiouser_virtio.protocols.vfio_user import Command
+from vfiouser_virtio.protocols.vfio_user import REGION_IO_FDS, Command
 from vfiouser_virtio.protocols.virtio import net
 from vfiouser_virtio.testing.fuzz.case import Case, Kind, Memory
 from vfiouser_virtio.testing.fuzz.client import FuzzClient, hello
@@ -30,6 +30,7 @@ from vfiouser_virtio.testing.fuzz.ram import FuzzRam
 from vfiouser_virtio.testing.fuzz.run import generate
 from vfiouser_virtio.testing.fuzz.targets import TARGETS, FuzzTarget
 from vfiouser_virtio.testing.raw.client import raw_message
+from vfiouser_virtio.transports.pci import VIRTIO_BAR
 
 TIMEOUT = 120.0
 """Seconds for whatever a server is asked: the soak is niced, on a machine that does much else."""
@@ -45,6 +46,10 @@ class VisitStatus(IntEnum):
     DONE = 0
     FOUND = 4
     """Something is wrong; it is on stderr."""
+
+
+# For each queue an eventfd, made when it is asked for first, and then kept: to be early, as growth is looked for.
+IO_FDS = REGION_IO_FDS.build({"argsz": 1024, "flags": 0, "index": VIRTIO_BAR, "count": 0})
 
 
 class _Unwatched(Bounds):
@@ -103,14 +108,20 @@ async def _visit_all(sockets: Sequence[tuple[str, str]], chance: random.Random, 
             raise
 
 
+async def visit_once(way: str, kind: str, path: str, memory: Memory = "shared", seed: int = 1) -> None:
+    """One visit to a device. Raises Found."""
+    await _visit(way, kind, path, memory, random.Random(seed), lies=False)
+
+
 async def _visit(way: str, kind: str, path: str, memory: Memory, chance: random.Random, lies: bool) -> None:
     target = _target(kind)
-    async with _connected(path) as (client, ram):
+    async with connected(path) as (client, ram):
         bounds = _Unwatched()
         if way == "good":
             driver = FuzzDriver(client, ram, bounds, memory)
             await driver.map()
             await driver.bring_up()
+            await client.call(Command.DEVICE_GET_REGION_IO_FDS, IO_FDS)
             await target.works(driver)
             await driver.reset()
             if client.closed.is_set():
@@ -145,7 +156,7 @@ async def _steps(way: str, case: Case, performer: Performer, chance: random.Rand
 
 
 @asynccontextmanager
-async def _connected(path: str) -> AsyncIterator[tuple[FuzzClient, FuzzRam]]:
+async def connected(path: str) -> AsyncIterator[tuple[FuzzClient, FuzzRam]]:
     """A client that has said VERSION; one that is sent away comes again, as the one before may not have gone yet."""
     with closing(FuzzRam()) as ram, trio.CancelScope() as deadline:
         deadline.deadline = trio.current_time() + TIMEOUT
