@@ -22,6 +22,7 @@ pytestmark = pytest.mark.once
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TESTED = {
     "dice.py", "failing_disk.py", "thermometer.py", "test_thermometer.py", "scratch_pci.py",
+    "i2c_board.py", "pci/accelerator.py", "pci/idio16.py", "pci/ismt.py", "pci/uart.py",
     "chips/at24.py", "chips/bmp280.py", "chips/buses.py", "chips/lm75.py",
     "pci/edu.py", "pci/edu_driver.py",
 }  # fmt: skip

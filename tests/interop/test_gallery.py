@@ -1,0 +1,114 @@
+"""Devices of examples/pci in front of the drivers that stock Debian has for them, all in one guest."""
+
+import pytest
+import trio
+from i2c_board import I2cBoard
+from pci.accelerator import Accelerator
+from pci.idio16 import Idio16
+from pci.uart import Uart
+from support import gallery
+from support.amounts import Amounts
+
+from vfiouser_virtio import serve, vm
+from vfiouser_virtio.backends.pair import pair
+
+pytestmark = pytest.mark.qemu
+
+UIO = "1234 5a12"
+
+
+class Terminal:
+    """Far end of the serial line: sends back what comes, and then is a person who types."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+
+    async def echo(self) -> None:
+        """Send back what comes, until cancelled."""
+        async for data in self._stream:
+            await self._stream.send_all(data)
+
+    async def answer(self, prompt: str, answer: str) -> None:
+        """Wait for a prompt, and type."""
+        seen = b""
+        with trio.fail_after(120):
+            while prompt.encode() not in seen:
+                seen += await self._stream.receive_some()
+        await self._stream.send_all(answer.encode())
+
+
+class Workshop:
+    """The guest, and the devices in it."""
+
+    def __init__(self, guest: vm.Guest, idio: Idio16, terminal: Terminal, board: I2cBoard) -> None:
+        self.guest, self.idio, self.terminal, self.board = guest, idio, terminal, board
+
+    async def run(self, script: str) -> list[str]:
+        result = await self.guest.run(f"set -e\n{gallery.FIND}\n{script}", timeout=240, check=True)
+        return result.output.splitlines()
+
+    async def use_all(self, text: str) -> None:
+        """What each device is for, by its driver."""
+        self.idio.outputs_low.value = self.idio.outputs_high.value = 0
+        self.idio.inputs = 0
+        slot = (await self.run("find_device 494f:0dc8"))[0].rpartition("/")[2]
+        assert await self.run(gallery.GPIO) == [
+            slot, "32", "OUT3 1 IIN3 1", "OUT3 0 IIN3 0", "OUT3 1 IIN3 1", "IIN12 1 IIN13 0"
+        ]  # fmt: skip
+        assert self.idio.outputs == 1 << 3 | 1 << 12
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.terminal.echo)
+            assert await self.run(gallery.ECHO) == ["hello over the wire", "all of it"]
+            nursery.cancel_scope.cancel()
+        self.board.thermometer.celsius = -12.5
+        self.board.barometer.celsius, self.board.barometer.pascal = 23.0, 98765.0
+        said = await self.run(gallery.I2C % {"text": text, "length": len(f"over pages: {text}")})
+        assert said[:2] == ["lm75 -12500 60500 75000", f"eeprom vfiouser-virtio, over pages: {text}"]
+        assert bytes(self.board.eeprom.memory[20:]).startswith(f"over pages: {text}".encode())
+        assert self.board.thermometer.limits[3] == 60.5
+        name, celsius, pascal = said[2].split()
+        assert name == "bmp280"
+        assert float(celsius) == pytest.approx(23_000, abs=20)
+        assert float(pascal) == pytest.approx(98.765, abs=0.01)
+        assert await self.run(gallery.ACCELERATOR % {"ram": gallery.RAM}) == [
+            "interrupts 4 status 0x00000001 head 0x00000002",
+            "results 0x00000001 0x00000002",
+            "digest",
+            "status 0x00000000",
+        ]
+
+    async def log_in(self) -> None:
+        """A login over the serial port, and a command."""
+        await self.run(gallery.LOGIN)
+        await self.terminal.answer("login: ", "root\n")
+        # The shell asks a terminal where its cursor is, once it is ready for what is typed.
+        await self.terminal.answer("# \x1b[6n", "echo $((6 * 7)) is the answer; exit\n")
+        await self.terminal.answer("42 is the answer\r\n", "")
+
+    async def errors(self) -> list[str]:
+        """What the guest's kernel calls an error, other than that a second was over (ETIMEDOUT)."""
+        bad = [line for line in await self.run("dmesg -r") if line[:3] in ("<0>", "<1>", "<2>", "<3>")]
+        return [line for line in bad if "-110" not in line]
+
+
+async def test_stock_drivers_work_with_the_gallery(amounts: Amounts) -> None:
+    qemu, image = vm.find_qemu(), vm.guest_image("trixie:amd64", more_modules=gallery.MODULES)
+    chardev, stream = pair()
+    idio, board = Idio16(loopback=True), I2cBoard()
+    async with (
+        stream,
+        serve(idio, Uart(chardev=chardev), board, Accelerator()) as served,
+        vm.boot_guest(qemu, image, devices=served.qemu_devices, append=gallery.APPEND) as guest,
+    ):
+        workshop = Workshop(guest, idio, Terminal(stream), board)
+        await workshop.run(f"echo {UIO} >/sys/bus/pci/drivers/uio_pci_generic/new_id")
+        await workshop.use_all("first")
+        await workshop.log_in()
+        for device_id, driver in gallery.DRIVERS.items():
+            await workshop.run(gallery.REBIND % {"id": device_id, "driver": driver, "times": amounts.gallery_rebinds})
+        await workshop.use_all("bound again")
+        assert await workshop.errors() == []
+        await guest.reboot()
+        await workshop.run(f"echo {UIO} >/sys/bus/pci/drivers/uio_pci_generic/new_id")
+        await workshop.use_all("after a reboot")
+        assert await workshop.errors() == []
