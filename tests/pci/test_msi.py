@@ -1,14 +1,19 @@
 """MSI: its registers as a driver finds them, masks and pending bits, and one call for whichever kind is enabled."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import trio
 from support.pci import BOOL, EVENTFD, IDENTITY, NONE, TRIGGER, UNMASK, EventFds, Machine, events, open_fds
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.pci import Msi, PciFunction
+from vfiouser_virtio.guest import MsiInfo, enumerate_function, set_msi
+from vfiouser_virtio.pci import Capability, Msi, PciFunction
 from vfiouser_virtio.protocols.pci import MSI_CAP, MSI_FLAGS_64BIT, MsiFlags, MsixFlags, PciCommand, PciStatus
 from vfiouser_virtio.vfio_device import IrqInfoFlags, PciIrq
+from vfiouser_virtio.vfio_user import Server, listen_path
+from vfiouser_virtio.vfio_user.client import connect
 
 MASK, PENDING = 0x10, 0x14
 
@@ -185,6 +190,63 @@ def test_an_engine_that_keeps_the_eventfds_is_asked(machine: MsiMachine) -> None
     machine.function.irq(1)
     assert sent == [2, 1]
     assert machine.pending() == 0
+
+
+async def test_our_driver_finds_it_and_gets_its_messages(tmp_path: Path) -> None:
+    function = PciFunction(IDENTITY)
+    cap = function.add_msi(8)
+    path = tmp_path / "msi.sock"
+    counts = [0] * 4
+
+    def handler(vector: int) -> Callable[[], None]:
+        def called() -> None:
+            counts[vector] += 1
+
+        return called
+
+    async def wait(expected: list[int]) -> None:
+        while counts != expected:
+            await trio.sleep(0.001)
+
+    with trio.fail_after(60), listen_path(path) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Server(function).serve, listener)
+            async with connect(path) as client:
+                info = await enumerate_function(client)
+                assert info.msi == MsiInfo(cap, 8, maskable=True)
+                with pytest.raises(ValueError, match="16 of 8"):
+                    await set_msi(client, info.msi, 16)
+                with pytest.raises(ValueError, match="3 of 8"):
+                    await set_msi(client, info.msi, 3)
+                await client.connect_msi([handler(vector) for vector in range(4)])
+                await set_msi(client, info.msi, 4)
+                for vector in (0, 3, 6):
+                    function.irq(vector)
+                await wait([1, 0, 1, 1])
+                await set_msi(client, info.msi, 0)
+                await client.connect_msi([])
+                function.irq(0)
+                await client.config_read(0, 4)
+                assert counts == [1, 0, 1, 1]
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("flags", "size"), [(0x000, 10), (0x082, 14), (0x10A, 20), (0x184, 24), (0x00E, 10)])
+async def test_our_driver_knows_all_four_forms(flags: int, size: int, tmp_path: Path) -> None:
+    function = PciFunction(IDENTITY)
+    at = function.add_capability(Capability(bytes([5, 0, *flags.to_bytes(2, "little"), *range(4, size)])))
+    path = tmp_path / "msi.sock"
+    with trio.fail_after(60), listen_path(path) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Server(function).serve, listener)
+            async with connect(path) as client:
+                info = await enumerate_function(client)
+            nursery.cancel_scope.cancel()
+    found = info.find(5)
+    assert found is not None
+    assert (found.offset, found.data[4:]) == (at, bytes(range(4, size)))
+    vectors = min(1 << (flags >> 1 & 7), 32)
+    assert info.msi == MsiInfo(at, vectors, maskable=bool(flags & 0x100))
 
 
 class Lines:

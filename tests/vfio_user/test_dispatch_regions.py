@@ -57,6 +57,14 @@ def test_region_capabilities_in_two_rounds(send: Send, device: EchoDevice) -> No
     assert vu.SPARSE_MMAP.parse(parsed.capabilities[8:]).areas[1].offset == 0x2000
 
 
+def test_a_client_that_takes_no_fds_is_not_offered_to_map(send: Send, device: EchoDevice) -> None:
+    device.capabilities[4] = ((vu.RegionInfoCap.SPARSE_MMAP, 1, sparse((0, 0x1000))),)
+    device.region_fds[4] = (0,)
+    answer = send(5, region_info(4, 4096), max_msg_fds=0)
+    assert answer.payload == struct.pack("<IIIIQQ", 32, 3, 4, 0, 0x4000, 0)
+    assert answer.fds == ()
+
+
 def test_a_chain_of_capabilities(send: Send, device: EchoDevice) -> None:
     device.capabilities[4] = ((3, 1, b""), (99, 2, b"abc"), (1, 1, sparse((0, 0x1000))))
     payload = send(5, region_info(4, 4096)).payload

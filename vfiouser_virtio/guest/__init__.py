@@ -22,10 +22,12 @@ from vfiouser_virtio.guest.packed_virtqueue import PackedVirtqueue
 from vfiouser_virtio.guest.pci import (
     BarInfo,
     CapabilityInfo,
+    MsiInfo,
     MsixInfo,
     PciFunctionInfo,
     enumerate_function,
     set_command,
+    set_msi,
     set_msix,
 )
 from vfiouser_virtio.guest.pci_driver import VirtioPciDriver
@@ -74,6 +76,7 @@ __all__ = [
     "FeaturesRefused",
     "Ids",
     "Interrupts",
+    "MsiInfo",
     "MsixInfo",
     "PackedVirtqueue",
     "PciFunctionInfo",
@@ -102,6 +105,7 @@ __all__ = [
     "new_vq",
     "resize_vq",
     "set_command",
+    "set_msi",
     "set_msix",
     "virtio_ids",
     "virtio_structures",

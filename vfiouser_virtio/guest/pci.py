@@ -13,6 +13,9 @@ from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import (
     CFG_SPACE_SIZE,
     EXP_CAP,
+    MSI_CAP,
+    MSI_FLAGS_64BIT,
+    MSI_MAX_VECTORS,
     MSIX_CAP,
     PM_CAP,
     STD_HEADER_SIZEOF,
@@ -20,6 +23,7 @@ from vfiouser_virtio.protocols.pci import (
     TYPE0_HEADER,
     BaseAddress,
     CapId,
+    MsiFlags,
     MsixFlags,
     PciCommand,
     PciStatus,
@@ -27,7 +31,7 @@ from vfiouser_virtio.protocols.pci import (
 from vfiouser_virtio.protocols.virtio.ids import PCI_DEVICE_ID_BASE
 
 _HEADER = offsets(TYPE0_HEADER)
-_MSIX = offsets(MSIX_CAP)
+_MSI, _MSIX = offsets(MSI_CAP), offsets(MSIX_CAP)
 _BAR0 = _HEADER["base_address"][0]
 _HEADER_TYPE_MASK = 0x7F  # bit 7: multi-function device
 # A capability takes at least four bytes, so that is how many there can be (Linux has the same bound).
@@ -74,6 +78,15 @@ class MsixInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class MsiInfo:
+    """MSI capability at ``offset`` of config space: how many vectors, and whether each has a mask bit."""
+
+    offset: int
+    vectors: int
+    maskable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PciFunctionInfo:
     """PCI function as it was found. Transport.ids, too: it has all that `guest.ports.Ids` asks for."""
 
@@ -92,6 +105,7 @@ class PciFunctionInfo:
     capabilities: tuple[CapabilityInfo, ...]
     """In the order of the list."""
     msix: MsixInfo | None
+    msi: MsiInfo | None = None
 
     @property
     def virtio_id(self) -> int:
@@ -141,6 +155,7 @@ async def enumerate_function(port: PciPort) -> PciFunctionInfo:
         status=status,
         bars=bars,
         capabilities=capabilities,
+        msi=next((_msi(capability) for capability in capabilities if capability.id == CapId.MSI), None),
         msix=next((_msix(capability) for capability in capabilities if capability.id == CapId.MSIX), None),
     )
 
@@ -158,6 +173,19 @@ async def set_msix(port: PciPort, msix: MsixInfo, *, enable: bool, mask_all: boo
     flags = await port.config_read(msix.offset + at, size) & ~(MsixFlags.ENABLE | MsixFlags.MASKALL)
     flags |= MsixFlags.ENABLE * enable | MsixFlags.MASKALL * mask_all
     await port.config_write(msix.offset + at, size, int(flags))
+
+
+async def set_msi(port: PciPort, msi: MsiInfo, vectors: int) -> None:
+    """Write message control (6.8.1.3): grant ``vectors``, a power of two, and enable MSI; 0: disable it.
+
+    Where a message goes to is for the port: a guest's CPU writes address and data before.
+    """
+    if vectors > msi.vectors or vectors.bit_count() > 1:
+        raise ValueError(f"MSI with {vectors} of {msi.vectors} vectors")
+    granted = (vectors.bit_length() - 1 << 4 | MsiFlags.ENABLE) if vectors else 0
+    at, size = _MSI["flags"]
+    flags = await port.config_read(msi.offset + at, size) & ~(MsiFlags.ENABLE | MsiFlags.QSIZE)
+    await port.config_write(msi.offset + at, size, int(flags | granted))
 
 
 async def _size_bars(port: PciPort) -> tuple[BarInfo, ...]:
@@ -236,7 +264,13 @@ async def _walk_capabilities(port: PciPort) -> tuple[CapabilityInfo, ...]:
 
 async def _read_capability(port: PciPort, at: int) -> CapabilityInfo:
     first = (await port.config_read(at, 4)).to_bytes(4, "little")
-    size = first[2] if first[0] == CapId.VNDR else _CAPABILITY_SIZES.get(CapId(first[0]), 0) if _known(first[0]) else 0
+    if first[0] == CapId.VNDR:
+        size = first[2]
+    elif first[0] == CapId.MSI:
+        flags = int.from_bytes(first[2:4], "little")
+        size = 10 + 4 * bool(flags & MSI_FLAGS_64BIT) + 10 * bool(flags & MsiFlags.MASKBIT)  # four forms (6.8.1)
+    else:
+        size = _CAPABILITY_SIZES.get(CapId(first[0]), 0) if _known(first[0]) else 0
     end = max(at + size, at + _UNKNOWN_SIZE)
     if end > CFG_SPACE_SIZE:
         raise DeviceBroken(f"{port.name}: capability {first[0]:#04x} at {at:#04x} ends beyond config space", "PI1")
@@ -248,6 +282,14 @@ async def _read_capability(port: PciPort, at: int) -> CapabilityInfo:
 
 def _known(cap_id: int) -> bool:
     return cap_id in {*CapId}
+
+
+def _msi(capability: CapabilityInfo) -> MsiInfo:
+    at, size = _MSI["flags"]
+    flags = int.from_bytes(capability.data[at : at + size], "little")
+    # Numbers above that of 32 vectors are reserved.
+    vectors = 1 << min((flags & MsiFlags.QMASK) >> 1, MSI_MAX_VECTORS.bit_length() - 1)
+    return MsiInfo(capability.offset, vectors, maskable=bool(flags & MsiFlags.MASKBIT))
 
 
 def _msix(capability: CapabilityInfo) -> MsixInfo:

@@ -301,6 +301,8 @@ def _capability(function: PciFunctionInfo, capability: CapabilityInfo) -> Survey
     if number == CapId.MSIX and (msix := function.msix) is not None and msix.offset == capability.offset:
         table, pba = f"BAR{msix.table_bar} {msix.table_offset:#x}", f"BAR{msix.pba_bar} {msix.pba_offset:#x}"
         detail = f"{msix.vectors} vectors, table at {table}, pending bits at {pba}"
+    elif number == CapId.MSI and (msi := function.msi) is not None and msi.offset == capability.offset:
+        detail = f"{msi.vectors} vectors, {'with' if msi.maskable else 'without'} mask bits"
     elif number == CapId.PM:
         keeps = "keeps its state" if value(_PM["ctrl"]) & PmCtrl.NO_SOFT_RESET else "is reset"
         detail = f"version {value(_PM['pmc']) & 7}, {keeps} from D3hot to D0"

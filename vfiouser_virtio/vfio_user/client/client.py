@@ -193,6 +193,10 @@ class Client(ClientConnection):
         """MSI-X vectors 0 … len-1 (``PciPort``)."""
         await self.connect_irqs(PciIrq.MSIX, handlers)
 
+    async def connect_msi(self, handlers: Sequence[Handler]) -> None:
+        """MSI vectors 0 … len-1; as `connect_msix`."""
+        await self.connect_irqs(PciIrq.MSI, handlers)
+
     async def connect_intx(self, handler: Handler | None, *, resample: bool = False) -> None:
         """INTx (``PciPort``): it is masked when it fires, and unmasked after the handler, as QEMU does it.
 
