@@ -7,8 +7,10 @@ from pathlib import Path
 
 import trio
 from support.command import PATIENCE, run_command, serve_process
+from support.pci_chip import Chip
 
 from vfiouser_virtio.protocols.vfio_user import PciRegion
+from vfiouser_virtio.serving.register_names import RegisterNames
 from vfiouser_virtio.vfio_user import connect
 
 CHIP = '''
@@ -43,7 +45,9 @@ async def test_burndown_and_spin(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "lazy.py").write_text(CHIP)
     report = folder / "report.json"
-    arguments = ["--device", f"lazy.py:Lazy,burndown={report},spin=50,unmodelled=zero", "--log-level", "info"]
+    trace = folder / "trace.txt"
+    arguments = ["--device", f"lazy.py:Lazy,burndown={report},spin=50,unmodelled=zero"]
+    arguments += ["--log-level", "info", f"--trace={trace}"]
     async with serve_process(*arguments, folder=folder) as serving:
         async with connect(serving.sockets[0]) as client:
             await client.region_write(PciRegion.CONFIG, 4, b"\6\0")
@@ -66,6 +70,9 @@ async def test_burndown_and_spin(tmp_path: Path) -> None:
         assert await serving.terminate() == 0
         reports = [json.loads(line) for line in report.read_text().splitlines()]
         assert [each["why"] for each in reports] == ["SIGUSR1", "client gone", "end"]
+        traced = trace.read_text()
+        assert "REGION_WRITE BAR0+0x0 start = 0x00000000" in traced
+        assert "REGION_READ BAR0+0x4 ready = 0x00000000" in traced
         assert "2 of 3 registers were used; not modelled, 1 kinds: read 2 bytes at BAR0+0x40" in serving.log.read_text()
 
 
@@ -82,3 +89,16 @@ def test_what_it_says_of_its_options(tmp_path: Path) -> None:
     assert "lazy0: --supervise is for virtio devices" in supervised.stderr
     audited = run_command("serve", "--audit", "--device", "lazy.py:Lazy", cwd=tmp_path)
     assert "--audit is of virtio drivers" in audited.stderr
+
+
+def test_names_of_registers() -> None:
+    names = RegisterNames(Chip)
+    assert names(0, 0x04) == "control"
+    assert names(0, 0x07) == "control+0x3"
+    assert names(0, 0x24) == "scratch[2]"
+    assert names(0, 0x134) == "channels[3].address+0x4"
+    assert names(0, 0x810) == "ram+0x10"
+    assert names(2, 0x00) == "wide"
+    assert [names(0, 0x50), names(0, 0xFFF), names(1, 0), names(8, 0)] == [""] * 4
+    assert names(PciRegion.CONFIG, 0x04) == "command"
+    assert names(PciRegion.CONFIG, 0x40) == ""

@@ -141,6 +141,21 @@ def declarations(of: type) -> Iterator[tuple[str, object]]:
     yield from found.items()
 
 
+def lay_out(name: str, declared: Declaration, base: int = 0) -> Iterator[tuple[int, BarPart, str]]:
+    """Offset, declaration and name of each part of what is declared."""
+    if isinstance(declared, BarPart):
+        yield base + declared.offset, declared, name
+    elif isinstance(declared, PartArray):
+        for index in range(declared.count):
+            yield base + declared.element.offset + index * declared.stride, declared.element, f"{name}[{index}]"
+    else:
+        for index in range(declared.count):
+            for inner, each in declarations(declared.bank):
+                if is_declaration(each):
+                    at = base + declared.offset + index * declared.stride
+                    yield from lay_out(f"{name}[{index}].{inner}", each, at)
+
+
 def place(
     device: "PciDevice", owner: object, name: str, declared: Declaration, base: int, prefix: str
 ) -> list[BarPart]:

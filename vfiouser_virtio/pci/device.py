@@ -27,7 +27,6 @@ from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.pci.accesses import Accesses, UnmodelledPolicy
 from vfiouser_virtio.pci.arrays import Declaration, PartArray, declarations, is_declaration, place
-from vfiouser_virtio.pci.bar_part import BarPart
 from vfiouser_virtio.pci.bar_space import BarDeclaration, BarSpace
 from vfiouser_virtio.pci.capabilities import Capability
 from vfiouser_virtio.pci.dma import Dma
@@ -134,19 +133,8 @@ class PciDevice:
         self.reset()
 
     def _place(self) -> None:
-        found: dict[int, tuple[BarDeclaration, list[BarPart]]] = {}
-        current: int | None = None
-        for name, declared in declarations(type(self)):
-            if isinstance(declared, BarDeclaration):
-                current = declared.index
-                found[current] = declared, []
-            elif is_declaration(declared):
-                wanted = _bar_of(declared)
-                index = current if wanted is None else wanted
-                if index not in found:
-                    raise AuthorError(f"{type(self).__name__}.{name}: declare its BAR above it: regs = bar(0, size=…)")
-                found[index][1].extend(place(self, self, name, declared, 0, ""))
-        for index, (bar, parts) in found.items():
+        for index, (bar, declared) in bars_of(type(self)).items():
+            parts = [part for name, each in declared for part in place(self, self, name, each, 0, "")]
             space = BarSpace(bar, parts, self.log, _Unmodelled(self), self._failed)
             self.bars[index] = bar, space
             self.accesses.spaces.append(space)
@@ -156,6 +144,26 @@ class PciDevice:
 
     def _raise(self, _what: str, error: Exception) -> None:
         raise error
+
+
+def bars_of(device: type[PciDevice]) -> dict[int, tuple[BarDeclaration, list[tuple[str, Declaration]]]]:
+    """The BARs of a class by index, each with the names and declarations of what lies in it.
+
+    Raises AuthorError where something lies in a BAR that is not declared above it.
+    """
+    found: dict[int, tuple[BarDeclaration, list[tuple[str, Declaration]]]] = {}
+    current: int | None = None
+    for name, declared in declarations(device):
+        if isinstance(declared, BarDeclaration):
+            current = declared.index
+            found[current] = declared, []
+        elif is_declaration(declared):
+            wanted = _bar_of(declared)
+            index = current if wanted is None else wanted
+            if index is None or index not in found:
+                raise AuthorError(f"{device.__name__}.{name}: declare its BAR above it: regs = bar(0, size=…)")
+            found[index][1].append((name, declared))
+    return found
 
 
 class _Unmodelled:

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum, IntFlag
 from typing import Any
 
@@ -46,8 +46,28 @@ _DULL = frozenset({"argsz", "_io"})
 _HEADER_OFFSETS = offsets(TYPE0_HEADER)
 
 
-def decode(message: Message) -> str:
-    """One line that says what ``message`` says; bytes in hex where it is not what its command has."""
+def virtio_register(region: int, offset: int) -> str:
+    """The name of what is at an offset of a region of a `VirtioPci`: ``device_status``; empty where it has none."""
+    if region == PciRegion.CONFIG and offset < STD_HEADER_SIZEOF:
+        return _at(_HEADER_OFFSETS, offset)
+    if region != VIRTIO_BAR:
+        return ""
+    if offset >= NOTIFY:
+        return f"notify queue {(offset - NOTIFY) // NOTIFY_MULTIPLIER}"
+    if offset >= DEVICE:
+        return f"device configuration+{offset - DEVICE:#x}"
+    return "isr_status" if offset >= ISR else _at(COMMON_CFG_OFFSETS, offset - COMMON)
+
+
+NameOf = Callable[[int, int], str]
+"""What is at an offset of a region."""
+
+
+def decode(message: Message, name_of: NameOf = virtio_register) -> str:
+    """One line that says what ``message`` says; bytes in hex where it is not what its command has.
+
+    ``name_of`` names registers: by default those of virtio devices on PCI.
+    """
     try:
         command = Command(message.command)
     except ValueError:
@@ -58,13 +78,13 @@ def decode(message: Message) -> str:
     if message.flags & MessageFlags.ERROR:
         words.append(f"refused: {errno.errorcode.get(message.error, message.error)}")
     else:
-        words += _body(command, message)
+        words += _body(command, message, name_of)
     if message.fds:
         words.append(f"with {len(message.fds)} fd{'s' if len(message.fds) > 1 else ''}")
     return " ".join(words)
 
 
-def decode_fields(message: Message) -> dict[str, object]:
+def decode_fields(message: Message, name_of: NameOf = virtio_register) -> dict[str, object]:
     """The same as names and values that JSON has; bytes in hex, the first 32 of them, and their ``count``."""
     try:
         command: Command | None = Command(message.command)
@@ -90,7 +110,7 @@ def decode_fields(message: Message) -> dict[str, object]:
     match command:
         case Command.REGION_READ | Command.REGION_WRITE:
             access = parsed.get("access", parsed)
-            said |= _place(access.region, access.offset)
+            said |= _place(access.region, access.offset, name_of)
             said |= {"count": access.count} | (_data(parsed["data"]) if "data" in parsed else {})
         case Command.DMA_READ | Command.DMA_WRITE:
             access = parsed.get("access", parsed)
@@ -98,7 +118,7 @@ def decode_fields(message: Message) -> dict[str, object]:
             said |= _data(parsed["data"]) if "data" in parsed else {}
         case Command.REGION_WRITE_MULTI if not message.is_reply:
             said["writes"] = [
-                _place(write.region, write.offset) | {"count": write.count} | _data(write.data[: write.count])
+                _place(write.region, write.offset, name_of) | {"count": write.count} | _data(write.data[: write.count])
                 for write in parsed.wrs
             ]
         case Command.VERSION:
@@ -108,9 +128,9 @@ def decode_fields(message: Message) -> dict[str, object]:
     return said
 
 
-def _place(region: int, offset: int) -> dict[str, object]:
+def _place(region: int, offset: int, name_of: NameOf) -> dict[str, object]:
     where: dict[str, object] = {"region": _region(region), "offset": offset}
-    if field := _field(region, offset):
+    if field := name_of(region, offset):
         where["register"] = field
     return where
 
@@ -140,9 +160,9 @@ def _values(command: Command, parsed: Mapping[str, object]) -> dict[str, object]
     return said
 
 
-def register(region: int, offset: int) -> str:
-    """What is at an offset of a region of a `VirtioPci`: ``BAR4+0x14 device_status``."""
-    return f"{_region(region)}+{offset:#x} {_field(region, offset)}".rstrip()
+def register(region: int, offset: int, name_of: NameOf = virtio_register) -> str:
+    """What is at an offset of a region: ``BAR4+0x14 device_status``."""
+    return f"{_region(region)}+{offset:#x} {name_of(region, offset)}".rstrip()
 
 
 def _region(region: int) -> str:
@@ -150,18 +170,6 @@ def _region(region: int) -> str:
         return PciRegion(region).name.lower() if region >= PciRegion.ROM else f"BAR{region}"
     except ValueError:
         return f"region {region}"
-
-
-def _field(region: int, offset: int) -> str:
-    if region == PciRegion.CONFIG and offset < STD_HEADER_SIZEOF:
-        return _at(_HEADER_OFFSETS, offset)
-    if region != VIRTIO_BAR:
-        return ""
-    if offset >= NOTIFY:
-        return f"notify queue {(offset - NOTIFY) // NOTIFY_MULTIPLIER}"
-    if offset >= DEVICE:
-        return f"device configuration+{offset - DEVICE:#x}"
-    return "isr_status" if offset >= ISR else _at(COMMON_CFG_OFFSETS, offset - COMMON)
 
 
 def _at(fields: Mapping[str, tuple[int, int]], offset: int) -> str:
@@ -172,7 +180,7 @@ def _at(fields: Mapping[str, tuple[int, int]], offset: int) -> str:
     return ""
 
 
-def _body(command: Command, message: Message) -> Iterator[str]:
+def _body(command: Command, message: Message, name_of: NameOf) -> Iterator[str]:
     formats = COMMANDS[command]
     body = bytes(message.body)
     if message.is_reply and not body:
@@ -186,7 +194,7 @@ def _body(command: Command, message: Message) -> Iterator[str]:
     match command:
         case Command.REGION_READ | Command.REGION_WRITE:
             access = parsed.get("access", parsed)
-            yield register(access.region, access.offset)
+            yield register(access.region, access.offset, name_of)
             yield _outcome(message, parsed, access.count)
         case Command.DMA_READ | Command.DMA_WRITE:
             access = parsed.get("access", parsed)
@@ -194,7 +202,7 @@ def _body(command: Command, message: Message) -> Iterator[str]:
             yield _outcome(message, parsed, access.count)
         case Command.REGION_WRITE_MULTI if not message.is_reply:
             for write in parsed.wrs:
-                yield f"{register(write.region, write.offset)} {_value(write.data[: write.count])};"
+                yield f"{register(write.region, write.offset, name_of)} {_value(write.data[: write.count])};"
         case Command.VERSION:
             yield f"{parsed.major}.{parsed.minor} {_json(parsed.data)}"
         case _:

@@ -31,6 +31,7 @@ from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.host_access import HostAccess
+from vfiouser_virtio.pci.device import PciDevice
 from vfiouser_virtio.removal import end_remover, remove_folder
 from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
 from vfiouser_virtio.serving.device_setup import DeviceSetup, made_in_thread, setups
@@ -38,6 +39,7 @@ from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
 from vfiouser_virtio.serving.guest_slots import GuestSlot
 from vfiouser_virtio.serving.pci_options import report_on_signal
 from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_arguments, qemu_device, shell_lines
+from vfiouser_virtio.serving.register_names import RegisterNames
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.vfio_user import ListenError, OpenTrace, from_systemd
@@ -224,9 +226,11 @@ def parsed(devices: Iterable[str | DeviceSpec | AnyDevice | AnyFunction]) -> lis
 
 @runtime_checkable
 class _KnowsTypes(Protocol):
-    """A trace that names the feature bits of devices: `trace.TraceLog`."""
+    """A trace that names the feature bits of devices, and registers: `trace.TraceLog`."""
 
     def know(self, device: str, feature_bits: type[IntEnum] | None) -> None: ...
+
+    def know_registers(self, device: str, name_of: Callable[[int, int], str]) -> None: ...
 
 
 def tell_types(wanted: Iterable[DeviceSetup], open_trace: object) -> None:
@@ -235,6 +239,8 @@ def tell_types(wanted: Iterable[DeviceSetup], open_trace: object) -> None:
         for setup in wanted:
             if issubclass(setup.device_class, Device):
                 open_trace.know(setup.name, setup.device_class.feature_bits)
+            elif issubclass(setup.device_class, PciDevice):
+                open_trace.know_registers(setup.name, RegisterNames(setup.device_class))
 
 
 def endpoint_of(setup: DeviceSetup, listener: Socket, host_side: str = "") -> Endpoint:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.protocols.vfio_user import Direction
-from vfiouser_virtio.serving.decode import decode, decode_fields
+from vfiouser_virtio.serving.decode import NameOf, decode, decode_fields, virtio_register
 from vfiouser_virtio.serving.feature_words import FeatureWords
 from vfiouser_virtio.serving.line_writer import LineWriter
 from vfiouser_virtio.serving.terminal import at_end
@@ -47,6 +47,7 @@ class TraceLog:
         self._limit = limit
         self._connections: dict[str, int] = {}
         self._feature_bits: dict[str, type[IntEnum] | None] = {}
+        self._names: dict[str, NameOf] = {}
         if not file:
             self._write = sys.stderr.write
             return
@@ -59,10 +60,15 @@ class TraceLog:
         """The feature bits of this device's type have these names."""
         self._feature_bits[device] = feature_bits
 
+    def know_registers(self, device: str, name_of: NameOf) -> None:
+        """The registers of this device, which is no virtio device, have these names."""
+        self._names[device] = name_of
+
     def __call__(self, device: str) -> Trace:
         """The trace of one connection to a device."""
         connection = self._connections[device] = self._connections.get(device, 0) + 1
         words_of = FeatureWords(self._feature_bits.get(device))
+        name_of = self._names.get(device, virtio_register)
 
         def trace(direction: Direction, message: Message) -> None:
             arrow, words = _DIRECTIONS[direction]
@@ -71,14 +77,14 @@ class TraceLog:
             if self._json:
                 said: dict[str, object] = {"time": round(now, 6), "monotonic": round(time.monotonic(), 6)}
                 said |= {"device": device, "connection": connection, "direction": words}
-                said |= decode_fields(message)
+                said |= decode_fields(message, name_of)
                 if features:
                     said["features"] = "; ".join(features)
                 self._put(json.dumps(said))
             else:
                 at = datetime.fromtimestamp(now).strftime("%H:%M:%S.%f")
                 named = f" ({'; '.join(features)})" if features else ""
-                self._put(f"{at} {device}#{connection} {arrow} {decode(message)}{named}")
+                self._put(f"{at} {device}#{connection} {arrow} {decode(message, name_of)}{named}")
 
         return trace
 
