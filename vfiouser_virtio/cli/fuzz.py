@@ -152,6 +152,14 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
         help="let coverage guide: run the cases in this folder first, make others from them, and add those that run "
         "new lines (Python 3.12 and later)",
     )
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        nargs="*",
+        metavar="FOLDER",
+        help="make no new cases: leave in the folder of --corpus the smallest ones that together run the same lines, "
+        "of its own and of these folders",
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser, *, stop: int) -> None:
@@ -213,6 +221,7 @@ def _self(arguments: argparse.Namespace) -> int:
         targets=tuple(arguments.target or TARGETS),
         out=arguments.out,
         corpus=arguments.corpus,
+        merge=_merged(arguments),
     )
     return _fuzz(arguments, "self", run.seed, fuzz_stack, run)
 
@@ -234,9 +243,23 @@ def _device(arguments: argparse.Namespace) -> int:
         targets=(target,),
         out=arguments.out,
         corpus=arguments.corpus,
+        merge=_merged(arguments),
         source=target.partition(":")[0],
     )
     return _fuzz(arguments, target, run.seed, fuzz_stack, run)
+
+
+def _merged(arguments: argparse.Namespace) -> list[Path] | None:
+    """The folders of --merge. Raises ConfigError."""
+    folders: list[Path] | None = arguments.merge
+    if folders is None:
+        return None
+    if arguments.corpus is None:
+        raise ConfigError("--merge: into which folder? Name it with --corpus")
+    for folder in (arguments.corpus, *folders):
+        if not folder.is_dir():
+            raise ConfigError(f"--merge: {folder} is no folder")
+    return folders
 
 
 def _socket(arguments: argparse.Namespace) -> int:
@@ -289,7 +312,10 @@ def _fuzz(arguments: argparse.Namespace, target: str, seed: int, work: "Work", o
     from vfiouser_virtio.testing.fuzz.jobs import run_jobs
     from vfiouser_virtio.testing.fuzz.report import FuzzReport
 
-    seconds = _SECONDS if arguments.seconds is None and arguments.cases is None else arguments.seconds
+    limited = (
+        arguments.seconds is not None or arguments.cases is not None or getattr(arguments, "merge", None) is not None
+    )
+    seconds = arguments.seconds if limited else _SECONDS
     report = FuzzReport(target, seed)
     note(f"seed {seed}")
     try:

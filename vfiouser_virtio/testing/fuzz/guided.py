@@ -32,6 +32,35 @@ class FuzzCorpus:
         files = sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_size, path.name))
         return [case for case in map(load, files) if case.target in targets]
 
+    def merge(
+        self,
+        others: Sequence[Path],
+        targets: Sequence[str],
+        run: Callable[[Case], object],
+        over: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Make the folder the least that runs all lines which its cases and those of ``others`` run, smallest first.
+
+        Cases for other targets stay as they are. False where it was ``over`` before: nothing was removed then.
+        Raises ConfigError for files that are no cases.
+        """
+        files = [path for folder in (self.folder, *others) for path in folder.glob("*.json")]
+        needless, saved = list[Path](), set[Path]()
+        for path in sorted(files, key=lambda path: (path.stat().st_size, path.parent != self.folder, path.name)):
+            case, is_ours = load(path), path.parent == self.folder
+            if case.target not in targets:
+                continue
+            if over():
+                return False
+            if not self.run(case, run):
+                needless += [path] if is_ours else []
+            elif not is_ours:
+                saved.add(self.save(case))
+        for path in needless:
+            if path not in saved:
+                path.unlink(missing_ok=True)
+        return True
+
     def run(self, case: Case, run: Callable[[Case], object]) -> bool:
         """Run a case, and keep it if it has run new lines; whether it was kept."""
         before = self.coverage.lines
@@ -41,8 +70,8 @@ class FuzzCorpus:
         self.cases.append(case)
         return True
 
-    def save(self, case: Case) -> None:
-        """Write a kept case. Raises ConfigError."""
+    def save(self, case: Case) -> Path:
+        """Write a kept case; the file. Raises ConfigError."""
         text = case.dumps()
         path = self.folder / f"{case.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         try:
@@ -50,6 +79,7 @@ class FuzzCorpus:
             path.write_text(text)
         except OSError as error:
             raise ConfigError(f"--corpus: cannot write {path}: {error.strerror}") from None
+        return path
 
     def offspring(self, random: Random, fresh: Case) -> Case:
         """A kept case with something of ``fresh`` in it, and a few things changed; else ``fresh`` itself."""

@@ -108,6 +108,8 @@ class StackRun:
     out: Path = Path("fuzz-findings")
     corpus: Path | None = None
     """Coverage guides, and cases that run new lines are kept here."""
+    merge: Sequence[Path] | None = None
+    """Folders whose cases are merged into the corpus, which is all that is done then."""
     source: str = ""
     """File of a user's device, whose lines count too."""
 
@@ -141,6 +143,12 @@ def _fuzz_stack(run: StackRun, share: Share, corpus: FuzzCorpus | None) -> None:
     def one(case: Case) -> None:
         run_some([case])
 
+    if corpus is not None and run.merge is not None:
+        whole = corpus.merge(run.merge, run.targets, one, share.over)
+        share.tell("lines", (corpus.coverage.lines, len(corpus.cases)))
+        if not whole:
+            share.tell("note", ("merge", "ended early: no case was removed"))
+        return
     if corpus is not None:
         for case in corpus.waiting(run.targets):
             if share.over():
