@@ -213,17 +213,19 @@ async def test_our_driver_finds_it_and_gets_its_messages(tmp_path: Path) -> None
             nursery.start_soon(Server(function).serve, listener)
             async with connect(path) as client:
                 info = await enumerate_function(client)
-                assert info.msi == MsiInfo(cap, 8, maskable=True)
+                msi = info.msi
+                assert msi is not None
+                assert msi == MsiInfo(cap, 8, maskable=True)
                 with pytest.raises(ValueError, match="16 of 8"):
-                    await set_msi(client, info.msi, 16)
+                    await set_msi(client, msi, 16)
                 with pytest.raises(ValueError, match="3 of 8"):
-                    await set_msi(client, info.msi, 3)
+                    await set_msi(client, msi, 3)
                 await client.connect_msi([handler(vector) for vector in range(4)])
-                await set_msi(client, info.msi, 4)
+                await set_msi(client, msi, 4)
                 for vector in (0, 3, 6):
                     function.irq(vector)
                 await wait([1, 0, 1, 1])
-                await set_msi(client, info.msi, 0)
+                await set_msi(client, msi, 0)
                 await client.connect_msi([])
                 function.irq(0)
                 await client.config_read(0, 4)
