@@ -35,6 +35,15 @@ async def test_driver(pci_guest: GuestFunction, pci_device: PciDevice) -> None:
     assert pci_device.accesses.report()["unmodelled"] == []
 
 
+async def test_driver_by_msi(pci_device: PciDevice) -> None:
+    async with pci_function(pci_device, interrupts="msi") as function:
+        driver = driver_of(function)
+        await driver.probe()
+        assert await driver.factorial(5) == 120
+        assert pci_device.irq[0].by_message
+    assert not pci_device.irq[0].by_message
+
+
 async def test_bad_dma_is_told_and_harmless(pci_device: PciDevice, caplog: pytest.LogCaptureFixture) -> None:
     async with pci_function(pci_device) as function:
         driver = driver_of(function)

@@ -7,9 +7,10 @@ import pytest
 from support.option_rom import option_rom
 from support.pci import Client
 
-from vfiouser_virtio.errors import AuthorError, DeviceError
+from vfiouser_virtio.errors import AuthorError, DeviceError, PeerError
 from vfiouser_virtio.pci import BarMemory, Identity, PciDevice, Register, bar, serial_number_capability
 from vfiouser_virtio.protocols.vfio_user import RegionFlags
+from vfiouser_virtio.testing.own_pci import pci_function
 from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 from vfiouser_virtio.vfio_device import PciRegion
 
@@ -57,6 +58,17 @@ def test_some_memory_is_mapped_and_the_rest_are_messages() -> None:
         assert guest[2 * PAGE : 2 * PAGE + 12] == b"logo" + bytes(8)
     assert "frames" not in device.accesses.unused()[0], "what cannot be seen is not said to be unused"
     function.disconnected()
+
+
+async def test_our_driver_maps_it() -> None:
+    device = Display()
+    async with pci_function(device) as function:
+        frames = await function.bar[2].map(2 * PAGE, 2 * PAGE)
+        assert bytes(frames[:4]) == b"logo"
+        frames[4:8] = b"type"
+        assert bytes(device.frames.data[:8]) == b"logotype"
+        with pytest.raises(PeerError, match="cannot be mapped"):
+            await function.bar[2].map(0, PAGE)
 
 
 def test_what_cannot_be_mapped() -> None:

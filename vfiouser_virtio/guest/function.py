@@ -16,11 +16,11 @@ from typing import Literal
 import trio
 
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.guest.pci import BarInfo, PciFunctionInfo, enumerate_function, set_command, set_msix
-from vfiouser_virtio.guest.ports import DmaMemory, PciPort
+from vfiouser_virtio.guest.pci import BarInfo, PciFunctionInfo, enumerate_function, set_command, set_msi, set_msix
+from vfiouser_virtio.guest.ports import DmaMemory, MappingPort, MsiPort, PciPort
 from vfiouser_virtio.protocols.pci import PciCommand
 
-FunctionInterrupts = Literal["msix", "intx", "none"]
+FunctionInterrupts = Literal["msix", "msi", "intx", "none"]
 
 
 class BarAccess:
@@ -57,6 +57,15 @@ class BarAccess:
     async def write8(self, offset: int, value: int) -> None:
         """As `write`."""
         await self.write(offset, 1, value)
+
+    async def map(self, offset: int, size: int) -> memoryview:
+        """Memory of the BAR, reached without a message from now on.
+
+        Raises PeerError where the device does not offer that, ConfigError over a port that cannot (QEMU by qtest).
+        """
+        if not isinstance(self._port, MappingPort):
+            raise ConfigError(f"{self._port.name}: memory cannot be mapped over this port: use carrier socket")
+        return await self._port.bar_map(self.index, offset, size)
 
     async def write16(self, offset: int, value: int) -> None:
         """As `write`."""
@@ -101,7 +110,7 @@ class GuestFunction:
         self.bar: Mapping[int, BarAccess] = {each.index: BarAccess(port, each) for each in info.bars}
         """BARs by their index."""
         self.irq = irq
-        """MSI-X vectors, or INTx alone."""
+        """Vectors of MSI-X or MSI, or INTx alone."""
 
     @property
     def memory(self) -> DmaMemory:
@@ -115,22 +124,29 @@ async def open_function(
 ) -> AsyncIterator[GuestFunction]:
     """Enumerate the function behind ``port``, enable it, and disable it in the end.
 
-    ``interrupts`` are MSI-X where it has that, else INTx, else none. Raises ConfigError for those that it does not
+    ``interrupts`` are MSI-X where it has that, else INTx, else none; MSI, with all its vectors, when it is asked for,
+    over a port that has it (QEMU by qtest has not). Raises ConfigError for those that it does not
     have, DeviceBroken for a function that breaks the rules of PCI.
     """
     info = await enumerate_function(port)
     best: FunctionInterrupts = "msix" if info.msix is not None else "intx" if info.interrupt_pin else "none"
     chosen = interrupts or best
-    if (chosen == "msix" and info.msix is None) or (chosen == "intx" and not info.interrupt_pin):
+    if not {"msix": info.msix, "msi": info.msi, "intx": info.interrupt_pin, "none": True}[chosen]:
         raise ConfigError(f"{port.name}: {info} has no {chosen}")
+    if chosen == "msi" and not isinstance(port, MsiPort):
+        raise ConfigError(f"{port.name}: this port has no MSI: use carrier socket")
     enabled = PciCommand.IO | PciCommand.MEMORY | (PciCommand.MASTER if bus_master else 0)
-    count = info.msix.vectors if chosen == "msix" and info.msix is not None else int(chosen == "intx")
+    messages = info.msix if chosen == "msix" else info.msi if chosen == "msi" else None
+    count = int(chosen == "intx") if messages is None else messages.vectors
     irq = [FunctionIrq() for _ in range(count)]
     await set_command(port, set=int(enabled))
     try:
         if chosen == "msix" and info.msix is not None:
             await port.connect_msix([each.raised for each in irq])
             await set_msix(port, info.msix, enable=True)
+        elif chosen == "msi" and info.msi is not None and isinstance(port, MsiPort):
+            await port.connect_msi([each.raised for each in irq])
+            await set_msi(port, info.msi, count)
         elif chosen == "intx":
             await port.connect_intx(irq[0].raised)
         yield GuestFunction(port, info, irq)
@@ -146,6 +162,9 @@ async def _close(port: PciPort, info: PciFunctionInfo, interrupts: FunctionInter
     elif interrupts == "msix" and info.msix is not None:
         await set_msix(port, info.msix, enable=False)
         await port.connect_msix([])
+    elif interrupts == "msi" and info.msi is not None and isinstance(port, MsiPort):
+        await set_msi(port, info.msi, 0)
+        await port.connect_msi([])
     await set_command(port, clear=int(PciCommand.MASTER | PciCommand.MEMORY | PciCommand.IO))
 
 

@@ -10,7 +10,7 @@ These are structural: who implements them does not import this module. Whatever 
 async; what never waits is not: memory, and the notification of a queue.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from vfiouser_virtio.dma import DmaBuffer
@@ -100,6 +100,15 @@ class MappingPort(Protocol):
 
     async def bar_map(self, bar: int, offset: int, size: int) -> memoryview:
         """That memory, reached without a word to the device. Raises PeerError where the device has not said so."""
+        ...
+
+
+@runtime_checkable
+class MsiPort(Protocol):
+    """Port that has MSI, beside what `PciPort` has."""
+
+    async def connect_msi(self, handlers: Sequence[Callable[[], None]]) -> None:
+        """As `PciPort.connect_msix`, for MSI."""
         ...
 
 
