@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from vfiouser_virtio.connecting import StreamAddress
+
 
 class HostAccess(NamedTuple):
     """Rights on the host that are needed while a device is served; without any it needs none."""
@@ -19,19 +21,17 @@ class HostAccess(NamedTuple):
     """Files to be opened for reading, or folders of such files."""
     writes: tuple[Path, ...] = ()
     """Files, which are there, to be opened for writing; or folders of such files."""
-    connects: bool = False
-    """UNIX sockets are made and connected: to any that the user may connect to."""
-    tcp_ports: tuple[int, ...] = ()
-    """TCP sockets are made, and connected to these ports (of any host)."""
+    connects: tuple[StreamAddress, ...] = ()
+    """Addresses to which stream sockets are connected, by `connecting.connect_stream`: UNIX, or TCP."""
     terminal: bool = False
     """Modes of terminals are set."""
     loads_code: bool = False
     """Modules in C and libraries that are not loaded yet are loaded later, or ctypes makes callbacks: any file that may
     be read, or that the process can write and has open, can be mapped as machine code."""
 
-    def without_removal(self) -> "HostAccess":
-        """The same without the right to remove anything."""
-        return self._replace(removes=(), removes_folders=())
+    def without_helpers(self) -> "HostAccess":
+        """The same without the rights that other processes make use of: to remove anything, and to connect."""
+        return self._replace(removes=(), removes_folders=(), connects=())
 
     def __or__(self, other: "HostAccess") -> "HostAccess":
         return HostAccess(
@@ -39,8 +39,7 @@ class HostAccess(NamedTuple):
             removes_folders=self.removes_folders + other.removes_folders,
             reads=self.reads + other.reads,
             writes=self.writes + other.writes,
-            connects=self.connects or other.connects,
-            tcp_ports=self.tcp_ports + other.tcp_ports,
+            connects=self.connects + other.connects,
             terminal=self.terminal or other.terminal,
             loads_code=self.loads_code or other.loads_code,
         )

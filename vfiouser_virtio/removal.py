@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfiouser_virtio.briefly import TIMEOUT_S
 
@@ -20,8 +20,7 @@ FILE, FOLDER = b"f", b"d"
 _LOCK = threading.Lock()
 
 
-@dataclass(frozen=True, slots=True)
-class _Remover:
+class _Remover(NamedTuple):
     pid: int
     socket: socket.socket
 

@@ -83,11 +83,21 @@ def test_what_is_left_of_its_rights(tmp_path: Path) -> None:
     }
 
 
-def test_one_that_connects_has_its_own_tcp_port_only(tmp_path: Path) -> None:
+def test_connections_come_from_another_process(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         found = attempts(tmp_path, f"port={listener.getsockname()[1]}")
+    assert found["have another process connect"] == "done"
+    for attempt in ("have another process connect elsewhere", "make a TCP socket", "connect"):
+        assert found[attempt] == "EPERM"
+
+
+def test_that_process_has_its_own_tcp_port_only(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        found = attempts(tmp_path, f"port={listener.getsockname()[1]}", "connector")
     changed = {name: came for name, came in found.items() if DENIED.get(name, came) != came or "connect" in name}
     elsewhere = "EACCES" if landlock_abi() >= 4 else "ECONNREFUSED"  # Linux 6.7
     assert changed == {
@@ -230,7 +240,7 @@ def test_the_filter_of(machine: str) -> None:
     ):
         assert (verdict(program, arch, numbers[name], *arguments) == Action.ALLOW) is allowed, (name, arguments)
     assert verdict(program, arch, numbers["socket"], 1) == DENY
-    connecting = assemble(arch, allowed_calls(machine, HostAccess(connects=True)))
+    connecting = assemble(arch, allowed_calls(machine, HostAccess(connects=((socket.AF_UNIX, "path"),))))
     assert verdict(connecting, arch, numbers["socket"], 1, 0x80801) == Action.ALLOW
     assert verdict(connecting, arch, numbers["socket"], 1, 2) == DENY  # SOCK_DGRAM
     assert verdict(connecting, arch, numbers["socket"], 2, 1) == DENY  # AF_INET

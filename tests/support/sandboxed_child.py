@@ -1,7 +1,7 @@
 """Program that enters the sandbox and then tries what who has taken it over would: what came of each, as JSON.
 
 Its arguments: a folder that it may remove files of, a file that it has open when it enters, and rights that it asks
-for: ``port=`` and a TCP port, ``code``, ``terminal``.
+for: ``port=`` and a TCP port, ``code``, ``terminal``; ``connector``: those of the process that connects.
 """
 
 import ctypes
@@ -18,10 +18,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from vfiouser_virtio.connecting import connect_stream
 from vfiouser_virtio.host_access import HostAccess
 from vfiouser_virtio.libc import last_error, libc
 from vfiouser_virtio.removal import remove_file
-from vfiouser_virtio.serving.sandbox import enter_sandbox
+from vfiouser_virtio.serving.sandbox import enter_sandbox, give_up_rights
 
 folder, opened = Path(sys.argv[1]), os.open(sys.argv[2], os.O_RDWR)
 listener = socket.socket(socket.AF_UNIX)
@@ -145,6 +146,11 @@ def tcp(port: int) -> None:
         sock.connect(("127.0.0.1", port))
 
 
+def by_another(port: int) -> None:
+    with connect_stream((socket.AF_INET, ("127.0.0.1", port))) as sock:
+        assert sock.getpeername() == ("127.0.0.1", port)
+
+
 access = HostAccess(removes=(folder / "mine",))
 asked: dict[str, str] = {}
 for word in sys.argv[3:]:
@@ -153,7 +159,7 @@ for word in sys.argv[3:]:
 access |= HostAccess(loads_code="code" in asked, terminal="terminal" in asked)
 if "port" in asked:
     port = int(asked["port"])
-    access |= HostAccess(tcp_ports=(port,))
+    access |= HostAccess(connects=((socket.AF_INET, ("127.0.0.1", port)),))
     TRIED |= {
         "make a UDP socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
         "make an MPTCP socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262),
@@ -163,7 +169,15 @@ if "port" in asked:
         "connect to another port": lambda: tcp(port + 1),
         "bind": lambda: socket.socket().bind(("127.0.0.1", port + 1)),
     }
-enter_sandbox("strict", access)
+    if "connector" not in asked:
+        TRIED |= {
+            "have another process connect": lambda: by_another(port),
+            "have another process connect elsewhere": lambda: by_another(port + 1),
+        }
+if "connector" in asked:
+    give_up_rights("strict", HostAccess(connects=access.connects))
+else:
+    enter_sandbox("strict", access)
 results = {name: came_of(attempt) for name, attempt in TRIED.items()}
 results["standard input"] = "/dev/null" if os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev else "as it was"
 results["capabilities"] = next(

@@ -33,7 +33,6 @@ from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.groups import only
-from vfiouser_virtio.removal import end_remover
 from vfiouser_virtio.serving.child_process import ChildProcess, Line
 from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.serving.device_specs import DeviceSpec
@@ -249,7 +248,8 @@ def _serve(
         line.send(sent)
         return 1
     finally:
-        end_remover()
+        if sandbox is not None:
+            sandbox.end()
     return 0
 
 

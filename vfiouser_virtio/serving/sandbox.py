@@ -25,12 +25,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
+from vfiouser_virtio.connecting import end_connectors
 from vfiouser_virtio.engines import Engine, Socket, VfioUserEngine
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.host_access import NO_ACCESS, HostAccess, confine_all
 from vfiouser_virtio.libc import libc
 from vfiouser_virtio.protocols.seccomp import PR_GET_SECCOMP, Arch
 from vfiouser_virtio.protocols.system_calls import NR_SECCOMP
+from vfiouser_virtio.removal import end_remover
 from vfiouser_virtio.serving.device_kinds import AnyDevice
 from vfiouser_virtio.serving.device_setup import in_own_thread
 from vfiouser_virtio.serving.privileges import (
@@ -43,6 +45,7 @@ from vfiouser_virtio.serving.privileges import (
     refuse_new_code,
 )
 from vfiouser_virtio.serving.sandbox_calls import allowed_calls
+from vfiouser_virtio.serving.sandbox_connector import start_connector
 from vfiouser_virtio.serving.sandbox_files import landlock_abi, restrict_files
 from vfiouser_virtio.serving.sandbox_filter import assemble, install_filter
 from vfiouser_virtio.serving.sandbox_remover import start_remover
@@ -109,6 +112,11 @@ class Sandbox:
         with without_watchdog():
             enter_sandbox(self.mode, access, self.user)
 
+    def end(self) -> None:
+        """End the processes beside this one, if it has entered: nothing is removed any more, and nothing connected."""
+        end_connectors()
+        end_remover()
+
 
 def confine_devices(devices: Iterable[AnyDevice]) -> HostAccess:
     """What they need together: `Device.confine`. Raises DeviceError."""
@@ -159,7 +167,8 @@ def check_kernel(mode: SandboxMode) -> None:
 def enter_sandbox(mode: SandboxMode, access: HostAccess, user: OtherUser | None = None) -> None:
     """Give up, in this process and for good, all rights but ``access``, and those on what is open already.
 
-    What it names to be removed is removed by another process (`sandbox_remover`), until `removal.end_remover`.
+    What it names to be removed is removed by another process (`sandbox_remover`), and connections to what it names come
+    from others (`sandbox_connector`), until `Sandbox.end`.
     The process must have no other thread: capabilities and Landlock are a thread's own, and what starts later has
     what starts it had. Waits for threads that are about to end. Raises ConfigError as `check_kernel`, where another
     thread stays, for files of ``access`` that are not there, and where the kernel refuses.
@@ -171,16 +180,19 @@ def enter_sandbox(mode: SandboxMode, access: HostAccess, user: OtherUser | None 
         ctypes.CDLL("libgcc_s.so.1")
     except OSError:
         pass  # musl has none
-    give_up = partial(_give_up, mode, user=user)
-    if access.removes or access.removes_folders:
-        try:
+    give_up = partial(give_up_rights, mode, user=user)
+    try:
+        if access.removes or access.removes_folders:
             start_remover(access, give_up)
-        except OSError as error:
-            _not_whole(mode, "a process that removes files", error)
-    give_up(access.without_removal())
+        for address in dict.fromkeys(access.connects):
+            start_connector(address, give_up)
+    except OSError as error:
+        _not_whole(mode, "processes beside it", error)
+    give_up(access.without_helpers())
 
 
-def _give_up(mode: SandboxMode, access: HostAccess, *, user: OtherUser | None) -> None:
+def give_up_rights(mode: SandboxMode, access: HostAccess, *, user: OtherUser | None = None) -> None:
+    """Last part of `enter_sandbox`, and all of it for the processes beside, which use what ``access`` names."""
     steps: list[tuple[str, Callable[[], object]]] = [
         ("standard input and output", leave_terminal),
         ("no_new_privs", allow_no_new_privileges),

@@ -84,10 +84,7 @@ def allowed_calls(machine: str, access: HostAccess) -> Rules:
         # To look at a limit, and of this process.
         "prlimit64": [(CallArgument(0, 0), CallArgument(2, 0, WHOLE))],
     }
-    families = [socket.AF_UNIX] if access.connects else []
-    if access.tcp_ports:
-        families += [socket.AF_INET, socket.AF_INET6]
-    if families:
+    if families := sorted({family for family, _ in access.connects}):
         # TCP alone: Landlock's ports are not those of MPTCP, and there is none for UDP.
         conditions["socket"] = [
             (CallArgument(0, family), CallArgument(1, socket.SOCK_STREAM, _TYPE), CallArgument(2, protocol))

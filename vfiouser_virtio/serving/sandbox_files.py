@@ -5,6 +5,7 @@ What was opened before keeps all of its rights, also ftruncate(2) and ioctl(2).
 
 import ctypes
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def restrict_files(abi: int, access: HostAccess) -> None:
     try:
         for path, rights in rules(access):
             _allow(ruleset, path, rights & files)
-        for port in access.tcp_ports if net else ():
+        ports = {where[1] for family, where in access.connects if family != socket.AF_UNIX}
+        for port in ports if net else ():
             rule = landlock.NET_PORT_CODEC.pack(AccessNet.CONNECT_TCP, port)
             _add_rule(ruleset, landlock.RULE_NET_PORT, rule)
         _checked(_syscall(ctypes.c_long(landlock.NR_RESTRICT_SELF), ctypes.c_long(ruleset), ctypes.c_long(0)))

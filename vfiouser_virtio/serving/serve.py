@@ -32,7 +32,7 @@ from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.host_access import HostAccess
 from vfiouser_virtio.pci.device import PciDevice
-from vfiouser_virtio.removal import end_remover, remove_folder
+from vfiouser_virtio.removal import remove_folder
 from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
 from vfiouser_virtio.serving.device_setup import DeviceSetup, made_in_thread, setups
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
@@ -160,7 +160,7 @@ async def serve(
         chosen = choose_engine(engine, libvfio_user=libvfio_user, write_multiple=write_multiple, open_trace=open_trace)
         if sandbox is not None:
             sandbox.check(chosen)
-            stack.callback(end_remover)
+            stack.callback(sandbox.end)
         made: list[Path] = []
         listeners = listen(wanted, places, chosen, stack, made, allow_uids=allow_uids)
         if sandbox is not None:

@@ -5,14 +5,13 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
+from vfiouser_virtio.connecting import SocketName, StreamAddress
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.socket_file import MAX_PATH, SocketFile, bind_path
 
 AddressType = Literal["unix", "inet", "fd"]
-SocketName: TypeAlias = tuple[Any, ...] | str
-"""What bind(2) and connect(2) take, as Python has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class SocketAddress:
             case "fd":
                 return f"fd {self.fd}"
 
-    def resolve(self, kind: socket.SocketKind) -> tuple[socket.AddressFamily, SocketName]:
+    def resolve(self, kind: socket.SocketKind) -> StreamAddress:
         """The family and what bind(2) and connect(2) take. Asks the resolver. Raises DeviceError for unknown hosts."""
         if self.type == "unix":
             return socket.AF_UNIX, os.fspath(self.path or "")

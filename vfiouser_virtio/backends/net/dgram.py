@@ -15,12 +15,13 @@ from typing import Annotated
 import trio
 
 from vfiouser_virtio.backends.closing import close_fd
-from vfiouser_virtio.backends.net.address import AddressType, SocketAddress, SocketName
+from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.link import Link, wait_writable
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink
 from vfiouser_virtio.briefly import briefly
+from vfiouser_virtio.connecting import SocketName
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.socket_file import SocketFile

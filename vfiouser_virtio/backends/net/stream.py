@@ -18,12 +18,13 @@ import trio
 
 from vfiouser_virtio.backends.accepting import accept
 from vfiouser_virtio.backends.closing import close_fd
-from vfiouser_virtio.backends.net.address import AddressType, SocketAddress, SocketName
+from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import IOV_MAX, LENGTH, Frame
 from vfiouser_virtio.backends.net.link import Link, wait_writable
 from vfiouser_virtio.backends.net.netdev import Does, FrameSink, burst_putter
 from vfiouser_virtio.briefly import briefly
+from vfiouser_virtio.connecting import StreamAddress, connect_stream
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.socket_file import SocketFile
@@ -35,8 +36,6 @@ _LENGTH = struct.Struct(">I")
 _READ = 256 << 10
 # Frames that the device is handed together.
 _BURST = 64
-# Seconds; a host that does not answer at all would hold up the start for two minutes.
-_CONNECT_TIMEOUT = 5.0
 
 
 class StreamNetdev(Link):
@@ -70,7 +69,7 @@ class StreamNetdev(Link):
         self._address = address
         self._reconnect = reconnect_ms / 1000
         self._listener: socket.socket | None = None
-        self._resolved: tuple[socket.AddressFamily, SocketName] | None = None  # once there is no resolver any more
+        self._resolved: StreamAddress | None = None  # once there is no resolver any more
         self._peer: socket.socket | None = None
         self._file: SocketFile | None = None
         self._view = memoryview(bytearray(_READ + _LENGTH.size + MAX_LENGTH))
@@ -105,15 +104,7 @@ class StreamNetdev(Link):
 
     def _connect(self) -> socket.socket:
         """Only where it cannot wait: for a UNIX socket, and in the thread that makes the device."""
-        family, where = self._resolved or self._address.resolve(socket.SOCK_STREAM)
-        peer = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            peer.settimeout(_CONNECT_TIMEOUT)
-            peer.connect(where)
-        except OSError:
-            peer.close()
-            raise
-        return peer
+        return connect_stream(self._resolved or self._address.resolve(socket.SOCK_STREAM))
 
     def _attach(self, peer: socket.socket) -> None:
         peer.setblocking(False)
@@ -276,8 +267,7 @@ class StreamNetdev(Link):
         if not self._reconnect:
             return NO_ACCESS
         self._resolved = self._address.resolve(socket.SOCK_STREAM)
-        port = self._address.port
-        return HostAccess(connects=True) if port is None else HostAccess(tcp_ports=(port,))
+        return HostAccess(connects=(self._resolved,))
 
     def close(self) -> None:
         self._detach()
