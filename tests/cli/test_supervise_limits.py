@@ -1,5 +1,6 @@
 """``serve --supervise``: what a client, or a device that does not yield, can ask of a keeper."""
 
+import errno
 import os
 import resource
 import signal
@@ -177,3 +178,24 @@ async def test_the_end_of_a_device_that_does_not_yield(tmp_path: Path) -> None:
             await computes_until_the_end(served)
         assert is_gone(keeper)
     assert "mine: its process did not yield, and was killed" in served.log.read_text()
+
+
+async def test_clients_that_come_and_go_while_the_device_is_busy(tmp_path: Path) -> None:
+    """More than it can be told of at a time; it is not killed for it, and the next one is served."""
+    options = ["--supervise", "--hang-after", "0", "--device", "rng"]
+    async with serve_process(*options, folder=tmp_path) as served:
+        [keeper] = children(served.process.pid)
+        process = device_process(served)
+        assert process is not None
+        os.kill(process, signal.SIGSTOP)
+        for _ in range(400):
+            with socket.socket(socket.AF_UNIX) as sock, trio.fail_after(60):
+                sock.setblocking(False)
+                while sock.connect_ex(served.sockets[0]) == errno.EAGAIN:
+                    await trio.sleep(0.01)
+        await rests(keeper)
+        os.kill(process, signal.SIGCONT)
+        async with driver_of(served) as device:
+            with trio.fail_after(60):
+                assert len(await device.driver_data.read(16)) == 16
+        assert children(keeper) == [process]

@@ -174,8 +174,12 @@ class DeviceProcess:
             self._tell(RESUME + why_not.encode())
 
     def take_client(self, connection: socket.socket, credentials: bytes) -> None:
-        """Hand over the connection of a client. Raises OSError where that cannot be; not for one that has died."""
-        with suppress(ConnectionError):  # that is heard of
+        """Hand over the connection of a client. Raises OSError where there is no room for a file on its way.
+
+        One that has died is heard of. One that has not taken many others, which have left again, gets no more;
+        this connection is closed, once the process answers.
+        """
+        with suppress(ConnectionError, BlockingIOError):
             socket.send_fds(self._clients, [credentials], [connection.fileno()])
 
     def _tell(self, message: bytes) -> None:
