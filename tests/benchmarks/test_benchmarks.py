@@ -12,6 +12,7 @@ from benchmarks import (
     isolation,
     net,
     net_rings,
+    own_pci,
     processes,
     registers,
     requests,
@@ -81,6 +82,12 @@ def test_rings(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_steps() -> None:
     rows = check(steps.run(SHORT))
     assert {"interrupt by eventfd", "DMA map and unmap", "block read, 64 at once"} <= rows.keys()
+    assert all(row.ours[0] > 0 for row in rows.values())
+
+
+def test_own_pci() -> None:
+    rows = check(own_pci.run(SHORT), "bare callback")
+    assert {"register read", "hook", "DMA read of 4 KiB, mapped"} <= rows.keys()
     assert all(row.ours[0] > 0 for row in rows.values())
 
 
