@@ -196,6 +196,26 @@ async def test_a_view_is_the_memory_and_holds_up_its_unmapping(memory: SharedMem
     driver.function.disconnected()
 
 
+async def test_no_access_begins_while_mappings_change(memory: SharedMemory) -> None:
+    chip = Copier()
+    async with running(chip) as driver:
+        share(driver, memory)
+        driver.command(MASTER)
+        async with chip.dma.view(0x10000, 4):
+            hold = driver.function.quiesce()
+            assert hold is not None
+            ask(driver, 0x10000, 0x11000, 5)
+            memory.view[0:5] = b"hello"
+            await wait_all_tasks_blocked()
+            assert bytes(memory.view[0x1000:0x1005]) == bytes(5)
+            assert not hold.done
+        assert hold.done
+        driver.function.resume()
+        await wait_all_tasks_blocked()
+        assert bytes(memory.view[0x1000:0x1005]) == b"hello"
+        assert driver.function.quiesce() is None
+
+
 async def test_memory_by_message() -> None:
     class Remote:
         name, uid = "test", None

@@ -24,6 +24,18 @@ class Dma:
         self.memory = GuestMemory()
         self.bus_master = False
         """Whether the driver has turned it on (PCI 3.0 §6.2.2)."""
+        self.quiesced = False
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    def quiesce(self, quiet: bool) -> None:
+        """Begin no access, or go on: an engine that keeps mappings itself is about to change them."""
+        self.quiesced = quiet
+        if not quiet:
+            self._waiting.unpark_all()
+
+    async def _resumed(self) -> None:
+        while self.quiesced:
+            await self._waiting.park()
 
     async def read(self, address: int, length: int) -> bytes:
         """A copy of guest memory; other tasks run meanwhile only where it has no file descriptor.
@@ -32,6 +44,8 @@ class Dma:
         """
         if not self.bus_master:
             raise _no_master("read", address, length)
+        if self.quiesced:
+            await self._resumed()
         try:
             views = self.memory.readable(address, length)
         except NeedsMessages:
@@ -50,6 +64,8 @@ class Dma:
         """Store ``data`` to guest memory; returns when it is there. Raises DmaFault."""
         if not self.bus_master:
             raise _no_master("write", address, len(data))
+        if self.quiesced:
+            await self._resumed()
         try:
             views = self.memory.writable(address, len(data))
             if len(views) == 1:
@@ -75,6 +91,8 @@ class Dma:
         """
         if not self.bus_master:
             raise _no_master("view", address, length)
+        if self.quiesced:
+            await self._resumed()
         try:
             views = self.memory.writable(address, length) if write else self.memory.readable(address, length)
         except NeedsMessages:

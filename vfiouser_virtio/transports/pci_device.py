@@ -99,6 +99,7 @@ class PciDeviceFunction(ServedFunction):
         self.on_reset = self._reset
         self.on_bus_master = self._bus_master_changed
         self.on_disconnected = self._client_left
+        self.on_quiesce = device.dma.quiesce
 
     def _add_rom(self, rom: bytes | os.PathLike[str]) -> None:
         try:
