@@ -18,6 +18,7 @@ from vfiouser_virtio.protocols.virtio.net import (
     HDR,
     HDR_HASH,
     HDR_TUNNEL,
+    MQ_PAIRS,
     RSS_CONFIG,
     RSS_CONFIG_TAIL,
     CtrlClass,
@@ -28,7 +29,7 @@ from vfiouser_virtio.protocols.virtio.net import (
 )
 
 _KEY = 40  # bytes of a hash key
-_CONTROLQS, _TRANSMITQS = (2, 4), (1, 3)
+_CONTROLQS, _TRANSMITQS = (4, 4, 2), (1, 3)
 
 
 def _big(value: int, size: int = 2) -> int:
@@ -82,8 +83,9 @@ _TUNNEL = (
     "inner_checksum_addresses" / Bytes(10),
 )
 
+# The first of each is right, most times.
 _USUAL: Mapping[str, Sequence[int]] = {
-    "flags": (0, 1, 1, 1, 1, 2, 3, 8, 9),
+    "flags": (1, 0, 1, 1, 1, 2, 3, 8, 9),
     "gso_size": (536, 1000, 1448, 1, 0, 9000),
     "num_buffers": (0, 1),
     "destination": ((1 << 48) - 1, 2, 1),
@@ -119,9 +121,9 @@ def _packets(*fields: Any, **usual: Sequence[int]) -> list[RequestShape]:
             counts=(1,),
             payload=_PAYLOADS,
             usual={**_USUAL, **usual},
-            weight=2,
+            weight=weight,
         )
-        for header in (HDR, HDR_HASH, HDR_TUNNEL)
+        for header, weight in ((HDR, 1), (HDR_HASH, 1), (HDR_TUNNEL, 4))  # as most cases have it
     ]
 
 
@@ -131,7 +133,7 @@ _PACKETS = [
         *_TCP,
         ethertype=(_big(0x0800),),
         protocol=(6, 6, 6, 17),
-        gso_type=(0, GsoType.TCPV4, GsoType.TCPV4, GsoType.TCPV4 | GsoType.ECN, GsoType.TCPV6, GsoType.UDP),
+        gso_type=(GsoType.TCPV4, GsoType.TCPV4, 0, GsoType.TCPV4 | GsoType.ECN, GsoType.TCPV6, GsoType.UDP),
         hdr_len=(54, 66, 0, 0xFFFF),
         csum_start=(34, 34, 34, 54, 0, 0xFFFF),
         csum_offset=(16, 16, 6, 0xFFFF),
@@ -141,7 +143,7 @@ _PACKETS = [
         *_UDP,
         ethertype=(_big(0x0800),),
         protocol=(17, 17, 6),
-        gso_type=(0, GsoType.UDP_L4, GsoType.UDP_L4, GsoType.UDP, GsoType.TCPV4),
+        gso_type=(GsoType.UDP_L4, GsoType.UDP_L4, 0, GsoType.UDP, GsoType.TCPV4),
         hdr_len=(42, 0, 0xFFFF),
         csum_start=(34, 34, 42, 0, 0xFFFF),
         csum_offset=(6, 6, 16, 0xFFFF),
@@ -150,7 +152,7 @@ _PACKETS = [
         *_IPV6,
         *_TCP,
         ethertype=(_big(0x86DD),),
-        gso_type=(0, GsoType.TCPV6, GsoType.TCPV6, GsoType.TCPV6 | GsoType.ECN, GsoType.TCPV4),
+        gso_type=(GsoType.TCPV6, GsoType.TCPV6, 0, GsoType.TCPV6 | GsoType.ECN, GsoType.TCPV4),
         hdr_len=(74, 0, 0xFFFF),
         csum_start=(54, 54, 54, 34, 0xFFFF),
         csum_offset=(16, 16, 6),
@@ -196,6 +198,7 @@ def _command(kind: CtrlClass, command: int, *fields: Any, **usual: Sequence[int]
         entry=Struct(*fields),
         counts=(1,),
         writable=(1, 1, 1, 1, 0, 9),
+        weight=4,
     )
 
 
@@ -207,10 +210,10 @@ def _rss(entries: int) -> RequestShape:
         *(f"table{at}" / Int16ul for at in range(entries)),
         *RSS_CONFIG_TAIL.subcons,
         "hash_key" / Bytes(_KEY),
-        hash_types=(0, 0x1, 0x3F, 0x1FF, 0x200, 0xFFFF_FFFF),
+        hash_types=(0x3F, 0, 0x1, 0x1FF, 0x200, 0xFFFF_FFFF),
         indirection_table_mask=(entries - 1, entries - 1, entries - 1, entries, 2, 127, 0xFFFF),
         unclassified_queue=(0, 1, 1, 2, 0x8000),
-        max_tx_vq=(1, 2, 2, 0, 3),
+        max_tx_vq=(2, 2, 1, 0, 3),
         hash_key_length=(_KEY, _KEY, _KEY, 0, 1, _KEY + 1, 0xFF),
         **{f"table{at}": (0, 1, 0, 1, 0, 1, 2) for at in range(entries)},
     )
@@ -230,13 +233,14 @@ _COMMANDS = [
         multicast_mac=(1, 1, (1 << 48) - 1, 2),
     ),
     _command(CtrlClass.MAC, CtrlMac.ADDR_SET, "mac" / Bytes(6), mac=(2, 2, 1, 0, (1 << 48) - 1)),
+    _command(CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET, *MQ_PAIRS.subcons, virtqueue_pairs=(2, 1, 0, 3, 0x8000)),
     *map(_rss, (1, 2, 4)),
     _command(
         CtrlClass.MQ,
         CtrlMq.HASH_CONFIG,
         *HASH_CONFIG.subcons,
         "hash_key" / Bytes(_KEY),
-        hash_types=(0, 0x3F, 0x1FF, 0x200),
+        hash_types=(0x3F, 0, 0x1FF, 0x200),
         hash_key_length=(_KEY, _KEY, _KEY, 0, _KEY + 1, 0xFF),
     ),
     RequestShape(
