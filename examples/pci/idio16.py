@@ -1,4 +1,4 @@
-"""ACCES PCI-IDIO-16: 16 outputs and 16 inputs, with an interrupt when an input changes. Linux: gpio-pci-idio-16.
+"""ACCES PCI-IDIO-16: 16 outputs and 16 inputs, with an interrupt when an input changes, for gpio-pci-idio-16.
 
 Facts: ACCES I/O Products, PCI-IDIO-16 manual, chapter 4: eight I/O ports, most of them another thing to a reader than
 to a writer. Of the interrupt status at +6, bit 2 is what Linux takes for "one of the inputs has changed".

@@ -1,4 +1,4 @@
-"""Intel SMBus Message Transport (iSMT), an I²C controller with a ring of descriptors in memory. Linux: i2c-ismt.
+"""Intel SMBus Message Transport (iSMT), an I²C controller with a ring of descriptors in memory, for Linux' i2c-ismt.
 
 Facts: Intel Atom Processor C2000 Product Family for Microserver, data sheet volume 2, 330061-002US, chapter 15: master
 descriptors (§15.4.7.2, table 15-13), hardware-firmware flow (§15.4.7.4.3), interrupt cause logging (§15.5.4, table
@@ -31,7 +31,7 @@ VALID = 1 << 31
 class Bus(Protocol):
     """Chips behind the controller, such as `chips.buses.I2cBus`."""
 
-    def transfer(self, address: int, data: bytes, count: int) -> bytes | None:
+    def transfer(self, address: int, data: bytes, count: int, /) -> bytes | None:
         """Write, then read ``count`` bytes; None where a byte was not acknowledged."""
         ...
 

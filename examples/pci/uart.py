@@ -1,4 +1,4 @@
-"""Serial card with one 16550A. Linux: 8250_pci, which takes any card of this class with eight I/O ports.
+"""Serial card with one 16550A, for Linux' 8250_pci, which takes any card of this class with eight I/O ports.
 
 Facts: Texas Instruments, PC16550D data sheet SNLS378C, registers and priorities of interrupts (§8.6); PCI Code and ID
 Assignment Specification: class 07, sub-class 00, interface 02 is a 16550. What is written is sent as fast as the host

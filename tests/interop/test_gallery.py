@@ -66,6 +66,7 @@ class Workshop:
         assert said[:2] == ["lm75 -12500 60500 75000", f"eeprom vfiouser-virtio, over pages: {text}"]
         assert bytes(self.board.eeprom.memory[20:]).startswith(f"over pages: {text}".encode())
         assert self.board.thermometer.limits[3] == 60.5
+        assert said[3:] == ["ismt-msi"]
         name, celsius, pascal = said[2].split()
         assert name == "bmp280"
         assert float(celsius) == pytest.approx(23_000, abs=20)

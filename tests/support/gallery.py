@@ -131,6 +131,7 @@ echo eeprom $(again contents 0 15), $(again contents 20 %(length)d)
 cd $bus/$number-0076/iio:device*
 echo bmp280 $(again cat in_temp_input) $(again cat in_pressure_input)
 for address in 0x48 0x50 0x76; do echo $address >$bus/delete_device; done
+grep -o ismt-msi /proc/interrupts
 """
 
 # A driver in shell: a ring of four jobs, of which two are to be done.

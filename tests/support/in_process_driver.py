@@ -46,7 +46,8 @@ class InProcessDriver:
     @staticmethod
     async def settle() -> None:
         """Until the device waits for something."""
-        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(120):
+            await trio.testing.wait_all_tasks_blocked()
 
 
 @asynccontextmanager
