@@ -39,6 +39,8 @@ def loaded() -> set[str]:
         "vfiouser_virtio.faults.catalogue",  # faults of devices that are asked for none
         "vfiouser_virtio.faults.plan",
         "vfiouser_virtio.audit",
+        "vfiouser_virtio.pci.device",  # PCI devices of authors' own
+        "vfiouser_virtio.serving.pci_options",
         "http.client",  # libvirt's XML, by way of xml.sax.saxutils
         "tomllib",  # --config
     ],

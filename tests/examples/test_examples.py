@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.command import environment, run_command
@@ -13,9 +13,11 @@ from vfiouser_virtio import serve, vm
 from vfiouser_virtio.guest.drivers.blk import RequestFailed
 from vfiouser_virtio.protocols.virtio.blk import BlkStatus
 from vfiouser_virtio.serving.device_files import load_device_class
-from vfiouser_virtio.serving.device_kinds import AnyDevice
 from vfiouser_virtio.testing.carriers import carry
 from vfiouser_virtio.virtio import Device
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.serving.device_kinds import AnyDevice
 
 pytestmark = pytest.mark.once
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from vfiouser_virtio.cli import execute
 from vfiouser_virtio.cli.arguments import add_serving_arguments, add_socket_arguments
@@ -19,10 +19,13 @@ from vfiouser_virtio.cli.exit_status import EXPLAINED, status_of
 from vfiouser_virtio.cli.list_devices import as_text, common_help, summary
 from vfiouser_virtio.cli.serve import serve_devices
 from vfiouser_virtio.errors import AuthorError, ConfigError
-from vfiouser_virtio.serving.device_kinds import AnyDevice
+from vfiouser_virtio.serving.device_files import is_device
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_options
 from vfiouser_virtio.serving.options import class_options
 from vfiouser_virtio.serving.terminal import complain, set_up_streams
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.serving.device_kinds import AnyDevice
 
 _EPILOG = """\
 {file}, as KEY=VALUE words:
@@ -43,14 +46,14 @@ stdout, in this order:
 {explained}"""
 
 
-def main(device_class: type[AnyDevice], argv: Sequence[str] | None = None) -> NoReturn:
+def main(device_class: "type[AnyDevice]", argv: Sequence[str] | None = None) -> NoReturn:
     """Serve a device of ``device_class`` as its options on the command line say, and end the process.
 
     The words of ``argv`` (by default the process's) are the device's options, ``KEY=VALUE`` as after ``--device``, and
     options of ``vfiouser-virtio serve``; ``--help`` shows them. Ends with the exit status of that command, by
     SystemExit. Raises AuthorError for what is no device class.
     """
-    if not isinstance(device_class, type) or not issubclass(device_class, AnyDevice):
+    if not is_device(device_class):
         raise AuthorError(
             f"main({device_class!r}): expected a subclass of vfiouser_virtio.Device, or of PciDevice, "
             "and no object of it"
@@ -67,12 +70,12 @@ def main(device_class: type[AnyDevice], argv: Sequence[str] | None = None) -> No
     sys.exit(execute(arguments))
 
 
-def _execute(device_class: type[AnyDevice], file: str, arguments: argparse.Namespace) -> int:
+def _execute(device_class: "type[AnyDevice]", file: str, arguments: argparse.Namespace) -> int:
     spec = DeviceSpec(file, parse_options(arguments.options), device_class)
     return serve_devices([spec], arguments)
 
 
-def _parser(device_class: type[AnyDevice], file: str) -> argparse.ArgumentParser:
+def _parser(device_class: "type[AnyDevice]", file: str) -> argparse.ArgumentParser:
     own = class_options(device_class).values()
     parser = argparse.ArgumentParser(
         prog=file,

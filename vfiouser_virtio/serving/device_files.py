@@ -5,11 +5,13 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.pci.device import PciDevice
-from vfiouser_virtio.serving.device_kinds import AnyDevice
 from vfiouser_virtio.virtio import Device
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.serving.device_kinds import AnyDevice
 
 
 def is_device_file(driver: str) -> bool:
@@ -17,24 +19,24 @@ def is_device_file(driver: str) -> bool:
     return driver.partition(":")[0].endswith(".py")
 
 
-def load_device_class(driver: str) -> type[AnyDevice]:
+def load_device_class(driver: str) -> "type[AnyDevice]":
     """The class that ``file.py:Class`` names; a file is imported once, however often it is named.
 
     Raises ConfigError when there is no such file or class, when it is no device, and when the import fails.
     """
     path, _, name = driver.partition(":")
     module = import_file(Path(path))
-    own = [key for key, value in vars(module).items() if _is_device(value) and value.__module__ == module.__name__]
+    own = [key for key, value in vars(module).items() if is_device(value) and value.__module__ == module.__name__]
     if not name:
         known = ", ".join(f"{path}:{key}" for key in own) or f"{path}:MyDevice"
         raise ConfigError(f"{path}: name its class too: {known}")
     found = getattr(module, name, None)
     if found is None:
         raise ConfigError(f"{path}: there is no class {name}; its devices: {', '.join(own) or 'none'}")
-    if not _is_device(found):
+    if not is_device(found):
         raise ConfigError(f"{driver} is not a subclass of vfiouser_virtio.Device or vfiouser_virtio.pci.PciDevice")
     device_class: type[AnyDevice] = found
-    if issubclass(device_class, PciDevice):
+    if not issubclass(device_class, Device):
         if getattr(device_class, "identity", None) is None:
             raise ConfigError(f"{driver}: it has no identity: write identity = Identity(vendor=…, device=…)")
     elif not 0 < device_class.device_id < 64:
@@ -42,8 +44,15 @@ def load_device_class(driver: str) -> type[AnyDevice]:
     return device_class
 
 
-def _is_device(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, AnyDevice) and value not in (Device, PciDevice)
+def is_device(value: object) -> bool:
+    """Whether this is the class of an author's device, of either kind."""
+    if not isinstance(value, type):
+        return False
+    if issubclass(value, Device):
+        return value is not Device
+    from vfiouser_virtio.pci.device import PciDevice  # only here: see `device_kinds`
+
+    return issubclass(value, PciDevice) and value is not PciDevice
 
 
 def import_file(path: Path, what: str = "device file") -> ModuleType:

@@ -21,18 +21,15 @@ from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
 from vfiouser_virtio.faults.fault_spec import FaultSpec
 from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Identity
-from vfiouser_virtio.pci.device import PciDevice
 from vfiouser_virtio.serving.device_files import is_device_file, load_device_class
-from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
+from vfiouser_virtio.serving.device_kinds import device_of
 from vfiouser_virtio.serving.device_specs import DeviceSpec
 from vfiouser_virtio.serving.fault_log import fault_log
 from vfiouser_virtio.serving.fault_options import DeviceFaults
 from vfiouser_virtio.serving.guest_slots import GuestSlot, guest_slot, with_functions
 from vfiouser_virtio.serving.options import Option, class_options, convert_options, options_of, spelled, suggestion
-from vfiouser_virtio.serving.pci_options import PciDeviceOptions
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
-from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 from vfiouser_virtio.virtio import Device, Limits, Offer, bus
 from vfiouser_virtio.virtio.author_line import author_line
 from vfiouser_virtio.virtio.device_checks import close_device
@@ -40,6 +37,10 @@ from vfiouser_virtio.virtio.options import Making
 
 if TYPE_CHECKING:
     from vfiouser_virtio.audit import AuditLog
+    from vfiouser_virtio.pci.device import PciDevice
+    from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
+    from vfiouser_virtio.serving.pci_options import PciDeviceOptions
+    from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,9 @@ def pci_common_options() -> Mapping[str, Option]:
 
 
 def pci_options() -> Mapping[str, Option]:
-    """The table of `PciDeviceOptions`."""
+    """The table of `pci_options.PciDeviceOptions`."""
+    from vfiouser_virtio.serving.pci_options import PciDeviceOptions  # only here: see `device_kinds`
+
     return options_of(PciDeviceOptions.__init__)
 
 
@@ -139,16 +142,16 @@ class DeviceSetup(NamedTuple):
     """Unique among the devices of a process: blk0."""
     driver: str
     """As the user named its type."""
-    device_class: type[AnyDevice]
+    device_class: "type[AnyDevice]"
     arguments: dict[str, Any]
     common: CommonOptions
     offer: Offer
     limits: Limits | None = None
-    own: PciDeviceOptions = PciDeviceOptions()
+    own: "PciDeviceOptions | None" = None
     """Of a PCI device of an author's own."""
     place: GuestSlot = GuestSlot()
     """Of ``addr`` and ``bus``, those of the other devices considered."""
-    made: AnyDevice | AnyFunction | None = None
+    made: "AnyDevice | AnyFunction | None" = None
     """What a program has made itself, instead of ``arguments``."""
 
     def identity(self, style: Style = "default") -> Identity:
@@ -162,16 +165,16 @@ class DeviceSetup(NamedTuple):
             raise ConfigError(f"{self.name}: {error}") from None
 
     def _identity(self, style: Style) -> Identity:
-        if issubclass(self.device_class, PciDevice):
-            return self.device_class.identity
-        return identity(self.device_class.device_id, self.common.ids or style)
+        if issubclass(self.device_class, Device):
+            return identity(self.device_class.device_id, self.common.ids or style)
+        return self.device_class.identity
 
     def create(
         self,
         style: Style = "default",
         audit: "AuditLog | None" = None,
         make_function: Callable[..., VirtioPci] | None = None,
-    ) -> AnyFunction:
+    ) -> "AnyFunction":
         """The device on a PCI function of its own; both are made, unless a program has. ``audit`` is as with `serve`,
         and ``make_function`` as with `serving_on`.
 
@@ -182,13 +185,13 @@ class DeviceSetup(NamedTuple):
 
     def attach(
         self,
-        device: AnyDevice | AnyFunction,
+        device: "AnyDevice | AnyFunction",
         style: Style = "default",
         audit: "AuditLog | None" = None,
         make_function: Callable[..., VirtioPci] | None = None,
-    ) -> AnyFunction:
+    ) -> "AnyFunction":
         """The second half of `create`: ``device`` on its PCI function; it is closed where that cannot be."""
-        if isinstance(device, PciDevice | PciDeviceFunction):
+        if not isinstance(device, Device | VirtioPci):
             return self._attach_own(device, audit)
         if isinstance(device, VirtioPci):
             if audit is not None:
@@ -217,8 +220,12 @@ class DeviceSetup(NamedTuple):
                 raise self._bug(error) from error
             raise
 
-    def _attach_own(self, device: PciDevice | PciDeviceFunction, audit: "AuditLog | None") -> PciDeviceFunction:
+    def _attach_own(self, device: "PciDevice | PciDeviceFunction", audit: "AuditLog | None") -> "PciDeviceFunction":
         """`attach` of a PCI device of an author's own."""
+        from vfiouser_virtio.serving.pci_options import PciDeviceOptions  # only here: see `device_kinds`
+        from vfiouser_virtio.transports.pci_device import PciDeviceFunction
+
+        own = self.own or PciDeviceOptions()
         try:
             if audit is not None:
                 raise ConfigError(f"{self.name}: --audit is of virtio drivers, and this is no virtio device")
@@ -229,18 +236,18 @@ class DeviceSetup(NamedTuple):
                 identity=self.identity(),
                 name=self.name,
                 unsealed_memory=self.common.unsealed_memory,
-                unmodelled=self.own.unmodelled,
-                spin=self.own.spin,
-                burndown=None if self.own.burndown is None else fault_log(self.own.burndown, "burndown"),
+                unmodelled=own.unmodelled,
+                spin=own.spin,
+                burndown=None if own.burndown is None else fault_log(own.burndown, "burndown"),
             )
         except BaseException as error:
-            if self.made is None and isinstance(device, PciDevice):
+            if self.made is None and not isinstance(device, PciDeviceFunction):
                 _close_half_made(device)
             if isinstance(error, Exception) and not isinstance(error, ConfigError):
                 raise self._bug(error) from error
             raise
 
-    def make(self) -> AnyDevice:
+    def make(self) -> "AnyDevice":
         """The first half of `create`: the device of ``arguments``. Raises as that."""
         try:
             with being_made(self.name):
@@ -255,7 +262,7 @@ class DeviceSetup(NamedTuple):
         except Exception as error:
             raise self._bug(error, "__init__ raised ") from error
 
-    def _construct(self) -> AnyDevice:
+    def _construct(self) -> "AnyDevice":
         wrapper: dict[str, Any] = {}
         if self.common.fault and _of_disks(self.common.fault):
             from vfiouser_virtio.faults.disk import FaultyDisk  # only here, as above
@@ -277,7 +284,7 @@ class DeviceSetup(NamedTuple):
         return DeviceError(f"{self.driver}: a bug in the device: {f'{where}: ' if where else ''}{what}")
 
 
-async def made_in_thread(setup: DeviceSetup) -> AnyDevice:
+async def made_in_thread(setup: DeviceSetup) -> "AnyDevice":
     """`DeviceSetup.make`, in a thread: what ``__init__`` opens may lie on a file system that hangs.
 
     Cancelled, it closes the device when that has been made after all.
@@ -338,14 +345,14 @@ async def in_own_thread(call: Callable[[], T]) -> T:
     return cast("T", value)
 
 
-def _close_half_made(device: AnyDevice) -> None:
+def _close_half_made(device: "AnyDevice") -> None:
     try:
         device.close()
     except Exception:  # its `close` needs what the mistake that is reported has prevented
         logger.debug("%s: close() of a device that could not be made", device.name, exc_info=True)
 
 
-def find_class(driver: str) -> type[AnyDevice]:
+def find_class(driver: str) -> "type[AnyDevice]":
     """The class for a device's name or virtio id, as the bus knows it, or for ``file.py:Class``. Raises ConfigError."""
     if is_device_file(driver):
         return load_device_class(driver)
@@ -362,7 +369,7 @@ def shipped_classes() -> list[type[Device]]:
     return [devices.load(name) for name in devices.SHIPPED]
 
 
-def setups(devices: Iterable[DeviceSpec | AnyDevice | AnyFunction]) -> list[DeviceSetup]:
+def setups(devices: "Iterable[DeviceSpec | AnyDevice | AnyFunction]") -> list[DeviceSetup]:
     """Find each device's class, convert its options, and give it a name. Raises ConfigError."""
     found = [_described(each) if isinstance(each, DeviceSpec) else _given(each) for each in devices]
     taken = {setup.name for setup in found}
@@ -386,13 +393,12 @@ def _place(setup: DeviceSetup) -> GuestSlot:
         raise ConfigError(f"{setup.name}: {error}") from None
 
 
-def _given(made: AnyDevice | AnyFunction) -> DeviceSetup:
-    device, name, offer = made, "", Offer()
+def _given(made: "AnyDevice | AnyFunction") -> DeviceSetup:
+    device, name, offer = device_of(made), "", Offer()
     if isinstance(made, VirtioPci):
-        device, name, offer = made.device, made.core.name, made.core.offer
-    elif isinstance(made, PciDeviceFunction):
-        device, name = made.device, made.name
-    assert isinstance(device, AnyDevice)
+        name, offer = made.core.name, made.core.offer
+    elif device is not made:
+        name = made.name
     return DeviceSetup(name, type(device).__name__, type(device), {}, CommonOptions(), offer, made=made)
 
 
@@ -401,7 +407,7 @@ def _described(spec: DeviceSpec) -> DeviceSetup:
     label = spec.driver
     device_class = spec.device_class or find_class(label)
     # A device's own option hides one that every device has.
-    if issubclass(device_class, PciDevice):
+    if not issubclass(device_class, Device):
         return _described_own(label, device_class, spec)
     tables = own, common, limited, offered = (
         class_options(device_class),
@@ -432,8 +438,10 @@ def _common(common: Mapping[str, Option], given: Mapping[str, object], label: st
     return chosen
 
 
-def _described_own(label: str, device_class: type[PciDevice], spec: DeviceSpec) -> DeviceSetup:
+def _described_own(label: str, device_class: "type[PciDevice]", spec: DeviceSpec) -> DeviceSetup:
     """`_described` of a PCI device of an author's own, which has no options of virtio."""
+    from vfiouser_virtio.serving.pci_options import PciDeviceOptions  # only here: see `device_kinds`
+
     own = class_options(device_class)
     common, watched = pci_common_options(), pci_options()
     tables = own, common, watched

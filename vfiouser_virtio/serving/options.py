@@ -7,14 +7,15 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.faults.fault_spec import FaultSpec
-from vfiouser_virtio.pci.device import PciDevice
-from vfiouser_virtio.serving.device_kinds import AnyDevice
 from vfiouser_virtio.virtio import Device
 from vfiouser_virtio.virtio.options import Duration, Making, OneOf, Size
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.serving.device_kinds import AnyDevice
 
 REQUIRED = inspect.Parameter.empty
 _ON = {"on", "yes", "true"}
@@ -55,12 +56,12 @@ class Option(NamedTuple):
     """Parameters of the device that the one which is made gets too."""
 
 
-def class_options(device_class: type[AnyDevice]) -> Mapping[str, Option]:
+def class_options(device_class: "type[AnyDevice]") -> Mapping[str, Option]:
     """The options of a device class: those parameters of its constructor whose type users can write.
 
     Raises ConfigError for annotations that name what does not exist, and for a parameter that cannot be given.
     """
-    if device_class.__init__ in (Device.__init__, PciDevice.__init__):
+    if device_class.__init__ is Device.__init__:
         return {}
     return options_of(device_class.__init__)
 

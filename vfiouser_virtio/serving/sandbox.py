@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vfiouser_virtio.connecting import end_connectors
 from vfiouser_virtio.engines import Engine, Socket, VfioUserEngine
@@ -33,7 +33,6 @@ from vfiouser_virtio.libc import libc
 from vfiouser_virtio.protocols.seccomp import PR_GET_SECCOMP, Arch
 from vfiouser_virtio.protocols.system_calls import NR_SECCOMP
 from vfiouser_virtio.removal import end_remover
-from vfiouser_virtio.serving.device_kinds import AnyDevice
 from vfiouser_virtio.serving.device_setup import in_own_thread
 from vfiouser_virtio.serving.privileges import (
     OtherUser,
@@ -52,6 +51,9 @@ from vfiouser_virtio.serving.sandbox_remover import start_remover
 from vfiouser_virtio.serving.terminal import rest_writers
 from vfiouser_virtio.virtio.author_line import author_line
 from vfiouser_virtio.watchdog import without_watchdog
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.serving.device_kinds import AnyDevice
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ class Sandbox:
         if self.user is not None:
             self.user.own([*confine_all(sockets).removes, *folders])
 
-    async def enter(self, devices: Iterable[AnyDevice], sockets: Iterable[Socket] = ()) -> None:
+    async def enter(self, devices: "Iterable[AnyDevice]", sockets: Iterable[Socket] = ()) -> None:
         """Give up all rights of this process but those that devices, which are made, and their sockets need.
 
         To be called once, by the task that makes the devices, before they are served. Raises as `enter_sandbox`, and
@@ -118,7 +120,7 @@ class Sandbox:
         end_remover()
 
 
-def confine_devices(devices: Iterable[AnyDevice]) -> HostAccess:
+def confine_devices(devices: "Iterable[AnyDevice]") -> HostAccess:
     """What they need together: `Device.confine`. Raises DeviceError."""
     access = NO_ACCESS
     for device in devices:

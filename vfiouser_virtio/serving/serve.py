@@ -31,15 +31,12 @@ from vfiouser_virtio.engines import Engine, EngineName, Socket
 from vfiouser_virtio.engines import engine as choose_engine
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.host_access import HostAccess
-from vfiouser_virtio.pci.device import PciDevice
 from vfiouser_virtio.removal import remove_folder
-from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
+from vfiouser_virtio.serving.device_kinds import device_of
 from vfiouser_virtio.serving.device_setup import DeviceSetup, made_in_thread, setups
 from vfiouser_virtio.serving.device_specs import DeviceSpec, parse_device
 from vfiouser_virtio.serving.guest_slots import GuestSlot
-from vfiouser_virtio.serving.pci_options import report_on_signal
 from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_arguments, qemu_device, shell_lines
-from vfiouser_virtio.serving.register_names import RegisterNames
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.vfio_user import ListenError, OpenTrace, from_systemd
@@ -48,6 +45,7 @@ from vfiouser_virtio.virtio.device_checks import close_device
 
 if TYPE_CHECKING:
     from vfiouser_virtio.audit.findings import AuditLog
+    from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
     from vfiouser_virtio.serving.sandbox import Sandbox
 
 Place = str | int
@@ -90,7 +88,7 @@ class Serving(NamedTuple):
     """One for each device, in their order."""
     finished: trio.Event
     """No client will come any more: set only with ``once``, or where all sockets were connections already."""
-    functions: Sequence[AnyFunction] = ()
+    functions: "Sequence[AnyFunction]" = ()
     """Those of this process, in the order of ``endpoints``; none where each device has a process of its own."""
 
     @property
@@ -111,7 +109,7 @@ class Serving(NamedTuple):
 
 @asynccontextmanager
 async def serve(
-    *devices: str | DeviceSpec | AnyDevice | AnyFunction,
+    *devices: "str | DeviceSpec | AnyDevice | AnyFunction",
     path: str | os.PathLike[str] | None = None,
     places: Sequence[Place] = (),
     ids: Style = "default",
@@ -148,8 +146,8 @@ async def serve(
     """
     with ExitStack() as stack, ExitStack() as unserved:
         for device in devices:
-            if isinstance(device, AnyDevice | AnyFunction):
-                owned = device if isinstance(device, AnyDevice) else device.device
+            if not isinstance(device, str | DeviceSpec):
+                owned = device_of(device)
                 unserved.callback(close_device, owned, owned.name)
         if path is not None:
             if places or len(devices) != 1:
@@ -174,7 +172,7 @@ async def serve(
 
 
 def serve_in_one(
-    *devices: str | DeviceSpec | AnyDevice | AnyFunction, **options: Any
+    *devices: "str | DeviceSpec | AnyDevice | AnyFunction", **options: Any
 ) -> AbstractContextManager[AbstractAsyncContextManager[Serving]]:
     """`serve` in the form of `processes.serve_in_processes`: what is entered before ``trio.run`` does nothing."""
     return nullcontext(serve(*devices, **options))
@@ -214,12 +212,15 @@ async def serving_on(
     async with background() as tasks:
         for function in functions:
             tasks.start_soon(function.serve)
-        tasks.start_soon(report_on_signal, functions)
+        if not all(isinstance(function, VirtioPci) for function in functions):
+            from vfiouser_virtio.serving.pci_options import report_on_signal  # only here: see `device_kinds`
+
+            tasks.start_soon(report_on_signal, functions)
         tasks.start_soon(partial(_serve_sockets, served, listeners, engine, once=once))
         yield served
 
 
-def parsed(devices: Iterable[str | DeviceSpec | AnyDevice | AnyFunction]) -> list[DeviceSetup]:
+def parsed(devices: "Iterable[str | DeviceSpec | AnyDevice | AnyFunction]") -> list[DeviceSetup]:
     """The devices with all of their options known and converted. Raises ConfigError."""
     return setups(parse_device(device) if isinstance(device, str) else device for device in devices)
 
@@ -239,7 +240,9 @@ def tell_types(wanted: Iterable[DeviceSetup], open_trace: object) -> None:
         for setup in wanted:
             if issubclass(setup.device_class, Device):
                 open_trace.know(setup.name, setup.device_class.feature_bits)
-            elif issubclass(setup.device_class, PciDevice):
+            else:
+                from vfiouser_virtio.serving.register_names import RegisterNames  # only here: see `device_kinds`
+
                 open_trace.know_registers(setup.name, RegisterNames(setup.device_class))
 
 
@@ -248,7 +251,7 @@ def endpoint_of(setup: DeviceSetup, listener: Socket, host_side: str = "") -> En
     return Endpoint(setup.name, setup.driver, listener.where, listener.path, host_side, setup.place)
 
 
-def host_side(function: AnyFunction) -> str:
+def host_side(function: "AnyFunction") -> str:
     """Where the function's device is to be found on the host; empty where that says nothing new."""
     return function.device.describe() if isinstance(function.device, _Described) else ""
 
@@ -265,7 +268,7 @@ async def _create(
     ids: Style,
     audit: "AuditLog | None",
     make_function: Callable[..., VirtioPci] | None,
-) -> list[AnyFunction]:
+) -> "list[AnyFunction]":
     """Make all devices, or none: what has been opened is closed again when one cannot be made.
 
     Yields after each: a hundred take longer than the watchdog gives one task.
@@ -284,7 +287,7 @@ async def _create(
     return functions
 
 
-def _close_made(wanted: Sequence[DeviceSetup], functions: Sequence[AnyFunction]) -> None:
+def _close_made(wanted: Sequence[DeviceSetup], functions: "Sequence[AnyFunction]") -> None:
     for setup, function in zip(wanted, functions, strict=False):
         if setup.made is None:
             function.device.close()
