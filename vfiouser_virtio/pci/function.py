@@ -2,41 +2,30 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from enum import IntEnum
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.pci.bars import Bar, Bars
 from vfiouser_virtio.pci.capabilities import (
     Capability,
-    CapabilityChain,
     exp_capability,
-    msi_capability,
-    msix_capability,
     pm_capability,
 )
 from vfiouser_virtio.pci.config_space import ConfigSpace
 from vfiouser_virtio.pci.extended_capabilities import ExtendedCapability, ExtendedChain
+from vfiouser_virtio.pci.function_interrupts import InterruptingFunction, check_index
 from vfiouser_virtio.pci.header import define_header
 from vfiouser_virtio.pci.identity import Identity
-from vfiouser_virtio.pci.intx import Intx
-from vfiouser_virtio.pci.irqs import IrqIndex, set_irqs
-from vfiouser_virtio.pci.msi import Msi
-from vfiouser_virtio.pci.msix import Msix
 from vfiouser_virtio.pci.option_rom import OptionRom
-from vfiouser_virtio.pci.single_irq import SingleIrq
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import (
     CFG_SPACE_SIZE,
     EXP_CAP,
     MSI_CAP,
     MSIX_CAP,
-    MSIX_MAX_VECTORS,
     PM_CAP,
     TYPE0_HEADER,
     ExpDevCtl,
-    MsiFlags,
-    MsixFlags,
     PciCommand,
     PciStatus,
     PmCtrl,
@@ -50,14 +39,10 @@ from vfiouser_virtio.vfio_device import (
     DmaClient,
     Hold,
     IoEventFd,
-    IrqInfo,
-    IrqInfoFlags,
-    IrqSetFlags,
     PciIrq,
     PciRegion,
     RegionFlags,
     RegionInfo,
-    Trigger,
 )
 
 _COMMAND, _COMMAND_SIZE = offsets(TYPE0_HEADER)["command"]
@@ -73,7 +58,7 @@ def _nothing(_: object = None) -> None:
     """The default of every callback."""
 
 
-class PciFunction:
+class PciFunction(InterruptingFunction):
     """PCI function: config space, BARs, capabilities and interrupts; satisfies the seam's ``HostedVfioDevice``.
 
     A device with one BAR that holds a scratch register and interrupts when it is written::
@@ -113,17 +98,11 @@ class PciFunction:
         memory: GuestMemory | None = None,
     ) -> None:
         """``interrupt_pin``: 1 to 4 are INTA# to INTD#, 0 none. ``config_size``: 256, or 4096 for PCI Express."""
+        config = ConfigSpace(config_size)
+        super().__init__(config, Bars(config), interrupt_pin)
         self.identity = identity
         self.memory = GuestMemory() if memory is None else memory
-        self.config = ConfigSpace(config_size)
-        self.bars = Bars(self.config)
-        self.intx = Intx(interrupt_pin, self._resample_fd_changed)
         self.rom: OptionRom | None = None
-        self.msix: Msix | None = None
-        self.msi: Msi | None = None
-        self._unraised: dict[int, SingleIrq] = {PciIrq.ERR: SingleIrq(), PciIrq.REQ: SingleIrq()}
-        self._irqs: dict[int, IrqIndex] = {PciIrq.INTX: self.intx, **self._unraised}
-        self.msix_enabled = False
         self.bus_master = False
         self.io_event_fds: dict[int, list[IoEventFd]] = {}
 
@@ -132,13 +111,9 @@ class PciFunction:
         self.on_reset: Callable[[], Hold | None] = _nothing
         self.on_bus_master: Callable[[bool], None] = _nothing
         self.on_quiesce: Callable[[bool], None] = _nothing
-        self.on_resample_fd: Callable[[int | None], None] = _nothing
 
-        self._chain = CapabilityChain(self.config)
         self._extended_chain = ExtendedChain(self.config)
         self._pm_cap: int | None = None
-        self._msix_cap = self._msi_cap = 0
-        self._levels = 0  # bit n: what the owner wants of interrupt n, see set_irq
         self._client_decodes = False
         define_header(self.config, identity, interrupt_pin)
         self.config.hook(_COMMAND, _COMMAND_SIZE, on_write=self._command_written)
@@ -164,22 +139,6 @@ class PciFunction:
         """
         self.rom = OptionRom(image, self.identity, self.config)
 
-    def add_msix(self, vectors: int, *, bar: int) -> int:
-        """Add MSI-X with 1 to 2048 vectors in a BAR of its own; returns the capability's offset."""
-        msix = Msix(vectors)
-        self.bars.add(bar, msix.bar())
-        self.msix = self._irqs[PciIrq.MSIX] = msix
-        self._msix_cap = self._chain.add(
-            msix_capability(vectors, bar=bar, table=msix.table_offset, pba=msix.pba_offset, on_write=self._msix_written)
-        )
-        return self._msix_cap
-
-    def add_msi(self, vectors: int = 1) -> int:
-        """Add MSI with 1, 2, 4, 8, 16 or 32 vectors; returns the capability's offset."""
-        self.msi = self._irqs[PciIrq.MSI] = Msi(vectors)
-        self._msi_cap = self._chain.add(msi_capability(vectors, on_read=self._msi_read, on_write=self._msi_written))
-        return self._msi_cap
-
     def add_pm(self, *, no_soft_reset: bool = True) -> int:
         """Add power management with D0 and D3hot; ``no_soft_reset``: a return to D0 keeps all state."""
         self._pm_cap = self._chain.add(pm_capability(no_soft_reset=no_soft_reset, on_write=self._pm_written))
@@ -188,56 +147,6 @@ class PciFunction:
     def add_pcie(self, *, flr: bool = True) -> int:
         """Add the PCI Express capability of an endpoint; ``flr``: with function level reset."""
         return self._chain.add(exp_capability(flr=flr, on_write=self._exp_written if flr else None))
-
-    # Interrupts, for the owner
-
-    def irq(self, vector: int) -> None:
-        """Raise interrupt ``vector`` by what the guest has enabled: an MSI-X or MSI message, else INTx.
-
-        INTx stays up until ``set_irq(vector, False)``, and has one line for all vectors: the driver asks a register
-        of the device which of them it was. Raises ValueError when there is no such vector, whatever is enabled: as
-        many as MSI-X has are there, or 2048. A vector that MSI has no room for goes as `Msi.fire` says.
-        """
-        self._check_vector(vector)
-        if not self._message(vector):
-            self.set_irq(vector, True)
-
-    def set_irq(self, vector: int, level: bool) -> None:
-        """Say that interrupt ``vector`` has a cause, or has none any more, as a level: for status-and-mask registers.
-
-        INTx is up while any vector is. A message goes when a vector goes up, and for those that are up when the guest
-        enables messages (PCIe 4.0 §6.7.3.4 has it so for its own). Errors as `irq`.
-        """
-        self._check_vector(vector)
-        bit = 1 << vector
-        if level and not self._levels & bit:
-            self._message(vector)
-        self._levels = self._levels | bit if level else self._levels & ~bit
-        self.set_intx(self._levels != 0)
-
-    def raise_msi(self, vector: int) -> None:
-        """Send a vector; masked or without an eventfd it stays pending. ValueError when there is no such vector.
-
-        Does not look at MSI Enable; `irq` does.
-        """
-        if self.msi is None:
-            raise ValueError(f"MSI vector {vector} of a function without MSI")
-        self.msi.fire(vector)
-
-    def raise_msix(self, vector: int) -> None:
-        """Fire a vector; masked or without an eventfd it stays pending. ValueError when there is no such vector.
-
-        Does not look at MSI-X Enable: the owner chooses between this and `set_intx` by ``msix_enabled``, or uses `irq`.
-        """
-        if self.msix is None:
-            raise ValueError(f"MSI-X vector {vector} of a function without MSI-X")
-        self.msix.fire(vector)
-
-    def set_intx(self, level: bool) -> None:
-        """Assert or de-assert INTx. INTX_DISABLE and MSI-X keep the line itself down; STATUS shows ``level``."""
-        if level != self.intx.level:
-            self.config.set_bits(_STATUS, _INTERRUPT, level)
-            self.intx.set_level(level)
 
     # The seam (vfiouser_virtio.vfio_device.VfioDevice)
 
@@ -259,11 +168,8 @@ class PciFunction:
         with ExitStack() as stack:
             holds: list[Hold | None] = []
             stack.callback(lambda: holds.append(self.memory.clear()))
-            for messages in self._messages():
-                stack.callback(messages.deassign, 0, messages.count)
-            for irq in self._unraised.values():
-                stack.callback(irq.disable)
-            stack.callback(self.intx.disable)
+            for release in self._interrupt_releases():
+                stack.callback(release)
             holds.append(self.on_disconnected())
         return Hold.all(holds)
 
@@ -273,7 +179,7 @@ class PciFunction:
 
     def region_info(self, index: int) -> RegionInfo:
         """BARs, ROM and config space; the VGA region and what is not used have size 0."""
-        _known(PciRegion, index, "GET_REGION_INFO")
+        check_index(PciRegion, index, "GET_REGION_INFO")
         if index == PciRegion.ROM and self.rom is not None:
             return RegionInfo(RegionFlags.READ, self.rom.size)
         size = self.config.size if index == PciRegion.CONFIG else self.bars.size(index)
@@ -285,19 +191,9 @@ class PciFunction:
         capabilities = () if mapping.whole else (sparse,)
         return RegionInfo(flags | RegionFlags.MMAP, size, capabilities=capabilities, fds=(mapping.give(),))
 
-    def irq_info(self, index: int) -> IrqInfo:
-        """INTx, MSI, MSI-X, and one ERR and one REQ that are never raised (see `SingleIrq`)."""
-        _known(PciIrq, index, "GET_IRQ_INFO")
-        irqs = self._irqs.get(index)
-        # Without NORESIZE a client adds vectors one by one; with it QEMU takes all away first.
-        flags = IrqInfoFlags.EVENTFD
-        if index == PciIrq.INTX:
-            flags |= IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED
-        return IrqInfo(flags, 0 if irqs is None else irqs.count)
-
     def io_fds(self, index: int) -> Sequence[IoEventFd]:
         """What the owner has put into ``io_event_fds`` for this BAR."""
-        _known(PciRegion, index, "GET_REGION_IO_FDS")
+        check_index(PciRegion, index, "GET_REGION_IO_FDS")
         return self.io_event_fds.get(index, ())
 
     def region_read(self, index: int, offset: int, count: int) -> Buffer:
@@ -331,36 +227,14 @@ class PciFunction:
         """Client memory goes; see `GuestMemory.unmap`."""
         return self.memory.unmap(address, size)
 
-    def set_irqs(
-        self, index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]
-    ) -> None:
-        """Every form of SET_IRQS; PeerError for one that PCI does not have, with ``fds`` closed."""
-        set_irqs(self._irqs, index, flags, start, count, data, fds)
-
     def reset(self) -> Hold | None:
         """Registers to their power-on values; memory and eventfds stay, because QEMU does not send them again."""
         self.config.reset()
-        self.msix_enabled = False
-        for messages in self._messages():
-            messages.reset()
-        self._levels = 0
-        self.intx.reset()
+        self._reset_interrupts()
         self._command_written()
         return self.on_reset()
 
     # The rest of the seam, for engines that keep eventfds and mappings themselves (HostedVfioDevice)
-
-    def set_trigger(self, trigger: Trigger | None) -> None:
-        """Interrupts go through ``trigger``, and stay pending while it returns False."""
-        self.intx.trigger_elsewhere = trigger
-        for messages in self._messages():
-            messages.trigger_elsewhere = trigger
-
-    def retry_interrupts(self) -> None:
-        """Deliver what is pending, as far as the trigger takes it now."""
-        self.intx.retry()
-        for messages in self._messages():
-            messages.retry()
 
     def dma_map_alias(
         self, address: int, size: int, *, readable: bool, writable: bool, vaddr: int, page_size: int
@@ -398,53 +272,6 @@ class PciFunction:
             self.bus_master = bus_master
             self.on_bus_master(bus_master)
 
-    def _msix_written(self, _offset: int, _data: bytes) -> None:
-        assert self.msix is not None
-        flags = self.config.load(self._msix_cap + _MSIX_FLAGS, _MSIX_FLAGS_SIZE)
-        before, self.msix_enabled = self.msix_enabled, bool(flags & MsixFlags.ENABLE)
-        self.msix.set_control(enable=self.msix_enabled, mask_all=bool(flags & MsixFlags.MASKALL))
-        self._command_written()
-        if self.msix_enabled and not before:
-            self._send_levels()
-
-    def _msi_written(self, _offset: int, _data: bytes) -> None:
-        assert self.msi is not None
-        flags, mask = (self.config.load(self._msi_cap + at, size) for at, size in (_MSI["flags"], _MSI["mask_64"]))
-        before, enable = self.msi.enabled, bool(flags & MsiFlags.ENABLE)
-        granted = 1 << ((flags & MsiFlags.QSIZE) >> 4)
-        self.msi.set_registers(enable=enable, granted=granted, mask=mask)
-        self._command_written()
-        if enable and not before:
-            self._send_levels()
-
-    def _msi_read(self, _offset: int, _count: int) -> None:
-        assert self.msi is not None
-        at, size = _MSI["pending_64"]
-        self.config.store(self._msi_cap + at, self.msi.pending_bits.to_bytes(size, "little"))
-
-    def _messages(self) -> Sequence[Msi | Msix]:
-        return [messages for messages in (self.msi, self.msix) if messages is not None]
-
-    def _message(self, vector: int) -> bool:
-        """Send a vector by the kind of message that is enabled; False: none is."""
-        if self.msix is not None and self.msix.enabled:
-            self.msix.fire(vector)
-        elif self.msi is not None and self.msi.enabled:
-            self.msi.fire(vector & self.msi.count - 1)
-        else:
-            return False
-        return True
-
-    def _check_vector(self, vector: int) -> None:
-        count = MSIX_MAX_VECTORS if self.msix is None else self.msix.count
-        if not 0 <= vector < count:
-            raise ValueError(f"interrupt {vector} of a function with {count}")
-
-    def _send_levels(self) -> None:
-        for vector in range(self._levels.bit_length()):
-            if self._levels >> vector & 1:
-                self._message(vector)
-
     def _pm_written(self, offset: int, data: bytes) -> None:
         assert self._pm_cap is not None
         if not offset <= _PM_CTRL < offset + len(data):
@@ -469,11 +296,3 @@ class PciFunction:
         if self._pm_cap is None:
             return PowerState.D0
         return int(self.config.load(self._pm_cap + _PM_CTRL, 1) & PmCtrl.STATE_MASK)
-
-    def _resample_fd_changed(self, fd: int | None) -> None:
-        self.on_resample_fd(fd)
-
-
-def _known(indexes: type[IntEnum], index: int, command: str) -> None:
-    if not 0 <= index < len(indexes):
-        raise PeerError(f"{command} index {index:#x}: there are {len(indexes)}")
