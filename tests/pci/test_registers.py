@@ -163,6 +163,20 @@ def test_a_bug_in_a_hook_is_told_and_the_device_goes_on(caplog: pytest.LogCaptur
     assert "bad = -0x1: it has 32 bits" in messages[1]
 
 
+def test_a_whole_bar_in_one_access() -> None:
+    class Big(PciDevice):
+        identity = Identity(1, 2)
+        regs = bar(0, size=0x4000)
+        words = array(Register(0), count=0xFFF)
+
+    big = Big()
+    driver = Driven(big)
+    data = bytes(range(256)) * 0x40
+    driver.function.region_write(0, 0, memoryview(data))
+    assert big.words[0x123].value == int.from_bytes(data[4 * 0x123 :][:4], "little")
+    assert bytes(driver.function.region_read(0, 0, len(data))) == data[:-4] + bytes(4)
+
+
 def test_reset(chip: Chip, driver: Driven) -> None:
     driver.write(0x04, 1)
     driver.write(0x800, 0)

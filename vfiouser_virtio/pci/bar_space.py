@@ -129,7 +129,7 @@ class BarSpace:
                 return b"\xff" * count
         if self._refused("read", offset, count):
             return b"\xff" * count
-        answer = b""
+        answer = bytearray()  # a client may read all of a big BAR at once: no copy for each register
         for part, start, length in self._pieces(offset, count):
             if part is None:
                 answer += self._unmodelled.read(self.index, start, length)
@@ -139,7 +139,7 @@ class BarSpace:
             except Exception as error:
                 self._blame(f"a read of {part.name}", error)
                 answer += b"\xff" * length
-        return answer
+        return bytes(answer)
 
     def _write(self, offset: int, data: bytes) -> None:
         if self._refused("write", offset, len(data)):
