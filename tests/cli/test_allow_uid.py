@@ -12,6 +12,7 @@ from support.connecting import raw_client
 
 from vfiouser_virtio.testing.raw.client import RawClient
 
+pytestmark = pytest.mark.once
 US = os.geteuid()
 
 

@@ -22,6 +22,7 @@ from vfiouser_virtio.serving.privileges import OtherUser, other_user
 from vfiouser_virtio.serving.sandbox import Sandbox
 from vfiouser_virtio.vfio_user import SharedMemory, connect
 
+pytestmark = pytest.mark.once
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 UID, GID = 54321, 54322
 

@@ -2,7 +2,8 @@
 
 ::
 
-    devices made, sockets bound ─▶ programs started (passt) ─▶ one thread ─▶ no new privileges
+    devices made, sockets bound ─▶ programs started (passt) ─▶ one thread
+      ─▶ processes forked that will remove its sockets and connect again ─▶ no new privileges
       ─▶ Landlock: files, TCP, signals ─▶ another user (--run-as), no capabilities ─▶ seccomp: system calls
       ─▶ clients are served
 
