@@ -1,5 +1,7 @@
 """Devices of examples/pci in front of the drivers that stock Debian has for them, all in one guest."""
 
+import logging
+
 import pytest
 import trio
 from i2c_board import I2cBoard
@@ -92,7 +94,7 @@ class Workshop:
         return [line for line in bad if "-110" not in line]
 
 
-async def test_stock_drivers_work_with_the_gallery(amounts: Amounts) -> None:
+async def test_stock_drivers_work_with_the_gallery(amounts: Amounts, caplog: pytest.LogCaptureFixture) -> None:
     qemu, image = vm.find_qemu(), vm.guest_image("trixie:amd64", more_modules=gallery.MODULES)
     chardev, stream = pair()
     idio, board = Idio16(loopback=True), I2cBoard()
@@ -113,3 +115,5 @@ async def test_stock_drivers_work_with_the_gallery(amounts: Amounts) -> None:
         await workshop.run(f"echo {UIO} >/sys/bus/pci/drivers/uio_pci_generic/new_id")
         await workshop.use_all("after a reboot")
         assert await workshop.errors() == []
+    # No register that is not modelled, no driver that polls for ever, no bug of a device.
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []
