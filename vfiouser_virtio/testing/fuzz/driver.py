@@ -50,6 +50,17 @@ _FEATURE_WORDS = 4
 _GAP = 24  # bytes between buffers: no multiple of what a device is likely to align to
 
 
+def _capability(space: bytes, name: int) -> int:
+    """Where a capability is in config space; 0 where it is not, or the list is none: a device may lie, or be gone."""
+    at, seen = space[_CAPABILITIES_AT], set[int]()
+    while 0 < at < len(space) - 1 and at not in seen:
+        if space[at] == name:
+            return at
+        seen.add(at)
+        at = space[at + 1]
+    return 0
+
+
 class FuzzDriver:
     """Driver on one connection. Every call comes back early where the server has hung up."""
 
@@ -158,10 +169,7 @@ class FuzzDriver:
         """D0, memory decoding and bus mastering on: what a machine does before its driver looks at a device."""
         if self._pm_cap is None:
             space = (await self.read(PciRegion.CONFIG, 0, 256)).to_bytes(256, "little")
-            at = space[_CAPABILITIES_AT]
-            while at and space[at] != CapId.PM:
-                at = space[at + 1]
-            self._pm_cap = at
+            self._pm_cap = _capability(space, CapId.PM)
         if self._pm_cap:
             self.write(PciRegion.CONFIG, self._pm_cap + 4, b"\0\0")
         self.write(PciRegion.CONFIG, _COMMAND_AT, _MEMORY_AND_MASTER.to_bytes(2, "little"))
