@@ -7,7 +7,7 @@ import pytest
 from vfiouser_virtio import serve, vm
 from vfiouser_virtio.serving.qemu_command import hotplug_commands
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.variant]
 
 ROOT_PORT = ["-device", "pcie-root-port,id=rp1,chassis=1,slot=1,addr=8.0"]
 VENDORS = "until [ -e {0}.0/virtio* -a -e {0}.1/virtio* ]; do sleep 0.1; done; cat {0}.[01]/device"
