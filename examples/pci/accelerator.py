@@ -6,7 +6,7 @@ own; `tests/interop/test_gallery.py` has a driver for it in shell.
 ::
 
     BAR0  0x00 ident     0x5348_4132             0x18 tail     doorbell: jobs up to here are to be done
-          0x04 control   bit 0 enable            0x1c head     jobs up to here are done
+          0x04 control   bit 0 enable; 0 resets  0x1c head     jobs up to here are done
           0x08 ring      address, 64 bits        0x20 status   bit 0 jobs done, bit 1 ring broken; written 1s clear
           0x10 size      of the ring, in jobs
 
@@ -60,7 +60,8 @@ class Accelerator(PciDevice):
 
     @status.on_write
     def status_written(self, _value: int) -> None:
-        self.irq[0].set(self.status.value != 0)
+        if not self.status.value:
+            self.irq[0].clear()
 
     async def run(self) -> None:
         async for tail in self.tail:
@@ -70,9 +71,11 @@ class Accelerator(PciDevice):
                 await self._work(tail)
             except DmaFault as fault:
                 self.log.warning("%s: the ring stands still until it is reset", fault)
-                self.control.enable = False
                 self.status.broken = True
-            self.irq[0].set(True)
+                self.irq[0].trigger()
+                return
+            if self.status.value:
+                self.irq[0].trigger()
 
     async def _work(self, tail: int) -> None:
         size = self.size.value

@@ -63,12 +63,14 @@ class Edu(PciDevice):
     @irq_raise.on_write
     def interrupt(self, causes: int) -> None:
         self.irq_status.value |= causes
-        self.irq[0].set(self.irq_status.value != 0)
+        if self.irq_status.value:
+            self.irq[0].trigger()  # a message for each cause, also while the one before is not acknowledged
 
     @irq_acknowledge.on_write
     def acknowledge(self, causes: int) -> None:
         self.irq_status.value &= ~causes
-        self.irq[0].set(self.irq_status.value != 0)
+        if not self.irq_status.value:
+            self.irq[0].clear()
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:

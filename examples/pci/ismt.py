@@ -21,6 +21,8 @@ from vfiouser_virtio.pci import Identity, PciDevice, Register, bar, field, flag,
 
 MAX_READ = 240
 """Bytes that one transaction can read (§15.4.7.1)."""
+MAX_BLOCK = 32
+"""Bytes of a block that is written (SMBus 2.0, §5.5.7); the command is in front of them."""
 
 # Flags of a descriptor: byte 3 of control, byte 0 of status.
 COMMAND, BLOCK, PEC, INTERRUPT, STOP_ON_ERROR = 0x01, 0x04, 0x10, 0x40, 0x80
@@ -145,6 +147,8 @@ class Ismt(PciDevice):
         target, length, count, flags = descriptor[:4]
         address = target >> 1
         data = b""
+        if flags & BLOCK and not flags & COMMAND and length > MAX_BLOCK + 1:
+            return LARGE_PACKET, 0, 0
         if flags & COMMAND:
             data = bytes([length])
         elif length:

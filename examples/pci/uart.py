@@ -87,9 +87,9 @@ class Uart(PciDevice):
             nursery.start_soon(self.chardev.run)
             nursery.start_soon(self._send, self.chardev)
             while True:
-                self.receive(await self.chardev.receive())
-                while self.wire:
+                while self.wire:  # of before a reset, too: the host waits until the driver has taken what there is
                     await self._news.wait()
+                self.receive(await self.chardev.receive())
 
     async def _send(self, chardev: Chardev) -> None:
         while True:

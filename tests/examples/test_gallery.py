@@ -2,19 +2,26 @@
 
 import hashlib
 import logging
+import os
 import random
 import struct
+from collections.abc import Callable
 
 import pytest
+import trio
 from i2c_board import I2cBoard
 from pci import ismt
 from pci.accelerator import IDENT, JOB, MAX_LENGTH, Accelerator
+from pci.edu import Edu
 from pci.idio16 import Idio16
 from pci.ismt import Ismt, packet_error_code
 from pci.uart import Uart
 from support.in_process_driver import InProcessDriver, driving
+from support.pci import events
+from support.pci import set_irqs as client_sets_irqs
 
 from vfiouser_virtio.pci import PciDevice
+from vfiouser_virtio.vfio_device import IrqSetFlags, PciIrq, PciRegion
 
 # idio-16
 
@@ -99,6 +106,51 @@ async def test_uart_keeps_no_more_of_a_loop_than_its_fifo() -> None:
         assert driver.read(LINE_STATUS, 1) == 0x60
 
 
+class Endless:
+    """A host that always has more."""
+
+    given = 0
+    connected = True
+    size = None
+
+    def __init__(self) -> None:
+        self.on_connect: Callable[[bool], None] = lambda _: None
+        self.on_resize: Callable[[int, int], None] = lambda *_: None
+
+    def describe(self) -> str:
+        return "endless"
+
+    def send_nowait(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+    async def send(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+    async def receive(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self.given += 1
+        return bytes(64)
+
+
+async def test_uart_takes_no_more_from_the_host_with_each_reset() -> None:
+    host = Endless()
+    uart = Uart(chardev=host)
+    async with driving(uart) as driver:
+        for _ in range(5):
+            driver.function.reset()
+            driver.set_command(0x0007)
+            await driver.settle()
+        assert (host.given, len(uart.wire)) == (1, 64)
+        for _ in range(64):
+            driver.read(DATA, 1)
+        await driver.settle()
+        assert (host.given, len(uart.wire)) == (2, 64)
+
+
 # iSMT
 
 RING, BUFFER, LOG = 0x1000, 0x2000, 0x3000
@@ -164,6 +216,14 @@ async def test_ismt_blocks_carry_their_length() -> None:
             assert await do(driver, read) == [b"\x80\0\0\1"]
 
 
+async def test_ismt_refuses_blocks_that_are_too_long() -> None:
+    chip = Block()
+    async with driving(Ismt(chip)) as driver:
+        assert await do(driver, descriptor(0x20, ismt.BLOCK, command=33)) == [b"\1\0\0\x22"]
+        for length in (34, 255):
+            assert await do(driver, descriptor(0x20, ismt.BLOCK, command=length)) == [b"\x80\0\0\0"]
+
+
 async def test_ismt_packet_error_code() -> None:
     # SMBus 2.0 has none to compare with; CRC-8 of "123456789" is 0xf4 (catalogue of CRC algorithms: CRC-8/SMBUS).
     assert packet_error_code(b"123456789") == 0xF4
@@ -203,6 +263,15 @@ async def test_ismt_stands_still_without_its_ring_until_a_reset(caplog: pytest.L
 # The accelerator
 
 
+def by_message(driver: InProcessDriver, index: PciIrq, flags: bytes) -> int:
+    """The driver wants messages; returns the eventfd that gets those of the first vector."""
+    ours = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    want = IrqSetFlags.ACTION_TRIGGER | IrqSetFlags.DATA_EVENTFD
+    client_sets_irqs(driver.function, index, want, 0, 1, b"", [os.dup(ours)])
+    driver.function.region_write(PciRegion.CONFIG, 0x42, flags)
+    return ours
+
+
 def start(driver: InProcessDriver, *jobs: tuple[int, int, int], size: int = 8) -> None:
     for number, (source, digest, length) in enumerate(jobs):
         driver.put(RING + JOB.size * number, JOB.pack(source, digest, length, 0))
@@ -239,13 +308,45 @@ async def test_accelerator_with_a_ring_that_cannot_be(jobs: list[tuple[int, int,
         await driver.settle()
         assert driver.interrupted
         assert driver.read(0x20) == 2
-        assert driver.read(0x04) == 0
         driver.write(0x20, 2)
-        driver.write(0x04, 1)
+        assert not driver.interrupted
+        driver.write(0x18, 0)
+        await driver.settle()
+        assert not driver.interrupted, "it stands still"
+        assert driver.read(0x04) == 1
         driver.write(0x04, 0)  # a reset
         start(driver, (0, 0x2000, 64))
         await driver.settle()
         assert driver.read(0x20) == 1
+
+
+async def test_accelerator_sends_a_message_for_each_doorbell() -> None:
+    async with driving(Accelerator()) as driver:
+        ours = by_message(driver, PciIrq.MSIX, b"\x00\x80")
+        driver.write(0x18, 0)
+        await driver.settle()
+        assert events(ours) == 0, "not enabled"
+        for tail in (1, 2):  # the first is not acknowledged
+            start(driver, *[(0, 0x2000, 64)] * tail)
+            await driver.settle()
+            assert events(ours) == 1
+        driver.write(0x20, 3)
+        driver.write(0x18, 2)
+        await driver.settle()
+        assert events(ours) == 0, "there was nothing to do"
+        os.close(ours)
+
+
+async def test_edu_sends_a_message_for_each_cause() -> None:
+    async with driving(Edu()) as driver:
+        ours = by_message(driver, PciIrq.MSI, b"\x01\x00")
+        for cause in (1, 2):  # the first is not acknowledged
+            driver.write(0x60, cause)
+            assert events(ours) == 1
+        driver.write(0x64, 1)
+        driver.write(0x64, 2)
+        assert events(ours) == 0
+        os.close(ours)
 
 
 # All of them

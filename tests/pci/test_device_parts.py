@@ -1,6 +1,7 @@
 """What a `PciDevice` has beside registers: memory that the guest maps, a ROM, extended capabilities."""
 
 import mmap
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,28 @@ def test_some_memory_is_mapped_and_the_rest_are_messages() -> None:
         assert guest[2 * PAGE : 2 * PAGE + 12] == b"logo" + bytes(8)
     assert "frames" not in device.accesses.unused()[0], "what cannot be seen is not said to be unused"
     function.disconnected()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_reset_makes_nothing_that_is_as_big_as_the_memory(mapped: bool) -> None:
+    size = 16 << 20
+
+    class Frames(PciDevice):
+        identity = IDENTITY
+        regs = bar(0, size=size)
+        frames = BarMemory(0, size=size, contents=b"logo", mapped=mapped)
+
+    device = Frames()
+    function = PciDeviceFunction(device)
+    for offset in (4, PAGE - 1, PAGE, size - 1):
+        device.frames.data[offset] = 0xFF
+    tracemalloc.start()
+    try:
+        function.reset()
+        assert tracemalloc.get_traced_memory()[1] < size // 4
+    finally:
+        tracemalloc.stop()
+    assert bytes(device.frames.data) == b"logo".ljust(size, b"\0")
 
 
 async def test_our_driver_maps_it() -> None:

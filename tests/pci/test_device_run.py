@@ -2,12 +2,13 @@
 
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from support.pci import EventFds, events
+from support.pci import Client, EventFds, events
 from support.pci import set_irqs as client_sets_irqs
 from support.pci_chip import Chip, Driven
 from trio.testing import wait_all_tasks_blocked
@@ -214,6 +215,64 @@ async def test_no_access_begins_while_mappings_change(memory: SharedMemory) -> N
         await wait_all_tasks_blocked()
         assert bytes(memory.view[0x1000:0x1005]) == b"hello"
         assert driver.function.quiesce() is None
+
+
+@pytest.mark.parametrize("end", ["reset", "next client"])
+async def test_no_access_of_a_run_that_was_cancelled_in_a_thread(memory: SharedMemory, end: str) -> None:
+    begun, goes_on, ended = trio.Event(), threading.Event(), trio.Event()
+
+    class Threaded(Copier):
+        async def run(self) -> None:
+            if begun.is_set():
+                return
+            data = await self.dma.read(0x10000, 4)
+            begun.set()
+            try:
+                await trio.to_thread.run_sync(goes_on.wait, 60)
+                await self.dma.write(0x11000, data)
+            finally:
+                ended.set()
+
+    async with running(Threaded()) as driver:
+        share(driver, memory)
+        memory.view[0:4] = b"data"
+        driver.command(MASTER)
+        await begun.wait()
+        if end == "next client":
+            driver.function.disconnected()
+            driver.function.connected(Client())
+            share(driver, memory)
+        else:
+            driver.function.reset()
+        driver.command(MASTER)
+        goes_on.set()
+        await ended.wait()
+        assert bytes(memory.view[0x1000:0x1004]) == bytes(4)
+
+
+async def test_no_access_after_bus_master_went_off_while_mappings_change(memory: SharedMemory) -> None:
+    class Alone(Copier):
+        needs_bus_master = False
+
+        async def run(self) -> None:
+            await trio.sleep_forever()
+
+    chip = Alone()
+    async with running(chip) as driver, trio.open_nursery() as nursery:
+        share(driver, memory)
+        driver.command(MASTER)
+        chip.dma.quiesce(True)
+
+        async def write() -> None:
+            with pytest.raises(DmaFault, match="Bus Master"):
+                await chip.dma.write(0x11000, b"late")
+
+        nursery.start_soon(write)
+        await wait_all_tasks_blocked()
+        driver.command(PciCommand.MEMORY)
+        chip.dma.quiesce(False)
+        await wait_all_tasks_blocked()
+        assert bytes(memory.view[0x1000:0x1004]) == bytes(4)
 
 
 async def test_memory_by_message() -> None:

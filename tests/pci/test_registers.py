@@ -52,6 +52,18 @@ def test_fields_have_an_access_of_their_own(chip: Chip, driver: Driven) -> None:
     assert list(Control.fields()) == ["enable", "mode", "done"]
 
 
+def test_a_read_clears_only_what_it_has_read() -> None:
+    class Counters(Base):
+        regs = bar(0, size=0x100)
+        wide = Register(0x00, width=64, access="rc", reset=0x1111_0000_2222)
+        events = Register(0x08, access="rc", reset=0x0403_0201)
+
+    driver = Driven(Counters())
+    assert [driver.read(0, 4), driver.read(4, 4), driver.read(0, 8)] == [0x2222, 0x1111, 0]
+    assert [driver.read(8, 1), driver.read(10, 2), driver.read(8, 4)] == [0x01, 0x0403, 0x0200]
+    assert driver.read(8) == 0
+
+
 def test_bytes_that_are_not_written_stay(chip: Chip, driver: Driven) -> None:
     driver.write(0x04, 0b1111)
     driver.write(0x07, 0x80, 1)  # clears done; a byte of zeros elsewhere would have cleared the rest

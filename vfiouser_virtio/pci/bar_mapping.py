@@ -71,6 +71,14 @@ class BarMapping:
             yield start, until, mapped
             start = until
 
+    def discard(self, start: int, size: int) -> bool:
+        """Punch a hole, whole pages, which read as zeros then and take no memory. False where that cannot be done."""
+        try:
+            self._window.discard(start, size)
+        except OSError:
+            return False
+        return True
+
     def close(self) -> None:
         """No client maps it any more. The view stays."""
         if self.fd >= 0:

@@ -1,10 +1,12 @@
 """Memory in a BAR: bytes that a driver reads and writes at any width, such as packet buffers and frame buffers."""
 
+import ctypes
 from collections.abc import Callable
 from mmap import PAGESIZE
 from typing import Any, Self, TypeVar
 
 from vfiouser_virtio.errors import AuthorError
+from vfiouser_virtio.pci.bar_mapping import BarMapping
 from vfiouser_virtio.pci.bar_part import BarPart, check_name, hook_of
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -39,6 +41,7 @@ class BarMemory(BarPart):
         super().__init__(offset, size, bar)
         self.contents, self.read_only, self.mapped = contents, read_only, mapped
         self.data: bytearray | memoryview = bytearray()
+        self._mapping: BarMapping | None = None
         self.written: Callable[[int, int], None] | None = None
 
     def on_write(self, method: Method) -> Method:
@@ -52,18 +55,32 @@ class BarMemory(BarPart):
     def bound(self, owner: object, name: str, offset: int, index: int | None = None) -> Self:
         """One of a device's own."""
         mine = self.copied(name, offset)
-        mine.data = bytearray(self.contents.ljust(self.size, b"\0"))
+        mine.data = bytearray(self.size)
+        mine.data[: len(self.contents)] = self.contents
         mine.written = hook_of(self.write_hook, owner, name, index, 2)[0]
         return mine
 
-    def place(self, view: memoryview) -> None:
-        """For the function: where it lies, where that is mapped."""
+    def place(self, mapping: BarMapping) -> None:
+        """For the function: what it lies in, where that is mapped."""
+        view = mapping.view[self.offset : self.end]
         view[:] = self.data
-        self.data = view
+        self.data, self._mapping = view, mapping
 
     def power_on(self) -> None:
         """What is there at power-on."""
-        self.data[:] = self.contents.ljust(self.size, b"\0")
+        # The driver of a big frame buffer resets it as often as it likes: nothing is made that is as big.
+        used = len(self.contents)
+        if len(self.data) != self.size:
+            self.data = bytearray(self.size)  # the author has not kept its length
+        self.data[:used] = self.contents
+        until = self.size
+        if self._mapping is not None:
+            pages = -(-used // PAGESIZE) * PAGESIZE
+            if pages < self.size and self._mapping.discard(self.offset + pages, self.size - pages):
+                until = pages
+        if used < until:
+            rest = (ctypes.c_char * (until - used)).from_buffer(self.data, used)
+            ctypes.memset(ctypes.addressof(rest), 0, until - used)
 
     def read_part(self, start: int, count: int) -> bytes:
         """Some bytes of it."""

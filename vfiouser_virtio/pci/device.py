@@ -96,7 +96,11 @@ class PciDevice:
 
     async def run(self) -> None:
         """The device at work: from when the driver turns Bus Master on until it turns it off, resets the device, or is
-        gone, when this is cancelled. See also `needs_bus_master`. DMA only here, and in tasks of this."""
+        gone, when this is cancelled. See also `needs_bus_master`. DMA only here, and in tasks of this.
+
+        It notices that it was cancelled where it waits next, and at each DMA, also of what comes out of a thread. By
+        then registers have their power-on values: what a ``finally:`` stores in them is there after the reset.
+        """
 
     def reset(self) -> None:
         """The device was reset: registers and memories have their power-on values; forget the rest."""

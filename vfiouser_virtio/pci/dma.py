@@ -33,19 +33,24 @@ class Dma:
         if not quiet:
             self._waiting.unpark_all()
 
-    async def _resumed(self) -> None:
-        while self.quiesced:
+    async def _allowed(self, what: str, address: int, length: int) -> None:
+        """Return when an access may begin. Raises DmaFault without Bus Master.
+
+        What comes out of a thread may belong to a run that a reset has cancelled meanwhile: the memory is another
+        driver's by now, or another client's.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self.quiesced and self.bus_master:
             await self._waiting.park()
+        if not self.bus_master:
+            raise DmaFault(f"DMA {what} of {address:#x}+{length:#x}: the driver has not turned Bus Master on")
 
     async def read(self, address: int, length: int) -> bytes:
         """A copy of guest memory; other tasks run meanwhile only where it has no file descriptor.
 
         Raises DmaFault. A driver may say any length: cap it before.
         """
-        if not self.bus_master:
-            raise _no_master("read", address, length)
-        if self.quiesced:
-            await self._resumed()
+        await self._allowed("read", address, length)
         try:
             views = self.memory.readable(address, length)
         except NeedsMessages:
@@ -62,10 +67,7 @@ class Dma:
 
     async def write(self, address: int, data: Buffer) -> None:
         """Store ``data`` to guest memory; returns when it is there. Raises DmaFault."""
-        if not self.bus_master:
-            raise _no_master("write", address, len(data))
-        if self.quiesced:
-            await self._resumed()
+        await self._allowed("write", address, len(data))
         try:
             views = self.memory.writable(address, len(data))
             if len(views) == 1:
@@ -89,10 +91,7 @@ class Dma:
         behind it. Where memory is not in one piece, or has no file descriptor, the view is a copy, which is written
         back at the end of the block.
         """
-        if not self.bus_master:
-            raise _no_master("view", address, length)
-        if self.quiesced:
-            await self._resumed()
+        await self._allowed("view", address, length)
         try:
             views = self.memory.writable(address, length) if write else self.memory.readable(address, length)
         except NeedsMessages:
@@ -113,7 +112,3 @@ class Dma:
                 self.memory.unpin(pin)
         if scope.cancelled_caught:
             raise DmaFault(f"DMA view of {address:#x}+{length:#x}: the client has taken the memory away")
-
-
-def _no_master(what: str, address: int, length: int) -> DmaFault:
-    return DmaFault(f"DMA {what} of {address:#x}+{length:#x}: the driver has not turned Bus Master on")

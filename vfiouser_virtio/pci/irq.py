@@ -41,7 +41,11 @@ class Irq:
             self._lines.function.irq(self.number)
 
     def set(self, level: bool) -> None:
-        """A level, as of a status register and its mask: INTx follows it; a message is sent each time it goes up."""
+        """A level, as of a status register and its mask: INTx follows it; a message is sent each time it goes up.
+
+        A cause that comes while it is up sends no message. Where a driver is to get one for each: `trigger` when a
+        cause comes, and `clear` when the driver has acknowledged the last.
+        """
         if self._lines.function is not None:
             self._lines.function.set_irq(self.number, level)
 

@@ -185,8 +185,8 @@ class Register(BarPart):
         self.bits = self.reset_value
         self.unseen = False
 
-    def driver_read(self) -> int:
-        """What a driver reads, with all that this causes."""
+    def driver_read(self, enabled: int = -1) -> int:
+        """What a driver reads, with all that this causes; ``enabled`` has ones where there are bytes that it reads."""
         self.reads += 1
         answer = None if self.reading is None else self.reading()
         if answer is None:
@@ -194,7 +194,7 @@ class Register(BarPart):
         elif not 0 <= answer <= self.all_bits:
             raise AuthorError(f"{self.name} = {answer:#x}: it has {self.width} bits")
         if self.read_clears:
-            self.bits &= ~self.read_clears
+            self.bits &= ~(self.read_clears & enabled)
         self.answer = answer
         return answer
 
@@ -220,7 +220,8 @@ class Register(BarPart):
 
     def read_part(self, start: int, count: int) -> bytes:
         """Some bytes of it, or all."""
-        return self.driver_read().to_bytes(self.size, "little")[start : start + count]
+        enabled = (1 << 8 * count) - 1 << 8 * start
+        return self.driver_read(enabled).to_bytes(self.size, "little")[start : start + count]
 
     def write_part(self, start: int, data: bytes) -> None:
         """Some bytes of it, or all."""

@@ -114,7 +114,7 @@ class PciDeviceFunction(ServedFunction):
         mapping = BarMapping(bar.size, areas=[(part.offset, part.size) for part in mapped])
         self._mappings.append(mapping)
         for part in mapped:
-            part.place(mapping.view[part.offset : part.end])
+            part.place(mapping)
         return mapped_bar(mapping, read=space.read, write=space.write, kind=bar.kind, prefetchable=bar.prefetchable)
 
     def _bus_master_changed(self, allowed: bool) -> None:
