@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support.pci import Client
 from support.pci_chip import Chip, Driven
 
 from vfiouser_virtio.errors import AuthorError, PeerError
@@ -139,9 +140,68 @@ def test_a_spin_is_named_once(chip: Chip, driver: Driven) -> None:
     clock.now = 0.8
     spin = watch.look()
     assert spin is not None
-    assert str(spin) == "control (0x80000001): 1000 reads in 0.4 s"
+    assert str(spin) == "control (0x80000001): 1000 reads in 0.8 s"
     driver.read(0x04)
     assert watch.look() is None  # it was told
+
+
+def test_a_spin_begins_after_the_last_look(chip: Chip, driver: Driven) -> None:
+    clock = Clock()
+    watch = SpinWatch(chip.accesses, 10, clock)
+    for clock.now in (0.4, 5.0, 5.4):
+        assert watch.look() is None
+    for _ in range(10):
+        driver.read(0x04)
+    clock.now = 5.8
+    assert str(watch.look()) == "control (0x80000000): 10 reads in 0.4 s"
+
+
+def test_what_is_not_modelled_silences_nothing_else(chip: Chip, caplog: pytest.LogCaptureFixture) -> None:
+    driver = Driven(chip)
+    for offset in range(0x400, 0x600, 4):
+        driver.read(offset)
+    assert any("too many" in each or "not modelled" in each for each in caplog.messages)
+    caplog.clear()
+    chip.log.once("news", "this is news")
+    driver.read(0x14, 2)
+    assert len(caplog.messages) == 2
+    assert "this is news" in caplog.messages[0]
+    assert "accesses of strict have 4" in caplog.messages[1]
+
+
+def test_complaints_are_news_to_the_next_client(caplog: pytest.LogCaptureFixture) -> None:
+    chip = Chip()
+    driver = Driven(chip)
+    for _ in range(2):
+        caplog.clear()
+        driver.read(0x14, 2)
+        driver.read(0x14, 2)
+        assert [each for each in caplog.messages if "strict" in each] == caplog.messages
+        assert len(caplog.messages) == 1
+        driver.function.disconnected()
+        driver.function.connected(Client())
+        driver.command(7)
+
+
+def test_answers_of_the_device_that_cannot_be_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong(Chip):
+        def unmodelled_read(self, bar: int, offset: int, count: int) -> bytes | None:
+            if offset == 0x504:
+                raise KeyError("oops")
+            return b"x"
+
+        def unmodelled_write(self, bar: int, offset: int, data: bytes) -> bool:
+            raise KeyError("oops")
+
+    driver = Driven(Wrong())
+    assert driver.read(0x500) == 0xFFFF_FFFF
+    assert driver.read(0x504) == 0xFFFF_FFFF
+    driver.write(0x508, 1)
+    assert driver.read(0) == 0x0123_4567
+    text = caplog.text
+    assert "unmodelled_read() returned 1 bytes for 4 at BAR0+0x500" in text
+    assert "a bug in the device, in a read of what is not modelled in BAR0" in text
+    assert "a bug in the device, in a write of what is not modelled in BAR0" in text
 
 
 def test_what_changes_is_no_spin(chip: Chip, driver: Driven) -> None:

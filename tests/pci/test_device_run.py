@@ -14,7 +14,7 @@ from support.pci_chip import Chip, Driven
 from trio.testing import wait_all_tasks_blocked
 
 from vfiouser_virtio.dma import SharedMemory
-from vfiouser_virtio.pci import DmaFault, Doorbell, Identity, PciDevice, Register, bar, interrupts
+from vfiouser_virtio.pci import DmaFault, Doorbell, Identity, PciDevice, Register, array, bar, interrupts
 from vfiouser_virtio.protocols.pci import PciCommand
 from vfiouser_virtio.vfio_device import IrqSetFlags, PciIrq
 
@@ -103,6 +103,39 @@ async def test_run_lives_while_bus_master_is_on() -> None:
         chip.soft_reset()
         await wait_all_tasks_blocked()
         assert chip.log_of_runs == ["ends", "begins", "ends", "begins"]
+
+
+async def test_each_spin_is_told(autojump_clock: object, caplog: pytest.LogCaptureFixture) -> None:
+    class Idle(PciDevice):
+        identity = Identity(1, 2)
+        needs_bus_master = False
+        regs = bar(0, size=0x100)
+        registers = array(Register(0), count=2)
+
+    async with running(Idle()) as driver:
+        driver.command(PciCommand.MEMORY)
+        for offset in (0, 4, 0):
+            for _ in range(1000):
+                driver.read(offset)
+            await trio.sleep(1)
+    told = [each for each in caplog.messages if "the driver polls" in each]
+    assert ["registers[0]" in each for each in told] == [True, False, True]
+    assert told[0].endswith("the device has no run()")
+
+
+async def test_a_soft_reset_ends_the_run_though_reset_has_a_bug() -> None:
+    class Buggy(Copier):
+        def reset(self) -> None:
+            raise KeyError("bug")
+
+    chip = Buggy()
+    async with running(chip) as driver:
+        driver.command(MASTER)
+        await wait_all_tasks_blocked()
+        with pytest.raises(KeyError):
+            chip.soft_reset()
+        await wait_all_tasks_blocked()
+        assert chip.log_of_runs == ["begins", "ends", "begins"]
 
 
 async def test_a_device_that_needs_no_bus_master_runs_from_reset_to_reset() -> None:

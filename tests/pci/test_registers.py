@@ -6,7 +6,8 @@ import pytest
 from support.pci_chip import Chip, Control, Driven
 
 from vfiouser_virtio.errors import AuthorError
-from vfiouser_virtio.pci import BarMemory, Identity, PciDevice, Register, array, bar, field, flag, interrupts
+from vfiouser_virtio.pci import Bank, BarMemory, Identity, PciDevice, Register, array, bar, field, flag, interrupts
+from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 
 
 @pytest.fixture
@@ -242,6 +243,54 @@ def test_mistakes_of_authors_are_named() -> None:
         BarMemory(0, size=2, contents=b"abc")
     with pytest.raises(AuthorError, match="have two fields"):
         type("Twice", (Register,), {"one": field(3, 0), "two": flag(2)})(0)
+
+    make("Wrong: one .* and two overlap", regs=regs, one=Register(0), two=Register(2, width=16))
+    make("BAR 0 is declared already", regs=regs, one=Register(0), more=bar(0, size=0x100), two=Register(4))
+    for name in ("index", "device"):
+        with pytest.raises(AuthorError, match="every bank has already"):
+            type("WrongBank", (Bank,), {name: Register(0)})
+    for wrong in (lambda: bar(0, size=0x100, widths={32}), lambda: Register(0, widths=(3,))):
+        with pytest.raises(AuthorError, match="expected some of 1, 2, 4 and 8"):
+            wrong()
+
+
+def test_what_is_declared_is_not_replaced(chip: Chip) -> None:
+    for of, name in ((chip, "control"), (chip, "scratch"), (chip, "ram"), (chip.channels[0], "address")):
+        with pytest.raises(AuthorError, match=rf"{name} = …: no driver would see 5; assign to self\.{name}\.value"):
+            setattr(of, name, 5)
+    with pytest.raises(AuthorError, match=r"irq = interrupts\(…\)"):
+        chip.irq = []
+    chip.count = 7
+    chip.control.mode = 3
+
+
+def test_a_hook_on_a_register_of_the_base_class_is_a_mistake() -> None:
+    for hook in (Chip.ident.on_write, Chip.control.on_read, Chip.scratch.on_write, Chip.ram.on_write):
+        with pytest.raises(AuthorError, match="is of Chip, which would have this hook too"):
+            hook(lambda _: None)
+
+
+def test_a_layout_that_cannot_be_names_the_class() -> None:
+    for body in ({"regs": bar(0, size=0x1800)}, {"regs": bar(7, size=0x100)}, {"irq": interrupts(1, msix_bar=9)}):
+        with pytest.raises(AuthorError, match=r"^Wrong: "):
+            PciDeviceFunction(type("Wrong", (Base,), body)())
+
+    class Without(Base):
+        def __init__(self) -> None: ...
+
+    with pytest.raises(AuthorError, match=r"Without.__init__\(\) does not call super\(\).__init__\(\)"):
+        PciDeviceFunction(Without())
+
+
+def test_widths_count_from_where_the_register_is() -> None:
+    class Far(Base):
+        regs = bar(0, size=0x100)
+        wide = Register(0x14, width=64, widths=(4, 8), reset=0x1122_3344_5566_7788)
+
+    driver = Driven(Far())
+    assert driver.read(0x14, 8) == 0x1122_3344_5566_7788
+    assert driver.read(0x18, 4) == 0x1122_3344
+    assert driver.read(0x18, 8) == 0xFFFF_FFFF_FFFF_FFFF, "not aligned in the register"
 
 
 def test_a_hook_with_the_name_of_its_register_is_a_mistake() -> None:

@@ -69,7 +69,7 @@ class Accesses:
         self.unmodelled: dict[tuple[int, int, int, bool], UnmodelledAccess] = {}
         self.others = 0
         """Accesses of kinds that were too many to be remembered."""
-        self._log, self._clock = log, clock
+        self.log, self._clock = log, clock
         self._begun = clock()
 
     @property
@@ -108,9 +108,9 @@ class Accesses:
             raise PeerError(f"{'write' if write else 'read'} of {where}, which is not modelled (unmodelled=error)")
         if self.policy == "log" and known is None:
             if write:
-                self._log.once(key, "the driver writes %#x in %s, which is not modelled", value, where)
+                self.log.once(key, "the driver writes %#x in %s, which is not modelled", value, where)
             else:
-                self._log.once(key, "the driver reads %s, which is not modelled", where)
+                self.log.once(key, "the driver reads %s, which is not modelled", where)
 
     def unused(self) -> tuple[list[str], list[str]]:
         """What is modelled and was neither read nor written; and hooks that have never run, as ``control.on_write``."""

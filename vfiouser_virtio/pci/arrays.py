@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeGuard, TypeVar, overload
 
 from vfiouser_virtio.errors import AuthorError
-from vfiouser_virtio.pci.bar_part import BarPart, check_name
+from vfiouser_virtio.pci.bar_part import BarPart, check_hook
 
 if TYPE_CHECKING:
     from vfiouser_virtio.pci.device import PciDevice
@@ -39,6 +39,16 @@ class Bank:
     def __init__(self, device: "PciDevice", index: int) -> None:
         self.device, self.index = device, index
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in ("device", "index"):
+            if is_declaration(vars(cls).get(name)):
+                raise AuthorError(f"{cls.__name__}: a register cannot be called {name!r}, which every bank has already")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        refuse_replacing(self, name, value)
+        super().__setattr__(name, value)
+
 
 AnyBank = TypeVar("AnyBank", bound=Bank)
 
@@ -50,10 +60,10 @@ class Repeated:
         if not 0 < count <= MAX_COUNT or stride <= 0:
             raise AuthorError(f"count={count}, stride={stride:#x}: expected 1 to {MAX_COUNT}, and a stride above 0")
         self.count, self.stride = count, stride
-        self.name = ""
+        self.name = self.declared_in = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        self.name, self.declared_in = name, owner.__name__
 
     def unmade(self, owner: type) -> AuthorError:
         """What an access before ``super().__init__()`` raises."""
@@ -80,12 +90,12 @@ class PartArray(Repeated, Generic[Part]):
 
     def on_write(self, method: Method) -> Method:
         """As `Register.on_write`; the method gets the index first."""
-        check_name(self, method)
+        check_hook(self, method)
         return self._hooked("on_write", method)
 
     def on_read(self, method: Method) -> Method:
         """As `Register.on_read`; the method gets the index first."""
-        check_name(self, method)
+        check_hook(self, method)
         return self._hooked("on_read", method)
 
     def _hooked(self, kind: str, method: Method) -> Method:
@@ -139,6 +149,14 @@ def declarations(of: type) -> Iterator[tuple[str, object]]:
     for owner in reversed(of.__mro__):
         found |= vars(owner)
     yield from found.items()
+
+
+def refuse_replacing(owner: object, name: str, value: object) -> None:
+    """AuthorError for an assignment to what is declared, which the driver would not see: its value is meant."""
+    if is_declaration(getattr(type(owner), name, None)):
+        raise AuthorError(
+            f"{type(owner).__name__}.{name} = …: no driver would see {value!r:.40}; assign to self.{name}.value"
+        )
 
 
 def lay_out(name: str, declared: Declaration, base: int = 0) -> Iterator[tuple[int, BarPart, str]]:

@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.pci.bar_mapping import BarMapping
-from vfiouser_virtio.pci.bar_part import BarPart, check_name, hook_of
+from vfiouser_virtio.pci.bar_part import BarPart, check_hook, hook_of
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -46,7 +46,7 @@ class BarMemory(BarPart):
 
     def on_write(self, method: Method) -> Method:
         """Decorator of the method that runs after a driver has written: it gets the offset and how many bytes."""
-        check_name(self, method)
+        check_hook(self, method)
         if self.mapped:
             raise AuthorError(f"memory at {self.offset:#x}: it is mapped, so that no write is seen: no on_write")
         self.write_hook = method

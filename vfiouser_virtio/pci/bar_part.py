@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from vfiouser_virtio.errors import AuthorError
 
@@ -24,8 +24,10 @@ class BarPart:
         if offset < 0 or (size in (2, 4, 8) and offset % min(size, 4)):
             raise AuthorError(f"offset {offset:#x} of {size} bytes: expected a multiple of {min(size, 4)}")
         self.offset, self.size, self.bar = offset, size, bar
-        self.widths = frozenset(widths)
+        self.widths = checked_widths(widths)
         self.name = f"{offset:#x}"
+        self.declared_in = ""
+        """The class that it is declared in, once that is there."""
         self.reads = 0
         """How often a driver has read it."""
         self.writes = 0
@@ -33,7 +35,7 @@ class BarPart:
         self.read_hook: Callable[..., Any] | None = None
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        self.name, self.declared_in = name, owner.__name__
 
     def __get__(self, instance: object, owner: type) -> Self:
         # What a device has of its own hides the declaration; where it does not, it has not been made yet.
@@ -77,8 +79,27 @@ class BarPart:
         raise NotImplementedError
 
 
-def check_name(declared: object, method: Callable[..., Any]) -> None:
-    """AuthorError for a method that would take the place of the declaration whose hook it is."""
+def checked_widths(widths: Collection[int]) -> frozenset[int]:
+    """The widths, in bytes. AuthorError for what no access has."""
+    if not set(widths) <= {1, 2, 4, 8}:
+        raise AuthorError(f"widths={set(widths)}: expected some of 1, 2, 4 and 8, which are bytes")
+    return frozenset(widths)
+
+
+class Declared(Protocol):
+    """Declaration with hooks: a part of a BAR, or an array of them."""
+
+    name: str
+    declared_in: str
+
+
+def check_hook(declared: Declared, method: Callable[..., Any]) -> None:
+    """AuthorError for a method that would take the place of the declaration whose hook it is, or of another class."""
+    if declared.declared_in:
+        raise AuthorError(
+            f"{method.__qualname__}: {declared.name} is of {declared.declared_in}, which would have this hook too: "
+            "define a method with the name of its hook there, or declare the register again"
+        )
     frame = inspect.currentframe()
     body = frame.f_back.f_back if frame is not None and frame.f_back is not None else None
     if body is not None and body.f_locals.get(method.__name__) is declared:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError, PeerError
-from vfiouser_virtio.pci.bar_part import BarPart
+from vfiouser_virtio.pci.bar_part import BarPart, checked_widths
 from vfiouser_virtio.pci.bars import BarKind
 from vfiouser_virtio.pci.register import Register
 from vfiouser_virtio.vfio_device import Buffer
@@ -40,7 +40,7 @@ class BarDeclaration:
 
     def __init__(self, index: int, size: int, kind: BarKind, prefetchable: bool, widths: Collection[int]) -> None:
         self.index, self.size, self.kind, self.prefetchable = index, size, kind, prefetchable
-        self.widths = frozenset(widths)
+        self.widths = checked_widths(widths)
 
 
 def bar(
@@ -131,13 +131,10 @@ class BarSpace:
             return b"\xff" * count
         answer = bytearray()  # a client may read all of a big BAR at once: no copy for each register
         for part, start, length in self._pieces(offset, count):
-            if part is None:
-                answer += self._unmodelled.read(self.index, start, length)
-                continue
             try:
-                answer += part.read_part(start, length)
+                answer += self._not_there(start, length) if part is None else part.read_part(start, length)
             except Exception as error:
-                self._blame(f"a read of {part.name}", error)
+                self._blame(f"a read of {self._name(part)}", error)
                 answer += b"\xff" * length
         return bytes(answer)
 
@@ -148,14 +145,25 @@ class BarSpace:
         for part, start, length in self._pieces(offset, len(data)):
             piece = data[at : at + length]
             at += length
-            if part is None:
-                self._unmodelled.write(self.index, start, piece)
-                continue
-            self.last_write = part
             try:
-                part.write_part(start, piece)
+                if part is None:
+                    self._unmodelled.write(self.index, start, piece)
+                else:
+                    self.last_write = part
+                    part.write_part(start, piece)
             except Exception as error:
-                self._blame(f"a write of {part.name}", error)
+                self._blame(f"a write of {self._name(part)}", error)
+
+    def _not_there(self, start: int, length: int) -> bytes:
+        answer = self._unmodelled.read(self.index, start, length)
+        if len(answer) != length:
+            raise AuthorError(
+                f"unmodelled_read() returned {len(answer)} bytes for {length} at BAR{self.index}+{start:#x}"
+            )
+        return answer
+
+    def _name(self, part: BarPart | None) -> str:
+        return f"what is not modelled in BAR{self.index}" if part is None else part.name
 
     def _refused(self, did: str, offset: int, count: int) -> bool:
         """Whether a width or alignment is not allowed; it is logged then."""
@@ -163,7 +171,11 @@ class BarSpace:
             wanted, where = self._widths, f"BAR{self.index}"
         else:
             for part, _, _ in self._pieces(offset, count):
-                if part is not None and part.widths and (count not in part.widths or offset % min(count, 4)):
+                if (
+                    part is not None
+                    and part.widths
+                    and (count not in part.widths or (offset - part.offset) % min(count, part.size))
+                ):
                     wanted, where = part.widths, part.name
                     break
             else:

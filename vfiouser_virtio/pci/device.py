@@ -26,7 +26,7 @@ from vfiouser_virtio.device_log import DeviceLog, id_in_making
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.pci.accesses import Accesses, UnmodelledPolicy
-from vfiouser_virtio.pci.arrays import Declaration, PartArray, declarations, is_declaration, place
+from vfiouser_virtio.pci.arrays import Declaration, PartArray, declarations, is_declaration, place, refuse_replacing
 from vfiouser_virtio.pci.bar_space import BarDeclaration, BarSpace
 from vfiouser_virtio.pci.capabilities import Capability
 from vfiouser_virtio.pci.dma import Dma
@@ -77,7 +77,7 @@ class PciDevice:
         vars(self)["irq"] = [Irq(number, self.irq_lines) for number in range(declared.count)]
         self.bars: dict[int, tuple[BarDeclaration, BarSpace]] = {}
         """The BARs with what lies in them, by index."""
-        self.accesses = Accesses(self.log, self.unmodelled)
+        self.accesses = Accesses(DeviceLog(self.log.logger, self.log.device), self.unmodelled)
         """What drivers have touched."""
         self._place()
 
@@ -91,6 +91,12 @@ class PciDevice:
                     f"{cls.__name__}: a register cannot be called {name!r}, which every device has already"
                 )
         _check_layout(cls)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "irq":
+            raise AuthorError(f"{type(self).__name__}.irq = …: it is declared in the class: irq = interrupts(…)")
+        refuse_replacing(self, name, value)
+        super().__setattr__(name, value)
 
     # ---- what a device does, for its author ------------------------------------------------------------------------
 
@@ -107,8 +113,10 @@ class PciDevice:
 
     def soft_reset(self) -> None:
         """Reset, as a bit in a register of the device's own does: all but config space. `run` begins again."""
-        self.power_on()
-        self.restart()
+        try:
+            self.power_on()
+        finally:
+            self.restart()
 
     def unmodelled_read(self, bar: int, offset: int, count: int) -> bytes | None:  # noqa: ARG002 - for subclasses
         """What a driver reads where nothing is declared, or None for what ``unmodelled`` says."""
@@ -139,7 +147,10 @@ class PciDevice:
     def _place(self) -> None:
         for index, (bar, declared) in bars_of(type(self)).items():
             parts = [part for name, each in declared for part in place(self, self, name, each, 0, "")]
-            space = BarSpace(bar, parts, self.log, _Unmodelled(self), self._failed)
+            try:
+                space = BarSpace(bar, parts, self.log, _Unmodelled(self), self._failed)
+            except AuthorError as error:
+                raise AuthorError(f"{type(self).__name__}: {error}") from None
             self.bars[index] = bar, space
             self.accesses.spaces.append(space)
 
@@ -160,6 +171,8 @@ def bars_of(device: type[PciDevice]) -> dict[int, tuple[BarDeclaration, list[tup
     for name, declared in declarations(device):
         if isinstance(declared, BarDeclaration):
             current = declared.index
+            if current in found:
+                raise AuthorError(f"{device.__name__}.{name}: BAR {current} is declared already")
             found[current] = declared, []
         elif is_declaration(declared):
             wanted = _bar_of(declared)

@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 import trio
 
 from vfiouser_virtio.errors import AuthorError
-from vfiouser_virtio.pci.bar_part import BarPart, check_name, hook_of
+from vfiouser_virtio.pci.bar_part import BarPart, check_hook, hook_of
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -35,13 +35,13 @@ class Fifo(BarPart):
 
     def on_write(self, method: Method) -> Method:
         """Decorator of the method that runs after a driver has written; it gets the value, which is in the queue."""
-        check_name(self, method)
+        check_hook(self, method)
         self.write_hook = method
         return method
 
     def on_read(self, method: Method) -> Method:
         """Decorator of the method that runs after a driver has read, and what it has read is gone."""
-        check_name(self, method)
+        check_hook(self, method)
         self.read_hook = method
         return method
 

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import trio
 
 from vfiouser_virtio.errors import AuthorError
-from vfiouser_virtio.pci.bar_part import BarPart, check_name, hook_of
+from vfiouser_virtio.pci.bar_part import BarPart, check_hook, hook_of
 from vfiouser_virtio.pci.fields import ACCESSES, Access, BitField
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -135,7 +135,7 @@ class Register(BarPart):
         touched are as they were, or zero where that means nothing. A second one is the value before. In an array the
         index comes first. ``value`` has changed already, as `access` says.
         """
-        check_name(self, method)
+        check_hook(self, method)
         self.write_hook = method
         return method
 
@@ -144,7 +144,7 @@ class Register(BarPart):
 
         That is not stored; with None the driver gets ``value``. In an array it gets the index.
         """
-        check_name(self, method)
+        check_hook(self, method)
         self.read_hook = method
         return method
 

@@ -36,23 +36,24 @@ class SpinWatch:
         self._count = accesses.count
         self._polled: tuple[tuple[str, int], ...] = ()
         self._reads = 0
-        self._since = clock()
+        self._since = self._looked = clock()
         self._told = False
 
     def look(self) -> Spin | None:
         """The spin, once it has had ``threshold`` reads: once for each."""
         count = self._accesses.count
+        now = self._clock()
+        begun, self._looked = self._looked, now
         if count == self._count:
             return None
         self._count = count
         polled = self._reads_since()
-        now = self._clock()
         if polled is None or not 0 < len(polled) <= MOST_POLLED:
-            self._polled, self._reads, self._since, self._told = (), 0, now, False
+            self._polled, self._reads, self._since, self._told = (), 0, begun, False
             return None
         seen = tuple((name, value) for name, value, _ in polled)
         if seen != self._polled:
-            self._polled, self._reads, self._since, self._told = seen, 0, now, False
+            self._polled, self._reads, self._since, self._told = seen, 0, begun, False
         self._reads += sum(reads for _, _, reads in polled)
         if self._told or self._reads < self._threshold:
             return None

@@ -57,6 +57,9 @@ class PciDeviceFunction(ServedFunction):
         spin: int = SPIN,
         burndown: Callable[[str], None] | None = None,
     ) -> None:
+        if not hasattr(device, "bars"):
+            kind = type(device)
+            raise AuthorError(f"{definition(kind)}: {kind.__name__}.__init__() does not call super().__init__()")
         shown = identity or _identity(device)
         self.name = name or device.name
         declared = type(device).irq
@@ -69,13 +72,27 @@ class PciDeviceFunction(ServedFunction):
             memory=device.dma.memory,
         )
         self.device = device
-        device.log.device = self.name
+        device.log.device = device.accesses.log.device = self.name
         if unmodelled is not None:
             device.accesses.policy = unmodelled
         self._spin, self._burndown = spin, burndown
         self._runner: trio.lowlevel.Task | None = None
         self._task = DeviceTask(device, [], self.name, self._run_failed)
         self._mappings: list[BarMapping] = []
+        try:
+            self._lay_out(device)
+        except ValueError as error:
+            raise AuthorError(f"{type(device).__name__}: {error}") from error
+        device.irq_lines.function = self
+        device.on_failure = self._hook_failed
+        device.restart = self._restart
+        self.on_reset = self._reset
+        self.on_bus_master = self._bus_master_changed
+        self.on_disconnected = self._client_left
+        self.on_quiesce = device.dma.quiesce
+
+    def _lay_out(self, device: PciDevice) -> None:
+        declared = type(device).irq
         for index, (bar, space) in device.bars.items():
             self.add_bar(index, self._bar(bar, space))
         if declared.msix_bar is not None:
@@ -93,13 +110,6 @@ class PciDeviceFunction(ServedFunction):
                 self.add_capability(capability)
         if device.rom is not None:
             self._add_rom(device.rom)
-        device.irq_lines.function = self
-        device.on_failure = self._hook_failed
-        device.restart = self._restart
-        self.on_reset = self._reset
-        self.on_bus_master = self._bus_master_changed
-        self.on_disconnected = self._client_left
-        self.on_quiesce = device.dma.quiesce
 
     def _add_rom(self, rom: bytes | os.PathLike[str]) -> None:
         try:
@@ -146,6 +156,8 @@ class PciDeviceFunction(ServedFunction):
         self.config.set_bits(_COMMAND, int(PciCommand.MASTER), False)
         self._command_written()
         self.report("client gone")
+        for log in (self._log, self.device.log, self.device.accesses.log):
+            log.forget()
         return None
 
     def report(self, why: str) -> None:
@@ -162,8 +174,7 @@ class PciDeviceFunction(ServedFunction):
             await trio.sleep(_LOOK_S)
             spin = watch.look()
             if spin is not None:
-                names = tuple(name for name, _ in spin.polled)
-                self._log.once(("spin", names), "the driver polls, and nothing changes: %s; %s", spin, self._activity())
+                self._log.warning("the driver polls, and nothing changes: %s; %s", spin, self._activity())
 
     def _activity(self) -> str:
         """What has happened last, and what the device is doing, in words."""
@@ -171,6 +182,8 @@ class PciDeviceFunction(ServedFunction):
         last = "".join(f"{part.name} was written before; " for part in written)
         if self.device.needs_bus_master and not self.bus_master:
             return f"{last}run() has not begun: the driver has not turned Bus Master on"
+        if type(self.device).run is PciDevice.run:
+            return f"{last}the device has no run()"
         places = [] if self._runner is None else waiting_at(self._runner)
         return f"{last}the device is at {', '.join(places)}" if places else f"{last}run() has ended"
 
