@@ -259,7 +259,7 @@ def test_what_is_declared_is_not_replaced(chip: Chip) -> None:
         with pytest.raises(AuthorError, match=rf"{name} = …: no driver would see 5; assign to self\.{name}\.value"):
             setattr(of, name, 5)
     with pytest.raises(AuthorError, match=r"irq = interrupts\(…\)"):
-        chip.irq = []
+        chip.irq = []  # pyright: ignore[reportAttributeAccessIssue]
     chip.count = 7
     chip.control.mode = 3
 
