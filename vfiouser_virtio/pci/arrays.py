@@ -14,7 +14,7 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeGuard, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeGuard, TypeVar, overload
 
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.pci.bar_part import BarPart, check_hook
@@ -35,6 +35,7 @@ class Bank:
 
     device: Any
     index: int
+    _declared: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, device: "PciDevice", index: int) -> None:
         self.device, self.index = device, index
@@ -44,9 +45,11 @@ class Bank:
         for name in ("device", "index"):
             if is_declaration(vars(cls).get(name)):
                 raise AuthorError(f"{cls.__name__}: a register cannot be called {name!r}, which every bank has already")
+        cls._declared = declared_names(cls)
 
     def __setattr__(self, name: str, value: object) -> None:
-        refuse_replacing(self, name, value)
+        if name in self._declared:
+            raise replacing(self, name, value)
         super().__setattr__(name, value)
 
 
@@ -151,12 +154,16 @@ def declarations(of: type) -> Iterator[tuple[str, object]]:
     yield from found.items()
 
 
-def refuse_replacing(owner: object, name: str, value: object) -> None:
-    """AuthorError for an assignment to what is declared, which the driver would not see: its value is meant."""
-    if is_declaration(getattr(type(owner), name, None)):
-        raise AuthorError(
-            f"{type(owner).__name__}.{name} = …: no driver would see {value!r:.40}; assign to self.{name}.value"
-        )
+def declared_names(of: type) -> frozenset[str]:
+    """Names of all that a class declares in BARs."""
+    return frozenset(name for name, each in declarations(of) if is_declaration(each))
+
+
+def replacing(owner: object, name: str, value: object) -> AuthorError:
+    """What an assignment to what is declared raises: no driver would see it, and its value is meant."""
+    return AuthorError(
+        f"{type(owner).__name__}.{name} = …: no driver would see {value!r:.40}; assign to self.{name}.value"
+    )
 
 
 def lay_out(name: str, declared: Declaration, base: int = 0) -> Iterator[tuple[int, BarPart, str]]:

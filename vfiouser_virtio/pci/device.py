@@ -26,7 +26,15 @@ from vfiouser_virtio.device_log import DeviceLog, id_in_making
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 from vfiouser_virtio.pci.accesses import Accesses, UnmodelledPolicy
-from vfiouser_virtio.pci.arrays import Declaration, PartArray, declarations, is_declaration, place, refuse_replacing
+from vfiouser_virtio.pci.arrays import (
+    Declaration,
+    PartArray,
+    declarations,
+    declared_names,
+    is_declaration,
+    place,
+    replacing,
+)
 from vfiouser_virtio.pci.bar_space import BarDeclaration, BarSpace
 from vfiouser_virtio.pci.capabilities import Capability
 from vfiouser_virtio.pci.dma import Dma
@@ -61,6 +69,7 @@ class PciDevice:
     """Expansion ROM for the machine's firmware, or its file."""
     unmodelled: ClassVar[UnmodelledPolicy] = "log"
     """What becomes of accesses where nothing is declared; the option of that name says otherwise."""
+    _declared: ClassVar[frozenset[str]] = frozenset()
     made_in_thread: ClassVar[bool] = False
     """As `vfiouser_virtio.Device.made_in_thread`."""
 
@@ -90,12 +99,14 @@ class PciDevice:
                 raise AuthorError(
                     f"{cls.__name__}: a register cannot be called {name!r}, which every device has already"
                 )
+        cls._declared = declared_names(cls)
         _check_layout(cls)
 
     def __setattr__(self, name: str, value: object) -> None:
+        if name in self._declared:
+            raise replacing(self, name, value)
         if name == "irq":
             raise AuthorError(f"{type(self).__name__}.irq = …: it is declared in the class: irq = interrupts(…)")
-        refuse_replacing(self, name, value)
         super().__setattr__(name, value)
 
     # ---- what a device does, for its author ------------------------------------------------------------------------
