@@ -30,11 +30,15 @@ def test_what_is_no_place(addr: str) -> None:
 def test_function_0_of_several_is_marked() -> None:
     places = [("a", GuestSlot(None, 5, 1)), ("b", GuestSlot(None, 5)), ("c", GuestSlot("rp1", 5)), ("d", GuestSlot())]
     assert [place.multifunction for place in with_functions(places)] == [False, True, False, False]
+    places = [("a", GuestSlot("pcie.0", 5)), ("b", GuestSlot(None, 5, 1))]
+    assert [place.multifunction for place in with_functions(places)] == [True, False], "one bus, said and not said"
 
 
 def test_two_devices_cannot_be_in_one_place(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match=r"b and a have the same addr=05\.1"):
         with_functions([("a", GuestSlot(None, 5, 1)), ("b", GuestSlot(None, 5, 1))])
+    with pytest.raises(ConfigError, match=r"b and a have the same addr=05\.0"):
+        with_functions([("a", GuestSlot("pcie.0", 5)), ("b", GuestSlot(None, 5))])
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         assert len(with_functions([("a", GuestSlot(None, 5, 1))])) == 1

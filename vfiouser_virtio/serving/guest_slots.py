@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 _ADDR = re.compile(r"(?:0x)?([0-9a-f]{1,2})(?:\.([0-7]))?", re.IGNORECASE)
 _SLOTS = 32
+_ROOT_BUS = "pcie.0"
+"""Where QEMU's machine q35 puts a device without ``bus``."""
 
 
 class GuestSlot(NamedTuple):
@@ -48,10 +50,10 @@ def with_functions(slots: Iterable[tuple[str, GuestSlot]]) -> list[GuestSlot]:
     a warning: a guest looks no further where there is none.
     """
     places = list(slots)
-    by_slot: defaultdict[tuple[str | None, int], dict[int, str]] = defaultdict(dict)
+    by_slot: defaultdict[tuple[str, int], dict[int, str]] = defaultdict(dict)
     for name, place in places:
         if place.slot is not None:
-            functions = by_slot[place.bus, place.slot]
+            functions = by_slot[place.bus or _ROOT_BUS, place.slot]
             if place.function in functions:
                 raise ConfigError(f"{name} and {functions[place.function]} have the same addr={place.addr}")
             functions[place.function] = name
@@ -65,7 +67,7 @@ def with_functions(slots: Iterable[tuple[str, GuestSlot]]) -> list[GuestSlot]:
                 slot,
             )
     return [
-        place._replace(multifunction=place.function == 0 and len(by_slot[place.bus, place.slot]) > 1)
+        place._replace(multifunction=place.function == 0 and len(by_slot[place.bus or _ROOT_BUS, place.slot]) > 1)
         if place.slot is not None
         else place
         for _name, place in places
