@@ -278,6 +278,28 @@ async def test_fds_of_a_reply_that_has_to_queue(client: RawClient, device: EchoD
     assert (await client.receive()).fds == []
 
 
+async def test_a_reply_whose_fds_cannot_be_copied_ends_the_connection(
+    client: RawClient, device: EchoDevice, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has to queue, and we have no room for copies: the client must not wait for ever."""
+
+    def full(_fd: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    device.regions[0] = bytearray(1 << 20)
+    memory = os.memfd_create("bar")
+    device.region_fds[4] = (memory,)
+    await client.send(client.request(9, read(0, 0, 1 << 20)))
+    await until(lambda: "region_read" in device.names())
+    monkeypatch.setattr(os, "dup", full)
+    await client.send(client.request(5, struct.pack("<IIIIQQ", 32, 0, 4, 0, 0, 0)))
+    await until(lambda: "disconnected" in device.names())
+    with pytest.raises(EOFError):  # behind what of the first reply was in the socket
+        await client.receive()
+    os.close(memory)
+    assert "a message cannot be sent: Too many open files; connection closed" in caplog.text
+
+
 # Hostile clients
 
 

@@ -243,7 +243,7 @@ class Session:
                             sent = 0 if channel.queued or channel.broken else send(answer, DONTWAIT)
                         except OSError:
                             sent = 0
-                        if sent != size and channel.send(answer[sent:]):
+                        if sent != size and (channel.send(answer[sent:]) or channel.failure):
                             self._start_flush(channel)
                     elif command == _WRITE and size == _ACCESS_SIZE + count and following <= end:
                         if flags and flags != _NO_REPLY:
@@ -259,7 +259,7 @@ class Session:
                             answer = _pack(message_id, _WRITE, _ACCESS_SIZE, _REPLY, 0, offset, region, count)
                             if trace is not None:
                                 trace(_OUT, Message(message_id, _WRITE, _REPLY, 0, answer[HEADER_SIZE:]))
-                            if channel.send(answer):
+                            if channel.send(answer) or channel.failure:
                                 self._start_flush(channel)
                     else:
                         return False
@@ -433,6 +433,8 @@ class Session:
         channel = channel or self._main
         if channel.send(data, fds):
             self._start_flush(channel)
+        elif channel.failure:
+            self._give_up(channel)
 
     def _start_flush(self, channel: MessageSocket) -> None:
         """Send what is queued as soon as the client takes it."""
@@ -445,3 +447,14 @@ class Session:
         await channel.flush()
         self._flushing.discard(channel)
         self._relief.set()
+        if channel.failure:
+            self._give_up(channel)
+
+    def _give_up(self, channel: MessageSocket) -> None:
+        """What the client waits for cannot be sent: better no connection than one without an answer.
+
+        Also called where a device asks for memory, which is no place for an exception of ours.
+        """
+        self._log.once("unsent", "a message cannot be sent: %s; connection closed", channel.failure)
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
