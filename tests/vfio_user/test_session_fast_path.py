@@ -19,7 +19,7 @@ from support.qemu_messages import (
 )
 
 from vfiouser_virtio.protocols.vfio_user import Direction
-from vfiouser_virtio.vfio_device import VfioDevice
+from vfiouser_virtio.vfio_device import PciRegion, VfioDevice
 from vfiouser_virtio.vfio_user import Listener, Server
 from vfiouser_virtio.vfio_user.server import dispatch as dispatch_module
 from vfiouser_virtio.vfio_user.server import session
@@ -173,6 +173,36 @@ async def test_many_writes_in_one_message_leave_others_their_turn_and_stay_in_or
     assert [bytes(data) for *_, data in writes] == [b"%c" % (at % 256) for at in range(count)] + [b"!"]
     steps = [after - before for before, after in itertools.pairwise(seen)]
     assert max(steps) <= 2 * WRITES_AT_ONCE
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+async def test_the_clock_is_looked_at_behind_each_write_to_config_space(
+    nursery: trio.Nursery,
+    device: EchoDevice,
+    listener: Listener,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    multiple: bool,
+) -> None:
+    """Each may be a function level reset, which takes as long as the device's memory is big."""
+    looks: list[int] = []
+
+    def clock() -> float:
+        looks.append(sum(call[0] == "region_write" for call in device.calls))
+        return 0.0
+
+    nursery.start_soon(Server(device, write_multiple=True).serve, listener)
+    client = connect()
+    await client.version()
+    monkeypatch.setattr(session, "perf_counter", clock)
+    config, count = PciRegion.CONFIG, 20
+    if multiple:
+        entry = struct.pack("<QII8s", 4, config, 1, b"a")
+        await client.call(15, struct.pack("<Q", count) + entry * count)
+    else:
+        await client.send(b"".join(client.request(10, write(config, 4, b"a"), flags=0x10) for _ in range(count)))
+        await client.call(9, read(config, 4, 1))
+    assert set(range(1, count + 1)) <= set(looks)
 
 
 async def test_a_refused_one_of_many_writes_is_the_answer(

@@ -34,7 +34,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     IrqSetFlags,
     RegionFlags,
 )
-from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, RegionInfo, VfioDevice
+from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, PciRegion, RegionInfo, VfioDevice
 from vfiouser_virtio.vfio_user.server.version import Negotiated
 from vfiouser_virtio.vfio_user.wire.connection import MAX_DATA_XFER_SIZE, MAX_MSG_FDS, Message, name_of
 
@@ -42,6 +42,7 @@ _ADDRESS_SPACE = 1 << 64
 WRITES_AT_ONCE = 32
 """Writes of one REGION_WRITE_MULTI between two looks at the clock, as `session.BATCH`."""
 
+_CONFIG = int(PciRegion.CONFIG)
 # Plain ints: the complement of an IntFlag has only the bits that have a name.
 _DMA_MAP_FLAGS = int(DmaMapFlags.READ | DmaMapFlags.WRITE)
 _DMA_UNMAP_ALL = int(DmaUnmapFlags.ALL)
@@ -294,7 +295,7 @@ def _write_multi(device: VfioDevice, message: Message, entries: bytes) -> Iterat
             device.region_write(region, offset, data[:size])
         except PeerError as error:
             refused = refused or error
-        if not index % WRITES_AT_ONCE:
+        if region == _CONFIG or not index % WRITES_AT_ONCE:  # that may reset the function
             yield
     if refused is not None:
         raise refused

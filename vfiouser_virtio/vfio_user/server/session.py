@@ -37,7 +37,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     MessageFlags,
 )
 from vfiouser_virtio.turns import turns
-from vfiouser_virtio.vfio_device import Hold, VfioDevice
+from vfiouser_virtio.vfio_device import Hold, PciRegion, VfioDevice
 from vfiouser_virtio.vfio_user.server.backlog import Backlog
 from vfiouser_virtio.vfio_user.server.dispatch import Response, check_region_data, dispatch
 from vfiouser_virtio.vfio_user.server.dma_proxy import DmaProxy
@@ -57,11 +57,12 @@ from vfiouser_virtio.vfio_user.wire.sockets import CTRUNC, DONTWAIT, Linger, Mes
 MAX_BACKLOG = 16 << 20
 """Bytes of messages behind a held reply, or of replies that the client does not read, beyond which we stop reading."""
 BATCH = 32
-"""Accesses between two looks at the clock."""
+"""Accesses between two looks at the clock; there is one behind every write to the configuration space."""
 
 # Plain ints: comparing with an enum's member costs four times as much.
 _READ = int(Command.REGION_READ)
 _WRITE = int(Command.REGION_WRITE)
+_CONFIG = int(PciRegion.CONFIG)
 _REPLY = int(MessageFlags.REPLY)
 _NO_REPLY = int(MessageFlags.NO_REPLY)
 _IN, _OUT = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
@@ -191,7 +192,7 @@ class Session:
         """Carry out the region accesses that are next in the connection, in order, until something else is.
 
         Behind nothing but reads it looks whether their client has asked again already. Returns whether it ended
-        because there were many. What the device raises is an errno for the client; PeerError as
+        because it is time for a look at the clock. What the device raises is an errno for the client; PeerError as
         `MessageSocket.receive_nowait`.
         """
         channel, connection = self._main, self._main.connection
@@ -261,6 +262,8 @@ class Session:
                                 trace(_OUT, Message(message_id, _WRITE, _REPLY, 0, answer[HEADER_SIZE:]))
                             if channel.send(answer) or channel.failure:
                                 self._start_flush(channel)
+                        if region == _CONFIG:  # it may reset the function, with all of its memory
+                            return True
                     else:
                         return False
                 except Exception as error:  # anything: it must not take the other devices of the process down
