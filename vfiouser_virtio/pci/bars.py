@@ -94,6 +94,10 @@ class Bars:
         bar = self._bars.get(index)
         return None if bar is None else bar.mapping
 
+    def mappings_to_renew(self) -> list[BarMapping]:
+        """What the present client, or the last one, may have mapped."""
+        return [bar.mapping for bar in self._bars.values() if bar.mapping is not None and bar.mapping.to_renew]
+
     def renew_mappings(self) -> None:
         """Another client comes. Raises PeerError where what the last one has mapped cannot be taken away."""
         for index, bar in self._bars.items():

@@ -10,9 +10,10 @@ import trio
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.eventfd_watch import watch
 from vfiouser_virtio.memory import UnsealedMemory
+from vfiouser_virtio.pci.bar_mapping import BarMapping
 from vfiouser_virtio.pci.function import PciFunction
 from vfiouser_virtio.pci.identity import Identity
-from vfiouser_virtio.vfio_device import Buffer, IrqSetFlags, PciIrq
+from vfiouser_virtio.vfio_device import Buffer, DmaClient, Hold, IrqSetFlags, PciIrq
 
 CONFIG_SIZE = 4096
 """Extended config space makes a function a PCI Express one for QEMU, with a function level reset that Linux uses."""
@@ -35,6 +36,7 @@ class ServedFunction(PciFunction):
         self.on_resample_fd = self._watch_resample_fd
         self._nursery: trio.Nursery | None = None
         self._resample_fd: int | None = None
+        self._renewal: Hold | None = None
 
     def set_irqs(
         self, index: int, flags: IrqSetFlags, start: int, count: int, data: Buffer, fds: Sequence[int]
@@ -45,6 +47,31 @@ class ServedFunction(PciFunction):
             words = "client sets %s interrupts: %s, start %d, count %d, %d eventfds"
             self._log.debug(words, name, IrqSetFlags(flags).name, start, count, len(fds))
         super().set_irqs(index, flags, start, count, data, fds)
+
+    def connected(self, client: DmaClient) -> None:
+        """As `PciFunction.connected`."""
+        self._renewal = None  # what is left of it is done now
+        super().connected(client)
+
+    def disconnected(self) -> Hold | None:
+        """As `PciFunction.disconnected`; then memory of BARs is taken from the client, which is copied in turns."""
+        hold = super().disconnected()
+        mappings = self.bars.mappings_to_renew()
+        if not mappings or self._nursery is None:
+            return hold
+        self._renewal = Hold()
+        self._nursery.start_soon(self._renew, mappings, self._renewal)
+        return Hold.all([hold, self._renewal])
+
+    async def _renew(self, mappings: Sequence[BarMapping], renewal: Hold) -> None:
+        try:
+            for mapping in mappings:
+                while renewal is self._renewal and mapping.renew_some():
+                    await trio.lowlevel.checkpoint()
+        except OSError as error:
+            self._log.debug("memory of a BAR stays the last client's: %s", error)  # `connected` tries again
+        finally:
+            renewal.finish()
 
     def _in_turns(self, step: Callable[[], bool]) -> None:
         """Call ``step`` until it returns False; other tasks have their turns in between, where there are any."""
