@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import os
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
@@ -77,11 +78,23 @@ def execute(arguments: argparse.Namespace) -> int:
 def serve_devices(specs: Sequence[DeviceSpec], arguments: argparse.Namespace) -> int:
     """Serve these devices, as the arguments of `add_socket_arguments` and `add_serving_arguments` say."""
     _check_ready_fd(arguments.ready_fd)
+    _raise_file_limit()
 
     gc.disable()  # what an import makes stays, so looking for garbage among it is 5 % of the start for nothing
     with audit_of(arguments) as audit:
         status = _serve_all(specs, arguments, audit)
     return status if audit is None else audit.status(status)
+
+
+def _raise_file_limit() -> None:
+    """As many file descriptors as the process may have.
+
+    The soft limit, mostly 1024, is for programs that use select(2), which we do not. Each file and each eventfd of each
+    client takes one.
+    """
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # the host's fs.nr_open has been made less meanwhile
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _serve_all(specs: Sequence[DeviceSpec], arguments: argparse.Namespace, audit: "AuditReport | None") -> int:
