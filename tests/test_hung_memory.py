@@ -1,5 +1,6 @@
 """Files that a client hands over, on a file system that hangs: FUSE, which any user can mount."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import trio
 from support.command import PATIENCE, serve_process
 from support.fuse_files import FuseFiles, Op
+from support.net_namespace import net_namespace
 from support.waiting import never_waits
 
 from vfiouser_virtio import fds
@@ -19,13 +21,17 @@ from vfiouser_virtio.dma import DEFAULT_ADDRESS, DmaRegion, SharedMemory
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.guest import BlkDriver, Disk, bound_pci
 from vfiouser_virtio.memory import GuestMemory
-from vfiouser_virtio.protocols.vfio_user import Command
+from vfiouser_virtio.protocols import tun
+from vfiouser_virtio.protocols.codec import codec
+from vfiouser_virtio.protocols.vfio_user import DMA_MAP, Command
+from vfiouser_virtio.serving.keeper.client_state import ClientState
 from vfiouser_virtio.vfio_user import connect
 from vfiouser_virtio.vfio_user.server import dispatch
 from vfiouser_virtio.vfio_user.server.version import Negotiated
 from vfiouser_virtio.vfio_user.wire.connection import Message
 
 SIZE = 1 << 20
+DMA_MAP_CODEC = codec(DMA_MAP)
 HANGING = {Op.GETATTR, Op.STATFS, Op.READ, Op.WRITE, Op.FLUSH, Op.RELEASE}
 
 
@@ -95,6 +101,28 @@ def test_who_may_wait(tmp_path: Path, files: FuseFiles, hung: int) -> None:
     fds.close_all(kinds)
     assert not fds.may_wait(here)  # it is closed
     assert fds.CLOSER.waiting == 0
+
+
+def test_a_mount_whose_path_is_not_utf8(tmp_path: Path) -> None:
+    with FuseFiles(tmp_path / os.fsdecode(b"\xff"), {"ram": bytes(SIZE)}, direct=False) as files:
+        fd = os.open(files.folder / "ram", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            assert fds.may_wait(fd)
+        finally:
+            os.close(fd)
+
+
+def test_a_network_interface_whose_name_is_not_utf8() -> None:
+    """It is in /proc/self/fdinfo, and any user may make one in a namespace of its own."""
+    with net_namespace() as namespace:
+        fd = namespace.run(lambda: os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+        name = tun.IFREQ_CODEC.pack(b"\xff\xfe0", tun.IfFlags.TAP | tun.IfFlags.NO_PI)
+        namespace.run(lambda: fcntl.ioctl(fd, tun.TUNSETIFF, name))
+        assert not fds.may_wait(fd)
+        state = ClientState()
+        state.note(Command.DMA_MAP, DMA_MAP_CODEC.pack(DMA_MAP_CODEC.size, 3, 0, 0, 0x1000), [fd])
+        assert state.fds() == [fd]
+        state.close()
 
 
 _FORK = """\

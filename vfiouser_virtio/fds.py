@@ -61,12 +61,14 @@ def may_wait(fd: int) -> bool:
     try:
         if not os.readlink(f"/proc/self/fd/{fd}").startswith("/"):
             return False  # socket:[1234], pipe:[1234], anon_inode:[eventfd]
-        with open(f"/proc/self/fdinfo/{fd}") as info:
-            mount = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
-        with open("/proc/self/mountinfo") as mounts:
+        # Bytes: the name of an interface, and the path of a mount, are what its owner likes, and need not be UTF-8.
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+            mount = next(line.split()[1] for line in info if line.startswith(b"mnt_id:"))
+        with open("/proc/self/mountinfo", "rb") as mounts:
             for line in mounts:
-                if line.split(None, 1)[0] == mount:
-                    return line.partition(" - ")[2].split(None, 1)[0] not in _LOCAL
+                if line.split(b" ", 1)[0] == mount:
+                    kind = line.partition(b" - ")[2].split(b" ", 1)[0]
+                    return kind.decode(errors="replace") not in _LOCAL
     except (OSError, StopIteration):
         return os.path.exists(f"/proc/self/fd/{fd}")
     return True  # of a mount that we do not see: the client's own

@@ -101,7 +101,7 @@ def file_behind(address: int, *, writable: bool) -> tuple[int, int] | None:
     It is found among our own descriptors, as the library that has mapped it keeps it open; only a tmpfs, a memfd
     or huge pages are looked at. None where it is not there. Costs some µs for each mapping and each descriptor.
     """
-    with open("/proc/self/maps") as maps:
+    with open("/proc/self/maps", errors="surrogateescape", newline="\n") as maps:  # names of files, not all UTF-8
         for line in maps:
             bounds, _rights, start, device, inode, *_path = line.split()
             begin, end = (int(bound, 16) for bound in bounds.split("-"))

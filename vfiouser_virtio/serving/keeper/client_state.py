@@ -174,7 +174,8 @@ class ClientState:
 def _identity(fd: int) -> str:
     """Which file it is, and how it is open: asks no file system that could hang. Of its own where that is not known."""
     with suppress(OSError, StopIteration):
-        with open(f"/proc/self/fdinfo/{fd}") as info:
+        # A network interface's name, say, need not be UTF-8.
+        with open(f"/proc/self/fdinfo/{fd}", errors="surrogateescape", newline="\n") as info:
             lines = dict(line.split(":", 1) for line in info if ":" in line)
         if "ino" in lines:  # Linux 5.14
             return " ".join(lines[name].strip() for name in ("mnt_id", "ino", "flags"))
