@@ -45,6 +45,8 @@ def connect_stream(address: StreamAddress) -> socket.socket:
         raise ConnectionResetError(errno.ECONNRESET, "the process that connects has died")
     if answer[0]:
         raise OSError(answer[0], os.strerror(answer[0]))
+    if not fds:  # it came, and there was no number for it here
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     return socket.socket(fileno=fds[0])
 
 
