@@ -73,6 +73,11 @@ def test_what_they_leave(units: Path) -> None:
     assert analyze(*words, cwd=units).returncode != 0
 
 
+def test_a_stop_is_for_the_server_alone() -> None:
+    """SIGTERM to a supervised device's own process would be its death."""
+    assert dict(settings())["KillMode"] == "mixed"
+
+
 def members(group: str) -> Iterator[str]:
     for line in analyze("syscall-filter", group, cwd=UNITS).stdout.splitlines()[1:]:
         name = line.strip()
