@@ -1,5 +1,6 @@
 """Messages of a forked process to its parent: how many, and of what kind."""
 
+import ctypes
 import mmap
 import select
 import time
@@ -10,7 +11,10 @@ import pytest
 import trio
 
 from vfiouser_virtio.errors import ConfigError, DeviceError
+from vfiouser_virtio.libc import libc
 from vfiouser_virtio.serving.child_process import MOST_MESSAGES, ChildProcess, Line
+
+_PR_SET_NAME = 15  # prctl(2)
 
 
 def _sends(*messages: object) -> Callable[[Line], int]:
@@ -88,3 +92,19 @@ async def test_its_own_memory() -> None:
     assert neither > 0
     assert abs(with_shared - neither) < 16 << 20
     assert with_own - neither > 48 << 20
+
+
+async def test_its_memory_whatever_its_name() -> None:
+    """It is in /proc/PID/status, and a process that was taken over may have any bytes there."""
+
+    def is_named(line: Line) -> int:
+        libc.prctl(ctypes.c_int(_PR_SET_NAME), b"\xff\xfe\rRssAnon")
+        line.send("named")
+        select.select([line], [], [])
+        return 0
+
+    child = ChildProcess(is_named)
+    assert await child.receive() == "named"
+    assert child.memory() > 0
+    child.kill()
+    child.end(time.monotonic() + 60)

@@ -3,11 +3,14 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import trio
+from support.fuse_files import FuseFiles, Op
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.protocols.codec import codec
@@ -20,10 +23,11 @@ from vfiouser_virtio.protocols.vfio_user import (
     IrqSetFlags,
 )
 from vfiouser_virtio.serving.child_process import MOST_MESSAGES, Line
-from vfiouser_virtio.serving.keeper.attendant import RelayedListener
+from vfiouser_virtio.serving.keeper.attendant import MOST, PING, PONG, RelayedListener
 from vfiouser_virtio.serving.keeper.client_state import ClientState, Told
 from vfiouser_virtio.serving.keeper.process import Beginning, DeviceProcess
 from vfiouser_virtio.serving.keeper.relay import Relay, RelayError
+from vfiouser_virtio.serving.keeper.restarts import Pulse
 from vfiouser_virtio.vfio_user.wire.connection import reply, request
 
 _VERSION = b"\0\0\1\0{}\0"
@@ -132,6 +136,14 @@ def test_spare_file_descriptors_of_a_mapping_are_closed() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_mapping_is_kept_without_what_follows_it() -> None:
+    state = ClientState()
+    state.note(Command.VERSION, _VERSION, [])
+    mapping = _MAP.pack(_MAP.size, 3, 0, 0, 0x1000)
+    state.note(Command.DMA_MAP, mapping + bytes(1 << 20), [])
+    assert [*state.told()][-1] == (Command.DMA_MAP, mapping, [])
+
+
 def test_an_interrupt_that_the_client_has_masked_stays_masked() -> None:
     """INTx, by SET_IRQS: told after its eventfd, which unmasks."""
     mask = int(IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_MASK)
@@ -222,3 +234,77 @@ def test_an_answer_that_was_not_asked_for(answer: bytes) -> None:
         while process.reap() is None:
             pass
         process.close()
+
+
+def test_the_end_of_one_that_floods() -> None:
+    process = DeviceProcess(_floods, journal=-1, notifications=(), resuming=False, given_up=False, not_for_it=())
+    process.end(time.monotonic() + 60)
+
+
+def test_a_question_for_which_there_is_no_room_was_not_asked() -> None:
+    """It is asked later, under the same number, and until then does not make the process silent."""
+
+    def answers_late(line: Line, begin: Beginning) -> int:
+        os.eventfd_read(*begin.notifications)
+        begin.pulse.setblocking(True)
+        while message := begin.pulse.recv(MOST):
+            begin.pulse.send(PONG + message[len(PING) :])
+        return 0
+
+    begin = os.eventfd(0)
+    process = DeviceProcess(
+        answers_late, journal=-1, notifications=[begin], resuming=False, given_up=False, not_for_it=()
+    )
+    try:
+        asked = [process.ask() for _ in range(10_000)]
+        assert asked[-2] == asked[-1] == len({*asked})
+        os.eventfd_write(begin, 1)
+        while process.silent:
+            process.take_answers()
+        assert process.has_answered(asked[-1] - 1)
+        assert not process.has_answered(asked[-1])
+        assert process.ask() == asked[-1]
+        while process.silent:
+            process.take_answers()
+        assert process.has_answered(asked[-1])
+    finally:
+        process.kill()
+        while process.reap() is None:
+            pass
+        process.close()
+        os.close(begin)
+
+
+def test_a_process_begins_without_threads(tmp_path: Path) -> None:
+    """Also where its client's files are on a file system that hangs: else it could not go into its sandbox."""
+
+    def counts(line: Line, begin: Beginning) -> int:
+        line.send(len(os.listdir("/proc/self/task")))
+        begin.clients.setblocking(True)
+        begin.clients.recv(1)
+        return 0
+
+    with FuseFiles(tmp_path / "fuse", {"ram": b"memory"}, direct=False) as files:
+        fd = os.open(files.folder / "ram", os.O_RDWR | os.O_CLOEXEC)
+        files.hanging.add(Op.FLUSH)
+        process = DeviceProcess(
+            counts, journal=-1, notifications=(), resuming=False, given_up=False, not_for_it=[fd, fd]
+        )
+        try:
+            while not (heard := process.hear()):
+                pass
+            assert heard == [1]
+        finally:
+            files.release()
+            process.kill()
+            while process.reap() is None:
+                pass
+            process.close()
+            os.close(fd)
+
+
+@pytest.mark.parametrize(("hang_after", "hangs"), [(3.0, True), (0.0, False)])
+def test_none_is_taken_for_hung_where_that_is_not_wanted(hang_after: float, *, hangs: bool) -> None:
+    """Although there are looks, at how much memory it has."""
+    pulse = Pulse(hang_after)
+    assert any(pulse.look(silent=True) for _ in range(100)) == hangs

@@ -30,7 +30,7 @@ MOST_MESSAGES = 64
 # Of an error, and of its notes; one takes up to 6 bytes.
 _MOST_CHARACTERS = 5000
 # Lines of /proc/PID/status (proc(5)).
-_OWN_MEMORY = re.compile(r"^(?:RssAnon|VmSwap):\s*(\d+) kB$", re.MULTILINE)
+_OWN_MEMORY = re.compile(rb"^(?:RssAnon|VmSwap):\s*(\d+) kB$", re.MULTILINE)
 # What a process may take, in seconds, from its last word to its end, and from SIGKILL to its end.
 _LAST_S = 2.0
 
@@ -146,7 +146,7 @@ class ChildProcess:
     def memory(self) -> int:
         """Bytes of memory that are its own, neither of files nor shared, as a guest's RAM is; 0 where it has ended."""
         try:
-            status = Path(f"/proc/{self._pid}/status").read_text()
+            status = Path(f"/proc/{self._pid}/status").read_bytes()  # its name is what it likes, in any bytes
         except OSError:
             return 0
         return sum(int(kilobytes) << 10 for kilobytes in _OWN_MEMORY.findall(status))

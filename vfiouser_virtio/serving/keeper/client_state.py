@@ -126,7 +126,8 @@ class ClientState:
             known.users += 1
             if known.fd != fds[0]:  # a guest's RAM comes in many pieces, and behind an IOMMU in thousands
                 close_all(fds[:1])
-        self._maps[address] = size, payload, file
+        # A request may be 1 MiB long, all but its beginning without a meaning.
+        self._maps[address] = size, bytes(payload[: _DMA_MAP.size]), file
 
     def _unmap(self, payload: bytes) -> None:
         _argsz, flags, address, size = _DMA_UNMAP.unpack_from(payload)

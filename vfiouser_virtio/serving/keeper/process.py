@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.fds import close_all, may_wait
 from vfiouser_virtio.serving.child_process import ChildProcess, Line
 from vfiouser_virtio.serving.keeper.attendant import ENDING, MOST, PING, PONG, RESUME, RESUMED
 from vfiouser_virtio.serving.keeper.relay import RelayError
@@ -81,7 +81,10 @@ class DeviceProcess:
 
             def begin_work(line: Line) -> int:
                 _set_signals()
-                close_all([*not_for_it, self._clients.detach(), self._pulse.detach()])
+                # A file that may wait would take a thread to be closed, and no sandbox is entered beside one that waits
+                # for ever: such files stay open, and end with the process.
+                close_all([fd for fd in not_for_it if not may_wait(fd)])
+                close_all([self._clients.detach(), self._pulse.detach()])
                 return work(line, begin)
 
             # By SIGKILL: it is not to write to a disk that another one has by then.
@@ -162,10 +165,14 @@ class DeviceProcess:
         return self._answered >= question
 
     def ask(self) -> int:
-        """Ask whether it lives; returns the number of the question."""
-        self._asked += 1
-        self._tell(PING + b"%d" % self._asked)
-        return self._asked
+        """Ask whether it lives; returns the number of the question, even of one for which there was no room.
+
+        That one is the next to be asked, and has no answer until then.
+        """
+        question = self._asked + 1
+        if self._tell(PING + b"%d" % question):
+            self._asked = question
+        return question
 
     def resume(self, why_not: str = "") -> None:
         """Let it go on where the last one has died, or say why not. Only once."""
@@ -182,9 +189,15 @@ class DeviceProcess:
         with suppress(ConnectionError, BlockingIOError):
             socket.send_fds(self._clients, [credentials], [connection.fileno()])
 
-    def _tell(self, message: bytes) -> None:
-        with suppress(OSError):  # as above
+    def _tell(self, message: bytes) -> bool:
+        """Whether there was room for it; one that has closed its end, or died, has room for ever."""
+        try:
             self._pulse.send(message)
+        except ConnectionError:
+            return True
+        except OSError:
+            return False
+        return True
 
     def memory(self) -> int:
         """As `ChildProcess.memory`."""
@@ -196,11 +209,12 @@ class DeviceProcess:
 
     def end(self, deadline: float) -> str:
         """Let it end, and wait for that, as `ChildProcess.end`; one that does not yield is killed at once."""
-        self._child.hang_up()
-        if self._begins_to_end():
-            return self._child.end(deadline)
-        self.kill()
-        return self._child.end(deadline) and "did not yield, and was killed"
+        with self._clients, self._pulse:
+            self._child.hang_up()
+            if self._begins_to_end():
+                return self._child.end(deadline)
+            self.kill()
+            return self._child.end(deadline) and "did not yield, and was killed"
 
     def _begins_to_end(self) -> bool:
         """Whether it yields, and so has heard that it is to end. As with `Pulse`, looks are counted."""
@@ -209,7 +223,8 @@ class DeviceProcess:
             waiting.register(fd, select.POLLIN)
         for _ in range(_LOOKS_AT_THE_END):
             ready = dict(waiting.poll(_LOOK_MS))
-            self.hear()
+            with suppress(RelayError):
+                self.hear()
             with suppress(RelayError):
                 self.take_answers()
             if self._ending or self._deaf or self._child.fds()[1] in ready:

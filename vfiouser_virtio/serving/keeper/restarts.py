@@ -71,4 +71,4 @@ class Pulse:
     def look(self, *, silent: bool) -> bool:
         """One look: whether it has been ``silent`` for too long."""
         self._silent = self._silent + 1 if silent else 0
-        return self._silent >= self.LOOKS
+        return self.look_every > 0 and self._silent >= self.LOOKS
