@@ -108,3 +108,9 @@ async def test_its_memory_whatever_its_name() -> None:
     assert child.memory() > 0
     child.kill()
     child.end(time.monotonic() + 60)
+
+
+async def test_the_end_of_one_that_sends_more_than_there_may_be() -> None:
+    """What it goes on sending does not put its death off."""
+    child = ChildProcess(_sends(*range(100_000)))
+    assert child.end(time.monotonic() + 60) == "was ended by SIGKILL"

@@ -264,3 +264,23 @@ def test_eventfds_of_queues_outlive_a_death_where_notifications_are_messages() -
         client.send(request(2, Command.REGION_WRITE, access + b"\0\0", flags=int(MessageFlags.NO_REPLY)))
         assert relay.from_client()
         assert [message.command for message in take(process)] == [Command.REGION_WRITE]
+
+
+def test_a_forked_process_is_to_close_all_files_of_the_client() -> None:
+    """Also those of a message that is not all there, and of one that waits for room in the socket."""
+
+    def open_fds() -> set[int]:
+        names = os.listdir("/proc/self/fd")
+        return {int(name) for name in names if os.path.exists(f"/proc/self/fd/{name}")}  # not that of listdir()
+
+    with a_file() as fd, live() as (relay, client, _device):
+        before = open_fds()
+        mapping = request(1, Command.DMA_MAP, _MAP.pack(_MAP.size, 3, 0, 0, 0x1000))
+        socket.send_fds(client.socket, [mapping[:20]], [fd])
+        relay.from_client()
+        assert relay.device is not None
+        while not relay.device.send(mapping, [fd]):
+            pass
+        taken = open_fds() - before
+        assert len(taken) >= 2
+        assert taken < {*relay.fds()}

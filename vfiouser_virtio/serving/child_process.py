@@ -180,9 +180,11 @@ class ChildProcess:
         while death is None:
             ready = dict(waiting.poll(max(0, deadline - time.monotonic()) * 1000))
             death = self.reap()
-            if death is None and self._line.fileno() in ready and not self._line.recv(_MESSAGE_SIZE):
-                waiting.unregister(self._line)  # it has nothing more to do but to end
-                deadline = min(deadline, time.monotonic() + _LAST_S)
+            if death is None and self._line.fileno() in ready:
+                self._received += 1
+                if not self._line.recv(_MESSAGE_SIZE) or self._received > MOST_MESSAGES:
+                    waiting.unregister(self._line)  # it has nothing more to do but to end
+                    deadline = min(deadline, time.monotonic() + _LAST_S)
             elif death is None and not ready and killed:
                 death = f"cannot be ended: the kernel waits for a request that the host does not end (pid {self._pid})"
             elif death is None and not ready:

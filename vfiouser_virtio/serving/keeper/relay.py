@@ -333,9 +333,9 @@ class Relay:
 
     def fds(self) -> list[int]:
         """All file descriptors that it owns, for a forked process to close."""
-        owned = [self.client.socket.fileno(), *self.told.fds()]
+        owned = [*self.client.fds(), *self.told.fds()]
         if self.device is not None:
-            owned.append(self.device.socket.fileno())
+            owned += self.device.fds()
         return owned + [fd for asked in self._asked for fd in asked.fds]
 
     def close(self) -> bool:

@@ -180,11 +180,13 @@ class Connection:
         body = self.view[self._start + HEADER_SIZE : self._start + size]
         return Message(message_id, command, flags, error, body, fds, self._fds_lost)
 
+    def fds(self) -> list[int]:
+        """All that were not taken."""
+        return [*self._fds, *(fd for fds in self.pending_fds.values() for fd in fds)]
+
     def close(self) -> bool:
         """Close all fds that were not taken. Returns whether the stream ended inside a message."""
-        close_all(self._fds)
-        for fds in self.pending_fds.values():
-            close_all(fds)
+        close_all(self.fds())
         self._fds = []
         self.pending_fds.clear()
         return self.end > self.position

@@ -185,6 +185,10 @@ class MessageSocket:
         self._queue.clear()
         self.queued = 0
 
+    def fds(self) -> list[int]:
+        """All file descriptors that it owns: the socket, those that were not taken, and those that are to be sent."""
+        return [self.socket.fileno(), *self.connection.fds(), *(fd for _rest, fds in self._queue for fd in fds)]
+
     def close(self) -> bool:
         """Close the socket and every fd that was not taken. Returns whether the stream ended inside a message."""
         self.socket.close()
