@@ -1,5 +1,6 @@
 """Where clients come from: socket paths with all that can lie there already, inherited fds, systemd."""
 
+import errno
 import os
 import socket
 import stat
@@ -297,3 +298,21 @@ async def test_another_process_may_take_the_client_and_clear_o_nonblock(
             connect(path)
     accepted[0].close()
     theirs.close()
+
+
+def test_a_lock_that_another_user_has_left_in_a_sticky_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a server that was killed leaves it with --run-as. With protected_regular, which a test cannot set."""
+    lock = path.with_name("vu.sock.lock")
+    lock.touch()
+    really_open = os.open
+
+    def protected(name: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT and not flags & os.O_EXCL and os.path.exists(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return really_open(name, flags, mode)
+
+    monkeypatch.setattr(os, "open", protected)
+    with listen_path(str(path)):
+        connect(path)
+        assert lock.exists()
+    assert not lock.exists()

@@ -292,7 +292,16 @@ class PathClaim:
         self.file: SocketFile | None = None
         """What was bound at the path, to be removed with the lock."""
         while True:
-            self._fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            # O_CREAT alone is refused in a sticky folder for a file of another user, such as a killed server has left
+            # with --run-as (proc_sys_fs(5), protected_regular).
+            flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+            try:
+                self._fd = os.open(self.lock_path, flags)
+            except FileNotFoundError:
+                try:
+                    self._fd = os.open(self.lock_path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+                except FileExistsError:  # made between the two
+                    continue
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_current():
