@@ -1,5 +1,6 @@
 """A keeper's relay while no process of the device takes what the client sends."""
 
+import errno
 import logging
 import os
 import resource
@@ -284,3 +285,42 @@ def test_a_forked_process_is_to_close_all_files_of_the_client() -> None:
         taken = open_fds() - before
         assert len(taken) >= 2
         assert taken < {*relay.fds()}
+
+
+def test_a_request_without_room_for_its_file_is_refused_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server answers in order: also with requests before it that have no answer yet, and over a death."""
+
+    def mapping(number: int) -> bytes:
+        return request(number, Command.DMA_MAP, _MAP.pack(_MAP.size, 3, 0, number << 12, 0x1000))
+
+    with a_file() as fd, live() as (relay, client, process):
+        client.socket.send(mapping(1))
+        relay.from_client()
+        monkeypatch.setattr("vfiouser_virtio.serving.keeper.relay.room_for", lambda fds: not fds)
+        socket.send_fds(client.socket, [mapping(2)], [fd])
+        relay.from_client()
+        client.socket.send(mapping(3) + request(4, Command.DEVICE_RESET))
+        relay.from_client()
+        assert [message.id for message in take(process)] == [1]
+        assert take(client) == []
+        relay.detach()
+        assert take(client) == []
+        mine, device = socket.socketpair()
+        relay.attach(mine)
+        assert relay.was_told()
+        relay.go_on()
+        other = MessageSocket(device)
+        try:
+            assert [message.id for message in take(other)] == [1]
+            other.send(reply(1, Command.DMA_MAP))
+            assert relay.from_device()
+            answers = take(client)
+            assert [(message.id, message.error) for message in answers] == [(1, 0), (2, errno.EMFILE)]
+            assert [message.id for message in take(other)] == [3, 4]
+            socket.send_fds(client.socket, [mapping(5)], [fd])
+            relay.from_client()
+            other.send(reply(3, Command.DMA_MAP) + reply(4, Command.DEVICE_RESET))
+            assert relay.from_device()
+            assert [message.id for message in take(client)] == [3, 4, 5]
+        finally:
+            other.close()

@@ -29,6 +29,8 @@ class PendingRequest:
     quiet: bool
     """Nothing is sent to the client."""
     ours: bool = False
+    refused: bool = False
+    """It is not for the process; ``data`` is its answer, which has its turn when all before it are answered."""
 
     @property
     def cost(self) -> int:
@@ -65,7 +67,7 @@ class PendingRequests:
     def send(self, device: MessageSocket, only: int | None = None) -> None:
         """Send as many as may be on their way, and fit into the socket; ``only`` those of a command before others."""
         while self._unsent and self._on_their_way < MOST_SENT and not device.queued and not device.broken:
-            if only is not None and self._unsent[0].command != only:
+            if self._unsent[0].refused or (only is not None and self._unsent[0].command != only):
                 break
             asked = self._unsent.popleft()
             self._sent.append(asked)
@@ -80,6 +82,13 @@ class PendingRequests:
         self._on_their_way -= 1 + len(asked.fds)
         self.cost -= asked.cost
         return asked
+
+    def refusals(self) -> Iterator[bytes]:
+        """Answers of the oldest ones, as far as these are refused."""
+        while not self._sent and self._unsent and self._unsent[0].refused:
+            asked = self._unsent.popleft()
+            self.cost -= asked.cost
+            yield asked.data
 
     def send_again(self) -> None:
         """The process has died: none was sent to the next one. Those of the keeper's own are forgotten."""

@@ -168,7 +168,8 @@ class Relay:
             close_all(message.take_fds())
             self._log.once("fds", "%s: refused, there is no room for its file descriptors", name_of(message.command))
             if not quiet:
-                self.client.send(error_reply(message.id, message.command, errno.EMFILE))
+                answer = error_reply(message.id, message.command, errno.EMFILE)
+                self._put(PendingRequest(message.id, message.command, answer, [], quiet=False, refused=True))
             return
         data = request(message.id, message.command, message.body, flags & ~_NO_REPLY)
         self._put(PendingRequest(message.id, message.command, data, message.take_fds(), quiet))
@@ -178,7 +179,9 @@ class Relay:
         self.send_requests()
 
     def send_requests(self) -> None:
-        """Send the process what it takes now."""
+        """Send the process what it takes now, and the client the refusals whose turn it is."""
+        for answer in self._asked.refusals():
+            self.client.send(answer)
         if self.device is None or not self.device.flush_nowait():
             return
         if self._phase is _Phase.TOLD:
@@ -328,6 +331,7 @@ class Relay:
         self._phase = _Phase.GONE
         self._telling = PendingRequests()
         self._asked.send_again()
+        self.send_requests()
         self._stale += self._asking
         self._asking.clear()
 
