@@ -180,8 +180,18 @@ async def test_the_end_of_a_device_that_does_not_yield(tmp_path: Path) -> None:
     assert "mine: its process did not yield, and was killed" in served.log.read_text()
 
 
+def is_served(path: str) -> bool:
+    """Whether a client there is answered, and not let go."""
+    with suppress(ConnectionError), socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(60)
+        sock.connect(path)
+        sock.send(request(0, Command.VERSION, b"\0\0\1\0{}\0"))
+        return bool(sock.recv(16))
+    return False
+
+
 async def test_clients_that_come_and_go_while_the_device_is_busy(tmp_path: Path) -> None:
-    """More than it can be told of at a time; it is not killed for it, and the next one is served."""
+    """More than it can be told of at a time; it is not killed for it, and serves the next one that it is told of."""
     options = ["--supervise", "--hang-after", "0", "--device", "rng"]
     async with serve_process(*options, folder=tmp_path) as served:
         [keeper] = children(served.process.pid)
@@ -195,6 +205,9 @@ async def test_clients_that_come_and_go_while_the_device_is_busy(tmp_path: Path)
                     await trio.sleep(0.01)
         await rests(keeper)
         os.kill(process, signal.SIGCONT)
+        with trio.fail_after(60):  # one that comes before it has taken the others is let go, too
+            while not is_served(served.sockets[0]):
+                await trio.sleep(0.01)
         async with driver_of(served) as device:
             with trio.fail_after(60):
                 assert len(await device.driver_data.read(16)) == 16
