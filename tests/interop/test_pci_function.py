@@ -40,8 +40,8 @@ poke $((msi + 2)) '\041\000' 2
 
 HEARD = r"""
 until dmesg | grep "No irq handler" | grep -q "0\.$last"; do sleep 0.1; done
-dmesg | grep "No irq handler" | grep -o '0\.2[0-9][0-9]' | sort
-"""  # which side of it the vector is on depends on Linux
+dmesg | grep "No irq handler" | grep -o '0\.2\(0[89]\|1[01]\)' | sort
+"""  # which side of it the vector is on depends on Linux; a busy machine's guest may have others to complain about
 
 
 async def test_linux_uses_and_resets_a_raw_function(qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path) -> None:

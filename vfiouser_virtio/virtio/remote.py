@@ -17,8 +17,13 @@ from vfiouser_virtio.virtio.binding import BoundRing
 from vfiouser_virtio.vring import Chain, NoRoom
 
 
-async def take(bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Callable[[], bool]) -> None:
+async def take(
+    bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Callable[[], bool], *, notified: bool
+) -> None:
     """Move chains from the ring to ``burst``, up to ``limit`` and while they are ``wanted``.
+
+    ``notified``: the driver has notified the device since the reset; else what it cannot have meant is passed over: see
+    `Ring.offers_buffer`.
 
     Raises GuestError for a broken ring, and for memory that its client refuses to hand over.
     """
@@ -34,8 +39,11 @@ async def take(bound: BoundRing, burst: "deque[Chain]", limit: int, wanted: Call
         ring = bound.ring
         # What is offered again is not looked for in the ring, of which there is no copy then.
         retakes = bool(ring.again)
-        if bound.by_message and not retakes and not await _fetch_ring(bound, same_ring):
-            return
+        if bound.by_message and not retakes:
+            if not await _fetch_ring(bound, same_ring):
+                return
+            if not notified and not ring.offers_buffer():
+                return
         shadow.begin()
         slice_end, bound.round = turns().woken(bound.round)
         while same_ring() and (ring.again if retakes else ring.has_available()) and len(burst) < limit and wanted():

@@ -250,7 +250,7 @@ class Virtqueue(CoalescedQueue):
                 break
             filled = self._fill(bound)
         if filled is None:
-            await remote.take(bound, self.burst, max(BURST, wanted), lambda: not self.stopped)
+            await remote.take(bound, self.burst, max(BURST, wanted), lambda: not self.stopped, notified=self.notified)
         return len(self.burst) > before
 
     def _fill(self, bound: BoundRing) -> bool | None:
