@@ -5,8 +5,9 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-# To find what is broken on purpose.
-FINDING = 200
+# To find what is broken on purpose; most need a few dozen. Which runs come depends on the modules that are imported:
+# hypothesis tries their constants, also where it is not to be random.
+FINDING = 1000
 STEPS = 50
 
 
