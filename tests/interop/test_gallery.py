@@ -1,6 +1,7 @@
 """Devices of examples/pci in front of the drivers that stock Debian has for them, all in one guest."""
 
 import logging
+import re
 
 import pytest
 import trio
@@ -89,9 +90,13 @@ class Workshop:
         await self.terminal.answer("42 is the answer\r\n", "")
 
     async def errors(self) -> list[str]:
-        """What the guest's kernel calls an error, other than that a second was over (ETIMEDOUT)."""
+        """What the guest's kernel calls an error, other than that a second was over (ETIMEDOUT).
+
+        A guest's clock may run fast on a busy machine: then i2c-ismt gives up, and bmp280 says what it could not read
+        without that number. It is bound anew until it could, and its values are looked at.
+        """
         bad = [line for line in await self.run("dmesg -r") if line[:3] in ("<0>", "<1>", "<2>", "<3>")]
-        return [line for line in bad if "-110" not in line]
+        return [line for line in bad if "-110" not in line and not re.search(r"bmp280 .*failed to read", line)]
 
 
 async def test_stock_drivers_work_with_the_gallery(amounts: Amounts, caplog: pytest.LogCaptureFixture) -> None:
