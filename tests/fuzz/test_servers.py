@@ -115,7 +115,8 @@ class Ran:
 
 
 def test_a_crash_is_found_by_a_seed_made_small_and_can_be_replayed(tmp_path: Path) -> None:
-    run = ServerRun(tmp_path / "x.sock", 3, restart=command("segv"), out=tmp_path / "found", wait=PATIENT)
+    # Each wait for a server that is dying, and has not been seen to be dead, takes so long: a minute would be too much.
+    run = ServerRun(tmp_path / "x.sock", 3, restart=command("segv"), out=tmp_path / "found", wait=PATIENT / 3)
     [found] = Ran(run, 2000).found
     kind, place = found.key
     # After the message that kills it, or one behind that, which was sent before the death was seen.
