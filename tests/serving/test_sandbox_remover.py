@@ -27,7 +27,7 @@ Path("empty").mkdir()
 Path("full").mkdir()
 Path("full/file").touch()
 folders = (Path("empty"), Path("full"))
-files = (Path("mine"), Path("../work/replaced"), Path("missing"), Path("late"))
+files = (Path("mine"), Path("../served/replaced"), Path("missing"), Path("late"))
 start_remover(HostAccess(removes=files, removes_folders=folders), lambda access: None)
 Path("new").touch()
 os.rename("new", "replaced")
@@ -63,7 +63,7 @@ def ask(folder: Path, *arguments: str) -> tuple[dict[str, str], str]:
 
 
 def test_only_what_it_was_told_and_what_is_still_the_same(tmp_path: Path) -> None:
-    folder = tmp_path / "work"
+    folder = tmp_path / "served"
     results, name = ask(folder)
     assert results == {
         "mine": "done",
@@ -81,5 +81,5 @@ def test_only_what_it_was_told_and_what_is_still_the_same(tmp_path: Path) -> Non
 
 
 def test_one_that_was_killed(tmp_path: Path) -> None:
-    ask(tmp_path / "work", "killed")
-    assert not (tmp_path / "work" / "late").exists()
+    ask(tmp_path / "served", "killed")
+    assert not (tmp_path / "served" / "late").exists()
