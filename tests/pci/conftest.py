@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.pci import EventFds, Machine
+from support.pci_chip import Chip, Driven
 
 from vfiouser_virtio.eventfds import signal
 
@@ -29,3 +30,13 @@ def machine() -> Iterator[Machine]:
     made = Machine()
     yield made
     made.function.disconnected()
+
+
+@pytest.fixture
+def chip() -> Chip:
+    return Chip()
+
+
+@pytest.fixture
+def driver(chip: Chip) -> Driven:
+    return Driven(chip)

@@ -21,16 +21,6 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-def chip() -> Chip:
-    return Chip()
-
-
-@pytest.fixture
-def driver(chip: Chip) -> Driven:
-    return Driven(chip)
-
-
 def test_burndown(chip: Chip, driver: Driven) -> None:
     driver.read(0x00)
     driver.write(0x504, 0x11)

@@ -10,16 +10,6 @@ from vfiouser_virtio.pci import Bank, BarMemory, Identity, PciDevice, Register, 
 from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 
 
-@pytest.fixture
-def chip() -> Chip:
-    return Chip()
-
-
-@pytest.fixture
-def driver(chip: Chip) -> Driven:
-    return Driven(chip)
-
-
 def test_what_a_driver_may_do_with_bits(chip: Chip, driver: Driven) -> None:
     driver.write(0x00, 0)
     assert driver.read(0x00) == 0x0123_4567  # ro

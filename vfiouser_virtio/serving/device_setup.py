@@ -7,10 +7,9 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import trio
 
@@ -28,6 +27,7 @@ from vfiouser_virtio.serving.fault_log import fault_log
 from vfiouser_virtio.serving.fault_options import DeviceFaults
 from vfiouser_virtio.serving.guest_slots import GuestSlot, guest_slot, with_functions
 from vfiouser_virtio.serving.options import Option, class_options, convert_options, options_of, spelled, suggestion
+from vfiouser_virtio.serving.own_thread import in_own_thread
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Limits, Offer, bus
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # Which field of an Identity each common option sets.
 _IDENTITY_FIELDS = {
@@ -316,33 +314,6 @@ async def made_in_thread(setup: DeviceSetup) -> "AnyDevice":
                 close_device(device, setup.name)
             raise
     return made[0]
-
-
-async def in_own_thread(call: Callable[[], T]) -> T:
-    """What ``call`` returns or raises, in a thread that ends with it, and is left behind where this is cancelled.
-
-    `trio.to_thread` keeps its threads for a while: a process that gives up its rights must have none (`sandbox`).
-    """
-    token = trio.lowlevel.current_trio_token()
-    ended = trio.Event()
-    outcome: list[tuple[T | None, BaseException | None]] = []
-
-    def work() -> None:
-        try:
-            outcome.append((call(), None))
-        except BaseException as error:
-            outcome.append((None, error))
-        with suppress(trio.RunFinishedError):
-            token.run_sync_soon(ended.set)
-
-    thread = threading.Thread(target=work, name="making", daemon=True)
-    thread.start()
-    await ended.wait()
-    thread.join()
-    [(value, error)] = outcome
-    if error is not None:
-        raise error
-    return cast("T", value)
 
 
 def _close_half_made(device: "AnyDevice") -> None:

@@ -34,7 +34,7 @@ from vfiouser_virtio.libc import libc
 from vfiouser_virtio.protocols.seccomp import PR_GET_SECCOMP, Arch
 from vfiouser_virtio.protocols.system_calls import NR_SECCOMP
 from vfiouser_virtio.removal import end_remover
-from vfiouser_virtio.serving.device_setup import in_own_thread
+from vfiouser_virtio.serving.own_thread import in_own_thread
 from vfiouser_virtio.serving.privileges import (
     OtherUser,
     allow_no_new_privileges,

@@ -14,6 +14,8 @@ drained, also while a reply is held, and a reply to our own DMA requests never w
 What a running guest sends ("VFIO_USER_REGION_READ", "VFIO_USER_REGION_WRITE") is nearly all of the traffic, and a vCPU
 stands still for every read. So plain accesses go from the receive buffer to the device and back with no object built in
 between; `dispatch`, which takes three times as long, handles the others.
+
+A long file, since all of it is about the order of one client's messages, which every part may hold up.
 """
 
 import errno
