@@ -93,7 +93,7 @@ def _is_ready(run: _Run) -> bool:
     while not server.wait_ready(0.1):
         if server.status is not None or time.monotonic() > end:
             return False
-        if (now := server.cpu_seconds()) != used:
+        if (now := server.cpu_seconds()) != used or not server.is_asleep():
             used, quiet_from = now, time.monotonic()
         elif not run.case.serves and time.monotonic() - quiet_from > WAITS:
             run.waits = True

@@ -194,6 +194,14 @@ class ServerUnderAttack:
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
+    def is_asleep(self) -> bool:
+        """Whether all of its processes wait for something that is neither a CPU nor a disk (proc(5): state)."""
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "SZ":
+                    return False
+        return True
+
     def waited_seconds(self) -> float:
         """How long its main threads were ready to run and had no CPU (Linux, sched-stats.rst: /proc/PID/schedstat)."""
         return sum(map(waited_for_cpu, self.pids()))
