@@ -14,6 +14,7 @@ from support.pci_chip import Chip, Driven
 from trio.testing import wait_all_tasks_blocked
 
 from vfiouser_virtio.dma import SharedMemory
+from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.pci import DmaFault, Doorbell, Identity, PciDevice, Register, array, bar, interrupts
 from vfiouser_virtio.protocols.pci import PciCommand
 from vfiouser_virtio.vfio_device import IrqSetFlags, PciIrq
@@ -197,6 +198,21 @@ async def test_dma_needs_bus_master(memory: SharedMemory) -> None:
         await chip.dma.write(0x10000, b"1234")
     with pytest.raises(DmaFault, match="Bus Master"):
         async with chip.dma.view(0x10000, 4):
+            pass
+    driver.function.disconnected()
+
+
+@pytest.mark.parametrize("address", [0x10000, 0x10010])
+async def test_a_negative_length_is_a_mistake_of_the_author(memory: SharedMemory, address: int) -> None:
+    chip = Copier()
+    driver = Driven(chip)
+    share(driver, memory)
+    driver.command(MASTER)
+    assert await chip.dma.read(0x10000, 0x10) == bytes(0x10), "the look-up that is quick knows this memory"
+    with pytest.raises(AuthorError, match=f"DMA read of -8 bytes at {address:#x}: a length is never below 0"):
+        await chip.dma.read(address, -8)
+    with pytest.raises(AuthorError, match="DMA view of -8 bytes"):
+        async with chip.dma.view(address, -8):
             pass
     driver.function.disconnected()
 

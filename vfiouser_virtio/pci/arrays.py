@@ -13,11 +13,13 @@
         channels = banks(Channel, 0x100, count=4, stride=0x40)    # self.channels[3].address.value
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeGuard, TypeVar, overload
 
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.pci.bar_part import BarPart, check_hook
+from vfiouser_virtio.pci.class_checks import check_bank_body
 
 if TYPE_CHECKING:
     from vfiouser_virtio.pci.device import PciDevice
@@ -46,6 +48,7 @@ class Bank:
             if is_declaration(vars(cls).get(name)):
                 raise AuthorError(f"{cls.__name__}: a register cannot be called {name!r}, which every bank has already")
         cls._declared = declared_names(cls)
+        check_bank_body(cls)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in self._declared:
@@ -130,11 +133,15 @@ class BankArray(Repeated, Generic[AnyBank]):
 
 def array(element: Part, *, count: int, stride: int | None = None) -> PartArray[Part]:
     """``count`` registers like ``element``, ``stride`` bytes apart: by default one behind the other."""
+    if not isinstance(element, BarPart):
+        raise AuthorError(f"array({element!r:.60}): expected one element: array(Register(offset), count=…)")
     return PartArray(element, count, element.size if stride is None else stride)
 
 
 def banks(bank: type[AnyBank], offset: int, *, count: int, stride: int, bar: int | None = None) -> BankArray[AnyBank]:
     """``count`` banks, the first at ``offset``, ``stride`` bytes apart."""
+    if not (inspect.isclass(bank) and issubclass(bank, Bank)):
+        raise AuthorError(f"banks({bank!r:.60}): expected a class: class Channel(Bank): …")
     return BankArray(bank, offset, count, stride, bar)
 
 

@@ -21,6 +21,8 @@ class BarPart:
     """The guest maps it: its accesses are not seen."""
 
     def __init__(self, offset: int, size: int, bar: int | None, widths: Collection[int] = ()) -> None:
+        if not isinstance(offset, int):
+            raise AuthorError(f"offset {offset!r:.60}: expected a number")
         if offset < 0 or (size in (2, 4, 8) and offset % min(size, 4)):
             raise AuthorError(f"offset {offset:#x} of {size} bytes: expected a multiple of {min(size, 4)}")
         self.offset, self.size, self.bar = offset, size, bar
@@ -81,8 +83,8 @@ class BarPart:
 
 def checked_widths(widths: Collection[int]) -> frozenset[int]:
     """The widths, in bytes. AuthorError for what no access has."""
-    if not set(widths) <= {1, 2, 4, 8}:
-        raise AuthorError(f"widths={set(widths)}: expected some of 1, 2, 4 and 8, which are bytes")
+    if not isinstance(widths, Collection) or not set(widths) <= {1, 2, 4, 8}:
+        raise AuthorError(f"widths={widths!r:.60}: expected some of 1, 2, 4 and 8, which are bytes")
     return frozenset(widths)
 
 

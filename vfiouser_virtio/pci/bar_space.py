@@ -18,8 +18,9 @@ from typing import Protocol
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError, PeerError
 from vfiouser_virtio.pci.bar_part import BarPart, checked_widths
-from vfiouser_virtio.pci.bars import BarKind
+from vfiouser_virtio.pci.bars import BarKind, check_bar
 from vfiouser_virtio.pci.register import Register
+from vfiouser_virtio.protocols.pci import STD_NUM_BARS
 from vfiouser_virtio.vfio_device import Buffer
 
 
@@ -39,6 +40,16 @@ class BarDeclaration:
     """Declaration made by `bar`."""
 
     def __init__(self, index: int, size: int, kind: BarKind, prefetchable: bool, widths: Collection[int]) -> None:
+        if not isinstance(kind, BarKind):
+            raise AuthorError(f"bar({index}): kind={kind!r}: expected BarKind.MEM32, MEM64 or IO")
+        self.registers = range(index, index + (2 if kind is BarKind.MEM64 else 1))
+        """The base address registers that it takes."""
+        if index < 0 or self.registers[-1] >= STD_NUM_BARS:
+            raise AuthorError(f"bar({index}): a {kind.value} BAR has index 0 to {STD_NUM_BARS - len(self.registers)}")
+        try:
+            check_bar(size, kind, prefetchable)
+        except ValueError as error:
+            raise AuthorError(f"bar({index}): {error}") from None
         self.index, self.size, self.kind, self.prefetchable = index, size, kind, prefetchable
         self.widths = checked_widths(widths)
 
@@ -54,7 +65,8 @@ def bar(
     """Declaration of BAR ``index`` in the body of a `PciDevice`: the registers below it lie in it, until the next.
 
     ``size`` is a power of two. ``widths`` are the numbers of bytes that an access may have, at a multiple of that,
-    where not all are allowed: others are logged, read as all-ones, and are lost when they write.
+    where not all are allowed: others are logged, read as all-ones, and are lost when they write. AuthorError for what
+    PCI does not have.
     """
     return BarDeclaration(index, size, kind, prefetchable, widths)
 

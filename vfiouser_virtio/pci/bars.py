@@ -45,13 +45,16 @@ class Bar:
     mapping: BarMapping | None = None
 
     def __post_init__(self) -> None:
-        smallest, largest = _SIZES[self.kind]
-        if self.size.bit_count() != 1 or not smallest <= self.size <= largest:
-            raise ValueError(
-                f"a {self.kind.value} BAR has a power of two from {smallest} to {largest:#x} bytes, not {self.size:#x}"
-            )
-        if self.prefetchable and self.kind is BarKind.IO:
-            raise ValueError("an I/O BAR cannot be prefetchable")
+        check_bar(self.size, self.kind, self.prefetchable)
+
+
+def check_bar(size: int, kind: BarKind, prefetchable: bool) -> None:
+    """Raises ValueError for a size that is no power of two or that the register cannot express; prefetchable I/O."""
+    smallest, largest = _SIZES[kind]
+    if size.bit_count() != 1 or not smallest <= size <= largest:
+        raise ValueError(f"a {kind.value} BAR has a power of two from {smallest} to {largest:#x} bytes, not {size:#x}")
+    if prefetchable and kind is BarKind.IO:
+        raise ValueError("an I/O BAR cannot be prefetchable")
 
 
 class Bars:

@@ -19,7 +19,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 from vfiouser_virtio.device_log import DeviceLog, id_in_making
@@ -37,10 +37,12 @@ from vfiouser_virtio.pci.arrays import (
 )
 from vfiouser_virtio.pci.bar_space import BarDeclaration, BarSpace
 from vfiouser_virtio.pci.capabilities import Capability
+from vfiouser_virtio.pci.class_checks import check_class_body
 from vfiouser_virtio.pci.dma import Dma
 from vfiouser_virtio.pci.extended_capabilities import ExtendedCapability
 from vfiouser_virtio.pci.identity import Identity
-from vfiouser_virtio.pci.irq import Irq, IrqLines, IrqsDeclaration, interrupts
+from vfiouser_virtio.pci.irq import Irq, IrqLines, interrupts
+from vfiouser_virtio.protocols.pci import STD_NUM_BARS
 
 
 class PciDevice:
@@ -63,7 +65,7 @@ class PciDevice:
     for devices without DMA, whose drivers do not turn it on, or that serve something on the host."""
     power_management: ClassVar[bool] = True
     """Whether it has the capability of power management, with D0 and D3hot."""
-    capabilities: ClassVar[Sequence[Capability | ExtendedCapability]] = ()
+    capabilities: ClassVar[tuple[Capability | ExtendedCapability, ...]] = ()
     """Capabilities in config space beside those of the package; extended ones need ``express``."""
     rom: bytes | os.PathLike[str] | None = None
     """Expansion ROM for the machine's firmware, or its file."""
@@ -100,7 +102,7 @@ class PciDevice:
                     f"{cls.__name__}: a register cannot be called {name!r}, which every device has already"
                 )
         cls._declared = declared_names(cls)
-        _check_layout(cls)
+        check_class_body(cls)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in self._declared:
@@ -157,8 +159,8 @@ class PciDevice:
 
     def _place(self) -> None:
         for index, (bar, declared) in bars_of(type(self)).items():
-            parts = [part for name, each in declared for part in place(self, self, name, each, 0, "")]
             try:
+                parts = [part for name, each in declared for part in place(self, self, name, each, 0, "")]
                 space = BarSpace(bar, parts, self.log, _Unmodelled(self), self._failed)
             except AuthorError as error:
                 raise AuthorError(f"{type(self).__name__}: {error}") from None
@@ -175,15 +177,20 @@ class PciDevice:
 def bars_of(device: type[PciDevice]) -> dict[int, tuple[BarDeclaration, list[tuple[str, Declaration]]]]:
     """The BARs of a class by index, each with the names and declarations of what lies in it.
 
-    Raises AuthorError where something lies in a BAR that is not declared above it.
+    Raises AuthorError where something lies in a BAR that is not declared above it, and for two in one place.
     """
     found: dict[int, tuple[BarDeclaration, list[tuple[str, Declaration]]]] = {}
+    taken: dict[int, str] = {}
     current: int | None = None
     for name, declared in declarations(device):
         if isinstance(declared, BarDeclaration):
             current = declared.index
-            if current in found:
-                raise AuthorError(f"{device.__name__}.{name}: BAR {current} is declared already")
+            for register in declared.registers:
+                if register in taken:
+                    raise AuthorError(
+                        f"{device.__name__}.{name}: BAR {register} is declared already, by {taken[register]}"
+                    )
+                taken[register] = name
             found[current] = declared, []
         elif is_declaration(declared):
             wanted = _bar_of(declared)
@@ -191,6 +198,10 @@ def bars_of(device: type[PciDevice]) -> dict[int, tuple[BarDeclaration, list[tup
             if index is None or index not in found:
                 raise AuthorError(f"{device.__name__}.{name}: declare its BAR above it: regs = bar(0, size=…)")
             found[index][1].append((name, declared))
+    table = device.irq.msix_bar
+    if table is not None and (table in taken or not 0 <= table < STD_NUM_BARS):
+        why = f"is {taken[table]}" if table in taken else f"is none of 0 to {STD_NUM_BARS - 1}"
+        raise AuthorError(f"{device.__name__}.irq: msix_bar={table} {why}: MSI-X' table has a BAR for itself")
     return found
 
 
@@ -213,12 +224,6 @@ class _Unmodelled:
 
 def _bar_of(declared: Declaration) -> int | None:
     return declared.element.bar if isinstance(declared, PartArray) else declared.bar
-
-
-def _check_layout(cls: type[PciDevice]) -> None:
-    """What is wrong with a class is told when it is defined: AuthorError."""
-    if not isinstance(vars(cls).get("irq", cls.irq), IrqsDeclaration):
-        raise AuthorError(f"{cls.__name__}.irq: expected interrupts(…)")
 
 
 def _nothing() -> None:

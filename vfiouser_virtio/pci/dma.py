@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from vfiouser_virtio.errors import GuestError, PeerError, Unmapped
+from vfiouser_virtio.errors import AuthorError, GuestError, PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.vfio_device import Buffer
 
@@ -34,12 +34,14 @@ class Dma:
             self._waiting.unpark_all()
 
     async def _allowed(self, what: str, address: int, length: int) -> None:
-        """Return when an access may begin. Raises DmaFault without Bus Master.
+        """Return when an access may begin. Raises DmaFault without Bus Master, and AuthorError for a negative length.
 
         What comes out of a thread may belong to a run that a reset has cancelled meanwhile: the memory is another
         driver's by now, or another client's.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
+        if length < 0:
+            raise AuthorError(f"DMA {what} of {length} bytes at {address:#x}: a length is never below 0")
         while self.quiesced and self.bus_master:
             await self._waiting.park()
         if not self.bus_master:
@@ -48,7 +50,8 @@ class Dma:
     async def read(self, address: int, length: int) -> bytes:
         """A copy of guest memory; other tasks run meanwhile only where it has no file descriptor.
 
-        Raises DmaFault. A driver may say any length: cap it before.
+        Raises DmaFault. A driver may say any length: cap it before. A negative one, as of a difference that was not
+        checked, is an AuthorError.
         """
         await self._allowed("read", address, length)
         try:

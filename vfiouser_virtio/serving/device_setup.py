@@ -31,7 +31,7 @@ from vfiouser_virtio.serving.own_thread import in_own_thread
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Limits, Offer, bus
-from vfiouser_virtio.virtio.author_line import author_line
+from vfiouser_virtio.virtio.author_line import author_line, definition
 from vfiouser_virtio.virtio.device_checks import close_device
 from vfiouser_virtio.virtio.options import Making
 
@@ -279,6 +279,8 @@ class DeviceSetup(NamedTuple):
     def _bug(self, error: Exception, did: str = "") -> DeviceError:
         where = author_line(error)
         what = str(error) if isinstance(error, AuthorError) else f"{did}{type(error).__name__}: {error}"
+        if not where and isinstance(error, AuthorError) and (class_line := definition(self.device_class)) not in what:
+            where = class_line
         return DeviceError(f"{self.driver}: a bug in the device: {f'{where}: ' if where else ''}{what}")
 
 

@@ -1,13 +1,13 @@
 """Checks of a device author's class before a driver sees the device: mistakes that would be silent, or far away."""
 
-import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Protocol
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError
+from vfiouser_virtio.hook_checks import coroutine_mistakes
 from vfiouser_virtio.protocols.virtio.features import Feature, is_device_type_bit
 from vfiouser_virtio.virtio.author_line import definition, log_bug
 from vfiouser_virtio.virtio.device import Config, Device
@@ -36,7 +36,9 @@ class Closable(Protocol):
 def check_device(device: Device) -> None:
     """Raises AuthorError, with the line of the class, for a device that cannot be right."""
     device_class = type(device)
-    for mistake in chain(_uninitialised(device), _coroutines(device_class), _offers(device), _writes(device)):
+    for mistake in chain(
+        _uninitialised(device), coroutine_mistakes(device_class, _HOOKS), _offers(device), _writes(device)
+    ):
         raise AuthorError(f"{definition(device_class)}: {device_class.__name__}: {mistake}")
 
 
@@ -77,23 +79,6 @@ def close_device(device: Closable, name: str) -> None:
 def _uninitialised(device: Device) -> Iterator[str]:
     if not {"config", "queues", "features"} <= vars(device).keys():
         yield "its __init__ does not call super().__init__()"
-
-
-def _coroutines(device_class: type[Device]) -> Iterator[str]:
-    run = inspect.unwrap(device_class.run)
-    if inspect.isasyncgenfunction(run):
-        yield "run() has a `yield`: it must be a plain `async def`"
-    elif not inspect.iscoroutinefunction(run) and not _may_be_awaited(run):
-        yield "run() is not async: write `async def run(self) -> None`"
-    for name in _HOOKS:
-        hook = getattr(device_class, name)
-        if inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook):
-            yield f"{name}() is async: hooks are plain functions, only run() may wait"
-
-
-def _may_be_awaited(run: Callable[..., object]) -> bool:
-    """A plain function that says that it returns something, such as the coroutine of another."""
-    return getattr(run, "__annotations__", {}).get("return") not in (None, "None")
 
 
 def _offers(device: Device) -> Iterator[str]:
