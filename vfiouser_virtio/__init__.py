@@ -1,4 +1,4 @@
-"""PCI virtio devices in Python, served to an unmodified QEMU over vfio-user.
+"""Virtio and PCI devices in Python, served to an unmodified QEMU over vfio-user.
 
 A device is a class, and its file is a command::
 

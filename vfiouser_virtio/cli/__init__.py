@@ -77,7 +77,7 @@ def parser(names: Sequence[str] = _COMMANDS) -> argparse.ArgumentParser:
     """The command line with these sub-commands; the man page and shell completion are made of it (`scripts/manual`)."""
     made = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="PCI virtio devices in Python, for an unmodified QEMU (10.1 or newer).",
+        description="Virtio and PCI devices in Python, for an unmodified QEMU (10.1 or newer).",
         epilog=f"{_EXAMPLES}\n{EXPLAINED}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
