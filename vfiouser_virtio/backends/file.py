@@ -58,7 +58,7 @@ class FileBackend:
 
     def __init__(self, path: Path, *, readonly: bool = False, aio: Aio = "io_uring", direct: bool = False) -> None:
         self.readonly = readonly
-        self._path = path
+        self.path = path
         self._fd = open_image(path, readonly)
         try:
             self._size = size_of(self._fd)
@@ -204,7 +204,7 @@ class FileBackend:
             elif result < length:
                 # Cut short by a signal, by the end of a file that was cut, or by a full disk: the rest will tell.
                 if not result or self._start(op, offset + result, _behind(segments, result), done) is None:
-                    done(OSError(errno.EIO, f"{result:#x} of {length:#x} bytes at {offset:#x} of {self._path}"))
+                    done(OSError(errno.EIO, f"{result:#x} of {length:#x} bytes at {offset:#x} of {self.path}"))
             else:
                 done(None)
 
@@ -223,7 +223,7 @@ class FileBackend:
         while left:
             done = call(self._fd, left[:IOV_MAX], offset)
             if not done:
-                raise OSError(errno.EIO, f"{self._path} ends at {offset:#x}: it was cut from outside")
+                raise OSError(errno.EIO, f"{self.path} ends at {offset:#x}: it was cut from outside")
             offset += done
             left = _behind(left, done)
 
@@ -231,7 +231,7 @@ class FileBackend:
         """`_transfer` by way of a buffer that is aligned for direct I/O."""
         length = total(left)
         if (offset | length) & (self.alignment - 1):
-            what = f"not whole blocks of {self.alignment:#x} bytes, which {self._path} needs with cache=none"
+            what = f"not whole blocks of {self.alignment:#x} bytes, which {self.path} needs with cache=none"
             raise OSError(errno.EINVAL, what)
         bounce = page_buffer(min(length, BOUNCE))
         while left:

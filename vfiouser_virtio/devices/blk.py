@@ -12,7 +12,7 @@ import trio
 from vfiouser_virtio.backends.block import BlockBackend
 from vfiouser_virtio.backends.delay import DelayedBackend
 from vfiouser_virtio.backends.file import Aio, Cache, FileBackend
-from vfiouser_virtio.backends.ram import RamBackend
+from vfiouser_virtio.backends.opening import check_blocks, check_disk_size, check_power_of_two, open_disk
 from vfiouser_virtio.devices.blk_requests import (
     MAX_DISCARD_SEGMENTS,
     MAX_RANGE_SECTORS,
@@ -73,8 +73,8 @@ class Blk(Device):
         wrap_backend: Callable[[BlockBackend], BlockBackend] | None = None,
     ) -> None:
         physical_block_size = logical_block_size if physical_block_size is None else physical_block_size
-        _check_power_of_two("logical-block-size", logical_block_size, SECTOR_SIZE, 1 << 20)
-        _check_power_of_two("physical-block-size", physical_block_size, logical_block_size, 1 << 20)
+        check_power_of_two("logical-block-size", logical_block_size, SECTOR_SIZE, 1 << 20)
+        check_power_of_two("physical-block-size", physical_block_size, logical_block_size, 1 << 20)
         if not 1 <= num_queues <= MAX_QUEUES:
             raise DeviceError(f"num-queues is {num_queues}, not 1 to {MAX_QUEUES}")
         if len(serial.encode()) > blk.ID_BYTES:
@@ -84,15 +84,10 @@ class Blk(Device):
         self._writeback = writeback
         # One at a time: a look at the size that began before `resize` would take it back.
         self._sizing = trio.Lock()
-        self.backend = backend = _open(path, size, readonly, aio, cache, backend)
+        self.backend = backend = open_disk("blk", path, size, readonly, aio, cache, backend)
         self._in_file = isinstance(backend, FileBackend)
         try:
-            self._check_size(backend.size)
-            if isinstance(backend, FileBackend) and backend.alignment > logical_block_size:
-                raise DeviceError(
-                    f"cache=none needs blocks of {backend.alignment} bytes with {path}: "
-                    f"logical-block-size={backend.alignment}"
-                )
+            check_blocks(backend, logical_block_size)
             unmaps = discard and backend.can_discard and not backend.readonly
             config = blk.Config(
                 capacity=backend.size // SECTOR_SIZE,
@@ -156,7 +151,7 @@ class Blk(Device):
         """Make the disk, and its file, ``size`` bytes large; tell the driver. Raises DeviceError if that cannot be."""
         if self.backend.readonly:
             raise DeviceError("the disk is read-only, and so is its size")
-        self._check_size(size)
+        check_disk_size(size, self._block_size)
         async with self._sizing:
             try:
                 await self.backend.resize(size)
@@ -179,14 +174,6 @@ class Blk(Device):
             self.log.info("the disk now has %d sectors", sectors)
             self._requests.planner.sectors = sectors
             self.config.update(capacity=sectors)
-
-    def _check_size(self, size: int) -> None:
-        block = self._block_size
-        if size <= 0 or size % block:
-            fitting = max(-(-size // block), 1) * block
-            raise DeviceError(
-                f"{size} bytes is no multiple of the disk's {block}-byte blocks: truncate -s {fitting} makes it one"
-            )
 
     # ---- what the driver does outside of requests ------------------------------------------------------------------
 
@@ -243,29 +230,9 @@ class Blk(Device):
             await self.backend.wait_size_changed()
 
 
-def _open(
-    path: Path | None, size: int | None, readonly: bool, aio: Aio, cache: Cache, backend: BlockBackend | None
-) -> BlockBackend:
-    if sum(source is not None for source in (path, size, backend)) != 1:
-        raise DeviceError("blk needs path=FILE or size=SIZE (a disk in RAM), and only one of them")
-    if backend is not None:
-        return backend
-    if path is not None:
-        return FileBackend(path, readonly=readonly, aio=aio, direct=cache == "none")
-    if cache == "none":
-        raise DeviceError("cache=none is for path=FILE: a disk in RAM has no cache")
-    assert size is not None
-    return RamBackend(size, readonly=readonly)
-
-
 def _seg_max(queue_size: int) -> int:
     """Data buffers of a request that fills a queue: its header and its status take one entry each."""
     return min(max(queue_size - 2, 1), MAX_SEG_MAX)
-
-
-def _check_power_of_two(option: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high or value & (value - 1):
-        raise DeviceError(f"{option} is {value}, not a power of two from {low} to {high}")
 
 
 def example() -> Blk:
