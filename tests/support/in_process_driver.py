@@ -10,7 +10,7 @@ from support.pci import Client
 
 from vfiouser_virtio.pci import PciDevice
 from vfiouser_virtio.transports.pci_device import PciDeviceFunction
-from vfiouser_virtio.vfio_device import PciRegion
+from vfiouser_virtio.vfio_device import Buffer, PciRegion
 
 RAM_SIZE = 1 << 20
 
@@ -50,16 +50,32 @@ class InProcessDriver:
             await trio.testing.wait_all_tasks_blocked()
 
 
+class AnsweringClient(Client):
+    """Client whose RAM has no file descriptor for the device: it answers messages."""
+
+    def __init__(self, ram: int) -> None:
+        self._ram = ram
+
+    async def dma_read(self, address: int, count: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return os.pread(self._ram, count, address)
+
+    async def dma_write(self, address: int, data: Buffer) -> None:
+        await trio.lowlevel.checkpoint()
+        os.pwrite(self._ram, data, address)
+
+
 @asynccontextmanager
-async def driving(device: PciDevice, bar: int = 0) -> AsyncIterator[InProcessDriver]:
-    """The device is served, and its driver has turned everything on."""
+async def driving(device: PciDevice, bar: int = 0, *, by_message: bool = False) -> AsyncIterator[InProcessDriver]:
+    """The device is served, and its driver has turned everything on. ``by_message``: its RAM is reached by messages."""
     function = PciDeviceFunction(device)
     driver = InProcessDriver(function, bar)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(function.serve)
         await driver.settle()
-        function.connected(Client())
-        function.dma_map(0, RAM_SIZE, readable=True, writable=True, fd=os.dup(driver.ram), offset=0)
+        function.connected(AnsweringClient(driver.ram) if by_message else Client())
+        fd = None if by_message else os.dup(driver.ram)
+        function.dma_map(0, RAM_SIZE, readable=True, writable=True, fd=fd, offset=0)
         driver.set_command(0x0007)
         await driver.settle()
         try:

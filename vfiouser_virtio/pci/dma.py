@@ -1,13 +1,19 @@
 """DMA of a device: guest memory of either kind, and only while the driver has Bus Master on."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 import trio
 
+from vfiouser_virtio.barrier import TSO, full_barrier
 from vfiouser_virtio.errors import AuthorError, GuestError, PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
+from vfiouser_virtio.pieces import Pieces
 from vfiouser_virtio.vfio_device import Buffer
+
+DmaRanges: TypeAlias = Sequence[tuple[int, int]]
+"""Addresses and lengths, in bytes."""
 
 
 class DmaFault(GuestError):
@@ -45,7 +51,11 @@ class Dma:
         while self.quiesced and self.bus_master:
             await self._waiting.park()
         if not self.bus_master:
-            raise DmaFault(f"DMA {what} of {address:#x}+{length:#x}: the driver has not turned Bus Master on")
+            raise self._forbidden(what, address, length)
+
+    @staticmethod
+    def _forbidden(what: str, address: int, length: int) -> DmaFault:
+        return DmaFault(f"DMA {what} of {address:#x}+{length:#x}: the driver has not turned Bus Master on")
 
     async def read(self, address: int, length: int) -> bytes:
         """A copy of guest memory; other tasks run meanwhile only where it has no file descriptor.
@@ -85,6 +95,82 @@ class Dma:
         except (Unmapped, PeerError) as error:
             raise DmaFault(f"DMA write of {address:#x}+{len(data):#x}: {error}") from error
 
+    def views_nowait(self, ranges: DmaRanges, *, write: bool = False) -> Sequence[memoryview] | None:
+        """The bytes of several ranges themselves, in order, until the next ``await``; `hold` makes them last longer.
+
+        There may be more views than ranges. None where memory has no file descriptor: then `views`, `read` and `write`
+        reach it. Raises DmaFault. For a device that does most of its work at once; only in `PciDevice.run`, and in what
+        that calls before it is cancelled.
+        """
+        if not self.bus_master:
+            raise self._forbidden("view", *_around(ranges))
+        if self.quiesced:
+            return None
+        begin, end, writable, readable, origin = self.memory.hot
+        whole = writable if write else readable
+        if len(ranges) == 1:
+            [(address, length)] = ranges
+            if begin <= address and address + length <= end:
+                return [whole[address - origin : address - origin + length]]
+        elif all(begin <= address and address + length <= end for address, length in ranges):
+            return Pieces(whole, [address - origin for address, _ in ranges], [length for _, length in ranges])
+        return self._look_up(ranges, write)
+
+    def hold(self, ranges: DmaRanges, cancel: Callable[[], None]) -> Callable[[], None]:
+        """Let the views of `views_nowait` last until what is returned is called, once: for work that is no task.
+
+        DMA_UNMAP and a reset wait for that. ``cancel`` is called where they will not any longer, and where `views`
+        would cancel its block: the work must end soon, and fail.
+        """
+        pin = self.memory.pin(lambda: ranges, cancel)
+        return lambda: self.memory.unpin(pin)
+
+    @staticmethod
+    def fence() -> None:
+        """Order of stores through views: those before it are seen before those after it.
+
+        For an index, or a bit, that says that something else is there. `read` and `write` need none.
+        """
+        if not TSO:
+            full_barrier()
+
+    def _look_up(self, ranges: DmaRanges, write: bool) -> Sequence[memoryview] | None:
+        look_up = self.memory.writable if write else self.memory.readable
+        views: list[memoryview] = []
+        for address, length in ranges:
+            try:
+                views += look_up(address, length)
+            except NeedsMessages:
+                return None
+            except Unmapped as error:
+                raise DmaFault(f"DMA view of {address:#x}+{length:#x}: {error}") from error
+        return views
+
+    @asynccontextmanager
+    async def views(self, ranges: DmaRanges, *, write: bool = False) -> AsyncIterator[Sequence[memoryview]]:
+        """As `view`, for several ranges at once, in order; there may be more views than ranges.
+
+        Where any of the memory has no file descriptor, all views are copies: a driver may name much, cap it before.
+        """
+        around = _around(ranges)
+        await self._allowed("view", *around)
+        views = self._look_up(ranges, write)
+        if views is None:
+            copies = [bytearray(await self._ask(*each)) for each in ranges]
+            yield [memoryview(copy) if write else memoryview(copy).toreadonly() for copy in copies]
+            if write:
+                for (address, _), copy in zip(ranges, copies, strict=True):
+                    await self.write(address, copy)
+            return
+        with trio.CancelScope() as scope:
+            pin = self.memory.pin(lambda: ranges, scope.cancel)
+            try:
+                yield views
+            finally:
+                self.memory.unpin(pin)
+        if scope.cancelled_caught:
+            raise DmaFault(f"DMA view of {around[0]:#x}+{around[1]:#x}: the client has taken the memory away")
+
     @asynccontextmanager
     async def view(self, address: int, length: int, *, write: bool = False) -> AsyncIterator[memoryview]:
         """In the block, the bytes themselves: read-only, or to be changed with ``write``.
@@ -115,3 +201,11 @@ class Dma:
                 self.memory.unpin(pin)
         if scope.cancelled_caught:
             raise DmaFault(f"DMA view of {address:#x}+{length:#x}: the client has taken the memory away")
+
+
+def _around(ranges: DmaRanges) -> tuple[int, int]:
+    """From the first address to the end of the last range, for messages."""
+    if not ranges:
+        return 0, 0
+    begin = min(address for address, _ in ranges)
+    return begin, max(address + length for address, length in ranges) - begin
