@@ -42,6 +42,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_what_lies_beside_its_folder_can_be_imported(folder: Path) -> None:
+    parts = folder / "parts_of_a_device"
+    parts.mkdir()
+    (parts / "answer.py").write_text("ANSWER = 43\n")
+    (parts / "mine.py").write_text(GOOD.replace("from helper_beside_it", "from parts_of_a_device.answer"))
+    assert vars(load_device_class(f"{parts}/mine.py:Mine")())["number"] == 43
+
+
 def test_load(folder: Path) -> None:
     mine = load_device_class(f"{folder}/mine.py:Mine")
     assert issubclass(mine, Device)

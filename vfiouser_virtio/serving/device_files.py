@@ -69,9 +69,10 @@ def import_file(path: Path, what: str = "device file") -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # What lies beside the file can be imported, but never hides a module of Python's own.
-    if (folder := str(path.parent)) not in sys.path:
-        sys.path.append(folder)
+    # What lies beside the file, or beside its folder, can be imported, but never hides a module of Python's own.
+    for folder in (str(path.parent), str(path.parent.parent)):
+        if folder not in sys.path:
+            sys.path.append(folder)
     # Before it runs: dataclasses and typing.get_type_hints() look a class's module up there.
     sys.modules[name] = module
     try:
