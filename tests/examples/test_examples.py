@@ -27,6 +27,7 @@ TESTED = {
     "i2c_board.py", "pci/accelerator.py", "pci/idio16.py", "pci/ismt.py", "pci/uart.py",
     "chips/at24.py", "chips/bmp280.py", "chips/buses.py", "chips/lm75.py",
     "pci/edu.py", "pci/edu_driver.py",
+    "pci/nvme.py", "pci/nvme_admin.py", "pci/nvme_formats.py", "pci/nvme_io.py", "pci/nvme_queues.py",
 }  # fmt: skip
 
 
