@@ -8,6 +8,7 @@ import trio
 from support.in_process_driver import AnsweringClient, InProcessDriver
 from support.pci import Client
 
+from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.pci import Dma, DmaFault, Identity, PciDevice
 from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 
@@ -63,6 +64,9 @@ def test_views_at_once_are_the_memory(driver: InProcessDriver) -> None:
     ):
         with pytest.raises(DmaFault, match="DMA view of"):
             dma.views_nowait(ranges, write=write)
+    for bad in ([(0x100, -1)], [(0x100, 4), (0x200, -4)]):
+        with pytest.raises(AuthorError, match="never below 0"):
+            dma.views_nowait(bad)
     dma.fence()
     dma.quiesce(True)
     assert dma.views_nowait([(0, 4)]) is None

@@ -47,11 +47,15 @@ class Dma:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if length < 0:
-            raise AuthorError(f"DMA {what} of {length} bytes at {address:#x}: a length is never below 0")
+            raise self._negative(what, address, length)
         while self.quiesced and self.bus_master:
             await self._waiting.park()
         if not self.bus_master:
             raise self._forbidden(what, address, length)
+
+    @staticmethod
+    def _negative(what: str, address: int, length: int) -> AuthorError:
+        return AuthorError(f"DMA {what} of {length} bytes at {address:#x}: a length is never below 0")
 
     @staticmethod
     def _forbidden(what: str, address: int, length: int) -> DmaFault:
@@ -110,9 +114,9 @@ class Dma:
         whole = writable if write else readable
         if len(ranges) == 1:
             [(address, length)] = ranges
-            if begin <= address and address + length <= end:
+            if length >= 0 and begin <= address and address + length <= end:
                 return [whole[address - origin : address - origin + length]]
-        elif all(begin <= address and address + length <= end for address, length in ranges):
+        elif all(length >= 0 and begin <= address and address + length <= end for address, length in ranges):
             return Pieces(whole, [address - origin for address, _ in ranges], [length for _, length in ranges])
         return self._look_up(ranges, write)
 
@@ -138,6 +142,8 @@ class Dma:
         look_up = self.memory.writable if write else self.memory.readable
         views: list[memoryview] = []
         for address, length in ranges:
+            if length < 0:
+                raise self._negative("view", address, length)
             try:
                 views += look_up(address, length)
             except NeedsMessages:
