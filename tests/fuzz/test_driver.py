@@ -3,7 +3,7 @@
 import pytest
 
 from vfiouser_virtio.protocols.pci import CapId
-from vfiouser_virtio.testing.fuzz.driver import _capability
+from vfiouser_virtio.testing.fuzz.function_driver import capability
 
 _LIST = 0x34
 
@@ -27,4 +27,4 @@ def _space(*capabilities: tuple[int, int, int], first: int = 0x40) -> bytes:
     ],
 )
 def test_a_list_of_capabilities_that_is_none_ends(space: bytes, at: int) -> None:
-    assert _capability(space, CapId.PM) == at
+    assert capability(space, CapId.PM) == at

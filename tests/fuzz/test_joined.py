@@ -51,7 +51,7 @@ def test_what_a_case_shows_alone_is_found_with_it(direct: bool) -> None:
     assert found is not None
     case, finding = found
     assert case is cases[1]
-    assert "RuntimeError in " in finding.where
+    assert finding.where.startswith("RuntimeError at tests/fuzz/test_joined.py:")
 
 
 def test_what_no_case_shows_alone_is_found_with_all_of_them() -> None:

@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--" in words:
         at = words.index("--")
         own, qemu_options = words[:at], words[at + 1 :]
+    if own[:1] == ["fuzz"] and ".py:" in "".join(own[1:2]):
+        own = [own[0], "device", *own[1:]]  # fuzz my_chip.py:MyChip
     chosen = parser(own[:1] if own and own[0] in _COMMANDS else _COMMANDS)
     arguments = chosen.parse_args(own)
     if qemu_options is not None and not hasattr(arguments, "qemu_options"):

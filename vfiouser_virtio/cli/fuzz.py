@@ -68,16 +68,21 @@ def _add_device(targets: SubParsers) -> None:
         targets,
         "device",
         under="fuzz",
-        summary="the queues of any device, or of your own, in this process",
+        summary="the queues or registers of any device, or of your own, in this process",
         description="Rings and requests for one device, which is made for each case: of its type's format where\n"
-        "that is declared, else bytes. Requests do what they say: give it files that may be lost.",
+        "that is declared, else bytes; for a PCI device of your own (PciDevice) what its registers make of memory,\n"
+        "and accesses of any width. Requests do what they say: give it files that may be lost.",
         usage="[--only KIND …] [--cases N | --seconds S] DEVICE[,KEY=VALUE,…]",
         examples="  vfiouser-virtio fuzz device blk,size=1M\n"
         "  vfiouser-virtio fuzz device my_device.py:MyDevice --seed 7 --cases 500\n"
+        "  vfiouser-virtio fuzz my_chip.py:MyChip                        the same, shorter\n"
         "  vfiouser-virtio fuzz device my_device.py:MyDevice --replay fuzz-findings/bug-x.json\n",
     )
     parser.add_argument(
-        "--only", choices=_DEVICE_KINDS, action="append", help="this kind only (default: rings and requests)"
+        "--only",
+        choices=_DEVICE_KINDS,
+        action="append",
+        help="this kind only (default: rings and requests; of a PCI device of your own: registers and requests)",
     )
     parser.add_argument("device", metavar="DEVICE", help="as after --device of serve, with options of its own")
     _add_corpus(parser)
@@ -207,18 +212,22 @@ def _seconds(text: str) -> float:
 
 
 def _self(arguments: argparse.Namespace) -> int:
-    from vfiouser_virtio.testing.fuzz import TARGETS, run_case
-    from vfiouser_virtio.testing.fuzz.run import StackRun, fuzz_stack
+    from vfiouser_virtio.testing.fuzz import run_case
+    from vfiouser_virtio.testing.fuzz.run import ALL_TARGETS, StackRun, fuzz_stack, kinds_for
 
     for target in arguments.target or ():
-        if target not in TARGETS:
-            raise ConfigError(f"--target: there is no {target!r}; there are {', '.join(TARGETS)}")
+        if target not in ALL_TARGETS:
+            raise ConfigError(f"--target: there is no {target!r}; there are {', '.join(ALL_TARGETS)}")
     if arguments.replay:
         return _replay(arguments.replay, run_case)
+    targets = tuple(arguments.target or ALL_TARGETS)
+    kinds = kinds_for(targets, arguments.only or _KINDS)
+    if not kinds:
+        raise ConfigError(f"--only {arguments.only[0]}: {', '.join(targets)} has none: expected registers or requests")
     run = StackRun(
         seed=_seed(arguments),
-        kinds=arguments.only or _KINDS,
-        targets=tuple(arguments.target or TARGETS),
+        kinds=kinds,
+        targets=targets,
         out=arguments.out,
         corpus=arguments.corpus,
         merge=_merged(arguments),
@@ -231,15 +240,18 @@ def _device(arguments: argparse.Namespace) -> int:
 
     from vfiouser_virtio.testing.fuzz import run_case
     from vfiouser_virtio.testing.fuzz.described import add_described
-    from vfiouser_virtio.testing.fuzz.run import StackRun, fuzz_stack
+    from vfiouser_virtio.testing.fuzz.pci_target import PCI_TARGETS
+    from vfiouser_virtio.testing.fuzz.run import StackRun, fuzz_stack, kinds_for
 
     target = add_described(arguments.device)
     if arguments.replay:
         return _replay(arguments.replay, lambda case: run_case(replace(case, target=target)))
-    kinds: tuple[Kind, ...] = ("rings", "requests")
+    kinds = kinds_for([target], arguments.only or (_DEVICE_KINDS if target in PCI_TARGETS else ("rings", "requests")))
+    if not kinds:
+        raise ConfigError(f"--only rings: {target} is no virtio device: expected registers or requests")
     run = StackRun(
         seed=_seed(arguments),
-        kinds=arguments.only or kinds,
+        kinds=kinds,
         targets=(target,),
         out=arguments.out,
         corpus=arguments.corpus,

@@ -2,15 +2,18 @@
 
 import contextlib
 import faulthandler
+import mmap
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import trio
 import trio.testing
@@ -19,14 +22,16 @@ from vfiouser_virtio.background import background
 from vfiouser_virtio.groups import leaves
 from vfiouser_virtio.testing.fuzz.case import Case
 from vfiouser_virtio.testing.fuzz.client import FuzzClient
-from vfiouser_virtio.testing.fuzz.oracle import Bounds, Finding, Found, Hung, LogWatch, Resources, of_exception
-from vfiouser_virtio.testing.fuzz.perform import Performer
+from vfiouser_virtio.testing.fuzz.message_performer import MessagePerformer
+from vfiouser_virtio.testing.fuzz.oracle import Finding, Found, Hung, LogWatch, Resources, of_exception
+from vfiouser_virtio.testing.fuzz.pci_target import PCI_TARGETS, PciTarget
 from vfiouser_virtio.testing.fuzz.ram import FuzzRam
+from vfiouser_virtio.testing.fuzz.stage import Stage, stage
+from vfiouser_virtio.testing.fuzz.stall import StallWatch
+from vfiouser_virtio.testing.fuzz.store_bounds import StoreBounds
 from vfiouser_virtio.testing.fuzz.targets import TARGETS, FuzzTarget
-from vfiouser_virtio.transports.pci import VIRTIO_BAR, VirtioPci
 from vfiouser_virtio.vfio_user import Listener, Server
 from vfiouser_virtio.vfio_user.server.session import Session
-from vfiouser_virtio.virtio import Offer
 
 STANDSTILL = 60
 """Seconds of what one client does, after which the event loop counts as hung: every single wait in it is shorter.
@@ -36,23 +41,50 @@ Not so the waits for a file's flushes: with a host's disk that others keep busy 
 SERVER_TIMEOUT = 6.0
 """Seconds until the server must have let go of a client: twice as long as it may wait for a device."""
 MANY = 1 << 30
+_ROOM = 1 << 30
+"""Bytes that a device may take at once: a driver that says 4 GiB must not get them."""
 _LOOKS = 5
 """At what the server still has of a client, until Python's collection is called: that takes long."""
 
 
-def run_case(case: Case, target: FuzzTarget | None = None) -> Finding | None:
-    """What is wrong with the stack's answer to ``case``, if anything. ``target`` overrides the case's."""
-    target = TARGETS[case.target] if target is None else target
+def run_case(case: Case, target: FuzzTarget | PciTarget | None = None) -> Finding | None:
+    """What is wrong with the stack's answer to ``case``, if anything. ``target`` overrides the case's.
+
+    Raises ValueError for a case with a register that the device does not have.
+    """
+    if target is None:
+        target = PCI_TARGETS.get(case.target) or TARGETS[case.target]
+    if isinstance(target, PciTarget) and (unknown := target.unknown(case)):
+        raise ValueError(f"the device has no register {unknown!r}")
+    stalls = StallWatch() if isinstance(target, PciTarget) else None
     with LogWatch() as log:
         try:
-            with _watchdog(case) as rearm:
-                found = trio.run(_run, case, target, log, rearm)
+            with _watchdog(case) as rearm, _bounded_memory(isinstance(target, PciTarget)):
+                found = trio.run(_run, case, target, log, rearm, stalls, instruments=[stalls] if stalls else [])
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             # A task that died takes the others with it; what the log says about it comes first.
             found = of_exception(error)
-    return log.findings[0] if log.findings else found
+    if log.findings:
+        return log.findings[0]
+    return found or (stalls.finding if stalls is not None else None)
+
+
+@contextlib.contextmanager
+def _bounded_memory(wanted: bool) -> Iterator[None]:
+    """In the block, whatever takes more than `_ROOM` of address space at once fails, at the line that does so."""
+    if not wanted:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as statm:
+        now = int(statm.read().split()[0]) * mmap.PAGESIZE
+    resource.setrlimit(resource.RLIMIT_AS, (min([now + _ROOM, *(each for each in (soft, hard) if each >= 0)]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @contextlib.contextmanager
@@ -84,9 +116,18 @@ def _watchdog(case: Case) -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGALRM, before)
 
 
-async def _run(case: Case, target: FuzzTarget, log: LogWatch, rearm: Callable[[], None]) -> Finding | None:
-    device = target.make()
-    function = VirtioPci(device, name=case.target, offer=Offer(**case.offer))
+async def _run(
+    case: Case, target: FuzzTarget | PciTarget, log: LogWatch, rearm: Callable[[], None], stalls: StallWatch | None
+) -> Finding | None:
+    if stalls is None:
+        return await _on_stage(case, stage(target, case), log, rearm)
+    with stalls.looking():
+        return await _on_stage(case, stage(target, case), log, rearm)
+
+
+async def _on_stage(case: Case, staged: Stage, log: LogWatch, rearm: Callable[[], None]) -> Finding | None:
+    function = staged.function
+    good = replace(case, steps=[], hello=True, direct=False)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind("")  # a name of the kernel's, and nothing in the file system (unix(7): autobind)
     listening.listen(4)
@@ -96,43 +137,53 @@ async def _run(case: Case, target: FuzzTarget, log: LogWatch, rearm: Callable[[]
             nursery.start_soon(function.serve)
             nursery.start_soon(Server(function, session=partial(Session, lingers=False)).serve, listener)
             await trio.testing.wait_all_tasks_blocked()
-            function.io_fds(VIRTIO_BAR)  # made once, kept for ever: no leak
+            staged.prepare()
             await trio.testing.wait_all_tasks_blocked()
             before = Resources.now()
             try:
-                for clients in (list(case.clients()), None):
-                    with contextlib.closing(FuzzRam()) as ram:
-                        bounds = Bounds(ram, function.core, takes_pages=target.type.takes_pages)
-                        for part in clients or ():
-                            rearm()
-                            last = clients is not None and part is clients[-1]
-                            await _visit(listening, function, ram, bounds, part, target, log, check=last)
-                        if clients is None:
-                            rearm()
-                            good = replace(case, steps=[], hello=True, direct=False)
-                            await _visit(listening, function, ram, bounds, good, target, log, good=True)
-                    # A device that runs has tasks and a ring in a window; the good client has reset it before it went.
-                    allowed = before if clients is None else replace(before, tasks=MANY, address_space=MANY)
-                    await _gone(allowed, "after a good client" if clients is None else "after the client")
+                if staged.learns:
+                    await _client(listening, staged, [good], log, rearm, good=True)
+                await _client(listening, staged, list(case.clients()), log, rearm)
+                # A device that runs has tasks and a ring in a window; the good client has reset it before it went.
+                await _gone(replace(before, tasks=MANY, address_space=MANY), "after the client")
+                await _client(listening, staged, [good], log, rearm, good=True)
+                await _gone(before, "after a good client")
             except Found as error:
                 found = error.finding
             nursery.cancel_scope.cancel()
     return found
 
 
-async def _visit(
+async def _client(
     listening: socket.socket,
-    function: VirtioPci,
-    ram: FuzzRam,
-    bounds: Bounds,
-    case: Case,
-    target: FuzzTarget,
+    staged: Stage,
+    parts: Sequence[Case],
     log: LogWatch,
+    rearm: Callable[[], None],
     *,
-    check: bool = True,
     good: bool = False,
 ) -> None:
-    """One client from connect to close; for a good one everything must work.
+    """Clients, one after another, with the same memory. For a good one everything must work."""
+    with contextlib.closing(FuzzRam()) as ram:
+        bounds = staged.bounds(ram)
+        for part in parts:
+            rearm()
+            await _visit(listening, staged, ram, bounds, part, log, rearm, check=part is parts[-1], good=good)
+
+
+async def _visit(
+    listening: socket.socket,
+    staged: Stage,
+    ram: FuzzRam,
+    bounds: StoreBounds,
+    case: Case,
+    log: LogWatch,
+    rearm: Callable[[], None],
+    *,
+    check: bool,
+    good: bool,
+) -> None:
+    """One client from connect to close.
 
     ``check``: in the end the device is to work again. Else the next client of the case will see that.
     """
@@ -143,8 +194,8 @@ async def _visit(
         sock.connect(listening.getsockname())
         async with background() as tasks:
             tasks.start_soon(client.run)
-            performer = Performer(client, ram, bounds, case, target, function if case.direct else None)
-            await _perform(performer, client, case, check=check, good=good)
+            performer = staged.performer(client, ram, bounds, case)
+            await _perform(performer, client, case, rearm, check=check, good=good)
             await _farewell(client, log, good=good)
             bounds.check()
             client.close()
@@ -156,15 +207,24 @@ async def _visit(
         client.close()
 
 
-async def _perform(performer: Performer, client: FuzzClient, case: Case, *, check: bool, good: bool) -> None:
+async def _perform(
+    performer: MessagePerformer[Any, Any],
+    client: FuzzClient,
+    case: Case,
+    rearm: Callable[[], None],
+    *,
+    check: bool,
+    good: bool,
+) -> None:
     if case.hello:
         await performer.do_hello()
     for step in case.steps:
+        rearm()
         await performer.perform(step)
     if good or (check and case.hello and client.in_step and not client.doomed):
         await performer.do_check()
     if good:
-        await performer.driver.reset()
+        await performer.leave_quiet()
 
 
 async def _farewell(client: FuzzClient, log: LogWatch, *, good: bool) -> None:

@@ -24,8 +24,9 @@ from vfiouser_virtio.protocols.vfio_user import (
     MessageFlags,
 )
 from vfiouser_virtio.testing.fuzz.message_step import command_name
-from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
+from vfiouser_virtio.testing.fuzz.oracle import Found
 from vfiouser_virtio.testing.fuzz.ram import SIZE, FuzzRam
+from vfiouser_virtio.testing.fuzz.store_bounds import StoreBounds
 from vfiouser_virtio.testing.raw.client import HEADER_SIZE, MAX_MESSAGE_SIZE, RawClient, RawMessage, raw_message
 
 TIMEOUT = 6.0
@@ -67,7 +68,7 @@ def hello(*, twin: bool = False, text: str | None = None) -> bytes:
 class FuzzClient:
     """Client on one connection. `run` reads it until it ends; everything else may be called meanwhile."""
 
-    def __init__(self, sock: socket.socket, ram: FuzzRam, bounds: Bounds, *, timeout: float = TIMEOUT) -> None:
+    def __init__(self, sock: socket.socket, ram: FuzzRam, bounds: StoreBounds, *, timeout: float = TIMEOUT) -> None:
         self.timeout = timeout
         """Seconds that a reply may take, and the server to read a message."""
         self.closed = trio.Event()

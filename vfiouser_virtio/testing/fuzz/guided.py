@@ -9,6 +9,7 @@ from random import Random
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.testing.fuzz.case import Case, Step
 from vfiouser_virtio.testing.fuzz.coverage import LineCoverage
+from vfiouser_virtio.testing.fuzz.pci_target import PCI_TARGETS
 from vfiouser_virtio.testing.fuzz.save import load
 from vfiouser_virtio.testing.fuzz.values import mutated, number
 
@@ -30,7 +31,7 @@ class FuzzCorpus:
         Raises ConfigError for files that are no cases.
         """
         files = sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_size, path.name))
-        return [case for case in map(load, files) if case.target in targets]
+        return [case for case in map(load, files) if case.target in targets and _fits(case)]
 
     def merge(
         self,
@@ -48,7 +49,7 @@ class FuzzCorpus:
         needless, saved = list[Path](), set[Path]()
         for path in sorted(files, key=lambda path: (path.stat().st_size, path.parent != self.folder, path.name)):
             case, is_ours = load(path), path.parent == self.folder
-            if case.target not in targets:
+            if case.target not in targets or not _fits(case):
                 continue
             if over():
                 return False
@@ -93,6 +94,12 @@ class FuzzCorpus:
         return replace(parent, steps=steps[:_MOST_STEPS], origin=f"{fresh.origin} of {parent.origin}"[:100])
 
 
+def _fits(case: Case) -> bool:
+    """Whether the device still has the registers that are named in the case."""
+    target = PCI_TARGETS.get(case.target)
+    return target is None or not target.unknown(case)
+
+
 def _change(random: Random, steps: list[Step], others: Sequence[Step]) -> None:
     at = random.randrange(len(steps) + 1)
     how = random.randrange(4)
@@ -115,5 +122,5 @@ def _spoil(random: Random, step: Step) -> None:
         step[name] = mutated(random, bytes.fromhex(value)).hex()
     elif name == "out" and value:
         step[name] = [mutated(random, bytes.fromhex(each)).hex() for each in value]
-    elif name in ("offset", "features"):
+    elif name in ("offset", "features", "value"):
         step[name] = number(random, 128 if name == "features" else 64)

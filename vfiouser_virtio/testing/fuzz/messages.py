@@ -128,6 +128,12 @@ def message(random: Random) -> Step:
     return step | {"body": body.hex()} | ({"fds": fds} if fds else {})
 
 
+def made(random: Random, command: int) -> Step:
+    """A message of one command, as it should be but for its values."""
+    body, fds = _MAKERS[command](random)
+    return {"do": "message", "command": command, "body": body.hex()} | ({"fds": fds} if fds else {})
+
+
 def _anything(random: Random) -> Made:
     return random.randbytes(random.choice((0, 1, 8, 24, 32, 100, 5000))), []
 

@@ -3,19 +3,25 @@
 ===================  ==================================================================================================
 finding              seen how
 ===================  ==================================================================================================
-``bug``              a log record at ERROR with a traceback, an unraisable exception, a task that died
-``hang``             a request without a reply, a buffer that does not come back, an event loop that stands still
+``bug``              a log record at ERROR with a traceback, or of a bug in the device; an unraisable exception; a task
+                     that died
+``hang``             a request without a reply, a buffer that does not come back, an event loop that stands still, a
+                     PCI device that does not come to rest
+``stall``            one step of a PCI device that took a second
 ``reply``            a reply without a request, out of order, of the wrong size or command
 ``closed``           the server hung up without saying what the client did wrong
-``write``            guest memory changed outside of writable buffers and used rings
+``write``            guest memory changed outside of writable buffers and used rings; of a PCI device: where no memory
+                     is mapped to be written, or after a reset
 ``leak``             more descriptors, mappings or tasks than before the client came
-``broken``           the device does not work after a reset, or for the next client
+``broken``           the device does not work after a reset, or for the next client; a register of a PCI device has
+                     another value than at first
 ===================  ==================================================================================================
 """
 
 import gc
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -37,9 +43,12 @@ from vfiouser_virtio.protocols.virtio.ring import (
     used_size,
 )
 from vfiouser_virtio.testing.fuzz.ram import FuzzRam
+from vfiouser_virtio.testing.fuzz.store_bounds import StoreBounds
 from vfiouser_virtio.virtio import DeviceCore
+from vfiouser_virtio.virtio.author_line import author_line
 
 _LOGGER = logging.getLogger("vfiouser_virtio")
+_PLACE = re.compile(r"\S+\.py:\d+")
 _MAX_TABLE = 1024  # entries of an indirect table that are followed
 # Plain ints: thousands of descriptors are looked at in each case, and an enum's member takes ten times as long.
 _NEXT, _WRITE, _INDIRECT = int(DescFlags.NEXT), int(DescFlags.WRITE), int(DescFlags.INDIRECT)
@@ -100,9 +109,17 @@ class LogWatch(logging.Handler):
         text = record.getMessage()
         if "connection closed" in text:
             self.hung_up = True
-        if record.levelno >= logging.ERROR and record.exc_info and record.exc_info[1] is not None:
-            found = of_exception(record.exc_info[1])
-            self.findings.append(Finding(found.kind, f"{text}\n{found.what}", found.where))
+        if record.levelno < logging.ERROR:
+            return
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            found = of_exception(error)
+            at = author_line(error)
+            where = f"{type(next(leaves(error))).__name__} at {at}" if at and found.kind == "bug" else found.where
+            self.findings.append(Finding(found.kind, f"{text}\n{found.what}", where))
+        elif "a bug in the device" in text:  # one that needs no traceback: the line has its place
+            place = _PLACE.search(text)
+            self.findings.append(Finding("bug", text, place[0] if place else "the device"))
 
     def _unraisable(self, event: "sys.UnraisableHookArgs") -> None:
         what = f"{event.err_msg or 'ignored exception'}: {event.exc_value!r} in {event.object!r}"
@@ -172,17 +189,15 @@ class Resources:
         )
 
 
-class Bounds:
-    """Bytes of guest memory that the device may store to: the more the longer a case runs, until `forget`."""
+class Bounds(StoreBounds):
+    """Bytes of guest memory that a virtio device may store to: the more the longer a case runs, until `forget`."""
 
     def __init__(self, ram: FuzzRam, core: DeviceCore, *, takes_pages: bool = False) -> None:
         """``takes_pages``: a balloon, which may turn to zeros whatever page is named in the bytes that it is sent."""
-        self._ram = ram
+        super().__init__(ram)
         self._takes_pages = takes_pages
         self._core = core
         self._ranges: set[tuple[int, int]] = set()
-        self.blind = False
-        """The client has answered DMA_READ with lies: what the device was told is unknown."""
 
     def note(self) -> None:
         """Take in the rings and chains as they are in memory now. Generous: whatever a descriptor names is allowed."""
@@ -231,13 +246,8 @@ class Bounds:
 
     def forget(self) -> None:
         """The device has been reset: it may store nothing at all."""
+        super().forget()
         self._ranges.clear()
-        self.blind = False
-
-    def check(self) -> None:
-        """Raise Found if memory has changed where the device may not store."""
-        for address, data in self._ram.changes():
-            self.check_store(address, data)
 
     def check_store(self, address: int, data: bytes) -> None:
         """Raise Found if the device may not store these bytes there."""

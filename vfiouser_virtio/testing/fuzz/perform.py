@@ -1,24 +1,20 @@
 """Steps of a fuzz case, carried out: each method is one kind of step, its parameters are the keys of the step."""
 
-import struct
 from collections.abc import Sequence
-from typing import Any
 
 import trio
 import trio.testing
 
-from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.protocols.vfio_user import Command, MessageFlags
+from vfiouser_virtio.protocols.vfio_user import Command
 from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
-from vfiouser_virtio.testing.fuzz import fd_kinds, message_step
-from vfiouser_virtio.testing.fuzz.case import Case, Memory, Step
-from vfiouser_virtio.testing.fuzz.client import FuzzClient, hello
+from vfiouser_virtio.testing.fuzz.case import Case
+from vfiouser_virtio.testing.fuzz.client import FuzzClient
 from vfiouser_virtio.testing.fuzz.driver import BUFFER_TIMEOUT, FuzzDriver
+from vfiouser_virtio.testing.fuzz.message_performer import MessagePerformer
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
-from vfiouser_virtio.testing.fuzz.ram import PIECES, FuzzRam
+from vfiouser_virtio.testing.fuzz.ram import FuzzRam
 from vfiouser_virtio.testing.fuzz.targets import FuzzTarget
-from vfiouser_virtio.testing.raw.client import raw_message
 from vfiouser_virtio.testing.raw.packed import RawPackedRing
 from vfiouser_virtio.testing.raw.split import RawSplitRing
 from vfiouser_virtio.transports.pci import DEVICE, VIRTIO_BAR
@@ -32,8 +28,8 @@ _DISTURBING = {Command.DMA_UNMAP, Command.DEVICE_RESET, Command.REGION_WRITE, Co
 _NOTED = frozenset({"request", "kick", "settle", "pause", "sleep"})
 
 
-class Performer:
-    """Part of one client in a case."""
+class Performer(MessagePerformer[FuzzDriver, Bounds]):
+    """Part of one client in a case of a virtio device."""
 
     def __init__(
         self,
@@ -45,105 +41,26 @@ class Performer:
         function: VfioDevice | None = None,
     ) -> None:
         """``function``: where registers are accessed without the socket."""
-        self.client = client
-        self.ram = ram
-        self.bounds = bounds
+        super().__init__(client, ram, case, FuzzDriver(client, ram, bounds, case.memory, function), bounds)
         self.target = target
-        self.driver = FuzzDriver(client, ram, bounds, case.memory, function)
-        self._twin = case.twin
         self._disturbed = False
         """Something was done after which the device may keep buffers until it is brought up again."""
-        self._unmapped = False
-        """Likewise, until `do_map`: a buffer in flight comes back then, or the device needs a reset."""
 
-    async def perform(self, step: Step) -> None:
-        """One step. Raises Found; AttributeError or TypeError for a step that is none."""
-        if self.client.closed.is_set():
-            return
-        parameters = dict(step)
-        name = parameters.pop("do")
-        await getattr(self, "do_" + name)(**parameters)
+    def performed(self, name: str) -> None:
+        """A step has been done."""
         if name not in _NOTED:
             self.bounds.note()
 
-    # ---- messages ------------------------------------------------------------------------------------------------
-
-    async def do_hello(self) -> None:
-        """VERSION, then all memory."""
-        await self.client.call(Command.VERSION, hello(twin=self._twin))
-        await self.driver.map()
-
-    async def do_message(
-        self,
-        command: int | str,
-        fds: Sequence[str] = (),
-        size: int | None = None,
-        flags: int = 0,
-        id: int = 1,  # noqa: A002 - the name of the field
-        error: int = 0,
-        cuts: Sequence[int] = (),
-        wait: bool = True,
-        **content: Any,
-    ) -> None:
-        """One message of any kind; ``size`` if it is to lie, ``cuts`` where it is cut into pieces.
-
-        ``content`` is what `message_step.payload` takes.
-        """
-        payload, command = message_step.payload(command, **content), message_step.command_number(command)
-        self._disturbed |= command in _DISTURBING
-        sent = [fd_kinds.make(kind, self.ram.fd) for kind in fds]
-        try:
-            message = raw_message(command, payload, message_id=id, flags=flags, error=error, size=size)
-            asked = await self.client.send(message, sent, cuts)
-        finally:
-            close_all(sent)
-        if wait and not flags & MessageFlags.NO_REPLY:
-            await self.client.result(asked)
-
-    async def do_raw(self, data: str, fds: Sequence[str] = ()) -> None:
-        """Bytes that need not be a message."""
-        sent = [fd_kinds.make(kind, self.ram.fd) for kind in fds]
-        try:
-            await self.client.send(bytes.fromhex(data), sent)
-        finally:
-            close_all(sent)
-
-    async def do_read(self, region: int, offset: int, count: int) -> None:
-        """REGION_READ."""
-        await self.client.call(Command.REGION_READ, struct.pack("<QII", offset, region, count))
-
-    async def do_write(self, region: int, offset: int, data: str, posted: bool = False) -> None:
-        """REGION_WRITE, as a request or posted."""
-        self._disturbed |= region != VIRTIO_BAR or offset < DEVICE
-        payload = bytes.fromhex(data)
-        body = struct.pack("<QII", offset, region, len(payload)) + payload
-        if posted:
-            self.client.post(Command.REGION_WRITE, body)
-            await self.client.flush()
+    def disturbed(self, command: int, region: int | None = None, offset: int = 0) -> None:
+        """What its configuration is told is no reason to keep buffers."""
+        if command == Command.REGION_WRITE and region is not None:
+            self._disturbed |= region != VIRTIO_BAR or offset < DEVICE
         else:
-            await self.client.call(Command.REGION_WRITE, body)
+            self._disturbed |= command in _DISTURBING
 
-    async def do_answers(self, how: Sequence[str]) -> None:
-        """How to answer the next DMA requests."""
-        self.client.answers.extend(how)
-
-    async def do_answer_late(self) -> None:
-        """Send the DMA replies that were held back."""
-        await self.client.answer_late()
-
-    async def do_unmap(self, pieces: Sequence[int] | None = None) -> None:
-        """Pieces of the RAM go, or all memory."""
-        self._unmapped = True
-        if pieces is None:
-            await self.driver.unmap_all()
-        else:
-            await self.driver.unmap(pieces)
-
-    async def do_map(self, pieces: Sequence[int] | None = None, memory: Memory | None = None) -> None:
-        """Pieces of the RAM come (back), or all of it; of another kind if so said."""
-        self.driver.memory = memory or self.driver.memory
-        await self.driver.map(range(len(PIECES)) if pieces is None else pieces)
-        self._unmapped = False
+    async def leave_quiet(self) -> None:
+        """Reset the device before the client goes."""
+        await self.driver.reset()
 
     # ---- the device ----------------------------------------------------------------------------------------------
 
@@ -210,14 +127,6 @@ class Performer:
             if ring.pending and not ring.hostile and not self.target.keeps(ring.index, self.driver.features):
                 return f"queue {ring.index}: buffer {min(ring.pending):#x}"
         return ""
-
-    async def do_pause(self) -> None:
-        """Until nothing moves any more."""
-        await trio.testing.wait_all_tasks_blocked()
-
-    async def do_sleep(self, seconds: float) -> None:
-        """Time, in which slow requests end, or do not."""
-        await trio.sleep(seconds)
 
     # ---- rings, byte by byte -------------------------------------------------------------------------------------
 

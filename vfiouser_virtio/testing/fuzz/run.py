@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from vfiouser_virtio.testing.fuzz import messages, registers, requests, rings
+from vfiouser_virtio.testing.fuzz import messages, pci_cases, registers, requests, rings
 from vfiouser_virtio.testing.fuzz.bench import run_case
 from vfiouser_virtio.testing.fuzz.case import Case, Kind, Memory, Step
 from vfiouser_virtio.testing.fuzz.coverage import LineCoverage
@@ -19,6 +19,7 @@ from vfiouser_virtio.testing.fuzz.jobs import Share
 from vfiouser_virtio.testing.fuzz.joined import groups, run_joined
 from vfiouser_virtio.testing.fuzz.minimizing import MINIMIZE_SECONDS, minimize_now
 from vfiouser_virtio.testing.fuzz.oracle import Finding
+from vfiouser_virtio.testing.fuzz.pci_target import PCI_TARGETS, PciTarget
 from vfiouser_virtio.testing.fuzz.report import Discovery
 from vfiouser_virtio.testing.fuzz.save import save
 from vfiouser_virtio.testing.fuzz.targets import TARGETS, FuzzTarget
@@ -46,20 +47,38 @@ _GENERATORS: dict[Kind, Callable[[random.Random, Case], list[Step]]] = {
     "rings": rings.generate,
     "requests": requests.generate,
 }
+_PCI_GENERATORS: dict[Kind, Callable[[random.Random, Case], list[Step]]] = {
+    "registers": pci_cases.registers,
+    "requests": pci_cases.requests,
+}
+ALL_TARGETS = (*TARGETS, *PCI_TARGETS)
 
 
-def generate(kind: Kind, seed: int, index: int, targets: Sequence[str] = tuple(TARGETS)) -> Case:
+def kinds_for(targets: Sequence[str], wanted: Sequence[Kind] = KINDS) -> list[Kind]:
+    """Those kinds of cases that there are for any of these targets: a device that is not virtio has no rings."""
+    virtio = any(target not in PCI_TARGETS for target in targets)
+    return [kind for kind in wanted if virtio or kind in _PCI_GENERATORS]
+
+
+def generate(kind: Kind, seed: int, index: int, targets: Sequence[str] = ALL_TARGETS) -> Case:
     """The case that these numbers stand for; the same one each time."""
     chance = random.Random(f"{kind}:{seed}:{index}")
     memory: Memory = chance.choice(get_args(Memory))
+    if kind not in _PCI_GENERATORS:
+        targets = [name for name in targets if name not in PCI_TARGETS]
     case = Case(kind, chance.choice(targets), memory, twin=chance.random() < 0.2, origin=f"{kind}:{seed}:{index}")
-    case.offer = chance.choice(_OFFERS)
-    case.steps = _GENERATORS[kind](chance, case)
+    if case.target in PCI_TARGETS:
+        case.steps = _PCI_GENERATORS[kind](chance, case)
+    else:
+        case.offer = chance.choice(_OFFERS)
+        case.steps = _GENERATORS[kind](chance, case)
     case.direct = kind in ("rings", "requests") and index % _NOT_DIRECT > 0
     return case
 
 
-def minimize(case: Case, finding: Finding, target: FuzzTarget | None = None, seconds: float = MINIMIZE_SECONDS) -> Case:
+def minimize(
+    case: Case, finding: Finding, target: FuzzTarget | PciTarget | None = None, seconds: float = MINIMIZE_SECONDS
+) -> Case:
     """The same case with as little in it as possible while it finds the same thing."""
 
     def still(steps: list[Step]) -> bool:
@@ -75,8 +94,8 @@ def fuzz(
     cases: int | None = None,
     seconds: float | None = None,
     kinds: Sequence[Kind] = KINDS,
-    targets: Sequence[str] = tuple(TARGETS),
-    target: FuzzTarget | None = None,
+    targets: Sequence[str] = ALL_TARGETS,
+    target: FuzzTarget | PciTarget | None = None,
     stop: int = 1,
 ) -> list[tuple[Case, Finding]]:
     """Run ``cases`` of each kind, or for ``seconds``; ends early after ``stop`` different findings, which it returns.
@@ -104,7 +123,7 @@ class StackRun:
 
     seed: int
     kinds: Sequence[Kind] = KINDS
-    targets: Sequence[str] = tuple(TARGETS)
+    targets: Sequence[str] = ALL_TARGETS
     out: Path = Path("fuzz-findings")
     corpus: Path | None = None
     """Coverage guides, and cases that run new lines are kept here."""
