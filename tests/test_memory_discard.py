@@ -10,7 +10,8 @@ import pytest
 import trio
 from support.huge_pages import HUGE_PAGE, huge_pages
 
-from vfiouser_virtio.memory import Discarded, GuestMemory
+from vfiouser_virtio.memory import GuestMemory
+from vfiouser_virtio.memory_discard import Discarded
 from vfiouser_virtio.virtio.guest_ram import CALLS, SLICE, GuestRam
 
 PAGE = mmap.PAGESIZE

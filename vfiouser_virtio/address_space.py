@@ -257,7 +257,7 @@ _IN_WINDOW, _APART, _APART_HUGE = 2, 1, 3
 _ALIGNMENT = 2 << 20
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Region:
     """DMA mapping. ``window`` is None where it is not mapped: it is reached by ``file``, or by messages."""
 

@@ -43,7 +43,7 @@ takes 150 ms."""
 # ---- what is mapped --------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Span:
     """Neighbouring regions with the same rights, and in the same window if in any: one slice of it."""
 

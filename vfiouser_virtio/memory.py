@@ -17,6 +17,7 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from vfiouser_virtio.address_space import PAGE, Region
 from vfiouser_virtio.device_log import DeviceLog
@@ -24,11 +25,13 @@ from vfiouser_virtio.dma_mappings import DmaMappings, Later, Span
 from vfiouser_virtio.errors import ClientGone, PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.guest_files import GuestFiles, UnsealedMemory, examine, file_behind
-from vfiouser_virtio.memory_discard import Discarded, Discards
 from vfiouser_virtio.memory_pins import Pin, Ranges
 from vfiouser_virtio.vfio_device import Buffer, DmaClient, Hold
 
-__all__ = ["Discarded", "GuestMemory", "HotRegion", "NeedsMessages", "Pin", "Ranges", "UnsealedMemory"]
+if TYPE_CHECKING:
+    from vfiouser_virtio.memory_discard import Discarded, Discards
+
+__all__ = ["GuestMemory", "HotRegion", "NeedsMessages", "Pin", "Ranges", "UnsealedMemory"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ class GuestMemory:
         self._map = self._mappings.map
         self._last = _NOTHING
         self._files = GuestFiles(self._log)
-        self._discards = Discards(self._map, self._log)
+        self._discards: Discards | None = None
         self._checkpoint: Callable[[], Awaitable[None]] | None = None
         self._copied = 0  # bytes since then
 
@@ -265,23 +268,28 @@ class GuestMemory:
             else:
                 await self._client_of(region).dma_write(start, piece)
 
-    def discard(self, address: int, length: int, in_use: Ranges, *, gather: bool = False) -> Discarded:
+    def discard(self, address: int, length: int, in_use: Ranges, *, gather: bool = False) -> "Discarded":
         """Hand pages back to the host: those that are whole in a range that the device may write; they read zeros then.
 
         Left alone is what touches ``in_use``, or memory that is pinned. ``gather``: see `memory_discard`. Takes some
         microseconds for each page: not for more than a few MiB, or a few hundred calls, at a time.
         """
+        if self._discards is None:
+            from vfiouser_virtio.memory_discard import Discards  # only here: few devices hand anything back
+
+            self._discards = Discards(self._map, self._log)
         pinned = [each for pin in self._mappings.pins.all() for each in pin.ranges]
         return self._discards.discard(address, length, [*in_use, *pinned], gather=gather)
 
     @property
     def gathering(self) -> bool:
         """Whether `retain` has something to do: parts of huge pages were given."""
-        return self._discards.gathering
+        return self._discards is not None and self._discards.gathering
 
     def retain(self, address: int, length: int) -> None:
         """The guest uses a range again that ``gather`` has taken note of."""
-        self._discards.retain(address, length)
+        if self._discards is not None:
+            self._discards.retain(address, length)
 
     def settle(self) -> Hold | None:
         """None when nothing is pinned, else a hold that ends when that is so; its `Hold.expire` cancels what is."""
@@ -343,7 +351,8 @@ class GuestMemory:
     def _forget(self) -> None:
         """Regions were removed: nothing that was looked up before is true any more."""
         self._last, self.hot = _NOTHING, _NOWHERE
-        self._discards.forget()
+        if self._discards is not None:
+            self._discards.forget()
         self.generation += 1
 
     def _added(self) -> None:

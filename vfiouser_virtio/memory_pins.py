@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from vfiouser_virtio.address_space import Region
 from vfiouser_virtio.vfio_device import Hold
@@ -11,20 +10,22 @@ Ranges = Sequence[tuple[int, int]]
 """(DMA address, length) pairs."""
 
 
-@dataclass(slots=True, eq=False)
 class Pin:
     """Pin of memory in use: DMA_UNMAP waits for it, and cancels it after a timeout."""
 
-    look_up: Callable[[], Ranges]
-    cancel: Callable[[], None]
-    holds: list[Hold] = field(default_factory=list)
-    _ranges: Ranges | None = None
+    __slots__ = ("_look_up", "_ranges", "cancel", "holds")
+
+    def __init__(self, look_up: Callable[[], Ranges], cancel: Callable[[], None]) -> None:
+        self._look_up = look_up
+        self.cancel = cancel
+        self.holds: list[Hold] = []
+        self._ranges: Ranges | None = None
 
     @property
     def ranges(self) -> Ranges:
         """That memory. Looked up at the first unmap, if any comes."""
         if self._ranges is None:
-            self._ranges = self.look_up()
+            self._ranges = self._look_up()
         return self._ranges
 
 

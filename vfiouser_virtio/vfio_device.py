@@ -78,7 +78,7 @@ class RegionInfo(NamedTuple):
     fds: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class IrqInfo:
     """Answer to DEVICE_GET_IRQ_INFO: how many interrupts the index has and what can be done with them."""
 

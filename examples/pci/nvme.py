@@ -26,8 +26,8 @@ from pci.nvme_io import DiskCommands
 from pci.nvme_queues import CompletionQueue, SubmissionQueue
 
 from vfiouser_virtio import DeviceError, Size
-from vfiouser_virtio.backends.block import BlockBackend
-from vfiouser_virtio.backends.file import Aio, Cache, FileBackend
+from vfiouser_virtio.backends.block import Aio, BlockBackend, Cache
+from vfiouser_virtio.backends.file import FileBackend
 from vfiouser_virtio.backends.opening import check_blocks, check_power_of_two, open_disk
 from vfiouser_virtio.pci import (
     BarKind,

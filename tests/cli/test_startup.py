@@ -41,6 +41,12 @@ def loaded() -> set[str]:
         "vfiouser_virtio.audit",
         "vfiouser_virtio.pci.device",  # PCI devices of authors' own
         "vfiouser_virtio.serving.pci_options",
+        "vfiouser_virtio.pci.bar_mapping",  # what few devices have
+        "vfiouser_virtio.pci.extended_capabilities",
+        "vfiouser_virtio.pci.option_rom",
+        "vfiouser_virtio.memory_discard",
+        "vfiouser_virtio.virtio.limits",
+        "vfiouser_virtio.virtio.throttle",
         "http.client",  # libvirt's XML, by way of xml.sax.saxutils
         "tomllib",  # --config
     ],
@@ -48,6 +54,23 @@ def loaded() -> set[str]:
 def test_a_server_does_without(loaded: set[str], module: str) -> None:
     assert "vfiouser_virtio.devices.rng" in loaded
     assert module not in loaded
+
+
+def test_their_number_is_limited(loaded: set[str]) -> None:
+    """Each takes 0.15 ms at least, and the sum of many small ones is what is noticed last."""
+    ours = sorted(name for name in loaded if name.startswith("vfiouser_virtio"))
+    assert len(ours) <= 140, ours
+
+
+def test_a_disk_in_ram_needs_no_files() -> None:
+    """Neither the module for disks in files, nor those of io_uring and threads."""
+    script = (
+        "import sys, vfiouser_virtio.devices.blk as blk; blk.Blk(size=blk.Size(1 << 20)).close(); print(*sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = set(ended.stdout.split())
+    assert "vfiouser_virtio.backends.ram" in found
+    assert not found & {f"vfiouser_virtio.backends.{name}" for name in ("file", "io_uring", "workers", "delay")}
 
 
 def test_what_is_imported_late_is_there_all_the_same() -> None:

@@ -26,8 +26,9 @@ from support.blk_device import (
 )
 
 from vfiouser_virtio.backends import disk_image, file
+from vfiouser_virtio.backends.block import Aio
 from vfiouser_virtio.backends.direct import page_buffer
-from vfiouser_virtio.backends.file import Aio, FileBackend
+from vfiouser_virtio.backends.file import FileBackend
 from vfiouser_virtio.backends.io_uring import IoUring
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk import Blk

@@ -6,11 +6,16 @@ Whenever ``x`` ends, cancelled or not, nothing touches the buffers any more: a s
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 Segments = Sequence[memoryview]
 Range = tuple[int, int]
 """(offset, length) in bytes."""
+
+Aio = Literal["io_uring", "threads", "inline"]
+"""How what may block is done."""
+Cache = Literal["writeback", "none"]
+"""Whether data goes through the page cache of the host."""
 
 Done = Callable[[OSError | None], None]
 """Is told how a request has ended, perhaps before ``start_x`` returns. Nothing touches its buffers any more."""

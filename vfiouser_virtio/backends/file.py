@@ -11,11 +11,10 @@ import stat
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import trio
 
-from vfiouser_virtio.backends.block import Cancel, Done, Range, Segments
+from vfiouser_virtio.backends.block import Aio, Cancel, Done, Range, Segments
 from vfiouser_virtio.backends.direct import is_aligned, page_buffer
 from vfiouser_virtio.backends.disk_image import bypass_cache, lock_image, open_image, size_of, watch_size
 from vfiouser_virtio.backends.io_uring import IOV_MAX, IoUring
@@ -39,10 +38,6 @@ _LOOK_PERIOD = 1.0
 _ZEROS = page_buffer(1 << 20).toreadonly()
 BOUNCE = 1 << 20
 """Bytes of a buffer of ours that a thread uses for data that is not aligned for direct I/O."""
-
-
-Aio = Literal["io_uring", "threads", "inline"]
-Cache = Literal["writeback", "none"]
 
 
 class FileBackend:

@@ -1,11 +1,17 @@
-"""Opening of a disk as a device's options say it: a file, a block device of the host, or RAM."""
+"""Opening of a disk as a device's options say it: a file, a block device of the host, or RAM.
+
+A disk in RAM does without the module for files, and so without those for io_uring and threads.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vfiouser_virtio.backends.block import BlockBackend
-from vfiouser_virtio.backends.file import Aio, Cache, FileBackend
+from vfiouser_virtio.backends.block import Aio, BlockBackend, Cache
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.errors import DeviceError
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.backends.file import FileBackend
 
 
 def open_disk(
@@ -26,6 +32,8 @@ def open_disk(
     if backend is not None:
         return backend
     if path is not None:
+        from vfiouser_virtio.backends.file import FileBackend  # only here: see the module
+
         return FileBackend(path, readonly=readonly, aio=aio, direct=cache == "none")
     if cache == "none":
         raise DeviceError("cache=none is for path=FILE: a disk in RAM has no cache")
@@ -33,13 +41,22 @@ def open_disk(
     return RamBackend(size, readonly=readonly)
 
 
+def in_file(backend: BlockBackend) -> "FileBackend | None":
+    """The backend, if it is one in a file or on a block device of the host."""
+    if isinstance(backend, RamBackend):
+        return None
+    from vfiouser_virtio.backends.file import FileBackend  # only here: see the module
+
+    return backend if isinstance(backend, FileBackend) else None
+
+
 def check_blocks(backend: BlockBackend, block: int) -> None:
     """Raise DeviceError for a disk that has no whole number of blocks, or whose host needs larger ones (O_DIRECT)."""
     check_disk_size(backend.size, block)
-    if isinstance(backend, FileBackend) and backend.alignment > block:
+    file = in_file(backend)
+    if file is not None and file.alignment > block:
         raise DeviceError(
-            f"cache=none needs blocks of {backend.alignment} bytes with {backend.path}: "
-            f"logical-block-size={backend.alignment}"
+            f"cache=none needs blocks of {file.alignment} bytes with {file.path}: logical-block-size={file.alignment}"
         )
 
 

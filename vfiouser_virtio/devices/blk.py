@@ -9,10 +9,8 @@ from typing import Annotated
 
 import trio
 
-from vfiouser_virtio.backends.block import BlockBackend
-from vfiouser_virtio.backends.delay import DelayedBackend
-from vfiouser_virtio.backends.file import Aio, Cache, FileBackend
-from vfiouser_virtio.backends.opening import check_blocks, check_disk_size, check_power_of_two, open_disk
+from vfiouser_virtio.backends.block import Aio, BlockBackend, Cache
+from vfiouser_virtio.backends.opening import check_blocks, check_disk_size, check_power_of_two, in_file, open_disk
 from vfiouser_virtio.devices.blk_requests import (
     MAX_DISCARD_SEGMENTS,
     MAX_RANGE_SECTORS,
@@ -85,7 +83,8 @@ class Blk(Device):
         # One at a time: a look at the size that began before `resize` would take it back.
         self._sizing = trio.Lock()
         self.backend = backend = open_disk("blk", path, size, readonly, aio, cache, backend)
-        self._in_file = isinstance(backend, FileBackend)
+        file = in_file(backend)
+        self._in_file = file is not None
         try:
             check_blocks(backend, logical_block_size)
             unmaps = discard and backend.can_discard and not backend.readonly
@@ -130,10 +129,12 @@ class Blk(Device):
         super().__init__(config=config, features=mask_of(offered))
         for _ in range(num_queues):
             self.add_queue(QUEUE_SIZE)
-        if isinstance(backend, FileBackend):
-            for note in backend.notes:
+        if file is not None:
+            for note in file.notes:
                 self.log.warning("%s", note)
         if delay:
+            from vfiouser_virtio.backends.delay import DelayedBackend  # only here, as few disks have one
+
             self.backend = DelayedBackend(backend, delay)
         if wrap_backend is not None:
             self.backend = wrap_backend(self.backend)

@@ -34,7 +34,7 @@ _UNMAP = int(SegmentFlags.UNMAP)
 _IN, _OUT, _OK = RequestType.IN.value, RequestType.OUT.value, BlkStatus.OK.value
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Request:
     """Parsed request that takes more than a moment: see `Chain.take_request`.
 
@@ -61,7 +61,7 @@ class Request:
         self.chain.finish_request(status, fills)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Plan:
     """Operation of the backend that a request asks for: one that may take its time, its arguments, and one at once.
 

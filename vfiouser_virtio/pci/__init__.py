@@ -5,15 +5,9 @@ The names of authors' devices are imported when they are first asked for: a virt
 
 from typing import TYPE_CHECKING, Any
 
-from vfiouser_virtio.pci.bar_mapping import BarMapping
 from vfiouser_virtio.pci.bars import Bar, BarKind, Bars
 from vfiouser_virtio.pci.capabilities import Capability, vendor_capability
 from vfiouser_virtio.pci.config_space import ConfigSpace
-from vfiouser_virtio.pci.extended_capabilities import (
-    ExtendedCapability,
-    extended_vendor_capability,
-    serial_number_capability,
-)
 from vfiouser_virtio.pci.function import PciFunction
 from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.pci.intx import Intx
@@ -23,11 +17,17 @@ from vfiouser_virtio.pci.msix import Msix
 
 if TYPE_CHECKING:
     from vfiouser_virtio.pci.arrays import Bank, array, banks
+    from vfiouser_virtio.pci.bar_mapping import BarMapping
     from vfiouser_virtio.pci.bar_memory import BarMemory
     from vfiouser_virtio.pci.bar_space import bar
     from vfiouser_virtio.pci.device import PciDevice
     from vfiouser_virtio.pci.dma import Dma, DmaFault
     from vfiouser_virtio.pci.doorbell import Doorbell
+    from vfiouser_virtio.pci.extended_capabilities import (
+        ExtendedCapability,
+        extended_vendor_capability,
+        serial_number_capability,
+    )
     from vfiouser_virtio.pci.fields import field, flag
     from vfiouser_virtio.pci.fifo import Fifo
     from vfiouser_virtio.pci.irq import Irq, interrupts
@@ -69,11 +69,13 @@ __all__ = [
 
 _HOMES = {
     "arrays": ("Bank", "array", "banks"),
+    "bar_mapping": ("BarMapping",),
     "bar_memory": ("BarMemory",),
     "bar_space": ("bar",),
     "device": ("PciDevice",),
     "dma": ("Dma", "DmaFault"),
     "doorbell": ("Doorbell",),
+    "extended_capabilities": ("ExtendedCapability", "extended_vendor_capability", "serial_number_capability"),
     "fields": ("field", "flag"),
     "fifo": ("Fifo",),
     "irq": ("Irq", "interrupts"),

@@ -4,13 +4,16 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.pci.bar_mapping import BarMapping
 from vfiouser_virtio.pci.config_space import ConfigSpace
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import STD_NUM_BARS, TYPE0_HEADER, BaseAddress
 from vfiouser_virtio.vfio_device import Buffer
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.pci.bar_mapping import BarMapping
 
 _BASE_ADDRESS_0, _ = offsets(TYPE0_HEADER)["base_address"]
 
@@ -42,7 +45,7 @@ class Bar:
     write: Callable[[int, Buffer], None]
     kind: BarKind = BarKind.MEM32
     prefetchable: bool = False
-    mapping: BarMapping | None = None
+    mapping: "BarMapping | None" = None
 
     def __post_init__(self) -> None:
         check_bar(self.size, self.kind, self.prefetchable)
@@ -92,12 +95,12 @@ class Bars:
         bar = self._bars.get(index)
         return 0 if bar is None else bar.size
 
-    def mapping(self, index: int) -> BarMapping | None:
+    def mapping(self, index: int) -> "BarMapping | None":
         """What of the region the client may map."""
         bar = self._bars.get(index)
         return None if bar is None else bar.mapping
 
-    def mappings_to_renew(self) -> list[BarMapping]:
+    def mappings_to_renew(self) -> "list[BarMapping]":
         """What the present client, or the last one, may have mapped."""
         return [bar.mapping for bar in self._bars.values() if bar.mapping is not None and bar.mapping.to_renew]
 

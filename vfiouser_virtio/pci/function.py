@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.memory import GuestMemory
@@ -12,11 +13,9 @@ from vfiouser_virtio.pci.capabilities import (
     pm_capability,
 )
 from vfiouser_virtio.pci.config_space import ConfigSpace
-from vfiouser_virtio.pci.extended_capabilities import ExtendedCapability, ExtendedChain
 from vfiouser_virtio.pci.function_interrupts import InterruptingFunction, check_index
 from vfiouser_virtio.pci.header import define_header
 from vfiouser_virtio.pci.identity import Identity
-from vfiouser_virtio.pci.option_rom import OptionRom
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import (
     CFG_SPACE_SIZE,
@@ -44,6 +43,10 @@ from vfiouser_virtio.vfio_device import (
     RegionFlags,
     RegionInfo,
 )
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.pci.extended_capabilities import ExtendedCapability, ExtendedChain
+    from vfiouser_virtio.pci.option_rom import OptionRom
 
 _COMMAND, _COMMAND_SIZE = offsets(TYPE0_HEADER)["command"]
 _STATUS, _ = offsets(TYPE0_HEADER)["status"]
@@ -112,7 +115,7 @@ class PciFunction(InterruptingFunction):
         self.on_bus_master: Callable[[bool], None] = _nothing
         self.on_quiesce: Callable[[bool], None] = _nothing
 
-        self._extended_chain = ExtendedChain(self.config)
+        self._extended_chain: ExtendedChain | None = None
         self._pm_cap: int | None = None
         self._client_decodes = False
         define_header(self.config, identity, interrupt_pin)
@@ -128,8 +131,12 @@ class PciFunction(InterruptingFunction):
         """Append a capability; returns its offset in config space. ValueError when there is no room."""
         return self._chain.add(capability)
 
-    def add_extended_capability(self, capability: ExtendedCapability) -> int:
+    def add_extended_capability(self, capability: "ExtendedCapability") -> int:
         """Append an extended capability, from 0x100 on; returns its offset. ValueError when there is no room."""
+        from vfiouser_virtio.pci.extended_capabilities import ExtendedChain  # only here: no virtio device has one
+
+        if self._extended_chain is None:
+            self._extended_chain = ExtendedChain(self.config)
         return self._extended_chain.add(capability)
 
     def add_rom(self, image: bytes) -> None:
@@ -137,6 +144,8 @@ class PciFunction(InterruptingFunction):
 
         Raises ValueError for one that firmware would pass over: without signatures, or for another device.
         """
+        from vfiouser_virtio.pci.option_rom import OptionRom  # only here: likewise
+
         self.rom = OptionRom(image, self.identity, self.config)
 
     def add_pm(self, *, no_soft_reset: bool = True) -> int:

@@ -14,14 +14,17 @@ libvfio-user nothing is mapped: all are messages.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from vfiouser_virtio.pci.bar_mapping import BarMapping
 from vfiouser_virtio.pci.bars import Bar, BarKind
 from vfiouser_virtio.vfio_device import Buffer
 
+if TYPE_CHECKING:
+    from vfiouser_virtio.pci.bar_mapping import BarMapping
+
 
 def mapped_bar(
-    mapping: BarMapping,
+    mapping: "BarMapping",
     *,
     read: Callable[[int, int], Buffer] | None = None,
     write: Callable[[int, Buffer], None] | None = None,

@@ -23,14 +23,13 @@ from vfiouser_virtio.pci import Identity
 from vfiouser_virtio.serving.device_files import is_device_file, load_device_class
 from vfiouser_virtio.serving.device_kinds import device_of
 from vfiouser_virtio.serving.device_specs import DeviceSpec
-from vfiouser_virtio.serving.fault_log import fault_log
 from vfiouser_virtio.serving.fault_options import DeviceFaults
 from vfiouser_virtio.serving.guest_slots import GuestSlot, guest_slot, with_functions
 from vfiouser_virtio.serving.options import Option, class_options, convert_options, options_of, spelled, suggestion
 from vfiouser_virtio.serving.own_thread import in_own_thread
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
-from vfiouser_virtio.virtio import Device, Limits, Offer, bus
+from vfiouser_virtio.virtio import Device, Offer, bus
 from vfiouser_virtio.virtio.author_line import author_line, definition
 from vfiouser_virtio.virtio.device_checks import close_device
 from vfiouser_virtio.virtio.options import Making
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
     from vfiouser_virtio.serving.pci_options import PciDeviceOptions
     from vfiouser_virtio.transports.pci_device import PciDeviceFunction
+    from vfiouser_virtio.virtio import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,8 @@ def offer_options() -> Mapping[str, Option]:
 
 def limit_options() -> Mapping[str, Option]:
     """The table of `Limits`: how much any device does at most."""
+    from vfiouser_virtio.virtio import Limits  # only here: few devices have any
+
     return options_of(Limits.__init__)
 
 
@@ -144,7 +146,7 @@ class DeviceSetup(NamedTuple):
     arguments: dict[str, Any]
     common: CommonOptions
     offer: Offer
-    limits: Limits | None = None
+    limits: "Limits | None" = None
     own: "PciDeviceOptions | None" = None
     """Of a PCI device of an author's own."""
     place: GuestSlot = GuestSlot()
@@ -220,7 +222,8 @@ class DeviceSetup(NamedTuple):
 
     def _attach_own(self, device: "PciDevice | PciDeviceFunction", audit: "AuditLog | None") -> "PciDeviceFunction":
         """`attach` of a PCI device of an author's own."""
-        from vfiouser_virtio.serving.pci_options import PciDeviceOptions  # only here: see `device_kinds`
+        from vfiouser_virtio.serving.fault_log import fault_log  # only here: see `device_kinds`
+        from vfiouser_virtio.serving.pci_options import PciDeviceOptions
         from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 
         own = self.own or PciDeviceOptions()
@@ -382,12 +385,12 @@ def _described(spec: DeviceSpec) -> DeviceSetup:
     # A device's own option hides one that every device has.
     if not issubclass(device_class, Device):
         return _described_own(label, device_class, spec)
-    tables = own, common, limited, offered = (
-        class_options(device_class),
-        common_options(),
-        limit_options(),
-        offer_options(),
-    )
+    own, common = class_options(device_class), common_options()
+    limited: Mapping[str, Option] = {}
+    offered: Mapping[str, Option] = {}
+    if any(spelled(key) not in own and spelled(key) not in common for key in spec.options):
+        limited, offered = limit_options(), offer_options()  # only here: to read a table takes half a millisecond
+    tables = own, common, limited, offered
     given: list[dict[str, object]] = [{} for _ in tables]
     for key, value in spec.options.items():
         belongs_to = next((number for number, table in enumerate(tables) if spelled(key) in table), 0)
@@ -398,10 +401,16 @@ def _described(spec: DeviceSpec) -> DeviceSetup:
         raise ConfigError(f"{label}: vectors={chosen.vectors}: expected 0 to 2048 (the limit of MSI-X)")
     try:
         offer = Offer(**convert_options(offered, given[3], label=label))
-        limits = Limits(**convert_options(limited, given[2], label=label))
+        limits = _limits(convert_options(limited, given[2], label=label)) if given[2] else None
     except ConfigError as error:
         raise ConfigError(f"{label}: {str(error).removeprefix(f'{label}: ')}") from None
     return DeviceSetup(chosen.id or "", label, device_class, arguments, chosen, offer, limits)
+
+
+def _limits(arguments: dict[str, Any]) -> "Limits":
+    from vfiouser_virtio.virtio import Limits  # only here: few devices have any
+
+    return Limits(**arguments)
 
 
 def _common(common: Mapping[str, Option], given: Mapping[str, object], label: str) -> CommonOptions:

@@ -6,20 +6,21 @@ is counted, and said when there are tokens again: a flood becomes ``rate`` lines
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 BURST = 10
 """Seconds' worth of lines that may come at once: a driver that starts says much, and then is silent."""
 
 
-@dataclass(slots=True)
 class _Bucket:
-    tokens: float
-    filled: float
-    """When ``tokens`` was right."""
-    dropped: int = 0
-    since: float = 0.0
-    """When the first of ``dropped`` was."""
+    __slots__ = ("dropped", "filled", "since", "tokens")
+
+    def __init__(self, tokens: float, filled: float) -> None:
+        self.tokens = tokens
+        self.filled = filled
+        """When ``tokens`` was right."""
+        self.dropped = 0
+        self.since = 0.0
+        """When the first of ``dropped`` was."""
 
 
 class LogLimits:

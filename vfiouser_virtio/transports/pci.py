@@ -14,13 +14,14 @@ QEMU's own virtio devices and SPDK's have the same layout, and SPDK's client kno
 import logging
 import os
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.eventfd_watch import watch
 from vfiouser_virtio.eventfds import CAN_TAKE
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.memory import UnsealedMemory
-from vfiouser_virtio.pci import Bar, BarKind, Identity, mapped_bar, vendor_capability
+from vfiouser_virtio.pci import Bar, BarKind, Identity, vendor_capability
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import CFG_SPACE_SIZE
 from vfiouser_virtio.protocols.virtio.features import Feature
@@ -38,10 +39,13 @@ from vfiouser_virtio.protocols.virtio.ring import NOTIFICATION_DATA_CODEC
 from vfiouser_virtio.transports.common_cfg import CommonCfg
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.served_function import CONFIG_SIZE, ServedFunction
-from vfiouser_virtio.transports.shared_memory import SHARED_BAR, SharedWindow
 from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd
-from vfiouser_virtio.virtio import Device, DeviceCore, Limits, Offer, Stop
+from vfiouser_virtio.virtio import Device, DeviceCore, Offer, Stop
 from vfiouser_virtio.virtio.device_checks import close_device
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.transports.shared_memory import SharedWindow
+    from vfiouser_virtio.virtio import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +81,7 @@ class VirtioPci(ServedFunction):
         vectors: int | None = None,
         name: str = "",
         offer: Offer | None = None,
-        limits: Limits | None = None,
+        limits: "Limits | None" = None,
         unsealed_memory: UnsealedMemory = "auto",
         core: Callable[..., DeviceCore] = DeviceCore,
     ) -> None:
@@ -100,9 +104,9 @@ class VirtioPci(ServedFunction):
         self._notify_size = max(_PAGE, _power_of_two(NOTIFY_MULTIPLIER * len(device.queues)))
         size = _power_of_two(NOTIFY + self._notify_size)
         self.add_bar(VIRTIO_BAR, Bar(size, self._read, self._write, BarKind.MEM64, prefetchable=True))
-        self._shared = SharedWindow(device.shared_regions.values()) if device.shared_regions else None
+        self._shared = _shared_window(device) if device.shared_regions else None
         if self._shared is not None:
-            self.add_bar(SHARED_BAR, mapped_bar(self._shared.mapping))
+            self.add_bar(self._shared.index, self._shared.bar())
         self._add_capabilities(vectors)
         self.on_reset = self._reset
         self.on_bus_master = self._bus_master_changed
@@ -129,13 +133,15 @@ class VirtioPci(ServedFunction):
         self.add_capability(vendor_capability(structure(CfgType.ISR, ISR, 1)))
         self.add_capability(vendor_capability(structure(CfgType.DEVICE, DEVICE, _PAGE)))
         self.add_capability(vendor_capability(structure(CfgType.NOTIFY, NOTIFY, self._notify_size, multiplier)))
-        for shmid, offset in self._shared.offsets.items() if self._shared is not None else ():
-            size = self.device.shared_regions[shmid].size
-            high = b"".join((value >> 32).to_bytes(4, "little") for value in (offset, size))
-            low = offset & 0xFFFF_FFFF, size & 0xFFFF_FFFF
-            self.add_capability(
-                vendor_capability(structure(CfgType.SHARED_MEMORY, *low, high, bar=SHARED_BAR, shmid=shmid))
-            )
+        if self._shared is not None:
+            bar = self._shared.index
+            for shmid, offset in self._shared.offsets.items():
+                size = self.device.shared_regions[shmid].size
+                high = b"".join((value >> 32).to_bytes(4, "little") for value in (offset, size))
+                low = offset & 0xFFFF_FFFF, size & 0xFFFF_FFFF
+                self.add_capability(
+                    vendor_capability(structure(CfgType.SHARED_MEMORY, *low, high, bar=bar, shmid=shmid))
+                )
         window = bytearray(CFG_CAP.sizeof())
         for field in ("bar", "offset", "length", "pci_cfg_data"):
             at, size = _CFG[field]
@@ -317,6 +323,12 @@ class VirtioPci(ServedFunction):
         if self._shared is not None:
             self._shared.mapping.close()
         close_device(self.device, self.core.name)
+
+
+def _shared_window(device: Device) -> "SharedWindow":
+    from vfiouser_virtio.transports.shared_memory import SharedWindow  # only here: few devices have any
+
+    return SharedWindow(device.shared_regions.values())
 
 
 def _power_of_two(size: int) -> int:

@@ -3,17 +3,19 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.eventfd_watch import watch
 from vfiouser_virtio.memory import UnsealedMemory
-from vfiouser_virtio.pci.bar_mapping import BarMapping
 from vfiouser_virtio.pci.function import PciFunction
 from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.vfio_device import Buffer, DmaClient, Hold, IrqSetFlags, PciIrq
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.pci.bar_mapping import BarMapping
 
 CONFIG_SIZE = 4096
 """Extended config space makes a function a PCI Express one for QEMU, with a function level reset that Linux uses."""
@@ -63,7 +65,7 @@ class ServedFunction(PciFunction):
         self._nursery.start_soon(self._renew, mappings, self._renewal)
         return Hold.all([hold, self._renewal])
 
-    async def _renew(self, mappings: Sequence[BarMapping], renewal: Hold) -> None:
+    async def _renew(self, mappings: "Sequence[BarMapping]", renewal: Hold) -> None:
         try:
             for mapping in mappings:
                 while renewal is self._renewal and mapping.renew_some():

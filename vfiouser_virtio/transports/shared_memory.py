@@ -7,15 +7,17 @@
 
 from collections.abc import Iterable
 
-from vfiouser_virtio.pci import BarMapping
+from vfiouser_virtio.pci import Bar, BarMapping, mapped_bar
 from vfiouser_virtio.virtio.shared_memory import PAGE, SharedRegion
 
-SHARED_BAR = 2
 _MOST_ALIGNED = 2 << 20
 
 
 class SharedWindow:
     """Memory of some regions, which are placed in it: ``offsets`` by their ids."""
+
+    index = 2
+    """Of its BAR."""
 
     def __init__(self, regions: Iterable[SharedRegion]) -> None:
         self.offsets: dict[int, int] = {}
@@ -33,6 +35,10 @@ class SharedWindow:
         for region in placed:
             start = self.offsets[region.id]
             region.place(self.mapping.view[start : start + region.size])
+
+    def bar(self) -> Bar:
+        """The BAR that shows it."""
+        return mapped_bar(self.mapping)
 
 
 def _power_of_two(size: int) -> int:

@@ -11,8 +11,9 @@ A transport (virtio-pci, loopback) calls these methods for the driver and is an 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -27,14 +28,16 @@ from vfiouser_virtio.virtio.device_checks import check_device, check_successor
 from vfiouser_virtio.virtio.device_task import DeviceTask
 from vfiouser_virtio.virtio.driver_activity import feature_names, ring_words, status_names
 from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
-from vfiouser_virtio.virtio.limits import Limits
 from vfiouser_virtio.virtio.offer import Offer
 from vfiouser_virtio.virtio.shown_config import ShownConfig
 from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.suspend import DRAIN_TIMEOUT, Phase, SuspendFailed, Suspension, drain
-from vfiouser_virtio.virtio.throttle import Throttle
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 from vfiouser_virtio.vring import CopyRoom, RingFeatures
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.virtio.limits import Limits
+    from vfiouser_virtio.virtio.throttle import Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class DeviceCore:
         name: str = "",
         offer: Offer | None = None,
         virtqueue: Callable[..., Virtqueue] = Virtqueue,
-        limits: Limits | None = None,
+        limits: "Limits | None" = None,
     ) -> None:
         check_device(device)
         self.device = device
@@ -93,7 +96,7 @@ class DeviceCore:
         """The virtqueues, by index; each is of an equal number and size as the device declares."""
         for declared, queue in zip(device.queues, self.queues, strict=True):
             declared.attach(queue)
-        self._throttle = Throttle(limits, self.queues) if limits else None
+        self._throttle = _throttle(limits, self.queues) if limits else None
         self._resetting: Hold | None = None
         self._resets = 0
         self._replacing = trio.Lock()
@@ -436,6 +439,12 @@ class DeviceCore:
     def _interrupt_config(self) -> None:
         if self._status & DeviceStatus.DRIVER_OK and self._resetting is None:
             self.interrupts.config_interrupt()
+
+
+def _throttle(limits: "Limits", queues: Sequence[Virtqueue]) -> "Throttle":
+    from vfiouser_virtio.virtio.throttle import Throttle  # only here: few devices have limits
+
+    return Throttle(limits, queues)
 
 
 def _nothing(*_: object) -> None:

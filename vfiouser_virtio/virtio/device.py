@@ -24,7 +24,9 @@ from vfiouser_virtio.protocols.record import Record
 from vfiouser_virtio.protocols.virtio.ring import MAX_QUEUE_SIZE
 from vfiouser_virtio.virtio.guest_ram import GuestRam
 from vfiouser_virtio.virtio.queue import Queue
-from vfiouser_virtio.virtio.shared_memory import SharedRegion
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.virtio.shared_memory import SharedRegion
 
 
 def queue(max_size: int = 128) -> "QueueDeclaration":
@@ -178,11 +180,13 @@ class Device:
         self.queues.append(added)
         return added
 
-    def add_shared_memory(self, region_id: int, size: int) -> SharedRegion:
+    def add_shared_memory(self, region_id: int, size: int) -> "SharedRegion":
         """Declare, in ``__init__``, a region of ``size`` bytes that the driver maps (2.10): a multiple of 4096.
 
         ``region_id`` is what the type of the device says, 0 to 255. Raises AuthorError for one that is there already.
         """
+        from vfiouser_virtio.virtio.shared_memory import SharedRegion  # only here: few devices have any
+
         if region_id in self.shared_regions:
             raise AuthorError(f"add_shared_memory({region_id}, …): there is a region of that id already")
         added = self.shared_regions[region_id] = SharedRegion(region_id, size)

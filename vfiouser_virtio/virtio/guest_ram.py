@@ -1,10 +1,14 @@
 """Guest RAM outside of chains, as far as a device may touch it: hands back pages that the guest gives."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import trio
 
-from vfiouser_virtio.memory import Discarded, GuestMemory, Ranges
+from vfiouser_virtio.memory import GuestMemory, Ranges
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.memory_discard import Discarded
 
 SLICE = 2 << 20
 """Bytes that are handed back in one turn, some 0.8 ms: a guest may give all of its RAM in one request."""
@@ -24,7 +28,7 @@ class GuestRam:
         """For the device's core: its memory, whether the device runs, and where its rings are."""
         self._memory, self._running, self._rings = memory, running, rings
 
-    async def discard(self, ranges: Iterable[tuple[int, int]], *, gather: bool = False) -> Discarded:
+    async def discard(self, ranges: Iterable[tuple[int, int]], *, gather: bool = False) -> "Discarded":
         """Hand whole pages of (DMA address, length) ranges back to the host (`memory_discard`); they read zeros then.
 
         For memory that the guest has said it does not need, and before it is told that the device knows. Only whole
@@ -33,6 +37,8 @@ class GuestRam:
         has not mapped, or not writable, and RAM that is reached by messages. Other tasks have their turns meanwhile.
         Ends early when the client leaves: the next one may be another guest with the same addresses.
         """
+        from vfiouser_virtio.memory_discard import Discarded  # only here: few devices hand anything back
+
         memory, total = self._memory, Discarded()
         if memory is None:
             return total

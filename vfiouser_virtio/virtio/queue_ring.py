@@ -6,7 +6,7 @@ What is done for each request is in `virtqueue`; here is what comes now and then
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
@@ -16,9 +16,11 @@ from vfiouser_virtio.virtio.binding import BoundRing
 from vfiouser_virtio.virtio.pins import Pins
 from vfiouser_virtio.virtio.queue_registers import QueueRegisters
 from vfiouser_virtio.virtio.stop import UNTOUCHABLE, Stop
-from vfiouser_virtio.virtio.throttle import MeteredRing, QueueMeter, metered
 from vfiouser_virtio.virtio.virtqueue_state import VirtqueueState
 from vfiouser_virtio.vring import Area, Chain, CopyRoom, PackedRing, Ring, SplitRing
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.virtio.throttle import QueueMeter
 
 MISSED = 1.0
 """Seconds that a ring's memory may be unmapped before that is logged."""
@@ -32,7 +34,7 @@ class QueueRing(QueueRegisters, ABC):
     split_ring: ClassVar[type[SplitRing]] = SplitRing
     packed_ring: ClassVar[type[PackedRing]] = PackedRing
     """What is behind it, as negotiated."""
-    meter: QueueMeter | None = None
+    meter: "QueueMeter | None" = None
     """Of a device with limits. In the class, since that saves an attribute of all the others: see `Pins`."""
 
     def __init__(
@@ -76,7 +78,7 @@ class QueueRing(QueueRegisters, ABC):
     def _usable(self) -> BoundRing | None:
         """The ring if it may be touched now; bound again after a change of the memory map."""
 
-    def limit(self, meter: QueueMeter) -> None:
+    def limit(self, meter: "QueueMeter") -> None:
         """What is handed out is paid for: for `Throttle`, before the queue is enabled for the first time."""
         self.meter = meter
         self.burst = meter.burst
@@ -112,6 +114,8 @@ class QueueRing(QueueRegisters, ABC):
         if self.meter is None:
             ring = ring_class(self.size, self.memory, self.features)
         else:
+            from vfiouser_virtio.virtio.throttle import MeteredRing, metered  # only here: see `core`
+
             ring = metered(ring_class)(self.size, self.memory, self.features)
             assert isinstance(ring, MeteredRing)
             ring.meter = self.meter
