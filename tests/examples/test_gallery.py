@@ -12,6 +12,7 @@ import trio
 from i2c_board import I2cBoard
 from pci import ismt
 from pci.accelerator import IDENT, JOB, MAX_LENGTH, Accelerator
+from pci.e1000 import E1000
 from pci.edu import Edu
 from pci.idio16 import Idio16
 from pci.ismt import Ismt, packet_error_code
@@ -353,7 +354,9 @@ async def test_edu_sends_a_message_for_each_cause() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "bar"), [(Idio16, 2), (Uart, 0), (I2cBoard, 0), (Accelerator, 0)], ids=lambda value: str(value)[-20:]
+    ("make", "bar"),
+    [(Idio16, 2), (Uart, 0), (I2cBoard, 0), (Accelerator, 0), (E1000, 0), (E1000, 2)],
+    ids=lambda value: str(value)[-20:],
 )
 async def test_any_access_is_answered(make: type[PciDevice], bar: int, caplog: pytest.LogCaptureFixture) -> None:
     dice = random.Random(13)
