@@ -36,6 +36,8 @@ _LENGTH = struct.Struct(">I")
 _READ = 256 << 10
 # Frames that the device is handed together.
 _BURST = 64
+# Frames, or lengths of 0, between two looks at what other tasks have to do: what is read at once may be 50,000 of them.
+_TURN = 4 * _BURST
 
 
 class StreamNetdev(Link):
@@ -77,6 +79,7 @@ class StreamNetdev(Link):
         self._begin = self._end = 0
         # What of a frame the kernel has not taken: no other one may be sent before it.
         self._rest = b""
+        self._has_rest = trio.Event()
         if addr__type == "fd":
             self._attach(address.given(socket.SOCK_STREAM))
         elif server:
@@ -108,7 +111,7 @@ class StreamNetdev(Link):
 
     def _attach(self, peer: socket.socket) -> None:
         peer.setblocking(False)
-        if peer.family != socket.AF_UNIX:
+        if peer.family in (socket.AF_INET, socket.AF_INET6):
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._peer = peer
         self._begin = self._end = 0
@@ -117,6 +120,7 @@ class StreamNetdev(Link):
 
     def _detach(self) -> None:
         peer, self._peer = self._peer, None
+        self._rest = b""
         if peer is not None:
             close_fd(peer.detach())
             self.set_link(False)
@@ -165,6 +169,7 @@ class StreamNetdev(Link):
             size = _LENGTH.size + frame.length
             if sent < size:
                 self._rest = (_LENGTH.pack(frame.length) + frame.tobytes())[sent:]
+                self._has_rest.set()
                 sent = size
             sent -= size
             counters.tx_packets += 1
@@ -191,16 +196,27 @@ class StreamNetdev(Link):
                 self._rest = b""
         return not self._rest
 
+    async def _send_rests(self) -> None:
+        """Send the end of each frame that was begun: there may be no other frame that would push it."""
+        while True:
+            if self._rest:
+                await self.wait_room()
+            else:
+                self._has_rest = trio.Event()
+                await self._has_rest.wait()
+
     # ---- from the network ----------------------------------------------------------------------------------------
 
     async def run(self, device: FrameSink) -> None:
-        with contextlib.suppress(trio.ClosedResourceError):
-            while True:
-                await self._find_peer()
-                if (peer := self._peer) is not None:
-                    await self._receive(peer, device)
-                    self._detach()
-        await trio.sleep_forever()  # it was closed: there is nothing more to come
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_rests)
+            with contextlib.suppress(trio.ClosedResourceError):
+                while True:
+                    await self._find_peer()
+                    if (peer := self._peer) is not None:
+                        await self._receive(peer, device)
+                        self._detach()
+            await trio.sleep_forever()  # it was closed: there is nothing more to come
 
     async def _receive(self, peer: socket.socket, device: FrameSink) -> None:
         """Until the peer has left, or says what no peer says."""
@@ -230,21 +246,30 @@ class StreamNetdev(Link):
 
     async def _deliver(self, device: FrameSink) -> None:
         """Hand over all whole frames that have come; the device may keep us waiting, and so the peer."""
-        put, counters = burst_putter(device), self.counters
-        while frames := self._whole():
-            taken = put(frames)
+        put, counters, turn = burst_putter(device), self.counters, 0
+        while (frames := self._whole()) is not None:
+            taken = put(frames) if frames else 0
             octets = sum(map(LENGTH, frames[:taken]))
             counters.rx_packets += taken
             counters.rx_bytes += octets
             self._begin += octets + _LENGTH.size * taken
+            turn += _BURST
             if taken < len(frames):
                 await device.wait_room()
+            if turn >= _TURN:
+                await trio.lowlevel.checkpoint()
+                turn = 0
 
-    def _whole(self) -> list[Frame]:
-        """Frames that have come whole, one behind the other, up to `_BURST`."""
+    def _whole(self) -> list[Frame] | None:
+        """Frames that have come whole, one behind the other, up to `_BURST`; None for none.
+
+        An empty one is none, and is passed over; so the list is empty where nothing else has come yet.
+        """
         view, at, end = self._view, self._begin, self._end
         frames: list[Frame] = []
-        while at + _LENGTH.size <= end and len(frames) < _BURST:
+        for _ in range(_BURST):
+            if at + _LENGTH.size > end:
+                break
             (length,) = _LENGTH.unpack_from(view, at)
             at += _LENGTH.size
             if length > MAX_LENGTH or at + length > end:
@@ -254,9 +279,11 @@ class StreamNetdev(Link):
                 at += length
             elif frames:
                 break
-            else:  # an empty one is none
+            else:
                 self._begin = at
-        return frames
+        else:
+            return frames
+        return frames or None
 
     # ---- end -----------------------------------------------------------------------------------------------------
 
