@@ -113,7 +113,10 @@ async def test_once_it_reads_again_it_is_waited_for_again(tmp_path: Path) -> Non
     netdev.close()
 
 
-@pytest.mark.parametrize("answer", [errno.ECONNREFUSED, errno.ENOPROTOOPT, errno.EHOSTUNREACH, errno.ENETUNREACH])
+@pytest.mark.parametrize(
+    "answer",
+    [errno.ECONNREFUSED, errno.ENOPROTOOPT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENONET, errno.EACCES],
+)
 async def test_answers_of_the_network_end_nothing(
     answer: int, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
@@ -133,6 +136,24 @@ async def test_answers_of_the_network_end_nothing(
         theirs.send(FRAME)
         assert await sink.wait_frames(1) == [FRAME]
     assert not answers
+    netdev.close()
+
+
+async def test_an_other_end_that_turns_away_ends_nothing(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """It connects elsewhere, with a frame unread: our next receive says ECONNRESET. The device was gone by it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.bind(str(tmp_path / "ours"))
+    netdev = DgramNetdev(local__type="fd", local__str=ours.detach())
+    sink = Sink()
+    nursery.start_soon(netdev.run, sink)
+    with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as elsewhere:
+        elsewhere.bind(str(tmp_path / "elsewhere"))
+        assert netdev.put(frame_of(FRAME))
+        theirs.connect(str(tmp_path / "elsewhere"))
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.connect(str(tmp_path / "ours"))
+        theirs.send(FRAME)
+        assert await sink.wait_frames(1) == [FRAME]
     netdev.close()
 
 
@@ -191,6 +212,12 @@ async def test_a_group_that_any_number_joins(nursery: trio.Nursery) -> None:
         ({"local__path": Path("x"), "remote__host": "::1", "remote__port": 1}, "cannot send to"),
         ({"local__str": 0, "remote__path": Path("x")}, "there is no remote"),
         ({"local__path": Path("x"), "remote__host": "::1"}, "remote.type=inet needs remote.port"),
+        ({"local__str": 1 << 40}, "local.str=1099511627776: not the number of a file descriptor"),
+        (
+            {"local__host": "::1", "local__port": 0, "remote__host": "127.0.0.1", "remote__port": 1},
+            "local: ::1:0: Address family for hostname not supported",
+        ),
+        ({"local__host": "::1", "remote__host": "239.1.1.1", "remote__port": 1}, "local: ::1:0: Address family"),
     ],
 )
 def test_mistakes(options: dict[str, object], message: str) -> None:

@@ -74,6 +74,52 @@ async def test_frames_in_pieces_and_many_at_once(tmp_path: Path, nursery: trio.N
     server.close()
 
 
+async def test_the_end_of_a_frame_needs_no_other_frame(nursery: trio.Nursery) -> None:
+    """It waited for one: a guest that waits for an answer sent the end of its packet with the next try only."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with ours:
+        netdev = StreamNetdev(addr__type="fd", addr__str=ours.fileno())
+    nursery.start_soon(netdev.run, Sink())
+    peer = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+    for _ in range(3):
+        data = os.urandom(60000)
+        await put(netdev, frame_of(data))
+        received = b""
+        with trio.fail_after(60):
+            while len(received) < 4 + len(data):
+                received += await peer.receive_some()
+        assert received == struct.pack(">I", len(data)) + data
+    await peer.aclose()
+    netdev.close()
+
+
+@pytest.mark.parametrize("length", [0, 1])
+async def test_a_peer_that_sends_many_short_frames_holds_nothing_up(length: int, nursery: trio.Nursery) -> None:
+    """What was read at once was handed over at once: 50,000 of them, for 0.1 s."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        netdev = StreamNetdev(addr__type="fd", addr__str=ours.fileno())
+    count, rounds = 8000, 0
+    theirs.setblocking(False)
+    assert theirs.send((struct.pack(">I", length) + bytes(length)) * count) == count * (4 + length)
+    theirs.send(struct.pack(">I", 60) + FRAME)
+
+    async def others() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(others)
+    sink = Sink()
+    nursery.start_soon(netdev.run, sink)
+    assert await sink.wait_frame(count if length else 0) == FRAME
+    assert rounds >= count // 256
+    theirs.close()
+    netdev.close()
+
+
 async def test_a_driver_that_leaves_in_the_middle_of_a_frame_costs_none(tmp_path: Path) -> None:
     """The connection outlives it, and so does what of a frame has come."""
     server = StreamNetdev(addr__path=tmp_path / "s", server=True)
@@ -197,6 +243,8 @@ async def test_tcp_and_a_given_socket(nursery: trio.Nursery) -> None:
         ({"addr__type": "inet", "addr__host": "::1", "addr__port": 65536}, "not 0 to 65535"),
         ({"addr__path": Path("x"), "server": True, "reconnect_ms": 1}, "reconnect-ms=1 is for a client"),
         ({"addr__type": "fd", "addr__str": 0, "server": True}, "server=on listens"),
+        ({"addr__type": "fd", "addr__str": 1 << 40}, "addr.str=1099511627776: not the number of a file descriptor"),
+        ({"addr__type": "inet", "addr__host": "a..b", "addr__port": 1}, "addr: a..b:1: not a host's name"),
     ],
 )
 def test_mistakes(options: dict[str, object], message: str) -> None:

@@ -12,6 +12,8 @@ from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.socket_file import MAX_PATH, SocketFile, bind_path
 
 AddressType = Literal["unix", "inet", "fd"]
+MAX_FD = 0x7FFF_FFFF
+"""The largest number that the kernel looks at: an int of C."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class SocketAddress:
             raise ConfigError(f"{self.option}.path={self.path}: longer than {MAX_PATH} bytes")
         if self.port is not None and not 0 <= self.port <= 0xFFFF:
             raise ConfigError(f"{self.option}.port={self.port}: not 0 to 65535")
+        if self.fd is not None and not 0 <= self.fd <= MAX_FD:
+            raise ConfigError(f"{self.option}.str={self.fd}: not the number of a file descriptor")
 
     def __str__(self) -> str:
         match self.type:
@@ -51,14 +55,19 @@ class SocketAddress:
             case "fd":
                 return f"fd {self.fd}"
 
-    def resolve(self, kind: socket.SocketKind) -> StreamAddress:
-        """The family and what bind(2) and connect(2) take. Asks the resolver. Raises DeviceError for unknown hosts."""
+    def resolve(self, kind: socket.SocketKind, family: int = socket.AF_UNSPEC) -> StreamAddress:
+        """The family and what bind(2) and connect(2) take. Asks the resolver.
+
+        Raises DeviceError for hosts that are not known, or not in this ``family``.
+        """
         if self.type == "unix":
             return socket.AF_UNIX, os.fspath(self.path or "")
         try:
-            found = socket.getaddrinfo(self.host, self.port, type=kind, flags=socket.AI_PASSIVE)
+            found = socket.getaddrinfo(self.host, self.port, family, kind, flags=socket.AI_PASSIVE)
         except OSError as error:
             raise DeviceError(f"{self.option}: {self}: {error.strerror}") from None
+        except UnicodeError:  # of IDNA: a part of the name is empty, or has more than 63 bytes
+            raise DeviceError(f"{self.option}: {self}: not a host's name") from None
         return found[0][0], found[0][4]
 
     def bind(self, sock: socket.socket, where: SocketName) -> SocketFile | None:

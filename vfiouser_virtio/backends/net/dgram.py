@@ -36,17 +36,27 @@ _BURST = 64
 _WAITS, _WAITS_AT_ONCE = 100, 10
 _PAUSE = 0.001  # seconds
 # Nobody is there at the moment, or it has no room: the frame is lost, and no error.
-_LOST = {errno.ECONNREFUSED, errno.ENOENT, errno.ENOBUFS, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
-
-
-# Answers to what was sent, which the next receive reports.
-_ANSWERS = {
+_LOST = {
     errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENOBUFS,
+    errno.ENOENT,
+}
+# Answers to what was sent, which the next receive reports: what ICMP and ICMPv6 messages become (icmp_err_convert,
+# icmpv6_err_convert in Linux), and ECONNRESET of a UNIX socket, whose other end has thrown away what it had not read.
+_ANSWERS = {
+    errno.EACCES,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
     errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
     errno.EMSGSIZE,
     errno.ENETDOWN,
     errno.ENETUNREACH,
+    errno.ENONET,
     errno.ENOPROTOOPT,
     errno.EPROTO,
 }
@@ -99,19 +109,24 @@ class DgramNetdev(Link):
             except OSError as error:
                 self._socket.close()
                 raise DeviceError(f"dgram {local or remote}: {error.strerror}") from None
+            except BaseException:
+                self._socket.close()
+                raise
 
     def _bind(self, remote: SocketAddress, group: bytes | None) -> None:
-        local = self._local
+        local, family = self._local, self._socket.family
         if group:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind((remote.host, remote.port))
-            interface = socket.inet_aton(local.host) if local and local.host else bytes(4)  # zeros: any
+            interface = bytes(4)  # any
+            if local and local.host:
+                interface = socket.inet_aton(local.resolve(socket.SOCK_DGRAM, family)[1][0])
             self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, struct.pack("4s4s", group, interface))
             self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
             if local and local.host:
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, interface)
         elif local is not None:
-            _, where = local.resolve(socket.SOCK_DGRAM)
+            _, where = local.resolve(socket.SOCK_DGRAM, family)
             self._file = local.bind(self._socket, where)
 
     # ---- from the guest ------------------------------------------------------------------------------------------
@@ -164,8 +179,9 @@ class DgramNetdev(Link):
                 if self._socket.fileno() < 0:
                     return
                 if error.errno not in _ANSWERS:
-                    raise
-                await trio.lowlevel.checkpoint()
+                    self.log.once(error.errno, "%s: %s: no more is received", self.describe(), error.strerror)
+                    return
+                await trio.lowlevel.wait_readable(self._socket)
                 continue
             if flags & socket.MSG_TRUNC or not count:
                 self.counters.rx_drops.add(Drop.TOO_LONG if count else Drop.MALFORMED)
