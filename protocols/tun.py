@@ -15,6 +15,8 @@ TUNSETQUEUE = 0x400454D9
 
 IFNAMSIZ = 16
 """Bytes of an interface's name, with a NUL."""
+MAX_QUEUES = 256
+"""``MAX_TAP_QUEUES`` of Linux's drivers/net/tun.c."""
 
 
 class IfFlags(IntFlag):

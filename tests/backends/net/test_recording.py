@@ -178,6 +178,12 @@ def test_numbers_out_of_range_are_said(tmp_path: Path, options: dict[str, int], 
         RecordedNetdev(NullNetdev(), dump=tmp_path / "x", **options)  # type: ignore[arg-type] # one of several
 
 
+def test_a_name_that_is_no_text_is_recorded_all_the_same(tmp_path: Path) -> None:
+    """Such as that of a path that is not in UTF-8: it is in the description of the interface."""
+    RecordedNetdev(HubNetdev(hub="\udcff"), dump=tmp_path / "x").close()
+    assert b"hub ?" in (tmp_path / "x").read_bytes()
+
+
 def test_files_that_cannot_be_written_are_said(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "x")
     os.mkfifo(tmp_path / "fifo")

@@ -186,7 +186,14 @@ async def test_the_next_driver_after_an_interface_was_deleted(
 def test_mistakes() -> None:
     with pytest.raises(ConfigError, match="already"):
         TapNetdev(ifname="x", fd=0)
-    with pytest.raises(ConfigError, match="up to 15 bytes"):
-        TapNetdev(ifname="x" * 16)
+    for ifname in ("", "x" * 16, "ä" * 8, "a/b", "\udcff"):
+        with pytest.raises(ConfigError, match="up to 15 bytes"):
+            TapNetdev(ifname=ifname)
+    with pytest.raises(ConfigError, match="queues=0: expected 1 to 256"):
+        TapNetdev(queues=0)
+    with pytest.raises(ConfigError, match=r"fd=1099511627776: expected numbers of file descriptors, such as 3$"):
+        TapNetdev(fd=1 << 40)
+    with pytest.raises(ConfigError, match=r"fds=3:x: expected numbers of file descriptors, such as 3:4:5$"):
+        TapNetdev(fds="3:x")
     with pytest.raises(DeviceError, match=r"tap fd 0|no TAP"):
         TapNetdev(fd=0)

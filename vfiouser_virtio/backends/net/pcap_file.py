@@ -40,7 +40,7 @@ def section(application: str, interface: str, snaplen: int) -> bytes:
     options = _option(Opt.SHB_USERAPPL, application.encode()) + _END_OF_OPTIONS
     header = pcap.SECTION_HEADER_CODEC.pack(pcap.BYTE_ORDER_MAGIC, 1, 0, pcap.SECTION_LENGTH_UNKNOWN)
     description = pcap.INTERFACE_DESCRIPTION_CODEC.pack(pcap.LINKTYPE_ETHERNET, 0, snaplen)
-    description += _option(Opt.IF_NAME, interface.encode()[:0xFFFF])
+    description += _option(Opt.IF_NAME, interface.encode(errors="replace")[:0xFFFF])
     description += _option(Opt.IF_TSRESOL, pcap.TSRESOL_CODEC.pack(9)) + _END_OF_OPTIONS
     return _block(BlockType.SECTION_HEADER, header + options) + _block(BlockType.INTERFACE_DESCRIPTION, description)
 

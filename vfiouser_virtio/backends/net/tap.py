@@ -18,6 +18,7 @@ from typing import Annotated
 
 import trio
 
+from vfiouser_virtio.backends.net.address import MAX_FD
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import ALL, Does, FrameSink
@@ -64,7 +65,9 @@ class TapNetdev(Link):
             raise ConfigError("fd and fds are an interface already: they go without ifname")
         if given and len(given) != queues:
             raise ConfigError(f"{len(given)} queues in fds, but queues={queues}")
-        if len(ifname.encode()) >= tun.IFNAMSIZ or not ifname or "/" in ifname or not ifname.isprintable():
+        if not 1 <= queues <= tun.MAX_QUEUES:
+            raise ConfigError(f"queues={queues}: expected 1 to {tun.MAX_QUEUES}")
+        if not ifname.isprintable() or not 0 < len(ifname.encode()) < tun.IFNAMSIZ or "/" in ifname:
             raise ConfigError(f"ifname={ifname}: expected up to {tun.IFNAMSIZ - 1} bytes")
         opened: list[int] = []
         try:
@@ -218,12 +221,14 @@ def _open(ifname: str, queues: int, opened: list[int]) -> None:
 def _given_fds(fd: int | None, fds: str) -> list[int]:
     if fd is not None and fds:
         raise ConfigError("fd and fds do not go together")
-    if fd is not None:
-        return [fd]
     try:
-        return [int(each) for each in fds.split(":")] if fds else []
+        given = [fd] if fd is not None else [int(each) for each in fds.split(":")] if fds else []
     except ValueError:
-        raise ConfigError(f"fds={fds}: expected numbers of file descriptors, such as 3:4:5") from None
+        given = [-1]
+    if not all(0 <= each <= MAX_FD for each in given):
+        shown = f"fds={fds}" if fd is None else f"fd={fd}"
+        raise ConfigError(f"{shown}: expected numbers of file descriptors, such as 3{':4:5' if fd is None else ''}")
+    return given
 
 
 def _given(fd: int) -> int:
