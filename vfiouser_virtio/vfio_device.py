@@ -26,6 +26,7 @@ from vfiouser_virtio.protocols.vfio_user import (
 
 __all__ = [
     "MAX_DMA_MAPS",
+    "AnswerLater",
     "Buffer",
     "DeviceFlags",
     "DeviceInfo",
@@ -159,6 +160,19 @@ class Hold:
         return joined
 
 
+class AnswerLater(Exception):
+    """Region access that is done, and whose answer is to be sent when ``hold`` has ended; ``data`` is what was read.
+
+    What the client sends meanwhile waits behind it, in order. With ``--engine libvfio-user``, and in
+    REGION_WRITE_MULTI, the answer is sent at once.
+    """
+
+    def __init__(self, hold: Hold, data: Buffer = b"") -> None:
+        super().__init__(f"the answer of {len(data)} bytes comes later")
+        self.hold = hold
+        self.data = data
+
+
 class DmaClient(Protocol):
     """Client of a connection, for access to memory that came without a file descriptor."""
 
@@ -218,11 +232,17 @@ class VfioDevice(Protocol):
         ...
 
     def region_read(self, index: int, offset: int, count: int) -> Buffer:
-        """REGION_READ: exactly ``count`` bytes. ``offset + count`` has not been checked against the region's size."""
+        """REGION_READ: exactly ``count`` bytes. ``offset + count`` has not been checked against the region's size.
+
+        Raises `AnswerLater` with them.
+        """
         ...
 
     def region_write(self, index: int, offset: int, data: Buffer) -> None:
-        """REGION_WRITE. ``data`` is only valid during the call; ``offset`` has not been checked."""
+        """REGION_WRITE. ``data`` is only valid during the call; ``offset`` has not been checked.
+
+        Raises `AnswerLater`.
+        """
         ...
 
     def dma_map(self, address: int, size: int, *, readable: bool, writable: bool, fd: int | None, offset: int) -> None:

@@ -97,6 +97,9 @@ capability-missing
 registers-all-ones:after=60
 registers-all-ones:after=250
 registers-all-ones:after=250:time=1s
+register-read-late:after=60:every=10
+register-read-late:at=150:time=6s
+register-write-late:after=20:every=10
 io-error:at=20
 io-error:sector=4608
 read-short:at=8

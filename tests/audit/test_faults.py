@@ -48,6 +48,8 @@ def packed(request: pytest.FixtureRequest) -> bool:
         "interrupt-lost",
         "interrupt-unwanted",
         "config-interrupt-spurious",
+        "register-read-late:every=2",
+        "register-write-late:every=2",
     ],
 )
 async def test_a_driver_that_does_right_is_not_accused(

@@ -29,6 +29,7 @@ from vfiouser_virtio.libvfio_user import LibraryListener, LibvfioUserServer, att
 from vfiouser_virtio.libvfio_user.bindings import HasFunctions
 from vfiouser_virtio.protocols.vfio_user import Command, IrqSetFlags, PciIrq
 from vfiouser_virtio.testing.raw.client import RawClient
+from vfiouser_virtio.vfio_device import AnswerLater, Hold
 from vfiouser_virtio.vfio_user import ListenError, listen_path
 
 # ---- regions ---------------------------------------------------------------------------------------------------------
@@ -40,6 +41,17 @@ async def test_what_is_written_is_read(client: RawClient, device: HostedEcho) ->
         assert await read(client, index, offset, 4) == b"\1\2\3\4"
     assert device.names()[0] == "connected"
     assert device.names().count("region_read") == 3
+
+
+async def test_an_answer_that_was_to_come_later_comes_at_once(
+    client: RawClient, device: HostedEcho, caplog: pytest.LogCaptureFixture
+) -> None:
+    hold = Hold()
+    device.bug = AnswerLater(hold, b"late")
+    for _ in range(2):
+        assert await read(client, 0, 0, 4) == b"late"
+    said = [record.getMessage() for record in caplog.records if "libvfio-user cannot wait" in record.getMessage()]
+    assert len(said) == 1
 
 
 async def test_sizes_and_interrupts_are_the_functions(client: RawClient) -> None:

@@ -21,7 +21,7 @@ from vfiouser_virtio.audit.watch import Watches
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.transports.pci import DEVICE, ISR, NOTIFY, VIRTIO_BAR, VirtioPci
-from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, PciRegion
+from vfiouser_virtio.vfio_device import AnswerLater, Buffer, Hold, IoEventFd, PciRegion
 from vfiouser_virtio.virtio import Device, DeviceCore
 
 logger = logging.getLogger(__name__)
@@ -56,12 +56,18 @@ class AuditedVirtioPci(VirtioPci):
     def region_read(self, index: int, offset: int, count: int) -> Buffer:
         """As `VirtioPci`; then the watches are told."""
         window = self._config_watch.read(offset, count) if index == PciRegion.CONFIG else None
-        data = super().region_read(index, offset, count)
+        late: AnswerLater | None = None
+        try:
+            data = super().region_read(index, offset, count)
+        except AnswerLater as later:
+            late, data = later, later.data
         if index == VIRTIO_BAR and index in self.bars.decoded:
             self._was_read(offset, bytes(data))
         elif window is not None:
             at, length = window
             self._was_read(at, bytes(data)[:length])
+        if late is not None:
+            raise late
         return data
 
     def region_write(self, index: int, offset: int, data: Buffer) -> None:

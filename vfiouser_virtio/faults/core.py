@@ -52,6 +52,8 @@ class FaultyCore(DeviceCore):
     ) -> None:
         self.faults = faults
         self._timer = Timer()
+        self.later = self._timer.later
+        """Calls something after some time, while the device is served."""
         self._sink = FaultyInterrupts(interrupts, faults, self._timer)
         self._stuck_status = 0
         self._stuck_until = 0.0

@@ -14,7 +14,7 @@ from vfiouser_virtio.pci import Capability
 from vfiouser_virtio.protocols.codec import offsets
 from vfiouser_virtio.protocols.pci import TYPE0_HEADER, CapId
 from vfiouser_virtio.transports.pci import COMMON, VirtioPci
-from vfiouser_virtio.vfio_device import Buffer
+from vfiouser_virtio.vfio_device import AnswerLater, Buffer, Hold
 from vfiouser_virtio.virtio import Device
 
 _HEADER = offsets(TYPE0_HEADER)
@@ -37,6 +37,8 @@ class FaultyPci(VirtioPci):
         self.faults = faults
         self._control = control
         self._gone_until = float("-inf")
+        self._late: set[Hold] = set()
+        """Answers that are still to be sent."""
         named.setdefault("core", partial(FaultyCore, faults=faults, transport="PCI"))
         super().__init__(device, **named)
         assert isinstance(self.core, FaultyCore)
@@ -112,12 +114,18 @@ class FaultyPci(VirtioPci):
         # Counted while it is gone, too: how often a driver looks then has nothing to do with what comes later.
         if hit := self.faults.hit("registers-all-ones", possible=not self._is_gone()):
             self._go(hit)
-        return b"\xff" * count if self._is_gone() else data
+        if self._is_gone():
+            data = b"\xff" * count
+        if late := self.faults.hit("register-read-late"):
+            self._answer_later(late, bytes(data))
+        return data
 
     def region_write(self, index: int, offset: int, data: Buffer) -> None:
         """As `PciFunction.region_write`, or without effect."""
         if not self._is_gone():
             super().region_write(index, offset, data)
+        if late := self.faults.hit("register-write-late"):
+            self._answer_later(late)
 
     def _go(self, hit: Hit) -> None:
         seconds = hit["time"]
@@ -126,3 +134,26 @@ class FaultyPci(VirtioPci):
 
     def _is_gone(self) -> bool:
         return self._gone_until > 0 and (self._gone_until == float("inf") or trio.current_time() < self._gone_until)
+
+    # ---- late answers --------------------------------------------------------------------------------------------
+
+    def disconnected(self) -> Hold | None:
+        """As `PciFunction.disconnected`; what is still to be answered keeps no other client waiting."""
+        for hold in tuple(self._late):
+            self._answer_now(hold)
+        return super().disconnected()
+
+    def _answer_later(self, hit: Hit, data: bytes = b"") -> None:
+        """Raises AnswerLater, unless nothing can wait."""
+        assert isinstance(self.core, FaultyCore)
+        hold = Hold()
+        if self.core.later(hit["time"], partial(self._answer_now, hold)):
+            hit.did(f"answered {hit['time']:g} s later")
+            self._late.add(hold)
+            raise AnswerLater(hold, data)
+        hit.did("answered at once")
+
+    def _answer_now(self, hold: Hold) -> None:
+        if hold in self._late:
+            self._late.discard(hold)
+            hold.finish()

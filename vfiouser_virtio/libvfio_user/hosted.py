@@ -22,7 +22,7 @@ from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.libvfio_user.bindings import Access, Context, DevIrqType, DmaInfo, RegionFlag, ResetType
 from vfiouser_virtio.libvfio_user.client import LibraryClient
 from vfiouser_virtio.libvfio_user.log import forward_log
-from vfiouser_virtio.vfio_device import Hold, HostedVfioDevice, IrqSetFlags, PciIrq, PciRegion, RegionFlags
+from vfiouser_virtio.vfio_device import AnswerLater, Hold, HostedVfioDevice, IrqSetFlags, PciIrq, PciRegion, RegionFlags
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,10 @@ class HostedDevice:
                     write(index, offset, buffer)
                 else:
                     buffer[:] = read(index, offset, len(buffer))
+            except AnswerLater as later:
+                self.log.once("late", "an answer that was to come later comes at once: libvfio-user cannot wait")
+                if not is_write:
+                    buffer[:] = later.data
             except Exception as error:
                 raise self._refusal(f"region {index}", error) from None
 

@@ -2,6 +2,8 @@
 
 from vfiouser_virtio.faults.declaration import MADE, Argument, Fault, Place, integer, seconds
 
+_LATE = Argument("time", seconds, 0.1, "how much later")
+
 PCI = (
     Fault(
         "capability-loop", Place.PCI, MADE, "the list of capabilities in config space goes round and round",
@@ -39,6 +41,16 @@ PCI = (
         "intx-spurious", Place.PCI, "notification of the driver",
         "INTx is asserted, and ISR status is 0 (only without MSI-X)",
         "INTx is asserted while ISR status is not 0", "4.1.4.5.1", of_queue=True, transport="PCI", by_itself=True,
+    ),
+    Fault(
+        "register-read-late", Place.PCI, "read of a register",
+        "the read is done, and answered later; what comes behind it waits (QEMU gives up on a device after 5 s)",
+        "none: but a processor waits for the answer", "4.1.3", (_LATE,), transport="PCI",
+    ),
+    Fault(
+        "register-write-late", Place.PCI, "write of a register",
+        "the write is done, and answered later, if at all; what comes behind it waits",
+        "none: writes are posted, but the next read waits for them", "4.1.3", (_LATE,), transport="PCI",
     ),
     Fault(
         "registers-all-ones", Place.PCI, "read of a register",

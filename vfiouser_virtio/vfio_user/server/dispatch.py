@@ -34,7 +34,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     IrqSetFlags,
     RegionFlags,
 )
-from vfiouser_virtio.vfio_device import Buffer, Hold, IoEventFd, PciRegion, RegionInfo, VfioDevice
+from vfiouser_virtio.vfio_device import AnswerLater, Buffer, Hold, IoEventFd, PciRegion, RegionInfo, VfioDevice
 from vfiouser_virtio.vfio_user.server.version import Negotiated
 from vfiouser_virtio.vfio_user.wire.connection import MAX_DATA_XFER_SIZE, MAX_MSG_FDS, Message, name_of
 
@@ -103,6 +103,11 @@ def check_region_data(data: Buffer, count: int) -> None:
     """Check what a device returned from `region_read`: a wrong length is its bug, not the client's."""
     if len(data) != count:
         raise AssertionError(f"region_read returned {len(data):#x} bytes instead of {count:#x}")
+
+
+def late_access(offset: int, region: int, count: int, later: AnswerLater) -> Response:
+    """Answer to a region access that the device wants to be sent later."""
+    return Response(REGION_ACCESS_CODEC.pack(offset, region, count) + later.data, hold=later.hold)
 
 
 def _refused(message: Message, why: str, number: int = errno.EINVAL) -> PeerError:
@@ -252,7 +257,10 @@ def _check_count(message: Message, offset: int, count: int) -> None:
 def _region_read(device: VfioDevice, message: Message, _: Negotiated) -> Response:
     offset, region, count = _fields(REGION_ACCESS_CODEC, message)
     _check_count(message, offset, count)
-    data = device.region_read(region, offset, count)
+    try:
+        data = device.region_read(region, offset, count)
+    except AnswerLater as later:
+        return late_access(offset, region, count, later)
     check_region_data(data, count)
     return Response(REGION_ACCESS_CODEC.pack(offset, region, count) + data)
 
@@ -263,7 +271,10 @@ def _region_write(device: VfioDevice, message: Message, _: Negotiated) -> Respon
     data = memoryview(message.body)[REGION_ACCESS_CODEC.size :][:count]
     if len(data) != count:
         raise _refused(message, f"{len(data):#x} bytes of data for count {count:#x}")
-    device.region_write(region, offset, data)
+    try:
+        device.region_write(region, offset, data)
+    except AnswerLater as later:
+        return late_access(offset, region, count, later)
     return Response(REGION_ACCESS_CODEC.pack(offset, region, count))
 
 
@@ -295,6 +306,8 @@ def _write_multi(device: VfioDevice, message: Message, entries: bytes) -> Iterat
             device.region_write(region, offset, data[:size])
         except PeerError as error:
             refused = refused or error
+        except AnswerLater:
+            pass  # only all of them together have an answer
         if region == _CONFIG or not index % WRITES_AT_ONCE:  # that may reset the function
             yield
     if refused is not None:

@@ -39,9 +39,9 @@ from vfiouser_virtio.protocols.vfio_user import (
     MessageFlags,
 )
 from vfiouser_virtio.turns import turns
-from vfiouser_virtio.vfio_device import Hold, PciRegion, VfioDevice
+from vfiouser_virtio.vfio_device import AnswerLater, Hold, PciRegion, VfioDevice
 from vfiouser_virtio.vfio_user.server.backlog import Backlog
-from vfiouser_virtio.vfio_user.server.dispatch import Response, check_region_data, dispatch
+from vfiouser_virtio.vfio_user.server.dispatch import Response, check_region_data, dispatch, late_access
 from vfiouser_virtio.vfio_user.server.dma_proxy import DmaProxy
 from vfiouser_virtio.vfio_user.server.version import Negotiated, negotiate
 from vfiouser_virtio.vfio_user.wire.connection import (
@@ -268,6 +268,10 @@ class Session:
                             return True
                     else:
                         return False
+                except AnswerLater as later:
+                    message = Message(message_id, command, flags, 0, b"")
+                    self._answer_later(message, late_access(offset, region, count, later))
+                    return False
                 except Exception as error:  # anything: it must not take the other devices of the process down
                     self._refuse(message_id, command, flags, error)
         finally:
@@ -284,10 +288,14 @@ class Session:
         else:
             answer = self._handle(message)
             if answer is not None:
-                self._held = True
-                self._fast = False
-                assert self._nursery is not None
-                self._nursery.start_soon(self._guard, lambda: self._finish_holds(message, answer))
+                self._answer_later(message, answer)
+
+    def _answer_later(self, message: Message, answer: Response) -> None:
+        """What comes until the answer has gone waits behind it."""
+        self._held = True
+        self._fast = False
+        assert self._nursery is not None
+        self._nursery.start_soon(self._guard, lambda: self._finish_holds(message, answer))
 
     def _receive_reply(self, message: Message) -> None:
         if self._trace is not None:
