@@ -1,7 +1,7 @@
 """A corpus is merged with others: what is left runs the same lines, and is the smallest of it."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -41,6 +41,25 @@ def _merge(folder: Path, *others: Path, over: bool = False) -> bool:
     coverage = LinesOfData()
     corpus = FuzzCorpus(folder, cast("LineCoverage", coverage))
     return corpus.merge(others, ["rng"], coverage.run, lambda: over)
+
+
+def test_cases_that_are_run_together_are_kept_one_by_one(tmp_path: Path) -> None:
+    coverage = LinesOfData()
+    corpus = FuzzCorpus(tmp_path, cast("LineCoverage", coverage))
+    cases = [
+        Case("messages", "rng", steps=[{"do": "raw", "data": data}]) for data in ("ab", "ba", "bc", "c", "d", "a", "e")
+    ]
+
+    def run(began: Callable[[int], None]) -> None:
+        for number, case in enumerate(cases):
+            if number:
+                began(number)
+            coverage.run(case)
+
+    kept = corpus.run_group(cases, run)
+    assert [case.steps[0]["data"] for case in kept] == ["ab", "bc", "d", "e"]
+    assert corpus.cases == kept
+    assert corpus.run_group(cases, run) == []
 
 
 def test_what_runs_no_new_line_goes(tmp_path: Path) -> None:

@@ -62,6 +62,17 @@ def test_what_no_case_shows_alone_is_found_with_all_of_them() -> None:
     assert run_joined(cases[:2], FuzzTarget(FailsAtTheSecond, _works)) is None
 
 
+def test_where_each_case_begins_is_told_once() -> None:
+    """Also of those that another client does, and not when what was found is looked for in each."""
+    cases = [_case("00"), _case("01"), _case("02", "private"), _case("5858")]
+    began: list[int] = []
+    assert run_joined(cases, TARGETS["echo"], began.append) is None
+    assert began == [1, 2, 3]
+    assert run_joined(cases, FuzzTarget(FailsFor, _works), began.append) is not None
+    assert began[:6] == [1, 2, 3, 1, 2, 3]
+    assert len(began) == 6
+
+
 def test_a_client_stays_where_the_next_case_can_go_on() -> None:
     silent, unmapped = ({"do": "answers", "how": ["never"]}, {"do": "unmap"})
     left, lost = (replace(_case("01"), steps=[*_case("01").steps, each]) for each in (silent, unmapped))

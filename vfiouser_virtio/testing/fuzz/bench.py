@@ -20,7 +20,7 @@ import trio.testing
 
 from vfiouser_virtio.background import background
 from vfiouser_virtio.groups import leaves
-from vfiouser_virtio.testing.fuzz.case import Case
+from vfiouser_virtio.testing.fuzz.case import Case, Step
 from vfiouser_virtio.testing.fuzz.client import FuzzClient
 from vfiouser_virtio.testing.fuzz.message_performer import MessagePerformer
 from vfiouser_virtio.testing.fuzz.oracle import Finding, Found, Hung, LogWatch, Resources, of_exception
@@ -40,6 +40,8 @@ Not so the waits for a file's flushes: with a host's disk that others keep busy 
 """
 SERVER_TIMEOUT = 6.0
 """Seconds until the server must have let go of a client: twice as long as it may wait for a device."""
+Rearm = Callable[[Step | None], None]
+"""Begins the watchdog's time anew, for a step or something else."""
 MANY = 1 << 30
 _ROOM = 1 << 30
 """Bytes that a device may take at once: a driver that says 4 GiB must not get them."""
@@ -47,10 +49,13 @@ _LOOKS = 5
 """At what the server still has of a client, until Python's collection is called: that takes long."""
 
 
-def run_case(case: Case, target: FuzzTarget | PciTarget | None = None) -> Finding | None:
+def run_case(
+    case: Case, target: FuzzTarget | PciTarget | None = None, began: Callable[[int], None] | None = None
+) -> Finding | None:
     """What is wrong with the stack's answer to ``case``, if anything. ``target`` overrides the case's.
 
-    Raises ValueError for a case with a register that the device does not have.
+    ``began`` is called with the number of each step ``case``. Raises ValueError for a case with a register that the
+    device does not have.
     """
     if target is None:
         target = PCI_TARGETS.get(case.target) or TARGETS[case.target]
@@ -59,7 +64,7 @@ def run_case(case: Case, target: FuzzTarget | PciTarget | None = None) -> Findin
     stalls = StallWatch() if isinstance(target, PciTarget) else None
     with LogWatch() as log:
         try:
-            with _watchdog(case) as rearm, _bounded_memory(isinstance(target, PciTarget)):
+            with _watchdog(case, began) as rearm, _bounded_memory(isinstance(target, PciTarget)):
                 found = trio.run(_run, case, target, log, rearm, stalls, instruments=[stalls] if stalls else [])
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
@@ -88,10 +93,15 @@ def _bounded_memory(wanted: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watchdog(case: Case) -> Iterator[Callable[[], None]]:
-    """A timer for the block, and what begins it anew."""
+def _watchdog(case: Case, began: Callable[[int], None] | None = None) -> Iterator[Rearm]:
+    """A timer for the block, and what begins it anew with a client, or a step."""
+
+    def look(step: Step | None) -> None:
+        if step is not None and step["do"] == "case" and began is not None:
+            began(step["number"])
+
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield look
         return
     alarms = 0
 
@@ -104,7 +114,8 @@ def _watchdog(case: Case) -> Iterator[Callable[[], None]]:
             os._exit(1)
         raise Hung
 
-    def rearm() -> None:
+    def rearm(step: Step | None = None) -> None:
+        look(step)
         signal.setitimer(signal.ITIMER_REAL, STANDSTILL, STANDSTILL / 4)
 
     before = signal.signal(signal.SIGALRM, hung)
@@ -117,7 +128,7 @@ def _watchdog(case: Case) -> Iterator[Callable[[], None]]:
 
 
 async def _run(
-    case: Case, target: FuzzTarget | PciTarget, log: LogWatch, rearm: Callable[[], None], stalls: StallWatch | None
+    case: Case, target: FuzzTarget | PciTarget, log: LogWatch, rearm: Rearm, stalls: StallWatch | None
 ) -> Finding | None:
     if stalls is None:
         return await _on_stage(case, stage(target, case), log, rearm)
@@ -125,7 +136,7 @@ async def _run(
         return await _on_stage(case, stage(target, case), log, rearm)
 
 
-async def _on_stage(case: Case, staged: Stage, log: LogWatch, rearm: Callable[[], None]) -> Finding | None:
+async def _on_stage(case: Case, staged: Stage, log: LogWatch, rearm: Rearm) -> Finding | None:
     function = staged.function
     good = replace(case, steps=[], hello=True, direct=False)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -159,7 +170,7 @@ async def _client(
     staged: Stage,
     parts: Sequence[Case],
     log: LogWatch,
-    rearm: Callable[[], None],
+    rearm: Rearm,
     *,
     good: bool = False,
 ) -> None:
@@ -167,7 +178,7 @@ async def _client(
     with contextlib.closing(FuzzRam()) as ram:
         bounds = staged.bounds(ram)
         for part in parts:
-            rearm()
+            rearm(None)
             await _visit(listening, staged, ram, bounds, part, log, rearm, check=part is parts[-1], good=good)
 
 
@@ -178,7 +189,7 @@ async def _visit(
     bounds: StoreBounds,
     case: Case,
     log: LogWatch,
-    rearm: Callable[[], None],
+    rearm: Rearm,
     *,
     check: bool,
     good: bool,
@@ -211,7 +222,7 @@ async def _perform(
     performer: MessagePerformer[Any, Any],
     client: FuzzClient,
     case: Case,
-    rearm: Callable[[], None],
+    rearm: Rearm,
     *,
     check: bool,
     good: bool,
@@ -219,8 +230,9 @@ async def _perform(
     if case.hello:
         await performer.do_hello()
     for step in case.steps:
-        rearm()
-        await performer.perform(step)
+        rearm(step)
+        if step["do"] != "case":
+            await performer.perform(step)
     if good or (check and case.hello and client.in_step and not client.doomed):
         await performer.do_check()
     if good:

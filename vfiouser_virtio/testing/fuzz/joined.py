@@ -4,7 +4,7 @@ A step ``client`` is where one client leaves and the next one comes; it has the 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -36,14 +36,16 @@ def groups(cases: Iterable[Case]) -> Iterator[list[Case]]:
             yield group[start : start + MOST]
 
 
-def joined(cases: Sequence[Case]) -> Case:
-    """One case that does what all these do, on one device."""
+def joined(cases: Sequence[Case], *, marked: bool = False) -> Case:
+    """One case that does what all these do, on one device; ``marked``: with a step ``case`` where each begins."""
     whole = replace(cases[0], steps=list(cases[0].steps))
-    for before, case in pairwise(cases):
+    for number, (before, case) in enumerate(pairwise(cases), 1):
         if not _goes_on(before, case):
             whole.steps.append({"do": "client"} | {name: getattr(case, name) for name in _OF_A_CLIENT})
         elif any(step["do"] in _REMAPPING for step in before.steps):
             whole.steps += [{"do": "unmap"}, {"do": "map", "memory": case.memory}]
+        if marked:
+            whole.steps.append({"do": "case", "number": number})
         whole.steps += case.steps
     if len(cases) > 1:
         whole.origin = f"{cases[0].origin} and {len(cases) - 1} more"
@@ -58,10 +60,15 @@ def _goes_on(before: Case, case: Case) -> bool:
     return same and begins and before.kind not in _RUDE and case.kind not in _RUDE and not silent
 
 
-def run_joined(cases: Sequence[Case], target: FuzzTarget | PciTarget | None = None) -> tuple[Case, Finding] | None:
-    """What is wrong, and with which case: one of these if it shows something alone, else all of them as one."""
+def run_joined(
+    cases: Sequence[Case], target: FuzzTarget | PciTarget | None = None, began: Callable[[int], None] | None = None
+) -> tuple[Case, Finding] | None:
+    """What is wrong, and with which case: one of these if it shows something alone, else all of them as one.
+
+    ``began`` is called with the number of each case but the first when it begins, the first time that it is run.
+    """
     whole = joined(cases)
-    finding = run_case(whole, target)
+    finding = run_case(joined(cases, marked=True) if began else whole, target, began)
     if finding is not None and finding.kind == "stall":  # which a machine could feign once
         finding = run_case(whole, target)
     if finding is None:

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -150,8 +151,8 @@ def fuzz_stack(run: StackRun, share: Share) -> None:
 def _fuzz_stack(run: StackRun, share: Share, corpus: FuzzCorpus | None) -> None:
     known: set[tuple[str, str]] = set()
 
-    def run_some(cases: Sequence[Case]) -> None:
-        found = run_joined(cases)
+    def run_some(cases: Sequence[Case], began: Callable[[int], None] | None = None) -> None:
+        found = run_joined(cases, began=began)
         if found is not None and (found[1].kind, found[1].where) not in known:
             case, finding = found
             known.add((finding.kind, finding.where))
@@ -169,22 +170,22 @@ def _fuzz_stack(run: StackRun, share: Share, corpus: FuzzCorpus | None) -> None:
             share.tell("note", ("merge", "ended early: no case was removed"))
         return
     if corpus is not None:
-        for case in corpus.waiting(run.targets):
+        for group in groups(corpus.waiting(run.targets)):
             if share.over():
                 break
-            corpus.run(case, one)
+            corpus.run_group(group, partial(run_some, group))
     indexes = share.indexes()
     while made := [
         generate(kind, run.seed, index, run.targets) for index in islice(indexes, _WINDOW) for kind in run.kinds
     ]:
-        for group in groups(made) if corpus is None else ([case] for case in made):
+        if corpus is not None:
+            made = [corpus.offspring(random.Random(f"guided:{case.origin}"), case) for case in made]
+        for group in groups(made):
             if share.over():
                 break
             if corpus is None:
                 run_some(group)
                 continue
-            [case] = group
-            case = corpus.offspring(random.Random(f"guided:{case.origin}"), case)
-            if corpus.run(case, one):
+            for case in corpus.run_group(group, partial(run_some, group)):
                 corpus.save(case)
             share.tell("lines", (corpus.coverage.lines, len(corpus.cases)))
