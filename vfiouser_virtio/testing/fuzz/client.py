@@ -101,6 +101,11 @@ class FuzzClient:
         """DMA requests have a socket of their own, so that nothing orders them with replies."""
         return self._twin is not None
 
+    @property
+    def heard(self) -> bool:
+        """What is sent is taken for what it is: a reset, say. Else the device may go on as it was."""
+        return self.in_step and not self.doomed and not self.closed.is_set()
+
     # ---- sending -------------------------------------------------------------------------------------------------
 
     async def call(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> RawMessage | None:

@@ -107,7 +107,8 @@ class FuzzDriver(FunctionDriver):
         if self.client.twin or self._function is not None:  # what was stored before may still be on its way
             await trio.testing.wait_all_tasks_blocked()
         self.bounds.check()
-        self.bounds.forget()
+        if self.client.heard:
+            self.bounds.forget()
         self._heap, self._tables = HEAP, TABLES
         if not self._offered:
             await self._look_around()
