@@ -8,7 +8,8 @@
     Client (dma_read, dma_write)  ◀── memory that has no file descriptor
 
 An engine calls a ``VfioDevice`` from one task (one thread), one call at a time, in the order of the client's messages.
-No call may block or await. Where work must end before the client gets its answer, the call returns a `Hold`.
+No call may block or await. Where work must end before the client gets its answer, the call returns a `Hold`; an access
+of a region that is answered later raises `AnswerLater`.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -161,16 +162,32 @@ class Hold:
 
 
 class AnswerLater(Exception):
-    """Region access that is done, and whose answer is to be sent when ``hold`` has ended; ``data`` is what was read.
+    """Region access that has been taken, and whose answer is to be sent when ``hold`` has ended.
 
-    What the client sends meanwhile waits behind it, in order. With ``--engine libvfio-user``, and in
-    REGION_WRITE_MULTI, the answer is sent at once.
+    ``data`` is what was read, or a function that returns it then, and may raise what the access itself may. What the
+    client sends meanwhile waits behind it, in order. When the engine's timeout ends first (`Hold.expire`), a device
+    that waits for others should have an answer at once: QEMU gives up on a server after 5 s. With ``--engine
+    libvfio-user`` that is before the answer is waited for at all.
     """
 
-    def __init__(self, hold: Hold, data: Buffer = b"") -> None:
-        super().__init__(f"the answer of {len(data)} bytes comes later")
+    def __init__(self, hold: Hold, data: Buffer | Callable[[], Buffer] = b"") -> None:
+        super().__init__("the answer comes later")
         self.hold = hold
-        self.data = data
+        self._data = data
+
+    @property
+    def data(self) -> Buffer:
+        """What was read; nothing for a write."""
+        return self._data() if callable(self._data) else self._data
+
+    @staticmethod
+    def joined(pieces: "Sequence[AnswerLater | Buffer]") -> "AnswerLater":
+        """One of several pieces of an access, in order, of which some have their answer."""
+        hold = Hold.all([each.hold for each in pieces if isinstance(each, AnswerLater)])
+        return AnswerLater(
+            hold or Hold(0),
+            lambda: b"".join(each.data if isinstance(each, AnswerLater) else each for each in pieces),
+        )
 
 
 class DmaClient(Protocol):

@@ -50,6 +50,9 @@ async def test_an_answer_that_was_to_come_later_comes_at_once(
     device.bug = AnswerLater(hold, b"late")
     for _ in range(2):
         assert await read(client, 0, 0, 4) == b"late"
+    device.bug = AnswerLater(Hold(on_expire=lambda: answer.append(b"over")), lambda: answer[-1])
+    answer = [b"none"]
+    assert await read(client, 0, 0, 4) == b"over", "the device is told that nothing waits"
     said = [record.getMessage() for record in caplog.records if "libvfio-user cannot wait" in record.getMessage()]
     assert len(said) == 1
 

@@ -122,6 +122,7 @@ class HostedDevice:
                     buffer[:] = read(index, offset, len(buffer))
             except AnswerLater as later:
                 self.log.once("late", "an answer that was to come later comes at once: libvfio-user cannot wait")
+                later.hold.expire()
                 if not is_write:
                     buffer[:] = later.data
             except Exception as error:

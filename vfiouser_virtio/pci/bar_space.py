@@ -21,7 +21,7 @@ from vfiouser_virtio.pci.bar_part import BarPart, checked_widths
 from vfiouser_virtio.pci.bars import BarKind, check_bar
 from vfiouser_virtio.pci.register import Register
 from vfiouser_virtio.protocols.pci import STD_NUM_BARS
-from vfiouser_virtio.vfio_device import Buffer
+from vfiouser_virtio.vfio_device import AnswerLater, Buffer
 
 
 class Unmodelled(Protocol):
@@ -142,18 +142,24 @@ class BarSpace:
         if self._refused("read", offset, count):
             return b"\xff" * count
         answer = bytearray()  # a client may read all of a big BAR at once: no copy for each register
+        late: list[AnswerLater | Buffer] = []
         for part, start, length in self._pieces(offset, count):
             try:
                 answer += self._not_there(start, length) if part is None else part.read_part(start, length)
+            except AnswerLater as piece:
+                late += answer, piece
+                answer = bytearray()
             except Exception as error:
                 self._blame(f"a read of {self._name(part)}", error)
                 answer += b"\xff" * length
+        if late:
+            raise AnswerLater.joined([*late, answer])
         return bytes(answer)
 
     def _write(self, offset: int, data: bytes) -> None:
         if self._refused("write", offset, len(data)):
             return
-        at = 0
+        at, late = 0, list[AnswerLater | Buffer]()
         for part, start, length in self._pieces(offset, len(data)):
             piece = data[at : at + length]
             at += length
@@ -163,8 +169,12 @@ class BarSpace:
                 else:
                     self.last_write = part
                     part.write_part(start, piece)
+            except AnswerLater as taken:
+                late.append(taken)
             except Exception as error:
                 self._blame(f"a write of {self._name(part)}", error)
+        if late:
+            raise AnswerLater.joined(late)
 
     def _not_there(self, start: int, length: int) -> bytes:
         answer = self._unmodelled.read(self.index, start, length)

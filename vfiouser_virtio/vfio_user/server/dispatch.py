@@ -63,13 +63,15 @@ _WRITE_MULTI_COUNT = codec(WRITE_MULTI_REPLY)
 class Response(NamedTuple):
     """Reply: its payload, fds to send copies of, and what must end before it is sent.
 
-    ``work`` is what is still to be done for the request, step by step; what it raises is the answer then.
+    ``work`` is what is still to be done for the request, step by step; what it raises is the answer then. A step may
+    end with a hold to be waited for before the next. ``late`` gives the rest of the payload, when all that has ended.
     """
 
     payload: bytes = b""
     fds: Sequence[int] = ()
     hold: Hold | None = None
-    work: Iterable[None] = ()
+    work: Iterable[Hold | None] = ()
+    late: Callable[[], bytes] | None = None
 
 
 Handler = Callable[[VfioDevice, Message, Negotiated], Response]
@@ -105,9 +107,15 @@ def check_region_data(data: Buffer, count: int) -> None:
         raise AssertionError(f"region_read returned {len(data):#x} bytes instead of {count:#x}")
 
 
-def late_access(offset: int, region: int, count: int, later: AnswerLater) -> Response:
-    """Answer to a region access that the device wants to be sent later."""
-    return Response(REGION_ACCESS_CODEC.pack(offset, region, count) + later.data, hold=later.hold)
+def late_access(offset: int, region: int, asked: int, count: int, later: AnswerLater) -> Response:
+    """Answer to an access of ``asked`` bytes that the device wants to be sent later, with ``count`` bytes of data."""
+
+    def rest() -> bytes:
+        data = later.data
+        check_region_data(data, count)
+        return bytes(data)
+
+    return Response(REGION_ACCESS_CODEC.pack(offset, region, asked), hold=later.hold, late=rest)
 
 
 def _refused(message: Message, why: str, number: int = errno.EINVAL) -> PeerError:
@@ -260,7 +268,7 @@ def _region_read(device: VfioDevice, message: Message, _: Negotiated) -> Respons
     try:
         data = device.region_read(region, offset, count)
     except AnswerLater as later:
-        return late_access(offset, region, count, later)
+        return late_access(offset, region, count, count, later)
     check_region_data(data, count)
     return Response(REGION_ACCESS_CODEC.pack(offset, region, count) + data)
 
@@ -274,7 +282,7 @@ def _region_write(device: VfioDevice, message: Message, _: Negotiated) -> Respon
     try:
         device.region_write(region, offset, data)
     except AnswerLater as later:
-        return late_access(offset, region, count, later)
+        return late_access(offset, region, count, 0, later)
     return Response(REGION_ACCESS_CODEC.pack(offset, region, count))
 
 
@@ -288,28 +296,28 @@ def _region_write_multi(device: VfioDevice, message: Message, negotiated: Negoti
         raise _refused(message, f"{len(entries):#x} bytes of data for {count:#x} writes")
     # 43,000 of them fit into a message, and would hold up all devices for a second. The body is lost meanwhile.
     work = _write_multi(device, message, bytes(entries[: count * _WRITE_MULTI_ENTRY.size]))
-    for _ in work:
-        return Response(_WRITE_MULTI_COUNT.pack(count), work=work)
+    for hold in work:
+        return Response(_WRITE_MULTI_COUNT.pack(count), hold=hold, work=work)
     return Response(_WRITE_MULTI_COUNT.pack(count))
 
 
-def _write_multi(device: VfioDevice, message: Message, entries: bytes) -> Iterator[None]:
+def _write_multi(device: VfioDevice, message: Message, entries: bytes) -> Iterator[Hold | None]:
     """Check all writes, then carry them out in steps of `WRITES_AT_ONCE`."""
     for index, (offset, _region, size, data) in enumerate(_WRITE_MULTI_ENTRY.iter_unpack(entries), 1):
         if not 0 < size <= len(data) or offset + size > _ADDRESS_SPACE:
             raise _refused(message, f"a write of {size:#x} bytes at {offset:#x}; 1 to 8 bytes are allowed")
         if not index % (8 * WRITES_AT_ONCE):
-            yield
+            yield None
     refused: PeerError | None = None
     for index, (offset, region, size, data) in enumerate(_WRITE_MULTI_ENTRY.iter_unpack(entries), 1):
         try:
             device.region_write(region, offset, data[:size])
         except PeerError as error:
             refused = refused or error
-        except AnswerLater:
-            pass  # only all of them together have an answer
+        except AnswerLater as later:
+            yield later.hold
         if region == _CONFIG or not index % WRITES_AT_ONCE:  # that may reset the function
-            yield
+            yield None
     if refused is not None:
         raise refused
 

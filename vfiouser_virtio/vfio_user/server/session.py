@@ -270,7 +270,8 @@ class Session:
                         return False
                 except AnswerLater as later:
                     message = Message(message_id, command, flags, 0, b"")
-                    self._answer_later(message, late_access(offset, region, count, later))
+                    read = count if command == _READ else 0
+                    self._answer_later(message, late_access(offset, region, count, read, later))
                     return False
                 except Exception as error:  # anything: it must not take the other devices of the process down
                     self._refuse(message_id, command, flags, error)
@@ -352,7 +353,7 @@ class Session:
             if begins:
                 raise PeerError("VERSION: the device cannot be used", errno.EIO, fatal=True) from error
             return None
-        if answer.work or (answer.hold is not None and not answer.hold.done):
+        if answer.work or answer.late is not None or (answer.hold is not None and not answer.hold.done):
             return answer
         self._answer(message, answer)
         return None
@@ -390,10 +391,7 @@ class Session:
         """Wait for the hold of ``answer``, do its work, send it, and handle what has come behind it, in order."""
         slice_end, _ = turns().woken(0)
         while answer is not None:
-            self.hold = answer.hold
-            if self.hold is not None:
-                await wait_hold(self.hold)
-                self.hold = None
+            await self._wait_hold(answer.hold)
             slice_end = await self._finish_work(message, answer, slice_end)
             answer = None
             while self._backlog and answer is None:
@@ -406,12 +404,21 @@ class Session:
         self._held = False
         self._fast = True
 
+    async def _wait_hold(self, hold: Hold | None) -> None:
+        self.hold = hold
+        if hold is not None:
+            await wait_hold(hold)
+            self.hold = None
+
     async def _finish_work(self, message: Message, answer: Response, slice_end: float) -> float:
         """Do what is left to be done for a request, and answer it; returns when to wait in line again."""
         try:
-            for _ in answer.work:
+            for hold in answer.work:
+                await self._wait_hold(hold)
                 if perf_counter() > slice_end:
                     slice_end = await turns().wait()
+            if answer.late is not None:
+                answer = answer._replace(payload=answer.payload + answer.late())
         except Exception as error:
             self._refuse(message.id, message.command, message.flags, error)
         else:
