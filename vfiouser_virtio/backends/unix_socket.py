@@ -4,7 +4,7 @@ import os
 import socket
 from pathlib import Path
 
-from vfiouser_virtio.backends.accepting import accept
+from vfiouser_virtio.accepting import accept
 from vfiouser_virtio.backends.chardev import FdChardev
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.briefly import briefly

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import trio
 
-from vfiouser_virtio.backends.accepting import accept
+from vfiouser_virtio.accepting import accept
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
 from vfiouser_virtio.backends.net.drops import Drop

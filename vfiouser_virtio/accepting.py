@@ -1,4 +1,4 @@
-"""Accepting a peer on a listening socket of a back end, whatever is short in this process meanwhile."""
+"""Accepting a peer on a listening socket of a device, whatever is short in this process meanwhile."""
 
 import errno
 import socket
