@@ -92,8 +92,12 @@ async def measure_disks(
     disks: Sequence[GuestDevice],
     paths: Mapping[str, str],
     loads: Iterable[FioLoad],
+    targets: Mapping[FioLoad, Target] = LOADS,
 ) -> list[Row]:
-    """Speed under each load that is wanted, and the CPU time that the servers use for a request."""
+    """Speed under each load that is wanted, and the CPU time that the servers use for a request.
+
+    ``targets`` are those beside QEMU's own device.
+    """
     loads = [load for load in loads if options.wants(load.name)]
     speed: Figures = {load: defaultdict(list) for load in loads}
     cpu: Figures = {load: defaultdict(list) for load in loads}
@@ -113,7 +117,7 @@ async def measure_disks(
                     # The others' time is in it too: one that is not asked for anything must not use any.
                     used_s = disk.usage.cpu_s - used[disk.name]
                     cpu[load][disk.name].append(used_s * 1e6 / max(result.requests, 1))
-    return [*_speed_rows(speed), *_cpu_rows(cpu)] if loads else []
+    return [*_speed_rows(speed, targets), *_cpu_rows(cpu)] if loads else []
 
 
 def _figure(load: FioLoad, per_second: float) -> float:
@@ -121,13 +125,13 @@ def _figure(load: FioLoad, per_second: float) -> float:
     return per_second / 1e3 if load.block_kib < 64 else per_second * load.block_kib * 1024 / 1e6
 
 
-def _speed_rows(speed: Figures) -> list[Row]:
+def _speed_rows(speed: Figures, targets: Mapping[FioLoad, Target]) -> list[Row]:
     return [
         _row(
             load.name,
             "k/s" if load.block_kib < 64 else "MB/s",
             figures,
-            {BUILT_IN: LOADS[load], VHOST_USER: at_least(1.0)},
+            {BUILT_IN: targets[load], VHOST_USER: at_least(1.0)},
         )
         for load, figures in speed.items()
     ]
