@@ -15,7 +15,6 @@ commands in `nvme_admin` and `nvme_io`.
 
 import hashlib
 import os
-from collections import deque
 from pathlib import Path
 from typing import Annotated
 
@@ -143,11 +142,10 @@ class Nvme(PciDevice):
         self.disk = DiskCommands(backend, logical_block_size, self.dma, self.log, self.complete, discards=discards)
         self.serial = serial or _serial(path)
         self._admin = AdminCommands(self)
-        self._rung: deque[SubmissionQueue] = deque()
+        self._rung: dict[SubmissionQueue, None] = {}
         self._ended: dict[CompletionQueue, None] = {}
         self._news = trio.lowlevel.ParkingLot()
-        self._awake = False
-        self._running = self._restarting = self._shutting_down = self._line = False
+        self._running = self._restarting = self._shutting_down = self._cc_news = self._line = False
 
     # ---- registers -------------------------------------------------------------------------------------------------
 
@@ -172,12 +170,10 @@ class Nvme(PciDevice):
             if not self._running:
                 self._quiet()
         elif self.cc.shutdown and self.csts.shutdown == NORMAL:
-            if self._running:
-                self.csts.shutdown = OCCURRING
-                self._shutting_down = True
-            else:
-                self.csts.shutdown = COMPLETE
-        self._wake()
+            self.csts.shutdown = OCCURRING if self._running else COMPLETE
+            self._shutting_down = self._running
+        self._cc_news = True
+        self._news.unpark_all()
 
     @doorbells.on_write
     def doorbell_written(self, index: int, value: int) -> None:
@@ -208,7 +204,7 @@ class Nvme(PciDevice):
     # ---- life ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        self._running = True
+        self._running = self._cc_news = True
         try:
             async with trio.open_nursery() as nursery:
                 if self.disk.starting is not None:
@@ -260,19 +256,23 @@ class Nvme(PciDevice):
 
     async def _serve(self, nursery: trio.Nursery) -> None:
         while True:
-            self._awake = False
-            if self.cc.enable and not self.csts.ready and not self.csts.fatal and not self._restarting:
-                self._begin()
-            if self._shutting_down:
-                self._shutting_down = False
-                nursery.start_soon(self._shut_down)
+            if self._cc_news:
+                self._cc_news = False
+                if self.cc.enable and not self.csts.ready and not self.csts.fatal and not self._restarting:
+                    self._begin()
+                if self._shutting_down:
+                    self._shutting_down = False
+                    nursery.start_soon(self._shut_down)
             if not self.csts.fatal:
                 try:
                     await self._work(nursery)
                 except DmaFault as fault:
                     self.log.once("fatal", "a queue cannot be reached, so the controller waits for a reset: %s", fault)
                     self.csts.fatal = True
-            if self._awake:
+            if self.csts.fatal:
+                self._rung.clear()
+                self._ended.clear()
+            if self._rung or self._ended or self._cc_news:
                 await trio.lowlevel.checkpoint()  # other devices have their turns
             else:
                 await self._news.park()
@@ -280,7 +280,8 @@ class Nvme(PciDevice):
     async def _work(self, nursery: trio.Nursery) -> None:
         """Some commands of each queue with news, and all completions that there are then. Raises DmaFault."""
         for _ in range(len(self._rung)):
-            queue = self._rung.popleft()
+            queue = next(iter(self._rung))
+            del self._rung[queue]
             commands = await queue.fetch(self.dma)
             for fields in COMMAND.iter_unpack(commands):
                 if queue.number:
@@ -334,16 +335,14 @@ class Nvme(PciDevice):
 
     def _show(self, completions: CompletionQueue) -> None:
         self._ended[completions] = None
-        self._wake()
+        if self._news:
+            self._news.unpark_all()
 
     def _ring(self, queue: SubmissionQueue) -> None:
         if queue not in self._rung:
-            self._rung.append(queue)
-        self._wake()
-
-    def _wake(self) -> None:
-        self._awake = True
-        self._news.unpark_all()
+            self._rung[queue] = None
+            if self._news:
+                self._news.unpark_all()
 
 
 def _serial(path: Path | None) -> str:
