@@ -1,16 +1,20 @@
 """Devices of examples/pci in front of the drivers that stock Debian has for them, all in one guest."""
 
+import hashlib
 import logging
 import re
+from pathlib import Path
 
 import pytest
 import trio
 from i2c_board import I2cBoard
 from pci.accelerator import Accelerator
 from pci.idio16 import Idio16
+from pci.nvme import Nvme
 from pci.uart import Uart
 from support import gallery
 from support.amounts import Amounts
+from support.vm_devices import sparse
 
 from vfiouser_virtio import serve, vm
 from vfiouser_virtio.backends.pair import pair
@@ -43,8 +47,8 @@ class Terminal:
 class Workshop:
     """The guest, and the devices in it."""
 
-    def __init__(self, guest: vm.Guest, idio: Idio16, terminal: Terminal, board: I2cBoard) -> None:
-        self.guest, self.idio, self.terminal, self.board = guest, idio, terminal, board
+    def __init__(self, guest: vm.Guest, idio: Idio16, terminal: Terminal, board: I2cBoard, image: Path) -> None:
+        self.guest, self.idio, self.terminal, self.board, self.image = guest, idio, terminal, board, image
 
     async def run(self, script: str) -> list[str]:
         result = await self.guest.run(f"set -e\n{gallery.FIND}\n{script}", timeout=240, check=True)
@@ -81,6 +85,15 @@ class Workshop:
             "status 0x00000000",
         ]
 
+    async def use_disk(self, resets: int) -> None:
+        """Reads and writes all the time, over so many resets of the controller; the host has what the guest has."""
+        name, *sums, whole, left = await self.run(gallery.NVME % {"resets": resets})
+        assert name == f"vfiouser-virtio NVMe gallery {(16 << 20) // 512}"
+        data = self.image.read_bytes()[: 1 << 20]
+        assert sums == [hashlib.sha256(data[at : at + (1 << 18)]).hexdigest() for at in range(0, 1 << 20, 1 << 18)]
+        assert whole == hashlib.sha256(data).hexdigest()
+        assert left == "0", "what was discarded reads as zeros from this file"
+
     async def log_in(self) -> None:
         """A login over the serial port, and a command."""
         await self.run(gallery.LOGIN)
@@ -99,18 +112,22 @@ class Workshop:
         return [line for line in bad if "-110" not in line and not re.search(r"bmp280 .*failed to read", line)]
 
 
-async def test_stock_drivers_work_with_the_gallery(amounts: Amounts, caplog: pytest.LogCaptureFixture) -> None:
+async def test_stock_drivers_work_with_the_gallery(
+    amounts: Amounts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     qemu, image = vm.find_qemu(), vm.guest_image("trixie:amd64", more_modules=gallery.MODULES)
     chardev, stream = pair()
     idio, board = Idio16(loopback=True), I2cBoard()
+    disk = sparse(tmp_path / "disk", 16 << 20)
     async with (
         stream,
-        serve(idio, Uart(chardev=chardev), board, Accelerator()) as served,
+        serve(idio, Uart(chardev=chardev), board, Accelerator(), Nvme(path=disk, serial="gallery")) as served,
         vm.boot_guest(qemu, image, devices=served.qemu_devices, append=gallery.APPEND) as guest,
     ):
-        workshop = Workshop(guest, idio, Terminal(stream), board)
+        workshop = Workshop(guest, idio, Terminal(stream), board, disk)
         await workshop.run(f"echo {UIO} >/sys/bus/pci/drivers/uio_pci_generic/new_id")
         await workshop.use_all("first")
+        await workshop.use_disk(amounts.gallery_rebinds)
         await workshop.log_in()
         for device_id, driver in gallery.DRIVERS.items():
             await workshop.run(gallery.REBIND % {"id": device_id, "driver": driver, "times": amounts.gallery_rebinds})
@@ -119,6 +136,7 @@ async def test_stock_drivers_work_with_the_gallery(amounts: Amounts, caplog: pyt
         await guest.reboot()
         await workshop.run(f"echo {UIO} >/sys/bus/pci/drivers/uio_pci_generic/new_id")
         await workshop.use_all("after a reboot")
+        await workshop.use_disk(1)
         assert await workshop.errors() == []
     # No register that is not modelled, no driver that polls for ever, no bug of a device.
     assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []

@@ -1,6 +1,6 @@
 """Shell in a guest for the devices of examples/pci: what uses each through the driver that Debian has for it."""
 
-MODULES = ("gpio_pci_idio_16", "8250_pci", "i2c_ismt", "lm75", "at24", "bmp280_i2c", "uio_pci_generic")
+MODULES = ("gpio_pci_idio_16", "8250_pci", "i2c_ismt", "lm75", "at24", "bmp280_i2c", "uio_pci_generic", "nvme")
 RAM = 0x1F00_0000
 """Memory that the kernel leaves alone, for a driver in user space: /dev/mem has it."""
 APPEND = f"memmap=1M${RAM:#x}"
@@ -9,6 +9,7 @@ DRIVERS = {
     "1234:16c5": "serial",
     "8086:1f15": "ismt_smbus",
     "1234:5a12": "uio_pci_generic",
+    "1234:4e56": "nvme",
 }
 """Which driver each device is to be bound to, by its vendor and device."""
 
@@ -155,4 +156,49 @@ echo results $(devmem $((ram + 0x20014))) $(devmem $((ram + 0x2002c)))
 reg 0x20 3
 echo status $(reg 0x20)
 exec 4<&-
+"""
+
+# Data there and back, of as many requests of 64 KiB at a time as there are writers; what each has written last.
+NVME = r"""
+find_disk() {
+    device=$(find_device 1234:4e56)
+    for try in $(seq 1200); do
+        for disk in $device/nvme/nvme*/nvme*n1; do
+            disk=/dev/${disk##*/}
+            if [ -b $disk ]; then return 0; fi
+        done
+        sleep 0.05
+    done
+    echo no namespace; return 1
+}
+writer() {
+    dd if=/dev/urandom of=/tmp/data$1 bs=64k count=4 2>/dev/null
+    until [ -e /tmp/enough ]; do
+        dd if=/tmp/data$1 of=$disk bs=64k seek=$(($1 * 4)) oflag=direct conv=notrunc 2>/dev/null
+        dd if=$disk bs=64k skip=$(($1 * 4)) count=4 iflag=direct 2>/dev/null | cmp - /tmp/data$1
+    done
+    echo $(sha256sum </tmp/data$1) >/tmp/sum$1
+}
+find_disk
+controller=${disk#/dev/}
+controller=/sys/class/nvme/${controller%%n1}
+echo $(cat $controller/model $controller/serial) $(cat /sys/block/${disk#/dev/}/size)
+rm -f /tmp/enough
+for n in 0 1 2 3; do writer $n & done
+for turn in $(seq %(resets)d); do
+    before=$(cat /sys/block/${disk#/dev/}/stat | awk '{ print $1 + $5 }')
+    echo 1 >$controller/reset_controller
+    for try in $(seq 2400); do    # until there were requests after it
+        [ $(cat /sys/block/${disk#/dev/}/stat | awk '{ print $1 + $5 }') -lt $((before + 16)) ] || break
+        sleep 0.05
+    done
+done
+touch /tmp/enough
+wait
+cat /tmp/sum[0-3] | cut -d' ' -f1
+dd if=$disk of=/tmp/all bs=1M count=1 iflag=direct 2>/dev/null
+sha256sum </tmp/all | cut -d' ' -f1
+printf discarded | dd of=$disk bs=1M seek=8 conv=notrunc,fsync 2>/dev/null
+blkdiscard -o $((8 << 20)) -l 1048576 $disk
+dd if=$disk bs=1M skip=8 count=1 iflag=direct 2>/dev/null | tr -d '\000' | wc -c
 """
