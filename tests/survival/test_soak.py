@@ -9,7 +9,7 @@ import pytest
 
 from vfiouser_virtio import vm
 from vfiouser_virtio.protocols.vfio_user import Command
-from vfiouser_virtio.testing.soak import visits
+from vfiouser_virtio.testing.soak import kills, visits
 from vfiouser_virtio.testing.soak.__main__ import main
 from vfiouser_virtio.testing.soak.children import children
 from vfiouser_virtio.testing.soak.growth import Growth, HeldSample
@@ -36,6 +36,17 @@ async def test_lost_writes_are_found(tmp_path: Path) -> None:
     async with children() as processes:
         result = await KilledDisk(processes, tmp_path, plan, seed=1, flushes=500).run(("guest",))
     assert "lost" in "".join(result.complaints)
+
+
+async def test_what_a_guest_waits_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that does not give a request back; and a machine that is slow, on which something still goes on."""
+    monkeypatch.setattr(kills, "PATIENCE", 6.0)
+    plan = DiskPlan("silent", "fault=used-never:after=9", depth=1)
+    async with children() as processes:
+        result = await KilledDisk(processes, tmp_path, plan, seed=1, flushes=5000).run(("guest",))
+    [complaint] = result.complaints
+    assert "nothing goes on for 6.0 s" in complaint
+    assert "nothing has ended for 2 s; waits for " in complaint
 
 
 async def test_a_device_that_fails_its_visitors_is_found(tmp_path: Path) -> None:

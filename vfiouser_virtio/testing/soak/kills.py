@@ -105,11 +105,11 @@ class KilledDisk:
         writer = await self._start_writer()
         server_log = self.server.log
         try:
+            # A server that goes before its guest has come would leave that waiting: then it has written something.
+            await self._wait_writes(ledger, self._chance.randrange(victim in ("server", "device"), 120), writer)
+            if writer.status is None:
+                await self._kill(victim, writer, ledger)
             with trio.fail_after(PATIENCE):
-                # A server that goes before its guest has come would leave that waiting: then it has written something.
-                await self._wait_writes(ledger, self._chance.randrange(victim in ("server", "device"), 120), writer)
-                if writer.status is None:
-                    await self._kill(victim, writer, ledger)
                 status = await writer.wait()
         except trio.TooSlowError:
             for each in (writer, self.server):
@@ -144,9 +144,14 @@ class KilledDisk:
             await server.kill_family()
 
     async def _wait_writes(self, ledger: Ledger, number: int, writer: Child) -> None:
-        wanted = ledger.started + number
-        while ledger.started < wanted and writer.status is None:  # noqa: ASYNC110
-            await trio.sleep(_LOOK)  # nothing tells of an entry: the guest is not to be held up by it
+        """Raises TooSlowError where none comes for `PATIENCE` seconds: however slow a machine is, some do."""
+        started = ledger.started
+        wanted = started + number
+        with trio.fail_after(PATIENCE) as scope:
+            while started < wanted and writer.status is None:
+                await trio.sleep(_LOOK)  # nothing tells of an entry: the guest is not to be held up by it
+                if ledger.started != started:
+                    started, scope.deadline = ledger.started, trio.current_time() + PATIENCE
 
     async def _start_server(self) -> Child:
         device = f"blk,path={self._image},socket={self._socket}"
@@ -169,6 +174,7 @@ class KilledDisk:
             self._chance.randrange(1 << 32),
             self.plan.shared,
             self.plan.depth,
+            PATIENCE / 3,
             log=self._log("guest"),
         )
 

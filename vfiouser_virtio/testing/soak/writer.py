@@ -3,6 +3,8 @@
 import random
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -34,10 +36,15 @@ class WriterStatus(IntEnum):
     """The device broke virtio, or a request ended badly."""
 
 
-def write_blocks(path: str, ledger: str, blocks: int, room: int, seed: int, shared: bool, depth: int) -> int:
-    """Check the disk, then write; returns a `WriterStatus`. The main function of a process."""
+def write_blocks(
+    path: str, ledger: str, blocks: int, room: int, seed: int, shared: bool, depth: int, patience: float
+) -> int:
+    """Check the disk, then write; returns a `WriterStatus`. The main function of a process.
+
+    When nothing has ended for ``patience`` seconds it prints what it waits for.
+    """
     with Ledger(Path(ledger), blocks=blocks, room=room) as book:
-        writer = _DiskWriter(book, random.Random(seed), depth)
+        writer = _DiskWriter(book, random.Random(seed), depth, patience)
         try:
             trio.run(partial(writer.run, path, shared=shared))
         except BaseException as error:
@@ -60,31 +67,60 @@ class WrongContent(Exception):
 
 
 class _DiskWriter:
-    def __init__(self, ledger: Ledger, chance: random.Random, depth: int) -> None:
+    def __init__(self, ledger: Ledger, chance: random.Random, depth: int, patience: float) -> None:
         self._ledger, self._chance, self._depth = ledger, chance, depth
+        self._patience = patience
+        self._waits: dict[str, float] = {}
+        """What is waited for, and since when."""
+        self._ended = 0
+        """How many such waits have ended."""
+        self._flushes = 0
         self._busy: set[int] = set()
         self._completed: list[int] = []
 
     async def run(self, path: str, *, shared: bool) -> None:
         with SharedMemory(RAM) if shared else PrivateMemory(RAM) as memory:
             options = ClientOptions(timeout=TIMEOUT)
-            async with (
-                connect(await connected(path), memory=[memory], options=options) as client,
-                bound_pci(client) as device,
-            ):
-                disk: Disk = device.driver_data
-                await self._check(disk)
-                async with background() as watch:
-                    # A driver that waits for an interrupt does not look at the socket.
-                    watch.start_soon(_end_with, client)
-                    async with trio.open_nursery() as nursery:
-                        for _ in range(self._depth):
-                            nursery.start_soon(self._write, disk)
+            async with background() as watch:
+                watch.start_soon(self._tell)
+                with self._waiting_for("the server's socket"):
+                    sock = await connected(path)
+                with self._waiting_for("the device to work, or to end"):
+                    async with connect(sock, memory=[memory], options=options) as client, bound_pci(client) as device:
+                        disk: Disk = device.driver_data
+                        await self._check(disk)
+                        # A driver that waits for an interrupt does not look at the socket.
+                        watch.start_soon(_end_with, client)
+                        async with trio.open_nursery() as nursery:
+                            for _ in range(self._depth):
+                                nursery.start_soon(self._write, disk)
+                        watch.cancel_scope.cancel()
+
+    @contextmanager
+    def _waiting_for(self, what: str) -> Iterator[None]:
+        self._waits[what] = trio.current_time()
+        try:
+            yield
+        finally:
+            del self._waits[what]
+            self._ended += 1
+
+    async def _tell(self) -> None:
+        """Print what is waited for, whenever nothing has ended for some time."""
+        before = -1
+        while True:
+            await trio.sleep(self._patience)
+            if before == self._ended:
+                now = trio.current_time()
+                waits = ", ".join(f"{what} ({now - since:.0f} s)" for what, since in self._waits.items())
+                print(f"nothing has ended for {self._patience:g} s; waits for {waits or 'nothing'}", flush=True)
+            before = self._ended
 
     async def _check(self, disk: Disk) -> None:
         content = b""
         while len(content) < BLOCK * self._ledger.blocks:
-            content += await disk.read(len(content) // 512, min(256, self._ledger.blocks * BLOCK_SECTORS))
+            with self._waiting_for(f"a read at {len(content):#x}"):
+                content += await disk.read(len(content) // 512, min(256, self._ledger.blocks * BLOCK_SECTORS))
         if complaints := list(self._ledger.complaints(content)):
             raise WrongContent("; ".join(complaints[:5]))
 
@@ -94,7 +130,8 @@ class _DiskWriter:
             block = chance.choice([each for each in range(ledger.blocks) if each not in self._busy])
             self._busy.add(block)
             number = ledger.start(block)
-            await disk.write(block * BLOCK_SECTORS, block_content(number, block))
+            with self._waiting_for(f"write {number} of block {block}"):
+                await disk.write(block * BLOCK_SECTORS, block_content(number, block))
             ledger.note(number, WriteState.COMPLETED)
             self._busy.discard(block)
             self._completed.append(number)
@@ -104,7 +141,9 @@ class _DiskWriter:
 
     async def _flush(self, disk: Disk) -> None:
         completed, self._completed = self._completed, []
-        await disk.flush()
+        self._flushes += 1
+        with self._waiting_for(f"flush {self._flushes}"):
+            await disk.flush()
         for number in completed:
             self._ledger.note(number, WriteState.FLUSHED)
 
