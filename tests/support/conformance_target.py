@@ -19,6 +19,9 @@ from vfiouser_virtio.virtio import Device, Offer
 
 DEVICES: dict[str, Callable[[], Device]] = {name: partial(devices.example, name) for name in devices.SHIPPED}
 """Every type that comes with the package."""
+OF_A_JUMPING_CLOCK = 0.25
+"""Seconds for an answer by a clock that jumps when all tasks wait (trio's ``autojump_clock``): one that does not come
+then never comes, and one that comes is in time however slow the machine is."""
 _HUB = "conformance"
 
 
@@ -28,7 +31,7 @@ async def serving(
     *,
     ids: Style = "default",
     offer: Offer | None = None,
-    timeout: float = 5.0,
+    timeout: float = 60.0,
     make: Callable[..., VirtioPci] = VirtioPci,
     engine: Engine | None = None,
 ) -> AsyncIterator[Wire]:
@@ -44,7 +47,7 @@ async def serving_on_a_hub(
     *,
     ids: Style = "default",
     offer: Offer | None = None,
-    timeout: float = 5.0,
+    timeout: float = 60.0,
     make: Callable[..., VirtioPci] = VirtioPci,
     engine: Engine | None = None,
     peer_net: Callable[[HubNetdev], Net] = lambda netdev: Net(netdev=netdev, **TUNNELS),

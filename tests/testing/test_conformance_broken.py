@@ -15,8 +15,9 @@ from support import (  # noqa: F401 - all fill the table
     broken_rings,
 )
 from support.broken import BROKEN, Make, made_with
-from support.conformance_target import serving, serving_on_a_hub
+from support.conformance_target import OF_A_JUMPING_CLOCK, serving, serving_on_a_hub
 from support.faithful import FAITHFUL
+from trio.testing import MockClock
 
 from vfiouser_virtio.engines import VfioUserEngine
 from vfiouser_virtio.testing.conformance import CHECKS, Verdict, run_check
@@ -47,11 +48,13 @@ def test_every_check_has_a_broken_server() -> None:
 
 
 @pytest.mark.parametrize("check_id", sorted(BROKEN))
-async def test_a_broken_server_fails(check_id: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_broken_server_fails(
+    check_id: str, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
     broken = BROKEN[check_id]
     serve = serving_on_a_hub if broken.device == "net" else functools.partial(serving, broken.device)
     on = engine(broken.session)
-    async with serve(offer=broken.offer, timeout=1, make=broken.make, engine=on) as wire:
+    async with serve(offer=broken.offer, timeout=OF_A_JUMPING_CLOCK, make=broken.make, engine=on) as wire:
         result = await run_check(wire, CHECKS[check_id])
     expected = Verdict.FAIL if CHECKS[check_id].keyword == "MUST" else Verdict.ADVICE
     assert result.verdict in (expected, Verdict.BROKE), result
@@ -65,7 +68,11 @@ async def test_a_broken_server_fails(check_id: str, caplog: pytest.LogCaptureFix
     [("vfio-user/write-multi", VirtioPci, True), *((check_id, make, False) for check_id, make in FAITHFUL.items())],
 )
 async def test_a_faithful_device_passes(
-    check_id: str, make: Make, write_multiple: bool, caplog: pytest.LogCaptureFixture
+    check_id: str,
+    make: Make,
+    write_multiple: bool,
+    caplog: pytest.LogCaptureFixture,
+    autojump_clock: MockClock,
 ) -> None:
     async with serving("rng", make=make, engine=VfioUserEngine(write_multiple=write_multiple)) as wire:
         result = await run_check(wire, CHECKS[check_id])
@@ -80,14 +87,18 @@ async def test_a_faithful_device_passes(
         ("vfio-user/twin-socket", VirtioPci, broken_protocol.SendsNothingByItsTwin),
     ],
 )
-async def test_one_fault_is_not_accused_twice(check_id: str, make: Make, session: type[Session]) -> None:
+async def test_one_fault_is_not_accused_twice(
+    check_id: str, make: Make, session: type[Session], autojump_clock: MockClock
+) -> None:
     """What `ST2-sets` and `dma-messages` say of it, a rule about how it is done does not say again."""
-    async with serving("rng", timeout=1, make=make, engine=engine(session)) as wire:
+    async with serving("rng", timeout=OF_A_JUMPING_CLOCK, make=make, engine=engine(session)) as wire:
         result = await run_check(wire, CHECKS[check_id])
     assert result.verdict is Verdict.NOT_APPLICABLE, result
 
 
-async def test_a_mistake_of_the_fault_itself_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_mistake_of_the_fault_itself_does_not_count(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
     """ST1's and PK1's broken servers once failed by such: the checks had seen an error reply, and not their rule."""
 
     class Mistaken(DeviceCore):
@@ -95,7 +106,7 @@ async def test_a_mistake_of_the_fault_itself_does_not_count(caplog: pytest.LogCa
             super().write_status(value)
             return self._name_that_is_not_there_any_more()  # type: ignore[attr-defined,no-any-return] # the point
 
-    async with serving("rng", timeout=1, make=made_with(Mistaken)) as wire:
+    async with serving("rng", timeout=OF_A_JUMPING_CLOCK, make=made_with(Mistaken)) as wire:
         result = await run_check(wire, CHECKS["virtio14/ST1"])
     assert result.verdict is Verdict.FAIL
     assert unexpected(caplog.records, "")

@@ -5,8 +5,9 @@ import functools
 import pytest
 from support import broken_net, broken_net_peer, broken_net_tunnel  # noqa: F401 - all fill the table
 from support.broken import BROKEN, made_with
-from support.conformance_target import serving, serving_on_a_hub
+from support.conformance_target import OF_A_JUMPING_CLOCK, serving, serving_on_a_hub
 from support.spoilt_net import ERR, Kind, SpoiltNet
+from trio.testing import MockClock
 
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.protocols.virtio.net import CtrlClass, CtrlMq
@@ -38,13 +39,13 @@ def neighbours(name: str) -> list[Check]:
 
 
 @pytest.mark.parametrize(("ids", "packed"), [("default", False), ("2007", True)])
-async def test_our_network_device_keeps_every_rule(ids: Style, packed: bool) -> None:
+async def test_our_network_device_keeps_every_rule(ids: Style, packed: bool, autojump_clock: MockClock) -> None:
     async with serving_on_a_hub(ids=ids, offer=Offer(packed=packed)) as wire:
         results = [await run_check(wire, CHECKS[name]) for name in NET_CHECKS]
     assert [result for result in results if result.verdict is not Verdict.PASS] == []
 
 
-async def test_without_a_peer_the_checks_of_traffic_do_not_apply() -> None:
+async def test_without_a_peer_the_checks_of_traffic_do_not_apply(autojump_clock: MockClock) -> None:
     """And every other one does."""
     async with serving("net") as wire:
         results = [await run_check(wire, CHECKS[name]) for name in NET_CHECKS]
@@ -54,7 +55,7 @@ async def test_without_a_peer_the_checks_of_traffic_do_not_apply() -> None:
     assert all(result.verdict in GOOD for result in results)
 
 
-async def test_a_peer_that_is_no_network_device() -> None:
+async def test_a_peer_that_is_no_network_device(autojump_clock: MockClock) -> None:
     async with serving_on_a_hub() as wire, serving("rng") as other:
         wire = functools.partial(type(wire), wire.path, timeout=wire.timeout)(peer=other.path)
         result = await run_check(wire, CHECKS["virtio14/NR1"])
@@ -73,7 +74,7 @@ class KeepsItsStatistics(SpoiltNet):
         settings.command_num, settings.ok_num = before
 
 
-async def test_statistics_may_outlive_a_reset() -> None:
+async def test_statistics_may_outlive_a_reset(autojump_clock: MockClock) -> None:
     async with serving_on_a_hub(make=made_with(KeepsItsStatistics)) as wire:
         verdicts = [(await run_check(wire, CHECKS["virtio14/NS5"])).verdict for _ in range(2)]
     assert verdicts == [Verdict.PASS] * 2
@@ -85,7 +86,7 @@ class RefusesHashConfig(SpoiltNet):
 
 
 @pytest.mark.parametrize("name", ["NH3", "NH4"])
-async def test_a_device_with_rss_need_not_take_hash_config(name: str) -> None:
+async def test_a_device_with_rss_need_not_take_hash_config(name: str, autojump_clock: MockClock) -> None:
     async with serving_on_a_hub(make=made_with(RefusesHashConfig)) as wire:
         result = await run_check(wire, CHECKS[f"virtio14/{name}"])
     assert result.verdict is Verdict.NOT_APPLICABLE
@@ -104,28 +105,28 @@ class DropsWhatIsNotComplete(SpoiltNet):
         return frame if frame.offload is None else None
 
 
-async def test_a_peer_may_have_a_smaller_mtu() -> None:
+async def test_a_peer_may_have_a_smaller_mtu(autojump_clock: MockClock) -> None:
     async with serving_on_a_hub(peer_net=HasAShortMtu) as wire:
         result = await run_check(wire, CHECKS["virtio14/NX7"])
     assert result.verdict is Verdict.PASS, result
 
 
 @pytest.mark.parametrize("name", ["NR4-sum", "NR5", "NR6", "NR6-hdr-len", "NR7"])
-async def test_what_a_peer_loses_says_nothing_of_the_device(name: str) -> None:
-    async with serving_on_a_hub(peer_net=DropsWhatIsNotComplete) as wire:
+async def test_what_a_peer_loses_says_nothing_of_the_device(name: str, autojump_clock: MockClock) -> None:
+    async with serving_on_a_hub(peer_net=DropsWhatIsNotComplete, timeout=OF_A_JUMPING_CLOCK) as wire:
         result = await run_check(wire, CHECKS[f"virtio14/{name}"])
     assert result.verdict is Verdict.NOT_RUN, result
 
 
 @pytest.mark.parametrize("name", NET_CHECKS)
-async def test_no_other_check_sees_the_fault(name: str) -> None:
+async def test_no_other_check_sees_the_fault(name: str, autojump_clock: MockClock) -> None:
     """Two of the neighbours are asked, of which the ones that see it, too, are known."""
     await _only_its_own_check_sees(name, neighbours(name))
 
 
 async def _only_its_own_check_sees(name: str, others: list[Check]) -> None:
     broken = BROKEN[name]
-    async with serving_on_a_hub(offer=broken.offer, timeout=1, make=broken.make) as wire:
+    async with serving_on_a_hub(offer=broken.offer, timeout=OF_A_JUMPING_CLOCK, make=broken.make) as wire:
         results = [await run_check(wire, check) for check in others]
     silent = {Verdict.PASS, Verdict.NOT_APPLICABLE}
     seen = {result.check_id: result.detail for result in results if result.verdict not in silent}

@@ -146,8 +146,8 @@ class Bench:
         """Poll ISR status until it has shown a bit, or time is over; returns all bits that it has shown."""
         seen = 0
         with trio.move_on_after(self.wire.timeout):
-            while not seen & bit:
-                seen |= await self.isr()
+            while not (seen := seen | await self.isr()) & bit:  # noqa: ASYNC110 - nothing tells
+                await trio.sleep(_POLL)
         return seen
 
     async def config(self, size: int) -> bytes:
