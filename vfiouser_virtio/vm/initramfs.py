@@ -1,10 +1,12 @@
 """User space of the Linux guest: busybox, lspci, mke2fs and an agent, as an initramfs or as the tree of a root disk."""
 
+import contextlib
 import hashlib
 import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,10 @@ _OURS = frozenset({"init", "linuxrc", "busybox", "mke2fs", "dpkg", "dpkg-deb"})
 # The vendors of pci.ids that a guest of ours can meet; the whole file would take lspci a second under TCG.
 _PCI_VENDORS = ("1af4", "1b36", "1234", "8086", "1d1d", "5000")
 
+KEPT = 12
+"""Initramfs files that stay in the cache, of up to 30 MB each."""
+_IN_USE = 3600.0  # seconds after its last use in which one is certainly read
+
 
 @dataclass(frozen=True, slots=True)
 class GuestImage:
@@ -48,7 +54,8 @@ def guest_image(
     found = find_kernel(kernel, modules=kernel_modules)
     tools = fetch_tools()
     target = debian.cache_dir() / f"initramfs-{found.version}-{_digest(found, tools, more_modules)}.cpio"
-    if target.exists():
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(target)  # when it was last used
         return GuestImage(found, target)
     if more_modules:
         modules.check_names(found.modules, found.version, more_modules)
@@ -58,7 +65,25 @@ def guest_image(
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as scratch:
         scratch.write(archive)
     os.replace(scratch.name, target)
+    forget_old(target.parent)
     return GuestImage(found, target)
+
+
+def forget_old(folder: Path) -> None:
+    """Remove initramfs files of a cache but the `KEPT` that were used last, and any that was used in the last hour.
+
+    There is one for each kernel, list of modules and state of our own files; QEMU may be about to read a recent one.
+    What an interrupted run has left of one is removed, too.
+    """
+    used: list[tuple[float, Path]] = []
+    for path in (*folder.glob("initramfs-*.cpio"), *folder.glob(".initramfs-*.cpio.*")):
+        with contextlib.suppress(FileNotFoundError):  # another run does the same
+            used.append((path.stat().st_mtime, path))
+    used.sort(reverse=True)
+    whole = [path for _, path in used if not path.name.startswith(".")][:KEPT]
+    for when, path in used:
+        if path not in whole and when < time.time() - _IN_USE:
+            path.unlink(missing_ok=True)
 
 
 def build_root_tree(folder: Path, image: GuestImage) -> None:
