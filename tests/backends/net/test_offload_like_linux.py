@@ -3,6 +3,7 @@
 The packet goes into one TAP interface, over a bridge, and out of another one that has no offloads.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,12 @@ from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
 pytestmark = pytest.mark.once
 
 ADDRESSES = bytes.fromhex("20010db8000000000000000000000001 20010db8000000000000000000000002")
+
+_HERE = f"this is Linux {os.uname().release}"
+NO_TUNNELS = (
+    f"TAP interfaces of this host take no segments within UDP tunnels (TUN_F_UDP_TUNNEL_GSO, Linux 6.17): {_HERE}"
+)
+NO_UDP_SEGMENTS = f"TAP interfaces of this host take no segments of UDP (VIRTIO_NET_HDR_GSO_UDP_L4, Linux 6.2): {_HERE}"
 
 
 @pytest.fixture
@@ -113,10 +120,10 @@ async def compare(taps: tuple[TapNetdev, TapNetdev], nursery: trio.Nursery, fram
     await trio.testing.wait_all_tasks_blocked()
     assert frame.offload is not None
     if frame.offload.outer_th_offset and not one.does & Does.TUNNEL:
-        pytest.skip("takes Linux 6.17")
+        pytest.skip(NO_TUNNELS)
     assert one.put(frame)
     if one.counters.tx_dropped and may_be_unknown:
-        pytest.skip("takes Linux 6.2")
+        pytest.skip(NO_UDP_SEGMENTS)
     got: list[bytes] = []
     seen = 0
     with trio.fail_after(60):
@@ -152,7 +159,7 @@ async def test_linux_hands_a_tunnel_on_whole_until_the_driver_cannot(
         first.start_soon(other.run, sink)
         await trio.testing.wait_all_tasks_blocked()
         if not one.does & Does.TUNNEL:
-            pytest.skip("takes Linux 6.17")
+            pytest.skip(NO_TUNNELS)
         assert one.put(frame)
         [whole] = await tunnel_frames(sink, 1)
         assert whole.tobytes() == frame.tobytes()
