@@ -108,6 +108,9 @@ async def serve_process(
 
     Its ``stderr`` goes to `ServeProcess.log`, or to a file descriptor.
     """
+    if "--supervise" in arguments and "--hang-after" not in arguments:
+        # A process for which a busy machine has had no time for a while is not to be taken for hung.
+        arguments = (*arguments, "--hang-after", str(PATIENCE))
     # Where its sockets are: one that is killed cannot remove them, any other does.
     with tempfile.TemporaryDirectory(prefix="run-") as runtime:
         # Beside the folder, whose content some tests look at.

@@ -122,7 +122,7 @@ async def ask(device: VirtioDevice, word: str) -> bytes:
 @asynccontextmanager
 async def mine_served(folder: Path, kind: str, *more: str) -> AsyncIterator[ServeProcess]:
     (folder / "mine.py").write_text(DEVICES)
-    options = ["--supervise", "--hang-after", "1", "--device", f"mine.py:{kind},id=mine", *more]
+    options = ["--supervise", "--device", f"mine.py:{kind},id=mine", *more]
     async with serve_process(*options, folder=folder) as served:
         yield served
         assert await served.terminate() == 0
