@@ -18,6 +18,7 @@ from support.passt import passt_namespace, passt_script
 from support.processes import children
 from support.supervised import is_gone
 
+from vfiouser_virtio.backends.net.pcap_file import packet, section
 from vfiouser_virtio.guest import VirtioDevice, bound_pci
 from vfiouser_virtio.guest.drivers.balloon import BalloonPages
 from vfiouser_virtio.guest.drivers.blk import Disk
@@ -25,6 +26,7 @@ from vfiouser_virtio.guest.drivers.console import ConsolePorts
 from vfiouser_virtio.guest.drivers.input import InputEvents
 from vfiouser_virtio.guest.drivers.net import NetInterface
 from vfiouser_virtio.guest.drivers.rng import Entropy
+from vfiouser_virtio.protocols.pcap import PacketDirection
 from vfiouser_virtio.vfio_user import SharedMemory, connect
 
 SECTORS = 2048
@@ -187,7 +189,12 @@ async def test_networks(tmp_path: Path) -> None:
         "net,netdev=dgram,local.path=one,remote.path=two",
         "net,netdev=dgram,local.path=two,remote.path=one",
         f"net,netdev=boot,tftp=tftp,bootfile=kernel,mac={MAC.hex(':')}",
+        "net,pcap=capture",
     ]
+    replayed = b"\xff" * 6 + MAC + b"\x88\xb5" + os.urandom(50)
+    (tmp_path / "capture").write_bytes(
+        section("test", "net0", 1 << 16) + packet(replayed, len(replayed), 0, PacketDirection.INBOUND)
+    )
     async with sandboxed(tmp_path, *devices) as served:
         sockets = served.sockets
         for one, other in ((0, 1), (2, 3), (4, 5)):
@@ -205,7 +212,9 @@ async def test_networks(tmp_path: Path) -> None:
             assert read_dhcp(await receive()).type == ACK
             data, _ = await download(guest.post, receive, "kernel", {})
             assert data == file
-    assert {path.name for path in tmp_path.iterdir()} == {"tftp", "frames"}
+        async with driven(sockets[7]) as device:
+            assert (await device.driver_data.receive()).data == replayed
+    assert {path.name for path in tmp_path.iterdir()} == {"tftp", "frames", "capture"}
     assert (tmp_path / "frames").stat().st_size > 200
 
 

@@ -65,6 +65,21 @@ async def test_nothing_is_lost_where_both_are_there(tmp_path: Path, nursery: tri
     other.close()
 
 
+async def test_a_frame_that_waits_for_room_when_the_driver_leaves_is_counted(tmp_path: Path) -> None:
+    one, other = pair(tmp_path)
+    sink = Sink(room=0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other.run, sink)
+        assert one.put(frame_of(FRAME))
+        await trio.testing.wait_all_tasks_blocked()
+        assert sink.refused
+        nursery.cancel_scope.cancel()
+    assert other.counters.rx_packets == 0
+    assert other.counters.rx_drops.by_reason == {Drop.DRIVER_LEFT: 1}
+    one.close()
+    other.close()
+
+
 @pytest.mark.parametrize("queues", [1, 2])
 async def test_a_peer_that_reads_nothing_loses_frames_and_takes_no_core(tmp_path: Path, queues: int) -> None:
     """The kernel says that there is room, and takes no frame: `put` was called again and again."""

@@ -50,6 +50,24 @@ async def test_a_program_that_waits_gets_a_frame_when_it_comes_and_the_end_at_th
     assert got == [FRAME] * 2
 
 
+async def test_several_tasks_may_wait_for_frames() -> None:
+    """The first one was forgotten when the second one came."""
+    port, got = NetPort(), list[bytes]()
+
+    async def read() -> None:
+        got.extend([frame.tobytes() async for frame in port])
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(read)
+                await trio.testing.wait_all_tasks_blocked()
+            port.put(frame_of(FRAME))
+            await trio.testing.wait_all_tasks_blocked()
+            port.close()
+    assert got == [FRAME]
+
+
 async def test_what_a_slow_program_has_not_read_is_bounded_and_counted() -> None:
     port = NetPort()
     for number in range(QUEUE + 3):

@@ -194,6 +194,19 @@ async def test_who_has_no_room_is_waited_for(autojump_clock: trio.testing.MockCl
         assert numbers(device) == [1, 2]
 
 
+async def test_a_frame_that_waits_for_room_when_the_driver_leaves_is_counted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    network, device = Network(), Device(room=1)
+    shaped = Shaped(network, delay_ms=1)
+    async with running(shaped, device):
+        for number in range(3):
+            network.device.put(numbered(number))
+        await trio.sleep(1)
+        assert numbers(device) == [0]
+    assert shaped.counters.rx_drops.by_reason == {Drop.DRIVER_LEFT: 2}
+
+
 async def test_offloads_that_the_receiver_no_longer_takes_are_done(autojump_clock: trio.testing.MockClock) -> None:
     packet = Packet(bytes(3000))
     offload = Offload(HdrFlags.NEEDS_CSUM, GsoType.TCPV4, 0, 1000, packet.transport, 16)

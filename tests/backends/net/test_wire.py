@@ -110,6 +110,21 @@ async def test_a_device_without_room_holds_the_other_end_up() -> None:
         assert [int.from_bytes(each[:4], "big") for each in far.taken()] == list(range(sent + 1))
 
 
+async def test_what_has_no_whole_header_is_no_frame() -> None:
+    """Of another process whose guest has taken it over: such a frame had fewer bytes than none."""
+    end, theirs = WireNetdev.pair()
+    wire, device = WireNetdev(end, "wire", keep=True), copying()
+    async with running(wire, device):
+        for size in (1, 23, 24):
+            theirs.send(bytes(size))
+        theirs.send(bytes(24) + b"abcd")
+        await arrived(device, 1)
+        assert device.taken() == [b"abcd"]
+        assert wire.counters.rx_drops.by_reason == {Drop.MALFORMED: 3}
+    wire.close()
+    theirs.close()
+
+
 @pytest.mark.parametrize("keep", [False, True])
 async def test_what_comes_before_there_is_a_driver(keep: bool) -> None:
     one, other = (WireNetdev(end, "wire", keep=keep) for end in WireNetdev.pair())

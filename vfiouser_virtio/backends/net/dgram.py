@@ -186,11 +186,7 @@ class DgramNetdev(Link):
             if flags & socket.MSG_TRUNC or not count:
                 self.counters.rx_drops.add(Drop.TOO_LONG if count else Drop.MALFORMED)
             else:
-                frame = Frame([self._buffer[:count]], count)
-                while not device.put(frame):
-                    await device.wait_room()
-                self.counters.rx_packets += 1
-                self.counters.rx_bytes += count
+                await self.hand_over(Frame([self._buffer[:count]], count), device)
             burst += 1
             if burst == _BURST:
                 await trio.lowlevel.checkpoint()

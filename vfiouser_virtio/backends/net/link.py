@@ -8,7 +8,7 @@ import trio
 
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
-from vfiouser_virtio.backends.net.netdev import Counters
+from vfiouser_virtio.backends.net.netdev import Counters, FrameSink
 from vfiouser_virtio.device_log import DeviceLog, id_in_making
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,17 @@ class Link:
         self.counters.tx_drops.add(Drop.NO_PEER if error.errno in no_peer else Drop.REFUSED)
         if error.errno not in quiet:
             self.log.once(error.errno, "%s: frame of %#x bytes: %s", self.describe(), frame.length, error.strerror)
+
+    async def hand_over(self, frame: Frame, device: FrameSink) -> None:
+        """Give the device a frame of the network once it has room, and count it."""
+        try:
+            while not device.put(frame):
+                await device.wait_room()
+        except trio.Cancelled:
+            self.counters.rx_drops.add(Drop.DRIVER_LEFT)
+            raise
+        self.counters.rx_packets += 1
+        self.counters.rx_bytes += frame.length
 
 
 async def wait_writable(fileno: Callable[[], int], turn: trio.Lock) -> None:

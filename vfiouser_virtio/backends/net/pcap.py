@@ -15,6 +15,7 @@ from vfiouser_virtio.backends.net.netdev import ALL, MAX_FRAME, FrameSink
 from vfiouser_virtio.backends.net.pcap_file import BadCapture, Packet, packets
 from vfiouser_virtio.backends.workers import Workers
 from vfiouser_virtio.errors import DeviceError
+from vfiouser_virtio.host_access import HostAccess
 from vfiouser_virtio.protocols.pcap import PacketDirection
 
 _PIECE = 256 << 10
@@ -115,11 +116,11 @@ class PcapNetdev(Link):
             self.counters.rx_drops.add(Drop.TOO_LONG)
             self.log.once("long", "%s: a packet of %#x bytes is left out", self.describe(), len(data))
             return
-        frame = frame_of(data)
-        while not device.put(frame):
-            await device.wait_room()
-        self.counters.rx_packets += 1
-        self.counters.rx_bytes += len(data)
+        await self.hand_over(frame_of(data), device)
+
+    def confine(self) -> HostAccess:
+        """See `host_access.Confinable`: the file is opened anew for each driver."""
+        return HostAccess(reads=(self._path,))
 
     def close(self) -> None:
         self._workers.close()

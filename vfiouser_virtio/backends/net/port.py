@@ -64,7 +64,8 @@ class NetPort(Link):
         while not self._frames:
             if self._closed:
                 raise StopAsyncIteration
-            self._arrived = trio.Event()
+            if self._arrived.is_set():  # another task may wait for it as well
+                self._arrived = trio.Event()
             await self._arrived.wait()
         return self._frames.popleft()
 

@@ -134,6 +134,7 @@ class _Way:
         self._random = chance.random
         self._frames: list[tuple[float, int, Frame]] = []  # a heap: by time, then by number
         self._bytes = 0
+        self._in_hand = 0  # frames that were given out and may not be where they go
         self._number = 0
         self._sent = -math.inf  # when what was put in has gone through at this rate
         self._changed = trio.Event()
@@ -168,8 +169,9 @@ class _Way:
 
     def clear(self) -> int:
         """Lose all, and the time that they would have taken; how many that were."""
-        count = len(self._frames)
+        count = len(self._frames) + self._in_hand
         self._frames.clear()
+        self._in_hand = 0
         self._bytes = 0
         self._sent = -math.inf
         return count
@@ -178,6 +180,7 @@ class _Way:
         return self
 
     async def __anext__(self) -> Frame:
+        self._in_hand = 0
         while not self._frames or self._frames[0][0] > trio.current_time():
             self._burst = 0
             with trio.move_on_at(self._frames[0][0] if self._frames else math.inf):
@@ -189,6 +192,7 @@ class _Way:
             await trio.lowlevel.checkpoint()
         frame = heapq.heappop(self._frames)[2]
         self._bytes -= frame.length
+        self._in_hand = 1
         return frame
 
 

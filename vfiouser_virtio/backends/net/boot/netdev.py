@@ -159,18 +159,11 @@ class BootNetdev(Link):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tftp.run)
                 async for data in outgoing:
-                    await self._hand_over(device, data)
+                    await self.hand_over(frame_of(data), device)
         finally:
             self._outgoing = None
             self._running = trio.Event()
             self.counters.rx_drops.add(Drop.DRIVER_LEFT, outgoing.statistics().current_buffer_used)
-
-    async def _hand_over(self, device: FrameSink, data: bytes) -> None:
-        frame = frame_of(data)
-        while not device.put(frame):
-            await device.wait_room()
-        self.counters.rx_packets += 1
-        self.counters.rx_bytes += len(data)
 
     def confine(self) -> HostAccess:
         """See `host_access.Confinable`: files of the folder are opened when a guest asks for them."""
