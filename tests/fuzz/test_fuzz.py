@@ -1,5 +1,6 @@
 """The fuzzer as part of the suite: a bounded run with a fixed seed, the corpus, and proof that the oracle sees."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import trio
 from support.amounts import Amounts
 
+from vfiouser_virtio.cli import main
 from vfiouser_virtio.memory import GuestMemory, Ranges
 from vfiouser_virtio.testing.fuzz import (
     TARGETS,
@@ -25,8 +27,10 @@ from vfiouser_virtio.testing.fuzz import (
     perform,
     run_case,
 )
-from vfiouser_virtio.testing.fuzz.case import Kind, Memory
+from vfiouser_virtio.testing.fuzz.case import Kind, Memory, Step
+from vfiouser_virtio.testing.fuzz.driver import FuzzDriver
 from vfiouser_virtio.testing.fuzz.run import KINDS
+from vfiouser_virtio.testing.fuzz.save import load, save
 from vfiouser_virtio.testing.fuzz.targets import Echo
 from vfiouser_virtio.virtio import Chain, Queue
 from vfiouser_virtio.virtio.guest_ram import GuestRam
@@ -47,6 +51,42 @@ def test_nothing_is_found(kind: Kind, amounts: Amounts) -> None:
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_what_was_found_once_is_not_found_again(path: Path) -> None:
     assert run_case(Case.load(path)) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"do": "none"}, "step 0, 'none': there is no such step"),
+        ({"do": "sleep"}, "step 0, 'sleep': missing a required argument: 'seconds'"),
+        ({"do": "client", "port": 1}, "step 0, 'client': no key 'port'"),
+        ({}, "step 0, None: there is no such step"),
+    ],
+)
+def test_a_step_that_is_none_is_no_bug_of_the_stack(
+    step: Step, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(Case("rings", "rng").dumps().replace("[\n\n ]", f"[{json.dumps(step)}]"))
+    assert main(["fuzz", "self", "--replay", str(path)]) == 2
+    assert f"{path}: no case for this target: {said}" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_none_either() -> None:
+    """Ctrl-C was a finding, that was made smaller for a minute."""
+
+    async def interrupted(_: FuzzDriver) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_case(Case("rings", "rng"), FuzzTarget(TARGETS["rng"].make, interrupted, TARGETS["rng"].type))
+
+
+def test_a_finding_stays_in_its_folder(tmp_path: Path) -> None:
+    """The origin is that of a case of another's corpus."""
+    case = Case("rings", "rng", origin="rings:1:2/../../../x")
+    path = save(case, Finding("bug", "x", "y"), tmp_path / "out")
+    assert path.parent == tmp_path / "out"
+    assert load(path).origin == case.origin
 
 
 def test_there_is_a_corpus() -> None:

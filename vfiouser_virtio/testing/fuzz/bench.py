@@ -26,7 +26,7 @@ from vfiouser_virtio.testing.fuzz.message_performer import MessagePerformer
 from vfiouser_virtio.testing.fuzz.oracle import Finding, Found, Hung, LogWatch, Resources, of_exception
 from vfiouser_virtio.testing.fuzz.pci_target import PCI_TARGETS, PciTarget
 from vfiouser_virtio.testing.fuzz.ram import FuzzRam
-from vfiouser_virtio.testing.fuzz.stage import Stage, stage
+from vfiouser_virtio.testing.fuzz.stage import Stage, check_steps, stage
 from vfiouser_virtio.testing.fuzz.stall import StallWatch
 from vfiouser_virtio.testing.fuzz.store_bounds import StoreBounds
 from vfiouser_virtio.testing.fuzz.targets import TARGETS, FuzzTarget
@@ -54,11 +54,12 @@ def run_case(
 ) -> Finding | None:
     """What is wrong with the stack's answer to ``case``, if anything. ``target`` overrides the case's.
 
-    ``began`` is called with the number of each step ``case``. Raises ValueError for a case with a register that the
-    device does not have.
+    ``began`` is called with the number of each step ``case``. Raises ValueError for a case with a step that there is
+    not, or with a register that the device does not have.
     """
     if target is None:
         target = PCI_TARGETS.get(case.target) or TARGETS[case.target]
+    check_steps(case, target)
     if isinstance(target, PciTarget) and (unknown := target.unknown(case)):
         raise ValueError(f"the device has no register {unknown!r}")
     stalls = StallWatch() if isinstance(target, PciTarget) else None
@@ -67,8 +68,8 @@ def run_case(
             with _watchdog(case, began) as rearm, _bounded_memory(isinstance(target, PciTarget)):
                 found = trio.run(_run, case, target, log, rearm, stalls, instruments=[stalls] if stalls else [])
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
+            if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves(error)):
+                raise KeyboardInterrupt from None
             # A task that died takes the others with it; what the log says about it comes first.
             found = of_exception(error)
     if log.findings:

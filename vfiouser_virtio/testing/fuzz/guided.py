@@ -11,6 +11,8 @@ from vfiouser_virtio.testing.fuzz.case import Case, Step
 from vfiouser_virtio.testing.fuzz.coverage import LineCoverage
 from vfiouser_virtio.testing.fuzz.pci_target import PCI_TARGETS
 from vfiouser_virtio.testing.fuzz.save import load
+from vfiouser_virtio.testing.fuzz.stage import check_steps
+from vfiouser_virtio.testing.fuzz.targets import TARGETS
 from vfiouser_virtio.testing.fuzz.values import mutated, number
 
 _HEX = ("data", "body")
@@ -31,7 +33,7 @@ class FuzzCorpus:
         Raises ConfigError for files that are no cases.
         """
         files = sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_size, path.name))
-        return [case for case in map(load, files) if case.target in targets and _fits(case)]
+        return [case for case in map(_load, files) if case.target in targets and _fits(case)]
 
     def merge(
         self,
@@ -48,7 +50,7 @@ class FuzzCorpus:
         files = [path for folder in (self.folder, *others) for path in folder.glob("*.json")]
         needless, saved = list[Path](), set[Path]()
         for path in sorted(files, key=lambda path: (path.stat().st_size, path.parent != self.folder, path.name)):
-            case, is_ours = load(path), path.parent == self.folder
+            case, is_ours = _load(path), path.parent == self.folder
             if case.target not in targets or not _fits(case):
                 continue
             if over():
@@ -107,6 +109,17 @@ class FuzzCorpus:
         for _ in range(random.randint(1, 4)):
             _change(random, steps, fresh.steps)
         return replace(parent, steps=steps[:_MOST_STEPS], origin=f"{fresh.origin} of {parent.origin}"[:100])
+
+
+def _load(path: Path) -> Case:
+    case = load(path)
+    target = PCI_TARGETS.get(case.target) or TARGETS.get(case.target)
+    try:
+        if target is not None:
+            check_steps(case, target)
+    except ValueError as error:
+        raise ConfigError(f"{path}: no fuzz case: {error}") from None
+    return case
 
 
 def _fits(case: Case) -> bool:

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.testing.fuzz.oracle import Finding
 from vfiouser_virtio.testing.fuzz.progress import ProgressLine
 from vfiouser_virtio.testing.fuzz.report import Discovery, FuzzReport
 
@@ -146,7 +148,7 @@ def _in_processes(
             theirs.close()
             pipes.append(ours)
             processes.append(process)
-        _collect(pipes, collector, enough)
+        _collect(dict(zip(pipes, processes, strict=True)), collector, enough)
     finally:
         enough.set()
         for process in processes:
@@ -157,20 +159,28 @@ def _in_processes(
             pipe.close()
 
 
-def _collect(pipes: "list[Connection[Any, Any]]", collector: _Collector, enough: Any) -> None:
-    left = list(pipes)
+def _collect(jobs: "dict[Connection[Any, Any], SpawnProcess]", collector: _Collector, enough: Any) -> None:
+    left = dict(jobs)
     while left:
-        for pipe in wait(left, _LOOK_EVERY):
+        for pipe in wait(list(left), _LOOK_EVERY):
             assert isinstance(pipe, Connection)
             try:
                 what, value = pipe.recv()
             except EOFError:
-                left.remove(pipe)
+                process = left.pop(pipe)
+                process.join(_END_TIMEOUT)
+                if process.exitcode:  # as of a crash in native code, or an event loop that cannot be stopped
+                    collector.tell("found", _death(list(jobs).index(pipe), process.exitcode))
                 continue
             collector.tell(what, value)
         collector.progress.tick()
         if collector.enough.is_set():
             enough.set()
+
+
+def _death(job: int, status: int) -> Discovery:
+    what = f"the process of job {job} has ended with status {status}: its stderr may say more"
+    return Discovery(f"job {job}", 0, Finding("died", what, "job"))
 
 
 def _job(

@@ -34,7 +34,7 @@ class MessagePerformer(Generic[AnyDriver, AnyBounds]):
         """Memory has gone, until `do_map`: a buffer in flight comes back then, or the device needs a reset."""
 
     async def perform(self, step: Step) -> None:
-        """One step. Raises Found; AttributeError or TypeError for a step that is none."""
+        """One step, of which `stage.check_steps` has nothing to say. Raises Found."""
         if self.client.closed.is_set():
             return
         parameters = dict(step)

@@ -14,7 +14,8 @@ def save(case: Case, finding: Finding, folder: Path) -> Path:
     """Write a corpus file; its name says what and where, for a human to improve. Raises ConfigError."""
     words = f"{finding.kind}-{finding.where}"
     name = "-".join("".join(letter if letter.isalnum() else " " for letter in words).split())[:_LONGEST_NAME]
-    origin = case.origin.replace(":", "-")
+    # It may be that of a case of another's, and is no way out of the folder.
+    origin = "".join(letter if letter.isalnum() or letter in " ._" else "-" for letter in case.origin)[:_LONGEST_NAME]
     path = folder / f"{name}-{origin}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)

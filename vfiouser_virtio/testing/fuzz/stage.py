@@ -1,5 +1,8 @@
 """Stage of a case: a device on its function, what it may store, and the steps that there are for it."""
 
+import inspect
+from dataclasses import fields
+from functools import cache
 from typing import Any, Protocol
 
 from vfiouser_virtio.testing.fuzz.case import Case
@@ -95,3 +98,30 @@ class PciStage:
 def stage(target: FuzzTarget | PciTarget, case: Case) -> Stage:
     """The stage for a target."""
     return PciStage(target) if isinstance(target, PciTarget) else VirtioStage(target, case)
+
+
+def check_steps(case: Case, target: FuzzTarget | PciTarget) -> None:
+    """Raise ValueError for a step that there is not for a target, or that has other parameters than its kind has."""
+    performer = PciPerformer if isinstance(target, PciTarget) else Performer
+    for number, step in enumerate(case.steps):
+        if step == {"do": "case", "number": step.get("number")}:  # of those that were joined
+            continue
+        if step.get("do") == "client":
+            unknown = step.keys() - {"do", *(field.name for field in fields(Case))}
+            said = f"no key {min(unknown)!r}" if unknown else ""
+        else:
+            said = _complaint(performer, step.get("do"), frozenset(step) - {"do"})
+        if said:
+            raise ValueError(f"step {number}, {step.get('do')!r}: {said}")
+
+
+@cache
+def _complaint(performer: type[MessagePerformer[Any, Any]], name: object, parameters: frozenset[str]) -> str:
+    method = getattr(performer, f"do_{name}", None)
+    if method is None:
+        return "there is no such step"
+    try:
+        inspect.signature(method).bind(None, **dict.fromkeys(parameters))
+    except TypeError as error:
+        return str(error)
+    return ""

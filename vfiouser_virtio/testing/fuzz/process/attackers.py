@@ -91,6 +91,8 @@ class AttackerProcess:
     @property
     def mistake(self) -> str:
         """Traceback of one that has failed by itself: a mistake of the fuzzer's."""
+        if self._process.poll() is not None:
+            self._readers[1].join(PATIENCE)
         return self._errors if "Traceback" in self._errors else ""
 
     def _read(self) -> None:
