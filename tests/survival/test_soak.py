@@ -1,7 +1,9 @@
 """scripts/soak: a short one finds nothing, what is wrong is found, and the report says both."""
 
+import errno
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,9 +96,25 @@ def test_growth_is_found() -> None:
     assert Growth.of(run[:50]) is None
 
 
-def test_a_mistake_of_the_user_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_of_the_user_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["--minutes", "1", "--report", str(tmp_path / "none" / "report.md")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setenv("VFIOUSER_VIRTIO_QEMU", str(tmp_path / "none"))
+    assert main(["--minutes", "1", "--only", "linux"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_mistake_of_the_soaks_own_costs_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(VisitedServer):
+        async def run(self, _is_over: Callable[[], bool]) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("vfiouser_virtio.testing.soak.__main__.VisitedServer", Full)
+    text = tmp_path / "report.md"
+    assert main(["--minutes", "1", "--only", "servers", "--report", str(text)]) == 1
+    assert "No space left on device" in text.read_text()
 
 
 @pytest.mark.qemu

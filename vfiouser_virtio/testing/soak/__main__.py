@@ -4,13 +4,16 @@ import argparse
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from vfiouser_virtio.groups import leaves, only
+from vfiouser_virtio import vm
+from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.groups import leaves
 from vfiouser_virtio.testing.soak.children import Children, children
 from vfiouser_virtio.testing.soak.kills import PLANS, KilledDisk
 from vfiouser_virtio.testing.soak.linux import LinuxGuests
@@ -62,15 +65,21 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"scripts/soak: {error}", file=sys.stderr)
         return 2
+    parts = options.only or PARTS
+    if "linux" in parts and (lacking := _lacking()):
+        print(f"scripts/soak: {lacking}", file=sys.stderr)
+        return 2
     print(f"seed {report.seed}, {seconds / 60:g} minutes", flush=True)
     started = time.monotonic()
     interrupted = False
     try:
-        trio.run(partial(_soak, report, options.only or PARTS, lambda: time.monotonic() > started + seconds))
+        trio.run(partial(_soak, report, parts, lambda: time.monotonic() > started + seconds))
     except BaseException as error:
-        if not all(isinstance(each, KeyboardInterrupt | trio.Cancelled) for each in leaves(error)):
-            raise
-        interrupted = only(error, KeyboardInterrupt) is not None or isinstance(error, KeyboardInterrupt)
+        found = [each for each in leaves(error) if not isinstance(each, trio.Cancelled)]
+        interrupted = any(isinstance(each, KeyboardInterrupt) for each in found)
+        # A mistake of the soak's own, or a full disk: what was found in eight hours is not lost by it.
+        failed = [each for each in found if not isinstance(each, KeyboardInterrupt)]
+        report.complaints += ["the soak itself: " + "".join(traceback.format_exception(each)) for each in failed]
     report.seconds = time.monotonic() - started
     text = report.as_text()
     print(text)
@@ -79,6 +88,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         options.json.write_text(report.as_json())
     return 130 if interrupted else 1 if report.findings else 0
+
+
+def _lacking() -> str:
+    """What there is not of what the Linux guests need; what can be fetched is, before the time begins."""
+    try:
+        vm.find_qemu()
+        vm.guest_image()
+    except ConfigError as error:
+        return f"{error}; without Linux guests: --only disks --only servers"
+    return ""
 
 
 def _positive(text: str) -> float:
