@@ -146,6 +146,29 @@ def test_a_spin_begins_after_the_last_look(chip: Chip, driver: Driven) -> None:
     assert str(watch.look()) == "control (0x80000000): 10 reads in 0.4 s"
 
 
+def test_the_time_before_the_first_read_is_no_part_of_a_spin(chip: Chip, driver: Driven) -> None:
+    clock = Clock()
+    watch = SpinWatch(chip.accesses, 10, clock)
+    assert watch.look() is None
+    assert watch.idle
+    told: list[int] = []
+    chip.accesses.spaces[0].tell_next_read(lambda: told.append(1))
+    clock.now = 1000.0
+    driver.write(0x04, 1)
+    assert not told, "no driver that writes polls"
+    for number in range(10):
+        assert driver.read(0x04) == 0x8000_0001
+        assert told == [1], number
+    watch.begin()
+    for clock.now in (1000.4, 1000.8):
+        assert watch.look() is None
+        driver.read(0x04)
+    for _ in range(10):
+        driver.read(0x04)
+    clock.now = 1001.2
+    assert str(watch.look()) == "control (0x80000001): 12 reads in 0.8 s"
+
+
 def test_what_is_not_modelled_silences_nothing_else(chip: Chip, caplog: pytest.LogCaptureFixture) -> None:
     driver = Driven(chip)
     for offset in range(0x400, 0x600, 4):

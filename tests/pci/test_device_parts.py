@@ -1,6 +1,7 @@
 """What a `PciDevice` has beside registers: memory that the guest maps, a ROM, extended capabilities."""
 
 import mmap
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -81,6 +82,29 @@ def test_a_reset_makes_nothing_that_is_as_big_as_the_memory(mapped: bool) -> Non
     finally:
         tracemalloc.stop()
     assert bytes(device.frames.data) == b"logo".ljust(size, b"\0")
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def test_what_is_mapped_takes_memory_only_where_it_is_written() -> None:
+    size = 256 << 20
+
+    class Frames(PciDevice):
+        identity = IDENTITY
+        regs = bar(0, size=size)
+        frames = BarMemory(0, size=size, contents=b"logo", mapped=True)
+
+    before = resident()
+    device = Frames()
+    device.frames.data[size - 1] = 7
+    function = PciDeviceFunction(device)
+    assert resident() - before < size // 4
+    [fd] = function.region_info(0).fds
+    assert os.fstat(fd).st_blocks * 512 <= 4 << 20, "a step, or a huge page, for each end"
+    assert (bytes(device.frames.data[:4]), device.frames.data[size - 1]) == (b"logo", 7)
+    function.disconnected()
 
 
 async def test_our_driver_maps_it() -> None:

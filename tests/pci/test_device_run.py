@@ -1,6 +1,7 @@
 """The life of a `PciDevice`: its run, DMA and interrupts, on its function."""
 
 import logging
+import math
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -118,7 +119,10 @@ async def test_each_spin_is_told(autojump_clock: object, caplog: pytest.LogCaptu
         for offset in (0, 4, 0):
             for _ in range(1000):
                 driver.read(offset)
-            await trio.sleep(1)
+            await trio.sleep(1000)
+            assert trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf, (
+                "an idle device costs nothing"
+            )
     told = [each for each in caplog.messages if "the driver polls" in each]
     assert ["registers[0]" in each for each in told] == [True, False, True]
     assert told[0].endswith("the device has no run()")

@@ -1,6 +1,7 @@
 """Memory in a BAR: bytes that a driver reads and writes at any width, such as packet buffers and frame buffers."""
 
 import ctypes
+import mmap
 from collections.abc import Callable
 from mmap import PAGESIZE
 from typing import Any, Self, TypeVar
@@ -10,6 +11,8 @@ from vfiouser_virtio.pci.bar_mapping import BarMapping
 from vfiouser_virtio.pci.bar_part import BarPart, check_hook, hook_of
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+_STEP = 64 << 10
+_ZEROS = bytes(_STEP)
 
 
 class BarMemory(BarPart):
@@ -55,7 +58,8 @@ class BarMemory(BarPart):
     def bound(self, owner: object, name: str, offset: int, index: int | None = None) -> Self:
         """One of a device's own."""
         mine = self.copied(name, offset)
-        mine.data = bytearray(self.size)
+        # What the guest maps may be large, and mostly stays untouched: pages that nothing is written to take no memory.
+        mine.data = memoryview(mmap.mmap(-1, self.size)) if self.mapped else bytearray(self.size)
         mine.data[: len(self.contents)] = self.contents
         mine.written = hook_of(self.write_hook, owner, name, index, 2)[0]
         return mine
@@ -63,7 +67,10 @@ class BarMemory(BarPart):
     def place(self, mapping: BarMapping) -> None:
         """For the function: what it lies in, where that is mapped."""
         view = mapping.view[self.offset : self.end]
-        view[:] = self.data
+        for start in range(0, self.size, _STEP):
+            piece = bytes(self.data[start : start + _STEP])  # copied: a view is compared ten times as slowly
+            if piece != _ZEROS[: len(piece)]:
+                view[start : start + len(piece)] = piece
         self.data, self._mapping = view, mapping
 
     def power_on(self) -> None:

@@ -106,6 +106,18 @@ class BarSpace:
         }
         self._whole = registers
         self._plain = {offset: register for offset, register in registers.items() if register.reads_plainly}
+        self._all_plain = self._plain
+        self._on_read: Callable[[], None] | None = None
+
+    def tell_next_read(self, on_read: Callable[[], None]) -> None:
+        """Call ``on_read`` when a driver reads here the next time. It costs nothing after that."""
+        self._on_read = on_read
+        self._plain = {}  # what is looked up first: so all go the longer way
+
+    def _tell(self) -> None:
+        on_read, self._on_read, self._plain = self._on_read, None, self._all_plain
+        if on_read is not None:
+            on_read()
 
     # The two that are called for each access of a driver: one look-up for nearly all of them.
 
@@ -132,6 +144,8 @@ class BarSpace:
             self._blame(f"a write of {register.name}", error)
 
     def _read(self, offset: int, count: int) -> bytes:
+        if self._on_read is not None:
+            self._tell()
         register = self._whole.get(offset)
         if register is not None and register.size == count:
             try:

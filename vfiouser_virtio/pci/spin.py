@@ -38,13 +38,20 @@ class SpinWatch:
         self._reads = 0
         self._since = self._looked = clock()
         self._told = False
+        self.idle = False
+        """Whether there was no access between the last two looks."""
+
+    def begin(self) -> None:
+        """Accesses begin after a time without any, which is no part of a spin."""
+        self._looked = self._clock()
 
     def look(self) -> Spin | None:
         """The spin, once it has had ``threshold`` reads: once for each."""
         count = self._accesses.count
         now = self._clock()
         begun, self._looked = self._looked, now
-        if count == self._count:
+        self.idle = count == self._count
+        if self.idle:
             return None
         self._count = count
         polled = self._reads_since()

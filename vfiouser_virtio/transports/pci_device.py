@@ -175,6 +175,16 @@ class PciDeviceFunction(ServedFunction):
             spin = watch.look()
             if spin is not None:
                 self._log.warning("the driver polls, and nothing changes: %s; %s", spin, self._activity())
+            if watch.idle:
+                await self._next_read()
+                watch.begin()
+
+    async def _next_read(self) -> None:
+        """Wait, without a timer, until a driver reads in any BAR: a hundred idle devices wake for nothing."""
+        read = trio.Event()
+        for space in self.device.accesses.spaces:
+            space.tell_next_read(read.set)
+        await read.wait()
 
     def _activity(self) -> str:
         """What has happened last, and what the device is doing, in words."""
