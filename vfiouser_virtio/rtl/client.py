@@ -208,9 +208,9 @@ class BridgeClient:
             raise self._end(f"the bridge is gone: {error.strerror}") from None
 
     def _receive(self, timeout: float | None) -> None:
-        self.socket.settimeout(timeout)
+        self.socket.settimeout(timeout or None)
         try:
-            data = self.socket.recv(MAX_MESSAGE)
+            data = self.socket.recv(MAX_MESSAGE, 0 if timeout != 0 else socket.MSG_DONTWAIT)
         except (BlockingIOError, TimeoutError):
             return
         except OSError as error:
