@@ -112,8 +112,8 @@ class E1000(PciDevice):
         mac: Annotated[str, "address, such as 52:54:00:12:34:56; default: made up from the device's id"] = "",
     ) -> None:
         super().__init__()
-        self.mac = parse_mac(mac) if mac else made_up_mac(self.log.device)
-        self.eeprom = Eeprom(eeprom_words(self.mac, self.identity))
+        address = parse_mac(mac) if mac else made_up_mac(self.log.device)
+        self.eeprom = Eeprom(eeprom_words(address, self.identity))
         self.nic = Nic(netdev or NullNetdev(), self.log)
         self.receiver, self.transmitter = Receiver(self), Transmitter(self)
         self.nic.wants = self.receiver.wants
@@ -123,7 +123,7 @@ class E1000(PciDevice):
 
     def describe(self) -> str:
         """The address, and where the other end is."""
-        return f"{format_mac(self.mac)} on {self.nic.netdev.describe()}"
+        return f"{format_mac(self.eeprom.mac)} on {self.nic.netdev.describe()}"
 
     def confine(self) -> HostAccess:
         return confine_all([self.nic.netdev])
@@ -133,7 +133,7 @@ class E1000(PciDevice):
 
     def reset(self) -> None:
         self.phy = Phy()
-        self.addresses[0].set(self.mac)
+        self.addresses[0].set(self.eeprom.mac)
         self.receiver.reset()
         self.transmitter.reset()
         self._asserted = self._throttled = False

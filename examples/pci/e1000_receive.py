@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import trio
 from pci.e1000_banks import FCS, MPC, RNBC, ROC, TORL, TPR
 
+from vfiouser_virtio.backends.net.headers import HEAD, IPV4, TCP, UDP, find_headers
+from vfiouser_virtio.backends.net.segmentation import UDP_CHECK, ones_complement_sum
 from vfiouser_virtio.pci import DmaFault, Register, field, flag
 
 if TYPE_CHECKING:
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
 MIN_LENGTH = 60
 MAX_STANDARD, MAX_LONG = 1522, 16384
 """Bytes of a frame with FCS, without and with RCTL.LPE."""
-DD, EOP, IGNORE_CHECKSUM, VP, PIF = 0x01, 0x02, 0x04, 0x08, 0x80
-"""Status: done, end of packet, no checksum was looked at, VLAN, no exact match."""
+DD, EOP, IXSM, VP, TCPCS, IPCS, PIF = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40, 0x80
+"""Status: done, end of packet, no checksum was looked at, VLAN, TCP's or UDP's was, IP's was, no exact match."""
+TCPE, IPE = 0x20, 0x40
+"""Errors: a checksum that is wrong."""
+IPOFL, TUOFL = 0x100, 0x200
+"""RXCSUM: look at IP's checksum, at TCP's and UDP's."""
 RXDMT0, RXT0 = 0x10, 0x80
 """Causes of an interrupt: few buffers are left, something was received."""
 BURST = 16
@@ -120,7 +126,8 @@ class Receiver:
         if length + FCS > (MAX_LONG if card.rctl.long_packets else MAX_STANDARD):
             statistics.count(ROC)
             return
-        status, special = DD | IGNORE_CHECKSUM | (self._match(head) or 0), 0
+        looked, errors = check(bytes(data), card.rxcsum.value)
+        status, special = DD | looked | (self._match(head) or 0), 0
         crc = b"" if card.rctl.strip_crc else zlib.crc32(data).to_bytes(FCS, "little")
         if card.ctrl.vlan_mode and int.from_bytes(data[12:14], "big") == card.vet.value:
             status, special = status | VP, int.from_bytes(data[14:16], "big")
@@ -134,7 +141,8 @@ class Receiver:
             address = int.from_bytes(await card.dma.read(descriptor, 8), "little")
             if address:  # the driver gets back a descriptor that has none, and nothing else
                 await card.dma.write(address, piece)
-            await card.dma.write(descriptor + 8, _WRITE_BACK.pack(len(piece), 0, status | end, 0, special))
+            write_back = _WRITE_BACK.pack(len(piece), 0, status | end, errors if end else 0, special)
+            await card.dma.write(descriptor + 8, write_back)
             ring.advance()
         statistics.received(head, length)
         few = ring.left <= ring.count >> card.rctl.threshold + 1
@@ -151,3 +159,21 @@ class Receiver:
                 self.card.statistics[0].count(RNBC)
                 self.card.cause(RXT0)
             await self.ring.wait_kick()
+
+
+def check(data: bytes, rxcsum: int) -> tuple[int, int]:
+    """Status and errors of a frame's checksums (§3.2.9), of IPv4; of others nothing is said."""
+    ethertype, network, protocol, transport = find_headers(data[:HEAD])
+    if not rxcsum & (IPOFL | TUOFL) or ethertype != IPV4 or transport == network:
+        return IXSM, 0
+    status = errors = 0
+    if rxcsum & IPOFL:
+        status |= IPCS
+        errors |= IPE if ones_complement_sum(data[network:transport]) % 0xFFFF else 0
+    end = network + int.from_bytes(data[network + 2 : network + 4], "big")
+    has_one = protocol == TCP or (protocol == UDP and any(data[transport + UDP_CHECK : transport + UDP_CHECK + 2]))
+    if rxcsum & TUOFL and has_one and transport + UDP_CHECK + 2 <= end <= len(data):
+        total = ones_complement_sum(data[transport:end]) + ones_complement_sum(data[network + 12 : network + 20])
+        status |= TCPCS
+        errors |= TCPE if (total + protocol + end - transport) % 0xFFFF else 0
+    return status or IXSM, errors

@@ -11,8 +11,9 @@ from vfiouser_virtio.pci import Identity, Register, flag
 CHECKSUM = 0xBABA
 """What all words of the EEPROM are together (§5.6.33)."""
 WORDS = 64
-READ = "110"
-"""A start bit, and the instruction; six bits of address follow."""
+READ, WRITE, ENABLE, DISABLE = "110", "101", "10011", "10000"
+"""A start bit, and the instruction; there are nine bits with the address, or what is in its place. A word follows."""
+INSTRUCTION = 9
 
 
 class EepromWires(Register):
@@ -28,27 +29,38 @@ class EepromWires(Register):
 
 
 class Eeprom:
-    """93C46 with ``words``: takes a bit, and gives one, with each rising clock. It can only be read."""
+    """93C46 with ``words``: takes a bit, and gives one, with each rising clock. What is written is there at once."""
 
     def __init__(self, words: list[int]) -> None:
         self.words = words
         self._taken = ""
         self._clock = False
         self._out = True
+        self._may_write = False
 
     def wires(self, chip_select: bool, clock: bool, data_in: bool) -> bool:
         """Set its three inputs; returns its output."""
         rises, self._clock = clock and not self._clock, clock
         if not chip_select:
             self._taken, self._out = "", True
-        elif rises:
-            if self._taken or data_in:  # zeros before the start bit mean nothing
-                self._taken = (self._taken + ("1" if data_in else "0"))[: len(READ) + 6 + 16]
-            clocks = len(self._taken) - len(READ) - 6
-            self._out = False  # with the last bit of the address a zero comes before the word
-            if clocks > 0 and self._taken.startswith(READ):
-                self._out = bool(self.words[int(self._taken[len(READ) : len(READ) + 6], 2)] >> 16 - clocks & 1)
+        elif rises and (self._taken or data_in) and len(self._taken) < INSTRUCTION + 16:  # a one is the start
+            self._taken += "1" if data_in else "0"
+            self._out = self._next(self._taken, len(self._taken) - INSTRUCTION)
         return self._out
+
+    def _next(self, taken: str, clocks: int) -> bool:
+        """What comes out with a bit, so many clocks after an instruction: a zero, and the bits of the word."""
+        if clocks == 0 and taken.startswith((ENABLE, DISABLE)):
+            self._may_write = taken.startswith(ENABLE)
+        address = int(taken[3:INSTRUCTION] or "0", 2)
+        if clocks == 16 and taken.startswith(WRITE) and self._may_write:
+            self.words[address] = int(taken[INSTRUCTION:], 2)
+        return clocks > 0 and taken.startswith(READ) and bool(self.words[address] >> 16 - clocks & 1)
+
+    @property
+    def mac(self) -> bytes:
+        """The address that a card takes from it."""
+        return b"".join(word.to_bytes(2, "little") for word in self.words[:3])
 
 
 def eeprom_words(mac: bytes, identity: Identity) -> list[int]:
@@ -81,6 +93,11 @@ class Phy:
 
     def __init__(self) -> None:
         self.registers = dict(self.RESET)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether what is sent comes back."""
+        return bool(self.registers[0] & 0x4000)
 
     def read(self, number: int, link: bool) -> int:
         """A register, with or without a link."""

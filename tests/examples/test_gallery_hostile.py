@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from i2c_board import I2cBoard
 from pci.accelerator import JOB, Accelerator
+from pci.e1000 import E1000
 from pci.edu import Edu
 from pci.idio16 import Idio16
 from pci.uart import Uart
@@ -169,6 +170,81 @@ ISMT = {
 }
 
 
+# ---- the 82540EM: two rings; what is sent comes back through its PHY
+
+
+def shown(
+    *entries: bytes,
+    at: int = RING,
+    length: int = 128,
+    tail: int | None = None,
+    head: int = 0,
+    receive: int = RAM + 0x800,
+    buffer: int = RAM + 0x1000,
+) -> list[Step]:
+    tail = len(entries) if tail is None else tail
+    return [
+        poke(receive, struct.pack("<QQ", buffer, 0) * 8), poke(RAM, b"\xff" * 64), poke(at, b"".join(entries)),
+        put("mdic", 0x0420_4140), put("ctrl", 0x40),
+        put("rings[0].base", receive), put("rings[0].length", 128), put("rings[0].tail", 7), put("rctl", 0x8002),
+        put("rings[1].base", at), put("rings[1].length", length), put("rings[1].head", head), put("tctl", 0x0A),
+        put("rings[1].tail", tail), SETTLE,
+    ]  # fmt: skip
+
+
+def frame(address: int = RAM, length: int = 60, command: int = 0x0B) -> bytes:
+    return struct.pack("<QHBBI", address, length, 0, command, 0)
+
+
+def offloaded(options: int, command: int, *numbers: int, mss: int = 0) -> tuple[bytes, bytes]:
+    """A context with these six numbers, and a packet that is what it says."""
+    return (
+        struct.pack("<BBHBBHIBBH", *numbers, 0x20 << 24 | command << 24, 0, 54, mss),
+        struct.pack("<QIBBH", RAM, 1 << 20 | (0x2B | command & 4) << 24 | 64, 0, options, 0),
+    )
+
+
+TX_STANDS, SENT = {"rings[1].head": 0, "rings[1].tail": 1}, {"rings[1].head": 1}
+E1000_ATTACKS = {
+    "a ring in own BAR": Attack(shown(frame(), at=OWN_BAR), TX_STANDS),
+    "a ring in a hole": Attack(shown(frame(), at=HOLE), TX_STANDS),
+    "a ring across the end of memory": Attack(shown(frame(), at=END & ~15), SENT),
+    "a ring that cannot be written": Attack(shown(frame(), at=READ_ONLY), TX_STANDS),
+    "a ring nowhere": Attack(shown(frame(), at=NOWHERE), TX_STANDS),
+    "no ring": Attack(shown(frame(), length=0), TX_STANDS),
+    "a tail behind the ring": Attack(shown(frame(), tail=0xFFFF), {"rings[1].head": 0}),
+    "a head behind the ring": Attack(shown(frame(), head=8), {"rings[1].head": 8}),
+    "a frame from own BAR": Attack(shown(frame(OWN_BAR)), SENT),
+    "a frame from a hole": Attack(shown(frame(HOLE - 4)), SENT),
+    "a frame of nothing": Attack(shown(frame(length=0)), SENT),
+    "a frame of 64 KiB": Attack(shown(frame(length=0xFFFF)), SENT),
+    "frames without an end": Attack(
+        [*shown(*[frame(length=0xFFFF, command=8)] * 8, tail=7), put("rings[1].tail", 6), SETTLE], {"rings[1].head": 6}
+    ),
+    "segments of nothing": Attack(shown(*offloaded(3, 7, 14, 24, 33, 34, 50, 0)), {"rings[1].head": 2}),
+    "segments of a frame that has no such headers": Attack(
+        shown(*offloaded(3, 7, 255, 255, 0xFFFF, 255, 255, 0xFFFF, mss=1)), {"rings[1].head": 2}
+    ),
+    "checksums outside of the frame": Attack(
+        shown(*offloaded(3, 3, 255, 255, 0xFFFF, 255, 255, 0xFFFF)), {"rings[1].head": 2}
+    ),
+    "checksums that end before they begin": Attack(shown(*offloaded(3, 3, 63, 0, 1, 63, 0, 1)), {"rings[1].head": 2}),
+    "a receive ring in own BAR": Attack(shown(frame(), receive=OWN_BAR), SENT | {"rings[0].head": 0}),
+    "a receive ring that cannot be written": Attack(shown(frame(), receive=READ_ONLY), SENT | {"rings[0].head": 0}),
+    "a receive buffer that is the ring": Attack(shown(frame(), buffer=RAM + 0x800), SENT | {"rings[0].head": 1}),
+    "a receive buffer in own BAR": Attack(shown(frame(), buffer=OWN_BAR), SENT | {"rings[0].head": 0}),
+    "more frames than buffers": Attack(
+        [*shown(*[frame()] * 8, tail=7), put("rings[1].tail", 3), SETTLE, put("rings[1].tail", 1), SETTLE],
+        {"rings[0].head": 7, "rings[1].head": 1},
+    ),
+    "memory goes": Attack([*shown(frame())[:-2], UNMAP, put("rings[1].tail", 1), SETTLE, MAP], TX_STANDS),
+    "a reset by itself in the middle": Attack(
+        [*shown(*[frame()] * 7)[:-1], put("ctrl", 1 << 26), SETTLE], {"rings[1].length": 128}
+    ),
+    "without Bus Master": Attack([NO_MASTER, *shown(frame()), MASTER, SETTLE], SENT),
+}
+
+
 # ---- ports: no memory, but reads and writes with effects, of any width
 
 PORTS = {
@@ -231,6 +307,7 @@ DEVICES: dict[str, tuple[Callable[[], PciDevice], dict[str, Attack]]] = {
     "edu": (Edu, EDU | {"accesses": accesses(0, 1 << 20)}),
     "accelerator": (Accelerator, ACCELERATOR | {"accesses": accesses(0, 0x1000)}),
     "ismt": (I2cBoard, ISMT | {"accesses": accesses(0, 0x400)}),
+    "e1000": (E1000, E1000_ATTACKS | {"accesses": accesses(0, 0x20000), "ports": accesses(2, 64)}),
     "uart": (Uart, PORTS | {"accesses": accesses(0, 8)}),
     "idio16": (lambda: Idio16(loopback=True), GPIO | {"accesses": accesses(2, 8)}),
 }

@@ -14,12 +14,19 @@ from vfiouser_virtio.backends.net.port import NetPort
 
 MAC, PEER = bytes.fromhex("525400000001"), bytes.fromhex("525400000002")
 
+FRAME = PEER + MAC + b"\x88\xb5" + bytes(range(100))
+TO_CARD = MAC + PEER + b"\x88\xb5" + bytes(range(100))
+
 CTRL, STATUS, EECD, EERD, MDIC, VET = 0x0, 0x8, 0x10, 0x14, 0x20, 0x38
 ICR, ITR, ICS, IMS, IMC = 0xC0, 0xC4, 0xC8, 0xD0, 0xD8
 RCTL, TCTL = 0x100, 0x400
 RDBAL, RDLEN, RDH, RDT = 0x2800, 0x2808, 0x2810, 0x2818
 TDBAL, TDLEN, TDH, TDT = 0x3800, 0x3808, 0x3810, 0x3818
 MTA, RAL, RAH, VFTA = 0x5200, 0x5400, 0x5404, 0x5600
+RXCSUM = 0x5000
+GPRC, GPTC, BPTC, MPTC, PTC127, GOTCL, MPRC, RNBC, ROC, TSCTC, TSCTFC = (
+    0x4074, 0x4080, 0x40F4, 0x40F0, 0x40DC, 0x4090, 0x407C, 0x40A0, 0x40AC, 0x40F8, 0x40FC,
+)  # fmt: skip
 RCTL_EN, RCTL_UPE, RCTL_MPE, RCTL_LPE, RCTL_BAM, RCTL_VFE, RCTL_SECRC = (1 << bit for bit in (1, 3, 4, 5, 15, 18, 26))
 CTRL_SLU, CTRL_RST, CTRL_VME = 1 << 6, 1 << 26, 1 << 30
 TXDW, TXQE, LSC, RXDMT0, RXT0 = 0x01, 0x02, 0x04, 0x10, 0x80
@@ -111,13 +118,13 @@ class E1000Driver:
             assert await self.port.send(frame)
         await self.pci.settle()
 
-    def received(self) -> tuple[bytes, int, int] | None:
-        """The next buffer, its status and its tag; it is the card's again."""
+    def received(self, errors: int = 0) -> tuple[bytes, int, int] | None:
+        """The next buffer, its status and its tag, with these errors; it is the card's again."""
         place = RX_RING + 16 * self.next
-        address, length, _, status, errors, tag = struct.unpack("<QHHBBH", self.get(place, 16))
+        address, length, _, status, found, tag = struct.unpack("<QHHBBH", self.get(place, 16))
         if not status & 1:
             return None
-        assert errors == 0
+        assert found == errors
         self.put(place + 8, bytes(8))
         self.write(RDT, self.next)
         self.next = (self.next + 1) % COUNT
