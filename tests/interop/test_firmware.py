@@ -1,12 +1,14 @@
 """SeaBIOS' own virtio driver on our disk, while QEMU remaps RAM under its ring; QEMUs that come, go and are killed."""
 
 import gc
+import logging
 import os
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import trio
+from pci.nvme import Nvme
 from support.boot_sector import GREETING, SECTORS, WRITE_SECTOR, boot_sector
 from support.engines import current_engine
 from support.serving import serving_functions
@@ -48,6 +50,25 @@ async def test_firmware_boots_from_our_disk(
     numbers = {int.from_bytes(written[at : at + 4], "little") for at in range(512, len(written), 512)}
     assert len(numbers) == SECTORS - 1
     assert max(numbers) - min(numbers) == SECTORS - 2
+
+
+async def test_firmware_boots_from_an_nvme_disk(
+    qemu: vm.Qemu, boot_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SeaBIOS' nvme driver on examples/pci/nvme.py, which it polls."""
+    nvme = Nvme(path=boot_disk)
+    async with (
+        serve(nvme) as served,
+        vm.boot_guest(qemu, None, devices=served.qemu_devices) as guest,
+    ):
+        await guest.wait_serial(GREETING.decode() + 4 * ".")
+        guest.kill()
+        await guest.wait_exit()
+    assert "!" not in guest.serial_log
+    written = boot_disk.read_bytes()[WRITE_SECTOR * 512 :][: SECTORS * 512]
+    numbers = [int.from_bytes(written[at : at + 4], "little") for at in range(512, len(written), 512)]
+    assert numbers == list(range(numbers[0], numbers[0] + SECTORS - 1))
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
 @both_engines
