@@ -16,6 +16,7 @@ commands in `nvme_admin` and `nvme_io`.
 import hashlib
 import os
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated
 
 import trio
@@ -23,6 +24,7 @@ from pci.nvme_admin import MAX_ENTRIES, AdminCommands
 from pci.nvme_formats import COMMAND, VERSION, Command
 from pci.nvme_io import DiskCommands
 from pci.nvme_queues import CompletionQueue, SubmissionQueue
+from pci.nvme_shadow import ShadowDoorbells
 
 from vfiouser_virtio import DeviceError, Size
 from vfiouser_virtio.backends.block import Aio, BlockBackend, Cache
@@ -41,10 +43,14 @@ from vfiouser_virtio.pci import (
     flag,
     interrupts,
 )
+from vfiouser_virtio.virtio.offer import Poll
+from vfiouser_virtio.virtio.polling import Polling
 
 MAX_QUEUES = 64
 TIMEOUT = 60
 """CAP.TO, in units of 500 ms: how long a driver waits for CSTS.RDY. Requests on the host end before a reset does."""
+SLICE = 300e-6
+"""Seconds of work after which other tasks have their turn: a round of the event loop costs as much as two commands."""
 NVM_COMMAND_SET = 1 << 37
 CONTIGUOUS_QUEUES = 1 << 16
 NORMAL, OCCURRING, COMPLETE = range(3)
@@ -117,6 +123,9 @@ class Nvme(PciDevice):
         logical_block_size: Annotated[int, "smallest unit that the guest addresses, 512 to 4096 bytes"] = 512,
         aio: Annotated[Aio, "how what may block is done: io_uring; threads; inline"] = "io_uring",
         cache: Annotated[Cache, "writeback: through the host's page cache; none: past it (O_DIRECT)"] = "writeback",
+        poll: Annotated[
+            Poll, "look at queues for a moment after each command, so that the next need not ring"
+        ] = "adaptive",
         discard: Annotated[bool, "let the guest give back space (fstrim), where the host can"] = True,
         backend: BlockBackend | None = None,
     ) -> None:
@@ -142,10 +151,14 @@ class Nvme(PciDevice):
         self.disk = DiskCommands(backend, logical_block_size, self.dma, self.log, self.complete, discards=discards)
         self.serial = serial or _serial(path)
         self._admin = AdminCommands(self)
+        self.shadow: ShadowDoorbells | None = None
+        """Doorbells in memory, once the driver has set them up."""
+        self._polling = Polling(poll)
         self._rung: dict[SubmissionQueue, None] = {}
         self._ended: dict[CompletionQueue, None] = {}
         self._news = trio.lowlevel.ParkingLot()
-        self._running = self._restarting = self._shutting_down = self._cc_news = self._line = False
+        self._running = self._restarting = self._shutting_down = False
+        self._cc_news = self._shadow_news = self._line = False
 
     # ---- registers -------------------------------------------------------------------------------------------------
 
@@ -180,26 +193,34 @@ class Nvme(PciDevice):
         if not self.csts.ready or self.csts.fatal or self._restarting:
             return
         number = index >> 1
-        if index & 1:
-            completions = self.completion_queues.get(number)
-            if completions is None:
-                self._admin.doorbell_error(0)
-            elif value >= completions.size or (value - completions.head) % completions.size > completions.used:
-                self._admin.doorbell_error(1)
-            else:
-                completions.head = value
-                if completions.waiting:
-                    self._show(completions)
-                self.show_line()
-            return
         queue = self.submission_queues.get(number)
-        if queue is None:
+        completions = self.completion_queues.get(number)
+        if (completions if index & 1 else queue) is None:
             self._admin.doorbell_error(0)
-        elif value >= queue.size:
+        elif self.shadow is not None and number:
+            self._shadow_news = True  # which is where the value is that counts: this one may be older
+            self._news.unpark_all()
+        elif queue is not None and not index & 1:
+            self._tail(queue, value)
+        elif completions is not None:
+            self._head(completions, value)
+
+    def _tail(self, queue: SubmissionQueue, value: int) -> None:
+        if value >= queue.size:
             self._admin.doorbell_error(1)
         else:
             queue.tail = value
             self._ring(queue)
+
+    def _head(self, completions: CompletionQueue, value: int) -> None:
+        moved = (value - completions.head) % completions.size
+        if value >= completions.size or moved > completions.used:
+            self._admin.doorbell_error(1)
+        elif moved:
+            completions.head = value
+            if completions.waiting:
+                self._show(completions)
+            self.show_line()
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -234,7 +255,8 @@ class Nvme(PciDevice):
         self.completion_queues.clear()
         self._rung.clear()
         self._ended.clear()
-        self._shutting_down = False
+        self._shutting_down = self._shadow_news = False
+        self.shadow = None
         self.disk.write_cache = True
         self._admin.reset()
         self.mask_set.value = self.mask_clear.value = 0
@@ -255,6 +277,7 @@ class Nvme(PciDevice):
     # ---- commands --------------------------------------------------------------------------------------------------
 
     async def _serve(self, nursery: trio.Nursery) -> None:
+        since = perf_counter()
         while True:
             if self._cc_news:
                 self._cc_news = False
@@ -265,17 +288,57 @@ class Nvme(PciDevice):
                     nursery.start_soon(self._shut_down)
             if not self.csts.fatal:
                 try:
+                    if self._shadow_news:
+                        self._shadow_news = False
+                        self._look_at_shadow()
                     await self._work(nursery)
+                    idle = not self._has_news() and not await self._poll()
                 except DmaFault as fault:
                     self.log.once("fatal", "a queue cannot be reached, so the controller waits for a reset: %s", fault)
                     self.csts.fatal = True
             if self.csts.fatal:
                 self._rung.clear()
                 self._ended.clear()
-            if self._rung or self._ended or self._cc_news:
-                await trio.lowlevel.checkpoint()  # other devices have their turns
-            else:
+                idle = not self._cc_news
+            if idle:
                 await self._news.park()
+                await trio.lowlevel.checkpoint_if_cancelled()  # there may have been a reset after what has woken it
+                since = perf_counter()
+            elif perf_counter() - since > SLICE:
+                await trio.lowlevel.checkpoint()  # other devices have their turns
+                since = perf_counter()
+
+    def _has_news(self) -> bool:
+        return bool(self._rung or self._ended or self._cc_news or self._shadow_news)
+
+    async def _poll(self) -> bool:
+        """Look whether there is something that is told in memory alone, for a moment. Raises DmaFault."""
+        shadow = self.shadow
+        if shadow is None:
+            return False
+        if self._polling.should_spin():
+            starting = self.disk.starting
+            await self._polling.spin(
+                self._look_at_shadow,
+                lambda: sum(each.under_way for each in self.submission_queues.values()),
+                held=lambda: self.disk.held,
+                reap=starting.reap if starting is not None else lambda: False,
+            )
+            if self._has_news():
+                return True
+        shadow.want_tails(self.submission_queues.values())
+        return self._look_at_shadow()
+
+    def _look_at_shadow(self) -> bool:
+        """Whether there is news, also in the doorbells that are in memory. Raises DmaFault."""
+        if self.shadow is not None:
+            for queue, tail in self.shadow.look(self.submission_queues.values()):
+                self._tail(queue, tail)
+                self._polling.filled()
+            for completions in self.completion_queues.values():
+                if completions.rings and completions.used:
+                    self._head(completions, self.shadow.head(completions))
+        return self._has_news()
 
     async def _work(self, nursery: trio.Nursery) -> None:
         """Some commands of each queue with news, and all completions that there are then. Raises DmaFault."""
@@ -293,7 +356,7 @@ class Nvme(PciDevice):
         while self._ended:
             completions = next(iter(self._ended))
             del self._ended[completions]
-            stored = await completions.store(self.dma)
+            stored = await self._store(completions)
             if stored and completions.vector is not None:
                 irq = self.irq[completions.vector]
                 if irq.by_message:
@@ -306,6 +369,20 @@ class Nvme(PciDevice):
                 if queue.when_idle is not None and not queue.under_way:
                     queue.when_idle()
                     queue.when_idle = None
+
+    async def _store(self, completions: CompletionQueue) -> set[SubmissionQueue]:
+        """As `CompletionQueue.store`; how far the driver is may be in its memory alone."""
+        shadow = self.shadow if completions.number else None
+        if shadow is not None and completions.used + len(completions.waiting) >= completions.size:
+            self._head(completions, shadow.head(completions))
+        stored = await completions.store(self.dma)
+        if shadow is not None:
+            wanted = bool(completions.waiting) or not self.irq[0].by_message
+            if wanted or completions.rings:
+                completions.rings = wanted
+                shadow.want_head(completions)
+                self._head(completions, shadow.head(completions))
+        return stored
 
     async def _shut_down(self) -> None:
         try:

@@ -13,6 +13,7 @@ from pci import nvme_formats as formats
 from pci.nvme_formats import ALL_NAMESPACES, NAMESPACE, PAGE, Admin, Command, Failed, Feature, Status
 from pci.nvme_io import TRANSFER_SHIFT
 from pci.nvme_queues import CompletionQueue, SubmissionQueue
+from pci.nvme_shadow import ShadowDoorbells
 
 from vfiouser_virtio.pci import DmaFault
 
@@ -46,6 +47,7 @@ class AdminCommands:
             Admin.SET_FEATURES: self._set_features,
             Admin.GET_FEATURES: self._get_features,
             Admin.ASYNC_EVENT: self._async_event,
+            Admin.DOORBELL_BUFFER_CONFIG: self._use_shadow,
         }
         self.errors: deque[bytes] = deque(maxlen=MAX_ERRORS)
         self.error_count = 0
@@ -145,6 +147,16 @@ class AdminCommands:
         self.nvme.show_line()
         return 0
 
+    async def _use_shadow(self, command: Command) -> int:
+        """Doorbell Buffer Config (Base §5.9): where no look takes a message, which is more than a doorbell does."""
+        if command.prp1 & PAGE - 1 or command.prp2 & PAGE - 1:
+            raise Failed(Status.PRP_OFFSET_INVALID)
+        shadow = ShadowDoorbells(self.nvme.dma, command.prp1, command.prp2)
+        if not shadow.is_there():
+            raise Failed(Status.INVALID_FIELD)
+        self.nvme.shadow = shadow
+        return 0
+
     # ---- what the controller is (Base §5.16, §5.17) ----------------------------------------------------------------
 
     async def _identify(self, command: Command) -> int:
@@ -158,6 +170,7 @@ class AdminCommands:
                 transfer=TRANSFER_SHIFT,
                 events=MAX_EVENTS,
                 errors=MAX_ERRORS,
+                shadow=nvme.dma.views_nowait([(command.prp1, 1)]) is not None,
                 writable=not disk.backend.readonly,
                 discards=disk.discards,
             )

@@ -58,6 +58,7 @@ class Admin(IntEnum):
     SET_FEATURES = 0x09
     GET_FEATURES = 0x0A
     ASYNC_EVENT = 0x0C
+    DOORBELL_BUFFER_CONFIG = 0x7C
 
 
 class Io(IntEnum):
@@ -121,7 +122,16 @@ class Failed(Exception):
 
 
 def identify_controller(
-    vendor: int, serial: str, uuid: UUID, *, transfer: int, events: int, errors: int, writable: bool, discards: bool
+    vendor: int,
+    serial: str,
+    uuid: UUID,
+    *,
+    transfer: int,
+    events: int,
+    errors: int,
+    shadow: bool,
+    writable: bool,
+    discards: bool,
 ) -> bytes:
     """Identify Controller data structure (Base §5.17.2.1, figure 275).
 
@@ -134,6 +144,7 @@ def identify_controller(
     data[77] = transfer
     struct.pack_into("<III", data, 80, VERSION, 0, 30_000_000)  # RTD3E: a shutdown may take 30 s
     data[111] = 1  # CNTRLTYPE: I/O
+    struct.pack_into("<H", data, 256, 0x0100 if shadow else 0)  # OACS: Doorbell Buffer Config
     data[258], data[259] = 3, events - 1  # ACL, AERL
     data[260] = 0x03  # FRMW: one slot, which is read-only
     data[261] = 0x06  # LPA: commands and effects, extended data

@@ -56,6 +56,8 @@ class DiskCommands:
         """Commands that have read, and written."""
         self.moved = [0, 0]
         """What they have moved, in bytes."""
+        self.held = 0
+        """Commands that the backend has begun, which need no task."""
         self._dma, self._log, self._complete = dma, log, complete
         self._copies = trio.Semaphore(MAX_COPIES)
 
@@ -140,12 +142,15 @@ class DiskCommands:
                 cancel()
 
         def ended(error: OSError | None) -> None:
+            self.held -= 1
             release()
             self._complete(queue, command.cid, 0 if error is None else self._status(command, error))
 
         release = self._dma.hold(ranges, give_up)
+        self.held += 1
         cancel = start(ended)
         if cancel is None:
+            self.held -= 1
             release()
         return cancel is not None
 

@@ -38,6 +38,8 @@ class CompletionQueue:
     """Queue, command identifier, status and result of what has ended, and waits for room, or to be stored with more."""
     submitters: int = 0
     """Submission queues that it is for."""
+    rings: bool = True
+    """With doorbells in memory: the driver rings when it has taken some."""
 
     @property
     def used(self) -> int:

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import trio
 
-from vfiouser_virtio.barrier import TSO, full_barrier
+from vfiouser_virtio.barrier import full_barrier
 from vfiouser_virtio.errors import AuthorError, GuestError, PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.pieces import Pieces
@@ -131,12 +131,11 @@ class Dma:
 
     @staticmethod
     def fence() -> None:
-        """Order of stores through views: those before it are seen before those after it.
+        """Order of accesses through views: those before it are done before those after it, as its guest sees them.
 
         For an index, or a bit, that says that something else is there. `read` and `write` need none.
         """
-        if not TSO:
-            full_barrier()
+        full_barrier()
 
     def _look_up(self, ranges: DmaRanges, write: bool) -> Sequence[memoryview] | None:
         look_up = self.memory.writable if write else self.memory.readable
