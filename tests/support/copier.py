@@ -47,7 +47,7 @@ async def simulated_copier(path: Path, folder: Path, *options: str) -> AsyncIter
             await process.wait()
 
 
-# Two copies, of which the second copies what the first has made; a word is lost where they go.
+# Three copies, each of what the one before has made: waited for by reads, and by interrupts.
 DRIVER = r"""
 device=$(find_device 1234:5ac1)
 echo 1234 5ac1 >/sys/bus/pci/drivers/uio_pci_generic/new_id
@@ -61,15 +61,18 @@ until [ "$(reg 0)" = 0x314C5452 ]; do sleep 0.1; done
 seq 2000 | head -c 4096 >/tmp/page
 dd if=/tmp/page of=/dev/mem bs=4096 seek=$((ram / 4096)) conv=notrunc 2>/dev/null
 exec 4</dev/uio0
+interrupted() { echo interrupts $(dd bs=4 count=1 <&4 2>/dev/null | hexdump -v -e '1/4 "%%d"') $(reg 0x08); }
+polled() { while [ $(($(reg 0x08) & 1)) = 1 ]; do :; done; echo polled $(reg 0x08); }
 copy() {
-    reg 0x10 $1 64; reg 0x18 $2 64; reg 0x0c 4096; reg 0x04 3
-    echo interrupts $(dd bs=4 count=1 <&4 2>/dev/null | hexdump -v -e '1/4 "%%d"') $(reg 0x08)
+    reg 0x10 $1 64; reg 0x18 $2 64; reg 0x0c 4096; reg 0x04 $4
+    $3
     reg 0x08 6
     read_ram $(($2 - ram)) | cmp - /tmp/page && echo the same
 }
-copy $ram $((ram + 0x2000))
+copy $ram $((ram + 0x2000)) polled 1
+copy $((ram + 0x2000)) $((ram + 0x4000)) interrupted 3
 intx
-copy $((ram + 0x2000)) $((ram + 0x4000))
+copy $((ram + 0x4000)) $((ram + 0x6000)) interrupted 3
 exec 4<&-
 reg 0x28 0x12345678
 echo 1 >$device/reset
