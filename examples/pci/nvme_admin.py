@@ -60,7 +60,9 @@ class AdminCommands:
         self._events: dict[int, None] = {}
 
     async def perform(self, queue: SubmissionQueue, command: Command) -> None:
-        """Carry a command out, or begin to."""
+        """Carry a command out, or begin to; nothing of a queue from before a reset."""
+        if not queue.alive:
+            return
         try:
             make = self._commands.get(command.opcode)
             if make is None:
@@ -125,10 +127,11 @@ class AdminCommands:
             raise Failed(Status.INVALID_QUEUE_IDENTIFIER)
         queue = nvme.submission_queues.pop(number)
         queue.tail = queue.head  # what was not fetched is not done
+        admin = nvme.submission_queues[0]  # by then, a reset may have taken it away
 
         def deleted() -> None:
             queue.completions.submitters -= 1
-            nvme.complete(nvme.submission_queues[0], command.cid)
+            nvme.complete(admin, command.cid)
 
         if not queue.under_way:
             queue.completions.submitters -= 1

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from pci.nvme import Nvme
+from pci.nvme_admin import AdminCommands
+from pci.nvme_formats import Command
 from support.in_process_driver import driving
 from support.nvme_driver import CC, CSTS, DATA, ENABLE, FATAL, PAGE, READY, NvmeDriver
 
@@ -321,6 +323,29 @@ async def test_a_shutdown_is_told_and_a_reset_ends_it() -> None:
         assert machine.read(CSTS) == 2 << 2
         machine.write(CC, 0)
         assert machine.read(CSTS) == 0
+
+
+async def test_what_was_fetched_before_a_reset_is_not_done_after_it(caplog: pytest.LogCaptureFixture) -> None:
+    """A deletion that waits for requests, and a command of before, when the queues are gone."""
+    nvme = Nvme(size=MIB)
+    async with driving(nvme) as machine:
+        driver = NvmeDriver(machine)
+        await driver.enable()
+        pair = await driver.create(size=4)
+        admin, queue = nvme.submission_queues[0], nvme.submission_queues[pair.number]
+        queue.under_way = 1  # a request that the host has not ended
+        driver.submit(driver.admin, 0x00, pair.number)
+        driver.ring(driver.admin)
+        await machine.settle()
+        assert driver.reap(driver.admin) == []
+        assert queue.when_idle is not None
+        await driver.disable()
+        queue.when_idle()
+        event = Command(0x0C, 0, 7, *[0] * 11)
+        await AdminCommands(nvme).perform(admin, event)
+        await driver.enable()
+        await driver.identify(1)
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
 async def test_random_commands_and_registers_do_no_harm(caplog: pytest.LogCaptureFixture) -> None:
