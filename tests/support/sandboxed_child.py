@@ -18,11 +18,16 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from vfiouser_virtio.connecting import connect_stream
-from vfiouser_virtio.host_access import HostAccess
-from vfiouser_virtio.libc import last_error, libc
-from vfiouser_virtio.removal import remove_file
-from vfiouser_virtio.serving.sandbox import enter_sandbox, give_up_rights
+from vfiouser_virtio import briefly
+
+# Before the others read it: a busy machine, on which another process is late, is no file system that hangs.
+briefly.TIMEOUT_S = 60.0
+
+from vfiouser_virtio.connecting import connect_stream  # noqa: E402
+from vfiouser_virtio.host_access import HostAccess  # noqa: E402
+from vfiouser_virtio.libc import last_error, libc  # noqa: E402
+from vfiouser_virtio.removal import remove_file  # noqa: E402
+from vfiouser_virtio.serving.sandbox import enter_sandbox, give_up_rights  # noqa: E402
 
 folder, opened = Path(sys.argv[1]), os.open(sys.argv[2], os.O_RDWR)
 listener = socket.socket(socket.AF_UNIX)
