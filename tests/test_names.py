@@ -6,6 +6,10 @@ from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 
 # A sentence about the class, or a clause for its name, instead of its name: "Sends …", "What … is".

@@ -53,7 +53,7 @@ async def test_rings_of_a_type_of_ones_own(tmp_path: Path, name: str, status: in
     (tmp_path / "reverse.py").write_text(FILE)
     served = f"{tmp_path}/reverse.py:Reverse,socket={tmp_path}/r.sock"
     async with serve_process("--device", served, folder=tmp_path):
-        wanted = ["conform", "--only", "virtio14/UR*", f"{tmp_path}/r.sock"]
+        wanted = ["conform", "--timeout", "60", "--only", "virtio14/UR*", f"{tmp_path}/r.sock"]
         without = await trio.to_thread.run_sync(run_command, *wanted)
         assert without.returncode == 0
         assert "needs a device type that can be exercised" in without.stdout

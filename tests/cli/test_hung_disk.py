@@ -20,7 +20,7 @@ from support.waiting import never_waits
 
 from vfiouser_virtio.dma import SharedMemory
 from vfiouser_virtio.errors import DeviceError, PeerError
-from vfiouser_virtio.guest import BlkDriver, ConsoleDriver, DeviceGone, Disk, bound_pci
+from vfiouser_virtio.guest import BlkDriver, ConsoleDriver, DeviceGone, Disk, RequestFailed, bound_pci
 from vfiouser_virtio.protocols.vfio_user import PciRegion
 from vfiouser_virtio.serving.serve import serve
 from vfiouser_virtio.vfio_user import connect
@@ -31,7 +31,7 @@ GAVE_UP = f"SIGTERM: {GAVE_UP_BY_ITSELF}"
 
 
 async def read_for_ever(path: str, files: FuseFiles) -> None:
-    """A client of the disk, until the server is gone; its second read does not end."""
+    """A client of the disk, until the server is gone; its second read does not end, or fails together with that."""
     try:
         with SharedMemory(1 << 20) as memory:
             async with connect(path, memory=[memory]) as client, bound_pci(client, BlkDriver()) as device:
@@ -40,7 +40,7 @@ async def read_for_ever(path: str, files: FuseFiles) -> None:
                 files.hanging.add(Op.READ)
                 await disk.read(8, 8)
                 raise AssertionError("the read has ended")
-    except* (PeerError, DeviceGone):
+    except* (PeerError, DeviceGone, RequestFailed):
         pass
 
 
@@ -102,6 +102,7 @@ async def test_a_process_that_cannot_even_be_killed_is_left_behind(tmp_path: Pat
             assert not [path for path in served.sockets if os.path.exists(path)]
 
 
+@pytest.mark.qemu
 async def test_run_exec_ends_with_the_status_of_its_command(tmp_path: Path) -> None:
     with FuseFiles(tmp_path / "fuse", contents()) as files:
         files.hanging.add(Op.WRITE)
@@ -111,7 +112,9 @@ async def test_run_exec_ends_with_the_status_of_its_command(tmp_path: Path) -> N
         async with started("run", disk, "--exec", script, folder=tmp_path) as process:
             await files.wait_hanging(Op.WRITE)
             assert await process.wait() == 7
-    assert (tmp_path / "log").read_text() == f"vfiouser-virtio: {GAVE_UP_BY_ITSELF}\n"
+    said = (tmp_path / "log").read_text().splitlines()
+    # A busy machine takes long to open a file, too.
+    assert [line for line in said if "takes long" not in line] == [f"vfiouser-virtio: {GAVE_UP_BY_ITSELF}"]
 
 
 @pytest.mark.parametrize("options", [(), ("--processes",)], ids=["run", "processes"])

@@ -96,6 +96,7 @@ esac
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("room", "lists", "words"),
     [

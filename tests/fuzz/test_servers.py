@@ -82,15 +82,25 @@ def test_what_is_wrong_with_a_server_is_found(tmp_path: Path, fault: str, step: 
     assert judged(tmp_path, "", step, after) is None
 
 
+def found_of_silence(folder: Path, fault: str, step: Step, kind: str, where: str) -> Finding | None:
+    """What is found of a server that does not answer: with little patience, and with ever more where a machine that
+    does ten other things has made another finding of that, such as a reply that was merely late."""
+    for wait in (0.5, 5.0, PATIENT):
+        found = judged(folder, fault, step, wait=wait)
+        if found is not None and found.kind == kind and found.where.startswith(where):
+            break
+    return found
+
+
 def test_a_reply_that_does_not_come(tmp_path: Path) -> None:
     step = message("DEVICE_GET_IRQ_INFO", fields={"argsz": 16, "index": 9})
-    found = judged(tmp_path, "silent", step, wait=0.5)
+    found = found_of_silence(tmp_path, "silent", step, "hang", "DEVICE_GET_IRQ_INFO")
     assert found is not None
     assert (found.kind, found.where) == ("hang", "DEVICE_GET_IRQ_INFO")
 
 
 def test_a_server_that_does_not_get_over_half_a_message(tmp_path: Path) -> None:
-    found = judged(tmp_path, "stuck", {"do": "raw", "data": "0100"}, wait=0.5)
+    found = found_of_silence(tmp_path, "stuck", {"do": "raw", "data": "0100"}, "broken", "")
     assert found is not None
     assert found.kind == "broken"
     assert judged(tmp_path, "", {"do": "raw", "data": "0100"}, {"do": "hang_up"}, VERSION) is None
@@ -114,6 +124,7 @@ class Ran:
         return self.report.discoveries
 
 
+@pytest.mark.slow
 def test_a_crash_is_found_by_a_seed_made_small_and_can_be_replayed(tmp_path: Path) -> None:
     # Each wait for a server that is dying, and has not been seen to be dead, takes so long: a minute would be too much.
     run = ServerRun(tmp_path / "x.sock", 3, restart=command("segv"), out=tmp_path / "found", wait=PATIENT / 3)

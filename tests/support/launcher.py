@@ -6,6 +6,11 @@ from vfiouser_virtio.parent_death import end_with_parent
 
 end_with_parent(int(sys.argv.pop(1)))
 
-from vfiouser_virtio.cli import main  # noqa: E402 - first of all, not to outlive anybody
+from vfiouser_virtio import briefly  # noqa: E402 - first of all, not to outlive anybody
+
+# Before others read it: a busy machine, on which a name is removed late, is no file system that hangs.
+briefly.TIMEOUT_S = 60.0
+
+from vfiouser_virtio.cli import main  # noqa: E402 - reads it
 
 sys.exit(main())

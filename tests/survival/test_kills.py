@@ -8,6 +8,8 @@ from support.amounts import Amounts
 from vfiouser_virtio.testing.soak.children import children
 from vfiouser_virtio.testing.soak.kills import PLANS, DiskPlan, KilledDisk
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
 async def test_flushed_writes_survive_kills(plan: DiskPlan, tmp_path: Path, amounts: Amounts) -> None:

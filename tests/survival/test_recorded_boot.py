@@ -44,6 +44,7 @@ def is_notification(message: RecordedMessage) -> bool:
     return message.command == Command.REGION_WRITE and region == VIRTIO_BAR and offset >= NOTIFY
 
 
+@pytest.mark.diagonal("name", "private")
 @pytest.mark.parametrize("private", [False, True], ids=["shared", "private"])
 @pytest.mark.parametrize("name", BOOT_DEVICES)
 async def test_client_gone_at_every_message(

@@ -162,6 +162,7 @@ def blk_request(kind: int, sector: int, data: bytes = b"") -> bytes:
     return struct.pack("<IIQ", kind, 0, sector) + data
 
 
+@pytest.mark.diagonal("memory", "options", "interrupts")
 @both_memories
 @every_client
 @every_interrupt
