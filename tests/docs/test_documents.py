@@ -197,7 +197,7 @@ def output(folder: Path) -> str:
 
 def read_until(folder: Path, expected: str, process: subprocess.Popen[bytes]) -> str:
     """What a server prints: until it has printed what is expected, or for too long, or until it has ended."""
-    deadline = time.monotonic() + PATIENCE / 4
+    deadline = time.monotonic() + PATIENCE
     while True:
         printed = output(folder)
         if matches(expected, printed) or process.poll() is not None or time.monotonic() > deadline:
