@@ -47,6 +47,7 @@ def loaded() -> set[str]:
         "vfiouser_virtio.memory_discard",
         "vfiouser_virtio.virtio.limits",
         "vfiouser_virtio.virtio.throttle",
+        "vfiouser_virtio.vring.packed",
         "http.client",  # libvirt's XML, by way of xml.sax.saxutils
         "tomllib",  # --config
     ],

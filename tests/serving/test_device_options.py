@@ -245,6 +245,15 @@ def test_what_was_made_for_a_device_is_closed_when_there_is_no_device() -> None:
     assert Wired.made[-1].closed
 
 
+def test_a_disk_is_made_in_a_thread_where_it_is_in_a_file() -> None:
+    """The file's file system may hang; one in RAM waits for nothing."""
+    in_ram, in_file, source = setups(map(parse_device, ("blk,size=1M", "blk,path=disk.img", "rng")))
+    assert not in_ram.may_wait
+    assert in_file.may_wait
+    assert source.may_wait
+    assert not in_file._replace(made=in_ram.create().device).may_wait
+
+
 def test_names_are_unique() -> None:
     found = setups([parse_device(text) for text in ("rng", "blk,size=1M", "rng,id=rng1", "rng")])
     assert [setup.name for setup in found] == ["rng0", "blk0", "rng1", "rng2"]

@@ -38,7 +38,7 @@ class Blk(Device):
     """
 
     device_id = blk.DEVICE_ID
-    made_in_thread = True
+    made_in_thread = frozenset({"path"})
     feature_bits = BlkFeature
     driver_writes = frozenset({"wce"})
 

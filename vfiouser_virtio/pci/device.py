@@ -72,7 +72,7 @@ class PciDevice:
     unmodelled: ClassVar[UnmodelledPolicy] = "log"
     """What becomes of accesses where nothing is declared; the option of that name says otherwise."""
     _declared: ClassVar[frozenset[str]] = frozenset()
-    made_in_thread: ClassVar[bool] = False
+    made_in_thread: ClassVar[bool | frozenset[str]] = False
     """As `vfiouser_virtio.Device.made_in_thread`."""
 
     def __init__(self) -> None:

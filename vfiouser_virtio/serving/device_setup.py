@@ -154,6 +154,12 @@ class DeviceSetup(NamedTuple):
     made: "AnyDevice | AnyFunction | None" = None
     """What a program has made itself, instead of ``arguments``."""
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether the device is to be made in a thread: see `Device.made_in_thread`."""
+        by = self.device_class.made_in_thread
+        return self.made is None and (by if isinstance(by, bool) else not by.isdisjoint(self.arguments))
+
     def identity(self, style: Style = "default") -> Identity:
         """What it shows in PCI config space: ``style``, or the device's own, and single fields changed after that."""
         chosen = {field: getattr(self.common, option) for option, field in _IDENTITY_FIELDS.items()}

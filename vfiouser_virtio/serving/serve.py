@@ -276,7 +276,7 @@ async def _create(
     functions: list[AnyFunction] = []
     try:
         for setup in wanted:
-            if setup.made is None and setup.device_class.made_in_thread:
+            if setup.may_wait:
                 functions.append(setup.attach(await made_in_thread(setup), ids, audit, make_function))
             else:
                 functions.append(setup.create(ids, audit, make_function))

@@ -136,10 +136,11 @@ class Device:
     """The feature bits of the type, by number (a virtio "Feature" enumeration): the log calls them by these names."""
     driver_writes: ClassVar[frozenset[str]] = frozenset()
     """Names of the configuration fields that the driver may write."""
-    made_in_thread: ClassVar[bool] = False
+    made_in_thread: ClassVar[bool | frozenset[str]] = False
     """Whether `serving.serve` and the command call ``__init__`` in a thread, as it asks file systems, which may hang.
 
-    Then it must not use what belongs to trio's event loop: no clock, no tasks, no sockets of trio.
+    A set of parameters: where one of these is given. Then it must not use what belongs to trio's event loop: no clock,
+    no tasks, no sockets of trio.
     """
 
     def __init__(self, *, config: Record | None = None, features: int = 0) -> None:

@@ -17,10 +17,11 @@ from vfiouser_virtio.virtio.pins import Pins
 from vfiouser_virtio.virtio.queue_registers import QueueRegisters
 from vfiouser_virtio.virtio.stop import UNTOUCHABLE, Stop
 from vfiouser_virtio.virtio.virtqueue_state import VirtqueueState
-from vfiouser_virtio.vring import Area, Chain, CopyRoom, PackedRing, Ring, SplitRing
+from vfiouser_virtio.vring import Area, Chain, CopyRoom, Ring, SplitRing
 
 if TYPE_CHECKING:
     from vfiouser_virtio.virtio.throttle import QueueMeter
+    from vfiouser_virtio.vring import PackedRing
 
 MISSED = 1.0
 """Seconds that a ring's memory may be unmapped before that is logged."""
@@ -32,7 +33,8 @@ class QueueRing(QueueRegisters, ABC):
     """Registers of a virtqueue, and the ring behind them once it is enabled. Arguments are those of `Virtqueue`."""
 
     split_ring: ClassVar[type[SplitRing]] = SplitRing
-    packed_ring: ClassVar[type[PackedRing]] = PackedRing
+    packed_ring: "ClassVar[type[PackedRing] | None]" = None
+    """None: `PackedRing`, which is imported with the first of them, as few drivers are offered one."""
     """What is behind it, as negotiated."""
     meter: "QueueMeter | None" = None
     """Of a device with limits. In the class, since that saves an attribute of all the others: see `Pins`."""
@@ -109,7 +111,7 @@ class QueueRing(QueueRegisters, ABC):
         self._wake()
 
     def _new_ring(self, areas: list[Area]) -> BoundRing:
-        ring_class = self.packed_ring if self.features.packed else self.split_ring
+        ring_class = (self.packed_ring or _packed_ring()) if self.features.packed else self.split_ring
         ring: Ring
         if self.meter is None:
             ring = ring_class(self.size, self.memory, self.features)
@@ -260,3 +262,9 @@ class QueueRing(QueueRegisters, ABC):
                 f"queue {self.index} waits for its ring's memory, which its client has unmapped or mapped read-only "
                 f"({bound.lacks}): until it is mapped again, or the driver resets the device, no request is served"
             )
+
+
+def _packed_ring() -> "type[PackedRing]":
+    from vfiouser_virtio.vring import PackedRing  # only here: see `QueueRing.packed_ring`
+
+    return PackedRing
