@@ -3,11 +3,16 @@
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from vfiouser_virtio import vm
 from vfiouser_virtio.protocols.vfio_user import Command
@@ -115,6 +120,47 @@ def test_a_mistake_of_the_soaks_own_costs_no_report(tmp_path: Path, monkeypatch:
     text = tmp_path / "report.md"
     assert main(["--minutes", "1", "--only", "servers", "--report", str(text)]) == 1
     assert "No space left on device" in text.read_text()
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(tmp_path: Path) -> None:
+    """As by timeout(1): the report of hours was lost, and its folder left behind."""
+    command = [sys.executable, "-m", "vfiouser_virtio.testing.soak", "--minutes", "60", "--only", "servers"]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(visits.__file__).parents[3])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("seed ")
+        while not list(tmp_path.glob("soak-*/server-0/server.log")):
+            time.sleep(0.01)
+        process.terminate()
+        try:
+            said, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert "0 findings." in said
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_children_end_with_what_they_are_forked_from(tmp_path: Path) -> None:
+    """Who kills one then waits for no word of it, in a part that cannot be cancelled: that was for ever."""
+    killed = False
+
+    async def lose() -> None:
+        nonlocal killed
+        async with children() as processes:
+            child = await processes.start("time:sleep", 600, log=tmp_path / "log")
+            forked_from = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[1])
+            os.kill(forked_from, signal.SIGKILL)
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.move_on_after(60, shield=True):
+                    await child.kill_family()
+                    killed = True
+
+    with pytest.raises(RuntimeError, match="has ended"):
+        await lose()
+    assert killed
 
 
 @pytest.mark.qemu

@@ -1,6 +1,7 @@
 """``python -m vfiouser_virtio.testing.soak``: what scripts/soak runs."""
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import trio
 
 from vfiouser_virtio import vm
+from vfiouser_virtio.background import background
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.groups import leaves
 from vfiouser_virtio.testing.soak.children import Children, children
@@ -35,8 +37,8 @@ examples:
   nice scripts/soak --hours 8 --report soak.md --json soak.json
   scripts/soak --minutes 5 --only disks --seed 7
 
-exit status: 0 nothing was found; 1 something was, it is in the report; 2 for a mistake of yours; 130 after Ctrl-C, with
-the report so far
+exit status: 0 nothing was found; 1 something was, it is in the report; 2 for a mistake of yours; 130 after Ctrl-C or
+SIGTERM, with the report so far
 """
 
 
@@ -110,7 +112,8 @@ def _positive(text: str) -> float:
 async def _soak(report: SoakReport, parts: Sequence[str], is_over: Callable[[], bool]) -> None:
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
-        async with children() as processes, trio.open_nursery() as nursery:
+        async with children() as processes, background() as watching, trio.open_nursery() as nursery:
+            await watching.start(_end_by_sigterm)
             if "disks" in parts:
                 nursery.start_soon(_disks, report, processes, folder, is_over)
             if "servers" in parts:
@@ -122,6 +125,13 @@ async def _soak(report: SoakReport, parts: Sequence[str], is_over: Callable[[], 
                     nursery.start_soon(server.run, is_over)
             if "linux" in parts:
                 nursery.start_soon(_linux, report, processes, folder, is_over)
+
+
+async def _end_by_sigterm(task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as received:
+        task_status.started()
+        async for _ in received:
+            raise KeyboardInterrupt
 
 
 async def _disks(report: SoakReport, processes: Children, folder: Path, is_over: Callable[[], bool]) -> None:

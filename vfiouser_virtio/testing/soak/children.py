@@ -132,12 +132,18 @@ class Children:
     async def run(self) -> None:
         """Take in what the nursery says; a task of `children`."""
         buffer = b""
-        async with self._answers:
-            while received := await self._answers.receive_some():
-                *lines, buffer = (buffer + received).split(b"\n")
-                for line in lines:
-                    self._heard(json.loads(line))
-        raise RuntimeError("the process from which the others are forked has ended")
+        try:
+            async with self._answers:
+                while received := await self._answers.receive_some():
+                    *lines, buffer = (buffer + received).split(b"\n")
+                    for line in lines:
+                        self._heard(json.loads(line))
+            raise RuntimeError("the process from which the others are forked has ended")
+        finally:
+            # They end with it, and nothing tells: who waits for one that it has killed would wait for ever.
+            for child in self._children.values():
+                child.status = -signal.SIGKILL
+                child.ended.set()
 
     def _heard(self, said: dict[str, int]) -> None:
         if "started" in said:

@@ -16,7 +16,6 @@ from vfiouser_virtio import vm
 from vfiouser_virtio.background import background
 from vfiouser_virtio.groups import leaves
 from vfiouser_virtio.testing.soak.children import Child, Children
-from vfiouser_virtio.testing.soak.growth import HeldSample, held_by
 
 SLOTS, SLOT = 64, 64 << 10
 TIMEOUT = 600.0
@@ -63,8 +62,6 @@ class LinuxGuests:
 
     def __init__(self, processes: Children, folder: Path, seed: int) -> None:
         self.result = LinuxResult()
-        self.samples: list[HeldSample] = []
-        """Of the server while it has no guest."""
         self._processes, self._folder = processes, folder
         self._chance = random.Random(f"{seed}:linux")
         self._image = folder / "linux.img"
@@ -171,8 +168,6 @@ class LinuxGuests:
         elif server.status is not None:
             self._complain(f"the server ended by itself with status {server.status}")
             self._server = None
-        elif sample := held_by(server.pid):
-            self.samples.append(sample)
         for slot in range(SLOTS):
             content, old = self._slot(slot), slot_content(self._flushed[slot])
             new = slot_content(self._asked[1]) if self._asked and self._asked[0] == slot else old

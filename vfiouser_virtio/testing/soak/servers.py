@@ -1,5 +1,6 @@
 """Servers that live as long as the soak: devices of all types, visited without a pause, never to grow nor to end."""
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -137,7 +138,8 @@ class VisitedServer:
             self._complain(f"visitors ended with status {status}:\n{log.read_text()[-4000:]}")
 
     def _judge(self) -> None:
-        with self._log.open(errors="replace") as lines:
+        # There is none of a server that was ended before it began.
+        with (self._log if self._log.exists() else Path(os.devnull)).open(errors="replace") as lines:
             for line in lines:
                 for level in ("WARNING", "ERROR"):
                     self.result.log_lines[level] += level in line
