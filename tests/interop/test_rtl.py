@@ -1,5 +1,6 @@
 """A design in Verilog, simulated by Icarus with cocotb, as a PCI device: driven by Python, and by a Linux guest."""
 
+import itertools
 import random
 from pathlib import Path
 from typing import Literal
@@ -112,3 +113,14 @@ async def test_a_linux_guest(memory: Literal["shared", "private"], tmp_path: Pat
                 "reset 0x00000000",
                 "time stands still",
             ]
+
+
+def test_runs_of_bytes_that_are_written() -> None:
+    """A burst with gaps is as many writes as it has pieces."""
+    from vfiouser_virtio.rtl.axi import written_runs  # cocotb is not on each Python
+
+    chance = random.Random(3)
+    for strobes in [0, 0xFF, *(chance.getrandbits(chance.randrange(1, 128)) for _ in range(1000))]:
+        runs = written_runs(strobes)
+        assert [at for start, end in runs for at in range(start, end)] == [at for at in range(128) if strobes >> at & 1]
+        assert all(one[1] < other[0] for one, other in itertools.pairwise(runs)), "each as long as can be"

@@ -1,9 +1,10 @@
 """The simulated copier of examples/rtl: a simulator for a bridge, and the registers of the design."""
 
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -35,14 +36,17 @@ async def simulated_copier(path: Path, folder: Path, *options: str) -> AsyncIter
     environment = await trio.to_thread.run_sync(with_icarus, dict(os.environ))
     command = [sys.executable, str(RTL / "simulate.py"), str(path), *options]
     with (folder / "simulation.log").open("wb") as log:
-        process = await trio.lowlevel.open_process(command, env=environment, cwd=folder, stdout=log, stderr=log)
+        process = await trio.lowlevel.open_process(
+            command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         yield
         with trio.fail_after(120):
             status = await process.wait()
         assert status == 0, (folder / "simulation.log").read_text()
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the simulator, too
         with trio.CancelScope(shield=True):
             await process.wait()
 

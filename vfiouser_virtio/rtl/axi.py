@@ -153,7 +153,7 @@ class AxiMemory:
             axi.wready.value = 0
             response = _OKAY if simple else _SLVERR
             try:
-                for start, end in _runs(strobes) if simple else ():
+                for start, end in written_runs(strobes) if simple else ():
                     await self._design.dma_write(address + start, bytes(data[start:end]))
             except DmaRefused as refused:
                 cocotb.log.warning("%s", refused)
@@ -187,7 +187,7 @@ async def _given(axi: _Channels, valid: Any, ready: Any, *, last: bool = True) -
         valid.value = 0
 
 
-def _runs(strobes: int) -> list[tuple[int, int]]:
+def written_runs(strobes: int) -> list[tuple[int, int]]:
     """Begin and end of each run of bytes that are written."""
     runs, start = [], 0
     while strobes >> start:
