@@ -18,24 +18,30 @@ A thousand times what a well-made hook takes: a slow machine does not come near 
 
 
 class StallWatch(trio.abc.Instrument):
-    """Steps of tasks that take long; it costs a clock at each. ``finding`` is the first such."""
+    """Steps of tasks that take long, by the CPU or asleep; it costs two clocks at each. ``finding`` is the first such.
+
+    Waits for a CPU are known for the whole run only, so those before a step count as if they were in it.
+    """
 
     def __init__(self) -> None:
         self._limit = STALL
         self._waited = _waited_for_cpu()
-        self._begun = time.perf_counter()
+        self._begun, self._begun_cpu = time.perf_counter(), time.thread_time()
         self._thread = threading.get_ident()
         self._place = ""
         self.finding: Finding | None = None
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - an instrument's
         """A task has its turn."""
-        self._begun = time.perf_counter()
+        self._begun, self._begun_cpu = time.perf_counter(), time.thread_time()
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002
         """A task waits."""
         took = time.perf_counter() - self._begun
-        if took > self._limit and took - (_waited_for_cpu() - self._waited) > self._limit and self.finding is None:
+        if took <= self._limit or self.finding is not None:
+            return
+        worked = time.thread_time() - self._begun_cpu
+        if max(worked, took - (_waited_for_cpu() - self._waited)) > self._limit:
             at = self._place or "a place unknown"
             self.finding = Finding("stall", f"the event loop stood still for {took:.1f} s at {at}", "event loop")
 
