@@ -9,19 +9,27 @@ import pytest
 import trio
 from i2c_board import I2cBoard
 from pci.accelerator import Accelerator
+from pci.e1000 import E1000
 from pci.idio16 import Idio16
 from pci.nvme import Nvme
 from pci.uart import Uart
-from support import gallery
+from support import gallery, gallery_card
 from support.amounts import Amounts
 from support.vm_devices import sparse
 
 from vfiouser_virtio import serve, vm
+from vfiouser_virtio.backends.net.boot.netdev import BootNetdev
+from vfiouser_virtio.backends.net.hub import HubNetdev, join
 from vfiouser_virtio.backends.pair import pair
+from vfiouser_virtio.background import background
+from vfiouser_virtio.devices.net import Net
 
 pytestmark = pytest.mark.qemu
 
 UIO = "1234 5a12"
+HUB = "gallery"
+READY = 600
+"""Seconds for the guest to start: e1000 reads its EEPROM bit by bit, some 10,000 accesses of registers."""
 
 
 class Terminal:
@@ -51,8 +59,13 @@ class Workshop:
         self.guest, self.idio, self.terminal, self.board, self.image = guest, idio, terminal, board, image
 
     async def run(self, script: str) -> list[str]:
-        result = await self.guest.run(f"set -e\n{gallery.FIND}\n{script}", timeout=240, check=True)
+        result = await self.guest.run(f"set -e\n{gallery.FIND}\n{gallery_card.FIND}\n{script}", timeout=240, check=True)
         return result.output.splitlines()
+
+    async def set_up(self) -> None:
+        """After each start of the guest."""
+        await self.run(f"echo {UIO} >/sys/bus/pci/drivers/uio_pci_generic/new_id")
+        await self.run(gallery_card.SET_UP)
 
     async def use_all(self, text: str) -> None:
         """What each device is for, by its driver."""
@@ -84,6 +97,7 @@ class Workshop:
             "digest",
             "status 0x00000000",
         ]
+        assert await self.run(gallery_card.USE) == gallery_card.USED
 
     async def use_disk(self, resets: int) -> None:
         """Reads and writes all the time, over so many resets of the controller; the host has what the guest has."""
@@ -115,26 +129,34 @@ class Workshop:
 async def test_stock_drivers_work_with_the_gallery(
     amounts: Amounts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    qemu, image = vm.find_qemu(), vm.guest_image("trixie:amd64", more_modules=gallery.MODULES)
+    qemu, image = vm.find_qemu(), vm.guest_image("trixie:amd64", more_modules=(*gallery.MODULES, *gallery_card.MODULES))
     chardev, stream = pair()
     idio, board = Idio16(loopback=True), I2cBoard()
     disk = sparse(tmp_path / "disk", 16 << 20)
+    card = E1000(netdev=HubNetdev(hub=HUB), mac=gallery_card.CARD_MAC)
+    peer = Net(netdev=HubNetdev(hub=HUB), mac=gallery_card.PEER_MAC)
+    # The first four have one of QEMU's wires each, which idio's driver does not share; those behind them send messages.
+    devices = (idio, Uart(chardev=chardev), Accelerator(), card, board, peer, Nvme(path=disk, serial="gallery"))
     async with (
         stream,
-        serve(idio, Uart(chardev=chardev), board, Accelerator(), Nvme(path=disk, serial="gallery")) as served,
-        vm.boot_guest(qemu, image, devices=served.qemu_devices, append=gallery.APPEND) as guest,
+        serve(*devices) as served,
+        vm.boot_guest(qemu, image, devices=served.qemu_devices, append=gallery.APPEND, ready_timeout=READY) as guest,
+        background() as tasks,
     ):
         workshop = Workshop(guest, idio, Terminal(stream), board, disk)
-        await workshop.run(f"echo {UIO} >/sys/bus/pci/drivers/uio_pci_generic/new_id")
+        tasks.start_soon(join, HubNetdev(hub=HUB), BootNetdev())
+        await workshop.set_up()
         await workshop.use_all("first")
+        assert await workshop.run(gallery_card.OFFLOADS) == gallery_card.OFFLOADED
         await workshop.use_disk(amounts.gallery_rebinds)
         await workshop.log_in()
-        for device_id, driver in gallery.DRIVERS.items():
-            await workshop.run(gallery.REBIND % {"id": device_id, "driver": driver, "times": amounts.gallery_rebinds})
+        for drivers, times in ((gallery.DRIVERS, amounts.gallery_rebinds), (gallery_card.DRIVER, amounts.card_rebinds)):
+            for device_id, driver in drivers.items():
+                await workshop.run(gallery.REBIND % {"id": device_id, "driver": driver, "times": times})
         await workshop.use_all("bound again")
         assert await workshop.errors() == []
-        await guest.reboot()
-        await workshop.run(f"echo {UIO} >/sys/bus/pci/drivers/uio_pci_generic/new_id")
+        await guest.reboot(timeout=READY)
+        await workshop.set_up()
         await workshop.use_all("after a reboot")
         await workshop.use_disk(1)
         assert await workshop.errors() == []

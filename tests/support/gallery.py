@@ -3,7 +3,7 @@
 MODULES = ("gpio_pci_idio_16", "8250_pci", "i2c_ismt", "lm75", "at24", "bmp280_i2c", "uio_pci_generic", "nvme")
 RAM = 0x1F00_0000
 """Memory that the kernel leaves alone, for a driver in user space: /dev/mem has it."""
-APPEND = f"memmap=1M${RAM:#x}"
+APPEND = f"memmap=1M${RAM:#x} rcupdate.rcu_cpu_stall_suppress=1 nosoftlockup"
 DRIVERS = {
     "494f:0dc8": "pci-idio-16",
     "1234:16c5": "serial",
