@@ -12,7 +12,7 @@ from types import FrameType
 
 import vfiouser_virtio
 from vfiouser_virtio import cli
-from vfiouser_virtio.serving.device_setup import made_in_thread
+from vfiouser_virtio.serving.device_setup import DeviceSetup, made_in_thread
 
 PACKAGE = f"{Path(vfiouser_virtio.__file__).parent}{os.sep}"
 
@@ -37,7 +37,7 @@ def main(word: str, argv: list[str]) -> int:
             count += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
             if any(has(frame.f_locals.get(name), word) for name in code.co_varnames[:count]):
                 files[code.co_filename.removeprefix(PACKAGE)] = None
-            if code is made_in_thread.__code__:
+            if code in (made_in_thread.__code__, DeviceSetup.make.__code__):
                 sys.settrace(None)
 
     sys.settrace(called)

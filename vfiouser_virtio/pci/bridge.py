@@ -65,7 +65,7 @@ class Bridge(PciDevice):
     """
 
     needs_bus_master: ClassVar[bool] = False
-    made_in_thread: ClassVar[bool] = True
+    made_in_thread = True
 
     def __init__(self, *, simulator: Annotated[Path, "UNIX socket to listen on for the simulator"]) -> None:
         super().__init__()
