@@ -15,6 +15,7 @@ import trio
 from evil_matrix.cases import SUITES, EvilCase, parse_case
 from evil_matrix.classify import Outcome
 from evil_matrix.exercises import EXERCISES
+from evil_matrix.guest_process import guest_process
 from evil_matrix.random_cases import random_case
 from evil_matrix.results import CaseResult
 from evil_matrix.run_all import run_one
@@ -27,10 +28,12 @@ SECONDS = 20.0
 Run = Callable[[EvilCase], Awaitable[CaseResult | str]]
 
 _EPILOG = """\
-Each case boots a small Linux, plugs in a device with one to four faults of docs/evil.md, drawn by the seed, and has the
-guest exercise it, as scripts/evil-matrix does: some 15 s. Found is a kernel that crashes (BUG, Oops, KASAN, panic), a
-QEMU that ends, another device of the guest that does not work while the kernel is sane; with --warnings a WARNING, too.
-What is found is confirmed, and made smaller: without each of its faults that it does not need.
+A small Linux gets a device with one to four faults of docs/evil.md, drawn by the seed, and exercises it, as with
+scripts/evil-matrix; then the next one, until something is wrong with it, or it has had 16: some 5 s each.
+
+Found is a kernel that crashes (BUG, Oops, KASAN, panic), a QEMU that ends, another device of the guest that does not
+work while the kernel is sane; with --warnings a WARNING, too. What is found is confirmed in a guest of its own, and
+made smaller: without each of its faults that it does not need.
 
 examples:
   scripts/fuzz linux-driver --cases 20                        # the seed is by the clock, and said
@@ -74,9 +77,19 @@ async def minimized(case: EvilCase, finding: str, run: Run, *, warnings: bool) -
 
 
 async def fuzz(
-    cases: Sequence[EvilCase], run: Run, *, warnings: bool, until: float, tell: Callable[[str], None]
+    cases: Sequence[EvilCase],
+    run: Run,
+    alone: Run,
+    *,
+    warnings: bool,
+    until: float,
+    tell: Callable[[str], None],
+    behind: Callable[[], Sequence[str]] = tuple,
 ) -> list[dict[str, object]]:
-    """Run the cases, or as many as there is time for until ``time.monotonic()`` is ``until``; what was found."""
+    """Run the cases, or as many as there is time for until ``time.monotonic()`` is ``until``; what was found.
+
+    ``alone`` runs one in a guest of its own; ``behind`` tells which cases the guest of ``run`` has had before the last.
+    """
     found: dict[str, dict[str, object]] = {}
     for number, case in enumerate(cases):
         if time.monotonic() > until:
@@ -89,18 +102,31 @@ async def fuzz(
         finding = what_is_found(result, warnings=warnings)
         if not finding or same(finding) in found:
             continue
-        again = await run(case)
+        before = list(behind())
+        again = await alone(case)
         confirmed = isinstance(again, CaseResult) and same(what_is_found(again, warnings=warnings)) == same(finding)
-        least = await minimized(case, finding, run, warnings=warnings) if confirmed else case
+        least = await minimized(case, finding, alone, warnings=warnings) if confirmed else case
         found[same(finding)] = {
             "finding": finding,
             "case": least.id,
             "of": case.id,
             "confirmed": confirmed,
+            "behind": before,
             "result": asdict(result),
         }
-        tell(f"FOUND {finding}\n      {'' if confirmed else 'seen once, by: '}{least.id}")
+        tell(f"FOUND {finding}\n      {'' if confirmed else f'seen once, behind {len(before)} others, by: '}{least.id}")
     return list(found.values())
+
+
+async def _found(cases: Sequence[EvilCase], options: argparse.Namespace) -> list[dict[str, object]]:
+    until = time.monotonic() + options.seconds if options.seconds else float("inf")
+    alone = partial(run_one, suite=options.kernel, seconds=SECONDS)
+    say = partial(print, flush=True)
+    async with guest_process(options.kernel, SECONDS) as guests:
+        run = alone if options.replay else guests.run
+        return await fuzz(
+            cases, run, alone, warnings=options.warnings, until=until, tell=say, behind=lambda: guests.behind
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,10 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         vm.find_qemu()
         vm.guest_image(options.kernel)
         print(f"seed {seed}, kernel {options.kernel}", flush=True)
-        run = partial(run_one, suite=options.kernel, seconds=SECONDS)
-        until = time.monotonic() + options.seconds if options.seconds else float("inf")
-        work = partial(fuzz, cases, run, warnings=options.warnings, until=until, tell=partial(print, flush=True))
-        found = trio.run(work)
+        found = trio.run(_found, cases, options)
     except (ConfigError, OSError, ValueError) as error:
         print(f"scripts/fuzz linux-driver: {error}", file=sys.stderr)
         return 2

@@ -10,10 +10,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -25,13 +26,15 @@ from vfiouser_virtio import Device, serve, vm
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.faults.pci import FaultyPci
 from vfiouser_virtio.groups import leaves
-from vfiouser_virtio.serving.serve import Serving
 from vfiouser_virtio.vm.qmp import QmpClosedError, QmpError
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.serving.device_kinds import AnyFunction
 
 # A device that hangs a CPU leaves the other one to tell of it. What takes long on a busy host is no stall of Linux's.
 _CPUS = 2
 _APPEND = "rcupdate.rcu_cpu_stall_suppress=1 nosoftlockup"
-_PORT = "pcie-root-port,id=port1,chassis=1,slot=1"
+_PORT = "pcie-root-port,id=port{0},chassis={0},slot={0}"
 # The guest may be busy with what the device does to it.
 _ANSWER_S = 60
 
@@ -55,48 +58,84 @@ dmesg | awk '/NMI backtrace for cpu/ && !/skipped|idling/ { print "== a CPU" } /
 """
 
 
+@asynccontextmanager
+async def a_guest(suite: str, neighbour: str, ports: int = 1) -> AsyncIterator[vm.Guest]:
+    """A guest with that kernel, its honest device, and so many ports to plug others in: ``port1`` is the first.
+
+    Raises VmError where the honest device does not work.
+    """
+    more = [word for number in range(1, ports + 1) for word in ("-device", _PORT.format(number))]
+    async with (
+        serve(neighbour) as served,
+        vm.boot_guest(
+            vm.find_qemu(),
+            vm.guest_image(suite),
+            devices=served.qemu_devices,
+            cpus=_CPUS,
+            append=_APPEND,
+            extra_args=more,
+        ) as guest,
+    ):
+        yield guest
+
+
 async def run_case(case: EvilCase, suite: str, seconds: float) -> CaseResult:
     """Run a case in a guest with that kernel; ``seconds`` is what its exercise may take."""
     started = time.monotonic()
-    qemu, image = vm.find_qemu(), vm.guest_image(suite)
+    exercise = EXERCISES[case.device]
+    # The device goes after the guest: a QEMU whose server has gone is no use.
+    async with plugged(case) as device, a_guest(suite, exercise.neighbour) as guest:
+        return await run_in(guest, "port1", device, suite, seconds, started)
+
+
+@dataclass(frozen=True, slots=True)
+class EvilDevice:
+    """Device of a case, which is served."""
+
+    case: EvilCase
+    qemu_device: Mapping[str, object]
+    function: "AnyFunction"
+    expected: str
+    """What is in the guest's /tmp/expected."""
+    folder: Path
+
+
+@asynccontextmanager
+async def plugged(case: EvilCase) -> AsyncIterator[EvilDevice]:
+    """The device of a case, served and ready to be plugged in."""
     exercise = EXERCISES[case.device]
     with tempfile.TemporaryDirectory(prefix="evil-") as folder:
         expected = exercise.expected(Path(folder))
         words = [exercise.device.format(folder=folder), *case.options.split()]
         words += [f"fault={fault}" for fault in case.faults] + ["fault-seed=1"] * bool(case.faults)
-        async with (
-            serve(exercise.neighbour, ",".join(words)) as served,
-            vm.boot_guest(
-                qemu, image, devices=served.qemu_devices[:1], cpus=_CPUS, append=_APPEND, extra_args=["-device", _PORT]
-            ) as guest,
-        ):
-            verdict, neighbour = await _exercise(guest, served, exercise, expected, Path(folder), seconds)
-            function = served.functions[1]
-            happened = function.faults.log.faults if isinstance(function, FaultyPci) else 0
+        async with serve(",".join(words)) as served:
+            yield EvilDevice(case, served.qemu_devices[0], served.functions[0], expected, Path(folder))
+
+
+async def run_in(
+    guest: vm.Guest, port: str, device: EvilDevice, suite: str, seconds: float, started: float
+) -> CaseResult:
+    """Run a case in a guest that is there; its device stays plugged in."""
+    verdict, neighbour = await _exercise(guest, port, device, seconds)
+    function = device.function
+    happened = function.faults.log.faults if isinstance(function, FaultyPci) else 0
+    version = vm.guest_image(suite).kernel.version
+    taken = round(time.monotonic() - started, 1)
     return CaseResult(
-        case.id,
-        suite,
-        image.kernel.version,
-        verdict.outcome.value,
-        verdict.warned,
-        neighbour,
-        happened,
-        verdict.said,
-        round(time.monotonic() - started, 1),
+        device.case.id, suite, version, verdict.outcome.value, verdict.warned, neighbour, happened, verdict.said, taken
     )
 
 
-async def _exercise(
-    guest: vm.Guest, served: Serving, exercise: GuestExercise, expected: str, folder: Path, seconds: float
-) -> tuple[CaseVerdict, bool]:
+async def _exercise(guest: vm.Guest, port: str, device: EvilDevice, seconds: float) -> tuple[CaseVerdict, bool]:
     """Plug the device in, have the guest exercise it, and see what has come of both devices."""
+    exercise = EXERCISES[device.case.device]
     if not await _neighbour_works(guest, exercise):
         raise vm.VmError(f"the guest's other device, {exercise.neighbour}, does not work without any fault")
-    await guest.run(_file("expected", expected) + _file("exercise", exercise.whole_script), check=True)
-    await guest.run("dmesg -c >/dev/null", check=True)
+    await guest.run("rm -rf /tmp/*; dmesg -c >/dev/null", check=True)
+    await guest.run(_file("expected", device.expected) + _file("exercise", exercise.whole_script), check=True)
     try:
         with trio.move_on_after(_ANSWER_S) as scope:
-            await guest.qmp.execute("device_add", **{**served.qemu_devices[1], "bus": "port1"})
+            await guest.qmp.execute("device_add", **{**device.qemu_device, "bus": port, "id": f"in-{port}"})
         if scope.cancelled_caught:
             return CaseVerdict(Outcome.REFUSED, False, (f"QEMU itself hangs in device_add, for {_ANSWER_S} s",)), False
     except QmpError as error:
@@ -105,9 +144,9 @@ async def _exercise(
         return CaseVerdict(Outcome.REFUSED, False, (f"QEMU ends: {error}", *_tail(guest.qemu_stderr))), False
     async with trio.open_nursery() as nursery:
         if exercise.beside is not None:
-            device = served.functions[1].device
-            assert isinstance(device, Device)
-            nursery.start_soon(exercise.beside, device, folder)
+            lying = device.function.device
+            assert isinstance(lying, Device)
+            nursery.start_soon(exercise.beside, lying, device.folder)
         seen = await _watch(guest, seconds)
         nursery.cancel_scope.cancel()
     return classify(seen), await _neighbour_works(guest, exercise)

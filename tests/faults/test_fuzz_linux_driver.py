@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from evil_matrix.cases import CASES, EvilCase, parse_case
+from evil_matrix.cases import CASES, SUITES, EvilCase, parse_case
 from evil_matrix.exercises import EXERCISES
 from evil_matrix.fuzz import fuzz, main, what_is_found
+from evil_matrix.guest_process import guest_process
 from evil_matrix.random_cases import random_case
 from evil_matrix.results import CaseResult
 
@@ -80,7 +81,7 @@ async def test_a_finding_is_confirmed_and_made_smaller() -> None:
 
     cases = [parse_case(text) for text in ("blk used-late", "blk used-late used-twice disk-slow", "rng used-twice")]
     said: list[str] = []
-    [found] = await fuzz(cases, run, warnings=False, until=float("inf"), tell=said.append)
+    [found] = await fuzz(cases, run, run, warnings=False, until=float("inf"), tell=said.append)
     assert (found["case"], found["of"], found["confirmed"]) == ("blk used-twice", cases[1].id, True)
     assert ran.count(cases[2].id) == 1  # the same once more
     assert "FOUND the kernel crashes: BUG: at address 0x2\n      blk used-twice" in said
@@ -89,3 +90,24 @@ async def test_a_finding_is_confirmed_and_made_smaller() -> None:
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--replay", "nothing used-twice"]) == 2
     assert capsys.readouterr().err.startswith("scripts/fuzz linux-driver: nothing: no device type")
+
+
+@pytest.mark.qemu
+async def test_many_cases_in_one_guest() -> None:
+    """An honest disk, one that its driver does not take, and another honest one: none is touched by what was before."""
+    cases = [parse_case(text) for text in ("blk", "blk config-value:field=blk_size:value=3", "blk packed=on")]
+    ran: list[tuple[str, bool, bool]] = []
+    async with guest_process(SUITES[0], 200) as guests:
+        with trio.fail_after(900):
+            for number, case in enumerate(cases):
+                result = await guests.run(case)
+                assert isinstance(result, CaseResult), result
+                assert guests.behind == tuple(each.id for each in cases[:number])
+                ran.append((result.outcome, result.neighbour, result.happened > 0))
+    assert ran == [("survives", True, False), ("error", True, True), ("survives", True, False)]
+
+
+async def test_a_process_that_cannot_work_is_told() -> None:
+    async with guest_process("no-such-suite", 1) as guests:
+        for _ in range(2):
+            assert "no-such-suite" in str(await guests.run(parse_case("blk")))
