@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfiouser_virtio.testing.fuzz.process import ProcessFinding, generate_process_case
+from vfiouser_virtio.testing.fuzz.process import ProcessCase, ProcessFinding, generate_process_case
+from vfiouser_virtio.testing.fuzz.process.bench import FuzzerError
 from vfiouser_virtio.testing.fuzz.process.run import confirmed, lacking
 
 TOP = Path(__file__).parents[1]
 BEFORE = "de25aaf"
+_NOTHING = "nothing found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="which cases; default 1")
     parser.add_argument("--most", type=int, default=30, help="give up on a fault after this many cases; default 30")
     parser.add_argument("--only", choices=[fault.family for fault in FAULTS], action="append", help="this family only")
+    parser.add_argument(
+        "--slower", type=float, default=1, metavar="N", help="attackers have N times as long, on a machine that is busy"
+    )
     parser.add_argument("--before", default=BEFORE, help=f"revision that has the faults; default {BEFORE}")
     parser.add_argument(
         "--rows", type=Path, metavar="FILE", help="keep rows here, and do not run those that are there again"
@@ -75,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             key = f"{options.before} {fault.family} {options.seed}"
             if key not in rows:
-                rows[key] = _row(fault, options.seed, options.most, Path(folder))
+                rows[key] = _row(fault, options.seed, options.most, Path(folder), options.slower)
                 if options.rows:
                     options.rows.write_text(json.dumps(rows, indent=1) + "\n")
             text, as_it_should_be = rows[key]
@@ -91,32 +96,40 @@ def _kept(path: Path | None) -> dict[str, tuple[str, bool]]:
     return {key: (str(text), bool(good)) for key, (text, good) in json.loads(path.read_text()).items()}
 
 
-def _row(fault: KnownFault, seed: int, most: int, before: Path) -> tuple[str, bool]:
+def _row(fault: KnownFault, seed: int, most: int, before: Path, slower: float) -> tuple[str, bool]:
     """The row of one, and whether it is as it should be."""
     begun = time.monotonic()
     for index in range(most):
         case = generate_process_case(fault.family, seed, index)
         if case.needs_root and (missing := lacking(case)):
             return f"| {fault.what} | needs {missing} | | | |", False
-        seen = [each for each in confirmed(case, tree=before)[0] if each.kind in fault.kinds]
+        seen = [each for each in _run(case, before, slower) or () if each.kind in fault.kinds]
         if seen:
             break
     else:
         return f"| {fault.what} | **not found** in {most} cases | | {time.monotonic() - begun:.0f} | |", False
     seconds = time.monotonic() - begun
-    today = _today(fault.family, seed, index + 1)
+    cases = [generate_process_case(fault.family, seed, number) for number in range(index + 1)]
+    found = [_run(each, TOP, slower) for each in cases]
+    today = [finding for findings in found for finding in findings or ()]
     kinds = ", ".join(dict.fromkeys(each.kind for each in seen))
     command = f"`--only {fault.family} --seed {seed} --cases {index + 1}`"
-    return f"| {fault.what} | {command} | {kinds} | {seconds:.0f} | {_words(today)} |", not today
+    words = "**not run**" if None in found else _words(today)
+    return f"| {fault.what} | {command} | {kinds} | {seconds:.0f} | {words} |", words == _NOTHING
 
 
-def _today(family: str, seed: int, count: int) -> Sequence[ProcessFinding]:
-    return [found for index in range(count) for found in confirmed(generate_process_case(family, seed, index))[0]]
+def _run(case: ProcessCase, tree: Path, slower: float) -> Sequence[ProcessFinding] | None:
+    """What a case finds; None where it cannot be run, which is told."""
+    try:
+        return confirmed(case, tree=tree, seconds=slower * case.seconds)[0]
+    except FuzzerError as error:
+        print(f"{case.family}: not run: {error}", file=sys.stderr, flush=True)
+        return None
 
 
 def _words(findings: Sequence[ProcessFinding]) -> str:
     if not findings:
-        return "nothing found"
+        return _NOTHING
     print("\n".join(map(str, findings)), file=sys.stderr)
     return "**" + ", ".join(dict.fromkeys(each.kind for each in findings)) + "**"
 

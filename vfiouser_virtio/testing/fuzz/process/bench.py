@@ -16,6 +16,8 @@ from vfiouser_virtio.testing.fuzz.process.scenery import HOST, Scenery
 from vfiouser_virtio.testing.fuzz.process.server import PATIENCE, TREE, Holdings, ServerUnderAttack, can_supervise
 from vfiouser_virtio.testing.fuzz.process.visits import visit
 
+_BEGIN = 600.0
+"""Seconds in which an attacker's process begins: several start at a time, niced, on a machine that may be busy."""
 _IDLE = 0.4
 _AFTER = 0.3
 LETTING_GO = 30.0
@@ -127,8 +129,8 @@ def _serve(run: _Run, stack: ExitStack) -> None:
         for number in range(len(case.lanes))
     ]
     for each in attackers:
-        if not each.wait_said("ready"):
-            raise FuzzerError(f"an attacker's process has not begun in {PATIENCE:.0f} s, or has ended: {each.mistake}")
+        if not each.wait_said("ready", _BEGIN):
+            raise FuzzerError(f"an attacker's process has not begun in {_BEGIN:.0f} s, or has ended: {each.mistake}")
     try:
         with Neighbour(server, server.sockets[-1]) as neighbour:
             _attack(run, neighbour, attackers)

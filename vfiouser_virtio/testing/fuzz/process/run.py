@@ -79,13 +79,16 @@ def lacking(case: ProcessCase, tree: Path = TREE) -> str:
 
 
 def confirmed(
-    case: ProcessCase, *, tree: Path = TREE, budgets: ServerBudgets = DEFAULT_BUDGETS
+    case: ProcessCase, *, tree: Path = TREE, seconds: float | None = None, budgets: ServerBudgets = DEFAULT_BUDGETS
 ) -> tuple[list[ProcessFinding], list[ProcessFinding]]:
-    """Findings of a case, and what was seen only once of those that a busy machine could feign."""
-    findings = run_process_case(case, tree=tree, budgets=budgets)
+    """Findings of a case, and what was seen only once of those that a busy machine could feign.
+
+    ``seconds`` is what its attackers have, if not what the case says. Raises FuzzerError.
+    """
+    findings = run_process_case(case, tree=tree, seconds=seconds, budgets=budgets)
     if not any(each.kind in _TIMED for each in findings):
         return findings, []
-    again = {each.kind for each in run_process_case(case, tree=tree, budgets=budgets)}
+    again = {each.kind for each in run_process_case(case, tree=tree, seconds=seconds, budgets=budgets)}
     once = [each for each in findings if each.kind in _TIMED and each.kind not in again]
     return [each for each in findings if each not in once], once
 
