@@ -11,7 +11,7 @@ import trio
 
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.link import Link
-from vfiouser_virtio.backends.net.netdev import ALL, Does, FrameSink
+from vfiouser_virtio.backends.net.netdev import ALL, Does, FrameSink, Netdev
 from vfiouser_virtio.backends.net.offload import BadOffload
 from vfiouser_virtio.backends.net.outlet import Outlet
 from vfiouser_virtio.devices.net import Net
@@ -82,8 +82,13 @@ class LoopNetdev(Link):
 
 def looped_net() -> Net:
     """A network device that offers everything, on such a network."""
+    return net_with_everything(LoopNetdev())
+
+
+def net_with_everything(netdev: Netdev) -> Net:
+    """A network device that offers everything."""
     return Net(
-        netdev=LoopNetdev(),
+        netdev=netdev,
         queues=2,
         mtu=9000,
         speed=10_000,
@@ -95,11 +100,16 @@ def looped_net() -> Net:
     )
 
 
-async def looped_net_works(driver: FuzzDriver) -> None:
-    """A command is answered, and a frame comes back, behind a header. Raises Found."""
+async def be_promiscuous(driver: FuzzDriver) -> None:
+    """Take frames to whatever address. Raises Found where the command is not answered, or refused."""
     _, ack = await driver.request(4, [bytes([CtrlClass.RX, CtrlRx.PROMISC]), b"\1"], [1])
     if ack != b"\0":
         raise Found("broken", f"net: PROMISC is answered {ack.hex()}", "request")
+
+
+async def looped_net_works(driver: FuzzDriver) -> None:
+    """A command is answered, and a frame comes back, behind a header. Raises Found."""
+    await be_promiscuous(driver)
     size = hdr_size(driver.features)
     offered = driver.offer(0, [], [2048])
     assert offered is not None

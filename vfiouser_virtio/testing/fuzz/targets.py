@@ -20,6 +20,7 @@ from vfiouser_virtio.protocols.virtio.device_type import DeviceType, RequestShap
 from vfiouser_virtio.protocols.virtio.device_types import declared_types
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG  # any flat structure does for a configuration
 from vfiouser_virtio.testing.fuzz.driver import FuzzDriver
+from vfiouser_virtio.testing.fuzz.net_hub import hub_net, hub_net_works
 from vfiouser_virtio.testing.fuzz.net_loop import looped_net, looped_net_works
 from vfiouser_virtio.testing.fuzz.net_requests import NET_REQUESTS
 from vfiouser_virtio.testing.fuzz.oracle import Found
@@ -183,6 +184,7 @@ TARGETS: dict[str, FuzzTarget] = {
     "blk": FuzzTarget(lambda: _with_small_queues(Blk(size=Size(DISK_SIZE), num_queues=2)), _blk_works, blk.TYPE),
     "blk-file": FuzzTarget(_disk_in_a_file, _blk_works, blk.TYPE),
     "net": FuzzTarget(looped_net, looped_net_works, _NET),
+    "net-hub": FuzzTarget(hub_net, hub_net_works, _NET),
     "console": _target(console.TYPE, lambda: Console(chardev=[_Echo(), _Echo()], name=["", "second"])),
 }
 """By the name that a case has: every declared type, and variants."""
