@@ -286,6 +286,7 @@ class Nvme(PciDevice):
                 if self._shutting_down:
                     self._shutting_down = False
                     nursery.start_soon(self._shut_down)
+            idle = False
             if not self.csts.fatal:
                 try:
                     if self._shadow_news:
