@@ -15,7 +15,7 @@ COLLECTIONS = ("profile", "replay")
 """What stands for several faults."""
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@dataclass(slots=True, repr=False)
 class FaultSpec:
     """Fault that was asked for, with all that was said about it converted and checked."""
 
