@@ -113,7 +113,7 @@ def test_a_mistake_of_the_user_is_one_line(
 
 def test_a_mistake_of_the_soaks_own_costs_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(VisitedServer):
-        async def run(self, _is_over: Callable[[], bool]) -> None:
+        async def run(self, is_over: Callable[[], bool]) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("vfiouser_virtio.testing.soak.__main__.VisitedServer", Full)
