@@ -1,5 +1,6 @@
 """Device classes from the user's own files."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def test_what_lies_beside_its_folder_can_be_imported(folder: Path) -> None:
     (parts / "answer.py").write_text("ANSWER = 43\n")
     (parts / "mine.py").write_text(GOOD.replace("from helper_beside_it", "from parts_of_a_device.answer"))
     assert vars(load_device_class(f"{parts}/mine.py:Mine")())["number"] == 43
+
+
+def test_a_folder_of_everybodys_is_not_imported_from(folder: Path) -> None:
+    """Such as /tmp, for a file in a folder of the user's own there."""
+    (folder / "planted_by_another_user.py").write_text("ANSWER = 44\n")
+    (folder / "own").mkdir(mode=0o700)
+    (folder / "own" / "mine.py").write_text(GOOD.replace("helper_beside_it", "planted_by_another_user"))
+    folder.chmod(0o1777)
+    with pytest.raises(ConfigError, match="No module named 'planted_by_another_user'"):
+        load_device_class(f"{folder}/own/mine.py:Mine")
+    assert str(folder) not in sys.path
 
 
 def test_load(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Device classes from the user's files: ``my_device.py:MyDevice``."""
 
 import importlib.util
+import stat
 import sys
 import traceback
 from pathlib import Path
@@ -55,6 +56,11 @@ def is_device(value: object) -> bool:
     return issubclass(value, PciDevice) and value is not PciDevice
 
 
+def _import_from(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def import_file(path: Path, what: str = "device file") -> ModuleType:
     """The module of a Python file of the user's, imported once. Raises ConfigError, with ``what`` in it."""
     try:
@@ -70,9 +76,9 @@ def import_file(path: Path, what: str = "device file") -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # What lies beside the file, or beside its folder, can be imported, but never hides a module of Python's own.
-    for folder in (str(path.parent), str(path.parent.parent)):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    _import_from(path.parent)
+    if not path.parent.parent.stat().st_mode & stat.S_IWOTH:  # not from /tmp, where other users could put modules
+        _import_from(path.parent.parent)
     # Before it runs: dataclasses and typing.get_type_hints() look a class's module up there.
     sys.modules[name] = module
     try:
