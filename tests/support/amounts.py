@@ -15,37 +15,37 @@ class Amounts:
 
     ring_examples: int = 50
     """Runs of each ring machine against the model of the specification."""
-    ring_deaths: int = 60
+    ring_deaths: int = 45
     """Games of a driver with a device that dies again and again, of each kind of ring."""
-    device_deaths: int = 5
+    device_deaths: int = 4
     """How often the process of a disk under load is killed."""
-    fuzz_cases: int = 24
+    fuzz_cases: int = 16
     """Cases of each kind that the fuzzer makes."""
     process_cases: int = 2
     """Cases of attacks on a server process, of some 5 s each."""
-    every_switch: int = 6 * MIB
+    every_switch: int = 4 * MIB
     """Bytes through each of the disks that differ in their rings' features."""
-    polled: int = 8 * MIB
+    polled: int = 4 * MIB
     """Bytes through each disk that polls."""
-    by_pages: int = 16 * MIB
+    by_pages: int = 8 * MIB
     """Bytes that are copied behind an IOMMU, each page mapped for its request."""
-    requests_of_pages: int = 48
+    requests_of_pages: int = 32
     """Requests of 254 pages that are under way at a time behind an IOMMU."""
-    rebinds: int = 10
+    rebinds: int = 6
     """How often, and twice, drivers leave their devices and come back."""
-    gallery_rebinds: int = 5
+    gallery_rebinds: int = 4
     """How often each driver leaves a device of examples/pci and comes back."""
     card_rebinds: int = 2
     """The same of its network card, of which each return takes 13,000 accesses of registers."""
-    tcp_file: int = 8 * MIB
+    tcp_file: int = 6 * MIB
     """Bytes of the file that guests move over TCP, each way."""
-    boot_stride: int = 8
-    """Of a recorded boot, clients are gone at every message (1), or at every eighth, and so on."""
+    boot_stride: int = 16
+    """Of a recorded boot, clients are gone at every message (1), or at every sixteenth, and so on."""
     every_way: bool = False
     """Whether they are in every way at each of them, or in one way after the other."""
-    flushed_writes: int = 500
+    flushed_writes: int = 300
     """Writes to each disk whose guest and server are killed, all of them flushed in the end."""
-    resets: int = 400
+    resets: int = 240
     """Resets of each device, by turns in every state and in every way."""
 
 
