@@ -28,7 +28,7 @@ LOAD = shlex.join(
         "fio",
         *("--output=/dev/null", "--output-format=terse", "--terse-version=3", "--thread", "--eta=never"),
         *("--name=load", "--filename=/dev/vda", "--ioengine=libaio", "--direct=1", "--iodepth=16"),
-        *("--rw=randrw", "--bs=4k-64k", "--time_based", "--runtime=9999", "--verify=crc32c", "--verify_fatal=1"),
+        *("--rw=randrw", "--bsrange=4k-64k", "--time_based", "--runtime=9999", "--verify=crc32c", "--verify_fatal=1"),
         *("--verify_backlog=32", "--continue_on_error=none"),
     ]
 )
