@@ -13,23 +13,18 @@ no management, and no flow control: the netdev itself waits.
     netdev ◀─ Nic.send  ◀─ e1000_transmit ◀─ ring ◀─ TDT        EEPROM, PHY: e1000_serial
 """
 
-from typing import Annotated
-
 import trio
 from pci.e1000_banks import STATISTICS, Address, Ring, Statistics
 from pci.e1000_receive import ReceiveControl, Receiver
 from pci.e1000_serial import Eeprom, EepromWires, Phy, eeprom_words
 from pci.e1000_transmit import TransmitControl, Transmitter
 
-from vfiouser_virtio.backends.net.netdev import Netdev
-from vfiouser_virtio.backends.net.netdevs import NETDEVS
 from vfiouser_virtio.backends.net.nic import Nic
 from vfiouser_virtio.backends.net.null import NullNetdev
-from vfiouser_virtio.devices.net import format_mac, made_up_mac, parse_mac
+from vfiouser_virtio.devices.net import MacOption, NetdevOption, format_mac, made_up_mac, parse_mac
 from vfiouser_virtio.host_access import HostAccess, confine_all
 from vfiouser_virtio.pci import BarKind, Identity, PciDevice, Register, array, banks, bar, field, flag, interrupts
 from vfiouser_virtio.trio_timer import sleep_briefly
-from vfiouser_virtio.virtio.options import OneOf
 
 LSC, MDAC = 0x04, 0x200
 """Causes of an interrupt: the link has changed, the PHY was accessed."""
@@ -104,12 +99,8 @@ class E1000(PciDevice):
     def __init__(
         self,
         *,
-        netdev: Annotated[
-            Netdev | None,
-            OneOf(NETDEVS, shares=("queues",)),
-            "network that it is on; hub=NAME says netdev=hub as well; default: null",
-        ] = None,
-        mac: Annotated[str, "address, such as 52:54:00:12:34:56; default: made up from the device's id"] = "",
+        netdev: NetdevOption = None,
+        mac: MacOption = "",
     ) -> None:
         super().__init__()
         address = parse_mac(mac) if mac else made_up_mac(self.log.device)

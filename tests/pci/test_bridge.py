@@ -32,17 +32,6 @@ BOTH = pytest.mark.parametrize("carrier", ["socket", "socket-private"])
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sim.sock"
-
-
-@pytest.fixture
-async def card(path: Path) -> AsyncIterator[GuestFunction]:
-    async with pci_function(Card(simulator=path)) as function:
-        yield function
-
-
-@pytest.fixture
 async def simulator(card: GuestFunction, path: Path) -> AsyncIterator[FakeSimulator]:
     async with fake_simulator(path) as made:
         yield made

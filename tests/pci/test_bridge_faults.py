@@ -5,7 +5,6 @@ import os
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,17 +20,6 @@ from vfiouser_virtio.protocols.rtl_bridge import MAX_DMA, MAX_MESSAGE, REPLY, Rt
 from vfiouser_virtio.testing.own_pci import pci_function
 
 ONES = 0xFFFF_FFFF
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sim.sock"
-
-
-@pytest.fixture
-async def card(path: Path) -> AsyncIterator[GuestFunction]:
-    async with pci_function(Card(simulator=path)) as function:
-        yield function
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

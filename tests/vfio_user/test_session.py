@@ -1,4 +1,7 @@
-"""One client on a real socket: recorded bytes, quirks, order, holds, fds, and what a hostile client tries."""
+"""One client on a real socket: recorded bytes, quirks, order, holds, fds, and what a hostile client tries.
+
+A long file: one session, in as many situations, each of a few lines.
+"""
 
 import errno
 import logging

@@ -72,6 +72,14 @@ OFFERED = frozenset(
 _DUPLEX = {"half": Duplex.HALF, "full": Duplex.FULL, "unknown": Duplex.UNKNOWN}
 
 
+NetdevOption = Annotated[
+    Netdev | None,
+    OneOf(NETDEVS, shares=("queues",)),
+    "network that it is on; hub=NAME says netdev=hub as well; default: null",
+]
+MacOption = Annotated[str, "address, such as 52:54:00:12:34:56; default: made up from the device's id"]
+
+
 @register
 class Net(Device):
     """Network interface. ``Annotated`` parameters are the user's options; `close` closes the netdev."""
@@ -83,12 +91,8 @@ class Net(Device):
     def __init__(
         self,
         *,
-        netdev: Annotated[
-            Netdev | None,
-            OneOf(NETDEVS, shares=("queues",)),
-            "network that it is on; hub=NAME says netdev=hub as well; default: null",
-        ] = None,
-        mac: Annotated[str, "address, such as 52:54:00:12:34:56; default: made up from the device's id"] = "",
+        netdev: NetdevOption = None,
+        mac: MacOption = "",
         mtu: Annotated[
             int | None, "longest packet in bytes without Ethernet header, 68 to 65535; told to the guest"
         ] = None,

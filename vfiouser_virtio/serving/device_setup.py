@@ -1,4 +1,7 @@
-"""Set-up of a device from its description: a class, its arguments, a name and an identity."""
+"""Set-up of a device from its description: a class, its arguments, a name and an identity.
+
+A long file, since one record, `DeviceSetup`, is filled from each kind of description, and makes each kind of device.
+"""
 
 import inspect
 import logging

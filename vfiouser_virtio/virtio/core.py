@@ -8,6 +8,8 @@
         has let go of the last buffer
 
 A transport (virtio-pci, loopback) calls these methods for the driver and is an `InterruptSink`.
+
+A long file, since each part of it is a step of the one life above, and may be where a reset finds it.
 """
 
 import logging
