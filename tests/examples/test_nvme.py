@@ -392,4 +392,4 @@ async def test_random_commands_and_registers_do_no_harm(caplog: pytest.LogCaptur
 )
 def test_options_that_cannot_be(options: dict[str, int | str], words: str) -> None:
     with pytest.raises(DeviceError, match=words):
-        Nvme(**options)  # type: ignore[arg-type]
+        Nvme(**options)  # type: ignore[arg-type] # one of several

@@ -66,7 +66,7 @@ def test_coverage(chip: Chip, driver: Driven) -> None:
 def test_policies_without_a_word(policy: str, answer: int, caplog: pytest.LogCaptureFixture) -> None:
     chip = Chip()
     driver = Driven(chip)
-    PciDeviceFunction(chip, unmodelled=policy)  # type: ignore[arg-type]
+    PciDeviceFunction(chip, unmodelled=policy)  # type: ignore[arg-type] # one of the literals
     assert driver.read(0x500) == answer
     driver.write(0x500, 0)
     assert not caplog.records
