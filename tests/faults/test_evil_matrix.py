@@ -211,7 +211,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 async def test_one_case_in_a_guest() -> None:
     case = next(each for each in CASES if each.id == "blk used-twice:at=20")
     with trio.fail_after(600):
-        result = await run_one(case, SUITES[0], seconds=120)
+        result = await run_one(case, SUITES[0], seconds=60)
     assert isinstance(result, CaseResult), result
-    assert (result.outcome, result.warned, result.neighbour, result.happened) == ("error", False, True, 1)
+    # Linux gives the queue up: requests from then on fail, and one that was under way just then is waited for.
+    assert result.outcome in ("error", "hang")
+    assert (result.warned, result.neighbour, result.happened) == (False, True, 1)
     assert "is not a head!" in result.said[0]
