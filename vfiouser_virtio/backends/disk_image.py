@@ -7,11 +7,17 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from pathlib import Path
 
 from vfiouser_virtio.backends.direct import bypass_page_cache
 from vfiouser_virtio.backends.file_changes import FileChanges
 from vfiouser_virtio.errors import DeviceError
+
+LOCK_PATIENCE = 3.0
+"""Seconds to wait for the lock of a file: that of a server which was killed stays until its requests are over, since
+the kernel lets go of what its io_uring uses only then, some time after the process is gone."""
+_LOOK = 0.02  # seconds between two tries
 
 
 def open_image(path: Path, readonly: bool) -> int:
@@ -58,14 +64,21 @@ def watch_size(fd: int) -> FileChanges | None:
 
 
 def lock_image(fd: int, path: Path, readonly: bool) -> list[str]:
-    """Lock it; what there is to say where it cannot be locked. Raises DeviceError where another process has."""
+    """Lock it, within `LOCK_PATIENCE`; what there is to say where it cannot be locked.
+
+    Raises DeviceError where another process has it locked.
+    """
     # An OFD lock on the whole file belongs to this open file: a second server in the same process is refused as well,
     # and so is QEMU, which locks bytes of its images in the same way. struct flock, with l_pid 0.
     lock = struct.pack("hhqqi0q", fcntl.F_RDLCK if readonly else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
-    except (BlockingIOError, PermissionError):
-        raise DeviceError(f"{path} is in use by another server or QEMU (it is locked)") from None
-    except OSError as error:
-        return [f"{path} cannot be locked ({error.strerror}): nothing keeps others from writing to it"]
-    return []
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+            return []
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > deadline:
+                raise DeviceError(f"{path} is in use by another server or QEMU (it is locked)") from None
+            time.sleep(_LOOK)
+        except OSError as error:
+            return [f"{path} cannot be locked ({error.strerror}): nothing keeps others from writing to it"]
