@@ -25,6 +25,7 @@ import trio
 
 from vfiouser_virtio.background import background
 from vfiouser_virtio.parent_death import end_with_parent
+from vfiouser_virtio.serving.terminal import flush_stderr
 
 # What a child would import; names only, as the command line is above this package.
 _IMPORTED = ("vfiouser_virtio.cli.serve", "vfiouser_virtio.devices.blk", "vfiouser_virtio.testing.soak.writer")
@@ -241,7 +242,7 @@ def _fork(wanted: dict[str, Any]) -> int:
     finally:
         with suppress(Exception):
             sys.stdout.flush()
-            sys.stderr.flush()
+            flush_stderr()
         os._exit(status)
 
 
