@@ -61,7 +61,7 @@ class Uart(PciDevice):
         self.chardev = open_chardev(chardev) if isinstance(chardev, str) else chardev
         self.wire: deque[int] = deque()
         """What comes over the wire: the first 16 bytes are in the FIFO, the others wait."""
-        self.out = bytearray()
+        self.out: bytearray
         """What the driver sends: it may not write more before this is empty."""
         self._news = trio.Event()
         self.reset()
@@ -78,7 +78,7 @@ class Uart(PciDevice):
         self.enabled = self.fifo_bits = self.errors = 0
         self.empty_pending = False
         self.divisor = 1
-        self.out.clear()
+        self.out = bytearray()
 
     async def run(self) -> None:
         if self.chardev is None:
@@ -94,9 +94,10 @@ class Uart(PciDevice):
     async def _send(self, chardev: Chardev) -> None:
         while True:
             while self.out:
-                taken = bytes(self.out)
+                out = self.out  # another one after a reset
+                taken = bytes(out)
                 await chardev.send(taken)
-                del self.out[: len(taken)]
+                del out[: len(taken)]
                 self.empty_pending = not self.out
                 self._update()
             await self._news.wait()
