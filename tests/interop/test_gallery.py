@@ -113,8 +113,9 @@ class Workshop:
         await self.run(gallery.LOGIN)
         await self.terminal.answer("login: ", "root\n")
         # The shell asks a terminal where its cursor is, once it is ready for what is typed.
-        await self.terminal.answer("# \x1b[6n", "echo $((6 * 7)) is the answer; exit\n")
-        await self.terminal.answer("42 is the answer\r\n", "")
+        await self.terminal.answer("# \x1b[6n", "echo $((6 * 7)) is the answer\n")
+        # Once it is here: as the shell exits, Linux hangs the line up, and what was not sent yet is lost.
+        await self.terminal.answer("42 is the answer\r\n", "exit\n")
 
     async def errors(self) -> list[str]:
         """What the guest's kernel calls an error, other than that a second was over (ETIMEDOUT).
