@@ -10,6 +10,7 @@ import pytest
 import trio
 from support.command import ServeProcess, run_command, serve_process
 from support.connecting import raw_client
+from support.processes import is_gone
 
 from vfiouser_virtio.guest import bound_pci
 from vfiouser_virtio.protocols.vfio_user import Command
@@ -46,14 +47,6 @@ async def wait_until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(60):
         while not condition():
             await trio.sleep(0.01)
-
-
-def is_gone(pid: int) -> bool:
-    """Nothing of it runs any more, though in a container nobody may ask how it ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 async def test_a_busy_device_does_not_slow_its_neighbours(tmp_path: Path) -> None:

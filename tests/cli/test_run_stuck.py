@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from support import fake_qemu
 from support.command import COMMAND, PATIENCE, environment
-from support.stuck import DEVICE, is_gone
+from support.processes import wait_until_gone
+from support.stuck import DEVICE
 
 
 @dataclass
@@ -61,7 +62,7 @@ def running(folder: Path, how: str, *options: str) -> Iterator[Run]:
             qemu_pid = int((folder / "pid").read_text())
             assert len(pids) == 1 + 2 * ("--processes" in options), lines
             yield Run(process, lines)
-            assert all(map(is_gone, [*pids, qemu_pid]))
+            wait_until_gone(*pids, qemu_pid)
         finally:
             patience.cancel()
             process.kill()

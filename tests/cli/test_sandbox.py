@@ -15,8 +15,7 @@ from support.boot_client import ACK, DISCOVER, MAC, REQUEST, SERVER, dhcp, downl
 from support.command import COMMAND, ServeProcess, run_command, serve_process
 from support.net_namespace import net_namespace
 from support.passt import passt_namespace, passt_script
-from support.processes import children
-from support.supervised import is_gone
+from support.processes import children, is_gone
 
 from vfiouser_virtio.backends.net.pcap_file import packet, section
 from vfiouser_virtio.guest import VirtioDevice, bound_pci

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import trio
 from support.command import ServeProcess, environment, serve_process
-from support.stuck import DEVICE, is_gone
+from support.processes import is_gone, wait_until_gone
+from support.stuck import DEVICE
 
 from vfiouser_virtio.parent_death import ending_with_us
 from vfiouser_virtio.protocols.vfio_user import Command
@@ -160,9 +161,7 @@ async def test_a_stuck_process_does_not_outlive_its_parent(tmp_path: Path) -> No
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         assert len(children) == 2
         served.process.kill()
-        with trio.fail_after(60):
-            while not all(is_gone(int(child)) for child in children):
-                await trio.sleep(0.02)
+        wait_until_gone(*map(int, children))
 
 
 def test_any_program_can_be_made_to_end_with_us() -> None:

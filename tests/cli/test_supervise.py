@@ -9,14 +9,13 @@ import pytest
 import trio
 from support.amounts import Amounts
 from support.command import run_command, serve_process
-from support.processes import children
+from support.processes import children, is_gone, wait_until_gone
 from support.supervised import (
     MineDriver,
     ask,
     client_of,
     device_process,
     driver_of,
-    is_gone,
     keeper_fds,
     kill_device,
     mine_served,
@@ -237,9 +236,7 @@ async def test_none_outlives_the_others(tmp_path: Path) -> None:
         pids = [*keepers, *(pid for keeper in keepers for pid in children(keeper))]
         assert len(pids) == 4
         served.process.kill()
-        with trio.fail_after(60):
-            while any(not is_gone(pid) for pid in pids):
-                await trio.sleep(0.01)
+        wait_until_gone(*pids)
 
 
 async def test_a_keeper_that_is_killed_takes_only_its_own_device_along(tmp_path: Path) -> None:

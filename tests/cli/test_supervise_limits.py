@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 import trio
 from support.command import ServeProcess, serve_process
-from support.processes import children
+from support.processes import children, wait_until_gone
 from support.supervised import (
     DEVICES,
     ask,
     client_of,
     device_process,
     driver_of,
-    is_gone,
     keeper_fds,
     kill_device,
     said,
@@ -176,7 +175,7 @@ async def test_the_end_of_a_device_that_does_not_yield(tmp_path: Path) -> None:
         [keeper] = children(served.process.pid)
         with pytest.raises(PeerError, match="the server closed the connection"):
             await computes_until_the_end(served)
-        assert is_gone(keeper)
+        wait_until_gone(keeper)
     assert "mine: its process did not yield, and was killed" in served.log.read_text()
 
 

@@ -1,7 +1,5 @@
 """A device that never yields, in one of several ways, and what is to be asked about it."""
 
-from pathlib import Path
-
 # Its reset is what does not end.
 DEVICE = """\
 import collections, itertools, re, time
@@ -32,10 +30,3 @@ class Stuck(Device):
     def comes_back(self):
         time.sleep(3)
 """
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True

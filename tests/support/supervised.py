@@ -47,14 +47,6 @@ class Resumable(Mine):
 """
 
 
-def is_gone(pid: int) -> bool:
-    """Nothing of it runs any more, though in a container nobody may ask how it ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 def device_process(served: ServeProcess) -> int | None:
     """That of the only device, if there is one at the moment."""
     [keeper] = children(served.process.pid)
