@@ -19,7 +19,6 @@ import itertools
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from weakref import WeakSet
 
 from vfiouser_virtio.errors import PeerError
@@ -131,7 +130,8 @@ def map_zeros(address: int, size: int) -> bool:
 def max_map_count() -> int:
     """vm.max_map_count; Linux' default where /proc is not there."""
     try:
-        return int(Path("/proc/sys/vm/max_map_count").read_text("ascii"))
+        with open("/proc/sys/vm/max_map_count", "rb") as file:
+            return int(file.read())
     except (OSError, ValueError):
         return DEFAULT_MAX_MAP_COUNT
 

@@ -5,9 +5,10 @@ Files and sockets that are open already need nothing: only what is opened, remov
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
-from vfiouser_virtio.connecting import StreamAddress
+if TYPE_CHECKING:
+    from vfiouser_virtio.connecting import StreamAddress
 
 
 class HostAccess(NamedTuple):
@@ -21,7 +22,7 @@ class HostAccess(NamedTuple):
     """Files to be opened for reading, or folders of such files."""
     writes: tuple[Path, ...] = ()
     """Files, which are there, to be opened for writing; or folders of such files."""
-    connects: tuple[StreamAddress, ...] = ()
+    connects: "tuple[StreamAddress, ...]" = ()
     """Addresses to which stream sockets are connected, by `connecting.connect_stream`: UNIX, or TCP."""
     terminal: bool = False
     """Modes of terminals are set."""

@@ -1,6 +1,6 @@
 """PCI functions that know nothing of virtio: `PciDevice` for authors, and the generic `PciFunction` below it.
 
-The names of authors' devices are imported when they are first asked for: a virtio device needs none of them.
+The names of authors' devices, and MSI, are imported when they are first asked for: a virtio device needs none of them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ from vfiouser_virtio.pci.function import PciFunction
 from vfiouser_virtio.pci.identity import Identity
 from vfiouser_virtio.pci.intx import Intx
 from vfiouser_virtio.pci.mapped_bar import mapped_bar
-from vfiouser_virtio.pci.msi import Msi
 from vfiouser_virtio.pci.msix import Msix
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from vfiouser_virtio.pci.fields import field, flag
     from vfiouser_virtio.pci.fifo import Fifo
     from vfiouser_virtio.pci.irq import Irq, interrupts
+    from vfiouser_virtio.pci.msi import Msi
     from vfiouser_virtio.pci.register import Register
 
 __all__ = [
@@ -79,6 +79,7 @@ _HOMES = {
     "fields": ("field", "flag"),
     "fifo": ("Fifo",),
     "irq": ("Irq", "interrupts"),
+    "msi": ("Msi",),
     "register": ("Register",),
 }
 

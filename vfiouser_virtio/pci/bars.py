@@ -31,7 +31,7 @@ _SIZES = {BarKind.MEM32: (16, 1 << 31), BarKind.MEM64: (16, 1 << 63), BarKind.IO
 _TYPE_BITS = {BarKind.MEM32: 0, BarKind.MEM64: BaseAddress.MEM_TYPE_64, BarKind.IO: BaseAddress.SPACE_IO}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Bar:
     """Region of ``size`` bytes and its handlers, which see only accesses that lie within it.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial
+from typing import TYPE_CHECKING
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.pci.bars import Bars
@@ -10,7 +11,6 @@ from vfiouser_virtio.pci.capabilities import CapabilityChain, msi_capability, ms
 from vfiouser_virtio.pci.config_space import ConfigSpace
 from vfiouser_virtio.pci.intx import Intx
 from vfiouser_virtio.pci.irqs import IrqIndex, set_irqs
-from vfiouser_virtio.pci.msi import Msi
 from vfiouser_virtio.pci.msix import Msix
 from vfiouser_virtio.pci.single_irq import SingleIrq
 from vfiouser_virtio.protocols.codec import offsets
@@ -24,6 +24,9 @@ from vfiouser_virtio.protocols.pci import (
     PciStatus,
 )
 from vfiouser_virtio.vfio_device import Buffer, IrqInfo, IrqInfoFlags, IrqSetFlags, PciIrq, Trigger
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.pci.msi import Msi
 
 _STATUS, _ = offsets(TYPE0_HEADER)["status"]
 _INTERRUPT = int(PciStatus.INTERRUPT)  # a plain int: arithmetic with flags costs a microsecond, and INTx is hot
@@ -69,6 +72,8 @@ class InterruptingFunction:
 
     def add_msi(self, vectors: int = 1) -> int:
         """Add MSI with 1, 2, 4, 8, 16 or 32 vectors; returns the capability's offset."""
+        from vfiouser_virtio.pci.msi import Msi  # only here: a virtio device has MSI-X
+
         self.msi = self._irqs[PciIrq.MSI] = Msi(vectors)
         self._msi_cap = self._chain.add(msi_capability(vectors, on_read=self._msi_read, on_write=self._msi_written))
         return self._msi_cap
@@ -193,7 +198,7 @@ class InterruptingFunction:
         at, size = _MSI["pending_64"]
         self.config.store(self._msi_cap + at, self.msi.pending_bits.to_bytes(size, "little"))
 
-    def _messages(self) -> Sequence[Msi | Msix]:
+    def _messages(self) -> "Sequence[Msi | Msix]":
         return [messages for messages in (self.msi, self.msix) if messages is not None]
 
     def _message(self, vector: int) -> bool:

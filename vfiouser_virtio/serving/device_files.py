@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from vfiouser_virtio.serving.device_kinds import AnyDevice
 
 
-def is_device_file(driver: str) -> bool:
-    """Whether this names a file, and not a device type that comes with the package."""
-    return driver.partition(":")[0].endswith(".py")
-
-
 def load_device_class(driver: str) -> "type[AnyDevice]":
     """The class that ``file.py:Class`` names; a file is imported once, however often it is named.
 

@@ -23,13 +23,10 @@ from vfiouser_virtio.errors import AuthorError, ConfigError, DeviceError
 from vfiouser_virtio.faults.fault_spec import FaultSpec
 from vfiouser_virtio.memory import UnsealedMemory
 from vfiouser_virtio.pci import Identity
-from vfiouser_virtio.serving.device_files import is_device_file, load_device_class
 from vfiouser_virtio.serving.device_kinds import device_of
-from vfiouser_virtio.serving.device_specs import DeviceSpec
-from vfiouser_virtio.serving.fault_options import DeviceFaults
+from vfiouser_virtio.serving.device_specs import DeviceSpec, is_device_file
 from vfiouser_virtio.serving.guest_slots import GuestSlot, guest_slot, with_functions
 from vfiouser_virtio.serving.options import Option, class_options, convert_options, options_of, spelled, suggestion
-from vfiouser_virtio.serving.own_thread import in_own_thread
 from vfiouser_virtio.transports.identity import Style, identity
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.virtio import Device, Offer, bus
@@ -41,6 +38,7 @@ if TYPE_CHECKING:
     from vfiouser_virtio.audit import AuditLog
     from vfiouser_virtio.pci.device import PciDevice
     from vfiouser_virtio.serving.device_kinds import AnyDevice, AnyFunction
+    from vfiouser_virtio.serving.fault_options import DeviceFaults
     from vfiouser_virtio.serving.pci_options import PciDeviceOptions
     from vfiouser_virtio.transports.pci_device import PciDeviceFunction
     from vfiouser_virtio.virtio import Limits
@@ -61,7 +59,7 @@ _OF_VIRTIO = {"ids", "vectors", "fault", "fault_seed", "fault_log", "fault_contr
 # Seconds after which it is said what is being waited for.
 _SAY_AFTER_S = 1.0
 # QEMU's rule for ids (id_wellformed() in its util/id.c).
-_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+_ID = r"[A-Za-z][A-Za-z0-9._-]*"
 
 
 class CommonOptions(NamedTuple):
@@ -101,6 +99,12 @@ class CommonOptions(NamedTuple):
         "memfd): map it (fast), copy from and to it (safe and slow), or refuse it; auto: map it for clients of our own "
         "user, copy it for others",
     ] = "auto"
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether the device is asked for faults, or for something that only these have."""
+        log_or_control = (self.fault_log, self.fault_seed, self.fault_control, self.fault_stopped or None)
+        return bool(self.fault) or any(value is not None for value in log_or_control)
 
 
 def _of_disks(faults: Sequence[FaultSpec]) -> bool:
@@ -208,8 +212,9 @@ class DeviceSetup(NamedTuple):
             return device
         faults: DeviceFaults | None = None
         try:
-            faults = DeviceFaults(self.common, self.name)
-            made = (make_function or faults.function(audit))(
+            if self.common.is_faulty or audit is not None:
+                faults = self._faults()
+            made = (make_function or (VirtioPci if faults is None else faults.function(audit)))(
                 device,
                 ids=self.identity(style),
                 vectors=self.common.vectors,
@@ -218,7 +223,8 @@ class DeviceSetup(NamedTuple):
                 limits=self.limits,
                 unsealed_memory=self.common.unsealed_memory,
             )
-            faults.open_log()
+            if faults is not None:
+                faults.open_log()
             return made
         except BaseException as error:
             if faults is not None:
@@ -228,6 +234,11 @@ class DeviceSetup(NamedTuple):
             if isinstance(error, Exception) and not isinstance(error, ConfigError):
                 raise self._bug(error) from error
             raise
+
+    def _faults(self) -> "DeviceFaults":
+        from vfiouser_virtio.serving.fault_options import DeviceFaults  # only here: see `fault_spec`
+
+        return DeviceFaults(self.common, self.name)
 
     def _attach_own(self, device: "PciDevice | PciDeviceFunction", audit: "AuditLog | None") -> "PciDeviceFunction":
         """`attach` of a PCI device of an author's own."""
@@ -301,6 +312,8 @@ async def made_in_thread(setup: DeviceSetup) -> "AnyDevice":
 
     Cancelled, it closes the device when that has been made after all.
     """
+    from vfiouser_virtio.serving.own_thread import in_own_thread  # only here: devices in RAM open nothing
+
     made: list[AnyDevice] = []
     given_up = False
     lock = threading.Lock()
@@ -340,6 +353,8 @@ def _close_half_made(device: "AnyDevice") -> None:
 def find_class(driver: str) -> "type[AnyDevice]":
     """The class for a device's name or virtio id, as the bus knows it, or for ``file.py:Class``. Raises ConfigError."""
     if is_device_file(driver):
+        from vfiouser_virtio.serving.device_files import load_device_class  # only here: most devices are the package's
+
         return load_device_class(driver)
     try:
         return bus.match(int(driver) if driver.isdecimal() else driver)
@@ -394,11 +409,15 @@ def _described(spec: DeviceSpec) -> DeviceSetup:
     # A device's own option hides one that every device has.
     if not issubclass(device_class, Device):
         return _described_own(label, device_class, spec)
-    own, common = class_options(device_class), common_options()
+    own = class_options(device_class)
+    common: Mapping[str, Option] = {}
     limited: Mapping[str, Option] = {}
     offered: Mapping[str, Option] = {}
-    if any(spelled(key) not in own and spelled(key) not in common for key in spec.options):
-        limited, offered = limit_options(), offer_options()  # only here: to read a table takes half a millisecond
+    # Only as far as they are needed: to read a table takes half a millisecond.
+    if any(spelled(key) not in own for key in spec.options):
+        common = common_options()
+        if any(spelled(key) not in own and spelled(key) not in common for key in spec.options):
+            limited, offered = limit_options(), offer_options()
     tables = own, common, limited, offered
     given: list[dict[str, object]] = [{} for _ in tables]
     for key, value in spec.options.items():
@@ -424,7 +443,7 @@ def _limits(arguments: dict[str, Any]) -> "Limits":
 
 def _common(common: Mapping[str, Option], given: Mapping[str, object], label: str) -> CommonOptions:
     chosen = CommonOptions(**convert_options(common, given, label=label))
-    if chosen.id is not None and not _ID.fullmatch(chosen.id):
+    if chosen.id is not None and not re.fullmatch(_ID, chosen.id):
         raise ConfigError(f"{label}: id={chosen.id}: expected a letter, then letters, digits, '-', '.' or '_'")
     return chosen
 

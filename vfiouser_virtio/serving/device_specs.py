@@ -25,6 +25,11 @@ class DeviceSpec(NamedTuple):
     """The class itself, where a program has it: ``driver`` is then what errors call it."""
 
 
+def is_device_file(driver: str) -> bool:
+    """Whether this names a file, and not a device type that comes with the package."""
+    return driver.partition(":")[0].endswith(".py")
+
+
 def parse_device(text: str) -> DeviceSpec:
     """``driver,key=value,key`` as QEMU has it (``,,`` is a comma in a value), or a JSON object with a ``driver``.
 

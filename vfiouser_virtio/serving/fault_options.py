@@ -66,8 +66,7 @@ class DeviceFaults:
     def _make_plan(self) -> "FaultPlan | None":
         options = self._options
         if not options.fault:
-            given = (options.fault_log, options.fault_seed, options.fault_control, options.fault_stopped or None)
-            if any(value is not None for value in given):
+            if options.is_faulty:
                 raise ConfigError(
                     "fault-log, fault-seed, fault-control and fault-stopped are for fault=NAME, and there is none"
                 )

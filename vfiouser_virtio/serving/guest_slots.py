@@ -10,7 +10,7 @@ from vfiouser_virtio.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_ADDR = re.compile(r"(?:0x)?([0-9a-f]{1,2})(?:\.([0-7]))?", re.IGNORECASE)
+_ADDR = r"(?i:(?:0x)?([0-9a-f]{1,2})(?:\.([0-7]))?)"
 _SLOTS = 32
 _ROOT_BUS = "pcie.0"
 """Where QEMU's machine q35 puts a device without ``bus``."""
@@ -36,7 +36,7 @@ def guest_slot(addr: str | None, bus: str | None) -> GuestSlot:
     """The place that options say: ``5``, or ``5.1`` with the number of the function. Raises ConfigError."""
     if addr is None:
         return GuestSlot(bus)
-    found = _ADDR.fullmatch(addr)
+    found = re.fullmatch(_ADDR, addr)
     slot = int(found[1], 16) if found else _SLOTS
     if found is None or slot >= _SLOTS:
         raise ConfigError(f"addr={addr}: expected SLOT or SLOT.FUNCTION in hex, from 0 to 1f.7")

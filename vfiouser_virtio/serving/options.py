@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 REQUIRED = inspect.Parameter.empty
 _ON = {"on", "yes", "true"}
 _OFF = {"off", "no", "false"}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d*)?)(ms|s|)")
+# Not compiled before they are needed: `re` keeps what it has compiled.
+_SIZE = r"(?i:(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?)"
+_DURATION = r"(\d+(?:\.\d*)?)(ms|s|)"
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -321,7 +322,7 @@ def _number(value: object) -> float:
 
 
 def to_size(value: object) -> Size:
-    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    match = re.fullmatch(_SIZE, value) if isinstance(value, str) else None
     if match is None:
         plain = _integer(value)
         if plain < 0:
@@ -336,7 +337,7 @@ def to_size(value: object) -> Size:
 
 
 def _duration(value: object) -> Duration:
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    match = re.fullmatch(_DURATION, value) if isinstance(value, str) else None
     seconds = _number(value) if match is None else float(match[1]) / (1000 if match[2] == "ms" else 1)
     if not 0 <= seconds < float("inf"):
         raise ValueError

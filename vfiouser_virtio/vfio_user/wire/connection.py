@@ -36,7 +36,7 @@ _MAX_PENDING_FDS = 253
 _unpack = HEADER_CODEC.unpack_from
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Message:
     """Message as it came: header fields, payload, and the fds that it owns until they are taken."""
 
