@@ -18,7 +18,7 @@ from support.pci import IDENTITY, Client, open_fds
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.pci import BarKind, BarMapping, PciFunction, mapped_bar
 from vfiouser_virtio.protocols.vfio_user import RegionFlags
-from vfiouser_virtio.vfio_device import RegionInfo
+from vfiouser_virtio.vfio_device import AnswerLater, Buffer, Hold, RegionInfo
 from vfiouser_virtio.vfio_user import Server, listen_path
 from vfiouser_virtio.vfio_user.client import Client as VfioUserClient
 from vfiouser_virtio.vfio_user.client import connect
@@ -101,6 +101,36 @@ def test_without_handlers_the_rest_is_zero_and_keeps_nothing() -> None:
     function.region_write(5, PAGE - 2, b"abcd")
     assert function.region_read(5, PAGE - 2, 4) == b"\0\0cd"
     function.disconnected()
+
+
+def test_an_access_that_is_answered_later_and_lies_in_both_kinds_of_pages() -> None:
+    """What is a simulator's beside memory that is ours: the rest of the access must not be lost with the wait."""
+    holds: list[Hold] = []
+    written: list[tuple[int, bytes]] = []
+
+    def read(offset: int, count: int) -> bytes:
+        holds.append(Hold())
+        raise AnswerLater(holds[-1], lambda: bytes([offset // PAGE]) * count)
+
+    def write(offset: int, data: Buffer) -> None:
+        written.append((offset, bytes(data)))
+        holds.append(Hold())
+        raise AnswerLater(holds[-1])
+
+    mapping = BarMapping(4 * PAGE, areas=[(PAGE, PAGE)])
+    bar = mapped_bar(mapping, read=read, write=write)
+    with pytest.raises(AnswerLater) as taken:
+        bar.write(PAGE - 2, b"ab" + b"m" * PAGE + b"cd")
+    assert written == [(PAGE - 2, b"ab"), (2 * PAGE, b"cd")]
+    assert bytes(mapping.view[PAGE : 2 * PAGE]) == b"m" * PAGE
+    with pytest.raises(AnswerLater) as asked:
+        bar.read(PAGE - 2, PAGE + 4)
+    for number, hold in enumerate(holds):
+        assert (taken.value.hold.done, asked.value.hold.done) == (number >= 2, False)
+        hold.finish()
+    assert asked.value.hold.done
+    assert asked.value.data == b"\0\0" + b"m" * PAGE + b"\2\2"
+    mapping.close()
 
 
 def test_a_client_can_neither_shrink_nor_grow_it(frames: Frames) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vfiouser_virtio.pci.bars import Bar, BarKind
-from vfiouser_virtio.vfio_device import Buffer
+from vfiouser_virtio.vfio_device import AnswerLater, Buffer
 
 if TYPE_CHECKING:
     from vfiouser_virtio.pci.bar_mapping import BarMapping
@@ -42,19 +42,32 @@ def mapped_bar(
 
     def read_any(offset: int, count: int) -> Buffer:
         parts: list[Buffer] = []
+        late: list[AnswerLater | Buffer] = []
         for start, end, mapped in mapping.pieces(offset, offset + count):
             if mapped:
                 parts.append(bytes(view[start:end]))
-            else:
+                continue
+            try:
                 parts.append(bytes(end - start) if read is None else read(start, end - start))
+            except AnswerLater as answer:
+                late += [*parts, answer]
+                parts = []
+        if late:
+            raise AnswerLater.joined([*late, *parts])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write_any(offset: int, data: Buffer) -> None:
+        late: list[AnswerLater | Buffer] = []
         for start, end, mapped in mapping.pieces(offset, offset + len(data)):
             part = data[start - offset : end - offset]
             if mapped:
                 view[start:end] = part
             elif write is not None:
-                write(start, part)
+                try:
+                    write(start, part)
+                except AnswerLater as taken:
+                    late.append(taken)
+        if late:
+            raise AnswerLater.joined(late)
 
     return Bar(mapping.size, read_any, write_any, kind, prefetchable, mapping)
