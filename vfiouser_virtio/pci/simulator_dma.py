@@ -38,6 +38,8 @@ class SimulatorDma:
     def __init__(self, dma: Dma, irq: Sequence[Irq], log: DeviceLog) -> None:
         self._dma, self._irq, self._log = dma, irq, log
         self._waiting: deque[SimulatorMessage] = deque()
+        self._under_way: SimulatorMessage | None = None  # the first of them, once `serve` has begun with it
+        self._void: list[SimulatorMessage] = []  # to be refused behind that, as DMA is answered in order
         self._wake = trio.lowlevel.ParkingLot()
 
     async def take(self, link: SimulatorLink, message: SimulatorMessage) -> None:
@@ -62,19 +64,30 @@ class SimulatorDma:
         while True:
             while not self._waiting:
                 await self._wake.park()
-            message = self._waiting[0]
+            await link.wait_taken()  # the replies to all that waits are 16 MiB
+            if not self._waiting:
+                continue
+            self._under_way = message = self._waiting[0]
             try:
                 await self._carry_out(link, message)
             finally:
+                self._under_way = None
                 if self._waiting and self._waiting[0] is message:  # a reset has not taken it away
                     self._waiting.popleft()
+                void, self._void = self._void, []
+                for each in void:
+                    self.refuse(link, each)
 
     def reset(self, link: SimulatorLink | None) -> None:
-        """Refuse all that waits: the function has been reset. The first is under way, and cancelled with its task."""
-        waiting, self._waiting = list(self._waiting), deque()
-        for message in waiting[1:]:
-            if link is not None:
+        """Refuse all that waits: the function has been reset. What is under way is cancelled with its task."""
+        waiting, self._waiting = self._waiting, deque()
+        if link is None:
+            self._void = []
+        elif self._under_way is None:
+            for message in waiting:
                 self.refuse(link, message)
+        else:
+            self._void += [each for each in waiting if each is not self._under_way]
 
     @staticmethod
     def refuse(link: SimulatorLink, message: SimulatorMessage) -> None:
