@@ -124,3 +124,15 @@ def test_runs_of_bytes_that_are_written() -> None:
         runs = written_runs(strobes)
         assert [at for start, end in runs for at in range(start, end)] == [at for at in range(128) if strobes >> at & 1]
         assert all(one[1] < other[0] for one, other in itertools.pairwise(runs)), "each as long as can be"
+
+
+def test_signals_with_bits_that_are_unknown() -> None:
+    """Registers that are not reset, and bytes that are not written: they are no end of a simulation."""
+    from cocotb.types import Logic, LogicArray  # likewise
+
+    from vfiouser_virtio.rtl.axi import known_bits
+
+    assert known_bits(LogicArray("0101")) == (5, 0)
+    assert known_bits(LogicArray("01XZ")) == (4, 3)
+    assert known_bits(LogicArray("LH-U")) == (4, 3)
+    assert [known_bits(Logic(bit)) for bit in "01XZ"] == [(0, 0), (1, 0), (0, 1), (0, 1)]

@@ -41,13 +41,17 @@ class AxiLiteMaster:
     def __init__(self, dut: Any, prefix: str, clock: Any) -> None:
         self._axi = axi = _Channels(dut, prefix, clock)
         self._width = len(axi.wdata) // 8
+        self._first = self._unknown = 0  # of the read under way: its first word, and bits that are X or Z
         for signal in (axi.awvalid, axi.wvalid, axi.bready, axi.arvalid, axi.rready):
             signal.value = 0
 
     async def read(self, offset: int, count: int) -> bytes:
         """See `RegisterBus`: narrow ones are cut out of a word, wide ones are several."""
-        words = [await self._read_word(each) for each in self._words(offset, count)]
         start = offset % self._width
+        self._first, self._unknown = offset - start, 0
+        words = [await self._read_word(each) for each in self._words(offset, count)]
+        if self._unknown >> 8 * start & (1 << 8 * count) - 1:
+            cocotb.log.warning("a read of %d bytes at %#x has bits that are X or Z: they read as 0", count, offset)
         return b"".join(words)[start : start + count]
 
     async def write(self, offset: int, data: bytes) -> None:
@@ -71,7 +75,9 @@ class AxiLiteMaster:
             if axi.rvalid.value == 1 and axi.rready.value == 1:
                 axi.rready.value = 0
                 _check(axi.rresp)
-                return int(axi.rdata.value).to_bytes(self._width, "little")
+                value, unknown = known_bits(axi.rdata.value)
+                self._unknown |= unknown << 8 * (address - self._first)
+                return value.to_bytes(self._width, "little")
         raise self._no_answer()
 
     async def _write_word(self, address: int, value: int, strobes: int) -> None:
@@ -123,9 +129,9 @@ class AxiMemory:
         axi = self._axi
         while True:
             await _taken(axi, axi.arvalid, axi.arready)
-            address, beats = int(axi.araddr.value), int(axi.arlen.value) + 1
+            address, beats, simple = self._burst(axi.araddr, axi.arlen, axi.arburst, axi.arsize)
             response, data = _SLVERR, bytes(beats * self._width)
-            if self._is_simple(axi.arburst, axi.arsize):
+            if simple:
                 try:
                     data, response = await self._design.dma_read(address, len(data)), _OKAY
                 except DmaRefused as refused:
@@ -140,20 +146,24 @@ class AxiMemory:
         axi = self._axi
         while True:
             await _taken(axi, axi.awvalid, axi.awready)
-            address, beats = int(axi.awaddr.value), int(axi.awlen.value) + 1
-            simple = self._is_simple(axi.awburst, axi.awsize)
-            data, strobes = bytearray(), 0
+            address, beats, simple = self._burst(axi.awaddr, axi.awlen, axi.awburst, axi.awsize)
+            data, strobes, unknown = bytearray(), 0, 0
             axi.wready.value = 1
             for beat in range(beats):
                 await axi.clock()
                 while axi.wvalid.value != 1 or axi.wready.value != 1:
                     await axi.clock()
-                data += int(axi.wdata.value).to_bytes(self._width, "little")
-                strobes |= int(axi.wstrb.value) << beat * self._width
+                word, word_unknown = known_bits(axi.wdata.value)
+                data += word.to_bytes(self._width, "little")
+                unknown |= word_unknown << 8 * beat * self._width
+                strobes |= known_bits(axi.wstrb.value)[0] << beat * self._width
             axi.wready.value = 0
+            runs = written_runs(strobes) if simple else []
+            if any(unknown >> 8 * start & (1 << 8 * (end - start)) - 1 for start, end in runs):
+                cocotb.log.warning("a write at %#x has bits that are X or Z: they are stored as 0", address)
             response = _OKAY if simple else _SLVERR
             try:
-                for start, end in written_runs(strobes) if simple else ():
+                for start, end in runs:
                     await self._design.dma_write(address + start, bytes(data[start:end]))
             except DmaRefused as refused:
                 cocotb.log.warning("%s", refused)
@@ -161,11 +171,16 @@ class AxiMemory:
             axi.bresp.value = response
             await _given(axi, axi.bvalid, axi.bready)
 
-    def _is_simple(self, burst: Any, size: Any) -> bool:
-        simple = int(burst.value) == _INCR and 1 << int(size.value) == self._width
+    def _burst(self, address: Any, length: Any, burst: Any, size: Any) -> tuple[int, int, bool]:
+        """Address and beats of a burst, and whether it is one that can be carried out."""
+        (at, vague), (beats, unknown) = known_bits(address.value), known_bits(length.value)
+        if vague or unknown:
+            cocotb.log.warning("a burst whose address (%s) or length (%s) is X or Z", address.value, length.value)
+            return at, beats + 1, False
+        simple = known_bits(burst.value) == (_INCR, 0) and known_bits(size.value) == (self._width.bit_length() - 1, 0)
         if not simple:
             cocotb.log.warning("a burst of another kind than INCR of %d bytes a beat", self._width)
-        return simple
+        return at, beats + 1, simple
 
 
 async def _taken(axi: _Channels, valid: Any, ready: Any) -> None:
@@ -198,7 +213,23 @@ def written_runs(strobes: int) -> list[tuple[int, int]]:
     return runs
 
 
+def known_bits(value: Any) -> tuple[int, int]:
+    """Value of a signal, in which bits that are X or Z are 0; and which bits those are.
+
+    Registers that a design has not reset, and bytes of a bus that are not written, have such.
+    """
+    try:
+        return int(value), 0
+    except ValueError:
+        bits = str(value)
+        return int("".join("1" if bit in "1H" else "0" for bit in bits), 2), int(
+            "".join("0" if bit in "01LH" else "1" for bit in bits), 2
+        )
+
+
 def _check(response: Any) -> None:
-    number = int(response.value)
+    number, unknown = known_bits(response.value)
+    if unknown:
+        raise RegisterError(f"the design answers {response.value}, which is no response")
     if number != _OKAY:
         raise RegisterError(f"the design answers {_RESPONSES[number]}")
