@@ -255,6 +255,8 @@ async def test_the_client_in_python(card: GuestFunction, path: Path) -> None:
                 bridge.dma_read(0, 1)
             bridge.interrupt(1)
             request = bridge.wait_request()
+            with pytest.raises(ValueError, match="1 bytes in reply to READ 0x2: expected 4"):
+                bridge.reply(request, b"\x2a")
             bridge.reply(request, b"\x2a\0\0\0")
 
     async with trio.open_nursery() as running:
@@ -299,3 +301,15 @@ def test_the_client_takes_what_has_come_with_the_greeting() -> None:
                 client.wait_request()
         with pytest.raises(BridgeEnded, match="over"):
             client.reply(request)
+
+
+def test_the_client_says_what_it_has_waited_for(path: Path) -> None:
+    never = rf"no bridge has listened there for 0 s: '{path}'"
+    with pytest.raises(FileNotFoundError, match=never), connect_to_bridge(path, timeout=0):
+        pass
+    with socket.socket(socket.AF_UNIX) as busy:
+        busy.bind(str(path))
+        busy.listen()
+        silent = r"not answered HELLO for 0\.01 s: .* is another one connected"
+        with pytest.raises(BridgeEnded, match=silent), connect_to_bridge(path, timeout=0.01):
+            pass

@@ -105,6 +105,8 @@ class BridgeClient:
     """Simulator's end of a connection: see `connect_to_bridge`. Methods raise BridgeEnded when the bridge ends it."""
 
     socket: socket.socket
+    hello_timeout: float | None = None
+    """Seconds for the answer to HELLO; None: no end."""
     description: BridgeDescription = field(init=False)
     requests: deque[BridgeRequest] = field(default_factory=deque)
     """Those that have come, the oldest first."""
@@ -115,8 +117,14 @@ class BridgeClient:
 
     def __post_init__(self) -> None:
         self.socket.sendall(pack_message(RtlMessage.HELLO, 0, HELLO_CODEC.pack(MAGIC, VERSION)))
+        end = None if self.hello_timeout is None else time.monotonic() + self.hello_timeout
         while (message := self._next()) is None:
-            self._receive(None)
+            if end is not None and time.monotonic() >= end:
+                raise BridgeEnded(
+                    f"the bridge has not answered HELLO for {self.hello_timeout:g} s: it serves one simulator at a "
+                    "time; is another one connected?"
+                )
+            self._receive(None if end is None else max(end - time.monotonic(), _RETRY_S))
         kind, status, _number, body = message
         if kind != RtlMessage.HELLO | REPLY or status != RtlStatus.OK or len(body) != DESCRIPTION_CODEC.size:
             raise BridgeEnded(f"the bridge refuses HELLO of version {VERSION}, status {status:#x}")
@@ -136,8 +144,15 @@ class BridgeClient:
         return self.requests.popleft()
 
     def reply(self, request: BridgeRequest, data: bytes = b"", status: int = RtlStatus.OK) -> None:
-        """Answer a request: with ``count`` bytes for a READ, none for others or with another status than OK."""
-        assert len(data) == (request.count if request.kind is RtlMessage.READ and status == RtlStatus.OK else 0)
+        """Answer a request: with ``count`` bytes for a READ, none for others or with another status than OK.
+
+        Raises ValueError for another number of bytes.
+        """
+        expected = request.count if request.kind is RtlMessage.READ and status == RtlStatus.OK else 0
+        if len(data) != expected:
+            raise ValueError(
+                f"{len(data)} bytes in reply to {request.kind.name} {request.number:#x}: expected {expected}"
+            )
         self._send(pack_message(request.kind | REPLY, request.number, data, status))
 
     def pump(self, timeout: float | None) -> None:
@@ -256,7 +271,8 @@ class BridgeClient:
 def connect_to_bridge(path: str | Path, timeout: float = 60.0) -> Iterator[BridgeClient]:
     """A connection to the bridge that listens at ``path``, ended with the block; retried for ``timeout`` seconds.
 
-    Raises OSError where there is none by then, BridgeEnded where it speaks another version.
+    Raises OSError where there is none by then, BridgeEnded where it speaks another version, or serves another simulator
+    for ``timeout`` seconds more.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         end = time.monotonic() + timeout
@@ -264,10 +280,11 @@ def connect_to_bridge(path: str | Path, timeout: float = 60.0) -> Iterator[Bridg
             try:
                 sock.connect(str(path))
                 break
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionRefusedError) as error:
                 if time.monotonic() > end:
-                    raise
+                    why = f"{error.strerror}: no bridge has listened there for {timeout:g} s"
+                    raise type(error)(error.errno, why, str(path)) from None
                 time.sleep(_RETRY_S)
-        client = BridgeClient(sock)
+        client = BridgeClient(sock, timeout)
         yield client
         client.end("the simulation is over")
