@@ -192,6 +192,31 @@ def test_reset(chip: Chip, driver: Driven) -> None:
     assert not chip.port.from_driver
 
 
+def test_what_is_sticky_is_kept_over_resets() -> None:
+    class Kept(PciDevice):
+        identity = Identity(1, 2)
+        regs = bar(0, size=0x2000)
+        serial = Register(0x00, reset=7, sticky=True)
+        flash = BarMemory(0x40, size=8, contents=b"flash", sticky=True)
+        pages = BarMemory(0x1000, size=0x1000, contents=b"pages", sticky=True, mapped=True)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.flash.data[5:8] = b"set"
+            self.pages.data[5:8] = b"set"
+
+    device = Kept()
+    driver = Driven(device)
+    assert (driver.read(0), bytes(device.flash.data), bytes(device.pages.data[:8])) == (7, b"flashset", b"pagesset")
+    driver.write(0, 8)
+    driver.write(0x40, ord("F"), 1)
+    driver.write(0x1000, ord("P"), 1)
+    for reset in (driver.function.reset, device.soft_reset):
+        reset()
+        driver.command(2)
+        assert (driver.read(0), bytes(device.flash.data), bytes(device.pages.data[:8])) == (8, b"Flashset", b"Pagesset")
+
+
 def test_devices_of_a_class_have_registers_of_their_own(chip: Chip) -> None:
     other = Chip()
     other.control.value = 1

@@ -7,7 +7,18 @@ from typing import ClassVar
 import trio
 
 from vfiouser_virtio.errors import Unmapped
-from vfiouser_virtio.pci import DmaFault, Doorbell, Identity, PciDevice, Register, bar, field, flag, vendor_capability
+from vfiouser_virtio.pci import (
+    BarMemory,
+    DmaFault,
+    Doorbell,
+    Identity,
+    PciDevice,
+    Register,
+    bar,
+    field,
+    flag,
+    vendor_capability,
+)
 
 
 class Command(Register):
@@ -25,6 +36,8 @@ class GoodChip(PciDevice):
     address = Register(0x08, width=64)
     length = Register(0x10)
     go = Doorbell(0x14)
+    serial = Register(0x18, sticky=True)
+    flash = BarMemory(0x40, size=0x40, sticky=True)
 
     async def run(self) -> None:
         async for _ in self.go:

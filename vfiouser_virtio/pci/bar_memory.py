@@ -18,7 +18,8 @@ _ZEROS = bytes(_STEP)
 class BarMemory(BarPart):
     """``size`` bytes at ``offset``, in a device as the bytearray ``data``, which must keep its length.
 
-    ``contents`` is what is there at power-on, zeros behind it. A driver cannot change what is ``read_only``.
+    ``contents`` is what is there at power-on, zeros behind it. ``sticky``: no reset changes it, as that of a
+    flash. A driver cannot change what is ``read_only``.
 
     ``mapped``: the guest maps whole pages of it, and reaches them without a word to the device, at any moment: copy
     what is to be checked. Then ``data`` is a memoryview; no access is seen, so there is neither `on_write` nor
@@ -32,6 +33,7 @@ class BarMemory(BarPart):
         size: int,
         contents: bytes = b"",
         read_only: bool = False,
+        sticky: bool = False,
         mapped: bool = False,
         bar: int | None = None,
     ) -> None:
@@ -42,7 +44,7 @@ class BarMemory(BarPart):
         if size <= 0 or len(contents) > size:
             raise AuthorError(f"memory at {offset:#x}: {len(contents)} bytes of contents in {size:#x} bytes")
         super().__init__(offset, size, bar)
-        self.contents, self.read_only, self.mapped = contents, read_only, mapped
+        self.contents, self.read_only, self.sticky, self.mapped = contents, read_only, sticky, mapped
         self.data: bytearray | memoryview = bytearray()
         self._mapping: BarMapping | None = None
         self.written: Callable[[int, int], None] | None = None
@@ -74,7 +76,9 @@ class BarMemory(BarPart):
         self.data, self._mapping = view, mapping
 
     def power_on(self) -> None:
-        """What is there at power-on."""
+        """What is there at power-on; or what is sticky there."""
+        if self.sticky:
+            return
         # The driver of a big frame buffer resets it as often as it likes: nothing is made that is as big.
         used = len(self.contents)
         if len(self.data) != self.size:

@@ -31,6 +31,7 @@ class Register(BarPart):
 
     ``access`` is that of all bits that no field says otherwise of. ``writable`` are the bits that a driver can change
     at all: by default those of the fields of the class, if it has any, else all. ``reset`` is the power-on value.
+    A ``sticky`` one has that when the device is made, and no reset changes it (PCIe 4.0 §7.4: ROS, RWS, RW1CS).
 
     The device itself reads and changes ``value`` and the fields without any of that.
     """
@@ -43,6 +44,7 @@ class Register(BarPart):
         reset: int = 0,
         access: Access = "rw",
         writable: int | None = None,
+        sticky: bool = False,
         widths: Collection[int] = (),
         bar: int | None = None,
     ) -> None:
@@ -58,6 +60,7 @@ class Register(BarPart):
         if not 0 <= reset <= self.all_bits:
             raise AuthorError(f"reset={reset:#x} of the register at {offset:#x} does not fit its {width} bits")
         self.reset_value = reset
+        self.sticky = sticky
         self.access: Access = access
         self._set_masks(writable)
         self.bits = reset
@@ -181,8 +184,9 @@ class Register(BarPart):
         return mine
 
     def power_on(self) -> None:
-        """Back to the power-on value, without a hook."""
-        self.bits = self.reset_value
+        """Back to the power-on value, but for what is sticky; no hook runs."""
+        if not self.sticky:
+            self.bits = self.reset_value
         self.unseen = False
 
     def driver_read(self, enabled: int = -1) -> int:

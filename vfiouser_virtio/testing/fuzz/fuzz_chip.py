@@ -85,9 +85,11 @@ class FuzzChip(PciDevice):
     strict = Register(0x14, widths=(4,))
     scratch = array(Register(0x20, width=16), count=4)
     count = Register(0x30, access="ro")
+    serial = Register(0x38, reset=1, sticky=True)
     port = Fifo(0x40, depth=4, width=8, empty=0xEE)
     channels = banks(ChipChannel, 0x100, count=2, stride=0x10)
     notes = BarMemory(0x800, size=0x100, contents=b"notes")
+    flash = BarMemory(0x1000, size=0x100, contents=b"flash", sticky=True)
     frames = BarMemory(0x2000, size=0x2000, contents=b"frames", mapped=True)
 
     doors = bar(2, size=0x1000, kind=BarKind.MEM64, prefetchable=True, widths=(4, 8))

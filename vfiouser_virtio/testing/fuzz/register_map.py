@@ -16,7 +16,7 @@ from typing import Any
 
 import construct
 
-from vfiouser_virtio.pci import BarMemory, Fifo, PciDevice, Register
+from vfiouser_virtio.pci import BarMemory, PciDevice, Register
 from vfiouser_virtio.pci.bar_part import BarPart
 from vfiouser_virtio.protocols.codec import offsets
 
@@ -63,9 +63,11 @@ class RegisterMap:
 def _spot(region: int, part: BarPart) -> Spot:
     if isinstance(part, Register):
         fields = tuple(field.mask for field in type(part).fields().values())
-        return Spot(part.name, region, part.offset, part.size, fields, plain=part.reads_plainly)
+        plain = part.reads_plainly and not part.sticky
+        return Spot(part.name, region, part.offset, part.size, fields, plain=plain)
     memory = isinstance(part, BarMemory)
-    return Spot(part.name, region, part.offset, part.size, plain=memory, memory=memory and not isinstance(part, Fifo))
+    plain = isinstance(part, BarMemory) and not part.sticky
+    return Spot(part.name, region, part.offset, part.size, plain=plain, memory=memory)
 
 
 def _named_by(device_class: type[PciDevice]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
