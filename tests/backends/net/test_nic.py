@@ -62,6 +62,29 @@ async def test_what_is_wrong_with_an_offload_is_returned_and_counted(caplog: pyt
     assert nic.drops_to_guest.by_reason == {Drop.BAD_OFFLOAD: 1}
 
 
+async def test_others_have_their_turns_while_packets_are_cut() -> None:
+    """A driver's packets of 64 KiB in segments of 64 bytes: 64 of them kept all other devices waiting for 0.4 s."""
+    data = Packet(b"x" * 65000).build(partial=True)
+    port = NetPort()
+    nic = Nic(port, LOG)
+    turns_of_others = 0
+
+    async def another() -> None:
+        nonlocal turns_of_others
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns_of_others += 1
+
+    async with trio.open_nursery() as nursery:
+        await started(nursery, nic)
+        nursery.start_soon(another)
+        frames = [frame_of(bytearray(data), Offload(1, 1, 54, 64, 34, 16)) for _ in range(8)]
+        assert await nic.send(frames) == [None] * 8
+        assert port.counters.tx_packets == 8 * -(-65000 // 64)
+        assert turns_of_others > 0
+        nursery.cancel_scope.cancel()
+
+
 async def test_nobody_waits_for_a_card_that_takes_nothing() -> None:
     port = NetPort()
     nic = Nic(port, LOG)
