@@ -1,5 +1,6 @@
 """The life of a `PciDevice`: its run, DMA and interrupts, on its function."""
 
+import itertools
 import logging
 import math
 import os
@@ -190,6 +191,33 @@ async def test_a_dma_fault_ends_the_run_until_a_reset(memory: SharedMemory, capl
         driver.command(MASTER)
         await wait_all_tasks_blocked()
         assert chip.log_of_runs == ["begins", "ends", "begins"]
+
+
+@pytest.mark.parametrize("length", [16, 0x2000])
+async def test_others_have_their_turns_in_a_long_loop_of_dma(length: int, memory: SharedMemory) -> None:
+    """How long it is, a driver says, and an author forgets: 0.3 s for 65,536 descriptors."""
+    chip = Copier()
+    driver = Driven(chip)
+    share(driver, memory)
+    driver.command(MASTER)
+    accesses, seen, at_most = 0, list[int](), 400
+
+    async def another() -> None:
+        while True:
+            seen.append(accesses)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(another)
+        for _ in range(300):
+            await chip.dma.read(0x10000, length)
+            await chip.dma.write(0x10000, bytes(length))
+            async with chip.dma.view(0x10000, length):
+                accesses += 3
+        nursery.cancel_scope.cancel()
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= at_most
+    assert seen[-1] > accesses - at_most
+    driver.function.disconnected()
 
 
 async def test_dma_needs_bus_master(memory: SharedMemory) -> None:

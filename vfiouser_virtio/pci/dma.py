@@ -10,10 +10,18 @@ from vfiouser_virtio.barrier import full_barrier
 from vfiouser_virtio.errors import AuthorError, GuestError, PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.pieces import Pieces
+from vfiouser_virtio.turns import turns
 from vfiouser_virtio.vfio_device import Buffer
 
 DmaRanges: TypeAlias = Sequence[tuple[int, int]]
 """Addresses and lengths, in bytes."""
+
+
+MAX_SPENT = 2 << 20
+"""Bytes of accesses after which other tasks have their turns: memory that is mapped keeps none waiting by itself, and a
+driver that makes a device's loop long would keep all other devices of the process waiting."""
+_CALL = 16 << 10
+"""What an access counts beside its bytes."""
 
 
 class DmaFault(GuestError):
@@ -31,6 +39,7 @@ class Dma:
         self.bus_master = False
         """Whether the driver has turned it on (PCI 3.0 §6.2.2)."""
         self.quiesced = False
+        self._spent = 0
         self._waiting = trio.lowlevel.ParkingLot()
 
     def quiesce(self, quiet: bool) -> None:
@@ -45,9 +54,14 @@ class Dma:
         What comes out of a thread may belong to a run that a reset has cancelled meanwhile: the memory is another
         driver's by now, or another client's.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
         if length < 0:
             raise self._negative(what, address, length)
+        self._spent += _CALL + length
+        if self._spent <= MAX_SPENT:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            self._spent = 0
+            await turns().wait()
         while self.quiesced and self.bus_master:
             await self._waiting.park()
         if not self.bus_master:
@@ -62,7 +76,7 @@ class Dma:
         return DmaFault(f"DMA {what} of {address:#x}+{length:#x}: the driver has not turned Bus Master on")
 
     async def read(self, address: int, length: int) -> bytes:
-        """A copy of guest memory; other tasks run meanwhile only where it has no file descriptor.
+        """A copy of guest memory; other tasks may run meanwhile, as at each ``await``.
 
         Raises DmaFault. A driver may say any length: cap it before. A negative one, as of a difference that was not
         checked, is an AuthorError.
