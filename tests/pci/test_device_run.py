@@ -129,6 +129,29 @@ async def test_each_spin_is_told(autojump_clock: object, caplog: pytest.LogCaptu
     assert told[0].endswith("the device has no run()")
 
 
+async def test_a_reset_ends_a_spin(autojump_clock: object, caplog: pytest.LogCaptureFixture) -> None:
+    """Else it is told with what the registers read as after the reset, and why `run` does not live then."""
+
+    class Idle(PciDevice):
+        identity = Identity(1, 2)
+        regs = bar(0, size=0x100)
+        status = Register(0)
+
+    async with running(Idle()) as driver:
+        driver.command(MASTER)
+        for _ in range(2):
+            for _ in range(900):
+                driver.read(0)
+            driver.function.reset()
+            driver.command(PciCommand.MEMORY)
+            await trio.sleep(1)
+        assert "the driver polls" not in caplog.text
+        for _ in range(1000):
+            driver.read(0)
+        await trio.sleep(1)
+        assert "status (0x0): 1000 reads" in caplog.text
+
+
 async def test_a_soft_reset_ends_the_run_though_reset_has_a_bug() -> None:
     class Buggy(Copier):
         def reset(self) -> None:

@@ -69,6 +69,8 @@ class Accesses:
         self.unmodelled: dict[tuple[int, int, int, bool], UnmodelledAccess] = {}
         self.others = 0
         """Accesses of kinds that were too many to be remembered."""
+        self.resets = 0
+        """How often the device was reset: what a driver has polled before is another thing than what it polls now."""
         self.log, self._clock = log, clock
         self._begun = clock()
 

@@ -150,6 +150,7 @@ class PciDevice:
 
     def power_on(self) -> None:
         """Power-on values everywhere, no interrupt; then `reset`."""
+        self.accesses.resets += 1
         for _, space in self.bars.values():
             for part in space.parts:
                 part.power_on()

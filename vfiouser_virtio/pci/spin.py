@@ -33,7 +33,7 @@ class SpinWatch:
         self._parts = accesses.parts
         self._counts = [(part.reads, part.writes) for part in self._parts]
         self._unmodelled: dict[tuple[int, int, int, bool], int] = {}
-        self._count = accesses.count
+        self._count, self._resets = accesses.count, accesses.resets
         self._polled: tuple[tuple[str, int], ...] = ()
         self._reads = 0
         self._since = self._looked = clock()
@@ -55,6 +55,8 @@ class SpinWatch:
             return None
         self._count = count
         polled = self._reads_since()
+        if self._resets != self._accesses.resets:
+            self._resets, polled = self._accesses.resets, None
         if polled is None or not 0 < len(polled) <= MOST_POLLED:
             self._polled, self._reads, self._since, self._told = (), 0, begun, False
             return None
