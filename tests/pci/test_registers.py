@@ -217,6 +217,18 @@ def test_what_is_sticky_is_kept_over_resets() -> None:
         assert (driver.read(0), bytes(device.flash.data), bytes(device.pages.data[:8])) == (8, b"Flashset", b"Pagesset")
 
 
+def test_a_misspelt_field_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    device = Chip()
+    driver = Driven(device)
+    device.control.done = True
+    driver.function.disconnected()
+    assert "no field" not in caplog.text
+    driver = Driven(device)
+    device.control.dnoe = True  # type: ignore[attr-defined]
+    driver.function.disconnected()
+    assert "chip0: a bug in the device: control has no field 'dnoe', to which it has assigned" in caplog.text
+
+
 def test_devices_of_a_class_have_registers_of_their_own(chip: Chip) -> None:
     other = Chip()
     other.control.value = 1

@@ -63,6 +63,10 @@ class BarPart:
         """
         raise NotImplementedError
 
+    def strays(self) -> Collection[str]:
+        """Attributes that nothing has declared: misspelt fields, as a rule."""
+        return ()
+
     @property
     def polled(self) -> int | None:
         """What a driver that polls it sees; None where that says nothing of what it waits for."""

@@ -72,6 +72,8 @@ class Register(BarPart):
         self.unseen = False
         """Whether a driver has written it since the last `wait_written`."""
         self.waiters: trio.lowlevel.ParkingLot | None = None
+        self.declaration: Register | None = None
+        """Of one of a device's own: that in its class."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -171,6 +173,12 @@ class Register(BarPart):
         """What the last reader got; or would get now, where a read has no effect."""
         return self.bits if self.reads_plainly else self.answer
 
+    def strays(self) -> Collection[str]:
+        """Attributes that the declaration has not: misspelt fields. To look at each assignment would be slow."""
+        if self.declaration is None or len(vars(self)) == len(vars(self.declaration)):
+            return ()
+        return sorted(vars(self).keys() - vars(self.declaration).keys())
+
     @property
     def reads_plainly(self) -> bool:
         """Whether to read it is nothing but that."""
@@ -179,6 +187,7 @@ class Register(BarPart):
     def bound(self, owner: object, name: str, offset: int, index: int | None = None) -> Self:
         """One of a device's own, with the hooks of ``owner``, which is the device or a bank of it."""
         mine = self.copied(name, offset)
+        mine.declaration = self
         mine.written, mine.takes = hook_of(self.write_hook, owner, name, index, 0, 2)
         mine.reading, _ = hook_of(self.read_hook, owner, name, index, 0)
         return mine

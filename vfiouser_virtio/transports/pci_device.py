@@ -163,6 +163,10 @@ class PciDeviceFunction(ServedFunction):
     def report(self, why: str) -> None:
         """Say what drivers have touched: a line in the log, and one of JSON for ``burndown``."""
         accesses = self.device.accesses
+        for part in accesses.parts:
+            for name in part.strays():
+                text = "a bug in the device: %s has no field %r, to which it has assigned"
+                self._log.once(("stray", part.name, name), text, part.name, name, level=logging.ERROR)
         if accesses.count:
             self._log.info("%s", accesses.summary())
         if self._burndown is not None:
