@@ -6,7 +6,19 @@ import pytest
 from support.pci_chip import Chip, Control, Driven
 
 from vfiouser_virtio.errors import AuthorError
-from vfiouser_virtio.pci import Bank, BarMemory, Identity, PciDevice, Register, array, bar, field, flag, interrupts
+from vfiouser_virtio.pci import (
+    Bank,
+    BarMemory,
+    Fifo,
+    Identity,
+    PciDevice,
+    Register,
+    array,
+    bar,
+    field,
+    flag,
+    interrupts,
+)
 from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 
 
@@ -306,6 +318,16 @@ def test_a_layout_that_cannot_be_names_the_class() -> None:
 
     with pytest.raises(AuthorError, match=r"Without.__init__\(\) does not call super\(\).__init__\(\)"):
         PciDeviceFunction(Without())
+
+
+def test_what_no_access_reaches_is_a_mistake() -> None:
+    class Narrow(Base):
+        words = bar(2, size=0x100, widths={4, 8})
+        port = Fifo(0x10, depth=4, width=8)
+
+    why = "^Narrow: port: its accesses have 1 bytes, those of BAR 2 4 or 8: none reaches it$"
+    with pytest.raises(AuthorError, match=why):
+        Narrow()
 
 
 def test_widths_count_from_where_the_register_is() -> None:

@@ -97,6 +97,12 @@ class BarSpace:
         if self.parts and self.parts[-1].end > declared.size:
             last = self.parts[-1]
             raise AuthorError(f"{last.name} ends at {last.end:#x}, behind BAR {self.index} of {declared.size:#x} bytes")
+        for part in self.parts:
+            if self._widths and part.widths and not self._widths & part.widths:
+                its, all_have = (" or ".join(map(str, sorted(each))) for each in (part.widths, self._widths))
+                raise AuthorError(
+                    f"{part.name}: its accesses have {its} bytes, those of BAR {self.index} {all_have}: none reaches it"
+                )
         registers = {
             part.offset: part
             for part in self.parts
