@@ -30,6 +30,13 @@ def test_usage(arguments: list[str]) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_a_device_without_its_option() -> None:
+    """As `fuzz my_chip.py:MyChip` is written."""
+    said = run_command("serve", "my_chip.py:MyChip,id=a").stderr
+    assert "error: unrecognized arguments: my_chip.py:MyChip,id=a (a device is --device my_chip.py:MyChip,id=a)" in said
+    assert run_command("run", "--nosuch").stderr.endswith("error: unrecognized arguments: --nosuch\n")
+
+
 def test_list_devices() -> None:
     text = run_command("list-devices").stdout
     assert text.index("blk: ") < text.index("console: ") < text.index("rng: ") < text.index("every device:")

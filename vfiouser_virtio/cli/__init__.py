@@ -35,16 +35,20 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status. Raises only what is a bug, and SystemExit as argparse does."""
     set_up_streams()
-    words = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
     # By hand: what argparse makes of "--" in a sub-command differs between versions of Python.
-    own, qemu_options = words, None
-    if "--" in words:
-        at = words.index("--")
-        own, qemu_options = words[:at], words[at + 1 :]
+    own, qemu_options = given, None
+    if "--" in given:
+        at = given.index("--")
+        own, qemu_options = given[:at], given[at + 1 :]
     if own[:1] == ["fuzz"] and ".py:" in "".join(own[1:2]):
         own = [own[0], "device", *own[1:]]  # fuzz my_chip.py:MyChip
     chosen = parser(own[:1] if own and own[0] in _COMMANDS else _COMMANDS)
-    arguments = chosen.parse_args(own)
+    arguments, unknown = chosen.parse_known_args(own)
+    if unknown:
+        words = " ".join(unknown)
+        hint = f" (a device is --device {unknown[0]})" if ".py:" in unknown[0] and unknown[0][0] != "-" else ""
+        chosen.error(f"unrecognized arguments: {words}{hint}")
     if qemu_options is not None and not hasattr(arguments, "qemu_options"):
         chosen.error(f"{arguments.command}: nothing may follow --")
     arguments.qemu_options = qemu_options or []
