@@ -13,6 +13,7 @@ import pytest
 import trio
 from support.boot_client import ACK, DISCOVER, MAC, REQUEST, SERVER, dhcp, download, packed, read_dhcp
 from support.command import COMMAND, ServeProcess, run_command, serve_process
+from support.fake_simulator import fake_simulator
 from support.net_namespace import net_namespace
 from support.passt import passt_namespace, passt_script
 from support.processes import children, is_gone
@@ -25,7 +26,9 @@ from vfiouser_virtio.guest.drivers.console import ConsolePorts
 from vfiouser_virtio.guest.drivers.input import InputEvents
 from vfiouser_virtio.guest.drivers.net import NetInterface
 from vfiouser_virtio.guest.drivers.rng import Entropy
+from vfiouser_virtio.guest.function import open_function
 from vfiouser_virtio.protocols.pcap import PacketDirection
+from vfiouser_virtio.protocols.rtl_bridge import InterruptAction, RtlMessage
 from vfiouser_virtio.vfio_user import SharedMemory, connect
 
 SECTORS = 2048
@@ -394,6 +397,48 @@ async def test_what_an_author_imports_late(tmp_path: Path) -> None:
     assert "imported ('beside', 'a part')" in log
     assert "notes.txt: Permission denied" in log
     assert "folder/notes.txt: Permission denied" in log
+
+
+CARD = """\
+from vfiouser_virtio.pci import BarKind, BarMemory, Identity, bar, interrupts
+from vfiouser_virtio.pci.bridge import Bridge
+
+class Card(Bridge):
+    identity = Identity(vendor=0x1234, device=0x5AC1, class_code=0x120000)
+    irq = interrupts(1, msix_bar=1)
+    regs = bar(0, size=0x1000)
+    pages = bar(2, size=0x1000, kind=BarKind.MEM64)
+    frames = BarMemory(0, size=0x1000, mapped=True)
+"""
+
+
+async def test_a_pci_device_in_a_simulator(tmp_path: Path) -> None:
+    """Simulators and clients that come once it is in the sandbox, one after the other; each maps memory of the card."""
+    (tmp_path / "card.py").write_text(CARD)
+    async with sandboxed(tmp_path, "card.py:Card,simulator=sim.sock,burndown=touched.json") as served:
+        for number in range(2):
+            async with (
+                fake_simulator(tmp_path / "sim.sock") as simulator,
+                trio.open_nursery() as nursery,
+            ):
+                with SharedMemory(16 << 20) as memory:
+                    async with connect(served.sockets[0], memory=[memory]) as client, open_function(client) as card:
+                        view = await card.bar[2].map(0, 0x1000)
+                        assert view[0] == number
+                        view[0] = number + 1
+                        nursery.start_soon(card.bar[0].write32, 0x40, 0x600D)
+                        written = await simulator.expect(RtlMessage.WRITE)
+                        await simulator.answer(written)
+                        at = card.memory.alloc(4096).address
+                        assert await simulator.dma(RtlMessage.DMA_WRITE, at, 4, written.access[3]) == (0, b"")
+                        assert await simulator.dma(RtlMessage.DMA_READ, at, 4) == (0, b"\x0d\x60\0\0")
+                        await simulator.interrupt(0, InterruptAction.TRIGGER)
+                        await card.irq[0].wait()
+                await simulator.send(RtlMessage.END, 0)
+                with pytest.raises(EOFError):
+                    await simulator.receive()
+    assert (tmp_path / "touched.json").read_text().count("client gone") == 2
+    assert not (tmp_path / "sim.sock").exists()
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
