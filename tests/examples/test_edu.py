@@ -1,9 +1,11 @@
 """examples/pci/edu.py with its driver in Python, over the carriers that have PCI."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pci.edu import Edu
 
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.guest.function import FunctionInterrupts, GuestFunction
@@ -33,6 +35,30 @@ async def test_driver(pci_guest: GuestFunction, pci_device: PciDevice) -> None:
     await driver.store(b"hello", 100)
     assert await driver.load(7, 99) == b"\0hello\0"
     assert pci_device.accesses.report()["unmodelled"] == []
+
+
+BOTH: Sequence[FunctionInterrupts] = ("msi", "intx")
+
+
+@pytest.mark.parametrize("interrupts", BOTH)
+async def test_a_reset_by_its_driver(pci_device: PciDevice, interrupts: FunctionInterrupts) -> None:
+    async with pci_function(pci_device, interrupts=interrupts) as function:
+        await function.bar[0].write32(0x04, 5)
+        await function.reset()
+        assert await function.bar[0].read32(0x04) == 0xFFFF_FFFF
+        driver = driver_of(function)
+        await driver.probe()
+        assert await driver.factorial(5) == 120
+        await driver.store(b"hello", 0)
+
+
+async def test_a_function_without_a_reset() -> None:
+    class Conventional(Edu):
+        express = False
+
+    async with pci_function(Conventional()) as function:
+        with pytest.raises(ConfigError, match="1234:11e8 class 00ff00 rev 10 has no function level reset"):
+            await function.reset()
 
 
 async def test_driver_by_msi(pci_device: PciDevice) -> None:

@@ -18,7 +18,19 @@ import trio
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.guest.pci import BarInfo, PciFunctionInfo, enumerate_function, set_command, set_msi, set_msix
 from vfiouser_virtio.guest.ports import DmaMemory, MappingPort, MsiPort, PciPort
-from vfiouser_virtio.protocols.pci import PciCommand
+from vfiouser_virtio.protocols.codec import offsets
+from vfiouser_virtio.protocols.pci import (
+    EXP_CAP,
+    STD_NUM_BARS,
+    TYPE0_HEADER,
+    CapId,
+    ExpDevCap,
+    ExpDevCtl,
+    PciCommand,
+)
+
+_COMMAND, (_BAR0, _) = offsets(TYPE0_HEADER)["command"], offsets(TYPE0_HEADER)["base_address"]
+_DEVCAP, _DEVCTL = offsets(EXP_CAP)["devcap"][0], offsets(EXP_CAP)["devctl"][0]
 
 FunctionInterrupts = Literal["msix", "msi", "intx", "none"]
 
@@ -105,8 +117,15 @@ class FunctionIrq:
 class GuestFunction:
     """PCI function that a driver has enabled: see `open_function`."""
 
-    def __init__(self, port: PciPort, info: PciFunctionInfo, irq: Sequence[FunctionIrq]) -> None:
+    def __init__(
+        self,
+        port: PciPort,
+        info: PciFunctionInfo,
+        irq: Sequence[FunctionIrq],
+        interrupts: FunctionInterrupts = "none",
+    ) -> None:
         self.port, self.info = port, info
+        self.interrupts: FunctionInterrupts = interrupts
         self.bar: Mapping[int, BarAccess] = {each.index: BarAccess(port, each) for each in info.bars}
         """BARs by their index."""
         self.irq = irq
@@ -116,6 +135,22 @@ class GuestFunction:
     def memory(self) -> DmaMemory:
         """Memory that the device can reach."""
         return self.port.memory
+
+    async def reset(self) -> None:
+        """Function level reset (PCIe 4.0 §6.6.2), with config space as it was: BARs, Bus Master, interrupts.
+
+        Raises ConfigError for a function that has none: one that is not ``express``, for instance.
+        """
+        express = self.info.find(CapId.EXP)
+        if express is None or not int.from_bytes(express.data[_DEVCAP : _DEVCAP + 4], "little") & ExpDevCap.FLR:
+            raise ConfigError(f"{self.port.name}: {self.info} has no function level reset")
+        places = [_COMMAND, *((_BAR0 + 4 * index, 4) for index in range(STD_NUM_BARS))]
+        saved = [await self.port.config_read(*place) for place in places]
+        control = await self.port.config_read(express.offset + _DEVCTL, 2)
+        await self.port.config_write(express.offset + _DEVCTL, 2, control | ExpDevCtl.BCR_FLR)
+        for place, value in zip(reversed(places), reversed(saved), strict=True):
+            await self.port.config_write(*place, value)
+        await _enable_messages(self.port, self.info, self.interrupts, len(self.irq))
 
 
 @asynccontextmanager
@@ -143,17 +178,23 @@ async def open_function(
     try:
         if chosen == "msix" and info.msix is not None:
             await port.connect_msix([each.raised for each in irq])
-            await set_msix(port, info.msix, enable=True)
-        elif chosen == "msi" and info.msi is not None and isinstance(port, MsiPort):
+        elif chosen == "msi" and isinstance(port, MsiPort):
             await port.connect_msi([each.raised for each in irq])
-            await set_msi(port, info.msi, count)
         elif chosen == "intx":
             await port.connect_intx(irq[0].raised)
-        yield GuestFunction(port, info, irq)
+        await _enable_messages(port, info, chosen, count)
+        yield GuestFunction(port, info, irq, chosen)
     finally:
         with trio.CancelScope(shield=True) as scope:
             scope.deadline = trio.current_time() + _CLOSE_S
             await _close(port, info, chosen)
+
+
+async def _enable_messages(port: PciPort, info: PciFunctionInfo, interrupts: FunctionInterrupts, count: int) -> None:
+    if interrupts == "msix" and info.msix is not None:
+        await set_msix(port, info.msix, enable=True)
+    elif interrupts == "msi" and info.msi is not None:
+        await set_msi(port, info.msi, count)
 
 
 async def _close(port: PciPort, info: PciFunctionInfo, interrupts: FunctionInterrupts) -> None:
