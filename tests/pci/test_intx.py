@@ -1,3 +1,6 @@
+import os
+from collections.abc import Callable
+
 import pytest
 from support.pci import BOOL, EVENTFD, IDENTITY, MASK, NONE, TRIGGER, UNMASK, EventFds, Machine, events, open_fds
 
@@ -38,14 +41,62 @@ def test_it_fires_once_and_again_at_unmask_while_the_level_holds(machine: Machin
 
 
 def test_it_does_not_fire_again_before_the_client_has_unmasked(machine: Machine, line: int) -> None:
-    for _ in range(3):
-        machine.function.set_intx(True)
-        machine.function.set_intx(False)
+    machine.function.set_intx(True)
     assert events(line) == 1
+    for _ in range(3):
+        machine.function.set_intx(False)
+        machine.function.set_intx(True)
+    assert events(line) == 0
+    intx(machine, NONE | UNMASK)
+    assert events(line) == 1
+
+
+def down(machine: Machine) -> None:
+    machine.function.set_intx(False)
+
+
+def disabled(machine: Machine) -> None:
+    machine.set_command(PciCommand.INTX_DISABLE)
+
+
+def replaced(machine: Machine) -> None:
+    machine.set_msix(MsixFlags.ENABLE)
+
+
+def reset(machine: Machine) -> None:
+    machine.function.reset()
+
+
+@pytest.mark.parametrize("ends", [down, disabled, replaced, reset])
+def test_a_signal_that_the_client_has_not_read_is_taken_back(
+    machine: Machine, line: int, ends: Callable[[Machine], None]
+) -> None:
+    """QEMU would assert an interrupt with nothing behind it, and keep it up until a BAR is touched."""
+    machine.function.set_intx(True)
+    ends(machine)
+    assert events(line) == 0
+    machine.set_msix(0)
+    machine.set_command(0)
+    machine.function.set_intx(True)
+    assert events(line) == 1, "it was unmasked again"
+
+
+def test_a_client_that_masks_is_not_unmasked_by_a_line_that_goes_down(machine: Machine, line: int) -> None:
+    machine.function.set_intx(True)
+    intx(machine, NONE | MASK)
+    machine.function.set_intx(False)
     machine.function.set_intx(True)
     assert events(line) == 0
     intx(machine, NONE | UNMASK)
     assert events(line) == 1
+
+
+def test_a_client_that_would_wait_in_read_keeps_its_signal(machine: Machine, eventfds: EventFds) -> None:
+    ours, sent = eventfds.make(flags=0)
+    intx(machine, EVENTFD | TRIGGER, (sent,))
+    machine.function.set_intx(True)
+    machine.function.set_intx(False)
+    assert os.eventfd_read(ours) == 1
 
 
 def test_status_shows_the_level_even_when_the_line_is_disabled(machine: Machine, line: int) -> None:
