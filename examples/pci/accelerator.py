@@ -1,4 +1,4 @@
-"""Accelerator that does not exist: SHA-256 of buffers in memory, by a queue of jobs, for uio_pci_generic.
+"""Accelerator that does not exist: SHA-256 of buffers in memory, by a queue of jobs, for uio_pci_generic or vfio-pci.
 
 Of this kind is much that is built today, and its first driver is often in user space. The register map is this file's
 own; `tests/interop/test_gallery.py` has a driver for it in shell.
