@@ -24,12 +24,12 @@ class Amounts:
     process_cases: int = 2
     """Cases of attacks on a server process, of some 5 s each."""
     every_switch: int = 4 * MIB
-    """Bytes through each of the disks that differ in their rings' features."""
+    """Bytes through each of the disks that differ in their rings' features: a multiple of 2 MiB."""
     polled: int = 4 * MIB
-    """Bytes through each disk that polls."""
-    by_pages: int = 8 * MIB
+    """Bytes through each disk that polls: likewise."""
+    by_pages: int = 4 * MIB
     """Bytes that are copied behind an IOMMU, each page mapped for its request."""
-    requests_of_pages: int = 32
+    requests_of_pages: int = 24
     """Requests of 254 pages that are under way at a time behind an IOMMU."""
     rebinds: int = 6
     """How often, and twice, drivers leave their devices and come back."""
@@ -52,7 +52,7 @@ class Amounts:
 USUAL = Amounts()
 QUICK = replace(
     USUAL, ring_examples=20, ring_deaths=30, device_deaths=3, fuzz_cases=8, every_switch=2 * MIB, polled=2 * MIB,
-    by_pages=4 * MIB, requests_of_pages=24, rebinds=4, gallery_rebinds=3, card_rebinds=1, tcp_file=4 * MIB,
+    by_pages=2 * MIB, requests_of_pages=16, rebinds=4, gallery_rebinds=3, card_rebinds=1, tcp_file=4 * MIB,
     boot_stride=32, resets=120, flushed_writes=200, process_cases=1,
 )  # fmt: skip
 LONG = replace(
