@@ -20,7 +20,7 @@ from support.broken_chips import (
 )
 
 from vfiouser_virtio.cli import main
-from vfiouser_virtio.testing.fuzz import Case, bench, fuzz, generate, pci_driver, run_case
+from vfiouser_virtio.testing.fuzz import Case, bench, fuzz, generate, pci_driver, run, run_case
 from vfiouser_virtio.testing.fuzz.case import Memory
 from vfiouser_virtio.testing.fuzz.pci_target import PCI_TARGETS, PciTarget
 from vfiouser_virtio.testing.fuzz.register_map import RegisterMap
@@ -93,11 +93,15 @@ def test_a_case_is_the_same_each_time_and_names_registers() -> None:
     assert {"control", "channels[0].start"} <= {step.get("register") for each in made for step in each.steps}
 
 
-def test_a_bug_is_found_made_small_and_replayed(tmp_path: Path) -> None:
+def test_a_bug_is_found_made_small_and_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "TOLD_AFTER_S", 0.0)
     file = Path(shutil.copy(broken_chips.__file__, tmp_path / "broken.py"))
     out, report = tmp_path / "out", tmp_path / "report.json"
     words = ("fuzz", f"{file}:RaisesInAHook", "--only", "requests", "--seed", "1", "--cases", "128")
     assert main([*words, "--out", str(out), "--report", str(report)]) == 1
+    assert capsys.readouterr().err.count("its case is made smaller, for 60 s or so\n") == 1
     [found] = json.loads(report.read_text())["findings"]
     assert found["kind"] == "bug"
     assert "IndexError" in found["what"]

@@ -93,6 +93,8 @@ class _Collector:
                 self._on_found(value)
                 if len(report.discoveries) >= self._stop:
                     self.enough.set()
+        elif what == "progress" and isinstance(value, str):
+            self.progress.say(value)
         elif what == "note" and isinstance(value, tuple):
             name, new = value
             old = report.notes.get(name)

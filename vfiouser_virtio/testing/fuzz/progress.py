@@ -28,6 +28,11 @@ class ProgressLine:
         print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr, end="" if self._terminal else "\n")
         sys.stderr.flush()
 
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        print(text, file=sys.stderr, flush=True)
+
     def clear(self) -> None:
         """Make room for another line."""
         if self._terminal and self._shown:

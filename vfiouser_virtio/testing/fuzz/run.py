@@ -77,12 +77,26 @@ def generate(kind: Kind, seed: int, index: int, targets: Sequence[str] = ALL_TAR
     return case
 
 
+TOLD_AFTER_S = 3.0
+"""Seconds of minimisation after which it is said what takes so long: each try of a stall takes as long as that."""
+
+
 def minimize(
-    case: Case, finding: Finding, target: FuzzTarget | PciTarget | None = None, seconds: float = MINIMIZE_SECONDS
+    case: Case,
+    finding: Finding,
+    target: FuzzTarget | PciTarget | None = None,
+    seconds: float = MINIMIZE_SECONDS,
+    *,
+    tell: Callable[[str], None] | None = None,
 ) -> Case:
-    """The same case with as little in it as possible while it finds the same thing."""
+    """The same case with as little in it as possible while it finds the same; ``tell`` is told if that takes long."""
+    begun, told = time.monotonic(), tell is None
 
     def still(steps: list[Step]) -> bool:
+        nonlocal told
+        if tell is not None and not told and time.monotonic() - begun >= TOLD_AFTER_S:
+            told = True
+            tell(f"{case.origin}: {finding}; its case is made smaller, for {seconds:g} s or so")
         try:
             found = run_case(replace(case, steps=steps), target)
         except ValueError:  # a step without a parameter that it needs
@@ -159,7 +173,7 @@ def _fuzz_stack(run: StackRun, share: Share, corpus: FuzzCorpus | None) -> None:
         if found is not None and (found[1].kind, found[1].where) not in known:
             case, finding = found
             known.add((finding.kind, finding.where))
-            small = minimize(case, finding)
+            small = minimize(case, finding, tell=partial(share.tell, "progress"))
             share.tell("found", Discovery(small.origin, len(small.steps), finding, str(save(small, finding, run.out))))
         share.did(len(cases))
 
