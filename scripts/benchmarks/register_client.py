@@ -26,8 +26,9 @@ class RegisterClient(Protocol):
 
     pid: int
 
-    def read(self, count: int, think_us: int) -> float:
-        """The median of round trips, each after a pause."""
+    def read(self, count: int, think_us: int, *, polls: bool = False) -> float:
+        """The median of round trips, each after a pause. ``polls``: it waits for the answer in poll(2), as QEMU does,
+        not in recv(2)."""
         ...
 
     def write(self, count: int) -> float:
@@ -61,8 +62,8 @@ class _InC:
         self.pid = process.pid
         self._register = register
 
-    def read(self, count: int, think_us: int) -> float:
-        return self._ask(f"read {self._register.read} {count} {think_us}")
+    def read(self, count: int, think_us: int, *, polls: bool = False) -> float:
+        return self._ask(f"read {self._register.read} {count} {think_us} {int(polls)}")
 
     def write(self, count: int) -> float:
         return self._ask(f"write {self._register.write} {count}")
@@ -78,7 +79,7 @@ class _InPython:
         self._client = client
         self._register = register
 
-    def read(self, count: int, think_us: int) -> float:
+    def read(self, count: int, think_us: int, *, polls: bool = False) -> float:  # noqa: ARG002 - most is its own time
         return statistics.median(self._round_trip(think_us) for _ in range(count))
 
     def _round_trip(self, think_us: int) -> float:

@@ -1,11 +1,13 @@
 /* A vfio-user client that measures, and a tiny server to measure beside ours. Plain C, so that neither end is what counts.
  *
  *   registers client SOCKET REGION   then on stdin, a line each, answered by a line with a time in nanoseconds:
- *       read OFFSET COUNT THINK_US   the median of round trips of 8-byte reads, after a pause each
- *       write OFFSET COUNT           one of many posted 4-byte writes, until all have been handled
+ *       read OFFSET COUNT THINK_US [1]   the median of round trips of 8-byte reads, after a pause each; with 1 it waits
+ *                                        for the answer in poll(2), as QEMU does, else in recv(2)
+ *       write OFFSET COUNT               one of many posted 4-byte writes, until all have been handled
  *   registers server SOCKET          answers every request with zeros, for one client
  */
 #define _GNU_SOURCE
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -74,21 +76,24 @@ static int by_size(const void *a, const void *b) {
 
 static struct message reply;
 
-static int64_t read_round_trip(int fd, uint32_t region, uint64_t offset) {
+static int64_t read_round_trip(int fd, uint32_t region, uint64_t offset, int polls) {
     struct message request = {.command = REGION_READ, .size = ACCESS, .offset = offset, .region = region, .count = 8};
     int64_t begin = now();
+    struct pollfd answered = {.fd = fd, .events = POLLIN};
     send_all(fd, &request, ACCESS);
+    if (polls)
+        poll(&answered, 1, -1);
     receive_reply(fd, &reply);
     return now() - begin;
 }
 
-static int64_t median_read(int fd, uint32_t region, uint64_t offset, int count, int think_us) {
+static int64_t median_read(int fd, uint32_t region, uint64_t offset, int count, int think_us, int polls) {
     int64_t *took = calloc(count, sizeof *took);
     struct timespec pause = {.tv_nsec = think_us * 1000L};
     for (int i = 0; i < count; i++) {
         if (think_us)
             nanosleep(&pause, NULL);
-        took[i] = read_round_trip(fd, region, offset);
+        took[i] = read_round_trip(fd, region, offset, polls);
     }
     qsort(took, count, sizeof *took, by_size);
     int64_t median = took[count / 2];
@@ -103,7 +108,7 @@ static int64_t posted_write(int fd, uint32_t region, uint64_t offset, int count)
     for (int i = 0; i < count; i++)
         send_all(fd, &request, ACCESS + 4);
     /* Requests are handled in their order: when this one is answered, all are done. */
-    read_round_trip(fd, region, offset & ~7ULL);
+    read_round_trip(fd, region, offset & ~7ULL, 0);
     return (now() - begin) / count;
 }
 
@@ -117,9 +122,9 @@ static int client(int fd, uint32_t region) {
     char line[256];
     while (fgets(line, sizeof line, stdin)) {
         unsigned long offset;
-        int count, think_us = 0;
-        if (sscanf(line, "read %li %d %d", &offset, &count, &think_us) == 3)
-            printf("%lld\n", (long long)median_read(fd, region, offset, count, think_us));
+        int count, think_us = 0, polls = 0;
+        if (sscanf(line, "read %li %d %d %d", &offset, &count, &think_us, &polls) >= 3)
+            printf("%lld\n", (long long)median_read(fd, region, offset, count, think_us, polls));
         else if (sscanf(line, "write %li %d", &offset, &count) == 2)
             printf("%lld\n", (long long)posted_write(fd, region, offset, count));
         fflush(stdout);

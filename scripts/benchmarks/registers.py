@@ -74,6 +74,7 @@ def access_rows(options: Options, ends: dict[str, End]) -> list[Row]:
     few = 20 if options.quick else 1
     table: Sequence[tuple[str, tuple[int, int], Callable[[RegisterClient], float], Target]] = (
         ("read, same CPU", same, lambda client: client.read(4000 // few, 0), at_most(1.25)),
+        ("read by poll(), same CPU", same, lambda client: client.read(4000 // few, 0, polls=True), at_most(1.25)),
         ("read, two CPUs", apart, lambda client: client.read(2000 // few, 0), at_most(0.8)),
         ("read, two CPUs, every 300 us", apart, lambda client: client.read(400 // few, 300), at_most(1.1)),
         ("posted write, two CPUs", apart, lambda client: client.write(40_000 // few), at_most(0.7)),
