@@ -18,6 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 from vfiouser_virtio.dma import SharedMemory
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.pci import DmaFault, Doorbell, Identity, PciDevice, Register, array, bar, interrupts
+from vfiouser_virtio.pci.dma import MAX_COPY
 from vfiouser_virtio.protocols.pci import PciCommand
 from vfiouser_virtio.vfio_device import IrqSetFlags, PciIrq
 
@@ -216,6 +217,20 @@ async def test_a_dma_fault_ends_the_run_until_a_reset(memory: SharedMemory, capl
         assert chip.log_of_runs == ["begins", "ends", "begins"]
 
 
+async def test_no_more_is_copied_at_once_than_the_others_can_wait_for() -> None:
+    chip = Copier()
+    driver = Driven(chip)
+    with SharedMemory(MAX_COPY + 0x1000, address=0x10000) as memory:  # of which no page is touched
+        fd = os.dup(memory.fd or -1)
+        driver.function.dma_map(0x10000, MAX_COPY + 0x1000, readable=True, writable=True, fd=fd, offset=0)
+        driver.command(MASTER)
+        with pytest.raises(DmaFault, match=r"DMA read of 0x10000\+0x4000001: 0x4000000 bytes at once are the most"):
+            await chip.dma.read(0x10000, MAX_COPY + 1)
+        async with chip.dma.view(0x10000, MAX_COPY + 1) as view:
+            assert len(view) == MAX_COPY + 1
+        driver.function.disconnected()
+
+
 @pytest.mark.parametrize("length", [16, 0x2000])
 async def test_others_have_their_turns_in_a_long_loop_of_dma(length: int, memory: SharedMemory) -> None:
     """How long it is, a driver says, and an author forgets: 0.3 s for 65,536 descriptors."""
@@ -403,6 +418,9 @@ async def test_memory_by_message() -> None:
     async with chip.dma.view(0x10004, 2, write=True) as view:
         view[1] = 0xFF
     assert client.data[4:6] == b"\4\xff"
+    with pytest.raises(AuthorError, match="DMA view of -8 bytes at 0x10020"):
+        async with chip.dma.views([(0x10000, 0x40), (0x10020, -8)]):
+            pass
     driver.function.disconnected()
 
 

@@ -20,6 +20,9 @@ DmaRanges: TypeAlias = Sequence[tuple[int, int]]
 MAX_SPENT = 2 << 20
 """Bytes of accesses after which other tasks have their turns: memory that is mapped keeps none waiting by itself, and a
 driver that makes a device's loop long would keep all other devices of the process waiting."""
+MAX_COPY = 64 << 20
+"""Bytes that are copied at once, in some 20 ms: a driver with 4 GiB of memory could have all of it copied, by a device
+whose author has not thought of that, while all other devices wait."""
 _CALL = 16 << 10
 """What an access counts beside its bytes."""
 
@@ -78,10 +81,12 @@ class Dma:
     async def read(self, address: int, length: int) -> bytes:
         """A copy of guest memory; other tasks may run meanwhile, as at each ``await``.
 
-        Raises DmaFault. A driver may say any length: cap it before. A negative one, as of a difference that was not
-        checked, is an AuthorError.
+        Raises DmaFault, also for more than `MAX_COPY` bytes: a driver may say any length, cap it before, or use `view`.
+        A negative one, as of a difference that was not checked, is an AuthorError.
         """
         await self._allowed("read", address, length)
+        if length > MAX_COPY:
+            raise self._too_much(address, length)
         try:
             views = self.memory.readable(address, length)
         except NeedsMessages:
@@ -90,7 +95,15 @@ class Dma:
             raise DmaFault(f"DMA read of {address:#x}+{length:#x}: {error}") from error
         return bytes(views[0]) if len(views) == 1 else b"".join(views)
 
+    @staticmethod
+    def _too_much(address: int, length: int) -> DmaFault:
+        return DmaFault(f"DMA read of {address:#x}+{length:#x}: {MAX_COPY:#x} bytes at once are the most")
+
     async def _ask(self, address: int, length: int) -> bytes:
+        if length < 0:
+            raise self._negative("view", address, length)
+        if length > MAX_COPY:
+            raise self._too_much(address, length)
         try:
             return await self.memory.read(address, length)
         except (Unmapped, PeerError) as error:
@@ -169,7 +182,8 @@ class Dma:
     async def views(self, ranges: DmaRanges, *, write: bool = False) -> AsyncIterator[Sequence[memoryview]]:
         """As `view`, for several ranges at once, in order; there may be more views than ranges.
 
-        Where any of the memory has no file descriptor, all views are copies: a driver may name much, cap it before.
+        Where any of the memory has no file descriptor, all views are copies, each of `MAX_COPY` bytes at most: a driver
+        may name much, cap it before.
         """
         around = _around(ranges)
         await self._allowed("view", *around)
@@ -197,7 +211,7 @@ class Dma:
         The client cannot take the memory away meanwhile, so that a thread or the kernel may use them: for as long as
         the block runs, DMA_UNMAP and a reset wait; after some seconds the block is cancelled, which raises DmaFault
         behind it. Where memory is not in one piece, or has no file descriptor, the view is a copy, which is written
-        back at the end of the block.
+        back at the end of the block: of `MAX_COPY` bytes at most.
         """
         await self._allowed("view", address, length)
         try:
