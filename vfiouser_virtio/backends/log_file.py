@@ -1,6 +1,5 @@
 """Log file chardev: the output of a console port, appended to a file."""
 
-import errno
 import os
 import stat
 from pathlib import Path
@@ -9,6 +8,7 @@ from vfiouser_virtio.backends.chardev import FdChardev, no_input
 from vfiouser_virtio.backends.file_pipe import writing_pipe
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.fds import may_wait
+from vfiouser_virtio.output_file import open_output
 
 # A guest that writes without an end must not fill the host's disk.
 LIMIT = 256 << 20
@@ -24,15 +24,9 @@ class LogFile(FdChardev):
     def __init__(self, path: Path, *, limit: int = LIMIT) -> None:
         super().__init__(f"file:{path}")
         try:
-            # O_NONBLOCK: a FIFO without a reader is an error instead of a server that hangs.
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-            # Where others may write to the folder, a link of theirs would have us write to any file of ours.
-            flags |= os.O_NOFOLLOW
-            self._fd = os.open(path, flags, 0o600)
+            self._fd = open_output(path, append=True, keep=True)
         except OSError as error:
-            what = "is a symbolic link: name the file itself" if error.errno == errno.ELOOP else error.strerror
-            raise DeviceError(f"file:{path}: {what}") from None
-
+            raise DeviceError(f"file:{path}: {error.strerror}") from None
         status = os.fstat(self._fd)
         self._left = max(limit - status.st_size, 0) if stat.S_ISREG(status.st_mode) else None
         if may_wait(self._fd):

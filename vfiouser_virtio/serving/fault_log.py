@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vfiouser_virtio.errors import DeviceError
+from vfiouser_virtio.output_file import open_output
 from vfiouser_virtio.serving.line_writer import LineWriter
 from vfiouser_virtio.serving.terminal import at_end
 
@@ -14,10 +15,9 @@ _ROOM = 4 << 20
 
 
 def fault_log(path: Path, option: str = "fault-log") -> Callable[[str], None]:
-    """What writes lines to the file, which is made anew. Raises DeviceError."""
+    """What writes lines to the file, which is made anew, for its owner only. Raises DeviceError."""
     try:
-        # O_NONBLOCK: a FIFO without a reader is an error instead of a server that hangs.
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        fd = open_output(path)
     except OSError as error:
         raise DeviceError(f"{option}={path}: {error.strerror}") from None
     os.set_blocking(fd, True)

@@ -17,7 +17,6 @@ What is served does not know of it: the same code runs, which takes longer. Noth
 
 import json
 import os
-import stat
 import sys
 import time
 from datetime import datetime
@@ -25,6 +24,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.output_file import open_output
 from vfiouser_virtio.protocols.vfio_user import Direction
 from vfiouser_virtio.serving.decode import NameOf, decode, decode_fields, virtio_register
 from vfiouser_virtio.serving.feature_words import FeatureWords
@@ -113,11 +113,8 @@ def wants_json(file: str, wanted: str | None) -> bool:
 def _open(file: str) -> int:
     """Appending, so that the processes of several devices can write to it; only ours to read: guests' data is in it."""
     try:
-        # O_NONBLOCK: a FIFO without a reader is an error instead of a server that hangs.
-        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        fd = open_output(file, append=True)
     except OSError as error:
         raise ConfigError(f"--trace={file}: {error.strerror}") from None
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        os.ftruncate(fd, 0)
     os.set_blocking(fd, True)
     return fd

@@ -1,6 +1,5 @@
 """Recording of a netdev's frames in a capture file (pcapng) that Wireshark opens."""
 
-import errno
 import logging
 import os
 import stat
@@ -18,6 +17,7 @@ from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.device_log import DeviceLog, id_in_making
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.host_access import HostAccess
+from vfiouser_virtio.output_file import open_output
 from vfiouser_virtio.protocols.pcap import PacketDirection
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,7 @@ class RecordedNetdev(NetFilter):
             self.writer = _Writer(dump, dump_limit << 20)
             """What writes the file."""
         except OSError as error:
-            what = "is a symbolic link: name the file itself" if error.errno == errno.ELOOP else error.strerror
-            raise DeviceError(f"dump={dump}: {what}") from None
+            raise DeviceError(f"dump={dump}: {error.strerror}") from None
         self.writer.put(section("vfiouser-virtio", netdev.describe(), dump_maxlen))
         self._lost = 0
 
@@ -98,18 +97,9 @@ class _Writer:
     """File with a thread that writes to it: neither a slow disk nor a FIFO's reader holds anything up."""
 
     def __init__(self, path: Path, limit: int) -> None:
-        # O_NONBLOCK: a FIFO without a reader is an error instead of a server that hangs. O_NOFOLLOW: where others may
-        # write to the folder, a link of theirs would have us write to any file of ours.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = os.open(path, flags, 0o600)
-        try:
-            regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
-            if regular:
-                os.ftruncate(self._fd, 0)
-            os.set_blocking(self._fd, True)
-        except OSError:
-            os.close(self._fd)
-            raise
+        self._fd = open_output(path)
+        os.set_blocking(self._fd, True)
+        regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self._path = path
         self._log = DeviceLog(logger, id_in_making() or "netdev")
         self._left = limit if regular else None  # bytes that the file may still get; -1 when that was said
