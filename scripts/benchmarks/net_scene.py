@@ -69,7 +69,7 @@ async def scene(program: Path, folder: Path) -> AsyncIterator[Scene]:
         if host:
             devices += [
                 f"net,netdev=tap,ifname={TAP},mac={_mac(TAP, 1)}",
-                f"net,netdev=user,passt={passt},mac={_mac(PASST, 1)}",
+                f"net,netdev=user,passt={passt},map-gw=on,mac={_mac(PASST, 1)}",
             ]
         running = stack.enter_context(server(devices, prefix=inside))
         ours = [dict(qemu_device(f"ours{number}", path)) for number, path in enumerate(running.paths)]

@@ -115,7 +115,7 @@ async def test_a_lease_forwarded_ports_and_a_tap(
     qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with passt_namespace() as inside, net_namespace() as outside:
-        user = UserNetdev(passt=passt_script(tmp_path), hostfwd=[f"tcp:127.0.0.1:{FORWARDED}-:22"])
+        user = UserNetdev(passt=passt_script(tmp_path), hostfwd=[f"tcp:127.0.0.1:{FORWARDED}-:22"], map_gw=True)
         inside.run(user.start)
         tap = outside.run(partial(TapNetdev, ifname="tap7"))
         outside.ip(f"addr add {TAP_HOST}/24 dev tap7")

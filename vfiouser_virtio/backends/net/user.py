@@ -6,6 +6,7 @@
     hostfwd=tcp::8022-:22: port 8022 of the host ──▶ port 22 of the guest
 
 passt answers DHCP, DHCPv6, router solicitations and DNS: the guest has the host's own address, routes and name servers.
+What the host's programs offer to each other alone, on its loopback, the guest does not reach, but with ``map_gw``.
 """
 
 import os
@@ -13,7 +14,6 @@ import re
 import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Annotated
 
 import trio
 
+from vfiouser_virtio.backends.child_log import ChildLog
 from vfiouser_virtio.backends.net.netdev import FrameSink
 from vfiouser_virtio.backends.net.stream import StreamNetdev
 from vfiouser_virtio.briefly import briefly
@@ -29,8 +30,9 @@ from vfiouser_virtio.host_access import NO_ACCESS, HostAccess
 
 # [tcp|udp]:[hostaddr]:hostport-[guestaddr]:guestport, as QEMU's -netdev user has it; IPv6 in brackets.
 _FORWARD = re.compile(r"(?:(tcp|udp)?:)?(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):(\d+)-([^:]*):(\d+)")
-# Of what passt has said last, in bytes.
-_LAST_WORDS = 500
+# Where the guest asks for names if the host asks itself, as with systemd-resolved: an address of no network (RFC 3927).
+# Other name servers of the host it is given as they are.
+_NAME_SERVER = "169.254.1.1"
 # Seconds for it to go; it only has to close its sockets.
 _ENDING = 5
 
@@ -48,6 +50,9 @@ class UserNetdev(StreamNetdev):
             Sequence[str] | None, "port of the host that leads into the guest, as tcp::8022-:22 or udp:127.0.0.1:53-:53"
         ] = None,
         passt: Annotated[Path | None, "the program; default: passt of PATH"] = None,
+        map_gw: Annotated[
+            bool, "let the guest reach what listens on the host's loopback (127.0.0.1), at the gateway's address"
+        ] = False,
     ) -> None:
         forwards = [argument for forward in hostfwd or () for argument in _forward(forward)]
         found = shutil.which(passt or "passt")
@@ -59,34 +64,38 @@ class UserNetdev(StreamNetdev):
         ours, self._theirs = socket.socketpair()
         # One-off and fd: it ends with the socket, and so with this process, however that ends.
         self._command = [found, "--foreground", "--quiet", "--one-off", "--fd", str(self._theirs.fileno()), *forwards]
+        if not map_gw:
+            self._command += ["--no-map-gw", "--dns-forward", _NAME_SERVER]
         self._process: subprocess.Popen[bytes] | None = None
-        self._started = False
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._started = self._closed = False
         with ours:
             super().__init__(addr__type="fd", addr__str=ours.fileno())
         self.name_it(f"user {found}")
+        self._said = ChildLog("passt", self.log)
 
     async def run(self, device: FrameSink) -> None:
         await trio.to_thread.run_sync(self.start, abandon_on_cancel=True)  # its file system may hang
         async with trio.open_nursery() as nursery:
             nursery.start_soon(super().run, device)
+            nursery.start_soon(self._said.run)
             if self.link:
                 await self.wait_link()
-                if not self._said.closed:
-                    self.log.warning("passt has ended, and the network with it: %s", self._last_words())
+                if not self._closed:
+                    self.log.warning("passt has ended, and the network with it: %s", self._said.last_words())
 
     def start(self) -> None:
         """Start passt, once; `run` does so. It works in the network namespace of the thread that this is called in."""
         if self._started:
             return
         self._started = True
-        fd = self._theirs.fileno()
+        ours, theirs = self._theirs.fileno(), self._said.child_fd
         try:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said, pass_fds=[fd]
+                self._command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, pass_fds=[ours]
             )
         except OSError as error:
-            self._said.write(os.fsencode(f"{self._command[0]}: {error.strerror}"))
+            os.write(theirs, os.fsencode(f"{self._command[0]}: {error.strerror}\n"))
+        self._said.started()
         self._theirs.close()
 
     def confine(self) -> HostAccess:
@@ -94,13 +103,8 @@ class UserNetdev(StreamNetdev):
         self.start()
         return NO_ACCESS
 
-    def _last_words(self) -> str:
-        size = self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(size - _LAST_WORDS, 0))
-        words = self._said.read(_LAST_WORDS).decode(errors="replace")
-        return "; ".join(line.strip() for line in words.splitlines()) or "it has not said why"
-
     def close(self) -> None:
+        self._closed = True
         super().close()
         self._theirs.close()
         if (process := self._process) is not None:
