@@ -1,9 +1,15 @@
 """The network device as such (virtio 1.4, 5.1.4): options, address, link, a successor, and every kind of ring."""
 
+import logging
+
 import pytest
 import trio.testing
 from support.net_cable import Cable, a_frame
+from trio.testing import MockClock
 
+from vfiouser_virtio.backends.net.drops import Drop
+from vfiouser_virtio.backends.net.frame import frame_of
+from vfiouser_virtio.backends.net.link import LINK_PAUSE
 from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.device_log import being_made
 from vfiouser_virtio.devices.net import Net, example, made_up_mac, parse_mac
@@ -144,7 +150,7 @@ async def test_every_pair_sends() -> None:
 # ---- link ------------------------------------------------------------------------------------------------------------
 
 
-async def test_the_link_is_up_where_both_ends_are() -> None:
+async def test_the_link_is_up_where_both_ends_are(mock_clock: MockClock) -> None:
     net = Net(netdev=(cable := Cable()))
     async with running(net, features=STATUS) as driver:
         await cable.wait_device()
@@ -165,8 +171,33 @@ async def test_the_link_is_up_where_both_ends_are() -> None:
         assert await status() == (0, 1)
         cable.set_link(True)
         assert await status() == (1, 2)
+        mock_clock.jump(LINK_PAUSE)
         cable.set_link(False)
         assert await status() == (0, 3)
+
+
+async def test_a_peer_that_comes_and_goes_is_no_interrupt_each_time(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    net = Net(netdev=(cable := Cable()))
+    async with running(net, features=STATUS) as driver:
+        device = await cable.wait_device()
+        await trio.testing.wait_all_tasks_blocked()
+        for turn in range(9):  # to begin with, a change is shown at once
+            for up in (False, True, False):
+                cable.set_link(up)
+                await trio.testing.wait_all_tasks_blocked()
+            assert field(driver, "status") == 0
+            assert device.put(frame_of(a_frame()))
+            assert net.receiver.drops[Drop.LINK_DOWN] == turn + 1  # frames go by the link as it is
+            mock_clock.jump(LINK_PAUSE / 10)
+        assert driver.config_interrupts == 1
+        cable.set_link(True)
+        mock_clock.jump(LINK_PAUSE)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (field(driver, "status"), driver.config_interrupts) == (1, 2)
+    assert caplog.text.count("the link is") == 2
 
 
 async def test_a_link_that_changed_without_a_driver_is_seen_by_the_next() -> None:

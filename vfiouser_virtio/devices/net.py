@@ -16,6 +16,7 @@ from typing import Annotated
 import trio
 
 from vfiouser_virtio.backends.net.drops import DropReport
+from vfiouser_virtio.backends.net.link import watch_link
 from vfiouser_virtio.backends.net.netdev import Netdev, QueuedNetdev
 from vfiouser_virtio.backends.net.netdevs import NETDEVS
 from vfiouser_virtio.backends.net.null import NullNetdev
@@ -219,6 +220,7 @@ class Net(Device):
     def set_link(self, up: bool) -> None:
         """Take the link down, or let it be up again where the netdev's is; the driver is told. For tests of drivers."""
         self._link = up
+        self._follow_link()
         self._show_link()
 
     def announce(self) -> bool:
@@ -228,14 +230,20 @@ class Net(Device):
         """
         return self.control.announce()
 
-    def _show_link(self) -> None:
-        status = self.config["status"]
-        assert isinstance(status, int)
+    def _follow_link(self) -> None:
+        """Carry frames, or drop them, from now on."""
         up = self.transmitter.link = self.link
         self.receiver.set_link(up)
-        if bool(status & Status.LINK_UP) != up:
-            self.log.info("the link is %s", "up" if up else "down")
-            self.config.update(status=status ^ Status.LINK_UP)
+
+    def _show_link(self) -> bool:
+        """Tell the driver, where it does not know; whether that was so."""
+        status = self.config["status"]
+        assert isinstance(status, int)
+        if bool(status & Status.LINK_UP) == self.link:
+            return False
+        self.log.info("the link is %s", "up" if self.link else "down")
+        self.config.update(status=status ^ Status.LINK_UP)
+        return True
 
     def describe(self) -> str:
         """The address, and where the other end is: ``52:54:00:12:34:56 on hub lan``."""
@@ -288,18 +296,13 @@ class Net(Device):
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.receiver.run, self.netdev)
-            nursery.start_soon(self._watch_link)
+            nursery.start_soon(watch_link, self.netdev, self._follow_link, self._show_link)
             nursery.start_soon(self.drops.run)
             await trio.lowlevel.checkpoint()  # the netdev runs before it is given a frame
             for queue in self.transmitter.queues:
                 nursery.start_soon(self.transmitter.serve, queue)
             if self.control_queue is not None:
                 nursery.start_soon(self.control.serve, self.control_queue)
-
-    async def _watch_link(self) -> None:
-        while True:
-            self._show_link()
-            await self.netdev.wait_link()
 
 
 _MAC = re.compile(r"[0-9a-f]{1,2}([:-])(?:[0-9a-f]{1,2}\1){4}[0-9a-f]{1,2}", re.ASCII | re.IGNORECASE)

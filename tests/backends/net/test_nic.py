@@ -9,6 +9,7 @@ from support.packets import Packet
 
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Offload, frame_of
+from vfiouser_virtio.backends.net.link import LINK_PAUSE
 from vfiouser_virtio.backends.net.netdev import ALL
 from vfiouser_virtio.backends.net.nic import Nic
 from vfiouser_virtio.backends.net.port import NetPort
@@ -145,6 +146,25 @@ async def test_the_link_is_that_of_the_netdev_and_of_the_card() -> None:
         port.set_link(True)
         await trio.testing.wait_all_tasks_blocked()
         nic.set_link(True)
+        assert seen == [False, True]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_comes_and_goes_is_no_interrupt_each_time(mock_clock: trio.testing.MockClock) -> None:
+    port = NetPort()
+    nic = Nic(port, LOG)
+    seen: list[bool] = []
+    nic.on_link = lambda: seen.append(nic.link)
+    async with trio.open_nursery() as nursery:
+        await started(nursery, nic)
+        for _ in range(10):
+            for up in (False, True, False):
+                port.set_link(up)
+                await trio.testing.wait_all_tasks_blocked()
+        assert seen == [False]
+        port.set_link(True)
+        mock_clock.jump(LINK_PAUSE)
+        await trio.testing.wait_all_tasks_blocked()
         assert seen == [False, True]
         nursery.cancel_scope.cancel()
 

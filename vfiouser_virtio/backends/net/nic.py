@@ -18,6 +18,7 @@ import trio
 
 from vfiouser_virtio.backends.net.drops import Drop, DropReport, Drops
 from vfiouser_virtio.backends.net.frame import Frame
+from vfiouser_virtio.backends.net.link import watch_link
 from vfiouser_virtio.backends.net.netdev import Does, Netdev, burst_putter
 from vfiouser_virtio.backends.net.offload import BadOffload, check, finish
 from vfiouser_virtio.device_log import DeviceLog
@@ -145,7 +146,7 @@ class Nic:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.netdev.run, self)
-                nursery.start_soon(self._watch_link)
+                nursery.start_soon(watch_link, self.netdev, _nothing, self._show_link)
                 nursery.start_soon(self.report.run)
         finally:
             self._running = False
@@ -167,16 +168,14 @@ class Nic:
         self._full = False
         self._room.unpark_all()
 
-    def _show_link(self) -> None:
-        if self._shown is not self.link:
-            self._shown = self.link
-            self.log.info("the link is %s", "up" if self.link else "down")
-            self.on_link()
-
-    async def _watch_link(self) -> None:
-        while True:
-            self._show_link()
-            await self.netdev.wait_link()
+    def _show_link(self) -> bool:
+        """Tell the card, where it does not know; whether that was so."""
+        if self._shown is self.link:
+            return False
+        self._shown = self.link
+        self.log.info("the link is %s", "up" if self.link else "down")
+        self.on_link()
+        return True
 
     # ---- for the netdev ------------------------------------------------------------------------------------------
 
