@@ -11,7 +11,7 @@ from support.net_packets import CSUM, is_complete, tcp_packet, tso
 from vfiouser_virtio.backends.net.frame import Frame, frame_of
 from vfiouser_virtio.backends.net.netdev import ALL, Does, burst_putter
 from vfiouser_virtio.devices.net import Net
-from vfiouser_virtio.devices.net_transmit import BURST
+from vfiouser_virtio.devices.net_transmit import AT_KICK, AT_KICK_BYTES, BURST
 from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, NetFeature
 from vfiouser_virtio.testing.driver import Driver, running
@@ -161,6 +161,63 @@ async def test_packets_to_be_cut_are_not_looked_at_again_and_again(ring: int, mo
         assert sum(limits) <= BURST + 2 * 50
         await send(driver, *[PLAIN + a_frame(60)] * 50)
         assert cable.bursts[-1] >= 49
+
+
+async def parked(driver: Driver) -> None:
+    """The device has dealt with a packet, and waits for the next notification."""
+    await send(driver, PLAIN + a_frame(100))
+    await trio.testing.wait_all_tasks_blocked()
+
+
+@rings
+async def test_few_packets_are_sent_in_the_call_for_their_notification(ring: int) -> None:
+    net = Net(netdev=(cable := BurstCable()))
+    frames = [a_frame(60 + number) for number in range(3 * AT_KICK)]
+    async with driven(net, ring) as driver:
+        await parked(driver)
+        for number in range(3):  # without an await
+            these = frames[number * AT_KICK : (number + 1) * AT_KICK]
+            tokens = [driver.add(TX, [PLAIN + frame]) for frame in these]
+            driver.kick(TX)
+            assert all(driver.is_used(TX, token) for token in tokens)
+        assert cable.bursts == [AT_KICK] * 3
+        assert [frame.tobytes() for frame in cable.sent[1:]] == frames
+        await parked(driver)
+        assert net.transmitter.queues[0].packets == 2 + 3 * AT_KICK
+
+
+@rings
+@pytest.mark.parametrize("length", [60, AT_KICK_BYTES // AT_KICK])
+async def test_more_than_a_few_are_left_to_the_task_and_are_one_burst(ring: int, length: int) -> None:
+    net = Net(netdev=(cable := BurstCable()))
+    count = AT_KICK + 1 if length == 60 else AT_KICK
+    async with driven(net, ring) as driver:
+        await parked(driver)
+        tokens = [driver.add(TX, [PLAIN + a_frame(length)]) for _ in range(count)]
+        driver.kick(TX)
+        assert not cable.bursts
+        for token in tokens:
+            await driver.wait(TX, token)
+        assert cable.bursts == [count]
+
+
+async def test_what_the_driver_adds_meanwhile_is_not_overlooked() -> None:
+    """It sees that it need not notify, and we look once more before we wait."""
+    net = Net(netdev=(cable := BurstCable()))
+    async with running(net) as driver:
+        await parked(driver)
+        late: list[int] = []
+
+        def put_burst(frames: Sequence[Frame]) -> int:
+            if not late:
+                late.append(driver.add(TX, [PLAIN + a_frame(61)]))
+            return BurstCable.put_burst(cable, frames)
+
+        net.transmitter.queues[0].put_burst = put_burst
+        driver.add(TX, [PLAIN + a_frame(60)])
+        driver.kick(TX)
+        await driver.wait(TX, late[0])
+        assert [frame.length for frame in cable.sent] == [100, 60, 61]
 
 
 @rings

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain as chain_of
 from itertools import islice
+from operator import itemgetter
 
 from vfiouser_virtio.backends.net.drops import Drop, Drops
 from vfiouser_virtio.backends.net.frame import LENGTH, Frame, Offload
@@ -24,7 +25,7 @@ from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.devices.net_steering import Steering
 from vfiouser_virtio.protocols.virtio import net
 from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags, NetFeature
-from vfiouser_virtio.virtio import Chain, Queue
+from vfiouser_virtio.virtio import Chain, Queue, Singles
 
 Pieces = Iterator[Frame]
 """Frames, with memory of their own, that a packet was cut into."""
@@ -32,8 +33,14 @@ _TAKEN: Pieces = iter(())
 
 BURST = 64
 """Packets that are sent together."""
-# Bytes of them, but for the last: others of this process wait while they are copied, some 20 µs.
+AT_KICK, AT_KICK_BYTES = 8, 16 << 10
+"""Packets, and bytes of them, that are sent in the call for a notification; for more the queue's task is woken.
+
+A client may send 32 notifications before the other devices of its process have their turn.
+"""
+# Bytes of a burst, but for the last packet: others of this process wait while they are copied, some 20 µs.
 _MAX_BURST = 128 << 10
+_ROOM = itemgetter(2)
 _TCP_HLEN, _UDP_HLEN = 20, 8
 _ETH_HLEN = net.ETH_HLEN
 _NEEDS_CSUM, _UDP_TUNNEL_CSUM = int(HdrFlags.NEEDS_CSUM), int(HdrFlags.UDP_TUNNEL_CSUM)
@@ -119,7 +126,7 @@ class Transmitter:
 
     async def serve(self, transmitq: TransmitQueue) -> None:
         """Send what comes in one queue, until cancelled."""
-        async for burst in transmitq.queue.bursts(at_once=True):
+        async for burst in transmitq.queue.bursts(at_once=True, at_kick=lambda: self._send_at_kick(transmitq)):
             sent, room = self._send_singles(transmitq)
             if not room:
                 await transmitq.sink.wait_room()
@@ -129,6 +136,22 @@ class Transmitter:
             del burst  # what was sent is shown now, not after the wait
             if held is not None:
                 await self._wait_and_send(transmitq, *held)
+
+    def _send_at_kick(self, transmitq: TransmitQueue) -> bool:
+        """Send the few packets that a notification tells of, and say whether there are no others.
+
+        In a ping-pong of packets a round of the event loop takes as long as all that is done here.
+        """
+        if not self.link or transmitq.at_once < BURST:
+            return False
+        singles = transmitq.queue.take_singles(AT_KICK + 1, writable=False)
+        if singles is None:
+            return False
+        if len(singles.buffers) > AT_KICK or sum(map(_ROOM, singles.buffers)) > AT_KICK_BYTES:
+            singles.end(())
+            return False
+        sent, room = self._send_these(transmitq, singles)
+        return sent > 0 and room
 
     async def _wait_and_send(self, transmitq: TransmitQueue, chain: Chain, frame: Frame, pieces: Pieces | None) -> None:
         """Send what the netdev had no room for, and complete its chain."""
@@ -152,8 +175,10 @@ class Transmitter:
         Returns how many, and whether the netdev has room for the next one.
         """
         singles = transmitq.queue.take_singles(transmitq.at_once, writable=False) if self.link else None
-        if singles is None:
-            return 0, True
+        return (0, True) if singles is None else self._send_these(transmitq, singles)
+
+    def _send_these(self, transmitq: TransmitQueue, singles: Singles) -> tuple[int, bool]:
+        """As `_send_singles`, of packets that were taken; those behind them go back."""
         steering, codec, size, view = self.steering, self._codec, self._codec.size, singles.readonly_view
         count = taken = octets = 0
         offloaded = False

@@ -18,7 +18,8 @@ class Pins:
         self.held = 0
         """How many of them are no tasks: see `Queue.hold`."""
         self.reap: Callable[[], bool] | None = None
-        """See `Queue.bursts`."""
+        self.at_kick: Callable[[], bool] | None = None
+        """See `Queue.bursts` for both."""
 
     @property
     def busy(self) -> bool:

@@ -96,7 +96,13 @@ class Queue:
             await virtqueue.wait_chain()
         return virtqueue.burst.popleft()
 
-    def bursts(self, *, at_once: bool = False, reap: Callable[[], bool] | None = None) -> "Bursts":
+    def bursts(
+        self,
+        *,
+        at_once: bool = False,
+        reap: Callable[[], bool] | None = None,
+        at_kick: Callable[[], bool] | None = None,
+    ) -> "Bursts":
         """Iterate by bursts: ``async for burst in queue.bursts()``, then ``for chain in burst``, without an ``await``.
 
         The chains of a burst have been taken from the ring at once, and what of them is completed is shown to the
@@ -110,9 +116,12 @@ class Queue:
         ``reap`` completes the chains under `hold` whose work has ended, and returns whether there were any. It is
         called at times while the queue is polled, so that their end needs no round of the event loop; at other times
         the device has to do that by itself.
+
+        ``at_kick`` is called at a notification, while the next burst is waited for: it may take and complete `Singles`,
+        in some 20 µs, and returns whether those were all. Then there is no burst, and no round of the event loop.
         """
         virtqueue = self._served()
-        virtqueue.pins.reap = reap
+        virtqueue.pins.reap, virtqueue.pins.at_kick = reap, at_kick
         return Bursts(virtqueue, at_once)
 
     async def next(self) -> Chain:

@@ -93,7 +93,7 @@ class QueueRing(QueueRegisters, ABC):
 
     def end_run(self) -> None:
         """The run has ended, and with it all that was spawned."""
-        self._spawn = self.pins.reap = None
+        self._spawn = self.pins.reap = self.pins.at_kick = None
 
     # ---- registers, status, and what else a transport says -------------------------------------------------------
 

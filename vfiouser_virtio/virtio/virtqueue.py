@@ -85,7 +85,24 @@ class Virtqueue(CoalescedQueue):
             self.stopped &= _KICKED
         self.notified = self._asked = True
         self.counts[0] += 1
-        self._wake()
+        serve = self.pins.at_kick
+        if serve is None or not self._serve_at_kick(serve):
+            self._wake()
+
+    def _serve_at_kick(self, serve: Callable[[], bool]) -> bool:
+        """Whether ``serve`` has dealt with all that is available, so that the waiting task may go on waiting."""
+        if not self.waiters or self.stopped or self.burst:
+            return False
+        try:
+            if not serve():
+                return False
+            bound = self._usable()
+            if bound is None or bound.by_message or bound.has_unpublished or bound.ring.again:
+                return False
+            return not self.polling.should_spin() and not bound.ring.request_notification()
+        except Exception as error:  # as in `_publish`: this is a call of the client's session
+            self._failed(error)
+            return False
 
     @property
     def overlooked(self) -> bool:

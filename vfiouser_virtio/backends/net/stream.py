@@ -22,7 +22,7 @@ from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import IOV_MAX, LENGTH, Frame
 from vfiouser_virtio.backends.net.link import Link, wait_writable
-from vfiouser_virtio.backends.net.netdev import Does, FrameSink, burst_putter
+from vfiouser_virtio.backends.net.netdev import Does, FrameSink, PutBurst, burst_putter
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.connecting import StreamAddress, connect_stream
 from vfiouser_virtio.errors import ConfigError, DeviceError
@@ -220,9 +220,9 @@ class StreamNetdev(Link):
 
     async def _receive(self, peer: socket.socket, device: FrameSink) -> None:
         """Until the peer has left, or says what no peer says."""
-        view = self._view
+        view, put, drained = self._view, burst_putter(device), False
         while True:
-            await self._deliver(device)
+            await self._deliver(device, put)
             begin, end = self._begin, self._end
             if end - begin >= _LENGTH.size and _LENGTH.unpack_from(view, begin)[0] > MAX_LENGTH:
                 self.log.once(
@@ -231,10 +231,15 @@ class StreamNetdev(Link):
                 return
             view[: end - begin] = view[begin:end]
             self._begin, self._end = 0, end - begin
-            try:
-                count = peer.recv_into(view[self._end :], 0, socket.MSG_DONTWAIT)
-            except BlockingIOError:
+            if drained:
                 await trio.lowlevel.wait_readable(peer)
+            else:
+                await trio.lowlevel.checkpoint()
+            room = view[self._end :]
+            try:
+                count = peer.recv_into(room, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                drained = True
                 continue
             except OSError as error:
                 self.log.once(error.errno, "%s: %s", self.describe(), error.strerror)
@@ -242,12 +247,12 @@ class StreamNetdev(Link):
             if not count:
                 return
             self._end += count
-            await trio.lowlevel.checkpoint()
+            drained = count < len(room)  # as far as we know; what has come since is readable
 
-    async def _deliver(self, device: FrameSink) -> None:
+    async def _deliver(self, device: FrameSink, put: PutBurst) -> None:
         """Hand over all whole frames that have come; the device may keep us waiting, and so the peer."""
-        put, counters, turn = burst_putter(device), self.counters, 0
-        while (frames := self._whole()) is not None:
+        counters, turn = self.counters, 0
+        while self._begin < self._end and (frames := self._whole()) is not None:
             taken = put(frames) if frames else 0
             octets = sum(map(LENGTH, frames[:taken]))
             counters.rx_packets += taken
