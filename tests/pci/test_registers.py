@@ -5,7 +5,7 @@ import logging
 import pytest
 from support.pci_chip import Chip, Control, Driven
 
-from vfiouser_virtio.errors import AuthorError
+from vfiouser_virtio.errors import AuthorError, PeerError
 from vfiouser_virtio.pci import (
     Bank,
     BarMemory,
@@ -190,6 +190,24 @@ def test_a_whole_bar_in_one_access() -> None:
     driver.function.region_write(0, 0, memoryview(data))
     assert big.words[0x123].value == int.from_bytes(data[4 * 0x123 :][:4], "little")
     assert bytes(driver.function.region_read(0, 0, len(data))) == data[:-4] + bytes(4)
+
+
+def test_an_access_of_too_many_registers() -> None:
+    class Huge(PciDevice):
+        identity = Identity(1, 2)
+        regs = bar(0, size=1 << 20)
+        table = array(Register(0), count=65536, stride=16)
+
+    device = Huge()
+    driver = Driven(device)
+    why = r"of 0x100000 bytes at BAR0\+0x0: 65536 registers are there, and 4096 at once are the most"
+    with pytest.raises(PeerError, match=f"read {why}"):
+        driver.read(0, 1 << 20)
+    with pytest.raises(PeerError, match=f"write {why}"):
+        driver.write(0, 0, 1 << 20)
+    assert not device.table[0].reads
+    assert driver.read(0x1000, 4096 * 16) == 0
+    assert device.table[0x100].reads == 1
 
 
 def test_reset(chip: Chip, driver: Driven) -> None:

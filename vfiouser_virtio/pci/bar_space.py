@@ -11,7 +11,7 @@
     read 4 @0x20      ─▶ not modelled: what the device's `unmodelled` says
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
@@ -22,6 +22,10 @@ from vfiouser_virtio.pci.bars import BarKind, check_bar
 from vfiouser_virtio.pci.register import Register
 from vfiouser_virtio.protocols.pci import STD_NUM_BARS
 from vfiouser_virtio.vfio_device import AnswerLater, Buffer
+
+MAX_PARTS = 4096
+"""Registers and memories that one access may touch: a processor's touches a few. A client's could reach 65,536, and run
+all their hooks, for half a second in which no other device is served."""
 
 
 class Unmodelled(Protocol):
@@ -159,6 +163,7 @@ class BarSpace:
             except Exception as error:
                 self._blame(f"a read of {register.name}", error)
                 return b"\xff" * count
+        self._check_parts("read", offset, count)
         if self._refused("read", offset, count):
             return b"\xff" * count
         answer = bytearray()  # a client may read all of a big BAR at once: no copy for each register
@@ -177,6 +182,7 @@ class BarSpace:
         return bytes(answer)
 
     def _write(self, offset: int, data: bytes) -> None:
+        self._check_parts("write", offset, len(data))
         if self._refused("write", offset, len(data)):
             return
         at, late = 0, list[AnswerLater | Buffer]()
@@ -195,6 +201,14 @@ class BarSpace:
                 self._blame(f"a write of {self._name(part)}", error)
         if late:
             raise AnswerLater.joined(late)
+
+    def _check_parts(self, did: str, offset: int, count: int) -> None:
+        """PeerError for an access that touches too many parts; each has a byte at least."""
+        if count > MAX_PARTS:
+            parts = bisect_left(self._starts, offset + count) - bisect_left(self._starts, offset)
+            if parts > MAX_PARTS:
+                where = f"{count:#x} bytes at BAR{self.index}+{offset:#x}"
+                raise PeerError(f"{did} of {where}: {parts} registers are there, and {MAX_PARTS} at once are the most")
 
     def _not_there(self, start: int, length: int) -> bytes:
         answer = self._unmodelled.read(self.index, start, length)
