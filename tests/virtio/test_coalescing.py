@@ -159,7 +159,7 @@ async def test_less_than_a_millisecond(
         asked.append(seconds)
         await over.wait()
 
-    monkeypatch.setattr("vfiouser_virtio.trio_timer.sleep_briefly", sleep_briefly)
+    monkeypatch.setattr("vfiouser_virtio.virtio.coalescing.sleep_briefly", sleep_briefly)
     device = Both()
     async with running(device) as driver:
         device.first.coalesce(5, usecs)

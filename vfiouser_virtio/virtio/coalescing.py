@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import trio
 
+from vfiouser_virtio.trio_timer import sleep_briefly
 from vfiouser_virtio.virtio.queue_ring import QueueRing, Spawn
 
 SHORTEST = 20
@@ -81,8 +82,6 @@ class Coalescing:
                     if left >= _TRIO_SECONDS:
                         await trio.sleep_until(self._deadline)
                     elif left > 0:
-                        from vfiouser_virtio.trio_timer import sleep_briefly  # only here: few devices coalesce
-
                         await sleep_briefly(left)
                     elif not self.end():  # while memory is being remapped
                         self._deadline = trio.current_time() + max(self._delay, _RETRY)

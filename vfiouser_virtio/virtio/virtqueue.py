@@ -20,6 +20,7 @@ import trio
 from vfiouser_virtio.errors import GuestError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
 from vfiouser_virtio.turns import turns
+from vfiouser_virtio.virtio import remote
 from vfiouser_virtio.virtio.binding import BURST, BoundRing
 from vfiouser_virtio.virtio.coalescing import CoalescedQueue
 from vfiouser_virtio.virtio.offer import Poll
@@ -266,8 +267,6 @@ class Virtqueue(CoalescedQueue):
                 break
             filled = self._fill(bound)
         if filled is None:
-            from vfiouser_virtio.virtio import remote  # only here: few clients have memory that is not shared
-
             await remote.take(bound, self.burst, max(BURST, wanted), lambda: not self.stopped, notified=self.notified)
         return len(self.burst) > before
 
@@ -392,8 +391,6 @@ class Virtqueue(CoalescedQueue):
             self._failed(error)
 
     async def _flush(self, bound: BoundRing) -> None:
-        from vfiouser_virtio.virtio import remote  # only here, as above
-
         try:
             await remote.flush(bound, lambda: self._usable() is not None, self._notify)
         except GuestError as error:
