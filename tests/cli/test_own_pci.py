@@ -16,7 +16,12 @@ from vfiouser_virtio.vfio_user import connect
 CHIP = '''
 """A chip that is never ready."""
 
-from vfiouser_virtio.pci import Doorbell, Identity, PciDevice, Register, bar
+from vfiouser_virtio.pci import Doorbell, Identity, PciDevice, Register, bar, field, flag
+
+
+class Never(Register):
+    enable = flag(0)
+    mode = field(7, 4)
 
 
 class Lazy(PciDevice):
@@ -24,7 +29,7 @@ class Lazy(PciDevice):
     regs = bar(0, size=0x1000)
     start = Doorbell(0x00)
     ready = Register(0x04, access="ro")
-    never = Register(0x08)
+    never = Never(0x08)
 
     async def run(self) -> None:
         async for _ in self.start:
@@ -60,12 +65,13 @@ async def test_burndown_and_spin(tmp_path: Path) -> None:
                     await client.region_read(PciRegion.BAR0, 4, 4)
             [line] = [line for line in log.splitlines() if "the driver polls" in line]
             assert "lazy0: the driver polls, and nothing changes: ready (0x0): " in line
-            assert line.endswith(" start was written before; the device is at lazy.py:15 in run")
+            assert line.endswith(" start was written before; the device is at lazy.py:20 in run")
 
             serving.process.send_signal(signal.SIGUSR1)
             told = json.loads(await lines(report, lambda text: text.endswith("\n")))
             assert (told["device"], told["why"], told["unused"]) == ("lazy0", "SIGUSR1", ["never"])
             assert [(each["offset"], each["bytes"]) for each in told["unmodelled"]] == [(0x40, 2)]
+            await client.region_write(PciRegion.BAR0, 8, b"\x21\0\0\0")
         await lines(report, lambda text: text.count("\n") >= 2)
         assert await serving.terminate() == 0
         reports = [json.loads(line) for line in report.read_text().splitlines()]
@@ -73,7 +79,8 @@ async def test_burndown_and_spin(tmp_path: Path) -> None:
         traced = trace.read_text()
         assert "REGION_WRITE BAR0+0x0 start = 0x00000000" in traced
         assert "REGION_READ BAR0+0x4 ready = 0x00000000" in traced
-        assert "2 of 3 registers were used; not modelled, 1 kinds: read 2 bytes at BAR0+0x40" in serving.log.read_text()
+        assert "REGION_WRITE BAR0+0x8 never = 0x00000021 (enable=1 mode=2)" in traced
+        assert "3 of 3 registers were used; not modelled, 1 kinds: read 2 bytes at BAR0+0x40" in serving.log.read_text()
 
 
 def test_what_it_says_of_its_options(tmp_path: Path) -> None:
@@ -102,3 +109,13 @@ def test_names_of_registers() -> None:
     assert [names(0, 0x50), names(0, 0xFFF), names(1, 0), names(8, 0)] == [""] * 4
     assert names(PciRegion.CONFIG, 0x04) == "command"
     assert names(PciRegion.CONFIG, 0x40) == ""
+
+
+def test_fields_of_registers() -> None:
+    names = RegisterNames(Chip)
+    control = {"enable": 1, "mode": 5, "done": 1}
+    assert names.fields(0, 0x04, (0x8000_000B).to_bytes(4, "little")) == control
+    assert names.fields(0, 0x04, b"\x1b") == {"enable": 1, "mode": 5, "reserved": 0x10}, "what lies in the byte"
+    assert names.fields(0, 0x06, b"\x00\x80") == {"done": 1}
+    for offset, data in ((0x02, bytes(4)), (0x04, bytes(8)), (0x00, bytes(4)), (0x500, bytes(4))):
+        assert names.fields(0, offset, data) == {}, "not one register with fields"

@@ -39,7 +39,7 @@ from vfiouser_virtio.serving.guest_slots import GuestSlot
 from vfiouser_virtio.serving.qemu_command import QemuDevice, qemu_arguments, qemu_device, shell_lines
 from vfiouser_virtio.transports.identity import Style
 from vfiouser_virtio.transports.pci import VirtioPci
-from vfiouser_virtio.vfio_user import ListenError, OpenTrace, from_systemd
+from vfiouser_virtio.vfio_user import ListenError, Message, OpenTrace, from_systemd
 from vfiouser_virtio.virtio import Device
 from vfiouser_virtio.virtio.device_checks import close_device
 
@@ -231,7 +231,9 @@ class _KnowsTypes(Protocol):
 
     def know(self, device: str, feature_bits: type[IntEnum] | None) -> None: ...
 
-    def know_registers(self, device: str, name_of: Callable[[int, int], str]) -> None: ...
+    def know_registers(
+        self, device: str, name_of: Callable[[int, int], str], words_of: Callable[[Message], list[str]]
+    ) -> None: ...
 
 
 def tell_types(wanted: Iterable[DeviceSetup], open_trace: object) -> None:
@@ -241,9 +243,11 @@ def tell_types(wanted: Iterable[DeviceSetup], open_trace: object) -> None:
             if issubclass(setup.device_class, Device):
                 open_trace.know(setup.name, setup.device_class.feature_bits)
             else:
-                from vfiouser_virtio.serving.register_names import RegisterNames  # only here: see `device_kinds`
+                # Only here: see `device_kinds`.
+                from vfiouser_virtio.serving.register_names import FieldWords, RegisterNames
 
-                open_trace.know_registers(setup.name, RegisterNames(setup.device_class))
+                names = RegisterNames(setup.device_class)
+                open_trace.know_registers(setup.name, names, FieldWords(names).names)
 
 
 def endpoint_of(setup: DeviceSetup, listener: Socket, host_side: str = "") -> Endpoint:

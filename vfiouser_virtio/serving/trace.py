@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
@@ -36,6 +37,9 @@ from vfiouser_virtio.vfio_user import Message, Trace
 _ROOM = 16 << 20
 _DIRECTIONS = {Direction.CLIENT_TO_SERVER: ("→", "to-device"), Direction.SERVER_TO_CLIENT: ("←", "from-device")}
 
+WordsOf = Callable[[Message], list[str]]
+"""What the bits that are accessed in a message mean."""
+
 
 class TraceLog:
     """Trace of a whole server. It is a `vfio_user.OpenTrace`."""
@@ -48,6 +52,7 @@ class TraceLog:
         self._connections: dict[str, int] = {}
         self._feature_bits: dict[str, type[IntEnum] | None] = {}
         self._names: dict[str, NameOf] = {}
+        self._fields: dict[str, WordsOf] = {}
         if not file:
             self._write = sys.stderr.write
             return
@@ -60,30 +65,31 @@ class TraceLog:
         """The feature bits of this device's type have these names."""
         self._feature_bits[device] = feature_bits
 
-    def know_registers(self, device: str, name_of: NameOf) -> None:
-        """The registers of this device, which is no virtio device, have these names."""
-        self._names[device] = name_of
+    def know_registers(self, device: str, name_of: NameOf, words_of: WordsOf) -> None:
+        """The registers of this device, which is no virtio device, have these names, and their fields."""
+        self._names[device], self._fields[device] = name_of, words_of
 
     def __call__(self, device: str) -> Trace:
         """The trace of one connection to a device."""
         connection = self._connections[device] = self._connections.get(device, 0) + 1
-        words_of = FeatureWords(self._feature_bits.get(device))
+        fields = self._fields.get(device)
+        words_of = fields or FeatureWords(self._feature_bits.get(device)).names
         name_of = self._names.get(device, virtio_register)
 
         def trace(direction: Direction, message: Message) -> None:
             arrow, words = _DIRECTIONS[direction]
             now = time.time()
-            features = words_of.names(message)
+            bits = words_of(message)
             if self._json:
                 said: dict[str, object] = {"time": round(now, 6), "monotonic": round(time.monotonic(), 6)}
                 said |= {"device": device, "connection": connection, "direction": words}
                 said |= decode_fields(message, name_of)
-                if features:
-                    said["features"] = "; ".join(features)
+                if bits:
+                    said["fields" if fields else "features"] = "; ".join(bits)
                 self._put(json.dumps(said))
             else:
                 at = datetime.fromtimestamp(now).strftime("%H:%M:%S.%f")
-                named = f" ({'; '.join(features)})" if features else ""
+                named = f" ({'; '.join(bits)})" if bits else ""
                 self._put(f"{at} {device}#{connection} {arrow} {decode(message, name_of)}{named}")
 
         return trace
