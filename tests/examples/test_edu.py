@@ -11,7 +11,7 @@ from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.guest.function import FunctionInterrupts, GuestFunction
 from vfiouser_virtio.pci import PciDevice
 from vfiouser_virtio.serving.device_files import import_file
-from vfiouser_virtio.testing.own_pci import pci_function
+from vfiouser_virtio.testing.own_pci import conversation_with, pci_function
 
 FOLDER = Path(__file__).parents[2] / "examples" / "pci"
 
@@ -50,6 +50,14 @@ async def test_a_reset_by_its_driver(pci_device: PciDevice, interrupts: Function
         await driver.probe()
         assert await driver.factorial(5) == 120
         await driver.store(b"hello", 0)
+
+
+async def test_a_conversation_names_registers_and_fields(pci_device: PciDevice) -> None:
+    """What a test that has failed shows: it had the names of a virtio device's registers, for what lies in BAR 4."""
+    conversation = conversation_with(pci_device)
+    async with pci_function(pci_device, conversation=conversation) as function:
+        await function.bar[0].write32(0x20, 0x80)
+    assert "REGION_WRITE BAR0+0x20 status = 0x00000080 (interrupt=1)" in conversation.text()
 
 
 async def test_a_function_without_a_reset() -> None:

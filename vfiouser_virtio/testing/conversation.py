@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vfiouser_virtio.protocols.vfio_user import Command, Direction, MessageFlags
-from vfiouser_virtio.serving.decode import decode
+from vfiouser_virtio.serving.decode import NameOf, decode, virtio_register
+from vfiouser_virtio.serving.trace import WordsOf
 from vfiouser_virtio.vfio_user import Message
 
 KEPT = 400
@@ -57,19 +58,24 @@ class _Said:
     size: int
     times: int = 1
 
-    @property
-    def line(self) -> str:
+    def line(self, name_of: NameOf, words_of: WordsOf | None) -> str:
         if isinstance(self.what, str):
             return self.what
         # What was not kept is not shown either, but counts.
-        return decode(replace(self.what, body=bytes(self.what.body).ljust(self.size, b"\0")))
+        whole = replace(self.what, body=bytes(self.what.body).ljust(self.size, b"\0"))
+        words = words_of(whole) if words_of is not None else ()
+        return decode(whole, name_of) + (f" ({'; '.join(words)})" if words else "")
 
 
 class Conversation:
-    """Newest messages of all connections to one server, or lines about carriers without messages."""
+    """Newest messages of all connections to one server, or lines about carriers without messages.
 
-    def __init__(self, name: str) -> None:
+    ``name_of`` names registers, by default those of a virtio device; ``words_of`` are the fields in a message.
+    """
+
+    def __init__(self, name: str, name_of: NameOf = virtio_register, words_of: WordsOf | None = None) -> None:
         self.name = name
+        self._name_of, self._words_of = name_of, words_of
         self._count = 0
         self._start = time.monotonic()
         self._kept: deque[_Said] = deque(maxlen=KEPT)
@@ -89,8 +95,9 @@ class Conversation:
         """All that is kept, oldest first."""
         lines = []
         for said, shown in _fold(list(self._kept)):
+            line = shown.line(self._name_of, self._words_of)
             again = f"   (× {said.times})" if said.times > 1 else ""
-            lines.append(f"{said.when - self._start:9.4f} {_ARROWS[said.direction]} {shown.line}{again}")
+            lines.append(f"{said.when - self._start:9.4f} {_ARROWS[said.direction]} {line}{again}")
         return lines
 
     def text(self) -> str:

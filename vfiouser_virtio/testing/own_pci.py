@@ -19,6 +19,7 @@ from vfiouser_virtio.engines import VfioUserEngine
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.guest.function import FunctionInterrupts, GuestFunction, open_function
 from vfiouser_virtio.pci.device import PciDevice
+from vfiouser_virtio.serving.register_names import FieldWords, RegisterNames
 from vfiouser_virtio.serving.serve import serve
 from vfiouser_virtio.testing.carriers import CARRIERS, LIBRARY_CARRIERS, Carrier, library_engine
 from vfiouser_virtio.testing.conversation import Conversation
@@ -39,6 +40,12 @@ class _DeviceWithoutFds(PciDeviceFunction):
         super().dma_map(address, size, readable=readable, writable=writable, fd=None, offset=offset)
 
 
+def conversation_with(device: PciDevice) -> Conversation:
+    """A conversation in which the device's registers have their names, and their fields."""
+    names = RegisterNames(type(device))
+    return Conversation(device.name, names, FieldWords(names).names)
+
+
 @asynccontextmanager
 async def pci_function(
     device: PciDevice,
@@ -57,7 +64,7 @@ async def pci_function(
     """
     if carrier == "loopback" or carrier not in CARRIERS:
         raise ConfigError(f"carrier {carrier!r}: expected one of {', '.join(set(CARRIERS) - {'loopback'})}")
-    conversation = conversation or Conversation(device.name)
+    conversation = conversation or conversation_with(device)
     private = carrier.endswith("-private")
     library = library_engine() if carrier in LIBRARY_CARRIERS else None
     engine = library or VfioUserEngine(trace=conversation.record)

@@ -363,10 +363,9 @@ async def pci_guest(
 ) -> "AsyncIterator[GuestFunction]":
     """The device under test as its driver has it: ``pci_guest.bar[0].read32(0)``. Time-outs as with `virtio_guest`."""
     from vfiouser_virtio.background import background
-    from vfiouser_virtio.testing.conversation import Conversation
-    from vfiouser_virtio.testing.own_pci import pci_function
+    from vfiouser_virtio.testing.own_pci import conversation_with, pci_function
 
-    conversation = Conversation(pci_device.name)
+    conversation = conversation_with(pci_device)
     request.node.stash.setdefault(_CONVERSATIONS, []).append(conversation)
     timeout = float(pytestconfig.getini("virtio_timeout"))
     with _must_yield(timeout) as complaints:
