@@ -101,6 +101,20 @@ except SystemExit:
     assert not found & {"trio", "construct", "vfiouser_virtio.virtio", "vfiouser_virtio.serving.serve"}
 
 
+def test_garbage_is_looked_for_once_the_command_is_there() -> None:
+    """Not while it is imported, and never among what that has made."""
+    script = """
+import gc
+from vfiouser_virtio.__main__ import main
+try:
+    main()
+except SystemExit:
+    print(gc.isenabled(), gc.get_freeze_count() > 0)
+"""
+    ended = subprocess.run([sys.executable, "-c", script, "--version"], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "True True"
+
+
 def test_a_device_file_needs_no_server() -> None:
     """What a test of a device imports."""
     script = "import sys; from vfiouser_virtio import Chain, Device, Size, queue; print(*sys.modules)"
