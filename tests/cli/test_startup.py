@@ -15,8 +15,8 @@ from vfiouser_virtio.cli import main
 from vfiouser_virtio.serving.device_setup import setups
 from vfiouser_virtio.serving.device_specs import parse_device
 from vfiouser_virtio.serving.serve import serve
-[setup] = setups([parse_device("rng")])
-setup.create().device.close()
+for setup in setups(list(map(parse_device, sys.argv[1:] or ["rng"]))):
+    setup.create().device.close()
 print(*sys.modules)
 """
 
@@ -66,6 +66,13 @@ def test_their_number_is_limited(loaded: set[str]) -> None:
     """Each takes 0.15 ms at least, and the sum of many small ones is what is noticed last."""
     ours = sorted(name for name in loaded if name.startswith("vfiouser_virtio"))
     assert len(ours) <= 135, ours
+
+
+def test_what_a_driver_can_ask_for_is_there_from_the_start() -> None:
+    """To import it later would take a file descriptor, and a neighbour of the device may have used them up."""
+    command = [sys.executable, "-c", _WHAT_IS_LOADED, "rng,packed=on", "balloon"]
+    found = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert {"vfiouser_virtio.vring.packed", "vfiouser_virtio.memory_discard"} <= found
 
 
 def test_a_disk_in_ram_needs_no_files() -> None:

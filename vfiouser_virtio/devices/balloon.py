@@ -15,6 +15,8 @@ from typing import Annotated
 
 import trio
 
+# For `guest_ram`, which imports it late: while a device runs, others may have used up the file descriptors for that.
+import vfiouser_virtio.memory_discard  # noqa: F401
 from vfiouser_virtio.protocols.virtio import balloon as wire
 from vfiouser_virtio.protocols.virtio.balloon import PAGE_SIZE, BalloonFeature, CommandId, Stat
 from vfiouser_virtio.protocols.virtio.features import Feature as Reserved

@@ -31,6 +31,7 @@ from vfiouser_virtio.virtio.device_task import DeviceTask
 from vfiouser_virtio.virtio.driver_activity import feature_names, ring_words, status_names
 from vfiouser_virtio.virtio.interrupt_sink import InterruptSink
 from vfiouser_virtio.virtio.offer import Offer
+from vfiouser_virtio.virtio.queue_ring import packed_ring
 from vfiouser_virtio.virtio.shown_config import ShownConfig
 from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.suspend import DRAIN_TIMEOUT, Phase, SuspendFailed, Suspension, drain
@@ -74,6 +75,8 @@ class DeviceCore:
         self.name = name or device.name
         self.offer = offer or Offer()
         self.device_features = device.features | self.offer.features
+        if self.device_features & Feature.RING_PACKED.mask:
+            packed_ring()  # while there surely is a file descriptor to import it with: other devices may use them up
         self.driver_features = 0
         self._status = 0
         self._config = ShownConfig(device.config, self._interrupt_config)

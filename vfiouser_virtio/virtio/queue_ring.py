@@ -111,7 +111,7 @@ class QueueRing(QueueRegisters, ABC):
         self._wake()
 
     def _new_ring(self, areas: list[Area]) -> BoundRing:
-        ring_class = (self.packed_ring or _packed_ring()) if self.features.packed else self.split_ring
+        ring_class = (self.packed_ring or packed_ring()) if self.features.packed else self.split_ring
         ring: Ring
         if self.meter is None:
             ring = ring_class(self.size, self.memory, self.features)
@@ -264,7 +264,8 @@ class QueueRing(QueueRegisters, ABC):
             )
 
 
-def _packed_ring() -> "type[PackedRing]":
+def packed_ring() -> "type[PackedRing]":
+    """The class of packed rings, which few devices offer: those that do ask for it before they run."""
     from vfiouser_virtio.vring import PackedRing  # only here: see `QueueRing.packed_ring`
 
     return PackedRing
