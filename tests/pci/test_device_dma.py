@@ -128,3 +128,54 @@ def test_a_hold_lasts_until_it_is_released(driver: InProcessDriver) -> None:
     release()
     assert hold.done
     assert reset.done
+
+
+@pytest.mark.parametrize("driver", ["mapped"], indirect=True)
+def test_an_area_is_the_memory_whatever_becomes_of_the_map(driver: InProcessDriver) -> None:
+    dma = dma_of(driver)
+    words = dma.area(0x100, 16, write=True, kind="Q")
+    page = dma.area(READABLE, 8)
+    for turn in range(3):
+        view, other = words.view(), page.view()
+        assert view is not None
+        assert other is not None
+        assert other.readonly
+        assert (view.format, len(view), len(other)) == ("Q", 2, 8)
+        view[1] = 0x1234 + turn
+        assert driver.get(0x108, 8) == (0x1234 + turn).to_bytes(8, "little")
+        driver.put(READABLE, bytes([turn] * 8))
+        assert other == bytes([turn] * 8)
+    fd = os.dup(driver.ram)
+    driver.function.dma_unmap(0, READABLE)
+    with pytest.raises(DmaFault):
+        words.view()
+    assert page.view() is not None
+    driver.function.dma_map(0, READABLE, readable=True, writable=True, fd=fd, offset=0x2000)
+    view = words.view()
+    assert view is not None
+    view[0] = 7
+    assert driver.get(0x2100, 1) == b"\7", "it is looked up anew"
+
+
+@pytest.mark.parametrize("driver", ["mapped"], indirect=True)
+def test_an_area_is_not_there_without_bus_master_nor_in_a_hole(driver: InProcessDriver) -> None:
+    dma = dma_of(driver)
+    area = dma.area(0x100, 16)
+    assert area.view() is not None
+    dma.quiesce(True)
+    assert area.view() is None
+    dma.quiesce(False)
+    assert area.view() is not None
+    driver.set_command(0x0002)
+    with pytest.raises(DmaFault, match="Bus Master"):
+        area.view()
+    driver.set_command(0x0006)
+    assert area.view() is not None
+    for address, length, write in ((HOLE, 8, False), (HOLE - 4, 8, False), (READABLE, 8, True)):
+        with pytest.raises(DmaFault):
+            dma.area(address, length, write=write).view()
+
+
+@pytest.mark.parametrize("driver", ["by message"], indirect=True)
+def test_an_area_without_a_file_descriptor_has_no_view(driver: InProcessDriver) -> None:
+    assert dma_of(driver).area(0x100, 16).view() is None

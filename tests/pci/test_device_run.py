@@ -440,12 +440,17 @@ def test_interrupts_over_msix(eventfds: EventFds) -> None:
     chip.irq[0].set(False)
     chip.irq[0].set(True)
     assert events(ours[0]) == 1
+    assert chip.irq[1].message()
+    assert [events(fd) for fd in ours] == [0, 1]
     driver.function.disconnected()
 
 
 def test_interrupts_share_intx() -> None:
     chip = Chip()
+    assert not chip.irq[0].message(), "it has no function yet"
     driver = Driven(chip)
+    assert not chip.irq[0].message()
+    assert not driver.function.intx.level, "nothing has happened"
     chip.irq[0].set(True)
     chip.irq[1].trigger()
     chip.irq[0].set(False)
@@ -470,5 +475,6 @@ def test_interrupts_over_msi(eventfds: EventFds) -> None:
     driver.function.region_write(7, capability + 2, b"\x21\x00")  # enabled, with 4 messages
     device.irq[2].trigger()
     device.irq[0].set(True)
-    assert [events(fd) for fd in ours] == [1, 0, 1, 0]
+    assert device.irq[1].message()
+    assert [events(fd) for fd in ours] == [1, 1, 1, 0]
     driver.function.disconnected()

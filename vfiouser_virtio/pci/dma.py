@@ -9,6 +9,7 @@ import trio
 from vfiouser_virtio.barrier import full_barrier
 from vfiouser_virtio.errors import AuthorError, GuestError, PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
+from vfiouser_virtio.pci.dma_area import DmaArea, Format
 from vfiouser_virtio.pieces import Pieces
 from vfiouser_virtio.turns import turns
 from vfiouser_virtio.vfio_device import Buffer
@@ -39,15 +40,31 @@ class Dma:
 
     def __init__(self) -> None:
         self.memory = GuestMemory()
-        self.bus_master = False
-        """Whether the driver has turned it on (PCI 3.0 §6.2.2)."""
-        self.quiesced = False
+        self._bus_master = self._quiesced = False
+        self.may_begin = False
+        """Whether an access may begin now: the driver has Bus Master on, and no engine asks for quiet."""
         self._spent = 0
         self._waiting = trio.lowlevel.ParkingLot()
 
+    @property
+    def bus_master(self) -> bool:
+        """Whether the driver has turned it on (PCI 3.0 §6.2.2)."""
+        return self._bus_master
+
+    @bus_master.setter
+    def bus_master(self, on: bool) -> None:
+        self._bus_master = on
+        self.may_begin = on and not self._quiesced
+
+    @property
+    def quiesced(self) -> bool:
+        """Whether no access may begin, as an engine that keeps mappings itself is about to change them."""
+        return self._quiesced
+
     def quiesce(self, quiet: bool) -> None:
-        """Begin no access, or go on: an engine that keeps mappings itself is about to change them."""
-        self.quiesced = quiet
+        """Begin no access, or go on."""
+        self._quiesced = quiet
+        self.may_begin = self._bus_master and not quiet
         if not quiet:
             self._waiting.unpark_all()
 
@@ -133,9 +150,9 @@ class Dma:
         reach it. Raises DmaFault. For a device that does most of its work at once; only in `PciDevice.run`, and in what
         that calls before it is cancelled.
         """
-        if not self.bus_master:
-            raise self._forbidden("view", *_around(ranges))
-        if self.quiesced:
+        if not self.may_begin:
+            if not self._bus_master:
+                raise self._forbidden("view", *_around(ranges))
             return None
         begin, end, writable, readable, origin = self.memory.hot
         whole = writable if write else readable
@@ -146,6 +163,13 @@ class Dma:
         elif all(length >= 0 and begin <= address and address + length <= end for address, length in ranges):
             return Pieces(whole, [address - origin for address, _ in ranges], [length for _, length in ranges])
         return self._look_up(ranges, write)
+
+    def area(self, address: int, length: int, *, write: bool = False, kind: Format = "B") -> DmaArea:
+        """An area that is looked at again and again, such as a ring: `DmaArea.view` is all that it has.
+
+        A view costs a sixth of `views_nowait`. Nothing is looked up here: whether there is memory, a view will tell.
+        """
+        return DmaArea(self, address, length, write, kind)
 
     def hold(self, ranges: DmaRanges, cancel: Callable[[], None]) -> Callable[[], None]:
         """Let the views of `views_nowait` last until what is returned is called, once: for work that is no task.

@@ -87,9 +87,22 @@ class InterruptingFunction:
         of the device which of them it was. Raises ValueError when there is no such vector, whatever is enabled: as
         many as MSI-X has are there, or 2048. A vector that MSI has no room for goes as `Msi.fire` says.
         """
-        self._check_vector(vector)
-        if not self._message(vector):
+        if not self.message(vector):
             self.set_irq(vector, True)
+
+    def message(self, vector: int) -> bool:
+        """Send a vector by the kind of message that is enabled; False: none is. ValueError as `irq`, if one is."""
+        msix = self.msix
+        if msix is not None and msix.enabled:
+            if not 0 <= vector < msix.count:
+                self._check_vector(vector)
+            msix.fire(vector)
+        elif self.msi is not None and self.msi.enabled:
+            self._check_vector(vector)
+            self.msi.fire(vector & self.msi.count - 1)
+        else:
+            return False
+        return True
 
     def set_irq(self, vector: int, level: bool) -> None:
         """Say that interrupt ``vector`` has a cause, or has none any more, as a level: for status-and-mask registers.
@@ -100,7 +113,7 @@ class InterruptingFunction:
         self._check_vector(vector)
         bit = 1 << vector
         if level and not self._levels & bit:
-            self._message(vector)
+            self.message(vector)
         self._levels = self._levels | bit if level else self._levels & ~bit
         self.set_intx(self._levels != 0)
 
@@ -201,16 +214,6 @@ class InterruptingFunction:
     def _messages(self) -> "Sequence[Msi | Msix]":
         return [messages for messages in (self.msi, self.msix) if messages is not None]
 
-    def _message(self, vector: int) -> bool:
-        """Send a vector by the kind of message that is enabled; False: none is."""
-        if self.msix is not None and self.msix.enabled:
-            self.msix.fire(vector)
-        elif self.msi is not None and self.msi.enabled:
-            self.msi.fire(vector & self.msi.count - 1)
-        else:
-            return False
-        return True
-
     def _check_vector(self, vector: int) -> None:
         count = MSIX_MAX_VECTORS if self.msix is None else self.msix.count
         if not 0 <= vector < count:
@@ -219,7 +222,7 @@ class InterruptingFunction:
     def _send_levels(self) -> None:
         for vector in range(self._levels.bit_length()):
             if self._levels >> vector & 1:
-                self._message(vector)
+                self.message(vector)
 
     def _resample_fd_changed(self, fd: int | None) -> None:
         self.on_resample_fd(fd)

@@ -40,6 +40,14 @@ class Irq:
         if self._lines.function is not None:
             self._lines.function.irq(self.number)
 
+    def message(self) -> bool:
+        """Send a message, if the driver gets it as that now; else False, and nothing has happened: INTx is a level.
+
+        For a device whose level over INTx is another thing than its messages are, such as one of queues.
+        """
+        function = self._lines.function
+        return function is not None and function.message(self.number)
+
     def set(self, level: bool) -> None:
         """A level, as of a status register and its mask: INTx follows it; a message is sent each time it goes up.
 
