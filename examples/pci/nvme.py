@@ -1,8 +1,8 @@
 """NVMe controller with one namespace, a disk in a file or in RAM, for the drivers of Linux, SeaBIOS and EDK II.
 
 Facts: NVM Express Base Specification 2.0c, §3.1.3 (properties), §3.5 (initialization), §3.6 (shutdown); NVMe over PCIe
-Transport Specification 1.0c, §3.1.2 (doorbells), §3.5 (interrupts). What the queues carry is in `nvme_queues`, their
-commands in `nvme_admin` and `nvme_io`.
+Transport Specification 1.0c, §3.1.2 (doorbells), §3.5 (interrupts). Its queues are in `nvme_queues`, what is done for
+them in `nvme_engine`, and their commands in `nvme_admin` and `nvme_io`.
 
 ::
 
@@ -10,21 +10,20 @@ commands in `nvme_admin` and `nvme_io`.
           0x08 VS    0x1c CSTS   0x28 ASQ  address of the submission queue 0x1004  head of completion queue 0
           0x0c INTMS, 0x10 INTMC 0x30 ACQ  and of the completion queue     0x1008  tail of submission queue 1, …
 
-    doorbell ─▶ run: commands are fetched ─▶ carried out ─▶ completions ─▶ one interrupt for all that are there
+    CC.EN ─▶ run: admin queues ─▶ CSTS.RDY       doorbell ─▶ nvme_engine       CC.EN off ─▶ reset: all is forgotten
 """
 
 import hashlib
 import os
 from pathlib import Path
-from time import perf_counter
 from typing import Annotated
 
 import trio
 from pci.nvme_admin import MAX_ENTRIES, AdminCommands
-from pci.nvme_formats import COMMAND, VERSION, Command
+from pci.nvme_engine import QueueEngine
+from pci.nvme_formats import VERSION
 from pci.nvme_io import DiskCommands
 from pci.nvme_queues import CompletionQueue, SubmissionQueue
-from pci.nvme_shadow import ShadowDoorbells
 
 from vfiouser_virtio import DeviceError, Size
 from vfiouser_virtio.backends.block import Aio, BlockBackend, Cache
@@ -44,13 +43,10 @@ from vfiouser_virtio.pci import (
     interrupts,
 )
 from vfiouser_virtio.virtio.offer import Poll
-from vfiouser_virtio.virtio.polling import Polling
 
 MAX_QUEUES = 64
 TIMEOUT = 60
 """CAP.TO, in units of 500 ms: how long a driver waits for CSTS.RDY. Requests on the host end before a reset does."""
-SLICE = 300e-6
-"""Seconds of work after which other tasks have their turn: a round of the event loop costs as much as two commands."""
 NVM_COMMAND_SET = 1 << 37
 CONTIGUOUS_QUEUES = 1 << 16
 NORMAL, OCCURRING, COMPLETE = range(3)
@@ -136,8 +132,6 @@ class Nvme(PciDevice):
             raise DeviceError(f"serial {serial!r} is longer than 20 bytes")
         super().__init__()
         self.num_queues = num_queues
-        self.submission_queues: dict[int, SubmissionQueue] = {}
-        self.completion_queues: dict[int, CompletionQueue] = {}
         backend = open_disk(self.name, path, size, readonly, aio, cache, backend)
         try:
             check_blocks(backend, logical_block_size)
@@ -148,29 +142,25 @@ class Nvme(PciDevice):
             for note in backend.notes:
                 self.log.warning("%s", note)
         discards = discard and backend.can_discard and not backend.readonly
-        self.disk = DiskCommands(backend, logical_block_size, self.dma, self.log, self.complete, discards=discards)
+        self.engine = engine = QueueEngine(self, poll)
+        self.disk = DiskCommands(backend, logical_block_size, self.dma, self.log, engine.complete, discards=discards)
         self.serial = serial or _serial(path)
-        self._admin = AdminCommands(self)
-        self.shadow: ShadowDoorbells | None = None
-        """Doorbells in memory, once the driver has set them up."""
-        self._polling = Polling(poll)
-        self._rung: dict[SubmissionQueue, None] = {}
-        self._ended: dict[CompletionQueue, None] = {}
-        self._news = trio.lowlevel.ParkingLot()
-        self._running = self._restarting = self._shutting_down = False
-        self._cc_news = self._shadow_news = self._line = False
+        self.admin = AdminCommands(self)
+        self.cc_news = False
+        """CC was written."""
+        self._running = self._restarting = self._shutting_down = self._takes_commands = False
 
     # ---- registers -------------------------------------------------------------------------------------------------
 
     @mask_set.on_write
     def mask_set_written(self) -> None:
         self.mask_clear.value = self.mask_set.value
-        self.show_line()
+        self.engine.show_line()
 
     @mask_clear.on_write
     def mask_clear_written(self, value: int) -> None:
         self.mask_clear.value = self.mask_set.value = self.mask_set.value & ~value
-        self.show_line()
+        self.engine.show_line()
 
     @cc.on_write
     def cc_written(self, _value: int, old: int) -> None:
@@ -185,47 +175,18 @@ class Nvme(PciDevice):
         elif self.cc.shutdown and self.csts.shutdown == NORMAL:
             self.csts.shutdown = OCCURRING if self._running else COMPLETE
             self._shutting_down = self._running
-        self._cc_news = True
-        self._news.unpark_all()
+        self.cc_news = True
+        self.engine.wake()
 
     @doorbells.on_write
     def doorbell_written(self, index: int, value: int) -> None:
-        if not self.csts.ready or self.csts.fatal or self._restarting:
-            return
-        number = index >> 1
-        queue = self.submission_queues.get(number)
-        completions = self.completion_queues.get(number)
-        if (completions if index & 1 else queue) is None:
-            self._admin.doorbell_error(0)
-        elif self.shadow is not None and number:
-            self._shadow_news = True  # which is where the value is that counts: this one may be older
-            self._news.unpark_all()
-        elif queue is not None and not index & 1:
-            self._tail(queue, value)
-        elif completions is not None:
-            self._head(completions, value)
-
-    def _tail(self, queue: SubmissionQueue, value: int) -> None:
-        if value >= queue.size:
-            self._admin.doorbell_error(1)
-        else:
-            queue.tail = value
-            self._ring(queue)
-
-    def _head(self, completions: CompletionQueue, value: int) -> None:
-        moved = (value - completions.head) % completions.size
-        if value >= completions.size or moved > completions.used:
-            self._admin.doorbell_error(1)
-        elif moved:
-            completions.head = value
-            if completions.waiting:
-                self._show(completions)
-            self.show_line()
+        if self._takes_commands:
+            self.engine.ring(index, value)
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        self._running = self._cc_news = True
+        self._running = self.cc_news = True
         try:
             async with trio.open_nursery() as nursery:
                 if self.disk.starting is not None:
@@ -249,18 +210,12 @@ class Nvme(PciDevice):
 
     def _forget(self) -> None:
         """No queue, no command, no event is left."""
-        for queue in self.submission_queues.values():
-            queue.alive = False
-        self.submission_queues.clear()
-        self.completion_queues.clear()
-        self._rung.clear()
-        self._ended.clear()
-        self._shutting_down = self._shadow_news = False
-        self.shadow = None
+        self._takes_commands = self._shutting_down = False
+        self.engine.forget()
         self.disk.write_cache = True
-        self._admin.reset()
+        self.admin.reset()
         self.mask_set.value = self.mask_clear.value = 0
-        self.show_line()
+        self.engine.show_line()
 
     def _begin(self) -> None:
         """CC.EN was set: the admin queues are there, or the controller is broken."""
@@ -269,121 +224,33 @@ class Nvme(PciDevice):
             self.log.once("cc", "it cannot be enabled with CC %#x, AQA %#x", cc.value, aqa.value)
             self.csts.fatal = True
             return
-        completions = CompletionQueue(0, self.acq.value, aqa.completion + 1, 0)
-        self.completion_queues[0] = completions
-        self.submission_queues[0] = SubmissionQueue(0, self.asq.value, aqa.submission + 1, completions)
-        self.csts.ready = True
-
-    # ---- commands --------------------------------------------------------------------------------------------------
+        completions = CompletionQueue(self.dma, 0, self.acq.value, aqa.completion + 1, 0)
+        self.engine.completion[0] = completions
+        self.engine.submission[0] = SubmissionQueue(self.dma, 0, self.asq.value, aqa.submission + 1, completions)
+        self.csts.ready = self._takes_commands = True
 
     async def _serve(self, nursery: trio.Nursery) -> None:
-        since = perf_counter()
         while True:
-            if self._cc_news:
-                self._cc_news = False
-                if self.cc.enable and not self.csts.ready and not self.csts.fatal and not self._restarting:
-                    self._begin()
-                if self._shutting_down:
-                    self._shutting_down = False
-                    nursery.start_soon(self._shut_down)
-            idle = False
+            if self.cc_news:
+                self._look_at_cc(nursery)
+            idle = True
             if not self.csts.fatal:
                 try:
-                    if self._shadow_news:
-                        self._shadow_news = False
-                        self._look_at_shadow()
-                    await self._work(nursery)
-                    idle = not self._has_news() and not await self._poll()
+                    idle = await self.engine.work(nursery)
                 except DmaFault as fault:
                     self.log.once("fatal", "a queue cannot be reached, so the controller waits for a reset: %s", fault)
-                    self.csts.fatal = True
-            if self.csts.fatal:
-                self._rung.clear()
-                self._ended.clear()
-                idle = not self._cc_news
-            if idle:
-                await self._news.park()
-                await trio.lowlevel.checkpoint_if_cancelled()  # there may have been a reset after what has woken it
-                since = perf_counter()
-            elif perf_counter() - since > SLICE:
-                await trio.lowlevel.checkpoint()  # other devices have their turns
-                since = perf_counter()
+                    self.csts.fatal, self._takes_commands = True, False
+                    self.engine.drop()
+            if idle and not self.cc_news:
+                await self.engine.sleep()
 
-    def _has_news(self) -> bool:
-        return bool(self._rung or self._ended or self._cc_news or self._shadow_news)
-
-    async def _poll(self) -> bool:
-        """Look whether there is something that is told in memory alone, for a moment. Raises DmaFault."""
-        shadow = self.shadow
-        if shadow is None:
-            return False
-        if self._polling.should_spin():
-            starting = self.disk.starting
-            await self._polling.spin(
-                self._look_at_shadow,
-                lambda: sum(each.under_way for each in self.submission_queues.values()),
-                held=lambda: self.disk.held,
-                reap=starting.reap if starting is not None else lambda: False,
-            )
-            if self._has_news():
-                return True
-        shadow.want_tails(self.submission_queues.values())
-        return self._look_at_shadow()
-
-    def _look_at_shadow(self) -> bool:
-        """Whether there is news, also in the doorbells that are in memory. Raises DmaFault."""
-        if self.shadow is not None:
-            for queue, tail in self.shadow.look(self.submission_queues.values()):
-                self._tail(queue, tail)
-                self._polling.filled()
-            for completions in self.completion_queues.values():
-                if completions.rings and completions.used:
-                    self._head(completions, self.shadow.head(completions))
-        return self._has_news()
-
-    async def _work(self, nursery: trio.Nursery) -> None:
-        """Some commands of each queue with news, and all completions that there are then. Raises DmaFault."""
-        for _ in range(len(self._rung)):
-            queue = next(iter(self._rung))
-            del self._rung[queue]
-            commands = await queue.fetch(self.dma)
-            for fields in COMMAND.iter_unpack(commands):
-                if queue.number:
-                    self.disk.perform(queue, Command._make(fields), nursery)
-                else:
-                    await self._admin.perform(queue, Command._make(fields))
-            if commands and queue.head != queue.tail:
-                self._ring(queue)
-        while self._ended:
-            completions = next(iter(self._ended))
-            del self._ended[completions]
-            stored = await self._store(completions)
-            if stored and completions.vector is not None:
-                irq = self.irq[completions.vector]
-                if irq.by_message:
-                    irq.trigger()
-                else:
-                    self.show_line()
-            for queue in stored:
-                if queue.head != queue.tail:
-                    self._ring(queue)
-                if queue.when_idle is not None and not queue.under_way:
-                    queue.when_idle()
-                    queue.when_idle = None
-
-    async def _store(self, completions: CompletionQueue) -> set[SubmissionQueue]:
-        """As `CompletionQueue.store`; how far the driver is may be in its memory alone."""
-        shadow = self.shadow if completions.number else None
-        if shadow is not None and completions.used + len(completions.waiting) >= completions.size:
-            self._head(completions, shadow.head(completions))
-        stored = await completions.store(self.dma)
-        if shadow is not None:
-            wanted = bool(completions.waiting) or not self.irq[0].by_message
-            if wanted or completions.rings:
-                completions.rings = wanted
-                shadow.want_head(completions)
-                self._head(completions, shadow.head(completions))
-        return stored
+    def _look_at_cc(self, nursery: trio.Nursery) -> None:
+        self.cc_news = False
+        if self.cc.enable and not self.csts.ready and not self.csts.fatal and not self._restarting:
+            self._begin()
+        if self._shutting_down:
+            self._shutting_down = False
+            nursery.start_soon(self._shut_down)
 
     async def _shut_down(self) -> None:
         try:
@@ -391,36 +258,6 @@ class Nvme(PciDevice):
         except OSError as error:
             self.log.error("flush at shutdown failed on the host: %s", error)
         self.csts.shutdown = COMPLETE
-
-    def complete(self, queue: SubmissionQueue, cid: int, status: int = 0, result: int = 0) -> None:
-        """A command has ended; nothing where its queue is no more."""
-        if queue.alive:
-            if status:
-                self._admin.note_error(queue, cid, status)
-            queue.completions.waiting.append((queue, cid, status, result))
-            self._show(queue.completions)
-
-    def show_line(self) -> None:
-        """INTx: up while there are completions that the driver has not taken, and wants to hear of (PCIe §3.5.1)."""
-        line = self.irq[0]
-        up = not line.by_message and any(
-            each.used and each.vector is not None and not self.mask_set.value >> each.vector & 1
-            for each in self.completion_queues.values()
-        )
-        if up != self._line:
-            self._line = up
-            line.set(up)
-
-    def _show(self, completions: CompletionQueue) -> None:
-        self._ended[completions] = None
-        if self._news:
-            self._news.unpark_all()
-
-    def _ring(self, queue: SubmissionQueue) -> None:
-        if queue not in self._rung:
-            self._rung[queue] = None
-            if self._news:
-                self._news.unpark_all()
 
 
 def _serial(path: Path | None) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from uuid import NAMESPACE_DNS, uuid5
 
 from pci import nvme_formats as formats
-from pci.nvme_formats import ALL_NAMESPACES, NAMESPACE, PAGE, Admin, Command, Failed, Feature, Status
+from pci.nvme_features import Features
+from pci.nvme_formats import ALL_NAMESPACES, NAMESPACE, PAGE, Admin, Command, Failed, Status
 from pci.nvme_io import TRANSFER_SHIFT
 from pci.nvme_queues import CompletionQueue, SubmissionQueue
 from pci.nvme_shadow import ShadowDoorbells
@@ -27,7 +28,6 @@ MAX_EVENTS = 4
 MAX_ERRORS = 16
 """Entries of the error log."""
 CONTIGUOUS, INTERRUPTS = 1, 2
-FEATURES = frozenset(Feature)
 
 
 class AdminCommands:
@@ -55,7 +55,7 @@ class AdminCommands:
 
     def reset(self) -> None:
         """The controller was reset: features have their defaults, and no event is asked for."""
-        self._features: dict[tuple[int, int], int] = {}
+        self.features = Features(self.nvme)
         self._event_requests: deque[int] = deque()
         self._events: dict[int, None] = {}
 
@@ -71,13 +71,13 @@ class AdminCommands:
                 raise Failed(Status.INVALID_FIELD)
             result = await make(command)
         except Failed as failed:
-            self.nvme.complete(queue, command.cid, failed.status)
+            self.nvme.engine.complete(queue, command.cid, failed.status)
         except DmaFault as fault:
             self.nvme.log.once("admin data", "command %#x (opcode %#x): %s", command.cid, command.opcode, fault)
-            self.nvme.complete(queue, command.cid, Status.DATA_TRANSFER_ERROR)
+            self.nvme.engine.complete(queue, command.cid, Status.DATA_TRANSFER_ERROR)
         else:
             if result is not None:
-                self.nvme.complete(queue, command.cid, result=result)
+                self.nvme.engine.complete(queue, command.cid, result=result)
 
     def note_error(self, queue: SubmissionQueue, cid: int, status: int) -> None:
         """Remember a failed command for the error log (Base §5.16.1.2)."""
@@ -89,21 +89,21 @@ class AdminCommands:
     # ---- queues (Base §5.5 to §5.8) --------------------------------------------------------------------------------
 
     async def _create_cq(self, command: Command) -> int:
-        nvme, number, size = self.nvme, *self._queue(command, self.nvme.completion_queues)
+        nvme, number, size = self.nvme, *self._queue(command, self.nvme.engine.completion)
         vector = command.cdw11 >> 16
         if command.cdw11 & INTERRUPTS and vector >= len(nvme.irq):
             raise Failed(Status.INVALID_INTERRUPT_VECTOR)
         wanted = vector if command.cdw11 & INTERRUPTS else None
-        nvme.completion_queues[number] = CompletionQueue(number, command.prp1, size, wanted)
+        nvme.engine.completion[number] = CompletionQueue(nvme.dma, number, command.prp1, size, wanted)
         return 0
 
     async def _create_sq(self, command: Command) -> int:
-        nvme, number, size = self.nvme, *self._queue(command, self.nvme.submission_queues)
-        completions = nvme.completion_queues.get(command.cdw11 >> 16)
+        nvme, number, size = self.nvme, *self._queue(command, self.nvme.engine.submission)
+        completions = nvme.engine.completion.get(command.cdw11 >> 16)
         if completions is None or not completions.number:
             raise Failed(Status.COMPLETION_QUEUE_INVALID)
         completions.submitters += 1
-        nvme.submission_queues[number] = SubmissionQueue(number, command.prp1, size, completions)
+        nvme.engine.submission[number] = SubmissionQueue(nvme.dma, number, command.prp1, size, completions)
         return 0
 
     def _queue(
@@ -123,15 +123,15 @@ class AdminCommands:
 
     async def _delete_sq(self, command: Command) -> int | None:
         nvme, number = self.nvme, command.cdw10 & 0xFFFF
-        if not number or number not in nvme.submission_queues:
+        if not number or number not in nvme.engine.submission:
             raise Failed(Status.INVALID_QUEUE_IDENTIFIER)
-        queue = nvme.submission_queues.pop(number)
+        queue = nvme.engine.submission.pop(number)
         queue.tail = queue.head  # what was not fetched is not done
-        admin = nvme.submission_queues[0]  # by then, a reset may have taken it away
+        admin = nvme.engine.submission[0]  # by then, a reset may have taken it away
 
         def deleted() -> None:
             queue.completions.submitters -= 1
-            nvme.complete(admin, command.cid)
+            nvme.engine.complete(admin, command.cid)
 
         if not queue.under_way:
             queue.completions.submitters -= 1
@@ -141,13 +141,13 @@ class AdminCommands:
 
     async def _delete_cq(self, command: Command) -> int:
         number = command.cdw10 & 0xFFFF
-        queue = self.nvme.completion_queues.get(number)
+        queue = self.nvme.engine.completion.get(number)
         if not number or queue is None:
             raise Failed(Status.INVALID_QUEUE_IDENTIFIER)
         if queue.submitters:
             raise Failed(Status.INVALID_QUEUE_DELETION)
-        del self.nvme.completion_queues[number]
-        self.nvme.show_line()
+        del self.nvme.engine.completion[number]
+        self.nvme.engine.show_line()
         return 0
 
     async def _use_shadow(self, command: Command) -> int:
@@ -157,7 +157,7 @@ class AdminCommands:
         shadow = ShadowDoorbells(self.nvme.dma, command.prp1, command.prp2)
         if not shadow.is_there():
             raise Failed(Status.INVALID_FIELD)
-        self.nvme.shadow = shadow
+        self.nvme.engine.shadow = shadow
         return 0
 
     # ---- what the controller is (Base §5.16, §5.17) ----------------------------------------------------------------
@@ -241,46 +241,10 @@ class AdminCommands:
     # ---- features (Base §5.14, §5.27) ------------------------------------------------------------------------------
 
     async def _set_features(self, command: Command) -> int:
-        if command.cdw10 >> 31:
-            raise Failed(Status.FEATURE_NOT_SAVEABLE)
-        which, value = self._feature(command), command.cdw11
-        if which[0] == Feature.NUMBER_OF_QUEUES:
-            if value & 0xFFFF == 0xFFFF or value >> 16 == 0xFFFF:
-                raise Failed(Status.INVALID_FIELD)
-            return self._default(which)
-        if which[0] == Feature.VOLATILE_WRITE_CACHE:
-            self.nvme.disk.write_cache = bool(value & 1)
-        self._features[which] = value
-        return 0
+        return self.features.set(command)
 
     async def _get_features(self, command: Command) -> int:
-        which = self._feature(command)
-        if command.cdw10 >> 8 & 7:  # ONCS: there are no saved values
-            raise Failed(Status.INVALID_FIELD)
-        return self._features.get(which, self._default(which))
-
-    def _feature(self, command: Command) -> tuple[int, int]:
-        """Identifier, and which of them: of a few kinds there are several."""
-        number, value = command.cdw10 & 0xFF, command.cdw11
-        if number not in FEATURES:
-            raise Failed(Status.INVALID_FIELD)
-        if number == Feature.TEMPERATURE_THRESHOLD:
-            return number, value >> 20 & 3
-        if number == Feature.INTERRUPT_VECTOR:
-            if value & 0xFFFF >= len(self.nvme.irq):
-                raise Failed(Status.INVALID_FIELD)
-            return number, value & 0xFFFF
-        return number, 0
-
-    def _default(self, which: tuple[int, int]) -> int:
-        number, index = which
-        if number == Feature.NUMBER_OF_QUEUES:
-            return (self.nvme.num_queues - 1) * 0x0001_0001
-        if number == Feature.TEMPERATURE_THRESHOLD:
-            return formats.WARNING_KELVIN if index == 0 else 0
-        if number == Feature.INTERRUPT_VECTOR:
-            return index
-        return 1 if number == Feature.VOLATILE_WRITE_CACHE else 0
+        return self.features.get(command)
 
     # ---- events (Base §5.1, §5.2) ----------------------------------------------------------------------------------
 
@@ -291,7 +255,7 @@ class AdminCommands:
         if len(self._event_requests) >= MAX_EVENTS:
             raise Failed(Status.TOO_MANY_ASYNC_EVENTS)
         self._event_requests.append(command.cid)
-        self.nvme.submission_queues[0].under_way -= 1  # it may wait for ever, and the queue must go on
+        self.nvme.engine.submission[0].under_way -= 1  # it may wait for ever, and the queue must go on
         self._tell_events()
 
     def doorbell_error(self, information: int) -> None:
@@ -303,6 +267,6 @@ class AdminCommands:
         while self._events and self._event_requests:
             information = next(iter(self._events))
             del self._events[information]
-            queue = self.nvme.submission_queues[0]
+            queue = self.nvme.engine.submission[0]
             queue.under_way += 1
-            self.nvme.complete(queue, self._event_requests.popleft(), result=0x01 << 16 | information << 8)
+            self.nvme.engine.complete(queue, self._event_requests.popleft(), result=0x01 << 16 | information << 8)

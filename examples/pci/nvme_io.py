@@ -107,7 +107,7 @@ class DiskCommands:
 
     def _transfer(self, queue: SubmissionQueue, command: Command, *, writes: bool) -> Work | None:
         """Do it at once, or begin it; what is to be awaited otherwise. Raises Failed, DmaFault, OSError."""
-        offset, length = self._extent(command)
+        offset, length = self._bytes(command.cdw10 | command.cdw11 << 32, (command.cdw12 & 0xFFFF) + 1)
         if length > PAGE << TRANSFER_SHIFT:
             raise Failed(Status.INVALID_FIELD)
         backend = self.backend
@@ -166,12 +166,8 @@ class DiskCommands:
             if stable:
                 await self.backend.flush()
 
-    def _extent(self, command: Command) -> tuple[int, int]:
-        """Offset and length in bytes."""
-        first, count = command.cdw10 | command.cdw11 << 32, (command.cdw12 & 0xFFFF) + 1
-        return self._bytes(first, count)
-
     def _bytes(self, first: int, count: int) -> tuple[int, int]:
+        """Offset and length of blocks, in bytes. Raises Failed where the disk does not have them all."""
         if first + count > self.blocks:
             raise Failed(Status.LBA_OUT_OF_RANGE)
         return first * self.block_size, count * self.block_size
@@ -216,7 +212,8 @@ class DiskCommands:
                 return None
             return backend.flush
         if command.opcode == Io.WRITE_ZEROES and not backend.readonly:
-            return partial(self._write_zeroes, command, *self._extent(command))
+            blocks = command.cdw10 | command.cdw11 << 32, (command.cdw12 & 0xFFFF) + 1
+            return partial(self._write_zeroes, command, *self._bytes(*blocks))
         if command.opcode == Io.DATASET_MANAGEMENT and self.discards:
             return partial(self._manage, command)
         raise Failed(Status.INVALID_OPCODE)

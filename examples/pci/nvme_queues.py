@@ -27,6 +27,7 @@ MOST_AT_ONCE = 32
 class CompletionQueue:
     """Completion queue ``number``: entries are at ``address``, and interrupt by ``vector``."""
 
+    dma: Dma
     number: int
     address: int
     size: int
@@ -41,45 +42,56 @@ class CompletionQueue:
     rings: bool = True
     """With doorbells in memory: the driver rings when it has taken some."""
 
+    def __post_init__(self) -> None:
+        self._area = self.dma.area(self.address, COMPLETION * self.size, write=True, kind="Q")
+
     @property
     def used(self) -> int:
         """Entries that the driver has not taken."""
         return (self.tail - self.head) % self.size
 
-    async def store(self, dma: Dma) -> "set[SubmissionQueue]":
-        """Show the driver what waits, as far as there is room; returns whose commands they were. Raises DmaFault."""
-        stored: set[SubmissionQueue] = set()
+    async def store(self) -> "list[SubmissionQueue] | None":
+        """Show the driver what waits, as far as there is room; None where there was nothing to show. Raises DmaFault.
+
+        Returned are queues whose commands they were, and that have waited for that.
+        """
+        freed: list[SubmissionQueue] = []
+        stored = False
         while self.waiting and (room := self.size - 1 - self.used):
+            stored = True
             count = min(len(self.waiting), room, self.size - self.tail, MOST_AT_ONCE)
-            results, ends = [], []
-            for _ in range(count):
+            words, at = self._area.view(), 2 * self.tail
+            ends: list[int] = []
+            entries = b""
+            for index in range(at, at + 2 * count, 2):
                 queue, cid, status, result = self.waiting.popleft()
                 queue.under_way -= 1
-                stored.add(queue)
-                results.append(result)
+                if queue.waits or queue.when_idle is not None:
+                    freed.append(queue)
                 word = cid | self.phase << 16 | (status | (DO_NOT_RETRY if status else 0)) << 17
-                ends.append(queue.head | queue.number << 16 | word << 32)
-            address = self.address + COMPLETION * self.tail
+                end = queue.head | queue.number << 16 | word << 32
+                if words is None:
+                    entries += struct.pack("<QQ", result, end)
+                else:
+                    words[index] = result
+                    ends.append(end)
             self.tail += count  # first: the driver may take them before a message of ours is answered
             if self.tail == self.size:
                 self.tail, self.phase = 0, self.phase ^ 1
-            views = dma.views_nowait([(address, COMPLETION * count)], write=True)
-            if views is not None and len(views) == 1:
-                words = views[0].cast("Q")
-                words[::2] = memoryview(struct.pack(f"={count}Q", *results)).cast("Q")
-                dma.fence()  # the phase tag, in the second half, is stored after all that it stands for
-                for index, end in enumerate(ends):
-                    words[2 * index + 1] = end
+            if words is None:
+                await self.dma.write(self.address + 8 * at, entries)
             else:
-                entries = b"".join(struct.pack("<QQ", *each) for each in zip(results, ends, strict=True))
-                await dma.write(address, entries)
-        return stored
+                self.dma.fence()  # the phase tag, in the second half, is stored after all that it stands for
+                for index, end in enumerate(ends):
+                    words[at + 2 * index + 1] = end
+        return freed if stored else None
 
 
 @dataclass(eq=False)
 class SubmissionQueue:
     """Submission queue ``number``: entries are at ``address``, completions go to ``completions``."""
 
+    dma: Dma
     number: int
     address: int
     size: int
@@ -88,18 +100,29 @@ class SubmissionQueue:
     tail: int = 0
     under_way: int = 0
     """Commands that were fetched, and have no completion in the driver's memory."""
+    waits: bool = False
+    """There are more commands than may be under way."""
     alive: bool = True
     """It was not deleted, and the controller not reset: commands of before have no completion."""
     when_idle: Callable[[], None] | None = None
     """Called once nothing is under way."""
 
-    async def fetch(self, dma: Dma) -> bytes:
+    def __post_init__(self) -> None:
+        self._area = self.dma.area(self.address, ENTRY * self.size)
+
+    async def fetch(self) -> bytes:
         """Some of the commands that come next; none while as many as it has entries are under way. Raises DmaFault."""
         end = self.tail if self.tail >= self.head else self.size
         count = min(end - self.head, MOST_AT_ONCE, self.size - self.under_way)
         if count <= 0:
+            self.waits = end != self.head
             return b""
-        commands = await dma.read(self.address + ENTRY * self.head, ENTRY * count)
+        start = ENTRY * self.head
+        view = self._area.view()
+        if view is None:
+            commands = await self.dma.read(self.address + start, ENTRY * count)
+        else:
+            commands = bytes(view[start : start + ENTRY * count])
         self.head = (self.head + count) % self.size
         self.under_way += count
         return commands

@@ -25,40 +25,36 @@ class ShadowDoorbells:
 
     def __init__(self, dma: Dma, shadow: int, wanted: int) -> None:
         self._dma = dma
-        self._shadow, self._wanted = [(shadow, PAGE)], [(wanted, PAGE)]
+        self._shadow = dma.area(shadow, PAGE, kind="I")
+        self._wanted = dma.area(wanted, PAGE, write=True, kind="I")
 
     def is_there(self) -> bool:
         """Whether this memory can be looked at without a message. Raises DmaFault where there is none."""
-        return self._doorbells() is not None and self._dma.views_nowait(self._wanted, write=True) is not None
+        return self._shadow.view() is not None and self._wanted.view() is not None
 
     def look(self, queues: Iterable[SubmissionQueue]) -> list[tuple[SubmissionQueue, int]]:
         """Queues with another tail than they had, and that, whatever it is. Raises DmaFault."""
-        words = self._doorbells()
+        words = self._shadow.view()
         if words is None:
             return []
         return [(each, tail) for each in queues if each.number and (tail := words[2 * each.number]) != each.tail]
 
     def head(self, queue: CompletionQueue) -> int:
         """Up to where the driver has taken completions, whatever it says. Raises DmaFault."""
-        words = self._doorbells()
-        return queue.head if words is None or not queue.number else words[2 * queue.number + 1]
+        words = self._shadow.view()
+        return queue.head if words is None else words[2 * queue.number + 1]
 
     def want_tails(self, queues: Iterable[SubmissionQueue]) -> None:
         """The driver is to ring for what comes next. Look once more after it. Raises DmaFault."""
-        views = self._dma.views_nowait(self._wanted, write=True)
-        if views is not None and len(views) == 1:
-            words = views[0].cast("I")
+        words = self._wanted.view()
+        if words is not None:
             for each in queues:
                 words[2 * each.number] = each.tail
             self._dma.fence()  # this is stored before the tails are loaded again
 
     def want_head(self, queue: CompletionQueue) -> None:
         """The driver is to ring when it takes completions, or never. Look once more after it. Raises DmaFault."""
-        views = self._dma.views_nowait(self._wanted, write=True)
-        if views is not None and len(views) == 1:
-            views[0].cast("I")[2 * queue.number + 1] = queue.head if queue.rings else NEVER
+        words = self._wanted.view()
+        if words is not None:
+            words[2 * queue.number + 1] = queue.head if queue.rings else NEVER
             self._dma.fence()  # as above
-
-    def _doorbells(self) -> memoryview | None:
-        views = self._dma.views_nowait(self._shadow)
-        return views[0].cast("I") if views is not None and len(views) == 1 else None

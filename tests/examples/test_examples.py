@@ -27,8 +27,8 @@ TESTED = {
     "i2c_board.py", "pci/accelerator.py", "pci/idio16.py", "pci/ismt.py", "pci/uart.py",
     "chips/at24.py", "chips/bmp280.py", "chips/buses.py", "chips/lm75.py",
     "pci/edu.py", "pci/edu_driver.py", "rtl/copier_card.py", "rtl/copier_simulation.py", "rtl/simulate.py",
-    "pci/nvme.py", "pci/nvme_admin.py", "pci/nvme_formats.py", "pci/nvme_io.py", "pci/nvme_queues.py",
-    "pci/nvme_shadow.py",
+    "pci/nvme.py", "pci/nvme_admin.py", "pci/nvme_engine.py", "pci/nvme_features.py", "pci/nvme_formats.py",
+    "pci/nvme_io.py", "pci/nvme_queues.py", "pci/nvme_shadow.py",
     "pci/e1000.py", "pci/e1000_banks.py", "pci/e1000_receive.py", "pci/e1000_serial.py", "pci/e1000_transmit.py",
 }  # fmt: skip
 

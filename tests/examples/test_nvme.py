@@ -332,7 +332,7 @@ async def test_what_was_fetched_before_a_reset_is_not_done_after_it(caplog: pyte
         driver = NvmeDriver(machine)
         await driver.enable()
         pair = await driver.create(size=4)
-        admin, queue = nvme.submission_queues[0], nvme.submission_queues[pair.number]
+        admin, queue = nvme.engine.submission[0], nvme.engine.submission[pair.number]
         queue.under_way = 1  # a request that the host has not ended
         driver.submit(driver.admin, 0x00, pair.number)
         driver.ring(driver.admin)
