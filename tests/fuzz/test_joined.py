@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from vfiouser_virtio.testing.fuzz import TARGETS, Case, FuzzTarget, generate
+from vfiouser_virtio.testing.fuzz import TARGETS, Case, FuzzTarget, fuzz, generate
 from vfiouser_virtio.testing.fuzz.case import Memory
 from vfiouser_virtio.testing.fuzz.driver import FuzzDriver
 from vfiouser_virtio.testing.fuzz.joined import MOST, groups, joined, run_joined
+from vfiouser_virtio.testing.fuzz.oracle import Found
 from vfiouser_virtio.testing.fuzz.targets import Echo
 from vfiouser_virtio.virtio import Queue
 
@@ -32,6 +33,29 @@ class FailsFor(Echo):
 
 class FailsAtTheSecond(FailsFor):
     limit = 2
+
+
+class FailsOnce(Echo):
+    """Echo that fails at the first request of all, however often it is made anew."""
+
+    left = 1
+
+    async def _serve(self, requests: Queue) -> None:
+        async for chain in requests:
+            if FailsOnce.left:
+                FailsOnce.left -= 1
+                self.fail()
+            chain.complete()
+
+    def fail(self) -> None:
+        raise RuntimeError("but once")
+
+
+class IsLateOnce(FailsOnce):
+    """Likewise, by a finding that a busy machine could feign."""
+
+    def fail(self) -> None:
+        raise Found("hang", "it took long", "buffer")
 
 
 async def _works(driver: FuzzDriver) -> None:
@@ -60,6 +84,30 @@ def test_what_no_case_shows_alone_is_found_with_all_of_them() -> None:
     assert found is not None
     assert found[0] == joined(cases)
     assert run_joined(cases[:2], FuzzTarget(FailsAtTheSecond, _works)) is None
+
+
+@pytest.mark.parametrize(("device", "counts"), [(FailsOnce, True), (IsLateOnce, False)])
+def test_what_does_not_come_again_says_so(
+    device: type[FailsOnce], counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug counts all the same, it may be a race; what time alone could have done does not."""
+    target = FuzzTarget(device, _works)
+    for cases in ([_case("5858")], [_case("00"), _case("5858")]):
+        monkeypatch.setattr(FailsOnce, "left", 1)
+        found = run_joined(cases, target)
+        assert found is not None
+        assert found[0] == joined(cases)
+        assert (found[1].once, found[1].counts) == (True, counts)
+        assert " (not reproduced): " in str(found[1])
+    monkeypatch.setattr(FailsOnce, "left", 1)
+    assert bool(fuzz(5, cases=4, kinds=["requests"], targets=["echo"], target=target)) == counts
+    assert not FailsOnce.left
+
+
+def test_what_comes_again_is_found() -> None:
+    found = run_joined([_case("5858")], FuzzTarget(FailsFor, _works))
+    assert found is not None
+    assert not found[1].once
 
 
 def test_where_each_case_begins_is_told_once() -> None:

@@ -24,7 +24,7 @@ def fuzz_server_processes(arguments: argparse.Namespace) -> int:
     from vfiouser_virtio.testing.fuzz.oracle import Finding
     from vfiouser_virtio.testing.fuzz.process import ANY, FAMILIES, ServerBudgets, fuzz_processes
     from vfiouser_virtio.testing.fuzz.process.server import TREE
-    from vfiouser_virtio.testing.fuzz.report import Discovery, FuzzReport
+    from vfiouser_virtio.testing.fuzz.report import ONCE, Discovery, FuzzReport
 
     tree = TREE if arguments.tree is None else arguments.tree.resolve()
     if not (tree / "vfiouser_virtio").is_dir():
@@ -55,7 +55,7 @@ def fuzz_server_processes(arguments: argparse.Namespace) -> int:
     if run.left_out:
         report.notes["cases left out, for what this machine has not"] = run.left_out
     if run.once:
-        report.notes["seen once, and not again"] = run.once
+        report.notes[ONCE] = run.once
     for case, findings in run.found:
         arguments.out.mkdir(parents=True, exist_ok=True)
         case.shows = str(findings[0]).splitlines()[0][:200]

@@ -22,6 +22,7 @@ from vfiouser_virtio.background import background
 from vfiouser_virtio.groups import leaves
 from vfiouser_virtio.testing.fuzz.case import Case, Step
 from vfiouser_virtio.testing.fuzz.client import FuzzClient
+from vfiouser_virtio.testing.fuzz.deadline import Deadline, ends_within, waited_for_cpu
 from vfiouser_virtio.testing.fuzz.message_performer import MessagePerformer
 from vfiouser_virtio.testing.fuzz.oracle import Finding, Found, Hung, LogWatch, Resources, of_exception
 from vfiouser_virtio.testing.fuzz.pci_target import PCI_TARGETS, PciTarget
@@ -38,6 +39,8 @@ STANDSTILL = 60
 
 Not so the waits for a file's flushes: with a host's disk that others keep busy they added up to more than 20.
 """
+_ALARMS = 4
+"""So many parts of `STANDSTILL` are looked at for waits for a CPU, of which most of one must be free."""
 SERVER_TIMEOUT = 6.0
 """Seconds until the server must have let go of a client: twice as long as it may wait for a device."""
 Rearm = Callable[[Step | None], None]
@@ -104,10 +107,13 @@ def _watchdog(case: Case, began: Callable[[int], None] | None = None) -> Iterato
     if threading.current_thread() is not threading.main_thread():
         yield look
         return
-    alarms = 0
+    alarms, waited = 0, 0.0
 
     def hung(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal alarms
+        nonlocal alarms, waited
+        before, waited = waited, waited_for_cpu()
+        if waited - before > STANDSTILL / _ALARMS / 2:  # at first: whenever that was
+            return
         alarms += 1
         if alarms > 2:  # it spins in spite of the exception, as a task does that starts itself again for ever
             sys.stderr.write(f"hang: the event loop cannot even be stopped\n{case.dumps()}")
@@ -117,7 +123,7 @@ def _watchdog(case: Case, began: Callable[[int], None] | None = None) -> Iterato
 
     def rearm(step: Step | None = None) -> None:
         look(step)
-        signal.setitimer(signal.ITIMER_REAL, STANDSTILL, STANDSTILL / 4)
+        signal.setitimer(signal.ITIMER_REAL, STANDSTILL, STANDSTILL / _ALARMS)
 
     before = signal.signal(signal.SIGALRM, hung)
     rearm()
@@ -242,9 +248,7 @@ async def _perform(
 
 async def _farewell(client: FuzzClient, log: LogWatch, *, good: bool) -> None:
     if client.doomed:
-        with trio.move_on_after(SERVER_TIMEOUT):
-            await client.closed.wait()
-        if not client.closed.is_set():
+        if not await ends_within(SERVER_TIMEOUT, client.closed.wait):
             raise Found("hang", "the server does not hang up on a client that broke the protocol", "doomed")
     else:
         await trio.testing.wait_all_tasks_blocked()
@@ -254,11 +258,11 @@ async def _farewell(client: FuzzClient, log: LogWatch, *, good: bool) -> None:
 
 async def _gone(before: Resources, what: str) -> None:
     """The server has let go of the client and of everything that it brought."""
-    with trio.move_on_after(SERVER_TIMEOUT):
-        for _ in range(_LOOKS):
-            if not before.more():
-                return
-            await trio.sleep(0.002)  # nothing tells when the last descriptor is closed
-        while before.grown():  # noqa: ASYNC110
-            await trio.sleep(0.02)
+    for _ in range(_LOOKS):
+        if not before.more():
+            return
+        await trio.sleep(0.002)  # nothing tells when the last descriptor is closed
+    limit = Deadline(SERVER_TIMEOUT)
+    while before.grown() and not limit.over():  # noqa: ASYNC110
+        await trio.sleep(0.02)
     before.check(what)

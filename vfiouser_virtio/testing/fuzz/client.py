@@ -23,6 +23,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     Command,
     MessageFlags,
 )
+from vfiouser_virtio.testing.fuzz.deadline import ends_within
 from vfiouser_virtio.testing.fuzz.message_step import command_name
 from vfiouser_virtio.testing.fuzz.oracle import Found
 from vfiouser_virtio.testing.fuzz.ram import SIZE, FuzzRam
@@ -179,8 +180,7 @@ class FuzzClient:
         """The reply to what was sent; None where none is due any more. Raises Found where it does not come."""
         if asked is None:
             return None
-        with trio.move_on_after(self.timeout):
-            await asked.done.wait()
+        if await ends_within(self.timeout, asked.done.wait):
             return asked.reply
         name = command_name(asked.command)
         raise Found("hang", f"no reply to {name} within {self.timeout} s", name)

@@ -12,6 +12,7 @@ from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.testing.fuzz.case import Memory
 from vfiouser_virtio.testing.fuzz.client import Asked, FuzzClient
+from vfiouser_virtio.testing.fuzz.deadline import Deadline
 from vfiouser_virtio.testing.fuzz.function_driver import FunctionDriver
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
 from vfiouser_virtio.testing.fuzz.ram import (
@@ -91,14 +92,12 @@ class FuzzDriver(FunctionDriver):
         """Write 0 to the status and wait until it is 0. Raises Found where that does not come."""
         await self._sync()
         self.set_common("device_status", 0)
-        with trio.move_on_after(RESET_TIMEOUT):
-            while not self.client.closed.is_set():
-                if await self.common("device_status") == 0:
-                    break
-                await trio.sleep(0.001)
-            self.rings = []
-            return
-        raise Found("broken", f"status is not 0 {RESET_TIMEOUT} s after a reset", "reset")
+        limit = Deadline(RESET_TIMEOUT)
+        while not self.client.closed.is_set() and await self.common("device_status") != 0:
+            if limit.over():
+                raise Found("broken", f"status is not 0 {RESET_TIMEOUT} s after a reset", "reset")
+            await trio.sleep(0.001)
+        self.rings = []
 
     async def bring_up(self, *, size: int = 16, features: int = (1 << 128) - 1) -> None:
         """From any state to DRIVER_OK, with rings of ``size`` entries, or as many as the device takes."""
@@ -141,17 +140,16 @@ class FuzzDriver(FunctionDriver):
             await self._wait_suspended(wanted)
 
     async def _wait_suspended(self, wanted: DeviceStatus) -> None:
-        with trio.move_on_after(SUSPEND_TIMEOUT):
-            while not self.client.closed.is_set():
-                status = await self.common("device_status")
-                if (
-                    status & (DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK) == wanted
-                    or status & DeviceStatus.NEEDS_RESET
-                ):
-                    return
-                await trio.lowlevel.checkpoint()
-            return
-        raise Found("hang", f"of SUSPEND and DRIVER_OK not just {wanted.name} within {SUSPEND_TIMEOUT} s", "suspend")
+        limit = Deadline(SUSPEND_TIMEOUT)
+        while not self.client.closed.is_set():
+            status = await self.common("device_status")
+            running = status & (DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK)
+            if running == wanted or status & DeviceStatus.NEEDS_RESET:
+                return
+            if limit.over():
+                what = f"of SUSPEND and DRIVER_OK not just {wanted.name} within {SUSPEND_TIMEOUT} s"
+                raise Found("hang", what, "suspend")
+            await trio.lowlevel.checkpoint()
 
     async def _sync(self) -> None:
         """What was posted has been done, and the oracle knows the rings."""
@@ -224,14 +222,14 @@ class FuzzDriver(FunctionDriver):
 
     async def wait_used(self, ring: RawRing, head: int) -> int | None:
         """The used length of a chain; None if the device needs a reset or the server hung up. Raises Found: a hang."""
-        with trio.move_on_after(BUFFER_TIMEOUT):
-            while True:
-                used = self.collect(ring)
-                if head in used:
-                    return used[head]
-                if self.client.closed.is_set() or await self.common("device_status") & DeviceStatus.NEEDS_RESET:
-                    return None
-                await trio.lowlevel.checkpoint()
+        limit = Deadline(BUFFER_TIMEOUT)
+        while not limit.over():
+            used = self.collect(ring)
+            if head in used:
+                return used[head]
+            if self.client.closed.is_set() or await self.common("device_status") & DeviceStatus.NEEDS_RESET:
+                return None
+            await trio.lowlevel.checkpoint()
         raise Found("hang", f"queue {ring.index}: a buffer does not come back within {BUFFER_TIMEOUT} s", "buffer")
 
     async def request(self, queue: int, readable: Sequence[bytes], writable: Sequence[int]) -> tuple[int, bytes]:

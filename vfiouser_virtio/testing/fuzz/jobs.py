@@ -100,6 +100,8 @@ class _Collector:
             old = report.notes.get(name)
             if isinstance(old, int) and isinstance(new, int):
                 new += old
+            elif isinstance(old, list) and isinstance(new, list):
+                new = [*old, *new]
             report.notes[name] = max(old, new) if isinstance(old, float) else new
         elif what == "error":
             raise ConfigError(str(value))

@@ -18,6 +18,9 @@ from vfiouser_virtio.testing.fuzz.targets import FuzzTarget
 MOST = 32
 """Cases that are joined: what is found in them has to be looked for in each."""
 
+RUNS_AGAIN = 2
+"""So often a case is run again until what it has shown comes again."""
+
 _OF_A_CLIENT = ("memory", "twin", "direct", "hello")
 # Kinds whose clients break the protocol: none can be followed by another case.
 _RUDE = ("messages", "registers")
@@ -65,17 +68,24 @@ def run_joined(
 ) -> tuple[Case, Finding] | None:
     """What is wrong, and with which case: one of these if it shows something alone, else all of them as one.
 
-    ``began`` is called with the number of each case but the first when it begins, the first time that it is run.
+    It has been seen twice, or is `Finding.once`. ``began`` is called with the number of each case but the first when it
+    begins, the first time that it is run.
     """
     whole = joined(cases)
     finding = run_case(joined(cases, marked=True) if began else whole, target, began)
-    if finding is not None and finding.kind == "stall":  # which a machine could feign once
-        finding = run_case(whole, target)
     if finding is None:
         return None
-    if len(cases) > 1:
-        for case in cases:
-            alone = run_case(case, target)
-            if alone is not None:
-                return case, alone
-    return whole, finding
+    for case in cases if len(cases) > 1 else ():
+        alone = run_case(case, target)
+        if alone is not None:
+            return case, alone if alone.key == finding.key else _confirmed(case, alone, target)
+    return whole, _confirmed(whole, finding, target)
+
+
+def _confirmed(case: Case, finding: Finding, target: FuzzTarget | PciTarget | None) -> Finding:
+    """The finding, when the case shows it again."""
+    for _ in range(RUNS_AGAIN):
+        again = run_case(case, target)
+        if again is not None and again.key == finding.key:
+            return finding
+    return replace(finding, once=True)

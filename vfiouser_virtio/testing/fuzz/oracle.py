@@ -54,6 +54,10 @@ _MAX_TABLE = 1024  # entries of an indirect table that are followed
 _NEXT, _WRITE, _INDIRECT = int(DescFlags.NEXT), int(DescFlags.WRITE), int(DescFlags.INDIRECT)
 
 
+FEIGNED = frozenset({"hang", "stall", "broken", "leak"})
+"""Kinds of findings that depend on time, or on what a thread has done by then."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Fault that was found. Two with the same ``kind`` and ``where`` are taken for the same bug."""
@@ -61,9 +65,21 @@ class Finding:
     kind: str
     what: str
     where: str = ""
+    once: bool = False
+    """It did not come again when its case was run again."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What two findings of the same fault have in common."""
+        return self.kind, self.where
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one for sure: what a busy machine could feign must come twice."""
+        return not self.once or self.kind not in FEIGNED
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.what}"
+        return f"{self.kind}{' (not reproduced)' if self.once else ''}: {self.what}"
 
 
 class Found(Exception):

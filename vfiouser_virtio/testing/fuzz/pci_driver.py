@@ -9,6 +9,7 @@ from vfiouser_virtio.protocols.pci import PciCommand
 from vfiouser_virtio.protocols.vfio_user import Command, PciRegion
 from vfiouser_virtio.testing.fuzz.case import Memory
 from vfiouser_virtio.testing.fuzz.client import FuzzClient
+from vfiouser_virtio.testing.fuzz.deadline import ends_within
 from vfiouser_virtio.testing.fuzz.function_driver import COMMAND_AT, FunctionDriver, capability
 from vfiouser_virtio.testing.fuzz.oracle import Found
 from vfiouser_virtio.testing.fuzz.pci_bounds import PciBounds
@@ -86,9 +87,7 @@ class PciFuzzDriver(FunctionDriver):
     async def settle(self) -> None:
         """Wait until the device has done what it can. Raises Found for one that never comes to rest."""
         await self.client.flush()
-        with trio.move_on_after(IDLE_TIMEOUT) as scope:
-            await trio.testing.wait_all_tasks_blocked()
-        if scope.cancelled_caught:
+        if not await ends_within(IDLE_TIMEOUT, trio.testing.wait_all_tasks_blocked):
             raise Found("hang", f"the device does not come to rest within {IDLE_TIMEOUT:.0f} s", "busy")
 
     async def snapshot(self) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC
 from vfiouser_virtio.testing.fuzz.case import Case
 from vfiouser_virtio.testing.fuzz.client import FuzzClient
+from vfiouser_virtio.testing.fuzz.deadline import Deadline
 from vfiouser_virtio.testing.fuzz.driver import BUFFER_TIMEOUT, FuzzDriver
 from vfiouser_virtio.testing.fuzz.message_performer import MessagePerformer
 from vfiouser_virtio.testing.fuzz.oracle import Bounds, Found
@@ -106,12 +107,12 @@ class Performer(MessagePerformer[FuzzDriver, Bounds]):
         for ring in self.driver.rings:
             if ring.pending:
                 await self.driver.kick(ring.index)
-        with trio.move_on_after(BUFFER_TIMEOUT):
-            while self._owed():
-                status = await self.driver.common("device_status")
-                if status & DeviceStatus.NEEDS_RESET or self.client.closed.is_set():
-                    break
-                await trio.lowlevel.checkpoint()
+        limit = Deadline(BUFFER_TIMEOUT)
+        while self._owed() and not limit.over():
+            status = await self.driver.common("device_status")
+            if status & DeviceStatus.NEEDS_RESET or self.client.closed.is_set():
+                break
+            await trio.lowlevel.checkpoint()
         owed = self._owed()
         broken = owed and await self.driver.common("device_status") & DeviceStatus.NEEDS_RESET
         if owed and not broken and not self.client.closed.is_set():

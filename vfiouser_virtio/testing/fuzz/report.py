@@ -9,6 +9,9 @@ from pathlib import Path
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.testing.fuzz.oracle import Finding
 
+ONCE = "seen once, and not again"
+"""Note with what does not count, because a busy machine could feign it: origin and first line of each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
@@ -23,7 +26,7 @@ class Discovery:
     @property
     def key(self) -> tuple[str, str]:
         """What two discoveries of the same fault have in common."""
-        return self.finding.kind, self.finding.where
+        return self.finding.key
 
 
 @dataclass(slots=True)
@@ -54,9 +57,11 @@ class FuzzReport:
         return self.cases / max(self.seconds, 1e-3)
 
     def add(self, discovery: Discovery) -> bool:
-        """Take in a finding; whether it is a new one."""
-        if discovery.key in {known.key for known in self.discoveries}:
-            return False
+        """Take in a finding; whether it is a new one, or has been seen only once so far."""
+        for known in [each for each in self.discoveries if each.key == discovery.key]:
+            if discovery.finding.once or not known.finding.once:
+                return False
+            self.discoveries.remove(known)
         self.discoveries.append(discovery)
         return True
 
@@ -68,7 +73,8 @@ class FuzzReport:
     def text(self) -> str:
         """For people."""
         lines = [f"{self.target}: {self.line()} in {self.seconds:.0f} s, seed {self.seed}"]
-        lines += [f"  {name}: {value}" for name, value in self.notes.items()]
+        for name, value in self.notes.items():
+            lines.append(f"  {name}: {'; '.join(map(str, value)) if isinstance(value, list) else value}")
         for found in self.discoveries:
             first = str(found.finding).splitlines()[0]
             lines.append(f"  {first}\n    {found.steps} steps: {found.path or found.origin}")

@@ -21,7 +21,7 @@ from vfiouser_virtio.testing.fuzz.joined import groups, run_joined
 from vfiouser_virtio.testing.fuzz.minimizing import MINIMIZE_SECONDS, minimize_now
 from vfiouser_virtio.testing.fuzz.oracle import Finding
 from vfiouser_virtio.testing.fuzz.pci_target import PCI_TARGETS, PciTarget
-from vfiouser_virtio.testing.fuzz.report import Discovery
+from vfiouser_virtio.testing.fuzz.report import ONCE, Discovery
 from vfiouser_virtio.testing.fuzz.save import save
 from vfiouser_virtio.testing.fuzz.targets import TARGETS, FuzzTarget
 
@@ -101,7 +101,7 @@ def minimize(
             found = run_case(replace(case, steps=steps), target)
         except ValueError:  # a step without a parameter that it needs
             return False
-        return found is not None and (found.kind, found.where) == (finding.kind, finding.where)
+        return found is not None and found.key == finding.key
 
     return replace(case, steps=minimize_now(case.steps, still, seconds))
 
@@ -128,8 +128,8 @@ def fuzz(
             if deadline is not None and time.monotonic() > deadline:
                 return list(found.values())
             one = run_joined(group, target)
-            if one is not None and (one[1].kind, one[1].where) not in found:
-                found[one[1].kind, one[1].where] = one
+            if one is not None and one[1].counts and one[1].key not in found:
+                found[one[1].key] = one
                 if len(found) >= stop:
                     return list(found.values())
     return list(found.values())
@@ -170,10 +170,13 @@ def _fuzz_stack(run: StackRun, share: Share, corpus: FuzzCorpus | None) -> None:
 
     def run_some(cases: Sequence[Case], began: Callable[[int], None] | None = None) -> None:
         found = run_joined(cases, began=began)
-        if found is not None and (found[1].kind, found[1].where) not in known:
+        if found is not None and not found[1].counts:
+            share.tell("note", (ONCE, [f"{found[0].origin}: {str(found[1]).splitlines()[0]}"]))
+        elif found is not None and found[1].key not in known:
             case, finding = found
-            known.add((finding.kind, finding.where))
-            small = minimize(case, finding, tell=partial(share.tell, "progress"))
+            if not finding.once:
+                known.add(finding.key)
+            small = case if finding.once else minimize(case, finding, tell=partial(share.tell, "progress"))
             share.tell("found", Discovery(small.origin, len(small.steps), finding, str(save(small, finding, run.out))))
         share.did(len(cases))
 

@@ -13,7 +13,7 @@ from vfiouser_virtio.testing.fuzz.case import Case, Step
 from vfiouser_virtio.testing.fuzz.jobs import Share
 from vfiouser_virtio.testing.fuzz.minimizing import MINIMIZE_SECONDS, minimize_steps
 from vfiouser_virtio.testing.fuzz.oracle import Finding
-from vfiouser_virtio.testing.fuzz.report import Discovery
+from vfiouser_virtio.testing.fuzz.report import ONCE, Discovery
 from vfiouser_virtio.testing.fuzz.save import save
 from vfiouser_virtio.testing.fuzz.servers.judge import Judge
 from vfiouser_virtio.testing.fuzz.servers.mutations import generate
@@ -106,7 +106,7 @@ class _Fuzzer:
             if self._server.command is not None:
                 self._share.tell("note", ("starts of the server", self._server.starts))
             if tally.unconfirmed:
-                self._share.tell("note", (f"seen once, job {self._share.job}", "; ".join(tally.unconfirmed)))
+                self._share.tell("note", (ONCE, tally.unconfirmed))
 
     async def _one(self, case: Case) -> bool:
         """One case; False when there is no server any more."""
@@ -126,7 +126,7 @@ class _Fuzzer:
             if steps is None:
                 # So that what comes seldom may still be found with another case.
                 self._known.discard((finding.kind, finding.where))
-                self._judge.tally.unconfirmed.append(f"{case.origin} {str(finding).splitlines()[0][:120]}")
+                self._judge.tally.unconfirmed.append(f"{case.origin}: {str(finding).splitlines()[0][:120]}")
                 return
             case = replace(case, steps=await self._minimized(steps, finding))
         path = save(case, finding, self._run.out)

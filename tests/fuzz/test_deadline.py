@@ -1,0 +1,67 @@
+"""Time limits of the fuzzers: waits for a CPU do not count."""
+
+import time
+from collections.abc import Iterator
+from itertools import chain, repeat
+
+import trio
+
+from vfiouser_virtio.testing.fuzz.deadline import Deadline, ends_within, waited_for_cpu
+
+SHORT = 0.02
+
+
+def pass_time(limit: Deadline) -> None:
+    while limit.left:
+        time.sleep(limit.left)
+
+
+def says(*seconds: float) -> Iterator[float]:
+    """So long was waited until now, and then no longer."""
+    return chain(seconds, repeat(seconds[-1]))
+
+
+def test_a_limit_passes_a_second_time_for_a_look_at_waits() -> None:
+    limit = Deadline(SHORT, lambda: 0.0)
+    assert not limit.over()
+    pass_time(limit)
+    assert not limit.over()
+    pass_time(limit)
+    assert limit.over()
+    assert limit.over(), "and stays so"
+
+
+def test_waits_are_no_part_of_it() -> None:
+    waits = says(5.0, 5.0 + 3 * SHORT, 5.0 + 3.5 * SHORT, 5.0 + 3.51 * SHORT)
+    limit = Deadline(SHORT, lambda: next(waits), at_once=True)
+    for more in (SHORT, SHORT / 2):  # never more than the limit
+        pass_time(limit)
+        assert not limit.over()
+        assert 0 < limit.left <= more
+    pass_time(limit)
+    assert limit.over(), "what was waited since is not worth a look"
+
+
+def test_a_thread_that_has_ended_takes_its_waits_with_it() -> None:
+    waits = says(5.0, 1.0)
+    limit = Deadline(SHORT, lambda: next(waits), at_once=True)
+    pass_time(limit)
+    assert limit.over()
+
+
+def test_waits_of_processes() -> None:
+    assert waited_for_cpu() > 0
+    assert waited_for_cpu(1 << 22) == 0, "there is none"
+
+
+async def test_a_wait_is_begun_again() -> None:
+    begun = 0
+
+    async def wait() -> None:
+        nonlocal begun
+        begun += 1
+        await trio.sleep_forever()
+
+    assert not await ends_within(SHORT, wait)
+    assert begun >= 2
+    assert await ends_within(SHORT, trio.lowlevel.checkpoint)
