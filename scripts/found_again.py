@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vfiouser_virtio.testing.fuzz.process import ProcessCase, ProcessFinding, generate_process_case
@@ -54,84 +54,139 @@ FAULTS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class FoundAgain:
+    """Row of the table: what was run, and what came of it."""
+
+    fault: str
+    ran: str
+    """Options of `fuzz server` that stand for the cases."""
+    found_as: str
+    """Kinds of the findings in the older version; empty: it was not found."""
+    seconds: int
+    """How long that took."""
+    today: str
+    revision: str
+    when: str
+    load: float
+    """Load average of the machine, five minutes'."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the older version shows the fault, and today's does not."""
+        return bool(self.found_as) and self.today == _NOTHING
+
+    def __str__(self) -> str:
+        found = self.found_as or "**not found**"
+        return f"| {self.fault} | {self.ran} | {found} | {self.seconds} | {self.today} |"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """0: each was found in the older version, and nothing in this one."""
     parser = argparse.ArgumentParser("scripts/fuzz-found-again", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="which cases; default 1")
     parser.add_argument("--most", type=int, default=30, help="give up on a fault after this many cases; default 30")
     parser.add_argument("--only", choices=[fault.family for fault in FAULTS], action="append", help="this family only")
-    parser.add_argument(
-        "--slower", type=float, default=1, metavar="N", help="attackers have N times as long, on a machine that is busy"
-    )
     parser.add_argument("--before", default=BEFORE, help=f"revision that has the faults; default {BEFORE}")
     parser.add_argument(
         "--rows", type=Path, metavar="FILE", help="keep rows here, and do not run those that are there again"
     )
     options = parser.parse_args(arguments)
-    rows = _kept(options.rows)
-    good = True
+    kept = _kept(options.rows)
+    rows: list[FoundAgain] = []
     with tempfile.TemporaryDirectory(prefix="vu-") as folder:
         Path(folder).chmod(0o711)
         archive = subprocess.run(["git", "-C", str(TOP), "archive", options.before], stdout=subprocess.PIPE, check=True)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
-        print(f"| fault | found in {options.before} by | as | seconds | the same cases today |\n|---|---|---|---|---|")
+        print(f"| fault | cases | found in {options.before} as | seconds | the same cases today |")
+        print("|---|---|---|---|---|")
         for fault in FAULTS:
             if options.only and fault.family not in options.only:
                 continue
             key = f"{options.before} {fault.family} {options.seed}"
-            if key not in rows:
-                rows[key] = _row(fault, options.seed, options.most, Path(folder), options.slower)
+            if key not in kept:
+                kept[key] = _row(fault, options.seed, options.most, Path(folder))
                 if options.rows:
-                    options.rows.write_text(json.dumps(rows, indent=1) + "\n")
-            text, as_it_should_be = rows[key]
-            print(text, flush=True)
-            good &= as_it_should_be
-    return 0 if good else 1
+                    _keep(options.rows, kept)
+            rows.append(kept[key])
+            print(rows[-1], flush=True)
+    print(f"\n{_summary(rows)}")
+    return 0 if all(row.is_good for row in rows) else 1
 
 
-def _kept(path: Path | None) -> dict[str, tuple[str, bool]]:
+def _kept(path: Path | None) -> dict[str, FoundAgain]:
     """Rows of a run that was ended, by revision, family and seed."""
     if path is None or not path.exists():
         return {}
-    return {key: (str(text), bool(good)) for key, (text, good) in json.loads(path.read_text()).items()}
+    return {key: FoundAgain(**row) for key, row in json.loads(path.read_text()).items()}
 
 
-def _row(fault: KnownFault, seed: int, most: int, before: Path, slower: float) -> tuple[str, bool]:
-    """The row of one, and whether it is as it should be."""
+def _keep(path: Path, rows: Mapping[str, FoundAgain]) -> None:
+    path.write_text(json.dumps({key: asdict(row) for key, row in rows.items()}, indent=1) + "\n")
+
+
+def _summary(rows: Sequence[FoundAgain]) -> str:
+    """Where and when the rows were made."""
+    found = sum(bool(row.found_as) for row in rows)
+    loads = [row.load for row in rows]
+    revisions, days = (sorted({getattr(row, name) for row in rows}) for name in ("revision", "when"))
+    return (
+        f"{found} of {len(rows)} found again ({len(FAULTS)} are known); {', '.join(days)}, "
+        f"today's tree: {', '.join(revisions)}; {os.cpu_count()} processors, load {min(loads):.1f} to {max(loads):.1f}."
+    )
+
+
+def _row(fault: KnownFault, seed: int, most: int, before: Path) -> FoundAgain:
+    """The row of one."""
     begun = time.monotonic()
-    for index in range(most):
-        case = generate_process_case(fault.family, seed, index)
-        if case.needs_root and (missing := lacking(case)):
-            return f"| {fault.what} | needs {missing} | | | |", False
-        seen = [each for each in _run(case, before, slower) or () if each.kind in fault.kinds]
-        if seen:
+    kinds: list[str] = []
+    cases: list[ProcessCase] = []
+    missing = ""
+    while not kinds and len(cases) < most:
+        cases.append(generate_process_case(fault.family, seed, len(cases)))
+        if cases[-1].needs_root and (missing := lacking(cases[-1])):
             break
-    else:
-        return f"| {fault.what} | **not found** in {most} cases | | {time.monotonic() - begun:.0f} | |", False
+        found = _run(cases[-1], before) or ()
+        kinds = list(dict.fromkeys(each.kind for each in found if each.kind in fault.kinds))
     seconds = time.monotonic() - begun
-    cases = [generate_process_case(fault.family, seed, number) for number in range(index + 1)]
-    found = [_run(each, TOP, slower) for each in cases]
-    today = [finding for findings in found for finding in findings or ()]
-    kinds = ", ".join(dict.fromkeys(each.kind for each in seen))
-    command = f"`--only {fault.family} --seed {seed} --cases {index + 1}`"
-    words = "**not run**" if None in found else _words(today)
-    return f"| {fault.what} | {command} | {kinds} | {seconds:.0f} | {words} |", words == _NOTHING
+    today = "not run"
+    if kinds:
+        again = [_run(each, TOP) for each in cases]
+        today = "**not run**" if None in again else _words([each for findings in again for each in findings or ()])
+    described = ["git", "-C", str(TOP), "describe", "--always", "--dirty", "--exclude", "*"]
+    return FoundAgain(
+        fault=fault.what,
+        ran=f"needs {missing}" if missing else f"`--only {fault.family} --seed {seed} --cases {len(cases)}`",
+        found_as=", ".join(kinds),
+        seconds=round(seconds),
+        today=today,
+        revision=subprocess.run(described, stdout=subprocess.PIPE, text=True, check=True).stdout.strip(),
+        when=time.strftime("%Y-%m-%d"),
+        load=os.getloadavg()[1],
+    )
 
 
-def _run(case: ProcessCase, tree: Path, slower: float) -> Sequence[ProcessFinding] | None:
+def _run(case: ProcessCase, tree: Path) -> Sequence[ProcessFinding] | None:
     """What a case finds; None where it cannot be run, which is told."""
+
+    def tell(said: str) -> None:
+        print(f"{case.origin}: {said}", file=sys.stderr, flush=True)
+
+    begun = time.monotonic()
     try:
-        return confirmed(case, tree=tree, seconds=slower * case.seconds)[0]
+        findings, once = confirmed(case, tree=tree, tell=tell)
     except FuzzerError as error:
-        print(f"{case.family}: not run: {error}", file=sys.stderr, flush=True)
+        tell(f"not run: {error}")
         return None
+    seen = [str(each) for each in findings] + [f"seen once, and not again: {each}" for each in once]
+    tell(
+        f"{'today' if tree == TOP else 'before'}, {time.monotonic() - begun:.0f} s: {'; '.join(seen) or _NOTHING}"[:500]
+    )
+    return findings
 
 
 def _words(findings: Sequence[ProcessFinding]) -> str:
-    if not findings:
-        return _NOTHING
-    print("\n".join(map(str, findings)), file=sys.stderr)
-    return "**" + ", ".join(dict.fromkeys(each.kind for each in findings)) + "**"
+    return f"**{', '.join(dict.fromkeys(each.kind for each in findings))}**" if findings else _NOTHING
 
 
 if __name__ == "__main__":

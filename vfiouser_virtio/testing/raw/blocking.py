@@ -8,9 +8,11 @@ import socket
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Self
 
 from vfiouser_virtio.dma import DmaRegion, SharedMemory
+from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
     DMA_MAP,
     DMA_UNMAP,
@@ -31,6 +33,8 @@ NOTIFY = 0x3000
 CAPABILITIES = '{"capabilities": {"max_msg_fds": 8, "write_multiple": true}}'
 _BAR = PciRegion.BAR4
 _MOST_FDS = 64
+_AT_ONCE = 64  # messages; a UNIX socket has room for more, and their replies for as many
+_DMA_MAP_CODEC = codec(DMA_MAP)
 
 
 class BlockingClient:
@@ -116,6 +120,33 @@ class BlockingClient:
         assert self.ram.fd is not None
         fields = {"argsz": DMA_MAP.sizeof(), "flags": flags, "offset": offset, "address": address, "size": size}
         self.call(Command.DMA_MAP, DMA_MAP.build(fields), [self.ram.fd])
+
+    def map_all(self, places: Iterable[tuple[int, int]], size: int) -> None:
+        """DMA_MAP parts of the RAM's file, (address, offset) each; many go out before their replies are looked at.
+
+        Raises the OSError of the first one that is refused, when all of those beside it are answered.
+        """
+        assert self.ram.fd is not None
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [self.ram.fd]))]
+        head = HEADER_CODEC.pack(1, Command.DMA_MAP, HEADER_CODEC.size + _DMA_MAP_CODEC.size, 0, 0)
+        left = iter(places)
+        while some := list(islice(left, _AT_ONCE)):
+            for address, offset in some:
+                message = head + _DMA_MAP_CODEC.pack(_DMA_MAP_CODEC.size, 3, offset, address, size)
+                if (sent := self.socket.sendmsg([message], rights)) < len(message):
+                    self.socket.sendall(message[sent:])
+            replies = self._read(len(some) * HEADER_CODEC.size)
+            for _, _, _, _, error in HEADER_CODEC.iter_unpack(replies):
+                if error:
+                    raise OSError(error, os.strerror(error))
+
+    def _read(self, size: int) -> bytes:
+        found = b""
+        while len(found) < size:
+            if not (more := self.socket.recv(size - len(found))):
+                raise ConnectionResetError("the server has hung up")
+            found += more
+        return found
 
     def unmap(self, address: int, size: int) -> None:
         """DMA_UNMAP a range."""

@@ -33,8 +33,8 @@ def put(client: BlockingClient, address: int, fmt: str, *values: int) -> None:
 
 def map_pages(client: BlockingClient, base: int, count: int, *, step: int = 1) -> None:
     """Map single pages, each ``step`` pages behind the one before, of scattered places of the RAM's file."""
-    for page in range(count):
-        client.map(base + page * step * PAGE, page * 7919 % (client.ram.size // PAGE) * PAGE, PAGE)
+    pages = client.ram.size // PAGE
+    client.map_all(((base + page * step * PAGE, page * 7919 % pages * PAGE) for page in range(count)), PAGE)
 
 
 def bring_up(client: BlockingClient, *, size: int | None = None, packed: bool = False) -> None:

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vfiouser_virtio.testing.fuzz.process.case import ProcessCase
-from vfiouser_virtio.testing.fuzz.process.server import PATIENCE, TREE
+from vfiouser_virtio.testing.fuzz.process.server import PATIENCE, TREE, ServerUnderAttack
 
 _PROGRAM = "import sys; from vfiouser_virtio.testing.fuzz.process.lane import main; sys.exit(main(sys.argv[1:]))"
 
@@ -20,12 +19,13 @@ _PROGRAM = "import sys; from vfiouser_virtio.testing.fuzz.process.lane import ma
 class AttackerProcess:
     """Process of one lane. A context manager, at whose end it is killed."""
 
-    def __init__(self, case: ProcessCase, number: int, sockets: Sequence[str], folder: Path, seconds: float) -> None:
+    def __init__(self, case: ProcessCase, number: int, server: ServerUnderAttack, folder: Path) -> None:
         spec = {
             "lane": number,
-            "sockets": sockets,
+            "sockets": server.sockets,
+            "server": server.pid,
             "folder": str(folder),
-            "seconds": seconds,
+            "seconds": case.seconds,
             "foreign": case.foreign,
             "steps": case.lanes[number],
         }
@@ -57,6 +57,10 @@ class AttackerProcess:
             assert stream is not None
             with contextlib.suppress(OSError):  # what it was told last, and has not heard
                 stream.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def tell(self, word: str) -> None:
         """What it is to do next; one that has been killed by its own attack does nothing any more."""

@@ -111,17 +111,17 @@ def long_chains(lane: Lane, client: int, seconds: float, **chains: Any) -> None:
     """`LongChains`, for so long."""
     layout = LongChains(**chains)
     one = lane.clients[client]
-    end = lane.until(seconds)
+    goes_on = lane.during(seconds)
     map_pages(one, layout.base, layout.regions)
     heads = layout.lay(one)
-    layout.offer_for_ever(one, heads, lambda: time.monotonic() < end)
+    layout.offer_for_ever(one, heads, goes_on)
 
 
 def malformed(lane: Lane, client: int, seconds: float, descriptor: Sequence[int]) -> None:
     """A descriptor that makes the device need a reset, which it gets, for so long."""
     one = lane.clients[client]
-    end = lane.until(seconds)
-    while time.monotonic() < end:
+    goes_on = lane.during(seconds)
+    while goes_on():
         put(one, DESC, "QIHH", *descriptor)
         put(one, DRIVER + 2, "HH", 1, 0)
         one.kick()
@@ -138,8 +138,8 @@ def flood(lane: Lane, client: int, seconds: float, writes: Sequence[Sequence[Any
     for name, value in writes:
         offset, size = COMMON_CFG_OFFSETS[name]
         message += posted_write(VIRTIO_BAR, offset, int(value).to_bytes(size, "little"))
-    end = lane.until(seconds)
-    while time.monotonic() < end:
+    goes_on = lane.during(seconds)
+    while goes_on():
         one.socket.sendall(message * 100)
         if ask:
             one.status()
@@ -148,15 +148,15 @@ def flood(lane: Lane, client: int, seconds: float, writes: Sequence[Sequence[Any
 def notify_flood(lane: Lane, client: int, seconds: float, queue: int = 0) -> None:
     one = lane.clients[client]
     messages = posted_write(VIRTIO_BAR, NOTIFY + 4 * queue, queue.to_bytes(2, "little")) * 1000
-    end = lane.until(seconds)
-    while time.monotonic() < end:
+    goes_on = lane.during(seconds)
+    while goes_on():
         one.socket.sendall(messages)
 
 
 def strangers(lane: Lane, device: int, seconds: float, capabilities: str = CAPABILITIES) -> None:
     """Clients come, while another one is served or not, and go."""
-    end = lane.until(seconds)
-    while time.monotonic() < end:
+    goes_on = lane.during(seconds)
+    while goes_on():
         with contextlib.suppress(OSError):
             BlockingClient(
                 lane.sockets[device],
@@ -197,7 +197,7 @@ def print_text(lane: Lane, client: int, text: str, repeat: int = 1, seconds: flo
     data = text.encode() * repeat
     one.ram.write(DATA, data)
     put(one, DESC, "QIHH", DATA, len(data), 0, 0)
-    end = lane.until(seconds)
+    goes_on = lane.during(seconds)
     for number in itertools.count(1):
         put(one, DRIVER + 2, "HH", number & 0xFFFF, 0)
         one.kick(1)
@@ -205,12 +205,14 @@ def print_text(lane: Lane, client: int, text: str, repeat: int = 1, seconds: flo
             one.status()
             if not lane.goes_on():
                 return
-        if time.monotonic() >= end:
+        if not goes_on():
             return
 
 
 def pause(lane: Lane, seconds: float) -> None:
-    time.sleep(max(lane.until(seconds) - time.monotonic(), 0))
+    goes_on = lane.during(seconds)
+    while goes_on():
+        time.sleep(min(0.01, seconds))
 
 
 STEPS: dict[str, Callable[..., None]] = {

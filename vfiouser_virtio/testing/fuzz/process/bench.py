@@ -3,10 +3,12 @@
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vfiouser_virtio.testing.fuzz.deadline import Deadline, waited_for_cpu
 from vfiouser_virtio.testing.fuzz.process import oracle
 from vfiouser_virtio.testing.fuzz.process.attackers import AttackerProcess
 from vfiouser_virtio.testing.fuzz.process.case import ProcessCase
@@ -44,10 +46,10 @@ class _Run:
     case: ProcessCase
     server: ServerUnderAttack
     scene: Scenery
-    seconds: float
     waits: bool = False
     """A configuration that waits for something (the writer of a pipe) does what it is told, if SIGTERM ends it."""
     budgets: ServerBudgets = DEFAULT_BUDGETS
+    tell: Callable[[str], object] = lambda _: None
     findings: list[ProcessFinding] = field(default_factory=list)
 
     def found(self, finding: ProcessFinding | None) -> None:
@@ -60,10 +62,15 @@ class _Run:
 
 
 def run_process_case(
-    case: ProcessCase, *, tree: Path = TREE, seconds: float | None = None, budgets: ServerBudgets = DEFAULT_BUDGETS
+    case: ProcessCase,
+    *,
+    tree: Path = TREE,
+    budgets: ServerBudgets = DEFAULT_BUDGETS,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> list[ProcessFinding]:
     """What is wrong with how the server of a tree takes ``case``; the first is the most important.
 
+    ``tell`` is told of steps that were refused, or cut short by their time: of how far the attack has come.
     Raises `FuzzerError` for a mistake of the fuzzer's.
     """
     with tempfile.TemporaryDirectory(prefix="vu-", ignore_cleanup_errors=True) as name, ExitStack() as stack:
@@ -76,7 +83,7 @@ def run_process_case(
         if case.kills and can_supervise(tree):
             options = ["--supervise" if option == "--processes" else option for option in options]
         with ServerUnderAttack(folder, devices, options, stderr=case.stderr, tree=tree) as server:
-            run = _Run(case, server, scene, case.seconds if seconds is None else seconds, budgets=budgets)
+            run = _Run(case, server, scene, budgets=budgets, tell=tell)
             if not _is_ready(run):
                 _not_ready(run)
             elif case.lanes:
@@ -125,7 +132,7 @@ def _serve(run: _Run, stack: ExitStack) -> None:
     for path in server.sockets:
         os.chmod(path, 0o666)  # noqa: S103 - attackers of other users must reach them
     attackers = [
-        stack.enter_context(AttackerProcess(case, number, server.sockets, run.scene.folder, run.seconds))
+        stack.enter_context(AttackerProcess(case, number, server, run.scene.folder))
         for number in range(len(case.lanes))
     ]
     for each in attackers:
@@ -141,9 +148,11 @@ def _serve(run: _Run, stack: ExitStack) -> None:
     except OSError as error:
         if not _has_died(server, 2):
             run.say("neighbour", f"the neighbour's connection is gone: {error}")
-    for each in attackers:
+    for number, each in enumerate(attackers):
         if each.mistake:
             raise FuzzerError(each.mistake)
+        for refusal in each.refusals:
+            run.tell(f"lane {number}: {refusal}")
     if _has_died(server):
         said = server.said()[-300:].decode(errors="replace")
         run.say("died", f"the process has ended, status {server.status}: {said}")
@@ -162,11 +171,16 @@ def _attack(run: _Run, neighbour: Neighbour, attackers: list[AttackerProcess]) -
     for each in attackers:
         each.tell("begin")
     begun = time.monotonic()
+
+    def waited() -> float:
+        return sum(map(waited_for_cpu, (*(each.pid for each in attackers), *server.pids())))
+
+    limit = Deadline(case.seconds + NO_ANSWER, waited, at_once=True)
     host = sorted(case.host, key=lambda step: float(step.get("after", 0)))
     try:
         while not all(each.has_said("done") for each in attackers) or host:
             passed = time.monotonic() - begun
-            if passed > run.seconds + NO_ANSWER:
+            if limit.over():
                 break
             while host and passed >= host[0].get("after", 0):
                 parameters = {key: value for key, value in host.pop(0).items() if key != "after"}

@@ -79,11 +79,11 @@ def notification_race(lane: Lane, client: int, seconds: float, spread: int = 100
 
 def _write_and_take(lane: Lane, seconds: float, fds: list[int], spread: int) -> None:
     """Write, and take it back up to ``spread`` microseconds later: between the server's wake-up and its read."""
-    end = lane.until(seconds)
+    goes_on = lane.during(seconds)
     random = Random(spread)
     clock = time.perf_counter
     count = [bytearray(8)]
-    while time.monotonic() < end and fds:
+    while goes_on() and fds:
         for fd in fds:
             os.set_blocking(fd, True)
             for _ in range(100):
@@ -100,9 +100,9 @@ def _while_flag_changes(lane: Lane, seconds: float, fd: int, dwell: int) -> Iter
     """Yields now and then while the flag changes as fast as it can."""
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     choices = [flags | os.O_NONBLOCK] * dwell + [flags & ~os.O_NONBLOCK] * dwell
-    end = lane.until(seconds)
+    goes_on = lane.during(seconds)
     change, set_flags = fcntl.fcntl, fcntl.F_SETFL
-    while time.monotonic() < end:
+    while goes_on():
         yield
         for _ in range(2000 // dwell):
             for choice in choices:

@@ -13,12 +13,14 @@ process that watches. On stdin it is told what to do next, a word a line; on std
 import json
 import os
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vfiouser_virtio.testing.fuzz.deadline import Deadline, waited_for_cpu
 from vfiouser_virtio.testing.fuzz.process.case import HostileStep
 from vfiouser_virtio.testing.fuzz.process.memories import HostileMemory
+from vfiouser_virtio.testing.fuzz.process.server import descendants
 from vfiouser_virtio.testing.raw.blocking import BlockingClient
 
 FOREIGN_UID = 65534
@@ -36,18 +38,35 @@ class Lane:
     sockets: list[str]
     folder: Path
     seconds: float
-    """How long all of its steps may go on."""
+    """How long all of its steps may go on, without waits for a CPU."""
+    server: int
+    """Process that is attacked."""
     clients: dict[int, BlockingClient] = field(default_factory=dict)
     memories: dict[str, HostileMemory] = field(default_factory=dict)
-    end: float = 0.0
+    end: Deadline = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """The time of its steps begins."""
+        self.end = Deadline(self.seconds, self._waited, at_once=True)
 
     def goes_on(self) -> bool:
         """Whether there is time left."""
-        return time.monotonic() < self.end
+        return not self.end.over()
 
-    def until(self, seconds: float) -> float:
-        """The time.monotonic() in so many seconds, or at the end of the lane."""
-        return min(time.monotonic() + seconds, self.end)
+    def during(self, seconds: float) -> Callable[[], bool]:
+        """What is asked whether a step goes on that lasts so long, or until the end of the lane.
+
+        An attack does as much on a machine that has other things to do: its seconds are those in which neither it nor
+        the server waits for a CPU.
+        """
+        end = Deadline(seconds, self._waited, at_once=True)
+        return lambda: not end.over() and self.goes_on()
+
+    def _waited(self) -> float:
+        return sum(map(waited_for_cpu, (os.getpid(), *descendants(self.server))))
 
 
 def main(arguments: list[str]) -> int:
@@ -60,12 +79,12 @@ def main(arguments: list[str]) -> int:
         os.setgroups([])
         os.setresgid(FOREIGN_UID, FOREIGN_UID, FOREIGN_UID)
         os.setresuid(FOREIGN_UID, FOREIGN_UID, FOREIGN_UID)
-    lane = Lane(spec["lane"], spec["sockets"], Path(spec["folder"]), spec["seconds"])
+    lane = Lane(spec["lane"], spec["sockets"], Path(spec["folder"]), spec["seconds"], spec["server"])
     _say({"ready": True})
     for line in sys.stdin:
         match line.strip():
             case "begin":
-                lane.end = time.monotonic() + lane.seconds
+                lane.begin()
                 steps: list[HostileStep] = spec["steps"]
                 for step in steps:
                     parameters = dict(step)
@@ -75,6 +94,9 @@ def main(arguments: list[str]) -> int:
                     except (OSError, KeyError) as error:
                         # Refused, hung up, or about a client that is gone: all of it may be.
                         _say({"refused": step["do"], "why": repr(error)})
+                    if not lane.goes_on():
+                        _say({"refused": step["do"], "why": f"the {lane.seconds:.0f} s of the attack are over"})
+                        break
                 _say({"done": True})
             case "leave":
                 for client in lane.clients.values():

@@ -82,9 +82,11 @@ class ProcessFinding:
 
     kind: str
     what: str
+    once: bool = False
+    """It did not come again when its case was run again."""
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.what}"
+        return f"{self.kind}{' (not reproduced)' if self.once else ''}: {self.what}"
 
 
 def of_round_trips(

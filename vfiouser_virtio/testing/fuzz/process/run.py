@@ -79,18 +79,24 @@ def lacking(case: ProcessCase, tree: Path = TREE) -> str:
 
 
 def confirmed(
-    case: ProcessCase, *, tree: Path = TREE, seconds: float | None = None, budgets: ServerBudgets = DEFAULT_BUDGETS
+    case: ProcessCase,
+    *,
+    tree: Path = TREE,
+    budgets: ServerBudgets = DEFAULT_BUDGETS,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> tuple[list[ProcessFinding], list[ProcessFinding]]:
     """Findings of a case, and what was seen only once of those that a busy machine could feign.
 
-    ``seconds`` is what its attackers have, if not what the case says. Raises FuzzerError.
+    A case that finds something is run again; a finding that nothing could feign counts (a crash), and says if it did
+    not come again (`ProcessFinding.once`): it may be a race.
+    ``tell`` is told what the attackers could not do. Raises FuzzerError.
     """
-    findings = run_process_case(case, tree=tree, seconds=seconds, budgets=budgets)
-    if not any(each.kind in _TIMED for each in findings):
-        return findings, []
-    again = {each.kind for each in run_process_case(case, tree=tree, seconds=seconds, budgets=budgets)}
+    findings = run_process_case(case, tree=tree, budgets=budgets, tell=tell)
+    if not findings:
+        return [], []
+    again = {each.kind for each in run_process_case(case, tree=tree, budgets=budgets)}
     once = [each for each in findings if each.kind in _TIMED and each.kind not in again]
-    return [each for each in findings if each not in once], once
+    return [replace(each, once=each.kind not in again) for each in findings if each not in once], once
 
 
 def fuzz_processes(

@@ -151,10 +151,7 @@ class ServerUnderAttack:
 
     def pids(self) -> list[int]:
         """Its process, the children of it (``--processes``), and theirs (``--supervise``)."""
-        found = [self.pid]
-        for pid in found:  # which grows
-            found += children(pid)
-        return found
+        return descendants(self.pid)
 
     def device_pid(self, index: int) -> int:
         """The process in which a device runs, where each has its own."""
@@ -213,6 +210,14 @@ def children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """A process, the children of it, and theirs."""
+    found = [pid]
+    for each in found:  # which grows
+        found += children(each)
     return found
 
 
