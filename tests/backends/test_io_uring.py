@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
 import vfiouser_virtio.backends.io_uring
 from vfiouser_virtio.backends import file, nowait
@@ -245,3 +246,40 @@ async def test_a_ring_takes_nothing_but_reads_writes_and_flushes(ring: IoUring) 
     openat, path = 18, b"/proc/self/status\0"
     buffer = memoryview(bytearray(path))
     assert await result_of(ring, cast("Op", openat), -1, 0, [buffer]) == -errno.EACCES
+
+
+async def test_the_end_does_not_wait_for_what_something_else_has_reaped() -> None:
+    """As a reset does that gives requests up, and takes what has ended while `serve` waits for the last of them."""
+    ring, scope, ended = IoUring(8), trio.CancelScope(), trio.Event()
+    reader, writer = os.pipe()
+    results: list[int] = []
+
+    async def serve() -> None:
+        with scope:
+            await ring.serve()
+        ended.set()
+
+    def start() -> None:
+        ring.start(Op.READV, reader, 0, [memoryview(bytearray(10))], results.append)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            start()
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            os.write(writer, b"late")
+            while not results:
+                ring.reap()
+            with trio.move_on_after(10) as too_long:
+                await ended.wait()
+            if too_long.cancelled_caught:  # wake it
+                start()
+                os.write(writer, b"more")
+        assert not too_long.cancelled_caught
+        assert results == [4]
+    finally:
+        ring.close()
+        os.close(reader)
+        os.close(writer)

@@ -93,6 +93,8 @@ class IoUring:
         self._entries: int = answer.sq_entries
         self._next_tag = 1
         self._reaping = False
+        self._draining: trio.CancelScope | None = None
+        """Wait for the last requests at the end of `serve`."""
         self._under_way: dict[int, tuple[Done, object, int]] = {}  # by tag; with what it adds to _to_copy
 
     def _restrict(self) -> None:
@@ -189,6 +191,8 @@ class IoUring:
                     done(result)
         finally:
             self._reaping = False
+        if self._draining is not None and not self._under_way:
+            self._draining.cancel()  # `start` and `cancel` reap, too: nothing may be left that would wake `serve`
         return found
 
     def _ended(self) -> list[tuple[int, int]]:
@@ -218,10 +222,11 @@ class IoUring:
                 await trio.lowlevel.wait_readable(self._fd)
                 self.reap()
         finally:
-            with trio.CancelScope(shield=True):
-                while self._under_way:
+            while self._under_way:
+                with trio.CancelScope(shield=True) as self._draining:
                     await trio.lowlevel.wait_readable(self._fd)
-                    self.reap()
+                self.reap()
+            self._draining = None
 
     def close(self) -> None:
         """Give the ring back. Nothing may be under way."""
