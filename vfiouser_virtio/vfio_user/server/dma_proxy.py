@@ -39,8 +39,10 @@ class _Window:
         """Take part of the window. Never yields where there is room: the caller has just looked whether it may send.
 
         A task that yields here is not cancelled until its next checkpoint, and would store to memory of a guest whose
-        reset has been answered meanwhile.
+        reset has been answered meanwhile. So would one whose last message was answered just before that reset: it has
+        been woken up already.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self._used + cost > self._limit or self._turn.locked():
             async with self._turn:
                 while self._used + cost > self._limit:
