@@ -38,6 +38,9 @@ ANSWERS = ("ok", "error", "short", "long", "empty", "wrong_id", "wrong_command",
 NO_ANSWER = ("wrong_id", "wrong_command", "never")
 """After these the server still waits for an answer."""
 
+# Plain ints: an enum's member takes ten times as long, and there are dozens of messages in each case.
+_TYPE, _REPLY, _ERROR = int(MESSAGE_TYPE_MASK), int(MessageFlags.REPLY), int(MessageFlags.ERROR)
+_NO_REPLY = int(MessageFlags.NO_REPLY)
 _ACCESS_SIZE = HEADER_SIZE + REGION_ACCESS_CODEC.size
 _DMA_SIZE = DMA_ACCESS.sizeof()
 _MAX_DMA_READ = 32 << 10  # more would make QEMU lose part of its reply
@@ -162,9 +165,9 @@ class FuzzClient:
             self.in_step = False
             self.doomed = size < HEADER_SIZE or size > MAX_MESSAGE_SIZE
             return None
-        kind = flags & MESSAGE_TYPE_MASK
-        self.doomed = kind > MessageFlags.REPLY
-        if kind or flags & MessageFlags.NO_REPLY:
+        kind = flags & _TYPE
+        self.doomed = kind > _REPLY
+        if kind or flags & _NO_REPLY:
             return None
         count = None
         if command == Command.REGION_READ and size >= _ACCESS_SIZE:
@@ -223,25 +226,25 @@ class FuzzClient:
 
     async def _message(self, sock: RawClient, message: RawMessage) -> None:
         message_id, command, flags, number = message.id, message.command, message.flags, message.error
-        if flags & MESSAGE_TYPE_MASK == 0:
+        if flags & _TYPE == 0:
             await self._dma(sock, message_id, command, message.body)
             return
-        what = f"reply {message_id:#x} to {command_name(command)}, flags {flags:#x}, error {number}"
-        if flags & ~(MessageFlags.REPLY | MessageFlags.ERROR) or not flags & MessageFlags.REPLY:
-            raise Found("reply", f"{what}: no such flags", "flags")
-        if bool(flags & MessageFlags.ERROR) != bool(number) or (number and message.body):
-            raise Found("reply", f"{what}: an error that is none, or has a body", "error")
+        if flags & ~(_REPLY | _ERROR) or not flags & _REPLY:
+            raise Found("reply", f"{_called(message)}: no such flags", "flags")
+        if bool(flags & _ERROR) != bool(number) or (number and message.body):
+            raise Found("reply", f"{_called(message)}: an error that is none, or has a body", "error")
         if not self._asked:
             if self.in_step:
-                raise Found("reply", f"{what}, which was not asked for", "unasked")
+                raise Found("reply", f"{_called(message)}, which was not asked for", "unasked")
             return
         asked = self._asked.popleft()
         if (asked.id, asked.command) != (message_id, command):
-            raise Found("reply", f"{what}, but {command_name(asked.command)} {asked.id:#x} comes first", "order")
+            first = f"{command_name(asked.command)} {asked.id:#x}"
+            raise Found("reply", f"{_called(message)}, but {first} comes first", "order")
         if not number and asked.count is not None and message.size != asked.limit:
-            raise Found("reply", f"{what}: {message.size:#x} bytes, {asked.limit:#x} expected", "size")
+            raise Found("reply", f"{_called(message)}: {message.size:#x} bytes, {asked.limit:#x} expected", "size")
         if message.size > asked.limit:
-            raise Found("reply", f"{what}: {message.size:#x} bytes, {asked.limit:#x} are allowed", "size")
+            raise Found("reply", f"{_called(message)}: {message.size:#x} bytes, {asked.limit:#x} are allowed", "size")
         if command == Command.VERSION and message.fds and self._twin is None:
             self._twin = RawClient(socket.socket(fileno=os.dup(message.fds[0])), timeout=self.timeout)
             assert self._nursery is not None
@@ -307,6 +310,11 @@ class FuzzClient:
             if sock is not None and sock.socket.fileno() >= 0:
                 trio.lowlevel.notify_closing(sock.socket)
                 sock.close()
+
+
+def _called(message: RawMessage) -> str:
+    name, flags, error = command_name(message.command), message.flags, message.error
+    return f"reply {message.id:#x} to {name}, flags {flags:#x}, error {error}"
 
 
 _WITH_ARGSZ = (Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_REGION_IO_FDS, Command.DEVICE_FEATURE)

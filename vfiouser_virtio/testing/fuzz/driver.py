@@ -4,6 +4,7 @@ The offsets are those of `VirtioPci`; the rings are those of `testing.raw`.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import count
 
 import trio
 import trio.testing
@@ -40,6 +41,9 @@ BUFFER_TIMEOUT = 20.0
 """Seconds that a device may keep a buffer that it has no reason to keep; far more than it needs on a busy machine."""
 
 _FEATURE_WORDS = 4
+_MOMENT = 0.0002
+_NEEDS_RESET = int(DeviceStatus.NEEDS_RESET)
+_RUNNING = int(DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK)
 _GAP = 24  # bytes between buffers: no multiple of what a device is likely to align to
 
 
@@ -141,15 +145,24 @@ class FuzzDriver(FunctionDriver):
 
     async def _wait_suspended(self, wanted: DeviceStatus) -> None:
         limit = Deadline(SUSPEND_TIMEOUT)
-        while not self.client.closed.is_set():
+        for looks in count():
             status = await self.common("device_status")
-            running = status & (DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK)
-            if running == wanted or status & DeviceStatus.NEEDS_RESET:
+            if self.client.closed.is_set() or status & _RUNNING == wanted or status & _NEEDS_RESET:
                 return
             if limit.over():
                 what = f"of SUSPEND and DRIVER_OK not just {wanted.name} within {SUSPEND_TIMEOUT} s"
                 raise Found("hang", what, "suspend")
-            await trio.lowlevel.checkpoint()
+            await self.let_work(limit, looks)
+
+    async def let_work(self, limit: Deadline, looks: int) -> None:
+        """The server does what it can; not at the first look, but then, a moment passes for a thread or the kernel.
+
+        A look at each round of the event loop would be most of what a case takes.
+        """
+        if looks:
+            await trio.sleep(_MOMENT)
+        with trio.move_on_after(limit.left):
+            await trio.testing.wait_all_tasks_blocked()
 
     async def _sync(self) -> None:
         """What was posted has been done, and the oracle knows the rings."""
@@ -223,13 +236,15 @@ class FuzzDriver(FunctionDriver):
     async def wait_used(self, ring: RawRing, head: int) -> int | None:
         """The used length of a chain; None if the device needs a reset or the server hung up. Raises Found: a hang."""
         limit = Deadline(BUFFER_TIMEOUT)
-        while not limit.over():
+        for looks in count():
+            if limit.over():
+                break
             used = self.collect(ring)
             if head in used:
                 return used[head]
-            if self.client.closed.is_set() or await self.common("device_status") & DeviceStatus.NEEDS_RESET:
+            if self.client.closed.is_set() or await self.common("device_status") & _NEEDS_RESET:
                 return None
-            await trio.lowlevel.checkpoint()
+            await self.let_work(limit, looks)
         raise Found("hang", f"queue {ring.index}: a buffer does not come back within {BUFFER_TIMEOUT} s", "buffer")
 
     async def request(self, queue: int, readable: Sequence[bytes], writable: Sequence[int]) -> tuple[int, bytes]:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 
-from vfiouser_virtio.protocols.codec import offsets
+from vfiouser_virtio.protocols.codec import codec, offsets
 from vfiouser_virtio.protocols.pci import TYPE0_HEADER, CapId
 from vfiouser_virtio.protocols.vfio_user import DMA_MAP, DMA_UNMAP, Command, DmaUnmapFlags, PciRegion
 from vfiouser_virtio.testing.fuzz.case import Memory
@@ -18,6 +18,7 @@ from vfiouser_virtio.vfio_device import VfioDevice
 COMMAND_AT, _ = offsets(TYPE0_HEADER)["command"]
 _CAPABILITIES_AT, _ = offsets(TYPE0_HEADER)["capability_list"]
 _DECODED_AND_MASTER = 0x7
+_DMA_MAP, _DMA_UNMAP = codec(DMA_MAP), codec(DMA_UNMAP)
 
 
 def capability(space: bytes, name: int) -> int:
@@ -80,8 +81,8 @@ class FunctionDriver:
         asked: list[Asked | None] = []
         for piece in (PIECES[index] for index in pieces):
             private = self.memory == "private" or (self.memory == "mixed" and piece.private_if_mixed)
-            fields = {"argsz": 32, "flags": piece.flags, "address": piece.address, "size": piece.size}
-            body = DMA_MAP.build(fields | {"offset": 0 if private else piece.address})
+            offset = 0 if private else piece.address
+            body = _DMA_MAP.pack(_DMA_MAP.size, piece.flags, offset, piece.address, piece.size)
             asked.append(await self.client.ask(Command.DMA_MAP, body, [] if private else [self.ram.fd]))
         for each in asked:
             await self.client.result(each)
@@ -96,7 +97,7 @@ class FunctionDriver:
         await self._unmap(DmaUnmapFlags.ALL, 0, 0)
 
     async def _unmap(self, flags: int, address: int, size: int) -> None:
-        body = DMA_UNMAP.build({"argsz": 24, "flags": flags, "address": address, "size": size})
+        body = _DMA_UNMAP.pack(_DMA_UNMAP.size, flags, address, size)
         await self.client.call(Command.DMA_UNMAP, body)
 
     async def wake(self) -> None:

@@ -24,9 +24,11 @@ import os
 import re
 import sys
 import traceback
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from operator import itemgetter
 from types import TracebackType
 
 import trio
@@ -46,6 +48,7 @@ from vfiouser_virtio.testing.fuzz.ram import FuzzRam
 from vfiouser_virtio.testing.fuzz.store_bounds import StoreBounds
 from vfiouser_virtio.virtio import DeviceCore
 from vfiouser_virtio.virtio.author_line import author_line
+from vfiouser_virtio.virtio.virtqueue import Virtqueue
 
 _LOGGER = logging.getLogger("vfiouser_virtio")
 _PLACE = re.compile(r"\S+\.py:\d+")
@@ -214,33 +217,61 @@ class Bounds(StoreBounds):
         self._takes_pages = takes_pages
         self._core = core
         self._ranges: set[tuple[int, int]] = set()
+        self._unions: list[tuple[int, int]] | None = []
+        """Where their unions begin and end, in order; None: to be made."""
+        self._read: list[tuple[int, int, bytes]] = []
+        self._noted: dict[int, list[tuple[int, int, bytes]]] = {}
+        """By queue, what was read at its last look: (address, size, bytes). While that is so, there is nothing new."""
 
     def note(self) -> None:
         """Take in the rings and chains as they are in memory now. Generous: whatever a descriptor names is allowed."""
         for queue in self._core.queues:
-            if queue.enabled and queue.features.packed:
-                self._ranges.add((queue.desc, packed_desc_size(queue.size)))
-                self._ranges.add((queue.device, PACKED_EVENT_SIZE))
-                self._note_descriptors(queue.desc, queue.size)
-            elif queue.enabled:
-                self._ranges.add((queue.device, used_size(queue.size)))
-                self._note_chains(queue.desc, queue.driver, queue.size)
+            if queue.enabled and not self._is_noted(queue):
+                self._noted[queue.index] = self._read = []
+                if queue.features.packed:
+                    self._add(queue.desc, packed_desc_size(queue.size))
+                    self._add(queue.device, PACKED_EVENT_SIZE)
+                    self._note_descriptors(queue.desc, queue.size)
+                else:
+                    self._add(queue.device, used_size(queue.size))
+                    self._note_chains(queue.desc, queue.driver, queue.size)
+
+    def _is_noted(self, queue: Virtqueue) -> bool:
+        """Whether all that its ranges follow from is as it was: most steps change one queue, or none."""
+        packed, known = queue.features.packed, self._noted.get(queue.index)
+        if not known or known[0][:2] != (queue.desc, (packed_desc_size if packed else desc_size)(queue.size)):
+            return False
+        if not packed and (len(known) < 2 or known[1][:2] != (queue.driver + 4, 2 * queue.size)):
+            return False
+        device = (queue.device, PACKED_EVENT_SIZE if packed else used_size(queue.size))
+        return device in self._ranges and all(self._ram.read(at, size) == data for at, size, data in known)
+
+    def _look(self, address: int, size: int) -> bytes:
+        data = self._ram.read(address, size)
+        self._read.append((address, size, data))
+        return data
+
+    def _add(self, address: int, length: int) -> None:
+        if (address, length) not in self._ranges:
+            self._ranges.add((address, length))
+            self._unions = None
 
     def allow(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Take in (address, length) of a chain's writable buffers: less than `note` has to look at."""
-        self._ranges.update(ranges)
+        for address, length in ranges:
+            self._add(address, length)
 
     def _note_descriptors(self, desc: int, size: int) -> None:
         """Of a packed ring: all that there are, whether available or not."""
-        for address, length, _, flags in PACKED_DESC_CODEC.iter_unpack(self._ram.read(desc, packed_desc_size(size))):
+        for address, length, _, flags in PACKED_DESC_CODEC.iter_unpack(self._look(desc, packed_desc_size(size))):
             if flags & _INDIRECT:
                 self._note_table(address, length, flags_at=3)
             elif flags & _WRITE:
-                self._ranges.add((address, length))
+                self._add(address, length)
 
     def _note_chains(self, desc: int, avail: int, size: int) -> None:
-        table = self._ram.read(desc, desc_size(size))
-        ring = memoryview(self._ram.read(avail + 4, 2 * size)).cast("H")
+        table = self._look(desc, desc_size(size))
+        ring = memoryview(self._look(avail + 4, 2 * size)).cast("H")
         seen: set[int] = set()
         for head in ring:
             index = head
@@ -250,46 +281,56 @@ class Bounds(StoreBounds):
                 if flags & _INDIRECT:
                     self._note_table(address, length, flags_at=2)
                 elif flags & _WRITE:
-                    self._ranges.add((address, length))
+                    self._add(address, length)
                 if not flags & _NEXT:
                     break
 
     def _note_table(self, address: int, length: int, *, flags_at: int) -> None:
         count = min(length // DESC_CODEC.size, _MAX_TABLE)
-        for entry in DESC_CODEC.iter_unpack(self._ram.read(address, count * DESC_CODEC.size)):
+        for entry in DESC_CODEC.iter_unpack(self._look(address, count * DESC_CODEC.size)):
             if entry[flags_at] & _WRITE:
-                self._ranges.add(entry[:2])
+                self._add(*entry[:2])
 
     def forget(self) -> None:
         """The device has been reset: it may store nothing at all."""
         super().forget()
         self._ranges.clear()
+        self._noted.clear()
+        self._unions = []
 
     def check_store(self, address: int, data: bytes) -> None:
         """Raise Found if the device may not store these bytes there."""
         if self.blind:
             return
-        missing = _subtract((address, address + len(data)), self._ranges)
+        missing = self._missing(address, address + len(data))
         if missing is not None:
             self.note()  # a descriptor that was written since the last look
-            missing = _subtract((address, address + len(data)), self._ranges)
+            missing = self._missing(address, address + len(data))
         while missing is not None:
             start, end = missing
             rest = data[start - address :]
             if self._takes_pages and (zeros := len(rest) - len(rest.lstrip(b"\0"))):
-                missing = _subtract((start + zeros, address + len(data)), self._ranges)
+                missing = self._missing(start + zeros, address + len(data))
                 continue
             stored = data[start - address : end - address][:32].hex()
             raise Found("write", f"{end - start:#x} bytes stored at {start:#x}, which is in no buffer: {stored}")
 
+    def _missing(self, start: int, end: int) -> tuple[int, int] | None:
+        """The first part of a range that is in none of what may be stored to, up to the end of the range."""
+        if self._unions is None:
+            self._unions = _united(self._ranges)
+        at = bisect_right(self._unions, start, key=itemgetter(0)) - 1
+        if at >= 0:
+            start = max(start, self._unions[at][1])
+        return (start, end) if start < end else None
 
-def _subtract(wanted: tuple[int, int], ranges: set[tuple[int, int]]) -> tuple[int, int] | None:
-    """The first part of a range that none of the (address, length) ranges covers."""
-    start, end = wanted
+
+def _united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Begin and end of what (address, length) ranges cover together; between two of them there is a gap."""
+    unions: list[tuple[int, int]] = []
     for address, length in sorted(ranges):
-        if address > start:
-            break
-        start = max(start, address + length)
-        if start >= end:
-            return None
-    return (start, end) if start < end else None
+        if unions and address <= unions[-1][1]:
+            unions[-1] = unions[-1][0], max(unions[-1][1], address + length)
+        else:
+            unions.append((address, address + length))
+    return unions

@@ -1,9 +1,7 @@
 """Steps of a fuzz case, carried out: each method is one kind of step, its parameters are the keys of the step."""
 
 from collections.abc import Sequence
-
-import trio
-import trio.testing
+from itertools import count
 
 from vfiouser_virtio.protocols.vfio_user import Command
 from vfiouser_virtio.protocols.virtio.features import DeviceStatus, Feature
@@ -25,6 +23,7 @@ from vfiouser_virtio.vfio_device import VfioDevice
 _DISTURBING = {Command.DMA_UNMAP, Command.DEVICE_RESET, Command.REGION_WRITE, Command.REGION_WRITE_MULTI}
 
 
+_NEEDS_RESET = int(DeviceStatus.NEEDS_RESET)
 # Steps that change no ring but in ways that they tell the oracle of themselves.
 _NOTED = frozenset({"request", "kick", "settle", "pause", "sleep"})
 
@@ -108,13 +107,15 @@ class Performer(MessagePerformer[FuzzDriver, Bounds]):
             if ring.pending:
                 await self.driver.kick(ring.index)
         limit = Deadline(BUFFER_TIMEOUT)
-        while self._owed() and not limit.over():
-            status = await self.driver.common("device_status")
-            if status & DeviceStatus.NEEDS_RESET or self.client.closed.is_set():
+        for looks in count():
+            if not self._owed() or limit.over():
                 break
-            await trio.lowlevel.checkpoint()
+            status = await self.driver.common("device_status")
+            if status & _NEEDS_RESET or self.client.closed.is_set():
+                break
+            await self.driver.let_work(limit, looks)
         owed = self._owed()
-        broken = owed and await self.driver.common("device_status") & DeviceStatus.NEEDS_RESET
+        broken = owed and await self.driver.common("device_status") & _NEEDS_RESET
         if owed and not broken and not self.client.closed.is_set():
             raise Found("hang", f"{owed} does not come back within {BUFFER_TIMEOUT} s", "buffer")
         self.bounds.check()

@@ -41,6 +41,8 @@ _NOT_DIRECT = 8
 """One of so many cases of rings and requests has its registers behind the socket."""
 _WINDOW = 128
 """Cases of each kind that are made before they are run, to be joined where they are for the same device."""
+_GROWS = 3
+"""So often twice as many: there are some sixty devices and offers, and groups of `joined.MOST` take the least time."""
 
 _GENERATORS: dict[Kind, Callable[[random.Random, Case], list[Step]]] = {
     "messages": messages.generate,
@@ -195,9 +197,13 @@ def _fuzz_stack(run: StackRun, share: Share, corpus: FuzzCorpus | None) -> None:
                 break
             corpus.run_group(group, partial(run_some, group))
     indexes = share.indexes()
+    windows = (_WINDOW << number for number in range(_GROWS))
     while made := [
-        generate(kind, run.seed, index, run.targets) for index in islice(indexes, _WINDOW) for kind in run.kinds
+        generate(kind, run.seed, index, run.targets)
+        for index in islice(indexes, next(windows, _WINDOW << _GROWS))
+        for kind in run.kinds
     ]:
+        gc.freeze()  # nothing in them is to be collected
         if corpus is not None:
             made = [corpus.offspring(random.Random(f"guided:{case.origin}"), case) for case in made]
         for group in groups(made):
