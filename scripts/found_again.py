@@ -8,6 +8,7 @@ goes on behind it.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 from vfiouser_virtio.testing.fuzz.process import ProcessCase, ProcessFinding, generate_process_case
 from vfiouser_virtio.testing.fuzz.process.bench import FuzzerError
@@ -92,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--rows", type=Path, metavar="FILE", help="keep rows here, and do not run those that are there again"
     )
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _ended)  # what was mounted and started goes with it
     kept = _kept(options.rows)
     rows: list[FoundAgain] = []
     with tempfile.TemporaryDirectory(prefix="vu-") as folder:
@@ -112,6 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(rows[-1], flush=True)
     print(f"\n{_summary(rows)}")
     return 0 if all(row.is_good for row in rows) else 1
+
+
+def _ended(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit("ended by SIGTERM")
 
 
 def _kept(path: Path | None) -> dict[str, FoundAgain]:
@@ -146,8 +153,8 @@ def _row(fault: KnownFault, seed: int, most: int, before: Path) -> FoundAgain:
         cases.append(generate_process_case(fault.family, seed, len(cases)))
         if cases[-1].needs_root and (missing := lacking(cases[-1])):
             break
-        found = _run(cases[-1], before) or ()
-        kinds = list(dict.fromkeys(each.kind for each in found if each.kind in fault.kinds))
+        found = _run(cases[-1], before, fault.kinds) or ()
+        kinds = list(dict.fromkeys(each.kind for each in found))
     seconds = time.monotonic() - begun
     today = "not run"
     if kinds:
@@ -166,15 +173,15 @@ def _row(fault: KnownFault, seed: int, most: int, before: Path) -> FoundAgain:
     )
 
 
-def _run(case: ProcessCase, tree: Path) -> Sequence[ProcessFinding] | None:
-    """What a case finds; None where it cannot be run, which is told."""
+def _run(case: ProcessCase, tree: Path, kinds: frozenset[str] | None = None) -> Sequence[ProcessFinding] | None:
+    """What a case finds, of these kinds; None where it cannot be run, which is told."""
 
     def tell(said: str) -> None:
         print(f"{case.origin}: {said}", file=sys.stderr, flush=True)
 
     begun = time.monotonic()
     try:
-        findings, once = confirmed(case, tree=tree, tell=tell)
+        findings, once = confirmed(case, tree=tree, kinds=kinds, tell=tell)
     except FuzzerError as error:
         tell(f"not run: {error}")
         return None

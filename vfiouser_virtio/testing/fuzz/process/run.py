@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -83,15 +83,17 @@ def confirmed(
     *,
     tree: Path = TREE,
     budgets: ServerBudgets = DEFAULT_BUDGETS,
+    kinds: Container[str] | None = None,
     tell: Callable[[str], object] = lambda _: None,
 ) -> tuple[list[ProcessFinding], list[ProcessFinding]]:
     """Findings of a case, and what was seen only once of those that a busy machine could feign.
 
     A case that finds something is run again; a finding that nothing could feign counts (a crash), and says if it did
     not come again (`ProcessFinding.once`): it may be a race.
-    ``tell`` is told what the attackers could not do. Raises FuzzerError.
+    ``kinds``: no others are looked for. ``tell`` is told what the attackers could not do. Raises FuzzerError.
     """
     findings = run_process_case(case, tree=tree, budgets=budgets, tell=tell)
+    findings = [each for each in findings if kinds is None or each.kind in kinds]
     if not findings:
         return [], []
     again = {each.kind for each in run_process_case(case, tree=tree, budgets=budgets)}
