@@ -93,16 +93,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--rows", type=Path, metavar="FILE", help="keep rows here, and do not run those that are there again"
     )
+    parser.add_argument("--print", action="store_true", help="run nothing: print the rows that are kept, of any seed")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _ended)  # what was mounted and started goes with it
     kept = _kept(options.rows)
     rows: list[FoundAgain] = []
+    if options.print:
+        print(_head(options.before))
+        for fault in FAULTS:
+            known = [row for key, row in kept.items() if key.split(" ")[:2] == [options.before, fault.family]]
+            print("\n".join(map(str, known)) or f"| {fault.what} | not run | | | |")
+            rows += known[:1]
+        print(f"\n{_summary(rows)}")
+        return 0 if len(rows) == len(FAULTS) and all(row.is_good for row in rows) else 1
     with tempfile.TemporaryDirectory(prefix="vu-") as folder:
         Path(folder).chmod(0o711)
         archive = subprocess.run(["git", "-C", str(TOP), "archive", options.before], stdout=subprocess.PIPE, check=True)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
-        print(f"| fault | cases | found in {options.before} as | seconds | the same cases today |")
-        print("|---|---|---|---|---|")
+        print(_head(options.before))
         for fault in FAULTS:
             if options.only and fault.family not in options.only:
                 continue
@@ -115,6 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(rows[-1], flush=True)
     print(f"\n{_summary(rows)}")
     return 0 if all(row.is_good for row in rows) else 1
+
+
+def _head(before: str) -> str:
+    return f"| fault | cases | found in {before} as | seconds | the same cases today |\n|---|---|---|---|---|"
 
 
 def _ended(_signal: int, _frame: FrameType | None) -> None:
@@ -134,6 +146,8 @@ def _keep(path: Path, rows: Mapping[str, FoundAgain]) -> None:
 
 def _summary(rows: Sequence[FoundAgain]) -> str:
     """Where and when the rows were made."""
+    if not rows:
+        return f"0 of {len(FAULTS)} were run."
     found = sum(bool(row.found_as) for row in rows)
     loads = [row.load for row in rows]
     revisions, days = (sorted({getattr(row, name) for row in rows}) for name in ("revision", "when"))

@@ -41,7 +41,7 @@ BUFFER_TIMEOUT = 20.0
 """Seconds that a device may keep a buffer that it has no reason to keep; far more than it needs on a busy machine."""
 
 _FEATURE_WORDS = 4
-_MOMENT = 0.0002
+_MOMENT, _LONGEST_MOMENT = 0.0001, 0.005
 _NEEDS_RESET = int(DeviceStatus.NEEDS_RESET)
 _RUNNING = int(DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK)
 _GAP = 24  # bytes between buffers: no multiple of what a device is likely to align to
@@ -160,7 +160,7 @@ class FuzzDriver(FunctionDriver):
         A look at each round of the event loop would be most of what a case takes.
         """
         if looks:
-            await trio.sleep(_MOMENT)
+            await trio.sleep(min(_MOMENT * (1 << min(looks, 6)), _LONGEST_MOMENT))
         with trio.move_on_after(limit.left):
             await trio.testing.wait_all_tasks_blocked()
 
