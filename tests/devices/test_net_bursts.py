@@ -201,6 +201,54 @@ async def test_more_than_a_few_are_left_to_the_task_and_are_one_burst(ring: int,
         assert cable.bursts == [count]
 
 
+@rings
+async def test_a_packet_in_pieces_is_sent_in_the_call_for_its_notification(ring: int) -> None:
+    """As most are that TCP has data in; two of them are one burst."""
+    net = Net(netdev=(cable := BurstCable()))
+    frame = a_frame(300)
+    pieces = [PLAIN + frame[:54], frame[54:]]
+    async with driven(net, OFFLOADS | ring) as driver:
+        await parked(driver)
+        for number in range(3):
+            token = driver.add(TX, pieces)
+            driver.kick(TX)
+            assert driver.is_used(TX, token)
+            assert [sent.tobytes() for sent in cable.sent[1:]] == [frame] * (number + 1)
+            await driver.wait(TX, token)
+            await trio.testing.wait_all_tasks_blocked()
+        tokens = [driver.add(TX, pieces) for _ in range(2)]
+        driver.kick(TX)
+        assert not any(driver.is_used(TX, token) for token in tokens)
+        for token in tokens:
+            await driver.wait(TX, token)
+        assert [sent.tobytes() for sent in cable.sent[1:]] == [frame] * 5
+        assert net.transmitter.queues[0].packets == 6
+
+
+@rings
+async def test_what_cannot_be_sent_in_that_call_is_left_to_the_task(ring: int) -> None:
+    """A packet that has to be cut, and one for which there is no room."""
+    net = Net(netdev=(cable := BurstCable(Does.CSUM)))
+    packet = tcp_packet(2000)
+    async with driven(net, OFFLOADS | ring) as driver:
+        await parked(driver)
+        token = driver.add(TX, [HDR_CODEC.pack(*tso(1448)[:6], 0) + packet[:54], packet[54:]])
+        driver.kick(TX)
+        assert len(cable.sent) == 1
+        await driver.wait(TX, token)
+        assert len(cable.sent) == 3
+        await trio.testing.wait_all_tasks_blocked()
+        cable.set_room(0)
+        token = driver.add(TX, [PLAIN, a_frame(61)])
+        driver.kick(TX)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not driver.is_used(TX, token)
+        cable.set_room(None)
+        await driver.wait(TX, token)
+        assert [frame.length for frame in cable.sent[3:]] == [61]
+        assert net.transmitter.queues[0].packets == 3
+
+
 async def test_what_the_driver_adds_meanwhile_is_not_overlooked() -> None:
     """It sees that it need not notify, and we look once more before we wait."""
     net = Net(netdev=(cable := BurstCable()))

@@ -97,8 +97,8 @@ class RefusesUnknownFlags(SpoiltNet):
 
 
 class LooksAtCsumStart(SpoiltTransmitter):
-    def _send(self, transmitq: TransmitQueue, burst: Any) -> Any:
-        return super()._send(transmitq, (self._seen(chain) for chain in burst))
+    def _send(self, transmitq: TransmitQueue, burst: Any, *, whole: bool = False) -> Any:
+        return super()._send(transmitq, (self._seen(chain) for chain in burst), whole=whole)
 
     @staticmethod
     def _seen(chain: Chain) -> Chain:

@@ -76,6 +76,9 @@ class SpoiltTransmitter(Transmitter):
     def _send_singles(self, transmitq: TransmitQueue) -> tuple[int, bool]:
         return 0, True  # all packets go the long way, by `_send`
 
+    def _send_at_kick(self, transmitq: TransmitQueue) -> bool:
+        return False
+
     def _read_header(self, frame: Frame, fields: tuple[int, ...]) -> None:
         super()._read_header(frame, self.net.reads(frame, fields))
 

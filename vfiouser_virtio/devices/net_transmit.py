@@ -146,12 +146,25 @@ class Transmitter:
             return False
         singles = transmitq.queue.take_singles(AT_KICK + 1, writable=False)
         if singles is None:
-            return False
+            return self._send_one_at_kick(transmitq)
         if len(singles.buffers) > AT_KICK or sum(map(_ROOM, singles.buffers)) > AT_KICK_BYTES:
             singles.end(())
             return False
         sent, room = self._send_these(transmitq, singles)
         return sent > 0 and room
+
+    def _send_one_at_kick(self, transmitq: TransmitQueue) -> bool:
+        """As `_send_at_kick`, of one packet in several pieces, as most are that TCP has data in."""
+        queue = transmitq.queue
+        chain = queue.next_nowait()
+        if chain is None:
+            return False
+        if (second := queue.next_nowait()) is not None:
+            queue.put_back(second)
+        elif self._send(transmitq, iter((chain,)), whole=True) is None:
+            return True
+        queue.put_back(chain)
+        return False
 
     async def _wait_and_send(self, transmitq: TransmitQueue, chain: Chain, frame: Frame, pieces: Pieces | None) -> None:
         """Send what the netdev had no room for, and complete its chain."""
@@ -228,8 +241,12 @@ class Transmitter:
             transmitq.csum_none -= were_sent
         return taken, taken == count
 
-    def _send(self, transmitq: TransmitQueue, burst: Iterator[Chain]) -> tuple[Chain, Frame, Pieces | None] | None:
+    def _send(
+        self, transmitq: TransmitQueue, burst: Iterator[Chain], *, whole: bool = False
+    ) -> tuple[Chain, Frame, Pieces | None] | None:
         """Send a burst; returns a packet for which the netdev has no room, and what is left of it if it was cut.
+
+        ``whole``: or one that would have to be cut, of which nothing is sent then.
 
         A long function, since each call that it saves is a tenth of what a short packet takes.
         """
@@ -259,6 +276,8 @@ class Transmitter:
                 if steering.learns:
                     steering.sent(frame, transmitq.pair)
                 if frame.offload is not None:
+                    if whole and frame.offload.gso_type and needs(frame.offload) & ~int(transmitq.sink.does):
+                        return chain, frame, None
                     try:
                         pieces = self._put_offloaded(transmitq, frame)
                     except BadOffload as error:  # the driver has changed it since it was looked at
