@@ -70,8 +70,13 @@ static uint64_t received(void) {
     return total;
 }
 
+struct arrived {
+    uint64_t packets;
+    double seconds; /* from the first datagram to the last: what is in buffers on the way arrives after the sender's end */
+};
+
 /* Reads datagrams until `stop` can be read, or has nothing more to come; returns how many packets came meanwhile. */
-static uint64_t count(int fd, int stop) {
+static struct arrived count(int fd, int stop) {
     static char data[BATCH][64];
     struct iovec pieces[BATCH];
     struct mmsghdr messages[BATCH];
@@ -81,11 +86,17 @@ static uint64_t count(int fd, int stop) {
         messages[i].msg_hdr = (struct msghdr){.msg_iov = &pieces[i], .msg_iovlen = 1};
     }
     uint64_t before = received();
+    double first = 0, last = 0;
     for (;;) {
-        if (recvmmsg(fd, messages, BATCH, MSG_DONTWAIT, NULL) > 0) continue;
+        if (recvmmsg(fd, messages, BATCH, MSG_DONTWAIT, NULL) > 0) {
+            last = now();
+            if (!first) first = last;
+            continue;
+        }
         struct pollfd both[] = {{fd, POLLIN, 0}, {stop, POLLIN, 0}};
         poll(both, 2, -1);
-        if (both[1].revents && !(both[0].revents & POLLIN)) return received() - before;
+        if (both[1].revents && !(both[0].revents & POLLIN))
+            return (struct arrived){received() - before, last > first ? last - first : 1};
     }
 }
 
@@ -99,6 +110,7 @@ static void answer(int fd, int port) {
     char what;
     uint32_t ms;
     uint64_t total = 0;
+    struct arrived arrived;
     struct sockaddr_in peer;
     socklen_t size = sizeof peer;
     if (recv(fd, &what, 1, 0) != 1 || recv(fd, &ms, sizeof ms, MSG_WAITALL) != sizeof ms) return;
@@ -114,8 +126,8 @@ static void answer(int fd, int port) {
             if (send(fd, buffer, sizeof buffer, MSG_NOSIGNAL) < 0) return;
         break;
     case 'U':
-        total = count(udp, fd);
-        send(fd, &total, sizeof total, 0);
+        arrived = count(udp, fd);
+        send(fd, &arrived, sizeof arrived, 0);
         break;
     case 'u':
         if (recvfrom(udp, buffer, sizeof buffer, 0, (struct sockaddr *)&peer, &size) < 0) return;
@@ -174,6 +186,7 @@ int main(int argc, char **argv) {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
     if (!inet_aton(argv[2], &to.sin_addr)) return 2;
     uint64_t total = 0;
+    struct arrived arrived;
     double begin, seconds;
     if (!strcmp(what, "tcp-out")) {
         int fd = client(&to, 'T', ms);
@@ -193,18 +206,16 @@ int main(int argc, char **argv) {
     } else if (!strcmp(what, "udp-out")) {
         int fd = client(&to, 'U', ms), udp = udp_socket(INADDR_ANY, 0);
         if (connect(udp, (struct sockaddr *)&to, sizeof to)) die("connect");
-        begin = now();
         flood(udp, ms / 1e3);
-        seconds = now() - begin;
         usleep(50000); /* for the last of them to arrive */
         shutdown(fd, SHUT_WR);
-        if (recv(fd, &total, sizeof total, MSG_WAITALL) != sizeof total) die("no total");
-        printf("%.3f %llu\n", total / 1e3 / seconds, (unsigned long long)total);
+        if (recv(fd, &arrived, sizeof arrived, MSG_WAITALL) != sizeof arrived) die("no total");
+        printf("%.3f %llu\n", arrived.packets / 1e3 / arrived.seconds, (unsigned long long)arrived.packets);
     } else if (!strcmp(what, "udp-in")) {
         int fd = client(&to, 'u', ms), udp = udp_socket(INADDR_ANY, 0);
         if (connect(udp, (struct sockaddr *)&to, sizeof to) || send(udp, buffer, PAYLOAD, 0) < 0) die("send");
-        total = count(udp, fd);
-        printf("%.3f %llu\n", total * 1.0 / ms, (unsigned long long)total);
+        arrived = count(udp, fd);
+        printf("%.3f %llu\n", arrived.packets / 1e3 / arrived.seconds, (unsigned long long)arrived.packets);
     } else if (!strcmp(what, "rr")) {
         static float times[MAX_TIMES];
         int fd = client(&to, 'r', ms);
