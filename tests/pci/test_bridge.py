@@ -11,7 +11,8 @@ import trio.lowlevel
 from pci.edu import Edu
 from support.fake_simulator import Card, FakeSimulator, fake_simulator
 
-from vfiouser_virtio.guest.function import GuestFunction
+from vfiouser_virtio import serve
+from vfiouser_virtio.guest.function import GuestFunction, open_function
 from vfiouser_virtio.guest.pci import set_command
 from vfiouser_virtio.protocols.pci import PciCommand
 from vfiouser_virtio.protocols.rtl_bridge import (
@@ -26,7 +27,8 @@ from vfiouser_virtio.protocols.rtl_bridge import (
 from vfiouser_virtio.rtl.client import BridgeClient, BridgeEnded, DmaRefused, connect_to_bridge
 from vfiouser_virtio.testing.carriers import Carrier
 from vfiouser_virtio.testing.own_pci import pci_function
-from vfiouser_virtio.vfio_user import Client
+from vfiouser_virtio.transports.pci_device import PciDeviceFunction
+from vfiouser_virtio.vfio_user import Client, connect
 
 BOTH = pytest.mark.parametrize("carrier", ["socket", "socket-private"])
 
@@ -185,6 +187,25 @@ async def test_a_neighbour_does_not_wait(card: GuestFunction, simulator: FakeSim
     assert reading.value is None
     await simulator.answer(asked, b"\1\0\0\0")
     assert await reading.result() == 1
+
+
+async def test_an_answer_for_a_client_that_has_left_is_not_the_next_ones(path: Path, tmp_path: Path) -> None:
+    device = Card(simulator=path)
+    function = PciDeviceFunction(device, name="card")
+    async with (
+        serve(function, path=tmp_path / "card.sock"),
+        fake_simulator(path) as simulator,
+        trio.open_nursery() as nursery,
+    ):
+        async with trio.open_nursery() as first, connect(tmp_path / "card.sock") as client:
+            first.start_soon(client.region_read, 0, 0x40, 4)
+            asked = await simulator.expect(RtlMessage.READ)
+            first.cancel_scope.cancel()
+        await simulator.answer(asked, b"old!")  # else the next client is let in after 2 s
+        async with connect(tmp_path / "card.sock") as client, open_function(client) as card:
+            reading = Reading(nursery, card, 0x44)
+            await simulator.answer(await simulator.expect(RtlMessage.READ), b"new!")
+            assert await reading.result() == int.from_bytes(b"new!", "little")
 
 
 async def test_another_simulator_comes(
