@@ -8,6 +8,7 @@ from support.net_boot import HELLO, PAYLOAD, boot_folder
 from support.unified_kernel import unified_kernel
 
 from vfiouser_virtio import serve, vm
+from vfiouser_virtio.audit.findings import AuditLog
 from vfiouser_virtio.vm.command_line import BASE_APPEND
 
 pytestmark = pytest.mark.qemu
@@ -26,12 +27,16 @@ async def test_ipxe_loads_linux(
     qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = boot_folder(tmp_path / "tftp", guest_image.kernel)
-    async with serve(f"net,netdev=boot,tftp={folder},bootfile=boot.ipxe") as served:
+    audit = AuditLog()
+    async with serve(f"net,netdev=boot,tftp={folder},bootfile=boot.ipxe", audit=audit) as served:
         (device,) = served.qemu_devices
         boots = {**device, "romfile": "pxe-virtio.rom", "bootindex": 0}
         async with vm.boot_guest(qemu, None, devices=[boots], machine="q35,graphics=off") as guest:
             await hello(guest)
     assert not caplog.records
+    [found] = audit.devices.values()
+    assert found.run == 2, "iPXE's driver, then Linux's"
+    assert not found.by_rule
 
 
 async def test_ovmf_loads_ipxe_which_loads_linux(
@@ -62,10 +67,14 @@ async def test_ovmf_loads_linux(
         vm.unified_kernel_stub(), folder / "vmlinuz", (folder / "initrd").read_bytes(), BASE_APPEND
     )
     (folder / "linux.efi").write_bytes(program)
-    async with serve(f"net,netdev=boot,tftp={folder},bootfile=linux.efi", "rng") as served:
+    audit = AuditLog()
+    async with serve(f"net,netdev=boot,tftp={folder},bootfile=linux.efi", "rng", audit=audit) as served:
         net, rng = served.qemu_devices
         devices = [{**net, "bootindex": 0}, rng]
         async with vm.boot_guest(qemu, None, devices=devices, extra_args=vm.ovmf_arguments()) as guest:
             await guest.wait_serial("NBP filename is linux.efi", timeout=PATIENCE)
             await hello(guest)
     assert not caplog.records
+    for found in audit.devices.values():
+        assert set(found.by_rule) == {"status/reset-wait"}, "OVMF's drivers do not wait for the end of a reset"
+        assert found.run not in found.by_rule["status/reset-wait"].runs, "the last run is Linux's"

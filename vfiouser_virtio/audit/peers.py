@@ -15,6 +15,7 @@ class Peer(NamedTuple):
 _DATE = "2026-11-29"
 _SEABIOS = "SeaBIOS 1.17.0, as QEMU 11.1.3 of Debian has it (blk)"
 _SPDK = "SPDK 26.09-pre, bdevperf over vfio-user (blk)"
+_IPXE = "iPXE 1.21.1+git20250501, as QEMU 11.1.3 of Debian has it (net)"
 _BALLOON = "kicks statsq (queue 2) in its probe, before DRIVER_OK (drivers/virtio/virtio_balloon.c: init_vqs)"
 
 PEERS: list[Peer] = [
@@ -39,6 +40,13 @@ PEERS: list[Peer] = [
         "`queue/enable-zero`",
         "writes queue_enable 0 for each queue when it lets go of the device (lib/virtio/virtio_vfio_user.c:355)",
     ),
+    Peer(
+        "OVMF 2025.02 of Debian (net, rng)",
+        _DATE,
+        "`status/reset-wait`",
+        "writes ACKNOWLEDGE with no read of 0 since the reset; nothing else when it boots by net (tests/interop/test_net_boot.py)",
+    ),
+    Peer(_IPXE, _DATE, "none", "DHCP, and Linux by TFTP (tests/interop/test_net_boot.py)"),
     Peer("Linux 6.1, 6.12 and 7.3 (balloon)", _DATE, "`init/notify-early`", _BALLOON),
     Peer(
         "Linux 6.12 (blk, net, rng)",
