@@ -44,7 +44,8 @@ PEERS: list[Peer] = [
         "OVMF 2025.02 of Debian (net, rng)",
         _DATE,
         "`status/reset-wait`",
-        "writes ACKNOWLEDGE with no read of 0 since the reset; nothing else when it boots by net (tests/interop/test_net_boot.py)",
+        "writes ACKNOWLEDGE with no read of 0 since the reset; a boot by net shows nothing else "
+        "(tests/interop/test_net_boot.py)",
     ),
     Peer(_IPXE, _DATE, "none", "DHCP, and Linux by TFTP (tests/interop/test_net_boot.py)"),
     Peer("Linux 6.1, 6.12 and 7.3 (balloon)", _DATE, "`init/notify-early`", _BALLOON),
