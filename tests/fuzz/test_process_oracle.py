@@ -213,6 +213,7 @@ def test_nothing_is_found(amounts: Amounts) -> None:
 def test_what_a_busy_machine_could_feign_counts_when_it_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """What came once is told, and no finding; what nothing can feign is one, and says that it came once."""
     refused, died = ProcessFinding("refused", "no answer"), ProcessFinding("died", "of a signal")
+    stall, stopped = ProcessFinding("stall", "8 s"), ProcessFinding("stopped", "20 s")
     died_once = replace(died, once=True)
     assert str(died_once) == "died (not reproduced): of a signal"
     for outcomes, counted, once in (
@@ -220,6 +221,7 @@ def test_what_a_busy_machine_could_feign_counts_when_it_comes_twice(monkeypatch:
         ([[refused], [refused]], [refused], 0),
         ([[died], [died]], [died], 0),
         ([[died], [refused]], [died_once], 0),
+        ([[stall], [stopped]], [stall], 0),
     ):
         left = list(outcomes)
         monkeypatch.setattr(process_run, "run_process_case", lambda *_, left=left, **__: left.pop(0))

@@ -97,6 +97,8 @@ def confirmed(
     if not findings:
         return [], []
     again = {each.kind for each in run_process_case(case, tree=tree, budgets=budgets)}
+    if "stopped" in again:
+        again.add("stall")  # the neighbour waited so long that it gave up
     once = [each for each in findings if each.kind in _TIMED and each.kind not in again]
     return [replace(each, once=each.kind not in again) for each in findings if each not in once], once
 
