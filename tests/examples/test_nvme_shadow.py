@@ -72,6 +72,20 @@ async def test_each_command_is_seen(poll: Poll, messages: bool) -> None:
             assert driver.rung < 150, "it is to ring for commands, and hardly ever for what it has taken"
 
 
+async def test_intx_is_down_with_the_access_that_takes_the_last() -> None:
+    """QEMU asks behind that access whether it is still up, and asserts it again: the driver would find nothing."""
+    async with driving(Nvme(size=MIB)) as machine:
+        driver = ShadowDriver(machine)
+        pair = await driver.start()
+        for turn in range(20):
+            driver.submit(pair, READ, turn, 0, 0, nsid=1, prp1=DATA)
+            driver.ring(pair)
+            await machine.settle()
+            assert machine.interrupted
+            assert len(driver.reap(pair)) == 1
+            assert not machine.interrupted, "before any task had its turn"
+
+
 async def test_an_older_value_in_the_register_is_none() -> None:
     async with driving(Nvme(size=MIB)) as machine:
         driver = ShadowDriver(machine)
