@@ -1,5 +1,6 @@
 """The fuzzer as part of the suite: a bounded run with a fixed seed, the corpus, and proof that the oracle sees."""
 
+import gc
 import json
 import os
 import subprocess
@@ -158,6 +159,17 @@ class LeaksATask(Broken):
         trio.lowlevel.spawn_system_task(trio.sleep_forever)
 
 
+class NeverEnds(Echo):
+    """Its run is left by nothing: the event loop cannot end."""
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep_forever()
+
+
 async def _works(driver: Any) -> None:
     await driver.request(0, [b"good"], [4])
 
@@ -185,6 +197,16 @@ def test_the_oracle_sees(
         found = run_case(replace(_case(memory, packed=packed), direct=direct), FuzzTarget(device, _works))
         assert found is not None
         assert found.kind == kind, found
+
+
+def test_an_event_loop_that_cannot_end_is_found_and_no_fault_of_the_next_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "STANDSTILL", 1.0)
+    found = run_case(_case(), FuzzTarget(NeverEnds, _works))
+    assert found is not None
+    assert (found.kind, found.where) == ("hang", "event loop")
+    for _ in range(3):
+        assert run_case(_case(), TARGETS["echo"]) is None
+        gc.collect()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
