@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
 
 import pytest
 import trio.testing
@@ -10,8 +11,9 @@ from support.net_packets import CSUM, is_complete, tcp_packet, tso
 
 from vfiouser_virtio.backends.net.frame import Frame, frame_of
 from vfiouser_virtio.backends.net.netdev import ALL, Does, burst_putter
+from vfiouser_virtio.devices import net_transmit
 from vfiouser_virtio.devices.net import Net
-from vfiouser_virtio.devices.net_transmit import AT_KICK, AT_KICK_BYTES, BURST
+from vfiouser_virtio.devices.net_transmit import AT_KICK, AT_KICK_BYTES, BURST, PING_PONG
 from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, NetFeature
 from vfiouser_virtio.testing.driver import Driver, running
@@ -163,6 +165,13 @@ async def test_packets_to_be_cut_are_not_looked_at_again_and_again(ring: int, mo
         assert cable.bursts[-1] >= 49
 
 
+@pytest.fixture
+def slow_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notifications have been far apart, however fast they come."""
+    times = count(1)
+    monkeypatch.setattr(net_transmit, "perf_counter", lambda: next(times) * 2 * PING_PONG)
+
+
 async def parked(driver: Driver) -> None:
     """The device has dealt with a packet, and waits for the next notification."""
     await send(driver, PLAIN + a_frame(100))
@@ -170,6 +179,7 @@ async def parked(driver: Driver) -> None:
 
 
 @rings
+@pytest.mark.usefixtures("slow_driver")
 async def test_few_packets_are_sent_in_the_call_for_their_notification(ring: int) -> None:
     net = Net(netdev=(cable := BurstCable()))
     frames = [a_frame(60 + number) for number in range(3 * AT_KICK)]
@@ -187,21 +197,39 @@ async def test_few_packets_are_sent_in_the_call_for_their_notification(ring: int
 
 
 @rings
+@pytest.mark.usefixtures("slow_driver")
 @pytest.mark.parametrize("length", [60, AT_KICK_BYTES // AT_KICK])
 async def test_more_than_a_few_are_left_to_the_task_and_are_one_burst(ring: int, length: int) -> None:
     net = Net(netdev=(cable := BurstCable()))
-    count = AT_KICK + 1 if length == 60 else AT_KICK
+    several = AT_KICK + 1 if length == 60 else AT_KICK
     async with driven(net, ring) as driver:
         await parked(driver)
-        tokens = [driver.add(TX, [PLAIN + a_frame(length)]) for _ in range(count)]
+        tokens = [driver.add(TX, [PLAIN + a_frame(length)]) for _ in range(several)]
         driver.kick(TX)
         assert not cable.bursts
         for token in tokens:
             await driver.wait(TX, token)
-        assert cable.bursts == [count]
+        assert cable.bursts == [several]
+
+
+async def test_packets_of_a_driver_that_is_quick_are_sent_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each for itself would be a notification and an interrupt each."""
+    monkeypatch.setattr(net_transmit, "perf_counter", lambda: PING_PONG / 2)
+    net = Net(netdev=(cable := BurstCable()))
+    async with running(net) as driver:
+        await parked(driver)
+        tokens = []
+        for length in (60, 61, 62):
+            tokens.append(driver.add(TX, [PLAIN + a_frame(length)]))
+            driver.kick(TX, force=True)
+        assert len(cable.sent) == 1
+        for token in tokens:
+            await driver.wait(TX, token)
+        assert cable.bursts == [3]
 
 
 @rings
+@pytest.mark.usefixtures("slow_driver")
 async def test_a_packet_in_pieces_is_sent_in_the_call_for_its_notification(ring: int) -> None:
     """As most are that TCP has data in; two of them are one burst."""
     net = Net(netdev=(cable := BurstCable()))
@@ -226,6 +254,7 @@ async def test_a_packet_in_pieces_is_sent_in_the_call_for_its_notification(ring:
 
 
 @rings
+@pytest.mark.usefixtures("slow_driver")
 async def test_what_cannot_be_sent_in_that_call_is_left_to_the_task(ring: int) -> None:
     """A packet that has to be cut, and one for which there is no room."""
     net = Net(netdev=(cable := BurstCable(Does.CSUM)))
@@ -249,6 +278,7 @@ async def test_what_cannot_be_sent_in_that_call_is_left_to_the_task(ring: int) -
         assert net.transmitter.queues[0].packets == 3
 
 
+@pytest.mark.usefixtures("slow_driver")
 async def test_what_the_driver_adds_meanwhile_is_not_overlooked() -> None:
     """It sees that it need not notify, and we look once more before we wait."""
     net = Net(netdev=(cable := BurstCable()))
