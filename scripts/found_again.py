@@ -150,10 +150,10 @@ def _summary(rows: Sequence[FoundAgain]) -> str:
         return f"0 of {len(FAULTS)} were run."
     found = sum(bool(row.found_as) for row in rows)
     loads = [row.load for row in rows]
-    revisions, days = (sorted({getattr(row, name) for row in rows}) for name in ("revision", "when"))
+    days = sorted({row.when for row in rows})
     return (
         f"{found} of {len(rows)} found again ({len(FAULTS)} are known); {', '.join(days)}, "
-        f"today's tree: {', '.join(revisions)}; {os.cpu_count()} processors, load {min(loads):.1f} to {max(loads):.1f}."
+        f"{os.cpu_count()} processors, load {min(loads):.1f} to {max(loads):.1f}."
     )
 
 

@@ -1,8 +1,8 @@
 """Time limits of the fuzzers: waits for a CPU do not count."""
 
+import itertools
 import time
 from collections.abc import Iterator
-from itertools import chain, repeat
 
 import trio
 
@@ -18,7 +18,7 @@ def pass_time(limit: Deadline) -> None:
 
 def says(*seconds: float) -> Iterator[float]:
     """So long was waited until now, and then no longer."""
-    return chain(seconds, repeat(seconds[-1]))
+    return itertools.chain(seconds, itertools.repeat(seconds[-1]))
 
 
 def test_a_limit_passes_a_second_time_for_a_look_at_waits() -> None:
@@ -40,6 +40,16 @@ def test_waits_are_no_part_of_it() -> None:
         assert 0 < limit.left <= more
     pass_time(limit)
     assert limit.over(), "what was waited since is not worth a look"
+
+
+def test_a_machine_that_has_no_time_at_all_is_not_waited_for() -> None:
+    waits = itertools.count(0.0, 100.0)
+    limit = Deadline(SHORT, lambda: next(waits), at_once=True)
+    looks = 0
+    while not limit.over():
+        pass_time(limit)
+        looks += 1
+    assert 1 <= looks <= 5
 
 
 def test_a_thread_that_has_ended_takes_its_waits_with_it() -> None:

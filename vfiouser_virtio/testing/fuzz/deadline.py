@@ -8,6 +8,8 @@ import trio
 
 _LEAST = 0.05
 """Part of a limit that is worth another look."""
+_MOST = 5
+"""So many times as long it takes at most, on a machine that has no time at all."""
 
 
 def waited_for_cpu(pid: int | str = "self") -> float:
@@ -37,12 +39,13 @@ class Deadline:
     to last just so long.
     """
 
-    __slots__ = ("_before", "_end", "_is_over", "_seconds", "_waited")
+    __slots__ = ("_before", "_end", "_is_over", "_last", "_seconds", "_waited")
 
     def __init__(self, seconds: float, waited: Callable[[], float] = waited_for_cpu, *, at_once: bool = False) -> None:
         self._seconds = seconds
         self._waited = waited
-        self._end = time.monotonic() + seconds
+        begun = time.monotonic()
+        self._end, self._last = begun + seconds, begun + _MOST * seconds
         self._before = waited() if at_once else None
         self._is_over = False
 
@@ -59,7 +62,7 @@ class Deadline:
         # A thread that has ended takes its waits with it.
         more = self._seconds if before is None else min(max(self._before - before, 0.0), self._seconds)
         self._end = time.monotonic() + more
-        self._is_over = more <= _LEAST * self._seconds
+        self._is_over = more <= _LEAST * self._seconds or self._end > self._last
         return self._is_over
 
 
