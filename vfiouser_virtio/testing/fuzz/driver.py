@@ -122,6 +122,8 @@ class FuzzDriver(FunctionDriver):
             desc = RINGS + RING_STRIDE * index
             self.ram.write(desc, bytes(RING_STRIDE))
             ring = make(self.ram, min(size, largest), (desc, desc + 0x800, desc + 0x1000), index)
+            # A reset that was not heard: the device may still have the ring that was here before, and its buffers.
+            ring.hostile = not self.client.heard
             self.rings.append(ring)
             self._set_all(enable_queue(index, ring.addresses, size=ring.size))
         self.set_common("device_status", DRIVER_OK)
