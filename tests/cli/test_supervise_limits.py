@@ -85,6 +85,7 @@ async def test_a_keeper_without_room_for_a_file_waits(tmp_path: Path) -> None:
         [keeper] = children(served.process.pid)
         async with client_of(served) as client:
             await map_files(client, 16)
+            await rests(keeper)  # none of what it has open is about to be closed
             full = max(int(name) for name in os.listdir(f"/proc/{keeper}/fd")) + 1
             assert full == keeper_fds(served)
             resource.prlimit(keeper, resource.RLIMIT_NOFILE, (full, 200))
