@@ -48,7 +48,7 @@ class Pair:
 
 
 PAIRS = (
-    Pair("guest to guest", HUB, STREAM, "QEMU, stream", at_least(1.5), at_least(1.5)),
+    Pair("guest to guest", HUB, STREAM, "QEMU, stream", at_least(1.5), at_least(0.95)),
     Pair("tap", TAP, QEMU_TAP, "QEMU, tap", at_least(1.0), at_least(0.95)),
     Pair("passt", PASST, QEMU_PASST, "QEMU, passt", at_least(1.0), at_least(0.95), counts_cpu=False),
 )
