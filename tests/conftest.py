@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """The run has a temporary folder of its own; xdist's workers have that of the process that started them."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         config.stash[_OWN_FOLDER] = own_temporary_folder()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Where there was no session, as with ``--help``, nothing has looked at that folder and removed it."""
+    if (folder := config.stash.get(_OWN_FOLDER, None)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)
