@@ -88,8 +88,9 @@ class TransmitQueue:
 
     def forget(self) -> None:
         """The device was reset."""
-        for each in fields(self)[6:]:
-            setattr(self, each.name, 0)
+        for each in fields(self):
+            if each.default == 0:
+                setattr(self, each.name, each.default)
 
 
 class Transmitter:
