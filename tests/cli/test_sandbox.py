@@ -1,4 +1,7 @@
-"""``serve --sandbox``: devices with each of their back ends at work in it, and what they leave behind."""
+"""``serve --sandbox``: devices with each of their back ends at work in it, and what they leave behind.
+
+A long file, since each back end has its own way to show that it works, of a few lines.
+"""
 
 import os
 import signal

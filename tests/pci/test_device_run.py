@@ -1,4 +1,7 @@
-"""The life of a `PciDevice`: its run, DMA and interrupts, on its function."""
+"""The life of a `PciDevice`: its run, DMA and interrupts, on its function.
+
+A long file, since each test is about what one run may do, and when it has to end, with one device and one memory.
+"""
 
 import itertools
 import logging
