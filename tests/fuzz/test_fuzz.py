@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import trio
 from support.amounts import Amounts
 
 from vfiouser_virtio.cli import main
+from vfiouser_virtio.cli.fuzz_run import replay_command
 from vfiouser_virtio.memory import GuestMemory, Ranges
 from vfiouser_virtio.testing.fuzz import (
     TARGETS,
@@ -30,6 +32,7 @@ from vfiouser_virtio.testing.fuzz import (
 )
 from vfiouser_virtio.testing.fuzz.case import Kind, Memory, Step
 from vfiouser_virtio.testing.fuzz.driver import FuzzDriver
+from vfiouser_virtio.testing.fuzz.joined import joined
 from vfiouser_virtio.testing.fuzz.run import KINDS
 from vfiouser_virtio.testing.fuzz.save import load, save
 from vfiouser_virtio.testing.fuzz.targets import Echo
@@ -221,6 +224,50 @@ def test_a_finding_is_minimized() -> None:
     small = minimize(_case(), finding, target)
     assert [step["do"] for step in small.steps] == ["bring_up", "request"]
     assert small.steps[1]["out"] == ["585858"]
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"),
+    [
+        (Raises, "bug"), (WritesBeyond, "write"), (Hangs, "hang"), (LeaksAnFd, "leak"), (LeaksATask, "leak"),
+        (NeverEnds, "hang"),
+    ],
+)  # fmt: skip
+def test_each_kind_of_finding_is_replayed_from_its_file(
+    device: type[Echo], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two clients, one after the other."""
+    monkeypatch.setattr(bench, "SERVER_TIMEOUT", 0.5)
+    monkeypatch.setattr(bench, "STANDSTILL", 1.0 if device is NeverEnds else bench.STANDSTILL)
+    monkeypatch.setattr(perform, "BUFFER_TIMEOUT", 0.5)
+    monkeypatch.setitem(TARGETS, "echo", FuzzTarget(device, _works))
+    case = joined([_case(), _case("private")])
+    finding = run_case(case)
+    assert finding is not None
+    path = save(minimize(case, finding, seconds=1), finding, tmp_path)
+    words = shlex.split(replay_command(["self"], path))
+    assert main(words[1:]) == 1
+    assert capsys.readouterr().out.startswith(f"{path}: {kind}: ")
+    monkeypatch.setitem(TARGETS, "echo", FuzzTarget(Echo, _works))
+    assert main(words[1:]) == 0
+    gc.collect()
+
+
+def test_a_race_is_replayed_until_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+
+    class RaisesAtTimes(Raises):
+        async def misbehave(self, requests: Queue, chain: Chain) -> None:
+            runs.append(1)
+            if len(runs) == 3:
+                raise RuntimeError("three is a race")
+
+    monkeypatch.setitem(TARGETS, "echo", FuzzTarget(RaisesAtTimes, _works))
+    path = save(_case(), Finding("bug", "three is a race", "here"), tmp_path)
+    assert main(["fuzz", "self", "--replay", str(path)]) == 1
+    assert len(runs) == 3
+    assert main(["fuzz", "self", "--replay", str(path)]) == 0
+    assert len(runs) == 6
 
 
 def test_the_generated_cases_find_a_broken_device() -> None:

@@ -206,7 +206,7 @@ def test_a_configuration_that_has_no_end_is_found_out_and_a_pipe_is_waited_for(m
 def test_nothing_is_found(amounts: Amounts) -> None:
     """A few attacks of all kinds on our own server. How long a neighbour waits is judged by `fuzz server`."""
     said: list[str] = []
-    run = fuzz_processes(2007, cases=amounts.process_cases, stop=1000, tell=said.append)
+    run = fuzz_processes(2007, cases=amounts.process_cases, stop=1000, tell=said.append, minimize_seconds=0)
     assert [one for _, findings in run.found for one in findings if one.kind != "stall"] == [], said
 
 
@@ -225,7 +225,7 @@ def test_what_a_busy_machine_could_feign_counts_when_it_comes_twice(monkeypatch:
     ):
         left = list(outcomes)
         monkeypatch.setattr(process_run, "run_process_case", lambda *_, left=left, **__: left.pop(0))
-        run = fuzz_processes(7, cases=1, families=["floods"])
+        run = fuzz_processes(7, cases=1, families=["floods"], minimize_seconds=0)
         assert [findings for _, findings in run.found] == [counted]
         assert (run.cases, len(run.once), left) == (1, once, [])
 

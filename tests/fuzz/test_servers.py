@@ -1,23 +1,28 @@
 """The fuzzer of foreign servers: it finds what is wrong with one, makes it small, and finds nothing in a good one."""
 
 import json
+import math
 import random
 import shlex
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from vfiouser_virtio.cli import main
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.testing.fuzz import servers
 from vfiouser_virtio.testing.fuzz.case import Case, Step
 from vfiouser_virtio.testing.fuzz.jobs import Share, run_jobs
 from vfiouser_virtio.testing.fuzz.message_step import payload, payload_of
 from vfiouser_virtio.testing.fuzz.oracle import Finding
 from vfiouser_virtio.testing.fuzz.report import Discovery, FuzzReport
 from vfiouser_virtio.testing.fuzz.servers import ServerRun, check_jobs, fuzz_server, replay_on_server
+from vfiouser_virtio.testing.fuzz.servers import run as servers_run
 from vfiouser_virtio.testing.fuzz.servers.grammar import conversation
 from vfiouser_virtio.testing.fuzz.servers.judge import Judge
 from vfiouser_virtio.testing.fuzz.servers.mutations import generate
@@ -50,7 +55,7 @@ def judged(folder: Path, fault: str, *steps: Step, wait: float = PATIENT) -> Fin
 EMPTY_MAP = message("DMA_MAP", fields={"argsz": 32, "flags": 3, "size": 0})
 
 
-@pytest.mark.parametrize(
+FAULTS = pytest.mark.parametrize(
     ("fault", "step", "kind", "where"),
     [
         ("segv", EMPTY_MAP, "crash", "SIGSEGV after DMA_MAP"),
@@ -73,6 +78,9 @@ EMPTY_MAP = message("DMA_MAP", fields={"argsz": 32, "flags": 3, "size": 0})
         ),
     ],
 )
+
+
+@FAULTS
 def test_what_is_wrong_with_a_server_is_found(tmp_path: Path, fault: str, step: Step, kind: str, where: str) -> None:
     # The next message tells that what came before was looked at.
     after = message("DEVICE_GET_INFO", fields={"argsz": 16}, id=3)
@@ -108,6 +116,86 @@ def test_a_server_that_does_not_get_over_half_a_message(tmp_path: Path) -> None:
 
 def test_a_server_that_ends_after_each_client_is_started_for_each(tmp_path: Path) -> None:
     assert judged(tmp_path, "once", message("DEVICE_RESET"), {"do": "hang_up"}, VERSION) is None
+
+
+class Replays:
+    """A case that finds something by the command, and again from its file by the command that is printed."""
+
+    def __init__(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        fault: str,
+        minimize_seconds: float = math.inf,
+    ) -> None:
+        self._folder, self._capsys, self._patch = folder, capsys, monkeypatch
+        self._words = ["fuzz", "socket", "--restart", command(fault)]
+        monkeypatch.setattr(servers, "ServerRun", partial(ServerRun, minimize_seconds=minimize_seconds))
+
+    def found(self, *steps: Step, wait: float = PATIENT) -> tuple[list[Step], str]:
+        """What is left of the steps, and the finding; nothing where none is found."""
+        case = Case("conversation", "socket", steps=list(steps), origin="here")
+        self._patch.setattr(servers_run, "generate", lambda *_: case)
+        words = [*self._words, f"--wait={wait:g}", str(self._folder / "x.sock")]
+        out = self._folder / f"found-{wait:g}"
+        status = main([*words, "--cases=1", f"--out={out}"])
+        if not out.exists():
+            assert status == 0
+            return [], ""
+        [again] = [line for line in self._capsys.readouterr().out.splitlines() if line.startswith("-> ")]
+        [file] = out.iterdir()
+        again_words = shlex.split(again.removeprefix("-> "))
+        assert again_words == ["vfiouser-virtio", *words, "--replay", str(file)]
+        found = main(again_words[1:])
+        said = self._capsys.readouterr().out.removeprefix(f"{file}: ")
+        assert (status, found) == (1, not said.startswith("nothing found"))
+        return Case.load(file).steps, said
+
+
+@FAULTS
+def test_each_kind_of_finding_is_made_small_and_replayed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+    step: Step,
+    kind: str,
+    where: str,
+) -> None:
+    after = message("DEVICE_GET_INFO", fields={"argsz": 16}, id=3)
+    # Two clients at a time, messages in one write, and descriptors that are not needed.
+    noise = [after | {"client": 1, "wait": False}, after | {"later": True}, after | {"fds": ["null", "eventfd"]}]
+    replays = Replays(tmp_path, monkeypatch, capsys, fault)
+    small, said = replays.found(VERSION, *noise, step, after, *noise)
+    assert said.startswith(kind), said
+    assert len(small) <= 3
+    assert not any("client" in each or "later" in each for each in small)
+
+
+@pytest.mark.parametrize(
+    ("fault", "step", "kind"),
+    [
+        ("silent", message("DEVICE_GET_IRQ_INFO", fields={"argsz": 16, "index": 9}), "hang"),
+        ("stuck", {"do": "raw", "data": "0100"}, "broken"),
+    ],
+)
+def test_silence_is_replayed_too(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+    step: Step,
+    kind: str,
+) -> None:
+    # Each try of a hang takes as long as one.
+    replays = Replays(tmp_path, monkeypatch, capsys, fault, PATIENT / 10)
+    said = ""
+    for wait in (0.5, 5.0, PATIENT):  # as in `found_of_silence`
+        _, said = replays.found(VERSION, message("DEVICE_RESET"), step, wait=wait)
+        if said.startswith(kind):
+            break
+    assert said.startswith(kind), said
 
 
 class Ran:

@@ -1,26 +1,13 @@
 """``fuzz``: hostile messages, rings and requests for our own stack, or for any vfio-user server behind its socket."""
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_arguments
-from vfiouser_virtio.cli.exit_status import ExitStatus, NoServerError
+from vfiouser_virtio.cli.fuzz_run import DEVICE_KINDS, KINDS, SECONDS, fuzz_device, fuzz_self, fuzz_socket
 from vfiouser_virtio.cli.fuzz_server import fuzz_server_processes
-from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.serving.terminal import note, say
 
-if TYPE_CHECKING:
-    from vfiouser_virtio.testing.fuzz import Case, Finding
-    from vfiouser_virtio.testing.fuzz.case import Kind
-    from vfiouser_virtio.testing.fuzz.jobs import Work
-    from vfiouser_virtio.testing.fuzz.report import Discovery, FuzzReport
-
-_SECONDS = 60.0
-_KINDS: "tuple[Kind, ...]" = ("messages", "registers", "rings", "requests")
-_DEVICE_KINDS: "tuple[Kind, ...]" = ("registers", "rings", "requests")
 _MOST_JOBS = 256
 
 
@@ -56,11 +43,11 @@ def _add_self(targets: SubParsers) -> None:
         "  vfiouser-virtio fuzz self --seed 7 --cases 500 --only rings  always the same 500 cases\n"
         "  vfiouser-virtio fuzz self --replay tests/fuzz/corpus/x.json  one case again\n",
     )
-    parser.add_argument("--only", choices=_KINDS, action="append", help="this kind only (may be repeated)")
+    parser.add_argument("--only", choices=KINDS, action="append", help="this kind only (may be repeated)")
     parser.add_argument("--target", action="append", metavar="DEVICE", help="this device only (may be repeated)")
     _add_corpus(parser)
     _add_common(parser, stop=1)
-    parser.set_defaults(execute=_self)
+    parser.set_defaults(execute=fuzz_self)
 
 
 def _add_device(targets: SubParsers) -> None:
@@ -80,14 +67,14 @@ def _add_device(targets: SubParsers) -> None:
     )
     parser.add_argument(
         "--only",
-        choices=_DEVICE_KINDS,
+        choices=DEVICE_KINDS,
         action="append",
         help="this kind only (default: rings and requests; of a PCI device of your own: registers and requests)",
     )
     parser.add_argument("device", metavar="DEVICE", help="as after --device of serve, with options of its own")
     _add_corpus(parser)
     _add_common(parser, stop=1)
-    parser.set_defaults(execute=_device)
+    parser.set_defaults(execute=fuzz_device)
 
 
 def _add_socket(targets: SubParsers) -> None:
@@ -117,7 +104,7 @@ def _add_socket(targets: SubParsers) -> None:
     parser.add_argument("--exit-ok", action="store_true", help="a server that ends by itself is no finding")
     parser.add_argument("path", type=Path, metavar="PATH", help="where the server listens")
     _add_common(parser, stop=20)
-    parser.set_defaults(execute=_socket)
+    parser.set_defaults(execute=fuzz_socket)
 
 
 def _add_server(targets: SubParsers) -> None:
@@ -170,7 +157,7 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser, *, stop: int) -> None:
     parser.add_argument("--seed", type=int, help="which cases; default: by the clock")
     parser.add_argument("--cases", type=_count, metavar="N", help="how many (of each kind)")
-    parser.add_argument("--seconds", type=_seconds, help=f"how long; default {_SECONDS:.0f} without --cases")
+    parser.add_argument("--seconds", type=_seconds, help=f"how long; default {SECONDS:.0f} without --cases")
     parser.add_argument(
         "--stop", type=_count, default=stop, metavar="N", help=f"end after N different findings (default: {stop})"
     )
@@ -206,153 +193,3 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return seconds
-
-
-# ---- running -----------------------------------------------------------------------------------------------------
-
-
-def _self(arguments: argparse.Namespace) -> int:
-    from vfiouser_virtio.testing.fuzz import run_case
-    from vfiouser_virtio.testing.fuzz.run import ALL_TARGETS, StackRun, fuzz_stack, kinds_for
-
-    for target in arguments.target or ():
-        if target not in ALL_TARGETS:
-            raise ConfigError(f"--target: there is no {target!r}; there are {', '.join(ALL_TARGETS)}")
-    if arguments.replay:
-        return _replay(arguments.replay, run_case)
-    targets = tuple(arguments.target or ALL_TARGETS)
-    kinds = kinds_for(targets, arguments.only or _KINDS)
-    if not kinds:
-        raise ConfigError(f"--only {arguments.only[0]}: {', '.join(targets)} has none: expected registers or requests")
-    run = StackRun(
-        seed=_seed(arguments),
-        kinds=kinds,
-        targets=targets,
-        out=arguments.out,
-        corpus=arguments.corpus,
-        merge=_merged(arguments),
-    )
-    return _fuzz(arguments, "self", run.seed, fuzz_stack, run)
-
-
-def _device(arguments: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from vfiouser_virtio.testing.fuzz import run_case
-    from vfiouser_virtio.testing.fuzz.described import add_described
-    from vfiouser_virtio.testing.fuzz.pci_target import PCI_TARGETS
-    from vfiouser_virtio.testing.fuzz.run import StackRun, fuzz_stack, kinds_for
-
-    target = add_described(arguments.device)
-    if arguments.replay:
-        return _replay(arguments.replay, lambda case: run_case(replace(case, target=target)))
-    kinds = kinds_for([target], arguments.only or (_DEVICE_KINDS if target in PCI_TARGETS else ("rings", "requests")))
-    if not kinds:
-        raise ConfigError(f"--only rings: {target} is no virtio device: expected registers or requests")
-    run = StackRun(
-        seed=_seed(arguments),
-        kinds=kinds,
-        targets=(target,),
-        out=arguments.out,
-        corpus=arguments.corpus,
-        merge=_merged(arguments),
-        source=target.partition(":")[0],
-    )
-    return _fuzz(arguments, target, run.seed, fuzz_stack, run)
-
-
-def _merged(arguments: argparse.Namespace) -> list[Path] | None:
-    """The folders of --merge. Raises ConfigError."""
-    folders: list[Path] | None = arguments.merge
-    if folders is None:
-        return None
-    if arguments.corpus is None:
-        raise ConfigError("--merge: into which folder? Name it with --corpus")
-    for folder in (arguments.corpus, *folders):
-        if not folder.is_dir():
-            raise ConfigError(f"--merge: {folder} is no folder")
-    return folders
-
-
-def _socket(arguments: argparse.Namespace) -> int:
-    from vfiouser_virtio.testing.fuzz.servers import (
-        WAIT,
-        ServerGoneError,
-        ServerRun,
-        check_jobs,
-        fuzz_server,
-        replay_on_server,
-    )
-
-    run = ServerRun(
-        arguments.path,
-        _seed(arguments),
-        restart=arguments.restart,
-        out=arguments.out,
-        wait=arguments.wait or WAIT,
-        exit_ok=arguments.exit_ok,
-    )
-    check_jobs(run, arguments.jobs)
-    try:
-        if arguments.replay:
-            return _replay(arguments.replay, lambda case: replay_on_server(run, case))
-        return _fuzz(arguments, str(arguments.path), run.seed, fuzz_server, run)
-    except ServerGoneError as error:
-        raise NoServerError(str(error)) from None
-
-
-def _seed(arguments: argparse.Namespace) -> int:
-    return int(time.time()) if arguments.seed is None else int(arguments.seed)
-
-
-def _replay(paths: list[Path], run: "Callable[[Case], Finding | None]") -> int:
-    from vfiouser_virtio.testing.fuzz.save import load
-
-    found = 0
-    for path in paths:
-        case = load(path)
-        try:
-            finding = run(case)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{path}: no case for this target: {error}") from error
-        say(f"{path}: {finding or 'nothing found'}")
-        found += finding is not None
-    return ExitStatus.FAILED if found else ExitStatus.OK
-
-
-def _fuzz(arguments: argparse.Namespace, target: str, seed: int, work: "Work", options: object) -> int:
-    from vfiouser_virtio.testing.fuzz.jobs import run_jobs
-    from vfiouser_virtio.testing.fuzz.report import FuzzReport
-
-    limited = (
-        arguments.seconds is not None or arguments.cases is not None or getattr(arguments, "merge", None) is not None
-    )
-    seconds = arguments.seconds if limited else _SECONDS
-    report = FuzzReport(target, seed)
-    note(f"seed {seed}")
-    try:
-        run_jobs(
-            work,
-            options,
-            report,
-            cases=arguments.cases,
-            seconds=seconds,
-            jobs=getattr(arguments, "jobs", 1),
-            stop=arguments.stop,
-            on_found=_show,
-        )
-    except KeyboardInterrupt:
-        _end(arguments, report)
-        raise
-    return _end(arguments, report)
-
-
-def _show(discovery: "Discovery") -> None:
-    say(f"{discovery.origin}: {discovery.finding}\n-> {discovery.path}")
-
-
-def _end(arguments: argparse.Namespace, report: "FuzzReport") -> int:
-    say(report.text())
-    if arguments.report is not None:
-        report.write(arguments.report)
-    return ExitStatus.FAILED if report.discoveries else ExitStatus.OK

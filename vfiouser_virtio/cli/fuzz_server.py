@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfiouser_virtio.cli.exit_status import ExitStatus
+from vfiouser_virtio.cli.fuzz_run import replay_command
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.serving.terminal import note, say
 
 if TYPE_CHECKING:
-    from vfiouser_virtio.testing.fuzz.process import ProcessCase, ServerBudgets
+    from vfiouser_virtio.testing.fuzz.process import ProcessCase, ProcessFinding, ServerBudgets
 
 _SECONDS = 60.0
 
@@ -41,6 +42,16 @@ def fuzz_server_processes(arguments: argparse.Namespace) -> int:
     seed = int(time.time()) if arguments.seed is None else int(arguments.seed)
     note(f"seed {seed}")
     report = FuzzReport("server", seed)
+    files: dict[str, Path] = {}
+    again = ["server", *(["--tree", str(tree)] if arguments.tree else ())]
+    again += [word for budget in arguments.budget for word in ("--budget", budget)]
+
+    def keep(case: "ProcessCase", findings: "list[ProcessFinding]") -> None:
+        case.shows = str(findings[0]).splitlines()[0][:200]
+        files[case.origin] = path = arguments.out / f"server-{case.origin.replace(':', '-')}.json"
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(case.dumps())
+
     run = fuzz_processes(
         seed,
         families=arguments.only or (ANY,),
@@ -49,6 +60,7 @@ def fuzz_server_processes(arguments: argparse.Namespace) -> int:
         tree=tree,
         stop=arguments.stop,
         tell=note,
+        keep=keep,
         budgets=budgets,
     )
     report.ended, report.cases = time.monotonic(), run.cases
@@ -57,11 +69,8 @@ def fuzz_server_processes(arguments: argparse.Namespace) -> int:
     if run.once:
         report.notes[ONCE] = run.once
     for case, findings in run.found:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        case.shows = str(findings[0]).splitlines()[0][:200]
-        path = arguments.out / f"server-{case.origin.replace(':', '-')}.json"
-        path.write_text(case.dumps())
-        say(f"{path}: " + "\n".join(map(str, findings)))
+        path = files[case.origin]
+        say(f"{path}: " + "\n".join(map(str, findings)) + f"\n-> {replay_command(again, path)}")
         steps = sum(map(len, case.lanes)) + len(case.host)
         for each in findings:
             report.add(Discovery(case.origin, steps, Finding(each.kind, each.what, case.family), str(path)))
@@ -72,11 +81,11 @@ def fuzz_server_processes(arguments: argparse.Namespace) -> int:
 
 
 def _replay(paths: list[Path], tree: Path, budgets: "ServerBudgets") -> int:
-    from vfiouser_virtio.testing.fuzz.process import run_process_case
+    from vfiouser_virtio.testing.fuzz.process import replay_process_case
 
     failed = False
     for path in paths:
-        findings = run_process_case(_load(path), tree=tree, budgets=budgets)
+        findings = replay_process_case(_load(path), tree=tree, budgets=budgets)
         say(f"{path}: " + ("\n".join(map(str, findings)) or "nothing found"))
         failed |= bool(findings)
     return ExitStatus.FAILED if failed else ExitStatus.OK

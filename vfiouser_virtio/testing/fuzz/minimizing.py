@@ -1,7 +1,8 @@
 """Minimisation of cases: fewer steps, then less in each, as long as the same thing is found; bounded in time."""
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TypeVar
 
 from vfiouser_virtio.testing.fuzz.case import Step
 
@@ -9,9 +10,12 @@ MINIMIZE_SECONDS = 60.0
 
 _LEFT_OUT = ("later", "cuts", "wait", "client", "error", "size", "flags", "fds", "text", "data", "indirect", "jump")
 """Parameters of a step without which it may show the same."""
+_NOTHING_BUT_DATA = ("raw", "poke")
+"""Steps that cannot do without theirs."""
 _HEX = ("data", "body")
 
 Still = Callable[[list[Step]], Awaitable[bool]]
+_Result = TypeVar("_Result")
 
 
 async def minimize_steps(steps: Sequence[Step], still: Still, seconds: float = MINIMIZE_SECONDS) -> list[Step]:
@@ -58,7 +62,7 @@ async def _simpler(steps: list[Step], at: int, shows: Still) -> list[Step]:
         return True
 
     for key in _LEFT_OUT:
-        if key in steps[at]:
+        if key in steps[at] and not (key == "data" and steps[at]["do"] in _NOTHING_BUT_DATA):
             await tried({name: value for name, value in steps[at].items() if name != key})
     for field in dict(steps[at].get("fields") or {}):
         await tried({**steps[at], "fields": {**steps[at]["fields"], field: 0}})
@@ -90,9 +94,22 @@ def minimize_now(
     async def at_once(fewer: list[Step]) -> bool:
         return still(fewer)
 
+    return _now(minimize_steps(steps, at_once, seconds))
+
+
+def fewer_now(steps: Sequence[Step], still: Callable[[list[Step]], bool]) -> list[Step]:
+    """Only what can be left out of the steps is; likewise."""
+
+    async def at_once(fewer: list[Step]) -> bool:
+        return still(fewer)
+
+    return _now(_fewer(list(steps), at_once))
+
+
+def _now(work: Coroutine[object, None, _Result]) -> _Result:
     try:
-        minimize_steps(steps, at_once, seconds).send(None)
+        work.send(None)
     except StopIteration as done:
-        found: list[Step] = done.value
-        return found
+        result: _Result = done.value
+        return result
     raise AssertionError("nothing in it waits")

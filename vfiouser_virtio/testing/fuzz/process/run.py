@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from vfiouser_virtio.testing.fuzz.process.bench import run_process_case
+from vfiouser_virtio.testing.fuzz.process.bench import FuzzerError, run_process_case
 from vfiouser_virtio.testing.fuzz.process.case import HostileStep, ProcessCase
 from vfiouser_virtio.testing.fuzz.process.families import FAMILIES
+from vfiouser_virtio.testing.fuzz.process.minimizing import MINIMIZE_SECONDS, minimize_process_case
 from vfiouser_virtio.testing.fuzz.process.oracle import DEFAULT_BUDGETS, ProcessFinding, ServerBudgets
 from vfiouser_virtio.testing.fuzz.process.server import TREE, can_supervise
 from vfiouser_virtio.testing.hanging_files import can_be_mounted
@@ -18,6 +19,11 @@ ANY = "any"
 """Origin of cases that are drawn from all families, two of them at a time now and then."""
 _TIMED = frozenset({"stall", "growth", "start", "refused", "mapping"})
 """Kinds of findings that a busy machine could feign: they count when they are found twice."""
+REPLAYS = 3
+"""So often a case is run, at most, until it shows what it was kept for: a race is won by chance."""
+
+Keep = Callable[[ProcessCase, list[ProcessFinding]], None]
+"""What becomes of a case with findings; called again when it has become smaller."""
 
 
 @dataclass
@@ -103,6 +109,38 @@ def confirmed(
     return [replace(each, once=each.kind not in again) for each in findings if each not in once], once
 
 
+def replay_process_case(
+    case: ProcessCase, *, tree: Path = TREE, budgets: ServerBudgets = DEFAULT_BUDGETS
+) -> list[ProcessFinding]:
+    """Findings of a case out of a file. Where there is none it is run again, `REPLAYS` times in all.
+
+    Raises FuzzerError.
+    """
+    for _ in range(REPLAYS):
+        if findings := run_process_case(case, tree=tree, budgets=budgets):
+            return findings
+    return []
+
+
+def _minimized(
+    case: ProcessCase, findings: Sequence[ProcessFinding], tree: Path, budgets: ServerBudgets, seconds: float
+) -> ProcessCase:
+    """The smallest case that shows the first of these findings, or ``case`` where a smaller one does not twice."""
+    kind, tries = findings[0].kind, REPLAYS if findings[0].once else 1
+
+    def shows(smaller: ProcessCase) -> bool:
+        try:
+            return any(
+                kind in {each.kind for each in run_process_case(smaller, tree=tree, budgets=budgets)}
+                for _ in range(tries)
+            )
+        except FuzzerError:  # a step without one that it needs
+            return False
+
+    small = minimize_process_case(case, kind, shows, seconds)
+    return small if small == case or shows(small) else case
+
+
 def fuzz_processes(
     seed: int,
     *,
@@ -112,7 +150,9 @@ def fuzz_processes(
     tree: Path = TREE,
     stop: int = 1,
     tell: Callable[[str], object] = lambda _: None,
+    keep: Keep = lambda _case, _findings: None,
     budgets: ServerBudgets = DEFAULT_BUDGETS,
+    minimize_seconds: float = MINIMIZE_SECONDS,
 ) -> ProcessRun:
     """Run ``cases`` of each family, or for ``seconds``, until ``stop`` of them have found something."""
     deadline = None if seconds is None else time.monotonic() + seconds
@@ -132,7 +172,12 @@ def fuzz_processes(
         run.once += [f"{case.origin}: {str(each).splitlines()[0]}" for each in once]
         tell(f"{case.origin} ({case.family}), {time.monotonic() - begun:.1f} s: {'; '.join(seen) or 'nothing found'}")
         if findings:
-            run.found.append((case, findings))
+            keep(case, findings)
+            tell(f"{case.origin}: its case is made smaller, for {minimize_seconds:g} s or so")
+            small = _minimized(case, findings, tree, budgets, minimize_seconds)
+            if small != case:
+                keep(small, findings)
+            run.found.append((small, findings))
             if len(run.found) >= stop:
                 break
     return run

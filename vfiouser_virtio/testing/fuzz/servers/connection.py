@@ -25,6 +25,8 @@ _DMA_SIZE = DMA_ACCESS.sizeof()
 _MAX_DMA = 1 << 20
 # Of one connection: a server that asks for ever is not answered for ever.
 _MAX_DMA_REQUESTS = 2000
+_EARLY = 20
+"""A message before VERSION is given so small a part of the time that a reply may take: it need not be answered."""
 _HUNG_UP = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTCONN)
 
 
@@ -39,6 +41,8 @@ class Owed:
     sent: float
     due: bool
     """It must come; else it may."""
+    early: bool = False
+    """Sent before VERSION was answered, which some servers mind."""
     done: trio.Event = field(default_factory=trio.Event)
     reply: RawMessage | None = None
 
@@ -101,9 +105,11 @@ class ServerConnection:
                 break
             kind = flags & MESSAGE_TYPE_MASK
             # What a server makes of a reply that it did not ask for, or of no type that there is, is its own affair.
-            due = kind == 0 and self._trusted and (self.agreed or command == Command.VERSION)
+            asks = kind == 0 and self._trusted
+            due = asks and (self.agreed or command == Command.VERSION)
             if not flags & MessageFlags.NO_REPLY or kind:
-                one = Owed(message_id, command, data[at + HEADER_SIZE : at + size], time.monotonic(), due)
+                body = data[at + HEADER_SIZE : at + size]
+                one = Owed(message_id, command, body, time.monotonic(), due, early=asks and not due)
                 owed.append(one)
                 self._owed.append(one)
             at += size
@@ -134,8 +140,12 @@ class ServerConnection:
                 raise Found("hang", f"no reply to {name} within {self._wait:g} s", name)
 
     async def drain(self) -> None:
-        """All that is due, of all that was sent."""
+        """All that is due, of all that was sent; and, for a moment, what a server answers that hears no VERSION."""
         await self.result(list(self._owed))
+        early = [owed for owed in self._owed if owed.early and self.in_step and not self.deaf]
+        with trio.move_on_after(self._wait / _EARLY):
+            for owed in early:
+                await owed.done.wait()
 
     async def call(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> RawMessage | None:
         """A good request and its reply; None where the server hangs up. Raises Found."""

@@ -148,11 +148,20 @@ class _Fuzzer:
         return None
 
     async def _minimized(self, steps: Sequence[Step], finding: Finding) -> list[Step]:
-        async def still(fewer: list[Step]) -> bool:
-            return await self._shows(fewer, finding, _QUICK if finding.kind == "hang" else 1.0)
+        """The smallest steps that show it twice."""
+        shown = [list(steps)]
 
-        small = await minimize_steps(steps, still, self._run.minimize_seconds)
-        return small if await self._shows(small, finding, _SURE) else list(steps)
+        async def still(fewer: list[Step]) -> bool:
+            if shows := await self._shows(fewer, finding, _QUICK if finding.kind == "hang" else 1.0):
+                shown.append(fewer)
+            return shows
+
+        await minimize_steps(steps, still, self._run.minimize_seconds)
+        back = 1  # twice as far each time: what is left of a race may show it now and then
+        while len(shown) > 1 and not await self._shows(shown[-1], finding, _SURE):
+            del shown[max(len(shown) - back, 1) :]
+            back *= 2
+        return shown[-1]
 
     async def _shows(self, steps: Sequence[Step], finding: Finding, patience: float) -> bool:
         self._server.stop()
