@@ -1,4 +1,4 @@
-"""What the scripts share: ``scripts/lib.sh``."""
+"""What the scripts share, ``scripts/lib.sh``; and that ``scripts/check`` fails where any of its checks does."""
 
 import os
 import pty
@@ -38,3 +38,30 @@ def test_a_quiet_command_gives_a_sign_of_life_on_a_terminal(tmp_path: Path) -> N
         (tmp_path / "seen").touch()
         assert process.wait(60) == 0
     os.close(ours)
+
+
+CHECKS = [
+    "ruff format --check .",
+    "ruff check .",
+    "mypy",
+    "pyright --pythonpath .venv/bin/python",
+    "lint-imports --no-cache",
+]
+
+
+@pytest.mark.parametrize("failing", ["none of them", *CHECKS])
+def test_each_check_counts(failing: str, tmp_path: Path) -> None:
+    """With stand-ins for the tools: all are asked, and what one of them says is the script's status."""
+    check = tmp_path / "check"
+    check.write_bytes(LIBRARY.with_name("check").read_bytes())
+    (tmp_path / "lib.sh").write_text(
+        f"set -euo pipefail\nsay() {{ :; }}\nmain_venv() {{ :; }}\n"
+        f'tool() {{ printf "%s\\n" "$*" >&2; [ "$*" != "{failing}" ]; }}\n'
+        + "".join(f'{name}() {{ tool {name} "$@"; }}\n' for name in ("ruff", "mypy", "pyright", "lint-imports"))
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(["bash", check], capture_output=True, text=True, timeout=60, check=False, env=env)
+    if failing in CHECKS:
+        assert ended.returncode != 0
+    else:
+        assert (ended.returncode, sorted((ended.stdout + ended.stderr).splitlines())) == (0, sorted(CHECKS))
