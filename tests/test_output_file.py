@@ -1,6 +1,9 @@
-"""Files that are written: for their owner only, and never through a link."""
+"""Files that are written: for their owner only, never through a link, or what the shell has opened; and not endless."""
 
+import contextlib
+import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,17 +12,20 @@ import pytest
 from vfiouser_virtio.backends.log_file import LogFile
 from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.backends.net.recording import RecordedNetdev
+from vfiouser_virtio.cli.audit_report import AuditReport
 from vfiouser_virtio.errors import ConfigError, DeviceError
-from vfiouser_virtio.output_file import open_output
-from vfiouser_virtio.serving.fault_log import fault_log
+from vfiouser_virtio.output_file import LimitedLines, open_file, open_output, write_all
+from vfiouser_virtio.serving.fault_log import BURNDOWN_LIMIT, burndown_log, fault_log
+from vfiouser_virtio.serving.terminal import flush_stderr
 from vfiouser_virtio.serving.trace import TraceLog
 
 OPENING: dict[str, Callable[[Path], object]] = {
     "chardev": LogFile,
     "dump": lambda path: RecordedNetdev(NullNetdev(), dump=path),
     "fault-log": fault_log,
-    "burndown": lambda path: fault_log(path, "burndown"),
+    "burndown": burndown_log,
     "trace": lambda path: TraceLog(str(path), as_json=False, limit=1 << 20),
+    "audit": lambda path: AuditReport(str(path)),
 }
 
 
@@ -47,7 +53,7 @@ def test_a_file_is_for_its_owner_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("keep", "append", "left"), [(False, False, b"new"), (True, True, b"oldnew")])
 def test_what_was_there(keep: bool, append: bool, left: bytes, tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"old")
-    fd = open_output(tmp_path / "log", keep=keep, append=append)
+    fd = open_file(tmp_path / "log", keep=keep, append=append)
     os.write(fd, b"new")
     os.close(fd)
     assert (tmp_path / "log").read_bytes() == left
@@ -55,5 +61,106 @@ def test_what_was_there(keep: bool, append: bool, left: bytes, tmp_path: Path) -
 
 def test_a_fifo_without_a_reader(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(OSError, match="No such device or address"):
+    with pytest.raises(OSError, match="is a FIFO that nobody reads"):
         open_output(tmp_path / "fifo")
+
+
+@contextlib.contextmanager
+def given(fd: int) -> Iterator[int]:
+    """As what the shell opens for a program."""
+    os.set_inheritable(fd, True)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd"])
+def test_a_pipe_that_the_shell_has_made(folder: str) -> None:
+    """Nobody else who has it finds it non-blocking."""
+    reader, writer = os.pipe()
+    with given(writer):
+        ours = open_output(f"{folder}/{writer}")
+        assert os.get_blocking(writer)
+    write_all(ours, b"one")
+    assert os.read(reader, 10) == b"one"
+    os.close(ours)
+    assert os.read(reader, 10) == b""
+    os.close(reader)
+
+
+def test_a_file_that_the_shell_has_opened(tmp_path: Path) -> None:
+    """It is written where others have got to, and not emptied."""
+    with given(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600)) as fd:
+        os.write(fd, b"others' ")
+        ours = open_output(f"/dev/fd/{fd}")
+        write_all(ours, b"ours ")
+        os.close(ours)
+        os.write(fd, b"others'")
+    assert (tmp_path / "log").read_text() == "others' ours others'"
+
+
+def test_a_socket_that_was_handed_over() -> None:
+    """It cannot be opened anew."""
+    near, far = socket.socketpair()
+    with given(near.detach()) as fd:
+        ours = open_output(f"/dev/fd/{fd}")
+        write_all(ours, b"one")
+        os.close(ours)
+    assert far.recv(10) == b"one"
+    far.close()
+
+
+def test_standard_streams_and_devices() -> None:
+    for name in ("/dev/stdout", "/dev/stderr", "/dev/null"):
+        os.close(open_output(name))
+
+
+def test_a_descriptor_that_was_not_given() -> None:
+    """A disk image of ours, a client's socket: whatever has the number that the user has mistaken."""
+    reader, writer = os.pipe()
+    os.set_inheritable(reader, True)
+    for fd in (reader, writer, 999_999_999):
+        with pytest.raises(OSError, match=f"descriptor {fd} was not given to this program, or not for writing"):
+            open_output(f"/dev/fd/{fd}")
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_console_writes_to_no_descriptor(tmp_path: Path) -> None:
+    with (
+        given(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600)) as fd,
+        pytest.raises(DeviceError, match="is a symbolic link"),
+    ):
+        LogFile(Path(f"/dev/fd/{fd}"))
+
+
+def test_a_reader_that_does_not_read() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with pytest.raises(OSError, match="what is written to it is not read"):
+        write_all(writer, bytes(1 << 20), patience_ms=1)
+    os.close(reader)
+    with pytest.raises(BrokenPipeError):
+        write_all(writer, b"one")
+    os.close(writer)
+
+
+def test_lines_have_a_limit_in_bytes() -> None:
+    lines: list[str] = []
+    write = LimitedLines(lines.append, 10, "end")
+    for _ in range(100):
+        write("→ 1\n")  # 6 bytes
+    assert lines == ["→ 1\n", "→ 1\n", "end\n"]
+
+
+def test_a_burndown_has_a_limit(tmp_path: Path) -> None:
+    """A client that connects and leaves in a loop."""
+    write = burndown_log(tmp_path / "log")
+    write(f"{'x' * (BURNDOWN_LIMIT - 10)}\n")  # more than waits for the disk: dropped, and counted all the same
+    for _ in range(20):
+        write("y\n")
+    flush_stderr()
+    text = (tmp_path / "log").read_text()
+    assert text.count("y\n") == 5
+    assert json.loads(text.splitlines()[-1]) == {"event": "truncated", "bytes": BURNDOWN_LIMIT}

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import stat
 import threading
 from collections.abc import Iterable
 from queue import SimpleQueue
@@ -46,6 +47,18 @@ def close_all(fds: Iterable[int]) -> None:
         else:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def reopened(fd: int, mode: int) -> int:
+    """Another descriptor for the same thing: open for ``mode``, non-blocking, and that for nobody else who has it.
+
+    A regular file never blocks, and is copied, to keep its position. So is what cannot be opened again, such as a
+    socket, or a terminal of another user: there it is as it was, and its flags are everybody's.
+    """
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        with contextlib.suppress(OSError):
+            return os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return os.dup(fd)
 
 
 def may_wait(fd: int) -> bool:

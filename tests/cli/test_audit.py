@@ -1,9 +1,11 @@
 """``--audit``: what drivers did, on stderr or in a file, and the exit status."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import trio
 from support.command import run_command, serve_process
 
 from vfiouser_virtio.guest import bound_pci
@@ -56,6 +58,19 @@ async def test_a_file_for_programs(tmp_path: Path) -> None:
     assert finding["keyword"] == "MUST"
     assert finding["count"] == 2
     assert finding["runs"] == [1, 2]
+
+
+@pytest.mark.parametrize("sandbox", [(), ("--sandbox=best-effort",)])
+async def test_a_pipe_that_the_shell_has_made(sandbox: tuple[str, ...], tmp_path: Path) -> None:
+    """Open from the start, so that a sandbox is no matter, and its reader sees one report and the end."""
+    reader, writer = os.pipe()
+    arguments = [*sandbox, f"--audit=/dev/fd/{writer}", "--once", "--device", "rng"]
+    async with serve_process(*arguments, folder=tmp_path, pass_fds=(writer,)) as server:
+        os.close(writer)
+        await drive(server.sockets[0], badly=False)
+        assert await server.wait() == 0
+    async with trio.lowlevel.FdStream(reader) as pipe:
+        assert b"".join([data async for data in pipe]) == b"audit of 1 device: no broken rule\n"
 
 
 @pytest.mark.parametrize(

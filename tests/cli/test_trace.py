@@ -163,9 +163,27 @@ async def test_a_trace_that_nobody_reads(tmp_path: Path) -> None:
         os.close(nobody)
 
 
+async def test_into_what_the_shell_has_opened(how: How, tmp_path: Path) -> None:
+    """`--trace=>(gzip >x)`, and a file that others write to."""
+    reader, writer = os.pipe()
+    log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600)
+    device = f"blk,size=1M,fault=used-never,fault-log=/dev/fd/{log}"
+    options = ["--device", device, f"--trace=/dev/fd/{writer}"]
+    async with serve_process(*how, *options, folder=tmp_path, pass_fds=(writer, log)) as served:
+        os.close(writer)
+        os.close(log)
+        await talk(served)
+        assert await served.terminate() == 0
+    async with trio.lowlevel.FdStream(reader) as pipe:
+        traced = b"".join([data async for data in pipe]).decode()
+    assert "blk0#1 → VERSION" in traced
+    assert json.loads((tmp_path / "log").read_text().splitlines()[0])["faults"] == ["used-never"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--trace=/dev/fd/77"], "--trace=/dev/fd/77: descriptor 77 was not given to this program, or not for writing"),
         (["--trace=/nonexistent/file"], "--trace=/nonexistent/file: No such file or directory"),
         (["--trace=t.txt", "--engine", "libvfio-user"], "--trace: libvfio-user does not show its messages"),
         (["--trace", "--trace-limit=much"], "much"),

@@ -8,7 +8,7 @@ from vfiouser_virtio.backends.chardev import FdChardev, no_input
 from vfiouser_virtio.backends.file_pipe import writing_pipe
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.fds import may_wait
-from vfiouser_virtio.output_file import open_output
+from vfiouser_virtio.output_file import open_file
 
 # A guest that writes without an end must not fill the host's disk.
 LIMIT = 256 << 20
@@ -24,7 +24,7 @@ class LogFile(FdChardev):
     def __init__(self, path: Path, *, limit: int = LIMIT) -> None:
         super().__init__(f"file:{path}")
         try:
-            self._fd = open_output(path, append=True, keep=True)
+            self._fd = open_file(path, append=True, keep=True)
         except OSError as error:
             raise DeviceError(f"file:{path}: {error.strerror}") from None
         status = os.fstat(self._fd)

@@ -14,7 +14,7 @@ from vfiouser_virtio.backends.chardev import READ_SIZE, FdChardev, no_input
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.file_pipe import reading_pipe, writing_pipe
 from vfiouser_virtio.errors import ConfigError, DeviceError
-from vfiouser_virtio.fds import may_wait
+from vfiouser_virtio.fds import may_wait, reopened
 from vfiouser_virtio.host_access import HostAccess
 
 # Index of the flags in what termios.tcgetattr returns.
@@ -107,18 +107,11 @@ class Stdio(FdChardev):
 
 
 def _reopen(fd: int, mode: int) -> int:
-    """An fd for the same thing that we may make non-blocking: the flag is shared by all who inherited the original.
-
-    A regular file keeps its position: it never blocks, so it is used as it is. So is what cannot be opened again, such
-    as a socket, or a terminal of another user; there the flag is set for all.
-    """
-    kind = os.fstat(fd).st_mode
-    if not stat.S_ISREG(kind):
-        try:
-            return os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError:
-            os.set_blocking(fd, False)
-    return os.dup(fd)
+    """An fd for the same thing that is non-blocking; where there is only one open file, it is for all who have it."""
+    ours = reopened(fd, mode)
+    if not stat.S_ISREG(os.fstat(ours).st_mode):
+        os.set_blocking(ours, False)
+    return ours
 
 
 def _raw(fd: int) -> list[Any] | None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vfiouser_virtio.cli.exit_status import EXPLAINED
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.host_access import NO_ACCESS
 
 if TYPE_CHECKING:
     from vfiouser_virtio.cli.audit_report import AuditReport
@@ -192,7 +191,8 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str, se
         const="",
         metavar="FILE",
         help="write every message between clients and devices, decoded, to FILE or stderr: registers by name, with "
-        "times and connections; guests' data is in it. It slows a device down, and changes nothing else",
+        "times and connections; guests' data is in it. It slows a device down, and changes nothing else. FILE is no "
+        "symbolic link; /dev/stdout and /dev/fd/N are what the shell has opened, as with --trace=>(gzip >x)",
     )
     parser.add_argument(
         "--trace-format",
@@ -261,7 +261,7 @@ def server_of(
 
         modes: dict[str, SandboxMode | None] = {"best-effort": "best-effort", "off": None}
         user = None if run_as is None else other_user(run_as)
-        options["sandbox"] = Sandbox(modes.get(sandbox, "strict"), NO_ACCESS if audit is None else audit.access, user)
+        options["sandbox"] = Sandbox(modes.get(sandbox, "strict"), user=user)
     if supervise or getattr(arguments, "processes", False):
         from vfiouser_virtio.serving.processes import serve_in_processes
 

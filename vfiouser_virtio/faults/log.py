@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.output_file import LimitedLines
 
 MAX_KEPT = 10_000
 """Entries in memory: a guest that asks for a register a million times a second causes as many."""
@@ -45,8 +46,7 @@ class FaultLog:
         """How many there were, of which `entries` has the last."""
         self.header: Mapping[str, Any] = {}
         """What the first line says."""
-        self._write = write
-        self._left = MAX_BYTES
+        self._write = write and _limited(write)
         self._began = time.monotonic()
 
     def begin(self, **said: object) -> None:
@@ -64,7 +64,7 @@ class FaultLog:
 
     def write_to(self, write: Callable[[str], None]) -> None:
         """Write lines from now on, after the first line and what has been logged before."""
-        self._write = write
+        self._write = _limited(write)
         self._put({**self.header, "time": round(time.time(), 3)})
         for entry in self.entries:
             self._put({**entry, "time": round(time.monotonic() - self._began, 6)})
@@ -79,13 +79,12 @@ class FaultLog:
         return "\n".join(lines)
 
     def _put(self, said: Mapping[str, object]) -> None:
-        if self._write is None or self._left <= 0:
-            return
-        line = json.dumps(said) + "\n"
-        self._left -= len(line)
-        self._write(line)
-        if self._left <= 0:
-            self._write(json.dumps({"event": "truncated", "bytes": MAX_BYTES}) + "\n")
+        if self._write is not None:
+            self._write(json.dumps(said) + "\n")
+
+
+def _limited(write: Callable[[str], None]) -> LimitedLines:
+    return LimitedLines(write, MAX_BYTES, json.dumps({"event": "truncated", "bytes": MAX_BYTES}))
 
 
 @dataclass(frozen=True, slots=True)

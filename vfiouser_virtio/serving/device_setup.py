@@ -242,7 +242,7 @@ class DeviceSetup(NamedTuple):
 
     def _attach_own(self, device: "PciDevice | PciDeviceFunction", audit: "AuditLog | None") -> "PciDeviceFunction":
         """`attach` of a PCI device of an author's own."""
-        from vfiouser_virtio.serving.fault_log import fault_log  # only here: see `device_kinds`
+        from vfiouser_virtio.serving.fault_log import burndown_log  # only here: see `device_kinds`
         from vfiouser_virtio.serving.pci_options import PciDeviceOptions
         from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 
@@ -259,7 +259,7 @@ class DeviceSetup(NamedTuple):
                 unsealed_memory=self.common.unsealed_memory,
                 unmodelled=own.unmodelled,
                 spin=own.spin,
-                burndown=None if own.burndown is None else fault_log(own.burndown, "burndown"),
+                burndown=None if own.burndown is None else burndown_log(own.burndown),
             )
         except BaseException as error:
             if self.made is None and not isinstance(device, PciDeviceFunction):

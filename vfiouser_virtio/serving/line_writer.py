@@ -17,6 +17,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from vfiouser_virtio.output_file import wait_writable, write_all
+
 ROOM = 1 << 20
 """Bytes that wait for their reader; a guest that can cause log lines fills no more of our memory than this."""
 
@@ -158,26 +160,19 @@ class LineWriter:
         return chunk
 
     def _write_out(self, data: bytes) -> None:
-        while data and not self._broken:
-            try:
-                data = data[os.write(self._fd, data) :]
-            except BlockingIOError:
-                # Another process has made the open file non-blocking.
-                self._poll(None)
-            except OSError as error:
-                self._broken = True
-                if self._failed is not None:
-                    self._failed(error)
-
-    def _poll(self, milliseconds: int | None) -> bool:
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        return bool(poll.poll(milliseconds))
+        if self._broken:
+            return
+        try:
+            write_all(self._fd, data)  # it is non-blocking where another process has made the open file so
+        except OSError as error:
+            self._broken = True
+            if self._failed is not None:
+                self._failed(error)
 
     def _drain(self, deadline: float) -> None:
         """Write without a thread, what is taken at once."""
         while self._lines and not self._broken:
-            if not self._poll(max(0, int((deadline - time.monotonic()) * 1000))):
+            if not wait_writable(self._fd, max(0, int((deadline - time.monotonic()) * 1000))):
                 return
             chunk = self._take()
             self._write_out(chunk)

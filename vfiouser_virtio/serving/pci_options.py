@@ -26,7 +26,7 @@ class PciDeviceOptions:
     burndown: Annotated[
         Path | None,
         "write what the driver touches that is not modelled, and what it never uses, to this file: a line of JSON when "
-        "a client leaves, at the end, and on SIGUSR1",
+        "a client leaves, at the end, and on SIGUSR1, up to 64 MiB",
     ] = None
 
 

@@ -16,7 +16,6 @@ What is served does not know of it: the same code runs, which takes longer. Noth
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.output_file import open_output
+from vfiouser_virtio.output_file import LimitedLines, open_output
 from vfiouser_virtio.protocols.vfio_user import Direction
 from vfiouser_virtio.serving.decode import NameOf, decode, decode_fields, virtio_register
 from vfiouser_virtio.serving.feature_words import FeatureWords
@@ -47,19 +46,19 @@ class TraceLog:
     def __init__(self, file: str, *, as_json: bool, limit: int) -> None:
         """``file`` empty is stderr. After ``limit`` bytes there is a last line. Raises ConfigError."""
         self._json = as_json
-        self._left = limit
-        self._limit = limit
         self._connections: dict[str, int] = {}
         self._feature_bits: dict[str, type[IntEnum] | None] = {}
         self._names: dict[str, NameOf] = {}
         self._fields: dict[str, WordsOf] = {}
-        if not file:
-            self._write = sys.stderr.write
-            return
-        writer = LineWriter(_open(file), room=_ROOM, lost=self._lost, failed=self._failed)
-        self._file = file
-        self._write = writer.write
-        at_end(writer)
+        write: Callable[[str], object] = sys.stderr.write
+        if file:
+            writer = LineWriter(_open(file), room=_ROOM, lost=self._lost, failed=self._failed)
+            self._file = file
+            write = writer.write
+            at_end(writer)
+        self._write = LimitedLines(
+            write, limit, self._note(f"the trace ends here: it has {limit} bytes (see --trace-limit)")
+        )
 
     def know(self, device: str, feature_bits: type[IntEnum] | None) -> None:
         """The feature bits of this device's type have these names."""
@@ -86,26 +85,19 @@ class TraceLog:
                 said |= decode_fields(message, name_of)
                 if bits:
                     said["fields" if fields else "features"] = "; ".join(bits)
-                self._put(json.dumps(said))
+                self._write(f"{json.dumps(said)}\n")
             else:
                 at = datetime.fromtimestamp(now).strftime("%H:%M:%S.%f")
                 named = f" ({'; '.join(bits)})" if bits else ""
-                self._put(f"{at} {device}#{connection} {arrow} {decode(message, name_of)}{named}")
+                self._write(f"{at} {device}#{connection} {arrow} {decode(message, name_of)}{named}\n")
 
         return trace
 
-    def _put(self, line: str) -> None:
-        if self._left <= 0:
-            return
-        self._left -= len(line) + 1
-        self._write(f"{line}\n")
-        if self._left <= 0:
-            said = f"the trace ends here: it has {self._limit} bytes (see --trace-limit)"
-            self._write(f"{json.dumps({'note': said}) if self._json else said}\n")
+    def _note(self, said: str, **numbers: int) -> str:
+        return json.dumps({"note": said, **numbers}) if self._json else said
 
     def _lost(self, lines: int) -> str:
-        said = f"{lines} messages are missing here: they were not read"
-        return json.dumps({"note": said, "lost": lines}) if self._json else said
+        return self._note(f"{lines} messages are missing here: they were not read", lost=lines)
 
     def _failed(self, error: OSError) -> None:
         print(f"vfiouser-virtio: --trace={self._file} ends: {error.strerror}", file=sys.stderr)
@@ -119,8 +111,6 @@ def wants_json(file: str, wanted: str | None) -> bool:
 def _open(file: str) -> int:
     """Appending, so that the processes of several devices can write to it; only ours to read: guests' data is in it."""
     try:
-        fd = open_output(file, append=True)
+        return open_output(file, append=True)
     except OSError as error:
         raise ConfigError(f"--trace={file}: {error.strerror}") from None
-    os.set_blocking(fd, True)
-    return fd

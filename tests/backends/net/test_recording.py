@@ -191,7 +191,7 @@ def test_files_that_cannot_be_written_are_said(tmp_path: Path) -> None:
         ("none/x", "No such file"),
         ("link", "is a symbolic link: name the file itself"),
         (".", "directory"),
-        ("fifo", "No such device or address"),
+        ("fifo", "a FIFO that nobody reads"),
     ):
         with pytest.raises(DeviceError, match=what):
             RecordedNetdev(NullNetdev(), dump=tmp_path / name)

@@ -17,7 +17,7 @@ from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.device_log import DeviceLog, id_in_making
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.host_access import HostAccess
-from vfiouser_virtio.output_file import open_output
+from vfiouser_virtio.output_file import open_output, write_all
 from vfiouser_virtio.protocols.pcap import PacketDirection
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,6 @@ class _Writer:
 
     def __init__(self, path: Path, limit: int) -> None:
         self._fd = open_output(path)
-        os.set_blocking(self._fd, True)
         regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self._path = path
         self._log = DeviceLog(logger, id_in_making() or "netdev")
@@ -152,17 +151,15 @@ class _Writer:
             with self._lock:
                 pending, self._pending = self._pending, []
                 ended = self._ended
-            data = memoryview(b"".join(pending))
-            size = len(data)
+            data = b"".join(pending)
             try:
-                while data:
-                    data = data[os.write(self._fd, data) :]
+                write_all(self._fd, data)
             except OSError as error:
                 self._log.error("dump=%s: %s; what passes from now on is not in it", self._path, error.strerror)
                 with self._lock:
                     self._ended = ended = True
             with self._lock:
-                self.waiting -= size  # what is being written is memory of ours as well
+                self.waiting -= len(data)  # what is being written is memory of ours as well
         if ended:
             os.close(self._fd)
 
