@@ -1,11 +1,12 @@
 """Consoles of several ports, and drivers that do what no good one does."""
 
 import logging
+import socket
 import struct
 from pathlib import Path
 
 import pytest
-import trio
+import trio.testing
 from support.console_driver import (
     ADD,
     CONSOLE_PORT,
@@ -26,8 +27,10 @@ from support.console_driver import (
     tell,
     two_ports,
 )
+from trio.testing import MockClock
 
-from vfiouser_virtio.backends.chardev import Null
+from vfiouser_virtio.backends.changes import PAUSE
+from vfiouser_virtio.backends.chardev import FdChardev, Null
 from vfiouser_virtio.backends.pair import pair
 from vfiouser_virtio.devices.console import Console
 from vfiouser_virtio.devices.console_ports import MAX_COPY
@@ -102,6 +105,34 @@ async def test_the_guest_is_told_who_comes_and_goes(run: Run, tmp_path: Path) ->
             assert (await driver.request([], [64], queue=4)).data[0][:2] == b"hi"
             await stream.aclose()
             assert await inbox.next() == control(1, OPEN, 0)
+
+
+async def test_a_peer_that_comes_and_goes_is_no_message_each_time(run: Run, mock_clock: MockClock) -> None:
+    """A first change is told at once, and where it has led to a tenth of a second later."""
+    async with two_ports(run) as (console, _, inbox, *_):
+        chardev = console.ports[1].chardev
+        assert isinstance(chardev, FdChardev)
+
+        def come() -> socket.socket:
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            chardev.attach(ours.detach())
+            return theirs
+
+        chardev.detach()
+        assert await inbox.next() == control(1, OPEN, 0)
+        for _ in range(100):
+            come().close()
+            await trio.testing.wait_all_tasks_blocked()  # the port has read that nobody is there any more
+            assert not chardev.connected
+        assert await inbox.silent()
+        mock_clock.jump(PAUSE)
+        assert await inbox.silent()  # it is as it was told
+        with come():
+            assert await inbox.next() == control(1, OPEN)
+        assert await inbox.silent()
+        mock_clock.jump(PAUSE)
+        assert await inbox.next() == control(1, OPEN, 0)
 
 
 async def test_a_resize_of_a_console_is_a_control_message(run: Run) -> None:

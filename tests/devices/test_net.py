@@ -7,9 +7,9 @@ import trio.testing
 from support.net_cable import Cable, a_frame
 from trio.testing import MockClock
 
+from vfiouser_virtio.backends.changes import PAUSE
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import frame_of
-from vfiouser_virtio.backends.net.link import LINK_PAUSE
 from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.device_log import being_made
 from vfiouser_virtio.devices.net import Net, example, made_up_mac, parse_mac
@@ -171,7 +171,7 @@ async def test_the_link_is_up_where_both_ends_are(mock_clock: MockClock) -> None
         assert await status() == (0, 1)
         cable.set_link(True)
         assert await status() == (1, 2)
-        mock_clock.jump(LINK_PAUSE)
+        mock_clock.jump(PAUSE)
         cable.set_link(False)
         assert await status() == (0, 3)
 
@@ -191,10 +191,10 @@ async def test_a_peer_that_comes_and_goes_is_no_interrupt_each_time(
             assert field(driver, "status") == 0
             assert device.put(frame_of(a_frame()))
             assert net.receiver.drops[Drop.LINK_DOWN] == turn + 1  # frames go by the link as it is
-            mock_clock.jump(LINK_PAUSE / 10)
+            mock_clock.jump(PAUSE / 10)
         assert driver.config_interrupts == 1
         cable.set_link(True)
-        mock_clock.jump(LINK_PAUSE)
+        mock_clock.jump(PAUSE)
         await trio.testing.wait_all_tasks_blocked()
         assert (field(driver, "status"), driver.config_interrupts) == (1, 2)
     assert caplog.text.count("the link is") == 2

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import trio
 
+from vfiouser_virtio.backends.changes import tell_changes
 from vfiouser_virtio.backends.chardev import Chardev, FdChardev
 from vfiouser_virtio.backends.chardev_spec import SPECS, open_chardev
 from vfiouser_virtio.backends.log_file import LIMIT
@@ -93,7 +94,7 @@ class Console(Device):
                 is_console=number in consoles,
                 size=(cols or size[0], rows or size[1]),
             )
-            host.on_connect = partial(self._host_changed, port)
+            host.on_connect = port.host_changed
             host.on_resize = partial(self.resize, port=number)
             if isinstance(host, FdChardev):
                 host.log = self.log
@@ -130,6 +131,8 @@ class Console(Device):
             for port in self.ports if with_control else self.ports[:1]:
                 nursery.start_soon(port.receive)
                 nursery.start_soon(port.transmit)
+                if with_control and not port.is_console:
+                    nursery.start_soon(tell_changes, port.wait_host, partial(self._tell_open, port))
             if with_control:
                 nursery.start_soon(self._send_control)
                 nursery.start_soon(self._receive_control)
@@ -184,9 +187,13 @@ class Console(Device):
         cols, rows = port.size
         self._post(port, Event.RESIZE, 0, wire.RESIZE.build({"cols": cols, "rows": rows}))
 
-    def _host_changed(self, port: Port, _connected: bool) -> None:
-        if port.ready and not port.is_console:
-            self._post(port, Event.PORT_OPEN, int(port.host_open))
+    def _tell_open(self, port: Port) -> bool:
+        """Tell the driver whether somebody is at the other end, where it does not know; whether that was so."""
+        if not port.ready or port.told_open is port.host_open:
+            return False
+        port.told_open = port.host_open
+        self._post(port, Event.PORT_OPEN, int(port.host_open))
+        return True
 
     def _set_size(self, size: tuple[int, int], tell: Callable[..., None] | None = None) -> None:
         (tell or self.config.set)(cols=size[0], rows=size[1])
@@ -236,7 +243,8 @@ class Console(Device):
             self._post_size(port)
         if port.name:
             self._post(port, Event.PORT_NAME, data=port.name.encode())
-        self._post(port, Event.PORT_OPEN, int(port.host_open))
+        port.told_open = None
+        self._tell_open(port)
 
     def _complain(self, kind: str, what: str) -> None:
         """Once per reset and kind: a guest must not fill our log."""

@@ -38,6 +38,9 @@ class Port:
         """The port exists for the driver: PORT_ADD has been sent, or the driver has said PORT_READY by itself."""
         self.ready = False
         """The driver has said PORT_READY, and is told what happens to the port."""
+        self.told_open: bool | None = None
+        """What the driver was told of `host_open`; None: nothing yet."""
+        self._host_changed = trio.lowlevel.ParkingLot()
         self._open = False
         self._opened = trio.lowlevel.ParkingLot()
         self._pending = b""
@@ -58,13 +61,23 @@ class Port:
         """What the guest is told of the host. A console is always open: its driver never waits."""
         return self.is_console or self.chardev.connected
 
+    def host_changed(self, _connected: bool) -> None:
+        """A client of the chardev has come, or left."""
+        self._host_changed.unpark_all()
+
+    async def wait_host(self) -> None:
+        """Returns when a client of the chardev comes, or leaves."""
+        await self._host_changed.park()
+
     def take_over(self, before: "Port") -> None:
         """Another device goes on with the port: its driver knows of it, or has it open, as it was ``before``."""
         self.added, self.ready, self.guest_open = before.added, before.ready, before.guest_open
+        self.told_open = before.told_open
 
     def reset(self) -> None:
         """The driver has reset the device: it knows no port, and none is open."""
         self.added = self.ready = self._open = False
+        self.told_open = None
 
     async def transmit(self) -> None:
         """Guest to host. A chain goes back when the chardev has taken all of it, and so holds the guest up till then.

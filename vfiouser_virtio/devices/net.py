@@ -15,8 +15,8 @@ from typing import Annotated
 
 import trio
 
+from vfiouser_virtio.backends.changes import tell_changes
 from vfiouser_virtio.backends.net.drops import DropReport
-from vfiouser_virtio.backends.net.link import watch_link
 from vfiouser_virtio.backends.net.netdev import Netdev, QueuedNetdev
 from vfiouser_virtio.backends.net.netdevs import NETDEVS
 from vfiouser_virtio.backends.net.null import NullNetdev
@@ -296,7 +296,7 @@ class Net(Device):
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.receiver.run, self.netdev)
-            nursery.start_soon(watch_link, self.netdev, self._follow_link, self._show_link)
+            nursery.start_soon(tell_changes, self.netdev.wait_link, self._show_link, self._follow_link)
             nursery.start_soon(self.drops.run)
             await trio.lowlevel.checkpoint()  # the netdev runs before it is given a frame
             for queue in self.transmitter.queues:

@@ -7,9 +7,9 @@ import trio
 import trio.testing
 from support.packets import Packet
 
+from vfiouser_virtio.backends.changes import PAUSE
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Offload, frame_of
-from vfiouser_virtio.backends.net.link import LINK_PAUSE
 from vfiouser_virtio.backends.net.netdev import ALL
 from vfiouser_virtio.backends.net.nic import Nic
 from vfiouser_virtio.backends.net.port import NetPort
@@ -163,7 +163,7 @@ async def test_a_peer_that_comes_and_goes_is_no_interrupt_each_time(mock_clock: 
                 await trio.testing.wait_all_tasks_blocked()
         assert seen == [False]
         port.set_link(True)
-        mock_clock.jump(LINK_PAUSE)
+        mock_clock.jump(PAUSE)
         await trio.testing.wait_all_tasks_blocked()
         assert seen == [False, True]
         nursery.cancel_scope.cancel()

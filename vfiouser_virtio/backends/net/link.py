@@ -8,16 +8,10 @@ import trio
 
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
-from vfiouser_virtio.backends.net.netdev import Counters, FrameSink, Netdev
+from vfiouser_virtio.backends.net.netdev import Counters, FrameSink
 from vfiouser_virtio.device_log import DeviceLog, id_in_making
 
 logger = logging.getLogger(__name__)
-
-LINK_PAUSE = 0.1
-"""Seconds after a change of the link that a driver was told of in which it is told of no other.
-
-A peer that connects and leaves again all the time is no interrupt, and no line in the log, for each time.
-"""
 
 
 class Link:
@@ -67,22 +61,6 @@ class Link:
             raise
         self.counters.rx_packets += 1
         self.counters.rx_bytes += frame.length
-
-
-async def watch_link(netdev: Netdev, follow: Callable[[], None], tell: Callable[[], bool]) -> None:
-    """Call ``follow`` at once and at each change of the link, and ``tell`` not more than once in `LINK_PAUSE`.
-
-    ``tell`` shows the driver the link as it is, and returns whether that is news.
-    """
-    while True:
-        follow()
-        if tell():
-            with trio.move_on_after(LINK_PAUSE):
-                while True:
-                    await netdev.wait_link()
-                    follow()
-        else:
-            await netdev.wait_link()
 
 
 async def wait_writable(fileno: Callable[[], int], turn: trio.Lock) -> None:

@@ -16,9 +16,9 @@ from time import perf_counter
 
 import trio
 
+from vfiouser_virtio.backends.changes import tell_changes
 from vfiouser_virtio.backends.net.drops import Drop, DropReport, Drops
 from vfiouser_virtio.backends.net.frame import Frame
-from vfiouser_virtio.backends.net.link import watch_link
 from vfiouser_virtio.backends.net.netdev import Does, Netdev, burst_putter
 from vfiouser_virtio.backends.net.offload import BadOffload, check, finish
 from vfiouser_virtio.device_log import DeviceLog
@@ -146,7 +146,7 @@ class Nic:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.netdev.run, self)
-                nursery.start_soon(watch_link, self.netdev, _nothing, self._show_link)
+                nursery.start_soon(tell_changes, self.netdev.wait_link, self._show_link)
                 nursery.start_soon(self.report.run)
         finally:
             self._running = False
