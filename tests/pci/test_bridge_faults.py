@@ -17,7 +17,11 @@ from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.guest.function import GuestFunction
 from vfiouser_virtio.pci import bridge as bridge_module
 from vfiouser_virtio.protocols.rtl_bridge import MAX_DMA, MAX_MESSAGE, REPLY, RtlMessage, RtlStatus
+from vfiouser_virtio.protocols.vfio_user import PciRegion
+from vfiouser_virtio.serving.serve import serve
 from vfiouser_virtio.testing.own_pci import pci_function
+from vfiouser_virtio.transports.pci_device import PciDeviceFunction
+from vfiouser_virtio.vfio_user import connect
 
 ONES = 0xFFFF_FFFF
 
@@ -99,6 +103,30 @@ async def test_one_that_dies_while_it_is_asked(
     gone = "the simulator is gone (it has closed its socket)"
     assert line == f"card: {gone}: registers read as all-ones until one connects to {path}"
     await works(card, path)
+
+
+async def test_one_that_owes_an_answer_to_a_client_that_has_left(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next client comes at once, and gets the answer to its own question."""
+    monkeypatch.setattr(holds, "HOLD_TIMEOUT", 1e9)
+    function = PciDeviceFunction(Card(simulator=path), name="card")
+    async with serve(function, path=tmp_path / "card.sock"), fake_simulator(path) as simulator:
+        asked = []
+        for _ in range(2):
+            async with connect(tmp_path / "card.sock") as client, trio.open_nursery() as nursery:
+                nursery.start_soon(client.region_read, PciRegion.BAR0, 0x40, 4)
+                asked.append(await simulator.expect(RtlMessage.READ))
+                nursery.cancel_scope.cancel()
+        async with connect(tmp_path / "card.sock") as client, trio.open_nursery() as nursery:
+
+            async def answer() -> None:
+                asked.append(await simulator.expect(RtlMessage.READ))
+                for each, data in zip(asked, (b"one.", b"two.", b"mine"), strict=True):
+                    await simulator.answer(each, data)
+
+            nursery.start_soon(answer)
+            assert await client.region_read(PciRegion.BAR0, 0x40, 4) == b"mine"
 
 
 async def test_one_that_refuses_a_register(card: GuestFunction, path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -122,6 +122,10 @@ class Bridge(PciDevice):
         else:
             self._requests.reset(link)
 
+    def client_left(self) -> None:
+        """See `PciDevice`: the next client does not wait for what the simulator owes this one."""
+        self._requests.give_up()
+
     def _usable(self, bar: int, offset: int, count: int) -> SimulatorLink | None:
         if count > MAX_ONE_ACCESS:
             where = f"BAR{bar}+{offset:#x}, which a simulator answers"

@@ -139,6 +139,9 @@ class PciDevice:
         """A driver's write where nothing is declared; whether that was dealt with."""
         return False
 
+    def client_left(self) -> None:
+        """The client is gone, and nobody waits for an answer any more; the device stays as it is for the next one."""
+
     def confine(self) -> HostAccess:
         """As `vfiouser_virtio.Device.confine`: what the device needs of the host after ``serve --sandbox``."""
         return NO_ACCESS

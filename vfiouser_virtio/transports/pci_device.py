@@ -155,6 +155,10 @@ class PciDeviceFunction(ServedFunction):
         # turns Bus Master on itself, which each driver does.
         self.config.set_bits(_COMMAND, int(PciCommand.MASTER), False)
         self._command_written()
+        try:
+            self.device.client_left()
+        except Exception as error:
+            log_bug(self._log, "a bug in the device's client_left()", error)
         self.report("client gone")
         for log in (self._log, self.device.log, self.device.accesses.log):
             log.forget()
