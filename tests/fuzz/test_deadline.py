@@ -1,12 +1,16 @@
 """Time limits of the fuzzers: waits for a CPU do not count."""
 
+import contextlib
 import itertools
+import socket
 import time
 from collections.abc import Iterator
 
+import pytest
 import trio
 
 from vfiouser_virtio.testing.fuzz.deadline import Deadline, ends_within, waited_for_cpu
+from vfiouser_virtio.testing.fuzz.process.neighbour import PatientSocket
 
 SHORT = 0.02
 
@@ -57,6 +61,30 @@ def test_a_thread_that_has_ended_takes_its_waits_with_it() -> None:
     limit = Deadline(SHORT, lambda: next(waits), at_once=True)
     pass_time(limit)
     assert limit.over()
+
+
+def test_a_neighbour_waits_for_a_server_that_has_no_cpu() -> None:
+    """Its timeout passes, and it waits once more, as long as the server has had a CPU."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind("")  # an abstract name that is free
+        listener.listen()
+        begun: list[int] = []
+
+        def limit() -> Deadline:
+            begun.append(0)
+            if len(begun) == 1:
+                server.send(b"late")
+            return Deadline(SHORT, lambda: 0.0, at_once=True)
+
+        client = stack.enter_context(PatientSocket(limit))
+        client.settimeout(SHORT)
+        client.connect(listener.getsockname())
+        server = stack.enter_context(listener.accept()[0])
+        assert client.recv(100) == b"late"
+        with pytest.raises(TimeoutError):
+            client.recv(100)
+        assert len(begun) == 2
 
 
 def test_waits_of_processes() -> None:

@@ -41,8 +41,8 @@ class BlockingClient:
     """Client that connects, maps RAM in one or more regions, and sends one message at a time. A context manager.
 
     ``memory`` is its RAM, by default shared memory of 16 MiB; it is the client's from here on. ``timeout`` is that of
-    each system call on the socket, in seconds; TimeoutError then. Of an error reply it raises OSError, of a server that
-    has hung up ConnectionError.
+    each system call on the socket, in seconds; TimeoutError then. ``sock`` is a socket to connect, also the client's.
+    Of an error reply it raises OSError, of a server that has hung up ConnectionError.
     """
 
     def __init__(
@@ -53,11 +53,12 @@ class BlockingClient:
         memory: DmaRegion | None = None,
         timeout: float | None = None,
         capabilities: str = CAPABILITIES,
+        sock: socket.socket | None = None,
     ) -> None:
         self.ram = SharedMemory(RAM_SIZE, address=0) if memory is None else memory
         self.ring: RawSplitRing
         """The first queue's, after `start`."""
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket = sock or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.socket.settimeout(timeout)
             self.socket.connect(path)

@@ -201,10 +201,10 @@ def _attack(run: _Run, neighbour: Neighbour, attackers: list[AttackerProcess]) -
 
 def _listen(run: _Run, neighbour: Neighbour, attacked: RoundTrips) -> None:
     """Something is to be said of what was done."""
-    end = time.monotonic() + NO_ANSWER
+    limit = Deadline(NO_ANSWER, run.server.waited_seconds, at_once=True)
     while not run.server.said():
         neighbour.look(attacked)
-        if time.monotonic() > end:
+        if limit.over():
             run.say("silent", "nothing is said of a device that waits for what does not come")
             return
 
