@@ -3,6 +3,7 @@
 import logging
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +148,22 @@ async def test_a_name_server_wherever_the_hosts_is(
                 await trio.lowlevel.wait_readable(answering)
             assert answering.recv(100) == b"example.org?"
     netdev.close()
+
+
+@pytest.mark.once
+async def test_passt_can_send_much_before_it_is_read(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """It drops what there is no room for. How much the kernel allows another socket says."""
+    code = "import socket as s; print(s.socket(fileno=$2).getsockopt(s.SOL_SOCKET, s.SO_SNDBUF))"
+    program = f'until [ $1 = --fd ]; do shift; done; {sys.executable} -c "{code}" >size.new; mv size.new size'
+    netdev = UserNetdev(passt=fake_passt(tmp_path, program))
+    nursery.start_soon(netdev.run, Sink())
+    with trio.fail_after(60):
+        while not (tmp_path / "size").exists():
+            await trio.sleep(0.01)
+    netdev.close()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        assert int((tmp_path / "size").read_text()) == other.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
 
 @pytest.mark.once

@@ -33,6 +33,10 @@ _FORWARD = re.compile(r"(?:(tcp|udp)?:)?(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):(\d+)-([^
 # Where the guest asks for names if the host asks itself, as with systemd-resolved: an address of no network (RFC 3927).
 # Other name servers of the host it is given as they are.
 _NAME_SERVER = "169.254.1.1"
+# Bytes that passt may have sent before we read them, as far as the kernel allows (net.core.wmem_max); it asks for as
+# many by itself where the socket is its own. What it sends while there is no room is lost; with the end of a TCP
+# connection among that, the guest would wait for it for good.
+_SEND_BUFFER = 4 << 20
 # Seconds for it to go; it only has to close its sockets.
 _ENDING = 5
 
@@ -62,6 +66,7 @@ class UserNetdev(StreamNetdev):
                 "apt install passt, dnf install passt, or https://passt.top"
             )
         ours, self._theirs = socket.socketpair()
+        self._theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         # One-off and fd: it ends with the socket, and so with this process, however that ends.
         self._command = [found, "--foreground", "--quiet", "--one-off", "--fd", str(self._theirs.fileno()), *forwards]
         if not map_gw:
