@@ -15,6 +15,11 @@ import construct as c
 Schema: TypeAlias = "c.Construct[Any, Any]"
 
 
+NUMBERS: Mapping[int, struct.Struct] = {struct.calcsize(each): struct.Struct(each) for each in ("<B", "<H", "<I", "<Q")}
+"""Unsigned little-endian number of so many bytes. `int.from_bytes` of a memoryview takes three times as long: it makes
+bytes of it first."""
+
+
 def codec(schema: Schema) -> struct.Struct:
     """The ``struct.Struct`` that packs and unpacks exactly what ``schema`` does, one value per field in wire order.
 

@@ -30,7 +30,8 @@ class FaultyCommonCfg(CommonCfg):
         self._replace_getter("queue_reset", self._resetting(self._getters["queue_reset"]))
         for register, true in self._setters.items():
             setter = self._setters[register] = self._forgetting(register, true)
-            self._write_exact[COMMON_CFG_OFFSETS[register]] = setter
+            at = COMMON_CFG_OFFSETS[register]
+            self._write_exact[at] = setter, self._write_exact[at][1]
 
     def reset(self) -> None:
         """As `CommonCfg.reset`."""

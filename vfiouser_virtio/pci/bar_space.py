@@ -20,6 +20,7 @@ from vfiouser_virtio.errors import AuthorError, PeerError
 from vfiouser_virtio.pci.bar_part import BarPart, checked_widths
 from vfiouser_virtio.pci.bars import BarKind, check_bar
 from vfiouser_virtio.pci.register import Register
+from vfiouser_virtio.protocols.codec import NUMBERS
 from vfiouser_virtio.protocols.pci import STD_NUM_BARS
 from vfiouser_virtio.vfio_device import AnswerLater, Buffer
 
@@ -157,7 +158,7 @@ class BarSpace:
             return
         self.last_write = register
         try:
-            register.driver_write(int.from_bytes(data, "little"), register.all_bits)
+            register.driver_write(NUMBERS[register.size].unpack(data)[0], register.all_bits)
         except Exception as error:
             self._blame(f"a write of {register.name}", error)
 

@@ -6,7 +6,7 @@ answer: any read returns the bytes that the fields hold; a write changes the fie
 
 from collections.abc import Callable
 
-from vfiouser_virtio.protocols.codec import codec
+from vfiouser_virtio.protocols.codec import NUMBERS, codec
 from vfiouser_virtio.protocols.virtio.features import Feature
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG, COMMON_CFG_OFFSETS, COMMON_CFG_SIZE, NO_VECTOR
 from vfiouser_virtio.vfio_device import Buffer
@@ -72,7 +72,9 @@ class CommonCfg:
         # Nearly all accesses are to exactly one field.
         self._read_exact = {(offset, size): self._getters[name] for offset, (name, size) in _NAMES.items()}
         self._write_exact = {
-            (offset, size): self._setters[name] for offset, (name, size) in _NAMES.items() if name in self._setters
+            (offset, size): (self._setters[name], NUMBERS[size].unpack)
+            for offset, (name, size) in _NAMES.items()
+            if name in self._setters
         }
 
     def reset(self) -> None:
@@ -115,9 +117,10 @@ class CommonCfg:
 
     def write(self, offset: int, data: Buffer) -> None:
         """Change the fields, or halves of 64-bit ones, that the write covers wholly."""
-        setter = self._write_exact.get((offset, len(data)))
-        if setter is not None:
-            setter(int.from_bytes(data, "little"))
+        exact = self._write_exact.get((offset, len(data)))
+        if exact is not None:
+            setter, unpack = exact
+            setter(unpack(data)[0])
             return
         position, end = offset, offset + len(data)
         written = False
