@@ -94,6 +94,8 @@ capability-loop
 capability-outside
 capability-overlap
 capability-missing
+registers-all-ones
+registers-all-ones:after=5
 registers-all-ones:after=60
 registers-all-ones:after=250
 registers-all-ones:after=250:time=1s
