@@ -54,7 +54,8 @@ async def test_a_task_that_does_not_yield_is_found_and_its_end_noticed() -> None
             while not back.is_set():
                 await trio.sleep(0.01)
     assert silences[:3] == pytest.approx([0.2, 0.4, 0.6])
-    assert {place.innermost.rpartition(":")[2].split(" ", 1)[1] for place in places} == {"in does_not_yield"}
+    # A fourth may be seen when it has ended, before this loop has got a turn.
+    assert {place.innermost.rpartition(":")[2].split(" ", 1)[1] for place in places[:3]} == {"in does_not_yield"}
     assert places[0].innermost.startswith(__file__)
     # Ours, and how far the library is with it; nothing of trio.
     assert [line.split('"')[1] for line in places[0].lines.splitlines() if line.startswith("  File")][-2:] == [
