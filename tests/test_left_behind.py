@@ -16,12 +16,14 @@ TESTS = Path(__file__).parent
 
 LEAVES = """
 import subprocess, tempfile
+from multiprocessing import resource_tracker
 
 def test_leaves_a_file():
     tempfile.mkstemp(prefix="forgotten-")
 
 def test_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("x")
+    resource_tracker.ensure_running()
     with tempfile.TemporaryDirectory():
         subprocess.run("true", check=True)
 """
@@ -54,6 +56,7 @@ def test_a_run_that_leaves_a_file_behind_fails(tmp_path: Path, workers: tuple[st
     assert "2 passed" in ended.stdout
     assert "left behind by the tests" in ended.stdout
     assert ended.stdout.count("/forgotten-") == 1
+    assert "resource_tracker" not in ended.stdout
     [line] = [line for line in ended.stdout.splitlines() if "/forgotten-" in line]
     assert not Path(line.removeprefix("file ")).parent.exists()
 

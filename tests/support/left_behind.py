@@ -13,6 +13,8 @@ from pathlib import Path
 # A killed process takes its time, on a busy machine.
 _PATIENCE = 20.0
 _VARIABLES = ("TMPDIR", "XDG_RUNTIME_DIR")
+# Started by `multiprocessing` for a "spawn" in this very process, with whose end it ends: where there are no workers.
+_ENDS_WITH_US = b"from multiprocessing.resource_tracker import main"
 
 
 def own_temporary_folder() -> Path:
@@ -47,8 +49,9 @@ def _processes(folder: Path) -> dict[int, str]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = (entry / "cmdline").read_bytes()
+            if wanted in (entry / "environ").read_bytes().split(b"\0") and _ENDS_WITH_US not in command:
+                found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # gone, or somebody else's
     return found
