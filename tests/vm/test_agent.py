@@ -2,6 +2,7 @@
 
 import re
 import socket
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import trio
 import trio.testing
 from support.waiting import begin_and_cancel
 
-from vfiouser_virtio.vm.agent import MAX_COMMAND, Agent, AgentClosedError, CommandResult, GuestRebootedError
+from vfiouser_virtio.vm.agent import MAX_COMMAND, MAX_OUTPUT, Agent, AgentClosedError, CommandResult, GuestRebootedError
 
 BOOT = "0b5e6f0c-53a5-4bd1-9a4b-3d0f2e1c7a%02d"
 
@@ -56,6 +57,32 @@ async def test_output_that_looks_like_an_answer_is_output(pair: tuple[Agent, Fak
         nursery.start_soon(serve)
         result = await agent.execute("printf 'é'\n")
     assert result == CommandResult(output.decode(errors="replace"), 7, output)
+
+
+async def test_a_guest_that_writes_without_an_end_gets_no_memory_of_ours(pair: tuple[Agent, FakeGuest]) -> None:
+    """Without a newline, or as the output of a command that has an incredible length."""
+    agent, guest = pair
+
+    async def serve() -> None:
+        token, _ = await guest.take()
+        for _ in range(64):
+            await guest.stream.send_all(bytes(64 << 10))
+        for size in (MAX_OUTPUT + 1, int("9" * 9), int("9" * 4000)):
+            await guest.stream.send_all(b"vm-agent done %s 0 %d\n" % (token, size))
+        await guest.stream.send_all(b"vm-agent piece %s 1 " % token + b"9" * 5000 + b"\n")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(guest.answer, token, 0, b"well")
+
+    tracemalloc.start()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            result = await agent.execute("true")
+        assert result is not None
+        assert result.output == "well"
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
 
 
 async def test_answer_to_a_cancelled_command_is_skipped_even_in_pieces(pair: tuple[Agent, FakeGuest]) -> None:

@@ -10,10 +10,14 @@ import trio
 
 # Fits the kernel's receive buffers (64 KiB): the port has no flow control in this direction.
 MAX_COMMAND = 32 << 10
+MAX_OUTPUT = 256 << 20
+"""Bytes of a command's output: a guest that says it has more to say, and says it, gets no more of our memory."""
+# Bytes without a newline: a guest that writes to its port without one is not listened to for longer.
+_MAX_LINE = 64 << 10
 
 _READY = re.compile(rb"vm-agent ready ([0-9a-f-]{36})\r?$")
-_PIECE = re.compile(rb"vm-agent piece ([0-9a-f]+) ([12]) (\d+)$")
-_DONE = re.compile(rb"vm-agent done ([0-9a-f]+) (\d+) (\d+)$")
+_PIECE = re.compile(rb"vm-agent piece ([0-9a-f]+) ([12]) (\d{1,9})$")
+_DONE = re.compile(rb"vm-agent done ([0-9a-f]+) (\d{1,9}) (\d{1,9})$")
 
 
 class AgentClosedError(Exception):
@@ -177,8 +181,7 @@ class Agent:
             return _Piece(token, stream, data)
         while (end := self._buffer.find(b"\n")) >= 0:
             line = bytes(self._buffer[:end])
-            if match := _DONE.search(line):
-                size = int(match[3])
+            if (match := _DONE.search(line)) and (size := int(match[3])) <= MAX_OUTPUT:
                 if len(self._buffer) < end + 1 + size:
                     return None
                 output = bytes(self._buffer[end + 1 : end + 1 + size])
@@ -190,4 +193,5 @@ class Agent:
                 return self._parse()
             if match := _READY.search(line):
                 return _Ready(match[1].decode())
+        del self._buffer[:-_MAX_LINE]
         return None

@@ -24,6 +24,8 @@ _PANIC = b"Kernel panic - not syncing"
 _PANIC_END = re.compile(rb"---\[ end Kernel panic.*\n")
 # How much of the console an error shows.
 _LOG_TAIL = 2000
+MAX_LOG = 16 << 20
+"""Bytes that are kept of the console, and shown of what QEMU prints, the last ones: a guest need not stop."""
 # What QEMU may take to end by SIGTERM, in seconds.
 KINDNESS_S = 5.0
 
@@ -48,14 +50,14 @@ class Guest:
 
     @property
     def serial_log(self) -> str:
-        """All that the firmware and the kernel wrote to the first serial port."""
-        return self._log.decode(errors="replace")
+        """What the firmware and the kernel wrote to the first serial port, the last `MAX_LOG` bytes of it."""
+        return self._log[-MAX_LOG:].decode(errors="replace")
 
     @property
     def qemu_stderr(self) -> str:
-        """All that QEMU itself printed."""
+        """What QEMU itself printed, the last `MAX_LOG` bytes of it."""
         size = os.fstat(self._stderr.fileno()).st_size
-        return os.pread(self._stderr.fileno(), size, 0).decode(errors="replace")
+        return os.pread(self._stderr.fileno(), MAX_LOG, max(size - MAX_LOG, 0)).decode(errors="replace")
 
     async def run(
         self, command: str, *, timeout: float = 60, check: bool = False, output: Output | None = None
@@ -163,6 +165,8 @@ class Guest:
         """Keep the console's text until QEMU closes it; a task of `boot_guest`."""
         while received := await self._receive_serial():
             self._log += received
+            if len(self._log) > 2 * MAX_LOG:
+                del self._log[:-MAX_LOG]
             if _PANIC in self._log[-len(received) - len(_PANIC) :]:
                 # It will never answer again: nothing has to wait for a time limit.
                 self.agent.shut_down()
