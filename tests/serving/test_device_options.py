@@ -263,6 +263,15 @@ def test_names_are_unique() -> None:
         setups([parse_device("rng,socket=a"), parse_device("rng,socket=a")])
 
 
+@pytest.mark.parametrize("written", ["rng,fault=used-never,fault-log", "net,netdev=null,dump"])
+def test_two_devices_do_not_write_over_each_other(written: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    option = written.rpartition(",")[2]
+    with pytest.raises(ConfigError, match=f"2 devices have {option}=.*/file: each needs one of its own"):
+        setups([parse_device(f"{written}={tmp_path}/{name}") for name in ("file", "link/file")])
+    setups([parse_device(f"{written}={name}") for name in ("/dev/null", "/dev/null")])
+
+
 @pytest.mark.parametrize(
     "text", ["rng,id=0x", "rng,id=a b", "rng,vectors=-1", "rng,vectors=2049", "rng,ids=1999", "rng,revision=x"]
 )

@@ -380,8 +380,10 @@ def setups(devices: "Iterable[DeviceSpec | AnyDevice | AnyFunction]") -> list[De
     ]
     _refuse_duplicates("id", [setup.name for setup in found])
     _refuse_duplicates("socket", [str(setup.common.socket) for setup in found if setup.common.socket])
-    logs = [os.path.realpath(setup.common.fault_log) for setup in found if setup.common.fault_log is not None]
-    _refuse_duplicates("fault-log", [log for log in logs if os.path.isfile(log) or not os.path.exists(log)])
+    _refuse_shared("fault-log", [setup.common.fault_log for setup in found])
+    _refuse_shared("burndown", [setup.own and setup.own.burndown for setup in found])
+    making = [each for setup in found for each in setup.arguments.values() if isinstance(each, Making)]
+    _refuse_shared("dump", [each.arguments.get("dump") for each in making])
     places = with_functions((setup.name, _place(setup)) for setup in found)
     return [setup._replace(place=place) for setup, place in zip(found, places, strict=True)]
 
@@ -473,6 +475,12 @@ def _free_name(kind: str, counted: Counter[str], taken: set[str]) -> str:
         counted[stem] += 1
         if name not in taken:
             return name
+
+
+def _refuse_shared(option: str, files: Iterable[object]) -> None:
+    """Two that write to one file write over each other. Of what is no file, such as /dev/null, all may have it."""
+    real = [os.path.realpath(file) for file in files if isinstance(file, Path)]
+    _refuse_duplicates(option, [file for file in real if os.path.isfile(file) or not os.path.exists(file)])
 
 
 def _refuse_duplicates(option: str, values: Sequence[str]) -> None:
