@@ -15,9 +15,12 @@ from vfiouser_virtio.backends.net.recording import RecordedNetdev
 from vfiouser_virtio.cli.audit_report import AuditReport
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.output_file import LimitedLines, open_file, open_output, write_all
+from vfiouser_virtio.protocols.vfio_user import Command, Direction
+from vfiouser_virtio.serving.decode import virtio_register
 from vfiouser_virtio.serving.fault_log import BURNDOWN_LIMIT, burndown_log, fault_log
 from vfiouser_virtio.serving.terminal import flush_stderr
 from vfiouser_virtio.serving.trace import TraceLog
+from vfiouser_virtio.vfio_user import Message
 
 OPENING: dict[str, Callable[[Path], object]] = {
     "chardev": LogFile,
@@ -152,6 +155,22 @@ def test_lines_have_a_limit_in_bytes() -> None:
     for _ in range(100):
         write("→ 1\n")  # 6 bytes
     assert lines == ["→ 1\n", "→ 1\n", "end\n"]
+
+
+def test_a_trace_that_has_ended_decodes_nothing(tmp_path: Path) -> None:
+    """It holds up what is served no more."""
+    log = TraceLog(str(tmp_path / "log"), as_json=False, limit=1)
+    asked: list[Message] = []
+
+    def words_of(message: Message) -> list[str]:
+        asked.append(message)
+        return []
+
+    log.know_registers("card", virtio_register, words_of)
+    trace = log("card")
+    for number in range(3):
+        trace(Direction.CLIENT_TO_SERVER, Message(number, Command.DEVICE_RESET, 0, 0, b""))
+    assert len(asked) == 1
 
 
 def test_a_burndown_has_a_limit(tmp_path: Path) -> None:

@@ -89,8 +89,13 @@ class LimitedLines:
         self._left = limit
         self._last = last
 
+    @property
+    def ended(self) -> bool:
+        """Whether no more is written."""
+        return self._left <= 0
+
     def __call__(self, text: str) -> None:
-        if self._left <= 0:
+        if self.ended:
             return
         self._left -= len(text.encode(errors="backslashreplace"))
         self._write(text)

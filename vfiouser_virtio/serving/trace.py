@@ -76,6 +76,8 @@ class TraceLog:
         name_of = self._names.get(device, virtio_register)
 
         def trace(direction: Direction, message: Message) -> None:
+            if self._write.ended:
+                return
             arrow, words = _DIRECTIONS[direction]
             now = time.time()
             bits = words_of(message)
