@@ -252,9 +252,10 @@ def test_what_is_no_disk(tmp_path: Path) -> None:
         ("empty", "truncate -s"),
         ("fifo", "neither a regular file nor a block device"),
         (".", "directory"),
+        ("/proc/self/mem", "^/proc/self/mem cannot be read as a disk: Invalid argument"),
     ):
         with pytest.raises(DeviceError, match=message) as caught:
-            FileBackend(tmp_path / name, readonly=name == "fifo")
+            FileBackend(tmp_path / name, readonly=name in ("fifo", "/proc/self/mem"))
         assert "\n" not in str(caught.value)
 
 

@@ -67,8 +67,10 @@ class FileBackend:
                 self.notes.append(f"{path} looks like qcow2, and is served as raw bytes: convert it with qemu-img")
             self.alignment = bypass_cache(self._fd, path) if direct else 0
             """With ``direct``: what offsets and lengths must be multiples of, in bytes."""
-        except BaseException:
+        except BaseException as error:
             close_all([self._fd])
+            if isinstance(error, OSError):
+                raise DeviceError(f"{path} cannot be read as a disk: {error.strerror}") from error
             raise
         nowait = keeps_nowait(self._fd)
         # A direct read has to wait for the disk, whatever it is told.
