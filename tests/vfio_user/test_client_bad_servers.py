@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-import trio
+import trio.testing
 
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, PciRegion
 from vfiouser_virtio.testing.raw.client import RawClient, RawMessage
 from vfiouser_virtio.vfio_user import QEMU_OPTIONS, TWIN_VERSION, Client, ClientOptions, PrivateMemory
 from vfiouser_virtio.vfio_user import connect as connect_to
+from vfiouser_virtio.vfio_user.client.connection import MAX_UNREAD
 
 LENIENT = ClientOptions(version=None)
 STRICT = ClientOptions(version=None, strict=True)
@@ -332,6 +333,21 @@ async def test_dma_without_a_reply() -> None:
         await server.send(server.request(Command.DMA_WRITE, write, flags=0x10))
         reply = await server.call(Command.DMA_READ, struct.pack("<QQ", ram.address, 2))
         assert reply.body[16:] == b"hi"
+
+
+async def test_a_server_that_does_not_take_what_it_asks_for() -> None:
+    """It gets no more of our memory than `MAX_UNREAD` and a reply, and all of it once it reads."""
+    async with talking() as (client, server, nursery):
+        nursery.start_soon(server.answer)
+        ram = PrivateMemory(1 << 20)
+        await client.map_memory(ram)
+        most = MAX_UNREAD // ram.size + 4  # some are in the socket
+        await server.send(4 * most * server.request(Command.DMA_READ, struct.pack("<QQ", ram.address, ram.size)))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert client.dma_messages <= most
+        for _ in range(4 * most):
+            assert len((await server.receive()).body) == 16 + ram.size
+        assert client.dma_messages == 4 * most
 
 
 async def test_how_much_dma_we_take() -> None:

@@ -29,6 +29,9 @@ from vfiouser_virtio.vfio_user.client.version import Version, VersionProposal, p
 from vfiouser_virtio.vfio_user.wire.connection import HEADER_SIZE, MAX_DATA_XFER_SIZE, Message, name_of
 from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
+MAX_UNREAD = 16 << 20
+"""Bytes of replies that the server does not take, beyond which nothing more of it is read: with 32 bytes it asks for a
+MiB of memory, as often as it likes."""
 _ID_SPACE = 1 << 16
 _DMA = (Command.DMA_READ, Command.DMA_WRITE)
 
@@ -223,6 +226,8 @@ class ClientConnection:
                     raise PeerError(f"the server closed{which}{where}", errno.ENOTCONN)
                 while not self._ended.is_set() and sock.connection.next():
                     self._receive(sock, outbox, sock.connection.message())
+                    if sock.queued > MAX_UNREAD:
+                        await outbox.flush()
         except trio.ClosedResourceError:
             pass  # by `_end`
         except PeerError as error:
