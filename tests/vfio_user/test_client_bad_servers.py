@@ -6,11 +6,13 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio.testing
 
 from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.vfio_user import HEADER_CODEC, Command, PciRegion
 from vfiouser_virtio.testing.raw.client import RawClient, RawMessage
 from vfiouser_virtio.vfio_user import QEMU_OPTIONS, TWIN_VERSION, Client, ClientOptions, PrivateMemory
@@ -90,6 +92,18 @@ async def test_an_answer_to_something_else(reply: bytes, text: str) -> None:
         await fails(client, text, ends=False)
         nursery.start_soon(server.answer, GOOD + b"\x04\x03\x02\x01")
         assert await client.bar_read(0, 0, 4) == 0x01020304
+
+
+async def test_fds_that_nobody_has_asked_for() -> None:
+    """They are not kept."""
+    async with talking() as (client, server, nursery):
+        theirs = os.pipe()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            nursery.start_soon(partial(server.answer, GOOD + bytes(4), fds=theirs))
+            assert await client.bar_read(0, 0, 4) == 0
+        assert len(os.listdir("/proc/self/fd")) == before
+        close_all(theirs)
 
 
 async def test_a_reply_larger_than_qemus_room() -> None:

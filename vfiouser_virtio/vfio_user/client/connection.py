@@ -24,7 +24,14 @@ from vfiouser_virtio.vfio_device import Buffer
 from vfiouser_virtio.vfio_user.client.dma import DmaServer
 from vfiouser_virtio.vfio_user.client.options import ClientOptions
 from vfiouser_virtio.vfio_user.client.outbox import Outbox
-from vfiouser_virtio.vfio_user.client.requests import RemoteError, Reply, Requests, protocol_error, reply_limit
+from vfiouser_virtio.vfio_user.client.requests import (
+    MAY_HAVE_FDS,
+    RemoteError,
+    Reply,
+    Requests,
+    protocol_error,
+    reply_limit,
+)
 from vfiouser_virtio.vfio_user.client.version import Version, VersionProposal, parse_version
 from vfiouser_virtio.vfio_user.wire.connection import HEADER_SIZE, MAX_DATA_XFER_SIZE, Message, name_of
 from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
@@ -258,7 +265,9 @@ class ClientConnection:
             text = f"{name_of(message.command)}: not all fds of the reply arrived; are there too many open?"
             pending.finish(None, PeerError(text, errno.EMFILE))
             return
-        reply = Reply(bytes(message.body), message.take_fds(), message.flags, message.error)
+        # Those of other replies are closed: a server that puts them on each would use up all numbers that we have.
+        fds = message.take_fds() if message.command in MAY_HAVE_FDS else []
+        reply = Reply(bytes(message.body), fds, message.flags, message.error)
         if reply.fds:
             self._replies_with_fds.append(reply)
         pending.finish(reply, None)

@@ -28,8 +28,7 @@ _HAVE_ARGSZ = frozenset(
         Command.DEVICE_FEATURE,
     }
 )
-# Where QEMU has room for fds; anywhere else they put it out of step ("unexpected FDs in reply").
-_MAY_HAVE_FDS = frozenset(
+MAY_HAVE_FDS = frozenset(
     {
         Command.VERSION,
         Command.DEVICE_GET_REGION_INFO,
@@ -37,6 +36,7 @@ _MAY_HAVE_FDS = frozenset(
         Command.DEVICE_FEATURE,
     }
 )
+"""Where QEMU has room for fds; anywhere else they put it out of step ("unexpected FDs in reply")."""
 
 
 class RemoteError(OSError):
@@ -162,7 +162,7 @@ class Requests:
                 f"a reply of {size:#x} bytes; QEMU's rule: no reply is larger than its request, or than what argsz or "
                 f"count have asked for, here {pending.limit:#x} bytes"
             )
-        if message.fds and pending.command not in _MAY_HAVE_FDS:
+        if message.fds and pending.command not in MAY_HAVE_FDS:
             return f"a reply with {len(message.fds):#x} fds; QEMU's rule: this command's has none"
         return None
 
