@@ -73,9 +73,10 @@ def test_a_neighbour_waits_for_a_server_that_has_no_cpu() -> None:
 
         def limit() -> Deadline:
             begun.append(0)
-            if len(begun) == 1:
-                server.send(b"late")
-            return Deadline(SHORT, lambda: 0.0, at_once=True)
+            if len(begun) > 1:
+                return Deadline(SHORT, lambda: 0.0, at_once=True)
+            server.send(b"late")
+            return Deadline(1e6, lambda: 0.0, at_once=True)
 
         client = stack.enter_context(PatientSocket(limit))
         client.settimeout(SHORT)
