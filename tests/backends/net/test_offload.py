@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.packets import MACS, TCP, UDP, Packet, ones_complement_sum
 
+from vfiouser_virtio.backends.net import segmentation
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
 from vfiouser_virtio.backends.net.netdev import ALL, Does
 from vfiouser_virtio.backends.net.offload import MAX_SEGMENTS, BadOffload, check, finish, needs, takes
@@ -138,6 +139,14 @@ def test_a_partial_checksum_is_completed(packet: Packet, choice: int, cuts: list
 
     assert complete.offload is None
     assert equal_zeros(packet, complete.tobytes()) == equal_zeros(packet, packet.build(partial=False))
+
+
+@pytest.mark.parametrize("size", [301, 511, 512, 1459, 1460, 4097, 0x8000, 0xFFFF, 0x10001])
+@pytest.mark.parametrize("fill", [b"\0", b"\xff", b"\x12\x34\xfe"])
+def test_checksums_of_all_lengths(fill: bytes, size: int) -> None:
+    packet = Packet((fill * size)[:size])
+    frame = frame_of(packet.transport_bytes())
+    assert segmentation.ones_complement_sum(frame.segments[0]) % 0xFFFF == ones_complement_sum(frame.tobytes()) % 0xFFFF
 
 
 def test_a_udp_checksum_of_zero_is_sent_as_its_other_zero() -> None:
