@@ -10,7 +10,7 @@ from support.packets import MACS, TCP, UDP, Packet, ones_complement_sum
 
 from vfiouser_virtio.backends.net import segmentation
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
-from vfiouser_virtio.backends.net.netdev import ALL, Does
+from vfiouser_virtio.backends.net.netdev import ALL, LONG_FRAME, Does
 from vfiouser_virtio.backends.net.offload import MAX_SEGMENTS, BadOffload, check, finish, needs, takes
 from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
 
@@ -200,6 +200,30 @@ def test_a_gso_packet_of_one_segment_is_only_finished() -> None:
     for payload in (b"", b"x", bytes(1000)):
         packet = Packet(payload, flags=0x99)
         assert [each.tobytes() for each in finish(gso(packet, 1000), NOTHING)] == [packet.build(partial=False)]
+
+
+@given(packet=packets, size=st.integers(30, 1600))
+@settings(deadline=None)
+def test_tcp_segments_stay_long_for_who_takes_long_ones(packet: Packet, size: int) -> None:
+    segments = list(finish(gso(packet, size), Does.LONG_TCP))
+
+    parts = packet.cut(size) if packet.protocol == UDP else [packet]
+    assert [equal_zeros(packet, each.tobytes()) for each in segments] == [
+        equal_zeros(packet, part.build(partial=False)) for part in parts
+    ]
+
+
+@pytest.mark.parametrize("size", [1460, 0xFFFF])
+@pytest.mark.parametrize("version", [4, 6])
+def test_but_none_is_longer_than_the_longest_frame(version: int, size: int) -> None:
+    packet = Packet(bytes(range(256)) * 255, version=version)
+    packet = replace(packet, payload=packet.payload + bytes(LONG_FRAME + 1 - len(packet.build(partial=True))))
+
+    segments = list(finish(gso(packet, size), Does.LONG_TCP))
+
+    room = LONG_FRAME - packet.transport - 20
+    assert [each.tobytes() for each in segments] == [part.build(partial=False) for part in packet.cut(room)]
+    assert [each.length for each in segments] == [LONG_FRAME, packet.transport + 20 + 1]
 
 
 def test_a_checksum_that_the_host_has_validated_is_not_told_to_who_has_not_asked() -> None:

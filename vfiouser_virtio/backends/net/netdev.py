@@ -36,8 +36,12 @@ class Does(IntFlag):
     """Segmentation of what is in a UDP tunnel, beside that of its kind."""
     TUNNEL_CSUM = 64
     """The outer UDP checksum of such segments."""
+    LONG_TCP = 128
+    """Takes TCP segments in frames of up to `LONG_FRAME`, longer than those of the connection: hardly any is cut."""
 
 
+LONG_FRAME = 65520 + 14
+"""Bytes of the longest Ethernet frame where the MTU is 65520, the longest that passt has."""
 ALL = Does.CSUM | Does.TSO4 | Does.TSO6 | Does.ECN | Does.USO | Does.TUNNEL | Does.TUNNEL_CSUM
 """What a network of guests passes on untouched."""
 

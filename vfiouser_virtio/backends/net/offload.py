@@ -13,18 +13,18 @@ from collections.abc import Iterator, Sequence
 from vfiouser_virtio.backends.net import tunnel
 from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.headers import HEAD, find_headers
-from vfiouser_virtio.backends.net.netdev import Does
+from vfiouser_virtio.backends.net.netdev import LONG_FRAME, Does
 from vfiouser_virtio.backends.net.segmentation import MAX_SEGMENTS as MAX_SEGMENTS
 from vfiouser_virtio.backends.net.segmentation import U16, check_csum, cut, ones_complement_sum, plan
 from vfiouser_virtio.backends.net.segmentation import BadOffload as BadOffload
 from vfiouser_virtio.protocols.virtio.net import GSO_UDP_TUNNEL, GsoType, HdrFlags
 
-_CSUM = Does.CSUM.value
+_CSUM, _LONG_TCP = Does.CSUM.value, Does.LONG_TCP.value
 _and = int.__and__  # of IntFlag too, whose own & takes twenty times as long
 _NEEDS_CSUM = int(HdrFlags.NEEDS_CSUM)
 _CSUM_FLAGS = int(HdrFlags.NEEDS_CSUM | HdrFlags.DATA_VALID)
 _UDP_TUNNEL_CSUM = int(HdrFlags.UDP_TUNNEL_CSUM)
-_ECN = int(GsoType.ECN)
+_ECN, _UDP_L4 = int(GsoType.ECN), int(GsoType.UDP_L4)
 
 _GSO_NEEDS = {
     int(GsoType.TCPV4): Does.TSO4,
@@ -110,7 +110,10 @@ def finish(frame: Frame, does: int) -> Sequence[Frame] | Iterator[Frame]:
         head = data[:HEAD]
         if gso_type & GSO_UDP_TUNNEL:
             return tunnel.cut(data, tunnel.plan(head, len(data), offload), partial=csum)
-        return cut(data, plan(head, len(data), offload, find_headers(head)), partial=csum)
+        how = plan(head, len(data), offload, find_headers(head))
+        if does & _LONG_TCP and gso_type != _UDP_L4:
+            how = how._replace(size=LONG_FRAME - how.payload)
+        return cut(data, how, partial=csum)
     if csum:
         return (Frame(frame.segments, frame.length, offload._replace(flags=offload.flags & _CSUM_FLAGS, gso_type=0)),)
     if offload.flags & _NEEDS_CSUM:

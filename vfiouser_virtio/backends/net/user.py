@@ -22,7 +22,7 @@ from typing import Annotated
 import trio
 
 from vfiouser_virtio.backends.child_log import ChildLog
-from vfiouser_virtio.backends.net.netdev import FrameSink
+from vfiouser_virtio.backends.net.netdev import Does, FrameSink
 from vfiouser_virtio.backends.net.stream import StreamNetdev
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.errors import ConfigError, DeviceError
@@ -46,6 +46,10 @@ class UserNetdev(StreamNetdev):
 
     Raises ConfigError for a forwarding that is none, DeviceError where there is no passt.
     """
+
+    # passt takes the data off, and sends it on in connections of its own: how long the guest's segments are is nothing
+    # to it. One of 64 KiB takes 90 µs of our CPU, its 44 ones of 1460 bytes 260, and passt a part of the time, too.
+    does = Does.LONG_TCP
 
     def __init__(
         self,
