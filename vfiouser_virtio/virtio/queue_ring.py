@@ -171,7 +171,7 @@ class QueueRing(QueueRegisters, ABC):
         if self._bound is not None:
             self._bound.kill()
             self._bound = None
-            if self._spawn is not None:
+            if self._spawn is not None and self._room.is_waited_for:
                 self._spawn(self._say_freed)  # to other queues, where it is this one alone that is reset
         self.clear()
         self.notified = False

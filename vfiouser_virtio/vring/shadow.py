@@ -48,6 +48,11 @@ class CopyRoom:
         if wake not in self._waiting:
             self._waiting.append(wake)
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether `freed` has anybody to call."""
+        return bool(self._waiting)
+
     def freed(self) -> None:
         """There may be room again."""
         waiting, self._waiting = self._waiting, []

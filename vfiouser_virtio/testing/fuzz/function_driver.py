@@ -43,6 +43,11 @@ class FunctionDriver:
         self._function = function
         self._pm_cap: int | None = None
 
+    @property
+    def is_direct(self) -> bool:
+        """Registers are accessed without the socket."""
+        return self._function is not None
+
     # ---- registers -----------------------------------------------------------------------------------------------
 
     async def read(self, region: int, offset: int, count: int) -> int:

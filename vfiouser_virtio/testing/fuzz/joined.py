@@ -15,7 +15,7 @@ from vfiouser_virtio.testing.fuzz.oracle import Finding
 from vfiouser_virtio.testing.fuzz.pci_target import PciTarget
 from vfiouser_virtio.testing.fuzz.targets import FuzzTarget
 
-MOST = 32
+MOST = 64
 """Cases that are joined: what is found in them has to be looked for in each."""
 
 RUNS_AGAIN = 2

@@ -2,11 +2,13 @@
 
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import trio
 import trio.testing
 
+from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.vfio_user import Command, MessageFlags
 from vfiouser_virtio.testing.fuzz import fd_kinds, message_step
@@ -99,13 +101,23 @@ class MessagePerformer(Generic[AnyDriver, AnyBounds]):
             close_all(sent)
 
     async def do_read(self, region: int, offset: int, count: int) -> None:
-        """REGION_READ."""
-        await self.client.call(Command.REGION_READ, struct.pack("<QII", offset, region, count))
+        """REGION_READ, or what it leads to."""
+        if self.driver.is_direct:
+            with suppress(PeerError):
+                await self.driver.read(region, offset, count)
+        else:
+            await self.client.call(Command.REGION_READ, struct.pack("<QII", offset, region, count))
 
     async def do_write(self, region: int, offset: int, data: str, posted: bool = False) -> None:
-        """REGION_WRITE, as a request or posted."""
+        """REGION_WRITE, as a request or posted; or what it leads to, behind which the device has its turn, or not."""
         self.disturbed(Command.REGION_WRITE, region, offset)
         payload = bytes.fromhex(data)
+        if self.driver.is_direct:
+            with suppress(PeerError):
+                self.driver.write(region, offset, payload)
+            if not posted:
+                await trio.lowlevel.checkpoint()
+            return
         body = struct.pack("<QII", offset, region, len(payload)) + payload
         if posted:
             self.client.post(Command.REGION_WRITE, body)

@@ -26,7 +26,7 @@ def generate(random: Random, case: Case) -> list[Step]:
     for _ in range(random.randint(4, 30)):
         roll = random.random()
         if roll < 0.80:
-            queue, out, room = _request(random, kind.requests)
+            queue, out, room = request(random, kind.requests)
             step: Step = {"do": "request", "queue": queue, "out": [data.hex() for data in out], "room": room}
             if random.random() < 0.25:
                 step["indirect"] = True
@@ -76,7 +76,8 @@ def _room(random: Random, size: int) -> list[int]:
     return [len(piece) for piece in _cut(random, bytes(size))]
 
 
-def _request(random: Random, shapes: Sequence[RequestShape]) -> Request:
+def request(random: Random, shapes: Sequence[RequestShape]) -> Request:
+    """One of these shapes, with values that mean something, mostly."""
     [shape] = random.choices(shapes, [each.weight for each in shapes])
     message = b"" if shape.header is None else _structure(random, shape.header, shape.usual)
     if shape.entry is not None:
@@ -92,9 +93,10 @@ def _structure(random: Random, schema: Schema, usual: Mapping[str, Sequence[int]
 
     What has a dozen fields that go together (a packet to be segmented) would else hardly ever be taken for one.
     """
-    fields = bytearray(schema.sizeof())
+    places = offsets(schema)
+    fields = bytearray(max((at + size for at, size in places.values()), default=0))
     sensible = random.random() < 0.5
-    for name, (at, size) in offsets(schema).items():
+    for name, (at, size) in places.items():
         known = usual.get(name)
         if known and sensible and random.random() < 0.9:
             value = known[0]

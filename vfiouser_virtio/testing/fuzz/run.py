@@ -38,10 +38,10 @@ _OFFERS: tuple[dict[str, Any], ...] = (
     {"packed": True, "in_order": True, "notif_config_data": True, "poll": "off"},
 )
 _NOT_DIRECT = 8
-"""One of so many cases of rings and requests has its registers behind the socket."""
+"""One of so many cases, but for those of messages, has its registers behind the socket."""
 _WINDOW = 128
 """Cases of each kind that are made before they are run, to be joined where they are for the same device."""
-_GROWS = 3
+_GROWS = 4
 """So often twice as many: there are some sixty devices and offers, and groups of `joined.MOST` take the least time."""
 
 _GENERATORS: dict[Kind, Callable[[random.Random, Case], list[Step]]] = {
@@ -75,7 +75,7 @@ def generate(kind: Kind, seed: int, index: int, targets: Sequence[str] = ALL_TAR
     else:
         case.offer = chance.choice(_OFFERS)
         case.steps = _GENERATORS[kind](chance, case)
-    case.direct = kind in ("rings", "requests") and index % _NOT_DIRECT > 0
+    case.direct = kind != "messages" and index % _NOT_DIRECT > 0
     return case
 
 
