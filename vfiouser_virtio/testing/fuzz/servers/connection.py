@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 import trio
 
 from vfiouser_virtio.fds import close_all
-from vfiouser_virtio.protocols.vfio_user import DMA_ACCESS, HEADER_CODEC, MESSAGE_TYPE_MASK, Command, MessageFlags
+from vfiouser_virtio.protocols.vfio_user import (
+    COMMANDS,
+    DMA_ACCESS,
+    HEADER_CODEC,
+    MESSAGE_TYPE_MASK,
+    Command,
+    MessageFlags,
+)
 from vfiouser_virtio.testing.fuzz.message_step import command_name
 from vfiouser_virtio.testing.fuzz.oracle import Found
 from vfiouser_virtio.testing.fuzz.ram import SIZE, FuzzRam
@@ -200,7 +207,8 @@ class ServerConnection:
             # What was made of bytes that were no message, nothing can be said about.
             if self.in_step:
                 what = f"a reply to {command_name(message.command)}, id {message.id:#x}, which was not asked for"
-                raise Found("reply", what, f"unasked {command_name(message.command)}")
+                known = message.command in COMMANDS
+                raise Found("reply", what, f"unasked {command_name(message.command) if known else 'unknown command'}")
             return
         self._owed.remove(owed)
         owed.done.set()

@@ -22,11 +22,14 @@ from vfiouser_virtio.protocols.vfio_user import (
 from vfiouser_virtio.testing.fuzz.case import Step
 from vfiouser_virtio.testing.fuzz.ram import PIECES
 from vfiouser_virtio.testing.fuzz.servers.shown import ShownDevice
+from vfiouser_virtio.testing.fuzz.servers.virtio_talk import talk
 from vfiouser_virtio.testing.raw.client import QEMU_CAPABILITIES
 
 _STATES = (1, 2, 4, 2, 1, 3, 5, 0)  # linux/vfio.h: VFIO_DEVICE_STATE_*
 _WIDTHS = (1, 2, 4, 4, 4, 8)
 _MAX_DATA = 4096
+_TALKS = 0.4
+"""Part of the conversations with a virtio device in which its queues are used."""
 
 
 def message(command: Command, **content: object) -> Step:
@@ -221,6 +224,8 @@ def conversation(random: Random, shown: ShownDevice) -> list[Step]:
     steps = [version()]
     if random.random() < 0.8:
         steps += [dma_map(index) for index in range(random.randint(1, len(PIECES)))]
+        if shown.virtio is not None and random.random() < _TALKS:
+            steps += talk(random, shown.virtio)
     for _ in range(random.choice((1, 2, 4, 8, 16, 24))):
         if random.random() < 0.03:
             steps += _migration(random, shown)

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from vfiouser_virtio.protocols.vfio_user import (
     DEVICE_INFO,
     IRQ_INFO,
+    REGION_ACCESS_CODEC,
     REGION_INFO,
     Command,
     MessageFlags,
+    PciRegion,
 )
 from vfiouser_virtio.testing.fuzz.client import hello
 from vfiouser_virtio.testing.fuzz.message_step import payload
 from vfiouser_virtio.testing.fuzz.servers.connection import ServerConnection
+from vfiouser_virtio.testing.fuzz.servers.virtio_talk import CONFIG_SIZE, ShownVirtio
 from vfiouser_virtio.testing.raw.client import RawMessage
 
 _MOST = 16
@@ -26,11 +29,13 @@ class ShownDevice:
 
     regions: Mapping[int, int] = field(default_factory=lambda: {0: 0x1000, 7: 0x1000})
     irqs: Mapping[int, int] = field(default_factory=lambda: {0: 1})
+    virtio: ShownVirtio | None = None
 
     def __str__(self) -> str:
         regions = ", ".join(f"{index}: {size:#x} bytes" for index, size in self.regions.items())
         irqs = ", ".join(f"{index}: {count}" for index, count in self.irqs.items())
-        return f"regions {regions or 'none'}; interrupts {irqs or 'none'}"
+        kind = f"; virtio device type {self.virtio.device_id}" if self.virtio is not None else ""
+        return f"regions {regions or 'none'}; interrupts {irqs or 'none'}{kind}"
 
 
 async def greet(connection: ServerConnection) -> bool:
@@ -64,7 +69,12 @@ async def look(connection: ServerConnection) -> ShownDevice | None:
         reply = await _ask(connection, Command.DEVICE_GET_IRQ_INFO, argsz=IRQ_INFO.sizeof(), index=index)
         if reply is not None and (count := IRQ_INFO.parse(reply.body).count):
             irqs[index] = count
-    return ShownDevice(regions, irqs)
+    return ShownDevice(regions, irqs, await _virtio(connection))
+
+
+async def _virtio(connection: ServerConnection) -> ShownVirtio | None:
+    reply = await _ask(connection, Command.REGION_READ, region=PciRegion.CONFIG, count=CONFIG_SIZE)
+    return None if reply is None else ShownVirtio.of(reply.body[REGION_ACCESS_CODEC.size :])
 
 
 async def _ask(connection: ServerConnection, command: Command, **fields: int) -> RawMessage | None:
