@@ -27,8 +27,10 @@ from vfiouser_virtio.testing.fuzz.servers.grammar import conversation
 from vfiouser_virtio.testing.fuzz.servers.judge import Judge
 from vfiouser_virtio.testing.fuzz.servers.mutations import generate
 from vfiouser_virtio.testing.fuzz.servers.output import telltale
+from vfiouser_virtio.testing.fuzz.servers.replies import fds_complaint
 from vfiouser_virtio.testing.fuzz.servers.server import FuzzedServer
 from vfiouser_virtio.testing.fuzz.servers.shown import ShownDevice
+from vfiouser_virtio.testing.raw.client import RawMessage, raw_message
 
 SERVER = Path(__file__).parents[1] / "support/fragile_server.py"
 # A machine that does ten other things must not make a hang of a reply that is late.
@@ -325,3 +327,15 @@ def test_what_sanitizers_and_run_times_say_is_recognised_without_what_changes() 
     assert telltale(b"thread 'main' panicked at src/main.rs:3:5:\n") == "panicked at src/main.rs:3:5:"
     assert telltale(b"Traceback (most recent call last):\n  File x\nKeyError: 3\n") == "KeyError: 3"
     assert telltale(b"all is well\n") == ""
+
+
+def test_a_socket_for_dma_requests_belongs_to_a_version_that_asks_for_it() -> None:
+    def complaint(text: str, flags: int = 1, command: int = 1) -> str:
+        reply = RawMessage(raw_message(command, bytes(4), flags=flags), [3])
+        return fds_complaint(reply, command, bytes(4) + text.encode())
+
+    twin = '{"capabilities": {"twin_socket": {"supported": true}}}\0'
+    assert complaint(twin) == ""
+    assert "where none belong" in complaint("{}\0")
+    assert "where none belong" in complaint(twin, flags=0x21)
+    assert "where none belong" in complaint(twin, command=13)

@@ -217,7 +217,7 @@ class ServerConnection:
         what, where = header_complaint(message, owed.command)
         if what:
             raise Found("reply", what, f"{where} {name}")
-        if what := fds_complaint(message, owed.command):
+        if what := fds_complaint(message, owed.command, owed.body):
             raise Found("reply", what, f"fds {name}")
         if what := body_complaint(message, owed.command, owed.body):
             raise Found("reply", what, f"body {name}")

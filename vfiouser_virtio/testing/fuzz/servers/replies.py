@@ -40,11 +40,13 @@ def header_complaint(reply: RawMessage, command: int) -> tuple[str, str]:
     return "", ""
 
 
-def fds_complaint(reply: RawMessage, command: int) -> str:
-    """What is wrong with the file descriptors that came with a reply."""
+def fds_complaint(reply: RawMessage, command: int, request: bytes) -> str:
+    """What is wrong with the file descriptors that came with a reply; ``request`` is the body of what was asked."""
     if not reply.fds:
         return ""
-    if reply.flags & MessageFlags.ERROR or command not in _FDS_ALLOWED:
+    # The socket for DMA requests, where the client has said that it can have one.
+    twin = command == Command.VERSION and b'"twin_socket"' in request
+    if reply.flags & MessageFlags.ERROR or not (twin or command in _FDS_ALLOWED):
         return f"{len(reply.fds)} file descriptors come with a reply to {command_name(command)}, where none belong"
     if len(reply.fds) > MAX_MSG_FDS:
         return f"{len(reply.fds)} file descriptors come with one message; max_msg_fds is {MAX_MSG_FDS}"
