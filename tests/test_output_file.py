@@ -14,7 +14,7 @@ from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.backends.net.recording import RecordedNetdev
 from vfiouser_virtio.cli.audit_report import AuditReport
 from vfiouser_virtio.errors import ConfigError, DeviceError
-from vfiouser_virtio.output_file import LimitedLines, open_file, open_output, write_all
+from vfiouser_virtio.output_file import LimitedLines, open_file, open_output, write_all, write_report
 from vfiouser_virtio.protocols.vfio_user import Command, Direction
 from vfiouser_virtio.serving.decode import virtio_register
 from vfiouser_virtio.serving.fault_log import BURNDOWN_LIMIT, burndown_log, fault_log
@@ -101,6 +101,23 @@ def test_a_file_that_the_shell_has_opened(tmp_path: Path) -> None:
         os.close(ours)
         os.write(fd, b"others'")
     assert (tmp_path / "log").read_text() == "others' ours others'"
+
+
+def test_a_report_in_the_file_of_standard_output(tmp_path: Path) -> None:
+    """`--junit /dev/stdout >log`: what was printed before stays, and what comes later goes behind it."""
+    with given(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600)) as fd:
+        os.write(fd, b"printed ")
+        write_report(f"/dev/fd/{fd}", "report ")
+        os.write(fd, b"printed")
+    assert (tmp_path / "log").read_text() == "printed report printed"
+
+
+def test_a_report_for_others(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "report")
+    for text in ("longer", "short"):
+        write_report(tmp_path / "link", text)
+    assert (tmp_path / "report").read_text() == "short"
+    assert (tmp_path / "report").stat().st_mode & 0o777 == 0o666
 
 
 def test_a_socket_that_was_handed_over() -> None:

@@ -16,7 +16,16 @@ _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _OWN = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
 
 
-def open_output(path: str | Path, *, append: bool = False, mode: int = 0o600) -> int:
+def write_report(path: str | Path, text: str) -> None:
+    """Write a text for whoever may read the folder, as any program does: through a link, too. Raises OSError."""
+    fd = open_output(path, mode=0o666, links=True)
+    try:
+        write_all(fd, text.encode(errors="backslashreplace"))
+    finally:
+        os.close(fd)
+
+
+def open_output(path: str | Path, *, append: bool = False, mode: int = 0o600, links: bool = False) -> int:
     """As `open_file`; /dev/stdout, /dev/stderr and /dev/fd/N are descriptors that this program was started with.
 
     What they stand for is neither emptied nor read. Raises OSError, with a text for users.
@@ -25,22 +34,26 @@ def open_output(path: str | Path, *, append: bool = False, mode: int = 0o600) ->
     own = _OWN.fullmatch(name)
     number = int(own[1]) if own else _STANDARD.get(name)
     if number is None:
-        return open_file(path, append=append, mode=mode)
+        return open_file(path, append=append, mode=mode, links=links)
     if not _is_given(number):
         raise OSError(errno.EBADF, f"descriptor {number} was not given to this program, or not for writing")
     return reopened(number, os.O_WRONLY)
 
 
-def open_file(path: str | Path, *, append: bool = False, keep: bool = False, mode: int = 0o600) -> int:
+def open_file(
+    path: str | Path, *, append: bool = False, keep: bool = False, mode: int = 0o600, links: bool = False
+) -> int:
     """Descriptor, non-blocking, to write to a file; one that is not there is made, by default for its owner only.
 
     A regular file is emptied, except with ``keep``; ``append`` is for several writers. Raises OSError, with a text for
-    users. O_NONBLOCK: a FIFO without a reader is an error instead of a server that hangs. O_NOFOLLOW: where others may
-    write to the folder, a link of theirs would have us write to any file of ours.
+    users. O_NONBLOCK: a FIFO without a reader is an error instead of a server that hangs. O_NOFOLLOW,
+    unless there may be ``links``: where others may write to the folder, one of theirs would have us write to any file
+    of ours.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    flags |= (0 if links else os.O_NOFOLLOW) | (os.O_APPEND if append else 0)
     try:
-        fd = os.open(path, flags | (os.O_APPEND if append else 0), mode)
+        fd = os.open(path, flags, mode)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(error.errno, "is a symbolic link: name the file itself") from None

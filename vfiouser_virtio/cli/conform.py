@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_arguments
 from vfiouser_virtio.cli.exit_status import ExitStatus
 from vfiouser_virtio.errors import ConfigError, PeerError
+from vfiouser_virtio.output_file import write_report
 from vfiouser_virtio.serving.terminal import say
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def execute(arguments: argparse.Namespace) -> int:
     say(as_json(arguments.socket, results) if arguments.json else summary(results))
     if arguments.junit is not None:
         try:
-            arguments.junit.write_text(as_junit(arguments.socket, results))
+            write_report(arguments.junit, as_junit(arguments.socket, results))
         except OSError as error:
             raise ConfigError(f"--junit: cannot write {arguments.junit}: {error.strerror}") from None
     return ExitStatus.OK if all(result.verdict in GOOD for result in results) else ExitStatus.FAILED

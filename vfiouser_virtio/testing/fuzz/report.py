@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vfiouser_virtio.errors import ConfigError
+from vfiouser_virtio.output_file import write_report
 from vfiouser_virtio.testing.fuzz.oracle import Finding
 
 ONCE = "seen once, and not again"
@@ -101,6 +102,6 @@ class FuzzReport:
     def write(self, path: Path) -> None:
         """`as_json` as a file. Raises ConfigError."""
         try:
-            path.write_text(self.as_json())
+            write_report(path, self.as_json())
         except OSError as error:
             raise ConfigError(f"--report: cannot write {path}: {error.strerror}") from None
