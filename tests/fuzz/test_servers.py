@@ -339,3 +339,8 @@ def test_a_socket_for_dma_requests_belongs_to_a_version_that_asks_for_it() -> No
     assert "where none belong" in complaint("{}\0")
     assert "where none belong" in complaint(twin, flags=0x21)
     assert "where none belong" in complaint(twin, command=13)
+
+
+def test_a_reply_is_to_what_must_be_answered_if_two_messages_have_its_id(tmp_path: Path) -> None:
+    again = message("DEVICE_RESET")
+    assert judged(tmp_path, "", again | {"flags": 1}, again, again) is None

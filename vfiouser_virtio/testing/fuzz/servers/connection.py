@@ -201,7 +201,8 @@ class ServerConnection:
         if message.flags & MESSAGE_TYPE_MASK == 0:
             await self._dma(message)
             return
-        same = [owed for owed in self._owed if owed.id == message.id]
+        # What need not be answered may have the id of what must be.
+        same = sorted((owed for owed in self._owed if owed.id == message.id), key=lambda owed: not owed.due)
         owed = next((one for one in same if one.command == message.command), same[0] if same else None)
         if owed is None:
             # What was made of bytes that were no message, nothing can be said about.
