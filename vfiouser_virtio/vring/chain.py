@@ -170,7 +170,7 @@ class Writable:
 class Chain:
     """Buffer that the driver has made available, until `complete` gives it back.
 
-    Rings make half a million to two million of them in a second, so it is one object: its two parts, and the views of
+    Rings make hundreds of thousands of them in a second, so it is one object: its two parts, and the views of
     guest memory in them, are made when they are first asked for. `take_request` can do without.
     """
 
