@@ -129,9 +129,12 @@ def path(tmp_path: Path) -> str:
         "python3": "",
     }.items():
         script = folder / name
-        # Not for what these run in turn: `run` looks for a QEMU on PATH.
-        script.write_text(f'#!/bin/sh\nPATH={shlex.quote(own)}\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
+        # Not for what these run in turn, as `run` looks for a QEMU on PATH, but for this one: a server that is fuzzed.
+        inner = f"{folder / 'inner'}:{own}"
+        script.write_text(f'#!/bin/sh\nPATH={shlex.quote(inner)}\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
         script.chmod(0o755)
+    (folder / "inner").mkdir()
+    (folder / "inner" / "vfiouser-virtio").symlink_to(folder / "vfiouser-virtio")
     return f"{folder}:{own}"
 
 
