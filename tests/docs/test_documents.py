@@ -44,6 +44,8 @@ PATIENCE = 120
 
 _FENCE = re.compile(r"^```(\w*)[ ]?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} [A-Z]+ ")
+# The log and what a guest prints, which comes in pieces, are two streams: a line of one can fall into one of the other.
+_LOG_WITHIN = re.compile(r"^(.+?)(\d\d:\d\d:\d\d\.\d{3} [A-Z]+ .*\n)", re.MULTILINE)
 # Once per kernel and modules, by who comes first on a machine.
 _SET_UP = re.compile(r"^vfiouser-virtio: building the guest's initramfs .*\n", re.MULTILINE)
 _LOG_TIME = re.compile(r"^\d\d:\d\d:\d\d\.\d{3} ", re.MULTILINE)
@@ -224,6 +226,7 @@ def check(session: Block, step: Step, printed: str) -> None:
 def matches(expected: str, printed: str) -> bool:
     if not _SET_UP.search(expected):
         printed = _SET_UP.sub("", printed)
+    printed = _LOG_WITHIN.sub(r"\2\1", printed)
     if not any(map(_LOG_LINE.match, expected.splitlines())):
         printed = "".join(line for line in printed.splitlines(keepends=True) if not _LOG_LINE.match(line))
     pattern = ""
@@ -287,6 +290,9 @@ def anchors(document: Path) -> set[str]:
         ("", "", True),
         ("", "a\n", False),
         ("", "12:00:00.000 INFO blk0: connected\n", True),
+        ("0xc\n0xd\n", "0xc\n012:00:00.000 INFO blk0: connected\nxd\n", True),
+        ("0xd\n", "012:00:00.000 INFO blk0: connected\nxc\n", False),
+        ("12:00:00.000 ERROR …\n0xd\n", "0x23:59:59.999 ERROR blk0: bad\nd\n", True),
         ("12:00:00.000 ERROR …\n", "23:59:59.999 ERROR blk0: bad\n", True),
         ("12:00:00.000 ERROR …\n", "23:59:59.999 INFO blk0: good\n", False),
     ],
