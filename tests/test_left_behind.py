@@ -70,9 +70,12 @@ def test_a_run_that_leaves_nothing_does_not(tmp_path: Path) -> None:
 def test_processes_are_found() -> None:
     folder = Path(tempfile.mkdtemp())
     env = {**environment(), "TMPDIR": str(folder)}
-    with subprocess.Popen(["cat"], env=env, stdin=subprocess.PIPE) as process:
-        [line] = left_behind(folder, patience=0)
+    with subprocess.Popen(["cat"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"x")
+        assert process.stdout.read(1) == b"x"  # it is cat by now, not what becomes it
+        [line] = left_behind(folder, patience=0)
         process.stdin.close()
     assert line == f"process {process.pid}: cat "
     assert not folder.exists()

@@ -49,8 +49,9 @@ def _processes(folder: Path) -> dict[int, str]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
+            environment = (entry / "environ").read_bytes()  # before the command: of one that begins, it is set later
             command = (entry / "cmdline").read_bytes()
-            if wanted in (entry / "environ").read_bytes().split(b"\0") and _ENDS_WITH_US not in command:
+            if wanted in environment.split(b"\0") and _ENDS_WITH_US not in command:
                 found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # gone, or somebody else's
