@@ -12,7 +12,7 @@ from support.ring_model.profile import finding
 
 from vfiouser_virtio.errors import GuestError
 from vfiouser_virtio.guest import DriverVirtqueue, SplitVirtqueue
-from vfiouser_virtio.vring import Chain, PackedRing, Ring, RingState, SplitRing, packed, split
+from vfiouser_virtio.vring import Chain, PackedRing, Ring, RingState, SplitRing, packed, split, tables
 
 pytestmark = pytest.mark.slow
 
@@ -156,6 +156,18 @@ def forgets_the_status_of_a_block_request(patch: Patch) -> None:
         patch.setattr(module, "table_of_three", table_of_three)
 
 
+def forgets_the_last_buffer_of_a_linked_chain(patch: Patch) -> None:
+    original = tables.linked_chain
+
+    def linked_chain(*arguments: Any) -> Chain | None:
+        chain = original(*arguments)
+        if chain is not None and chain.room:
+            chain.writable.take_last(chain.layout[-3])
+        return chain
+
+    patch.setattr(split, "linked_chain", linked_chain)
+
+
 def restored(patch: Patch, **changed: Callable[[RingState], Any]) -> None:
     """A ring goes on with these things of its state otherwise than they were."""
 
@@ -190,6 +202,7 @@ FOUND = [
     (driver_kicks_only_at_the_first_of_a_batch, SplitPair),
     (believes_every_address, HostileSplit, HostilePacked),
     (forgets_the_status_of_a_block_request, SplitMachine, PackedMachine),
+    (forgets_the_last_buffer_of_a_linked_chain, SplitMachine),
     (takes_chains_that_are_in_flight, HostilePacked),
     (restores_nothing_as_completed, SplitMachine, PackedMachine),
     (takes_again_from_the_ring_after_a_restore, SplitMachine, PackedMachine),

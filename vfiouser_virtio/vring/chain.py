@@ -304,12 +304,15 @@ class Chain:
                 if count == 2:
                     return fields, (readonly_view[start : start + length],), length, (), 0
         elif count and layout[1] == size and 4 * count < len(layout) and layout[-3] == 1:
-            starts, sizes = [start - origin for start in layout[::4]], list(layout[1::4])
+            fields, first = header.unpack_from(view, layout[0] - origin), 4 * count
+            if count == 1:
+                return fields, (), 0, _cut(view, origin, layout[4:-4]), self.room - 1
+            sizes = layout[5:first:4]
             return (
-                header.unpack_from(view, starts[0]),
-                _cut(readonly_view, starts[1:count], sizes[1:count]),
-                sum(sizes[1:count]),
-                _cut(view, starts[count:-1], sizes[count:-1]),
+                fields,
+                _cut(readonly_view, origin, layout[4:first]),
+                sum(sizes),
+                _cut(view, origin, layout[first:-4]),
                 self.room - 1,
             )
         return self._take_request(header)
@@ -492,11 +495,10 @@ class Chain:
 
     def _parts_of_many(self) -> tuple[Readable, Writable]:
         _, _, view, readonly_view, origin = self._region or _NO_REGION
-        layout, count = self.layout, self.writable_from
-        starts, sizes = [start - origin for start in layout[::4]], list(layout[1::4])
+        layout, first = self.layout, 4 * self.writable_from
         return (
-            Readable.of(_cut(readonly_view, starts[:count], sizes[:count]), sum(sizes[:count]), count),
-            Writable.of(_cut(view, starts[count:], sizes[count:]), self.room),
+            Readable.of(_cut(readonly_view, origin, layout[:first]), sum(layout[1:first:4]), self.writable_from),
+            Writable.of(_cut(view, origin, layout[first:]), self.room),
         )
 
     def _look_again(self) -> None:
@@ -549,8 +551,12 @@ def _take_front(segments: list[memoryview], count: int) -> list[memoryview]:
     return front
 
 
-def _cut(view: memoryview, starts: list[int], sizes: list[int]) -> list[memoryview] | Pieces:
-    if len(sizes) >= _MANY:
-        return Pieces(view, starts, sizes)
+def _cut(view: memoryview, origin: int, layout: Sequence[int]) -> list[memoryview] | Pieces:
+    """The buffers of a part of a `Chain.layout`, in a view of the memory from ``origin`` on."""
+    if len(layout) >= 4 * _MANY:
+        return Pieces(view, [address - origin for address in layout[::4]], list(layout[1::4]))
     # `Pieces` would do as well, but take twice as long to be made and looked through.
-    return [view[start : start + size] for start, size in zip(starts, sizes)]  # noqa: B905 - strict takes longer
+    return [
+        view[(start := address - origin) : start + size]
+        for address, size in zip(layout[::4], layout[1::4])  # noqa: B905 - strict takes longer
+    ]

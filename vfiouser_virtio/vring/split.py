@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from vfiouser_virtio.barrier import TSO, full_barrier
 from vfiouser_virtio.errors import GuestError
-from vfiouser_virtio.memory import HotRegion, NeedsMessages
+from vfiouser_virtio.memory import NeedsMessages
 from vfiouser_virtio.protocols.virtio.ring import DESC_CODEC, MAX_QUEUE_SIZE, USED_ELEM_CODEC, AvailFlags, UsedFlags
 from vfiouser_virtio.vring.chain import SINGLE, Chain
 from vfiouser_virtio.vring.descriptors import (
@@ -31,7 +31,7 @@ from vfiouser_virtio.vring.descriptors import (
 )
 from vfiouser_virtio.vring.features import RingFeatures
 from vfiouser_virtio.vring.ring import Ring, Single
-from vfiouser_virtio.vring.tables import THREE, linked_three, of_three, split_table, table_of_three, unpack_three
+from vfiouser_virtio.vring.tables import THREE, linked_chain, linked_three, split_table, table_of_three, unpack_three
 
 _unpack_desc = DESC_CODEC.unpack_from
 _pack_used = USED_ELEM_CODEC.pack_into
@@ -158,7 +158,9 @@ class SplitRing(Ring):
                             # The first is copied anew: what has been seen of it is not relied upon.
                             found = linked_three(self, head, unpack_three(desc, head << 4), head, hot)
                         if found is None:
-                            found = self._three(head, layout, hot)
+                            found = linked_chain(self, head, desc, size, hot)
+                            if found is not None:
+                                budget -= len(found.layout) >> 2
                     if found is None:
                         found = make_chain(self, memory, head, descriptors := self._descriptors(head, memory))
                         begin, end, _, _, _ = hot = memory.hot
@@ -312,24 +314,6 @@ class SplitRing(Ring):
         if head >= self.size:
             raise GuestError(f"the available ring names descriptor {head:#x} of {self.size:#x}")
         raise GuestError(f"descriptor {head:#x} was made available again while it is in flight")
-
-    def _three(self, head: int, first: Descriptor, hot: HotRegion) -> Chain | None:
-        """What `_descriptors` and `make_chain` do for a header, a buffer and a status byte; None for anything else.
-
-        Those that do not follow each other: `linked_three` takes half of the time for the others.
-        """
-        size, table = self.size, self._desc
-        index = first[3]
-        if index >= size:
-            return None
-        second = _unpack_desc(table, index << 4)
-        _, _, flags, index = second
-        if not flags & NEXT or index >= size:
-            return None
-        third = _unpack_desc(table, index << 4)
-        if third[2] != WRITE:
-            return None
-        return of_three(self, head, first + second + third, flags - NEXT, hot)
 
     def _descriptors(self, head: int, memory: Memory) -> list[Descriptor]:
         """The chain's descriptors, an indirect table at its end included; lengths, links and flags are checked."""

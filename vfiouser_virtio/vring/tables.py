@@ -22,6 +22,7 @@ _ENTRY = DESC_CODEC.size
 _LINKS = tuple(range(1, MAX_CHAIN))
 
 THREE = 3 * _ENTRY
+unpack_entry = DESC_CODEC.unpack_from
 unpack_three = Struct("<" + 3 * DESC_CODEC.format.removeprefix("<")).unpack_from
 
 
@@ -105,6 +106,33 @@ def linked_three(ring: ChainOwner, head: int, layout: tuple[int, ...], first: in
     if flags_0 != NEXT or next_0 != first + 1 or next_1 != first + 2 or flags_2 != WRITE:
         return None
     return of_three(ring, head, layout, flags_1 - NEXT, hot)
+
+
+def linked_chain(ring: ChainOwner, head: int, desc: memoryview, entries: int, hot: HotRegion) -> Chain | None:
+    """A chain of a split ring's descriptors, of which there are ``entries``: in whatever order, none indirect."""
+    begin, end, _, _, _ = hot
+    layout: list[int] = []
+    index, readable, room = head, 0, 0
+    for _ in range(min(entries, MAX_CHAIN)):
+        descriptor = unpack_entry(desc, index * _ENTRY)
+        address, size, flags, index = descriptor
+        if address < begin or address + size > end or not size:
+            return None
+        layout += descriptor
+        if flags & WRITE:
+            room += size
+        elif room:
+            return None
+        else:
+            readable += 1
+        if flags in (NEXT, _NEXT_WRITE):
+            if index >= entries:
+                return None
+        elif (flags and flags != WRITE) or sum(layout[1::4]) > MAX_CHAIN_BYTES:
+            return None
+        else:
+            return Chain.of(ring, head, layout, readable, room, hot)
+    return None
 
 
 def of_three(
