@@ -3,10 +3,13 @@
 import gc
 import sys
 
+from vfiouser_virtio import late_modules
+
 
 def main() -> int:
     """Run the command, as `cli.main` does."""
     gc.disable()  # what an import makes stays: to look for garbage among it takes 2 ms
+    late_modules.install()
     from vfiouser_virtio.cli import main as command
 
     gc.freeze()  # nor later

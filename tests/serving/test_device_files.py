@@ -1,5 +1,6 @@
 """Device classes from the user's own files."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -100,3 +101,19 @@ def test_files_that_do_not_import(tmp_path: Path, source: str, words: str) -> No
     with pytest.raises(ConfigError, match=words) as caught:
         load_device_class(f"{tmp_path}/bad.py:Mine")
     assert caught.value.__cause__ is not None
+
+
+def test_what_it_imports_is_loaded_with_it(folder: Path) -> None:
+    """Also what the command loads late: a sandbox would have none of its shared libraries."""
+    (folder / "helper_beside_it.py").write_text("import ssl\nANSWER = 42\n")
+    script = f"""
+import sys
+from vfiouser_virtio import late_modules
+late_modules.install()
+from vfiouser_virtio.serving.device_files import load_device_class
+print("_ssl" in sys.modules)
+load_device_class("{folder}/mine.py:Mine")
+print("_ssl" in sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["False", "True"]

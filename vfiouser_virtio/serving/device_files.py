@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from vfiouser_virtio import late_modules
 from vfiouser_virtio.errors import ConfigError
 from vfiouser_virtio.virtio import Device
 
@@ -75,9 +76,11 @@ def import_file(path: Path, what: str = "device file") -> ModuleType:
     if not path.parent.parent.stat().st_mode & stat.S_IWOTH:  # not from /tmp, where other users could put modules
         _import_from(path.parent.parent)
     # Before it runs: dataclasses and typing.get_type_hints() look a class's module up there.
+    before = set(sys.modules)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+        late_modules.load_all_of(new for key, new in list(sys.modules.items()) if key not in before)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
