@@ -77,6 +77,18 @@ def test_an_extended_config_space_reads_as_zero_behind_the_first_256_bytes() -> 
     assert machine.read(7, 256, 3840) == bytes(3840)
 
 
+def test_one_write_covers_what_is_defined_there_and_what_is_not() -> None:
+    config = ConfigSpace(4096)
+    config.define(0x200, b"\x12\x34", writable=b"\xf0", write_1_to_clear=b"\0\x04")
+    config.define(0x100, b"\x56", writable=b"\x0f")
+    config.write(0xFE, b"\xff" * 0x110)
+    assert config.read(0xFE, 4) == b"\0\0\x5f\0"
+    assert config.read(0x1FE, 6) == b"\0\0\xf2\x30\0\0"
+    config.reset()
+    assert config.read(0x1FE, 6) == b"\0\0\x12\x34\0\0"
+    assert config.read(0, 4096).rstrip(b"\0") == bytes(0x100) + b"\x56" + bytes(0xFF) + b"\x12\x34"
+
+
 @given(data=st.data())
 def test_any_write_equals_its_bytes_one_by_one(data: st.DataObject) -> None:
     """Of plain bits: width, alignment and split of an access must not matter."""

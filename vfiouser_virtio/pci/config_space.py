@@ -40,9 +40,10 @@ class ConfigSpace:
             raise ValueError(f"config space has 256 or 4096 bytes, not {size}")  # QEMU hangs its guest on others
         self.size = size
         self._data = bytearray(size)
-        self._power_on = bytearray(size)
-        self._writable = bytearray(size)
-        self._write_1_to_clear = bytearray(size)
+        # As far as something is defined: few functions have extended capabilities. The rest is zero and read-only.
+        self._power_on = bytearray(CFG_SPACE_SIZE)
+        self._writable = bytearray(CFG_SPACE_SIZE)
+        self._write_1_to_clear = bytearray(CFG_SPACE_SIZE)
         # Begin and end of a range, and what is called; apart, as a guest that probes a device reads many registers.
         self._read_hooks: list[tuple[int, int, OnRead]] = []
         self._write_hooks: list[tuple[int, int, OnWrite]] = []
@@ -52,12 +53,14 @@ class ConfigSpace:
         end = offset + len(data)
         if end > self.size or len(writable) > len(data) or len(write_1_to_clear) > len(data):
             raise ValueError(f"registers at {offset:#x}..{end:#x} or their masks do not fit {self.size} bytes")
+        for defined in (self._power_on, self._writable, self._write_1_to_clear):
+            defined.extend(bytes(max(0, end - len(defined))))
         self._data[offset:end] = self._power_on[offset:end] = data
         self._writable[offset:end] = writable.ljust(len(data), b"\0")
         self._write_1_to_clear[offset:end] = write_1_to_clear.ljust(len(data), b"\0")
 
     def define_bits(self, offset: int, bits: bytes) -> None:
-        """Set more bits of registers' power-on value; masks stay as they are."""
+        """Set more bits of the power-on value of registers that are defined; masks stay as they are."""
         for at, byte in enumerate(bits, offset):
             self._power_on[at] |= byte
             self._data[at] |= byte
@@ -127,7 +130,7 @@ class ConfigSpace:
 
     def reset(self) -> None:
         """Every register back to its power-on value; no hook runs."""
-        self._data[:] = self._power_on
+        self._data[:] = self._power_on.ljust(self.size, b"\0")
 
     def _outside(self, offset: int, count: int) -> PeerError:
         return PeerError(

@@ -14,6 +14,9 @@ from vfiouser_virtio.virtio import DeviceCore, Virtqueue
 
 _CODEC = codec(COMMON_CFG)
 _NAMES = {offset: (name, size) for name, (offset, size) in COMMON_CFG_OFFSETS.items()}
+# Where a whole field is accessed, which nearly all accesses are.
+_FIELDS = {(offset, size): name for name, (offset, size) in COMMON_CFG_OFFSETS.items()}
+_UNPACK = {size: number.unpack for size, number in NUMBERS.items()}
 _GENERATION_OFFSET = COMMON_CFG_OFFSETS["config_generation"][0]
 
 
@@ -69,12 +72,9 @@ class CommonCfg:
             "queue_device": self._set_queue_device,
             "queue_reset": self._set_queue_reset,
         }
-        # Nearly all accesses are to exactly one field.
-        self._read_exact = {(offset, size): self._getters[name] for offset, (name, size) in _NAMES.items()}
+        self._read_exact = {place: self._getters[name] for place, name in _FIELDS.items()}
         self._write_exact = {
-            (offset, size): (self._setters[name], NUMBERS[size].unpack)
-            for offset, (name, size) in _NAMES.items()
-            if name in self._setters
+            place: (self._setters[name], _UNPACK[place[1]]) for place, name in _FIELDS.items() if name in self._setters
         }
 
     def reset(self) -> None:
