@@ -46,12 +46,17 @@ def run(benchmark: Benchmark, revision: str, arguments: Sequence[str], options: 
     trees = {_OURS: TOP, revision: _checked_out(revision)}
     units: dict[str, str] = {}
     figures: dict[str, dict[str, list[float]]] = {side: defaultdict(list) for side in trees}
+    said: dict[str, dict[str, None]] = {side: {} for side in trees}
     for number in range(options.rounds):
         for side in turn(list(trees), number):
             options.progress(f"{side}, round {number + 1}")
-            for row in _measured(benchmark, trees[side], arguments):
+            rows, notes = _measured(benchmark, trees[side], arguments)
+            said[side] |= dict.fromkeys(notes)
+            for row in rows:
                 units[row["metric"]] = row["unit"]
                 figures[side][row["metric"]] += row["ours"]["rounds"]
+    for note in said[revision].keys() - said[_OURS].keys():
+        options.note(f"{revision}: {note}")
     ours, theirs = figures[_OURS], figures[revision]
     if alone := ours.keys() ^ theirs.keys():
         options.note(f"only one of the two measures: {', '.join(sorted(alone))}")
@@ -82,7 +87,8 @@ def _checked_out(revision: str) -> Path:
     return tree
 
 
-def _measured(benchmark: Benchmark, tree: Path, arguments: Sequence[str]) -> list[dict[str, Any]]:
+def _measured(benchmark: Benchmark, tree: Path, arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows and notes."""
     module = Path("scripts", "benchmarks", f"{benchmark.name.replace('-', '_')}.py")
     added = "" if (tree / module).exists() else str(TOP / module)
     command = [sys.executable, "-c", _PROGRAM, added, benchmark.name, "--json", "--rounds", "1", *arguments]
@@ -91,5 +97,5 @@ def _measured(benchmark: Benchmark, tree: Path, arguments: Sequence[str]) -> lis
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(f"in {tree}: {done.stderr.strip()}")
-    found: list[dict[str, Any]] = json.loads(done.stdout)["benchmarks"][0]["rows"]
-    return found
+    [found] = json.loads(done.stdout)["benchmarks"]
+    return found["rows"], found["notes"]

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from benchmarks.measure import Options, Row, at_least
-from benchmarks.steps import Nobody
+from benchmarks.step_requests import Nobody
 from vfiouser_virtio.backends.net.hub import HubNetdev
 from vfiouser_virtio.backends.net.netdev import Netdev
 from vfiouser_virtio.backends.net.null import NullNetdev

@@ -8,7 +8,7 @@ from time import process_time_ns
 import trio
 
 from benchmarks.measure import Benchmark, Options, Row, at_most
-from benchmarks.steps import Nobody
+from benchmarks.step_requests import Nobody
 from vfiouser_virtio.pci import Bar, Identity, PciDevice, PciFunction, Register, bar
 from vfiouser_virtio.protocols.vfio_user import PciRegion
 from vfiouser_virtio.transports.pci_device import PciDeviceFunction

@@ -1,10 +1,11 @@
 """`scripts/bench --against`: two trees in turn, each measured by what it has."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import against
+from benchmarks import against, steps
 from benchmarks.measure import Benchmark, Options
 
 from vfiouser_virtio.errors import ConfigError
@@ -13,12 +14,12 @@ pytestmark = pytest.mark.once
 
 # In place of the benchmarks of a tree, whose `package.py` stands for what is measured.
 _MAIN = """
-import json
+import json, package
 from benchmarks import catalogue
 def main(arguments):
     name, *rest = arguments
     assert rest == ["--json", "--rounds", "1", "--quick"], rest
-    print(json.dumps({"benchmarks": [{"rows": catalogue.BENCHMARKS[name].rows()}]}))
+    print(json.dumps({"benchmarks": [{"rows": catalogue.BENCHMARKS[name].rows(), "notes": package.NOTES}]}))
 """
 _CATALOGUE = """
 import importlib.util
@@ -55,11 +56,11 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(top, "init", "-q")
     (benchmarks / "__main__.py").write_text(_MAIN)
     (benchmarks / "catalogue.py").write_text(_CATALOGUE)
-    (top / "package.py").write_text("TIME, MORE = 4.0, 'speed'")
+    (top / "package.py").write_text("TIME, MORE, NOTES = 4.0, 'speed', ['of both', 'of this one']")
     git(top, "add", ".")
     git(top, "commit", "-qm", "before")
     (benchmarks / "some_steps.py").write_text(_STEPS)
-    (top / "package.py").write_text("TIME, MORE = 5.0, 'speed'")
+    (top / "package.py").write_text("TIME, MORE, NOTES = 5.0, 'speed', ['of both']")
     monkeypatch.setattr(against, "TOP", top)
     return top
 
@@ -90,13 +91,22 @@ def test_what_does_not_work_there_is_said(tree: Path) -> None:
 
 
 def test_what_only_one_measures_is_said(tree: Path) -> None:
-    (tree / "package.py").write_text("TIME, MORE = 5.0, 'renamed'")
+    (tree / "package.py").write_text("TIME, MORE, NOTES = 5.0, 'renamed', ['of both']")
     notes: list[str] = []
     rows = against.run(STEPS, "HEAD", ["--quick"], Options(rounds=1, note=notes.append))
     assert [row.metric for row in rows] == ["time"]
-    assert notes == ["only one of the two measures: renamed, speed"]
+    assert notes == ["HEAD: of this one", "only one of the two measures: renamed, speed"]
 
 
 def test_no_such_revision(tree: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere: git knows no such revision"):
         against.run(STEPS, "nowhere", [], Options(rounds=1))
+
+
+def test_steps_of_a_revision_without_the_raw_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks.step_requests", None)
+    notes: list[str] = []
+    rows = steps.BENCHMARK.run(Options(rounds=1, quick=True, note=notes.append))
+    assert [row.metric for row in rows] == ["interrupt by eventfd", "DMA map and unmap"]
+    [note] = notes
+    assert note.startswith("without requests: ")

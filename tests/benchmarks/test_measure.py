@@ -46,6 +46,13 @@ def test_a_contender_that_did_nothing_is_no_success() -> None:
     assert (found.ratio, found.met) == (None, False)
 
 
+@pytest.mark.parametrize(("ours", "met"), [([0.0, 0.0], True), ([0.0, 0.1], False)])
+def test_nothing_beside_nothing_is_as_good(ours: list[float], met: bool) -> None:
+    """Such as the CPU time of idle devices."""
+    (found,) = row(ours, [0.0, 0.0], them=at_most(1.03)).comparisons
+    assert (found.ratio, found.met) == (None, met)
+
+
 def test_rounds_of_a_second_run_are_added() -> None:
     both = row([9.0], [10.0], them=at_least(1)).and_again(row([11.0, 12.0], [10.0, 10.0]))
     (found,) = both.comparisons
