@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from vfiouser_virtio import vm
+from vfiouser_virtio.vm.kept_output import FIRST, LAST
 
 pytestmark = pytest.mark.qemu
 
@@ -69,6 +70,22 @@ async def test_qemu_that_refuses_its_options_says_why(qemu: vm.Qemu, guest_image
     with pytest.raises(vm.VmError, match=r"(?s)QEMU did not start: QEMU ended with status 1.*'no-such-device'"):
         async with vm.boot_guest(qemu, guest_image, devices=["no-such-device"]):
             pytest.fail("it started")
+
+
+async def test_what_qemu_prints_on_and_on_is_bounded(qemu: vm.Qemu) -> None:
+    """All that a firmware executes: more than is kept, in a moment."""
+    async with vm.boot_guest(qemu, None, accel="tcg", extra_args=["-d", "exec,nochain"]) as guest:
+        fd = os.open(f"/proc/{guest.process.pid}/fd/2", os.O_RDONLY)
+        try:
+            while os.fstat(fd).st_size < 2 * (FIRST + LAST):
+                await trio.sleep(0.05)
+            guest.kill()
+            await guest.wait_exit()
+            while os.fstat(fd).st_blocks * 512 > FIRST + LAST + 4096:
+                await trio.sleep(0.05)
+        finally:
+            os.close(fd)
+        assert "bytes left out]" in guest.qemu_stderr
 
 
 async def test_error_of_the_block_comes_out_as_it_is(qemu: vm.Qemu) -> None:

@@ -4,10 +4,9 @@ import os
 import re
 import socket
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
-from typing import IO, Literal
+from typing import Literal
 
 import trio
 
@@ -16,6 +15,7 @@ from vfiouser_virtio.vm.accel import choose_accel
 from vfiouser_virtio.vm.agent import Agent, AgentClosedError, CommandResult, GuestRebootedError, Output
 from vfiouser_virtio.vm.command_line import monitor_arguments, qemu_arguments
 from vfiouser_virtio.vm.initramfs import GuestImage
+from vfiouser_virtio.vm.kept_output import KeptOutput
 from vfiouser_virtio.vm.qemu import Qemu
 from vfiouser_virtio.vm.qmp import QmpClient, QmpClosedError
 
@@ -25,7 +25,7 @@ _PANIC_END = re.compile(rb"---\[ end Kernel panic.*\n")
 # How much of the console an error shows.
 _LOG_TAIL = 2000
 MAX_LOG = 16 << 20
-"""Bytes that are kept of the console, and shown of what QEMU prints, the last ones: a guest need not stop."""
+"""Bytes that are kept of the console, the last ones: a guest need not stop."""
 # What QEMU may take to end by SIGTERM, in seconds.
 KINDNESS_S = 5.0
 
@@ -38,12 +38,12 @@ class Guest:
     """Running QEMU and the guest in it; made by `boot_guest`."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], stderr: IO[bytes], agent: Agent, qmp: QmpClient, serial: socket.socket
+        self, process: subprocess.Popen[bytes], output: KeptOutput, agent: Agent, qmp: QmpClient, serial: socket.socket
     ) -> None:
         self.process = process
         self.agent = agent
         self.qmp = qmp
-        self._stderr = stderr
+        self._output = output
         self._serial = trio.SocketStream(trio.socket.from_stdlib_socket(serial))
         self._log = bytearray()
         self._log_grew = trio.Event()
@@ -55,9 +55,8 @@ class Guest:
 
     @property
     def qemu_stderr(self) -> str:
-        """What QEMU itself printed, the last `MAX_LOG` bytes of it."""
-        size = os.fstat(self._stderr.fileno()).st_size
-        return os.pread(self._stderr.fileno(), MAX_LOG, max(size - MAX_LOG, 0)).decode(errors="replace")
+        """What QEMU itself printed, of much of it the first and the last part."""
+        return self._output.text
 
     async def run(
         self, command: str, *, timeout: float = 60, check: bool = False, output: Output | None = None
@@ -236,10 +235,11 @@ async def boot_guest(
         shell=shell,
     )
     with (
-        tempfile.TemporaryFile() as stderr,
-        closing(_start(qemu, [*arguments, *extra_args], stderr, shell=shell)) as guest,
+        KeptOutput() as output,
+        closing(_start(qemu, [*arguments, *extra_args], output, shell=shell)) as guest,
     ):
         async with background() as tasks:
+            tasks.start_soon(output.keep_trimmed)
             tasks.start_soon(guest.pump_serial)
             tasks.start_soon(guest.qmp.run)
             try:
@@ -254,7 +254,7 @@ async def boot_guest(
                 await guest.end()
 
 
-def _start(qemu: Qemu, arguments: list[str], stderr: IO[bytes], *, shell: bool) -> Guest:
+def _start(qemu: Qemu, arguments: list[str], output: KeptOutput, *, shell: bool) -> Guest:
     """Start QEMU, its monitor and serial ports on socket pairs: they have no path that could be in use or too long."""
     qmp, qemu_qmp = socket.socketpair()
     console, qemu_console = socket.socketpair()
@@ -277,8 +277,8 @@ def _start(qemu: Qemu, arguments: list[str], stderr: IO[bytes], *, shell: bool) 
             command,
             env=qemu.environment,
             stdin=None if shell else subprocess.DEVNULL,
-            stdout=None if shell else stderr,
-            stderr=stderr,
+            stdout=None if shell else output.fd,
+            stderr=output.fd,
             pass_fds=[qemu_qmp.fileno(), qemu_console.fileno(), qemu_agent.fileno()],
         )
-    return Guest(process, stderr, Agent(agent), QmpClient(qmp), console)
+    return Guest(process, output, Agent(agent), QmpClient(qmp), console)
