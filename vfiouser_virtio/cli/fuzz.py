@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vfiouser_virtio.cli.arguments import SubParsers, add_command, add_log_arguments
-from vfiouser_virtio.cli.fuzz_run import DEVICE_KINDS, KINDS, SECONDS, fuzz_device, fuzz_self, fuzz_socket
+from vfiouser_virtio.cli.fuzz_run import DEVICE_KINDS, KINDS, SECONDS, fuzz_device, fuzz_parsers, fuzz_self, fuzz_socket
 from vfiouser_virtio.cli.fuzz_server import fuzz_server_processes
 
 _MOST_JOBS = 256
@@ -29,6 +29,7 @@ def add_parser(commands: SubParsers) -> None:
     _add_device(targets)
     _add_socket(targets)
     _add_server(targets)
+    _add_parsers(targets)
 
 
 def _add_self(targets: SubParsers) -> None:
@@ -134,6 +135,30 @@ def _add_server(targets: SubParsers) -> None:
     )
     _add_common(parser, stop=1)
     parser.set_defaults(execute=fuzz_server_processes)
+
+
+def _add_parsers(targets: SubParsers) -> None:
+    parser = add_command(
+        targets,
+        "parsers",
+        under="fuzz",
+        summary="this package's parsers alone: rings and messages, ten thousand cases a second",
+        description="Rings and messages for the code that reads them, with nothing around it: no event loop, no\n"
+        "device, no socket. Each case runs in step with a plain reading of the specification, and both must agree: in\n"
+        "what is refused, what is handed out, what is answered, and in every byte of guest memory. What needs more\n"
+        "than one party (resets, clients that leave, time) is for the other targets.",
+        usage="[--only PARSER …] [--cases N | --seconds S] [--jobs N]",
+        examples="  vfiouser-virtio fuzz parsers                                 a minute of all of them\n"
+        "  vfiouser-virtio fuzz parsers --only packed --seed 7 --cases 100000\n"
+        "  vfiouser-virtio fuzz parsers --seconds 28800 --jobs 2 --report night.json\n"
+        "  vfiouser-virtio fuzz parsers --replay packed:7:4711          one case again, by its seed and number\n",
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="PARSER", help="this parser only (may be repeated): split, packed, messages"
+    )
+    parser.add_argument("--jobs", type=_jobs, default=1, metavar="N", help="so many processes (default: 1)")
+    _add_common(parser, stop=20)
+    parser.set_defaults(execute=fuzz_parsers)
 
 
 def _add_corpus(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
-"""Runs of ``fuzz self``, ``device`` and ``socket``, and what they say."""
+"""Runs of ``fuzz self``, ``device``, ``socket`` and ``parsers``, and what they say."""
 
 import argparse
 import shlex
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,6 +124,25 @@ def fuzz_socket(arguments: argparse.Namespace) -> int:
         raise NoServerError(str(error)) from None
 
 
+def fuzz_parsers(arguments: argparse.Namespace) -> int:
+    """Likewise ``fuzz parsers``."""
+    from vfiouser_virtio.testing.fuzz.parsers.run import (
+        PARSERS,
+        ParserRun,
+        fuzz_parsers,
+        parser_case,
+        run_parser_case,
+    )
+
+    for name in arguments.only or ():
+        if name not in PARSERS:
+            raise ConfigError(f"--only: there is no parser {name!r}; there are {', '.join(PARSERS)}")
+    if arguments.replay:
+        return _replay(arguments.replay, run_parser_case, parser_case)
+    run = ParserRun(_seed(arguments), tuple(arguments.only or PARSERS), arguments.out)
+    return _fuzz(arguments, "parsers", run.seed, fuzz_parsers, run, again=["parsers"])
+
+
 def _same_server(arguments: argparse.Namespace) -> list[str]:
     words = ["socket", *(["--restart", arguments.restart] if arguments.restart else ())]
     words += [f"--wait={arguments.wait:g}"] if arguments.wait else []
@@ -133,12 +153,17 @@ def _seed(arguments: argparse.Namespace) -> int:
     return int(time.time()) if arguments.seed is None else int(arguments.seed)
 
 
-def _replay(paths: list[Path], run: "Callable[[Case], Finding | None]") -> int:
+def _replay(
+    paths: list[Path],
+    run: "Callable[[Case], Finding | None]",
+    by_name: "Callable[[str], Case | None]" = lambda _: None,
+) -> int:
+    """``by_name`` makes a case of what is no file."""
     from vfiouser_virtio.testing.fuzz.save import load
 
     found = 0
     for path in paths:
-        case = load(path)
+        case = by_name(str(path)) or load(path)
         finding = None
         try:
             for _ in range(_REPLAYS):
@@ -168,6 +193,7 @@ def _fuzz(
 
     report = FuzzReport(target, seed)
     note(f"seed {seed}")
+    before = signal.signal(signal.SIGTERM, _interrupt)  # what was run until then is not lost
     try:
         run_jobs(
             work,
@@ -182,7 +208,13 @@ def _fuzz(
     except KeyboardInterrupt:
         _end(arguments, report)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return _end(arguments, report)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _end(arguments: argparse.Namespace, report: "FuzzReport") -> int:

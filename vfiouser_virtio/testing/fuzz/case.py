@@ -19,8 +19,8 @@ Memory = Literal["shared", "private", "mixed"]
 class Case:
     """Fuzz case: ``origin`` is where it came from (seed and index), ``shows`` what a corpus file was written for."""
 
-    kind: Kind | Literal["conversation"]
-    """A conversation is for any server, through its socket (`servers.player`)."""
+    kind: Kind | Literal["conversation", "parser"]
+    """A conversation is for any server, through its socket (`servers.player`), a parser is fuzzed alone (`parsers`)."""
     target: str
     memory: Memory = "shared"
     twin: bool = False

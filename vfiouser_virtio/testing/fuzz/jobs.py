@@ -199,6 +199,7 @@ def _job(
 ) -> None:
     """What a process of its own does: it goes on through a Ctrl-C, and ends when the parent says so, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may be for the whole group: the parent says when to end
 
     def tell(what: str, value: object) -> None:
         try:
