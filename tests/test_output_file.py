@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -172,6 +174,23 @@ def test_lines_have_a_limit_in_bytes() -> None:
     for _ in range(100):
         write("→ 1\n")  # 6 bytes
     assert lines == ["→ 1\n", "→ 1\n", "end\n"]
+
+
+def test_what_forked_processes_write_counts_too() -> None:
+    """However often one is started again; the last line comes once."""
+    script = """
+import os
+from vfiouser_virtio.output_file import LimitedLines
+write = LimitedLines(lambda line: os.write(1, line.encode()), 10, "end")
+for process in range(4):
+    if not os.fork():
+        write(f"from {process}\\n")
+        os._exit(0)
+    os.wait()
+write("late\\n")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines() == ["from 0", "from 1", "end"]
 
 
 def test_a_trace_that_has_ended_decodes_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import mmap
 import os
 import re
 import select
@@ -94,25 +95,28 @@ def wait_writable(fd: int, milliseconds: int | None) -> bool:
 class LimitedLines:
     """Limit of a file of lines: ``write`` gets them until they are ``limit`` bytes, then ``last``, and no more.
 
-    A client that connects and leaves again and again, or a guest in a loop, must not fill the host's disk.
+    A client that connects and leaves again and again, or a guest in a loop, must not fill the host's disk. What forked
+    processes write counts, too, however often a device's is started again: all have the file.
     """
 
     def __init__(self, write: Callable[[str], object], limit: int, last: str) -> None:
         self._write = write
-        self._left = limit
+        self._limit = limit
         self._last = last
+        # Shared with forked processes. Two that add at the same moment may lose one line's bytes: no harm.
+        self._written = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
 
     @property
     def ended(self) -> bool:
         """Whether no more is written."""
-        return self._left <= 0
+        return self._written[0] >= self._limit
 
     def __call__(self, text: str) -> None:
         if self.ended:
             return
-        self._left -= len(text.encode(errors="backslashreplace"))
+        self._written[0] += len(text.encode(errors="backslashreplace"))
         self._write(text)
-        if self._left <= 0:
+        if self._written[0] >= self._limit:
             self._write(f"{self._last}\n")
 
 

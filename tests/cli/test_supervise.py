@@ -49,6 +49,21 @@ async def test_a_disk_goes_on_where_its_process_was_killed(tmp_path: Path, disk:
     assert [path.name for path in tmp_path.iterdir()] == ["disk"]
 
 
+async def test_a_trace_has_its_limit_over_deaths(tmp_path: Path) -> None:
+    """Bringing a device up takes more than the limit, and taking it down is traced by another process, or not."""
+    arguments = ["--supervise", "--device", "rng", "--trace=t.txt", "--trace-limit=1K"]
+    async with serve_process(*arguments, folder=tmp_path) as served:
+        async with driver_of(served) as device:
+            with trio.fail_after(60):
+                await kill_device(served)
+                await said(served, "rng0: resumed")
+                assert len(await device.driver_data.read(16)) == 16
+        assert await served.terminate() == 0
+    lines = (tmp_path / "t.txt").read_text().splitlines()
+    last = "the trace ends here: it has 1024 bytes (see --trace-limit)"
+    assert lines.index(last) == len(lines) - 1
+
+
 async def test_deaths_leave_no_file_descriptors_in_the_keeper(tmp_path: Path, amounts: Amounts) -> None:
     """But for one: the empty file of `eventfds`, opened with the first notification that finds nothing under way."""
     assert amounts.device_deaths > 1

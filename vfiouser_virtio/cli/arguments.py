@@ -204,7 +204,7 @@ def add_serving_arguments(parser: argparse.ArgumentParser, *, log_level: str, se
         type=_size,
         default=1 << 30,
         metavar="SIZE",
-        help=f"end the trace after so many bytes{', with --processes of each device' if several else ''} (default: 1G)",
+        help="end the trace after so many bytes (default: 1G)",
     )
 
 
