@@ -23,6 +23,7 @@ from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.devices.net_commands import Settings
 from vfiouser_virtio.devices.net_control import Control
 from vfiouser_virtio.devices.net_filter import ReceiveFilter
+from vfiouser_virtio.devices.net_read import ReadingReceiver
 from vfiouser_virtio.devices.net_receive import Receiver, does_of
 from vfiouser_virtio.devices.net_statistics import counter_of
 from vfiouser_virtio.devices.net_steering import HASH_TYPES, MAX_TABLE, Steering
@@ -173,7 +174,7 @@ class Net(Device):
         """Pairs of queues that there are."""
         steering = Steering(self.netdev.use) if isinstance(self.netdev, QueuedNetdev) else Steering()
         wanted = ReceiveFilter()
-        self.receiver = Receiver(self.queues[0 : 2 * queues : 2], wanted, steering, self.log)
+        self.receiver: Receiver = ReadingReceiver(self.queues[0 : 2 * queues : 2], wanted, steering, self.log)
         """The way from the network to the driver."""
         self.transmitter = Transmitter(self.queues[1 : 2 * queues : 2], self.netdev, steering, self.log)
         """The way from the driver to the network."""

@@ -37,7 +37,7 @@ _HEAD = struct.Struct("16s")
 # Buffers that are taken at once for a long frame.
 _SPREAD = 16
 _VLAN_TAG, _VLAN_HLEN = b"\x81\x00", 4
-_FLAGS = int(HdrFlags.NEEDS_CSUM | HdrFlags.DATA_VALID)
+FLAGS = int(HdrFlags.NEEDS_CSUM | HdrFlags.DATA_VALID)
 _NEEDS_CSUM, _DATA_VALID = int(HdrFlags.NEEDS_CSUM), int(HdrFlags.DATA_VALID)
 _TUNNEL_FLAGS = int(HdrFlags.NEEDS_CSUM | HdrFlags.UDP_TUNNEL_CSUM)
 _TUNNEL = int(net.GSO_UDP_TUNNEL)
@@ -81,21 +81,21 @@ class ReceiveQueue:
     gso_packets: int = 0
     gso_bytes: int = 0
 
-    def count(self, offload: Offload | None, length: int) -> None:
-        """A frame has been delivered."""
-        self.packets += 1
+    def count(self, offload: Offload | None, length: int, packets: int = 1) -> None:
+        """A frame has been delivered, or several of one kind with ``length`` bytes together."""
+        self.packets += packets
         self.bytes += length
         if offload is None:
-            self.csum_none += 1
+            self.csum_none += packets
             return
         if offload.flags & _NEEDS_CSUM:
-            self.needs_csum += 1
+            self.needs_csum += packets
         elif offload.flags & _DATA_VALID:
-            self.csum_valid += 1
+            self.csum_valid += packets
         else:
-            self.csum_none += 1
+            self.csum_none += packets
         if offload.gso_type:
-            self.gso_packets += 1
+            self.gso_packets += packets
             self.gso_bytes += length
 
     def forget(self) -> None:
@@ -475,7 +475,7 @@ class Receiver:
             return self._pack(0, 0, 0, 0, 0, 0, buffers, *rest)
         if offload[1] & _TUNNEL:  # the last two fields are there: the driver takes such packets
             return self._pack(offload[0] & _TUNNEL_FLAGS, *offload[1:6], buffers, *rest[:3], *offload[6:])
-        return self._pack(offload[0] & _FLAGS, *offload[1:6], buffers, *rest)
+        return self._pack(offload[0] & FLAGS, *offload[1:6], buffers, *rest)
 
     def _is_tagged(self, frame: Frame) -> bool:
         """Whether the frame is longer than the MTU allows by a VLAN tag only, which is part of the Ethernet header."""

@@ -15,9 +15,12 @@ from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Offload, frame_of
 from vfiouser_virtio.backends.net.netdev import ALL, Does
 from vfiouser_virtio.backends.net.tap import TapNetdev
+from vfiouser_virtio.devices.net import Net
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.protocols import tun
-from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
+from vfiouser_virtio.protocols.virtio.features import mask_of
+from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, GsoType, HdrFlags, NetFeature
+from vfiouser_virtio.testing.driver import running
 
 GUEST_MAC = bytes.fromhex("525400123456")
 HOST, GUEST = "192.0.2.1", "192.0.2.2"
@@ -115,6 +118,40 @@ async def test_from_the_host_with_what_the_guest_can_do(
     else:
         assert len(data) == HEADERS + 1000
         assert offload is None or not offload.flags & HdrFlags.NEEDS_CSUM
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["mapped", "messages"])
+@pytest.mark.parametrize("sizes", [(1526,), (12, 1514), (300,)], ids=["one piece", "two pieces", "small"])
+async def test_from_the_host_to_a_driver(
+    namespace: NetNamespace, tap: TapNetdev, private: bool, sizes: tuple[int, ...]
+) -> None:
+    """Short and long frames in turn arrive whole and in order, in whatever buffers, more than there are at a time."""
+    features = mask_of((NetFeature.MRG_RXBUF, NetFeature.CTRL_VQ, NetFeature.CTRL_RX))
+    net = Net(netdev=tap, mac=GUEST_MAC.hex(":"))
+    texts = [f"{number:03}".encode() * (1 + 400 * (number % 9 == 0)) for number in range(200)]
+    arrived: list[bytes] = []
+    async with running(net, private=private, features=features) as driver:
+        tokens = [driver.add(0, [], sizes) for _ in range(64)]
+        driver.kick(0)
+        await trio.testing.wait_all_tasks_blocked()
+        with host_socket(namespace) as host, trio.fail_after(60):
+            for text in texts:
+                host.sendto(text, (GUEST, PORT))
+            while len(arrived) < len(texts):
+                frame, count = b"", 1
+                while count:
+                    used = await driver.wait(0, tokens.pop(0))
+                    data = b"".join(used.data)[: used.written]
+                    if not frame:
+                        *_, count = HDR_CODEC.unpack_from(data)
+                    frame += data
+                    count -= 1
+                    tokens.append(driver.add(0, [], sizes))
+                    driver.kick(0)
+                frame = frame[HDR_CODEC.size :]
+                if frame[12:14] == b"\x08\x00" and frame[23] == socket.IPPROTO_UDP:
+                    arrived.append(frame[HEADERS:])
+    assert arrived == texts
 
 
 async def test_an_interface_that_was_opened_elsewhere(namespace: NetNamespace, nursery: trio.Nursery) -> None:

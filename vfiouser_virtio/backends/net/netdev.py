@@ -14,7 +14,7 @@ Frames that come together go on together where the sink has a ``put_burst`` as w
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from vfiouser_virtio.backends.net.drops import Drops
 from vfiouser_virtio.backends.net.frame import Frame
@@ -120,6 +120,40 @@ def burst_putter(sink: FrameSink) -> PutBurst:
         return len(frames)
 
     return put_each
+
+
+class Read(NamedTuple):
+    """Result of a `ReadBurst`."""
+
+    frames: int
+    """Those that were taken: delivered, or not wanted."""
+    octets: int
+    """Bytes of those that were delivered."""
+    left: Frame | None
+    """One that was read after these, with memory of its own, and that is to be offered by `FrameSink.put`."""
+    end: OSError | None
+    """Error of the last read: BlockingIOError where there is nothing more; None where there may be."""
+    room: bool
+    """False: there is no room, and nothing was read: see `FrameSink.wait_room`."""
+
+
+ReadBurst = Callable[[int, int, int, memoryview], Read | None]
+"""Arguments of a ``read_burst``: file descriptor, bytes of the header, most frames, memory for the end of long ones."""
+
+
+def burst_reader(sink: FrameSink) -> ReadBurst | None:
+    """What reads frames from a file straight to where a sink has them, if it can: its own ``read_burst``.
+
+    Each read(2) brings one frame, with struct virtio_net_hdr before it. None of the result: they are to be read
+    elsewhere, and put.
+    """
+    for each in type(sink).__mro__:
+        if "read_burst" in vars(each):
+            of_its_own: ReadBurst = sink.read_burst  # type: ignore[attr-defined]  # optional, as ``put_burst``
+            return of_its_own
+        if "put" in vars(each) or "put_burst" in vars(each):
+            break
+    return None
 
 
 class Netdev(FrameSink, Protocol):

@@ -26,7 +26,7 @@ from vfiouser_virtio.backends.net.tap_queue import TapQueue, VnetHeader
 from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.protocols import tun
 from vfiouser_virtio.protocols.tun import IfFlags, TunOffload
-from vfiouser_virtio.protocols.virtio.net import HDR_TUNNEL_CODEC
+from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, HDR_TUNNEL_CODEC
 
 _DEVICE = "/dev/net/tun"
 _TUNNEL = Does.TUNNEL | Does.TUNNEL_CSUM
@@ -167,7 +167,7 @@ class TapNetdev(Link):
                     raise
                 continue
             tunnels = does & _TUNNEL if wanted & TunOffload.UDP_TUNNEL_GSO else Does(0)
-            self._header.use(HDR_TUNNEL_CODEC if tunnels else tun.VNET_HDR_CODEC)
+            self._header.use(HDR_TUNNEL_CODEC if tunnels else HDR_CODEC)
             fcntl.ioctl(self._fd, tun.TUNSETVNETHDRSZ, struct.pack("i", self._header.size))
             self._set_does(_PLAIN | tunnels)
             return

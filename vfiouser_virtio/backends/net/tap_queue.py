@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -12,10 +13,10 @@ from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import LENGTH, Frame, Offload
 from vfiouser_virtio.backends.net.link import wait_writable
-from vfiouser_virtio.backends.net.netdev import MAX_FRAME, Does, FrameSink, burst_putter
+from vfiouser_virtio.backends.net.netdev import MAX_FRAME, Does, FrameSink, PutBurst, burst_putter, burst_reader
 from vfiouser_virtio.protocols import tun
 from vfiouser_virtio.protocols.tun import IfFlags
-from vfiouser_virtio.protocols.virtio.net import HDR_TUNNEL_CODEC
+from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, HDR_TUNNEL_CODEC
 
 if TYPE_CHECKING:
     from vfiouser_virtio.backends.net.tap import TapNetdev
@@ -25,18 +26,24 @@ _DOWN = {errno.EIO, errno.EBADFD}
 _QUIET = {errno.EIO}
 # Frames that the device is handed together, and bytes of them, but for the last.
 _BURST, _ROOM = 64, 128 << 10
+# Bursts that are read into a buffer of ours after a frame that was too long for the driver's: the next ones may be too.
+_AFTER_LONG = 16
 # Frames that are thrown away at once; Linux keeps 1000 of a TAP interface.
 _MAX_DRAIN = 4096
 
 
 class VnetHeader:
-    """Header before each frame of an interface, in both directions: one of two lengths (TUNSETVNETHDRSZ)."""
+    """Header before each frame of an interface, in both directions: one of two lengths (TUNSETVNETHDRSZ).
 
-    def __init__(self, codec: struct.Struct = tun.VNET_HDR_CODEC) -> None:
+    It is that of most drivers' rings, with num_buffers at its end, of which the kernel knows nothing: so a frame can
+    be read to where the driver wants it.
+    """
+
+    def __init__(self, codec: struct.Struct = HDR_CODEC) -> None:
         self.use(codec)
 
     def use(self, codec: struct.Struct) -> None:
-        """Have this one: VNET_HDR_CODEC, or with tunnels HDR_TUNNEL_CODEC."""
+        """Have this one: HDR_CODEC, or with tunnels HDR_TUNNEL_CODEC."""
         self.codec = codec
         self.size = codec.size
         self.complete = bytes(codec.size)
@@ -46,12 +53,12 @@ class VnetHeader:
         """That of any other frame."""
         if self.codec is HDR_TUNNEL_CODEC:
             return self.codec.pack(*offload[:6], 0, 0, 0, 0, *offload[6:])
-        return self.codec.pack(*offload[:6])
+        return self.codec.pack(*offload[:6], 0)
 
     def unpack(self, header: memoryview) -> Offload:
         """What one says."""
         fields = self.codec.unpack(header)
-        return Offload(*fields) if len(fields) == 6 else Offload(*fields[:6], *fields[-2:])
+        return Offload(*fields[:6]) if self.codec is HDR_CODEC else Offload(*fields[:6], *fields[-2:])
 
 
 class TapQueue:
@@ -113,62 +120,72 @@ class TapQueue:
 
     async def _receive(self, device: FrameSink) -> bool:
         """False: the interface is gone; True: the queue is not attached."""
-        put, counters = burst_putter(device), self.netdev.counters
+        put, reader = burst_putter(device), burst_reader(device)
+        counters, header = self.netdev.counters, self._header
+        elsewhere, waited = 0, False
         while True:
-            try:
-                frames, more = self._read()
-            except OSError as error:
-                if not self.attached:
-                    return True
-                # EBADFD: the interface was deleted
-                self.netdev.log.once(error.errno, "%s: %s", self.netdev.describe(), error.strerror)
+            done = None
+            if reader is not None and header is not None and not elsewhere:
+                done = reader(self._fd, header.size, _BURST, self._buffer)
+            if done is None:
+                elsewhere = max(elsewhere - 1, 0)
+                frames, end = self._read()
+                await self._hand_on(frames, device, put)
+            elif not done.room:
+                # None of one piece, it may be: then there is room at once, and it is for `put` to say what that is.
+                elsewhere, waited = int(waited), True
+                await device.wait_room()
+                continue
+            else:
+                waited, end = False, done.end
+                counters.rx_packets += done.frames
+                counters.rx_bytes += done.octets
+                if done.left is not None:
+                    elsewhere = _AFTER_LONG
+                    await self._hand_on([done.left], device, put)
+            if end is None:
+                await trio.lowlevel.checkpoint()
+            elif isinstance(end, BlockingIOError):
+                await self._wait_readable()
+            elif not self.attached:
+                return True
+            elif end.errno == errno.EINVAL:  # one of a tunnel that is left of a driver that took them
+                counters.rx_drops.add(Drop.NO_DRIVER)
+                await trio.lowlevel.checkpoint()
+            else:  # EBADFD: the interface was deleted
+                self.netdev.log.once(end.errno, "%s: %s", self.netdev.describe(), end.strerror)
                 self.netdev.set_link(False)
                 return False
-            taken = 0
-            try:
-                while taken < len(frames):
-                    count = put(frames[taken:])
-                    counters.rx_packets += count
-                    counters.rx_bytes += sum(map(LENGTH, frames[taken : taken + count]))
-                    taken += count
-                    if taken < len(frames):
-                        await device.wait_room()
-            finally:  # its driver may leave meanwhile
-                counters.rx_drops.add(Drop.DRIVER_LEFT, len(frames) - taken)
-            if more:
-                await trio.lowlevel.checkpoint()
-            else:
-                await self._wait_readable()
 
-    def _read(self) -> tuple[list[Frame], bool]:
-        """What the host has sent, as far as `_BURST` and the buffer go, and whether there may be more.
+    async def _hand_on(self, frames: Sequence[Frame], device: FrameSink, put: PutBurst) -> None:
+        counters, taken = self.netdev.counters, 0
+        try:
+            while taken < len(frames):
+                count = put(frames[taken:])
+                counters.rx_packets += count
+                counters.rx_bytes += sum(map(LENGTH, frames[taken : taken + count]))
+                taken += count
+                if taken < len(frames):
+                    await device.wait_room()
+        finally:  # its driver may leave meanwhile
+            counters.rx_drops.add(Drop.DRIVER_LEFT, len(frames) - taken)
 
-        Raises OSError, once there is nothing before the error.
-        """
+    def _read(self) -> tuple[list[Frame], OSError | None]:
+        """What the host has sent, as far as `_BURST` and the buffer go, and how it ended: see `Read`."""
         header, buffer, frames, at, count = self._header, self._buffer, self._frames, 0, 0
         size = 0 if header is None else header.size
-        for _ in range(_BURST):
+        while count < _BURST and at <= _ROOM:
             try:
                 end = at + os.readv(self._fd, (buffer[at:],))
-            except BlockingIOError:
-                return frames[:count], False
             except OSError as error:
-                if error.errno == errno.EINVAL and self.attached:
-                    # One of a tunnel that is left of a driver that took them.
-                    self.netdev.counters.rx_drops.add(Drop.NO_DRIVER)
-                    continue
-                if count:
-                    break
-                raise
+                return frames[:count], error
             frame, begin = frames[count], at + size
             frame.segments, frame.length, frame.offload = (buffer[begin:end],), end - begin, None
             if header is not None and (buffer[at] or buffer[at + 1]):  # flags, gso_type
                 frame.offload = header.unpack(buffer[at:begin])
             at = end
             count += 1
-            if at > _ROOM:
-                break
-        return frames[:count], True
+        return frames[:count], None
 
     async def _wait_readable(self) -> None:
         if not self.index:

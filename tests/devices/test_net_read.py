@@ -1,0 +1,336 @@
+"""Frames that are read straight into the driver's buffers; what is not of the usual kind is left for `put`."""
+
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from support.net_cable import MAC, PEER, Cable, a_frame
+from support.net_packets import CSUM, tcp_packet, tso
+
+from vfiouser_virtio.backends.net.frame import Frame, Offload
+from vfiouser_virtio.backends.net.netdev import Read, burst_reader
+from vfiouser_virtio.devices.net import Net
+from vfiouser_virtio.devices.net_read import ReadingReceiver
+from vfiouser_virtio.devices.net_receive import Receiver
+from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
+from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, HDR_HASH_CODEC, CtrlRx, HdrFlags, NetFeature
+from vfiouser_virtio.testing.driver import Driver, running
+from vfiouser_virtio.virtio import Offer
+
+RX = 0
+SIZE = HDR_CODEC.size
+BURST = 64
+MERGEABLE = NetFeature.MRG_RXBUF.mask
+FILTERS = mask_of((NetFeature.CTRL_VQ, NetFeature.CTRL_RX, NetFeature.CTRL_VLAN))
+OFFLOADS = mask_of((NetFeature.GUEST_CSUM, NetFeature.GUEST_TSO4))
+rings = pytest.mark.parametrize("ring", [0, Feature.RING_PACKED.mask], ids=["split", "packed"])
+
+
+class Wire:
+    """A socket that is read as an interface is: a frame with its header for each read, and the rest of it is lost."""
+
+    def __init__(self) -> None:
+        self._host, self.guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.guest.setblocking(False)
+        self.scratch = memoryview(bytearray(1 << 17))
+
+    def send(self, *frames: bytes, offload: Offload | None = None) -> None:
+        """``num_buffers`` is not written by a kernel: it must not be what the driver sees."""
+        for frame in frames:
+            self._host.send(HDR_CODEC.pack(*(offload or (0,) * 6)[:6], 0xAAAA) + frame)
+
+    def read(self, net: Net, limit: int = BURST, size: int = SIZE) -> Read | None:
+        reader = burst_reader(net.receiver)
+        assert reader is not None
+        return reader(self.guest.fileno(), size, limit, self.scratch)
+
+    def close(self) -> None:
+        self._host.close()
+        self.guest.close()
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    made = Wire()
+    yield made
+    made.close()
+
+
+@asynccontextmanager
+async def driven(net: Net, features: int = MERGEABLE) -> AsyncIterator[Driver]:
+    """With a driver whose memory has been looked at."""
+    packed = bool(features & Feature.RING_PACKED.mask)
+    assert isinstance(net.netdev, Cable)
+    async with running(net, features=features, offer=Offer(packed=packed)) as driver:
+        tokens = add(driver, 1526, 1526)
+        await net.netdev.deliver(a_frame(60))
+        await driver.wait(RX, tokens[0])
+        await net.netdev.deliver(a_frame(60))
+        await driver.wait(RX, tokens[1])
+        yield driver
+
+
+def add(driver: Driver, *sizes: int) -> list[int]:
+    tokens = [driver.add(RX, [], [size]) for size in sizes]
+    driver.kick(RX)
+    return tokens
+
+
+async def received(driver: Driver, *tokens: int) -> list[bytes]:
+    used = [await driver.wait(RX, token) for token in tokens]
+    return [each.data[0][: each.written] for each in used]
+
+
+def header(offload: Offload | None = None) -> bytes:
+    return HDR_CODEC.pack(*(offload or (0,) * 6)[:6], 1)
+
+
+def done(read: Read | None, frames: int, octets: int) -> bool:
+    """Whether that was all that was to be read, and nothing was left."""
+    assert read is not None
+    assert read.room
+    assert (read.frames, read.octets) == (frames, octets)
+    return read.left is None and isinstance(read.end, BlockingIOError)
+
+
+@rings
+@pytest.mark.parametrize("features", [0, MERGEABLE], ids=["big", "mergeable"])
+async def test_frames_are_shown_together_and_what_is_not_needed_is_given_back(
+    wire: Wire, ring: int, features: int
+) -> None:
+    net = Net(netdev=Cable())
+    frames = [a_frame(60 + number, seed=number) for number in range(20)]
+    async with driven(net, features | ring) as driver:
+        tokens = add(driver, *[1526] * 30)
+        before, counted = net.queues[RX].interrupts, net.receiver.queues[0].packets
+        wire.send(*frames)
+        assert done(wire.read(net), 20, sum(map(len, frames)))
+        assert await received(driver, *tokens[:20]) == [header() + frame for frame in frames]
+        assert net.queues[RX].interrupts == before + 1
+        assert not any(driver.is_used(RX, token) for token in tokens[20:])
+        queue = net.receiver.queues[0]
+        assert queue.packets == queue.csum_none == counted + 20
+        assert done(wire.read(net), 0, 0)
+        wire.send(frames[0], frames[1])  # into the next ones, in order
+        assert done(wire.read(net), 2, 121)
+        assert await received(driver, *tokens[20:22]) == [header() + frame for frame in frames[:2]]
+
+
+async def test_no_more_than_a_burst_is_read(wire: Wire) -> None:
+    net = Net(netdev=Cable())
+    async with driven(net) as driver:
+        tokens = add(driver, *[1526] * 30)
+        wire.send(*[a_frame(60)] * 10)
+        assert wire.read(net, limit=8) == Read(8, 480, None, None, room=True)
+        assert done(wire.read(net, limit=8), 2, 120)
+        assert len(await received(driver, *tokens[:10])) == 10
+
+
+async def test_without_buffers_nothing_is_read(wire: Wire) -> None:
+    net = Net(netdev=Cable())
+    async with driven(net) as driver:
+        wire.send(a_frame(60), a_frame(61), a_frame(62))
+        assert wire.read(net) == Read(0, 0, None, None, room=False)
+        tokens = add(driver, 1526, 1526)
+        await net.receiver.wait_room()
+        assert wire.read(net) == Read(2, 121, None, None, room=True)
+        assert [len(each) for each in await received(driver, *tokens)] == [72, 73]
+        assert wire.guest.recv(100)[SIZE:] == a_frame(62)
+
+
+@rings
+async def test_a_frame_that_is_longer_than_its_buffer_is_left_whole(wire: Wire, ring: int) -> None:
+    """And the buffer is the next one again: `put` spreads the frame from there on."""
+    net = Net(netdev=Cable())
+    long = a_frame(4000)
+    async with driven(net, MERGEABLE | ring) as driver:
+        tokens = add(driver, *[1526] * 6)
+        wire.send(a_frame(60), long, a_frame(61))
+        read = wire.read(net)
+        assert read is not None
+        assert (read.frames, read.octets, read.end) == (1, 60, None)
+        assert read.left is not None
+        assert (read.left.tobytes(), read.left.length, read.left.offload) == (long, 4000, None)
+        assert net.receiver.put(read.left)
+        assert done(wire.read(net), 1, 61)
+        first, *pieces, last = await received(driver, *tokens[:5])
+        assert (first, last) == (header() + a_frame(60), header() + a_frame(61))
+        assert b"".join(pieces) == HDR_CODEC.pack(0, 0, 0, 0, 0, 0, 3) + long
+
+
+async def test_a_frame_that_fits_exactly(wire: Wire) -> None:
+    net = Net(netdev=Cable())
+    async with driven(net) as driver:
+        [token] = add(driver, 112)
+        add(driver, 1526)
+        wire.send(a_frame(100))
+        assert done(wire.read(net), 1, 100)
+        assert await received(driver, token) == [header() + a_frame(100)]
+
+
+@pytest.mark.parametrize("length", [0, 5, 14, 15], ids=str)
+async def test_what_is_too_short_to_be_looked_at_is_left(wire: Wire, length: int) -> None:
+    net = Net(netdev=Cable())
+    async with driven(net) as driver:
+        add(driver, 1526, 1526)
+        wire.send(a_frame(14)[:length] + bytes(max(length - 14, 0)))
+        read = wire.read(net)
+        assert read is not None
+        assert read.left is not None
+        assert (read.frames, read.left.length) == (0, length)
+
+
+async def test_a_frame_beyond_the_mtu_is_left_and_dropped(wire: Wire) -> None:
+    net = Net(netdev=Cable(), mtu=1000)
+    async with driven(net, MERGEABLE | NetFeature.MTU.mask) as driver:
+        add(driver, *[1526] * 3)
+        wire.send(a_frame(1014), a_frame(1015))
+        read = wire.read(net)
+        assert read is not None
+        assert read.left is not None
+        assert (read.frames, read.left.length) == (1, 1015)
+
+
+# ---- what the driver does not want -----------------------------------------------------------------------------------
+
+
+async def test_frames_that_the_driver_does_not_want_take_no_buffer(wire: Wire) -> None:
+    net = Net(netdev=Cable(), mac=MAC.hex(":"))
+    other = bytes.fromhex("020000000099")
+    async with driven(net, MERGEABLE | FILTERS) as driver:
+        tokens = add(driver, *[1526] * 5)
+        wanted = [a_frame(60 + number, seed=number) for number in range(3)]
+        tagged = wanted[0][:12] + b"\x81\x00\x00\x07" + wanted[0][12:]
+        wire.send(a_frame(90, to=other), wanted[0], a_frame(91, to=other), a_frame(92, to=other), tagged, *wanted[1:])
+        assert done(wire.read(net), 7, 90 + 60 + 91 + 92 + 64 + 61 + 62)
+        assert await received(driver, *tokens[:3]) == [header() + frame for frame in wanted]
+        assert net.receiver.filtered == 4
+        net.receiver.filter.set_mode(CtrlRx.PROMISC, True)
+        net.receiver.filter.add_vlan(7)
+        wire.send(a_frame(90, to=other))
+        assert done(wire.read(net), 1, 90)
+        assert await received(driver, tokens[3]) == [header() + a_frame(90, to=other)]
+
+
+async def test_a_flood_of_what_is_not_wanted_leaves_others_their_turn(wire: Wire) -> None:
+    net = Net(netdev=Cable(), mac=MAC.hex(":"))
+    async with driven(net, MERGEABLE | FILTERS) as driver:
+        add(driver, *[1526] * 4)
+        wire.send(*[a_frame(60, to=PEER)] * 150)
+        read = wire.read(net)
+        assert read is not None
+        assert BURST <= read.frames < 150
+        assert read.end is None
+        assert net.receiver.filtered == read.frames
+
+
+# ---- offloads --------------------------------------------------------------------------------------------------------
+
+
+async def test_work_that_the_driver_takes_stays_in_the_header(wire: Wire) -> None:
+    net = Net(netdev=Cable())
+    valid = Offload(HdrFlags.DATA_VALID, 0, 0, 0, 0, 0)
+    async with driven(net, MERGEABLE | OFFLOADS) as driver:
+        queue = net.receiver.queues[0]
+        queue.forget()
+        *tokens, _ = add(driver, *[4096] * 7)
+        segment = tcp_packet(3000)
+        wire.send(a_frame(60))
+        wire.send(tcp_packet(100), tcp_packet(101), offload=CSUM)
+        wire.send(a_frame(61), offload=valid)
+        wire.send(segment, offload=tso(1448))
+        wire.send(a_frame(62))
+        assert done(wire.read(net), 6, 60 + len(tcp_packet(100)) * 2 + 1 + 61 + len(segment) + 62)
+        assert await received(driver, *tokens) == [
+            header() + a_frame(60),
+            header(CSUM) + tcp_packet(100),
+            header(CSUM) + tcp_packet(101),
+            header(valid) + a_frame(61),
+            header(tso(1448)) + segment,
+            header() + a_frame(62),
+        ]
+        assert (queue.packets, queue.csum_none, queue.needs_csum, queue.csum_valid) == (6, 2, 3, 1)
+        assert (queue.gso_packets, queue.gso_bytes) == (1, len(segment))
+
+
+@pytest.mark.parametrize(
+    ("features", "offload"),
+    [(0, CSUM), (0, tso(1448)), (NetFeature.GUEST_CSUM.mask, tso(1448)), (OFFLOADS, Offload(0x80, 0, 0, 0, 0, 0))],
+    ids=["checksum", "segments", "segments, without TSO", "a flag of none"],
+)
+async def test_work_that_the_driver_does_not_take_is_left(wire: Wire, features: int, offload: Offload) -> None:
+    net = Net(netdev=Cable())
+    async with driven(net, MERGEABLE | features) as driver:
+        tokens = add(driver, *[1526] * 4)
+        wire.send(a_frame(60))
+        wire.send(tcp_packet(100), offload=offload)
+        read = wire.read(net)
+        assert read is not None
+        assert read.left is not None
+        assert (read.frames, read.left.tobytes(), read.left.offload) == (1, tcp_packet(100), offload)
+        assert await received(driver, tokens[0]) == [header() + a_frame(60)]
+        assert not driver.is_used(RX, tokens[1])
+
+
+# ---- who is not read for ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["no link", "hash", "several queues", "another header", "in order"])
+async def test_others_are_left_to_put(wire: Wire, case: str) -> None:
+    """ "In order" and the like are seen by the buffers: there are none of the usual kind, although there is room."""
+    net = Net(netdev=Cable(), hash=case == "hash", queues=2 if case == "several queues" else 1)
+    features = {
+        "hash": NetFeature.HASH_REPORT.mask,
+        "several queues": NetFeature.MQ.mask | NetFeature.CTRL_VQ.mask,
+        "in order": Feature.IN_ORDER.mask,
+    }.get(case, 0)
+    async with running(net, features=MERGEABLE | features, offer=Offer(in_order=case == "in order")) as driver:
+        add(driver, *[1526] * 4)
+        wire.send(a_frame(60))
+        if case == "several queues":
+            net.receiver.steering.set_pairs(2)
+        net.set_link(case != "no link")
+        size = {"another header": HDR_CODEC.size - 2, "hash": HDR_HASH_CODEC.size}.get(case, SIZE)
+        read = wire.read(net, size=size)
+        assert read is None or (case == "in order" and not read.room)
+        assert wire.guest.recv(100)[SIZE:] == a_frame(60)
+
+
+async def test_after_a_reset_nothing_is_read(wire: Wire) -> None:
+    net = Net(netdev=Cable())
+    async with driven(net) as driver:
+        add(driver, *[1526] * 4)
+        wire.send(a_frame(60))
+        await driver.reset()
+        assert wire.read(net) is None
+
+
+async def test_the_error_of_a_read_ends_the_burst(wire: Wire) -> None:
+    net = Net(netdev=Cable())
+    nowhere = os.open("/", os.O_RDONLY)
+    try:
+        async with driven(net) as driver:
+            add(driver, *[1526] * 4)
+            reader = burst_reader(net.receiver)
+            assert reader is not None
+            read = reader(nowhere, SIZE, BURST, wire.scratch)
+            assert read is not None
+            assert read.end is not None
+            assert (read.frames, read.end.errno) == (0, errno.EISDIR)
+    finally:
+        os.close(nowhere)
+
+
+def test_a_subclass_that_has_its_own_put_is_not_passed_by() -> None:
+    class Own(ReadingReceiver):
+        def put(self, frame: Frame) -> bool:
+            raise AssertionError(frame)
+
+    made = Net(netdev=Cable()).receiver
+    queues = [each.queue for each in made.queues]
+    assert burst_reader(made) is not None
+    assert burst_reader(Own(queues, made.filter, made.steering, made.log)) is None
+    assert burst_reader(Receiver(queues, made.filter, made.steering, made.log)) is None

@@ -1,0 +1,122 @@
+"""Frames of a file, such as a TAP interface, read straight into the driver's receive buffers.
+
+::
+
+    readv ──▶ │ header, frame │ in the driver's buffer ──▶ as the one before, or as the driver wants it? ──▶ used ring
+                                                                  └─ no: the buffer is for the next frame
+
+This saves a copy, and most of what `Receiver` does for a frame. What is not of the usual kind goes its way: frames that
+are longer than a buffer, or need an offload that the driver has not, and all of them with RSS or hashes.
+"""
+
+import os
+import struct
+
+from vfiouser_virtio.backends.net.frame import Frame, Offload
+from vfiouser_virtio.backends.net.netdev import Read
+from vfiouser_virtio.backends.net.offload import needs
+from vfiouser_virtio.devices.net_receive import FLAGS, ReceiveQueue, Receiver
+from vfiouser_virtio.protocols.virtio.net import HDR_CODEC
+from vfiouser_virtio.virtio import GuestError
+
+_SIZE = HDR_CODEC.size
+# Of a buffer: flags and gso_type; then what `ReceiveFilter` looks at.
+_LOOK = struct.Struct(f"<H{_SIZE - 2}x16s")
+_LEAST = _LOOK.size
+# num_buffers, which is 1 without MRG_RXBUF as well (5.1.9.4.1), and which the kernel leaves as it is.
+_COUNT_LOW, _COUNT_HIGH = _SIZE - 2, _SIZE - 1
+# Frames that the driver does not want, beside the others of a burst.
+_UNWANTED = 64
+_FIELDS = struct.Struct("<BBHHHH")
+
+
+class ReadingReceiver(Receiver):
+    """`Receiver` that can read frames by itself: `read_burst`, for netdevs that look for it."""
+
+    def read_burst(self, fd: int, header_size: int, limit: int, scratch: memoryview) -> Read | None:
+        """See `burst_reader`."""
+        if (
+            not self._open
+            or self._rest is not None
+            or not self.steering.trivial
+            or not header_size == self._size == _SIZE
+        ):
+            return None
+        receiveq = self.queues[0]
+        queue = receiveq.queue
+        try:
+            singles = queue.take_singles(limit, writable=True)
+        except GuestError as error:
+            self._fail(error)
+            return None
+        if singles is None:
+            if not queue.enabled or queue.abandoned:
+                return None
+            self._lacking = queue, 1
+            return Read(0, 0, None, None, room=False)
+        view, most, wanted = singles.view, self._limit + _SIZE, self.filter
+        read, look, tries = os.readv, _LOOK.unpack_from, iter(range(limit + _UNWANTED))
+        written: list[int] = []
+        usual: tuple[int, bytes] | None = None
+        word = counted = unwanted = unwanted_octets = 0
+        end: OSError | None = None
+        left: Frame | None = None
+        try:
+            for _, start, room in singles.buffers:
+                for _ in tries:
+                    got = read(fd, (view[start : start + room], scratch))
+                    if got > room or not _LEAST <= got <= most:
+                        left = self._left(view[start : start + min(got, room)], scratch[: max(got - room, 0)])
+                        break
+                    seen = look(view, start)
+                    if seen == usual:
+                        break
+                    if not wanted.everything and not wanted.accepts(
+                        Frame((view[start + _SIZE : start + got],), got - _SIZE)
+                    ):
+                        unwanted += 1
+                        unwanted_octets += got - _SIZE
+                        continue
+                    if seen[0] != word:
+                        if not self._takes(seen[0]):
+                            left = self._left(view[start : start + got], scratch[:0])
+                            break
+                        _count(receiveq, word, written[counted:])
+                        word, counted = seen[0], len(written)
+                    usual = seen
+                    break
+                else:
+                    break  # others have their turn
+                if left is not None:
+                    break
+                view[start + _COUNT_LOW] = 1
+                view[start + _COUNT_HIGH] = 0
+                written.append(got)
+        except OSError as error:
+            end = error
+        finally:
+            singles.end(written)
+        _count(receiveq, word, written[counted:])
+        self.filtered += unwanted
+        octets = sum(written) - _SIZE * len(written) + unwanted_octets
+        return Read(len(written) + unwanted, octets, left, end, room=True)
+
+    def _takes(self, word: int) -> bool:
+        """Whether the driver takes a header with these flags (low byte) and gso_type as it is."""
+        flags, gso_type = word & 0xFF, word >> 8
+        return not flags & ~FLAGS and not needs(Offload(flags, gso_type, 0, 0, 0, 0)) & ~self._does
+
+    @staticmethod
+    def _left(begin: memoryview, rest: memoryview) -> Frame:
+        """A frame that is not of the usual kind, with its header."""
+        data = memoryview(b"".join((begin, rest)).ljust(_SIZE, b"\0"))
+        fields = _FIELDS.unpack_from(data)
+        offload = Offload(*fields) if fields[0] or fields[1] else None
+        return Frame((data[_SIZE:],), len(data) - _SIZE, offload)
+
+
+def _count(receiveq: ReceiveQueue, word: int, written: list[int]) -> None:
+    """Frames whose headers have these flags and gso_type have been delivered, in so many bytes each."""
+    if written:
+        offload = Offload(word & 0xFF, word >> 8, 0, 0, 0, 0) if word else None
+        receiveq.count(offload, sum(written) - _SIZE * len(written), len(written))
