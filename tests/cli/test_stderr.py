@@ -3,6 +3,8 @@
 import os
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,29 @@ How = tuple[str, ...]
 def how(request: pytest.FixtureRequest) -> How:
     options: How = request.param
     return options
+
+
+def test_a_line_begins_on_its_own_on_a_terminal() -> None:
+    """What a guest prints comes in pieces, and at once; what it goes on with comes after the line of ours."""
+    script = """
+import sys, trio
+from vfiouser_virtio.serving.terminal import flush_stderr, set_up_streams, write_patiently
+set_up_streams()
+async def main():
+    for text in ("prompt: ", "answer", "\\n", "whole\\n"):
+        await write_patiently(1, text.encode())
+        print("log", file=sys.stderr)
+        flush_stderr()
+trio.run(main)
+"""
+    ours, theirs = os.openpty()
+    try:
+        subprocess.run([sys.executable, "-c", script], stdout=theirs, stderr=theirs, check=True)
+        shown = os.read(ours, 4096).decode().splitlines()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert shown == ["prompt: ", "log", "answer", "log", "", "log", "whole", "log"]
 
 
 async def turned_away(path: str) -> None:

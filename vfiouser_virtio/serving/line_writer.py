@@ -48,6 +48,8 @@ class LineWriter:
         failed: Callable[[OSError], None] | None = None,
     ) -> None:
         self.idle = idle
+        self.in_line = False
+        """Whether a line of another writer has begun on the same terminal: the next one of this begins on its own."""
         self._fd = fd
         self._room = room
         self._lost_line = lost
@@ -162,6 +164,9 @@ class LineWriter:
     def _write_out(self, data: bytes) -> None:
         if self._broken:
             return
+        if self.in_line:
+            self.in_line = False
+            data = b"\n" + data
         try:
             write_all(self._fd, data)  # it is non-blocking where another process has made the open file so
         except OSError as error:

@@ -37,7 +37,8 @@ class _Stderr(io.TextIOBase):
     def __init__(self, writer: LineWriter) -> None:
         self.writer = writer
         self._begun = ""
-        self._isatty = os.isatty(2)  # once: a file system may be asked for it, which may hang later on
+        # Once: a file system may be asked for it, which may hang later on.
+        self.terminals = {fd for fd in (1, 2) if os.isatty(fd)}
 
     def write(self, text: str) -> int:
         whole, newline, self._begun = (self._begun + text).rpartition("\n")
@@ -52,7 +53,7 @@ class _Stderr(io.TextIOBase):
         return 2
 
     def isatty(self) -> bool:
-        return self._isatty
+        return 2 in self.terminals
 
     def writable(self) -> bool:
         return True
@@ -221,6 +222,9 @@ async def write_patiently(fd: int, data: bytes) -> None:
             rest = rest[os.write(fd, rest) :]
 
     await trio.to_thread.run_sync(write, abandon_on_cancel=True)
+    log = sys.stderr
+    if isinstance(log, _Stderr) and {fd, 2} <= log.terminals and data:
+        log.writer.in_line = not data.endswith(b"\n")
 
 
 def flush() -> None:
