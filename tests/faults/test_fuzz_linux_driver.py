@@ -94,8 +94,8 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.qemu
 async def test_many_cases_in_one_guest() -> None:
-    """An honest disk, one that its driver does not take, and another honest one: none is touched by what was before."""
-    cases = [parse_case(text) for text in ("blk", "blk config-value:field=blk_size:value=3", "blk packed=on")]
+    """A disk that its driver does not take, and then an honest one: it is not touched by what was before."""
+    cases = [parse_case(text) for text in ("blk config-value:field=blk_size:value=3", "blk packed=on")]
     ran: list[tuple[str, bool, bool]] = []
     async with guest_process(SUITES[0], 200) as guests:
         with trio.fail_after(900):
@@ -104,7 +104,7 @@ async def test_many_cases_in_one_guest() -> None:
                 assert isinstance(result, CaseResult), result
                 assert guests.behind == tuple(each.id for each in cases[:number])
                 ran.append((result.outcome, result.neighbour, result.happened > 0))
-    assert ran == [("survives", True, False), ("error", True, True), ("survives", True, False)]
+    assert ran == [("error", True, True), ("survives", True, False)]
 
 
 async def test_a_process_that_cannot_work_is_told() -> None:

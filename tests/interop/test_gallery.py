@@ -151,14 +151,13 @@ async def test_stock_drivers_work_with_the_gallery(
         assert await workshop.run(gallery_card.OFFLOADS) == gallery_card.OFFLOADED
         await workshop.use_disk(amounts.gallery_rebinds)
         await workshop.log_in()
-        for drivers, times in ((gallery.DRIVERS, amounts.gallery_rebinds), (gallery_card.DRIVER, amounts.card_rebinds)):
-            for device_id, driver in drivers.items():
-                await workshop.run(gallery.REBIND % {"id": device_id, "driver": driver, "times": times})
-        await workshop.use_all("bound again")
         assert await workshop.errors() == []
         await guest.reboot(timeout=READY)
         await workshop.set_up()
-        await workshop.use_all("after a reboot")
+        for drivers, times in ((gallery.DRIVERS, amounts.gallery_rebinds), (gallery_card.DRIVER, amounts.card_rebinds)):
+            for device_id, driver in drivers.items():
+                await workshop.run(gallery.REBIND % {"id": device_id, "driver": driver, "times": times})
+        await workshop.use_all("bound again after a reboot")
         await workshop.use_disk(1)
         assert await workshop.errors() == []
     # No register that is not modelled, no driver that polls for ever, no bug of a device.

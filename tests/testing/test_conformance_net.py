@@ -38,7 +38,8 @@ def neighbours(name: str) -> list[Check]:
     return [CHECKS[each] for each in (group[at + 1 :] + group[:at])[:NEIGHBOURS]]
 
 
-@pytest.mark.parametrize(("ids", "packed"), [("default", False), ("2007", True)])
+# The first one's rules are kept in `test_conformance.test_our_devices`, too, but for those of traffic.
+@pytest.mark.parametrize(("ids", "packed"), [pytest.param("default", False, marks=pytest.mark.variant), ("2007", True)])
 async def test_our_network_device_keeps_every_rule(ids: Style, packed: bool, autojump_clock: MockClock) -> None:
     async with serving_on_a_hub(ids=ids, offer=Offer(packed=packed)) as wire:
         results = [await run_check(wire, CHECKS[name]) for name in NET_CHECKS]
