@@ -1,4 +1,7 @@
-"""Frames that are read straight into the driver's buffers; what is not of the usual kind is left for `put`."""
+"""Frames that are read, or copied, straight into the driver's buffers; what is not of the usual kind is left for `put`.
+
+A long file, since both ways have the same buffers, filters and exceptions.
+"""
 
 import errno
 import os
@@ -11,7 +14,7 @@ from support.net_cable import MAC, PEER, Cable, a_frame
 from support.net_packets import CSUM, tcp_packet, tso
 
 from vfiouser_virtio.backends.net.frame import Frame, Offload
-from vfiouser_virtio.backends.net.netdev import Read, burst_reader
+from vfiouser_virtio.backends.net.netdev import Read, burst_copier, burst_reader
 from vfiouser_virtio.devices.net import Net
 from vfiouser_virtio.devices.net_read import ReadingReceiver
 from vfiouser_virtio.devices.net_receive import Receiver
@@ -324,6 +327,84 @@ async def test_the_error_of_a_read_ends_the_burst(wire: Wire) -> None:
         os.close(nowhere)
 
 
+# ---- frames that lie in memory ---------------------------------------------------------------------------------------
+
+
+def copy(net: Net, *frames: bytes) -> int:
+    """With something between them, as on a wire."""
+    copier = burst_copier(net.receiver)
+    assert copier is not None
+    spans, at = [], 0
+    for frame in frames:
+        at += 4
+        spans.append((at, len(frame)))
+        at += len(frame)
+    return copier(memoryview(b"".join(b"\xff" * 4 + frame for frame in frames)), spans)
+
+
+@rings
+async def test_frames_are_copied_and_shown_together(ring: int) -> None:
+    net = Net(netdev=Cable())
+    frames = [a_frame(60 + number, seed=number) for number in range(20)]
+    async with driven(net, MERGEABLE | ring) as driver:
+        tokens = add(driver, *[1526] * 30)
+        before, queue = net.queues[RX].interrupts, net.receiver.queues[0]
+        queue.forget()
+        assert copy(net, *frames) == 20
+        assert await received(driver, *tokens[:20]) == [header() + frame for frame in frames]
+        assert net.queues[RX].interrupts == before + 1
+        assert (queue.packets, queue.csum_none, queue.bytes) == (20, 20, sum(map(len, frames)))
+        assert copy(net, *frames) == 10
+        assert await received(driver, *tokens[20:]) == [header() + frame for frame in frames[:10]]
+        assert copy(net, *frames) == 0
+
+
+@pytest.mark.parametrize("odd", [5, 15, 2000, 5000], ids=str)
+async def test_what_is_left_to_put_stays_in_its_place(odd: int) -> None:
+    net = Net(netdev=Cable())
+    frames = [a_frame(60), a_frame(61), a_frame(14)[:odd] + bytes(max(odd - 14, 0)), a_frame(62)]
+    async with driven(net) as driver:
+        tokens = add(driver, *[1526] * 8)
+        assert copy(net, *frames) == 2
+        assert copy(net, *frames[2:]) == 0
+        assert await received(driver, *tokens[:2]) == [header() + frame for frame in frames[:2]]
+        assert not driver.is_used(RX, tokens[2])
+        assert copy(net, frames[3]) == 1
+        assert await received(driver, tokens[2]) == [header() + frames[3]]
+
+
+async def test_what_the_driver_does_not_want_is_not_copied() -> None:
+    net = Net(netdev=Cable(), mac=MAC.hex(":"), mtu=1000)
+    async with driven(net, MERGEABLE | FILTERS | NetFeature.MTU.mask) as driver:
+        tokens = add(driver, *[1526] * 4)
+        assert copy(net, a_frame(60, to=PEER), a_frame(61), a_frame(62, to=PEER), a_frame(63), a_frame(1015)) == 4
+        assert await received(driver, *tokens[:2]) == [header() + a_frame(61), header() + a_frame(63)]
+        assert net.receiver.filtered == 2
+
+
+@pytest.mark.parametrize("case", ["no link", "several queues", "in order", "no buffers"])
+async def test_for_others_nothing_is_copied(case: str) -> None:
+    features = NetFeature.MQ.mask | NetFeature.CTRL_VQ.mask if case == "several queues" else 0
+    in_order = case == "in order"
+    net = Net(netdev=Cable(), queues=2 if features else 1)
+    features |= Feature.IN_ORDER.mask if in_order else 0
+    async with running(net, features=MERGEABLE | features, offer=Offer(in_order=in_order)) as driver:
+        add(driver, *[1526] * (0 if case == "no buffers" else 4))
+        if case == "several queues":
+            net.receiver.steering.set_pairs(2)
+        net.set_link(case != "no link")
+        assert copy(net, a_frame(60)) == 0
+
+
+async def test_a_hash_that_no_one_has_asked_for_is_none() -> None:
+    net = Net(netdev=Cable(), hash=True)
+    async with driven(net, MERGEABLE | NetFeature.HASH_REPORT.mask) as driver:
+        tokens = add(driver, 1526, 1526, 1526)
+        assert copy(net, a_frame(60), a_frame(61)) == 2
+        plain = HDR_HASH_CODEC.pack(0, 0, 0, 0, 0, 0, 1, 0, 0, 0)
+        assert await received(driver, *tokens[:2]) == [plain + a_frame(60), plain + a_frame(61)]
+
+
 def test_a_subclass_that_has_its_own_put_is_not_passed_by() -> None:
     class Own(ReadingReceiver):
         def put(self, frame: Frame) -> bool:
@@ -333,4 +414,5 @@ def test_a_subclass_that_has_its_own_put_is_not_passed_by() -> None:
     queues = [each.queue for each in made.queues]
     assert burst_reader(made) is not None
     assert burst_reader(Own(queues, made.filter, made.steering, made.log)) is None
+    assert burst_copier(Own(queues, made.filter, made.steering, made.log)) is None
     assert burst_reader(Receiver(queues, made.filter, made.steering, made.log)) is None

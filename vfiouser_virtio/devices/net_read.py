@@ -1,16 +1,21 @@
-"""Frames of a file, such as a TAP interface, read straight into the driver's receive buffers.
+"""Quick ways for bursts of frames from a netdev straight into the driver's receive buffers.
+
+Complete frames that lie in memory, as a stream socket brings them, are copied in one piece with their header. Frames of
+a file, such as a TAP interface, are read to where the driver wants them.
 
 ::
 
     readv ──▶ │ header, frame │ in the driver's buffer ──▶ as the one before, or as the driver wants it? ──▶ used ring
                                                                   └─ no: the buffer is for the next frame
 
-This saves a copy, and most of what `Receiver` does for a frame. What is not of the usual kind goes its way: frames that
-are longer than a buffer, or need an offload that the driver has not, and all of them with RSS or hashes.
+This saves an object for each frame, a copy, and most of what `Receiver` does for it. What is not of the usual kind goes
+its way: frames that are longer than a buffer, or need an offload that the driver has not, and all of them with RSS or
+hashes.
 """
 
 import os
 import struct
+from collections.abc import Sequence
 
 from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.netdev import Read
@@ -20,6 +25,9 @@ from vfiouser_virtio.protocols.virtio.net import HDR_CODEC
 from vfiouser_virtio.virtio import GuestError
 
 _SIZE = HDR_CODEC.size
+# Bytes of frames that are not looked at here: they need more than one buffer.
+_LONG = 4096
+_HEAD = struct.Struct("16s")
 # Of a buffer: flags and gso_type; then what `ReceiveFilter` looks at.
 _LOOK = struct.Struct(f"<H{_SIZE - 2}x16s")
 _LEAST = _LOOK.size
@@ -31,7 +39,7 @@ _FIELDS = struct.Struct("<BBHHHH")
 
 
 class ReadingReceiver(Receiver):
-    """`Receiver` that can read frames by itself: `read_burst`, for netdevs that look for it."""
+    """`Receiver` that takes bursts without `Frame` objects, from netdevs that look for these methods."""
 
     def read_burst(self, fd: int, header_size: int, limit: int, scratch: memoryview) -> Read | None:
         """See `burst_reader`."""
@@ -100,6 +108,46 @@ class ReadingReceiver(Receiver):
         self.filtered += unwanted
         octets = sum(written) - _SIZE * len(written) + unwanted_octets
         return Read(len(written) + unwanted, octets, left, end, room=True)
+
+    def copy_burst(self, source: memoryview, spans: Sequence[tuple[int, int]]) -> int:
+        """See `burst_copier`."""
+        if not self._open or self._rest is not None or not self.steering.trivial or spans[0][1] > _LONG:
+            return 0
+        receiveq = self.queues[0]
+        try:
+            singles = receiveq.queue.take_singles(len(spans), writable=True)
+        except GuestError as error:
+            self._fail(error)
+            return 0
+        if singles is None:
+            return 0
+        view, buffers, header, size = singles.view, singles.buffers, self._plain, self._size
+        most, wanted, look = min(self._limit, _LONG), self.filter, _HEAD.unpack_from
+        written: list[int] = []
+        usual = None
+        unwanted = 0
+        try:
+            for at, length in spans[: len(buffers)]:
+                if not _HEAD.size <= length <= most:
+                    break
+                seen = look(source, at)
+                if seen != usual:
+                    if not wanted.everything and not wanted.accepts(Frame((source[at : at + length],), length)):
+                        unwanted += 1
+                        continue
+                    usual = seen
+                _, start, room = buffers[len(written)]
+                total = size + length
+                if total > room:
+                    break
+                view[start : start + total] = header + source[at : at + length]
+                written.append(total)
+        finally:
+            singles.end(written)
+        self.filtered += unwanted
+        if written:
+            receiveq.count(None, sum(written) - size * len(written), len(written))
+        return len(written) + unwanted
 
     def _takes(self, word: int) -> bool:
         """Whether the driver takes a header with these flags (low byte) and gso_type as it is."""

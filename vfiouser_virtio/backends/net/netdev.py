@@ -14,7 +14,7 @@ Frames that come together go on together where the sink has a ``put_burst`` as w
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from vfiouser_virtio.backends.net.drops import Drops
 from vfiouser_virtio.backends.net.frame import Frame
@@ -104,13 +104,9 @@ def burst_putter(sink: FrameSink) -> PutBurst:
 
     That is the sink's own ``put_burst`` where it has one: a device shows its driver all of a burst at once.
     """
-    # Not that of a base class whose `put` was overridden.
-    for each in type(sink).__mro__:
-        if "put_burst" in vars(each):
-            of_its_own: PutBurst = sink.put_burst  # type: ignore[attr-defined]  # optional, and so no part of FrameSink
-            return of_its_own
-        if "put" in vars(each):
-            break
+    of_its_own: PutBurst | None = _own(sink, "put_burst")
+    if of_its_own is not None:
+        return of_its_own
     put = sink.put
 
     def put_each(frames: Sequence[Frame]) -> int:
@@ -147,10 +143,28 @@ def burst_reader(sink: FrameSink) -> ReadBurst | None:
     Each read(2) brings one frame, with struct virtio_net_hdr before it. None of the result: they are to be read
     elsewhere, and put.
     """
+    found: ReadBurst | None = _own(sink, "read_burst")
+    return found
+
+
+CopyBurst = Callable[[memoryview, Sequence[tuple[int, int]]], int]
+"""Arguments of a ``copy_burst``: memory with frames in it, and where they begin, with their lengths."""
+
+
+def burst_copier(sink: FrameSink) -> CopyBurst | None:
+    """What takes complete frames out of one memory, without an object for each, if a sink can: its own ``copy_burst``.
+
+    It returns how many were taken; the one behind those has to be put.
+    """
+    found: CopyBurst | None = _own(sink, "copy_burst")
+    return found
+
+
+def _own(sink: FrameSink, name: str) -> Any:
+    """An optional method of a sink, unless it is that of a base class whose `put`, or ``put_burst``, was overridden."""
     for each in type(sink).__mro__:
-        if "read_burst" in vars(each):
-            of_its_own: ReadBurst = sink.read_burst  # type: ignore[attr-defined]  # optional, as ``put_burst``
-            return of_its_own
+        if name in vars(each):
+            return getattr(sink, name)
         if "put" in vars(each) or "put_burst" in vars(each):
             break
     return None

@@ -20,9 +20,9 @@ from vfiouser_virtio.accepting import accept
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
 from vfiouser_virtio.backends.net.drops import Drop
-from vfiouser_virtio.backends.net.frame import IOV_MAX, LENGTH, Frame
+from vfiouser_virtio.backends.net.frame import IOV_MAX, Frame
 from vfiouser_virtio.backends.net.link import Link, wait_writable
-from vfiouser_virtio.backends.net.netdev import Does, FrameSink, PutBurst, burst_putter
+from vfiouser_virtio.backends.net.netdev import CopyBurst, Does, FrameSink, PutBurst, burst_copier, burst_putter
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.connecting import StreamAddress, connect_stream
 from vfiouser_virtio.errors import ConfigError, DeviceError
@@ -220,9 +220,9 @@ class StreamNetdev(Link):
 
     async def _receive(self, peer: socket.socket, device: FrameSink) -> None:
         """Until the peer has left, or says what no peer says."""
-        view, put, drained = self._view, burst_putter(device), False
+        view, put, copy, drained = self._view, burst_putter(device), burst_copier(device), False
         while True:
-            await self._deliver(device, put)
+            await self._deliver(device, put, copy)
             begin, end = self._begin, self._end
             if end - begin >= _LENGTH.size and _LENGTH.unpack_from(view, begin)[0] > MAX_LENGTH:
                 self.log.once(
@@ -249,46 +249,51 @@ class StreamNetdev(Link):
             self._end += count
             drained = count < len(room)  # as far as we know; what has come since is readable
 
-    async def _deliver(self, device: FrameSink, put: PutBurst) -> None:
+    async def _deliver(self, device: FrameSink, put: PutBurst, copy: CopyBurst | None) -> None:
         """Hand over all whole frames that have come; the device may keep us waiting, and so the peer."""
-        counters, turn = self.counters, 0
-        while self._begin < self._end and (frames := self._whole()) is not None:
-            taken = put(frames) if frames else 0
-            octets = sum(map(LENGTH, frames[:taken]))
-            counters.rx_packets += taken
-            counters.rx_bytes += octets
-            self._begin += octets + _LENGTH.size * taken
+        view, counters, turn = self._view, self.counters, 0
+        while self._begin < self._end and (spans := self._whole()) is not None:
+            taken = copy(view, spans) if spans and copy is not None else 0
+            if taken < len(spans):
+                taken += put([Frame((view[at : at + length],), length) for at, length in spans[taken:]])
+            if taken:
+                at, length = spans[taken - 1]
+                octets = at + length - self._begin - _LENGTH.size * taken
+                counters.rx_packets += taken
+                counters.rx_bytes += octets
+                self._begin = at + length
             turn += _BURST
-            if taken < len(frames):
+            if taken < len(spans):
                 await device.wait_room()
             if turn >= _TURN:
                 await trio.lowlevel.checkpoint()
                 turn = 0
 
-    def _whole(self) -> list[Frame] | None:
-        """Frames that have come whole, one behind the other, up to `_BURST`; None for none.
+    def _whole(self) -> list[tuple[int, int]] | None:
+        """Frames that have come whole, one behind the other, up to `_BURST`: where, and their lengths; None for none.
 
         An empty one is none, and is passed over; so the list is empty where nothing else has come yet.
         """
-        view, at, end = self._view, self._begin, self._end
-        frames: list[Frame] = []
+        view, at, end, unpack = self._view, self._begin, self._end, _LENGTH.unpack_from
+        last = end - _LENGTH.size
+        spans: list[tuple[int, int]] = []
         for _ in range(_BURST):
-            if at + _LENGTH.size > end:
+            if at > last:
                 break
-            (length,) = _LENGTH.unpack_from(view, at)
+            (length,) = unpack(view, at)
             at += _LENGTH.size
             if length > MAX_LENGTH or at + length > end:
                 break
             if length:
-                frames.append(Frame([view[at : at + length]], length))
+                spans.append((at, length))
                 at += length
-            elif frames:
+            elif spans:
                 break
             else:
                 self._begin = at
         else:
-            return frames
-        return frames or None
+            return spans
+        return spans or None
 
     # ---- end -----------------------------------------------------------------------------------------------------
 
