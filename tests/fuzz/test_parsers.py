@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 from vfiouser_virtio.cli import main
+from vfiouser_virtio.devices import blk_requests
+from vfiouser_virtio.devices.blk_requests import Planner
 from vfiouser_virtio.errors import ConfigError, PeerError
+from vfiouser_virtio.pci import ConfigSpace
+from vfiouser_virtio.pci.bars import Bars
 from vfiouser_virtio.testing.fuzz.case import Case
 from vfiouser_virtio.testing.fuzz.jobs import run_jobs
 from vfiouser_virtio.testing.fuzz.parsers import message_bench, run
@@ -266,6 +270,83 @@ def test_a_frame_that_is_no_frame_is_found(tmp_path: Path, monkeypatch: pytest.M
 def test_a_codec_that_is_not_as_its_schema_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(message_bench, "HEADER_CODEC", struct.Struct("<HHiII"))
     assert found("messages", tmp_path).key == ("differs", "construct HEADER")
+
+
+# ---- requests of disks, and accesses of a function -------------------------------------------------------------------
+
+
+def everywhere(_planner: Planner, sector: int, _length: int) -> int:
+    return sector % 16 * 512
+
+
+def counts_the_status(chain: Chain, status: int, filled: int = 0) -> None:
+    GOOD_FINISH(chain, status, filled)
+    assert isinstance(chain.head, int)
+    LAST_RING.completed[-1] = filled + 1
+
+
+class LastRing:
+    completed: list[int]
+
+
+LAST_RING = LastRing()
+GOOD_FINISH, GOOD_TAKE = Chain.finish_request, Chain.take_request
+
+
+def remembers_its_ring(chain: Chain, header: struct.Struct) -> Any:
+    assert chain.ring is not None
+    LAST_RING.completed = chain.ring.completed
+    return GOOD_TAKE(chain, header)
+
+
+def stores_all(config: ConfigSpace, offset: int, data: Any) -> None:
+    config.read(offset, len(data))
+    config.store(offset, bytes(data))
+
+
+def always_decodes(bars: Bars, *, memory: bool, io: bool) -> None:
+    GOOD_DECODE(bars, memory=memory or io, io=io or memory)
+
+
+def pads(config: ConfigSpace, offset: int, count: int) -> bytes:
+    return GOOD_READ(config, offset, min(count, max(config.size - offset, 0))).ljust(count, b"\0")
+
+
+GOOD_DECODE, GOOD_READ = Bars.set_decode, ConfigSpace.read
+
+
+@pytest.mark.parametrize(
+    ("name", "planted", "kind", "where"),
+    [
+        ("blk", [(Planner, "offset", everywhere)], "differs", "disk"),
+        ("blk", [(blk_requests, "MAX_DISCARD_SEGMENTS", 17)], "write", "guest memory"),  # another status
+        (
+            "blk",
+            [(Chain, "take_request", remembers_its_ring), (Chain, "finish_request", counts_the_status)],
+            "differs",
+            "used",
+        ),
+        ("config", [(ConfigSpace, "write", stores_all)], "differs", "config"),
+        ("config", [(Bars, "set_decode", always_decodes)], "differs", "read"),
+        ("config", [(ConfigSpace, "read", pads)], "differs", "not refused"),
+    ],
+)
+def test_what_is_wrong_behind_requests_and_accesses_is_found(
+    name: str,
+    planted: list[tuple[Any, str, Any]],
+    kind: str,
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        for owner, attribute, value in planted:
+            patch.setattr(owner, attribute, value)
+        discovery = found(name, tmp_path)
+    assert discovery.key == (kind, where)
+    case = Case.load(Path(discovery.path))
+    assert len(case.steps) <= 5
+    assert run_parser_case(case) is None
 
 
 # ---- cases -----------------------------------------------------------------------------------------------------------

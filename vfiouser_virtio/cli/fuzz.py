@@ -142,11 +142,11 @@ def _add_parsers(targets: SubParsers) -> None:
         targets,
         "parsers",
         under="fuzz",
-        summary="this package's parsers alone: rings and messages, ten thousand cases a second",
-        description="Rings and messages for the code that reads them, with nothing around it: no event loop, no\n"
-        "device, no socket. Each case runs in step with a plain reading of the specification, and both must agree: in\n"
-        "what is refused, what is handed out, what is answered, and in every byte of guest memory. What needs more\n"
-        "than one party (resets, clients that leave, time) is for the other targets.",
+        summary="this package's parsers alone, ten thousand cases a second",
+        description="Rings, messages, requests and registers for the code that reads them, with nothing around it: no\n"
+        "event loop, no socket. Each case runs in step with a plain reading of the specification, and both must\n"
+        "agree: in what is refused, what is handed out, what is answered, and in every byte of guest memory. What\n"
+        "needs more than one party (resets, clients that leave, time) is for the other targets.",
         usage="[--only PARSER …] [--cases N | --seconds S] [--jobs N]",
         examples="  vfiouser-virtio fuzz parsers                                 a minute of all of them\n"
         "  vfiouser-virtio fuzz parsers --only packed --seed 7 --cases 100000\n"
@@ -154,7 +154,10 @@ def _add_parsers(targets: SubParsers) -> None:
         "  vfiouser-virtio fuzz parsers --replay packed:7:4711          one case again, by its seed and number\n",
     )
     parser.add_argument(
-        "--only", action="append", metavar="PARSER", help="this parser only (may be repeated): split, packed, messages"
+        "--only",
+        action="append",
+        metavar="PARSER",
+        help="this parser only (may be repeated): split, packed, messages, blk, config",
     )
     parser.add_argument("--jobs", type=_jobs, default=1, metavar="N", help="so many processes (default: 1)")
     _add_common(parser, stop=20)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 SIZE = 256
 """Bytes of a case."""
-BATCH = 1024
+BATCH = 4096
 """Cases of a batch."""
 
 

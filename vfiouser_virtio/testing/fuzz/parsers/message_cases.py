@@ -143,7 +143,7 @@ def _write(chance: random.Random) -> _Content:
 
 
 def _multi(chance: random.Random) -> _Content:
-    count = chance.choice((0, 1, 1, 2, 2, 3, 4, 31, 32, 33)) if chance.random() < 0.5 else 2
+    count = chance.choice((31, 32, 33)) if chance.random() < 0.03 else chance.choice((0, 1, 1, 2, 2, 3, 4))
     entries = b"".join(
         struct.pack(
             "<QII8s",

@@ -27,6 +27,8 @@ from vfiouser_virtio.vfio_device import (
 REGIONS, REGION_SIZE = 9, 0x1000
 IRQS = (1, 1, 4, 0, 1)
 """How many interrupts each index has."""
+_READ_WRITE = RegionFlags.READ | RegionFlags.WRITE
+_DEVICE = DeviceInfo(DeviceFlags.RESET | DeviceFlags.PCI, REGIONS, len(IRQS))
 _CAPABILITY = (1, 2, bytes(range(12)))
 _MOST_DATA, _MOST_MESSAGE, _MOST_FDS = 1 << 20, (1 << 20) + 4096, 16
 _END = 1 << 64
@@ -49,13 +51,12 @@ class RecordedDevice:
         return None
 
     def device_info(self) -> DeviceInfo:
-        return DeviceInfo(DeviceFlags.RESET | DeviceFlags.PCI, REGIONS, len(IRQS))
+        return _DEVICE
 
     def region_info(self, index: int) -> RegionInfo:
         if index >= REGIONS:
             raise PeerError("no such region")
-        flags = RegionFlags.READ | RegionFlags.WRITE
-        return RegionInfo(flags, REGION_SIZE, index << 40, (_CAPABILITY, _CAPABILITY) if index == 2 else ())
+        return RegionInfo(_READ_WRITE, REGION_SIZE, index << 40, (_CAPABILITY, _CAPABILITY) if index == 2 else ())
 
     def irq_info(self, index: int) -> IrqInfo:
         if index >= len(IRQS):

@@ -57,19 +57,21 @@ _SHAPES: tuple[tuple[tuple[int, int], ...], ...] = (
     ((8, 0), (8, 0), (8, 0), (8, 0), (0, WRITE), (1, WRITE)),
     tuple((4, WRITE) for _ in range(9)),
 )
-_ROUNDS, _OFFERED = (1, 1, 1, 1, 1, 2, 2, 3), (1, 1, 1, 2, 2, 3, 4, 1)
+_ROUNDS, _OFFERED = (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 4), (1, 1, 1, 2, 2, 3, 4, 1)
 _STORES, _LIMITS = (0, 1, 1, 1, 1, 2, 2, 3), (64, 64, 64, 64, 1, 2, 3, 64)
 _COUNTS = (0, 1, 2, 15, 16, 64, 300, 512, 513, 600, 1, 5000, 8, 16, 40, 3)
 _HOW = ("complete", "copy", "copy", "request", "request", "packet", "fill", "last", "lie", "copy", "request", "fill")
 
 
 class OfferedChain(NamedTuple):
-    """Chain of an image: its key, its descriptors, and where those lie that are there from the first."""
+    """Chain of an image: its key, and where those of its descriptors lie that are there from the first."""
 
     key: int
-    descriptors: tuple[tuple[int, int, int, int], ...]
-    """Of a packed ring: address, length, id, flags without AVAIL and USED."""
     places: tuple[int, ...]
+    packed: bytes = b""
+    """Of a packed ring: the descriptors, as they are made available while the wrap counter is 1."""
+    packed_later: bytes = b""
+    """The same while it is 0."""
 
 
 class Image(NamedTuple):
@@ -101,7 +103,7 @@ class RingCases:
         ops: list[Op] = []
         driver: _SplitOffers | _PackedOffers = (_PackedOffers if self._packed else _SplitOffers)(image, ops, draw[1])
         at = 8
-        for _ in range(_ROUNDS[draw[2] & 7]):
+        for _ in range(_ROUNDS[draw[2] & 15]):
             count = _OFFERED[draw[at] & 7]
             places = driver.offer(count)
             for _ in range(_STORES[draw[at + 1] & 7]):
@@ -205,23 +207,29 @@ class _PackedOffers:
         self.mark = AVAIL if wrap else USED
 
     def offer(self, count: int) -> list[int]:
-        image = self._image
+        image, ops = self._image, self._ops
         desc, size = image.ring.desc, image.ring.size
         places: list[int] = []
-        stores: list[Op] = []
         for _ in range(count):
             chain = image.chains[self._next % len(image.chains)]
             self._next += 1
-            for address, length, key, flags in chain.descriptors:
-                place = desc + 16 * self._slot
-                stores.append(("store", place, _DESC.pack(address, length, key, flags | self.mark)))
-                places.append(place)
-                self._slot += 1
-                if self._slot == size:
-                    self._slot = 0
-                    self.mark ^= AVAIL | USED
+            descriptors = chain.packed if self.mark == AVAIL else chain.packed_later
+            end = self._slot + len(descriptors) // 16
+            if end < size:
+                ops.append(("store", desc + 16 * self._slot, descriptors))
+                places += range(desc + 16 * self._slot, desc + 16 * end, 16)
+                self._slot = end
+            else:
+                cut = 16 * (size - self._slot)
+                other = chain.packed_later if self.mark == AVAIL else chain.packed
+                ops.append(("store", desc + 16 * self._slot, descriptors[:cut]))
+                self.mark ^= AVAIL | USED
+                if end > size:
+                    ops.append(("store", desc, other[cut:]))
+                places += range(desc + 16 * self._slot, desc + 16 * size, 16)
+                self._slot = end - size
+                places += range(desc, desc + 16 * self._slot, 16)
             places += chain.places
-        self._ops += stores
         return places
 
     def word(self, what: int, where: int, value: int, words: Sequence[bytes]) -> Op:
@@ -302,7 +310,7 @@ def _split_chains(chance: random.Random, ring: RingSetUp, memory: bytearray) -> 
         for index, entry in zip(indexes, linked(segments, indexes), strict=True):
             _DESC.pack_into(memory, ring.desc + 16 * index, *entry)
         places[:0] = [ring.desc + 16 * index for index in indexes]
-        chains.append(OfferedChain(indexes[0], (), tuple(places)))
+        chains.append(OfferedChain(indexes[0], tuple(places)))
     return chains
 
 
@@ -320,11 +328,14 @@ def _packed_chains(chance: random.Random, ring: RingSetUp, memory: bytearray) ->
                 table += 16
             segments = [(address_of(places[0]), 16 * len(places), INDIRECT)]
         last = len(segments) - 1
-        descriptors = tuple(
-            (address, length, key, flags | (NEXT if number < last else 0))
-            for number, (address, length, flags) in enumerate(segments)
+        now, later = (
+            b"".join(
+                _DESC.pack(address, length, key, flags | mark | (NEXT if number < last else 0))
+                for number, (address, length, flags) in enumerate(segments)
+            )
+            for mark in (AVAIL, USED)
         )
-        chains.append(OfferedChain(key, descriptors, tuple(places)))
+        chains.append(OfferedChain(key, tuple(places), now, later))
     return chains
 
 

@@ -298,8 +298,7 @@ class PackedModel(RingModel):
 
     def _is_available(self, place: tuple[int, bool]) -> bool:
         slot, wrap = place
-        flags = self.word(self.ring.desc + 16 * slot + 14)
-        return bool(flags & AVAIL) == wrap and bool(flags & USED) != wrap
+        return self.word(self.ring.desc + 16 * slot + 14) & (AVAIL | USED) == (AVAIL if wrap else USED)
 
     @property
     def has_available(self) -> bool:

@@ -17,6 +17,8 @@ from vfiouser_virtio.testing.fuzz.jobs import Share
 from vfiouser_virtio.testing.fuzz.minimizing import minimize_now
 from vfiouser_virtio.testing.fuzz.oracle import Finding, Hung, of_exception
 from vfiouser_virtio.testing.fuzz.parsers.bench import ParserBench
+from vfiouser_virtio.testing.fuzz.parsers.blk import BlkRequests
+from vfiouser_virtio.testing.fuzz.parsers.config import PciAccesses
 from vfiouser_virtio.testing.fuzz.parsers.entropy import BATCH, batch_random, draws
 from vfiouser_virtio.testing.fuzz.parsers.messages import Messages
 from vfiouser_virtio.testing.fuzz.parsers.rings import Rings
@@ -27,6 +29,8 @@ PARSERS: dict[str, Callable[[], ParserBench[Any]]] = {
     "split": partial(Rings, packed=False),
     "packed": partial(Rings, packed=True),
     "messages": Messages,
+    "blk": BlkRequests,
+    "config": PciAccesses,
 }
 """By name, in the order in which they have their turns."""
 
