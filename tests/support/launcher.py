@@ -13,6 +13,6 @@ from vfiouser_virtio import briefly  # noqa: E402 - first of all, not to outlive
 # Before others read it: a busy machine, on which a name is removed late, is no file system that hangs.
 briefly.TIMEOUT_S = 60.0
 
-from vfiouser_virtio.cli import main  # noqa: E402 - reads it
+from vfiouser_virtio.__main__ import main  # noqa: E402 - reads it
 
 sys.exit(main())
