@@ -40,10 +40,35 @@ async def use_entropy(machine: Machine, source: bytes, pieces: int = 64) -> None
         assert read.raw_output[at : at + 16] in source
 
 
+async def rebind_console_and_entropy(machine: Machine, port: trio.SocketStream, source: bytes, times: int) -> None:
+    """Their drivers leave them and come back."""
+    await machine.run("mount -t debugfs debugfs /sys/kernel/debug")
+    children = (("virtio2", "virtio_console"), ("virtio1", "virtio_rng"))
+
+    async def again(times: int) -> None:
+        cycle = "".join(
+            f"echo {child} >/sys/bus/virtio/drivers/{driver}/{do}\n"
+            for do in ("unbind", "bind")
+            for child, driver in children
+        )
+        # The last control message that the device sends. Linux complains if it is unbound while it handles them.
+        ready = "grep -qs 'host_connected: 1' /sys/kernel/debug/virtio-ports/vport2p1"
+        await machine.run(f"for i in $(seq {times}); do {cycle} until {ready}; do usleep 20000; done; done")
+        await talk(machine, port, "p")
+        await use_entropy(machine, source, 8)
+
+    await again(1)
+    before = held()
+    await again(times)
+    await again(times)
+    await check_held(before)
+
+
 @both_engines
 async def test_all_devices_work_after_each_reboot(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, amounts: Amounts
 ) -> None:
+    """And when drivers come back, of which the disk has a test of its own."""
     image = sparse(tmp_path / "image", 8 * MIB)
     random = tmp_path / "random"
     random.write_bytes(os.urandom(64 << 10))
@@ -65,6 +90,8 @@ async def test_all_devices_work_after_each_reboot(
             await machine.check_quiet(caplog)
             counts.append(held())
         assert counts[1] == counts[2]
+        await rebind_console_and_entropy(machine, port_stream, random.read_bytes(), amounts.rebinds)
+        await machine.check_quiet(caplog)
 
 
 @both_engines
@@ -109,37 +136,6 @@ async def test_driver_unbound_and_bound_many_times(
         for _ in range(3):
             await machine.run(again)
             await use_disk(machine, image)
-        await check_held(before)
-        await machine.check_quiet(caplog)
-
-
-async def test_console_and_entropy_drivers_unbound_and_bound(
-    qemu: vm.Qemu, guest_image: vm.GuestImage, tmp_path: Path, caplog: pytest.LogCaptureFixture, amounts: Amounts
-) -> None:
-    random = tmp_path / "random"
-    random.write_bytes(os.urandom(64 << 10))
-    (hvc, hvc_stream), (port, port_stream) = pair(), pair()
-    devices = {"console0": Console(chardev=[hvc, port], name=["", "p"]), "rng0": Rng(source=random)}
-    async with hvc_stream, port_stream, booted(qemu, guest_image, devices) as machine:
-        await machine.run("mount -t debugfs debugfs /sys/kernel/debug")
-        children = (("virtio0", "virtio_console"), ("virtio1", "virtio_rng"))
-
-        async def again(times: int) -> None:
-            cycle = "".join(
-                f"echo {child} >/sys/bus/virtio/drivers/{driver}/{do}\n"
-                for do in ("unbind", "bind")
-                for child, driver in children
-            )
-            # The last control message that the device sends. Linux complains if it is unbound while it handles them.
-            ready = "grep -qs 'host_connected: 1' /sys/kernel/debug/virtio-ports/vport0p1"
-            await machine.run(f"for i in $(seq {times}); do {cycle} until {ready}; do usleep 20000; done; done")
-            await talk(machine, port_stream, "p")
-            await use_entropy(machine, random.read_bytes(), 8)
-
-        await again(1)
-        before = held()
-        await again(amounts.rebinds)
-        await again(amounts.rebinds)
         await check_held(before)
         await machine.check_quiet(caplog)
 
