@@ -6,6 +6,7 @@ import random
 import shlex
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,12 @@ FAULTS = pytest.mark.parametrize(
             message("DEVICE_GET_IRQ_INFO", fields={"argsz": 16, "index": 9}),
             "reply",
             "unasked DEVICE_GET_IRQ_INFO",
+        ),
+        (
+            "wrong-command",
+            message("DEVICE_GET_IRQ_INFO", fields={"argsz": 16, "index": 9}),
+            "reply",
+            "unasked unknown command",
         ),
         ("long", message("DEVICE_GET_REGION_INFO", fields={"argsz": 8}), "reply", "body DEVICE_GET_REGION_INFO"),
         ("leak", message("DEVICE_RESET", fds=["memfd", "eventfd", "null"]), "leak", "fds"),
@@ -155,21 +162,21 @@ class Replays:
         return Case.load(file).steps, said
 
 
+@pytest.fixture
+def replays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Replays]:
+    return partial(Replays, tmp_path, monkeypatch, capsys)
+
+
 @FAULTS
 def test_each_kind_of_finding_is_made_small_and_replayed(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    fault: str,
-    step: Step,
-    kind: str,
-    where: str,
+    replays: Callable[..., Replays], fault: str, step: Step, kind: str, where: str
 ) -> None:
     after = message("DEVICE_GET_INFO", fields={"argsz": 16}, id=3)
     # Two clients at a time, messages in one write, and descriptors that are not needed.
     noise = [after | {"client": 1, "wait": False}, after | {"later": True}, after | {"fds": ["null", "eventfd"]}]
-    replays = Replays(tmp_path, monkeypatch, capsys, fault)
-    small, said = replays.found(VERSION, *noise, step, after, *noise)
+    small, said = replays(fault).found(VERSION, *noise, step, after, *noise)
     assert said.startswith(kind), said
     assert len(small) <= 3
     assert not any("client" in each or "later" in each for each in small)
@@ -182,19 +189,11 @@ def test_each_kind_of_finding_is_made_small_and_replayed(
         ("stuck", {"do": "raw", "data": "0100"}, "broken"),
     ],
 )
-def test_silence_is_replayed_too(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    fault: str,
-    step: Step,
-    kind: str,
-) -> None:
-    # Each try of a hang takes as long as one.
-    replays = Replays(tmp_path, monkeypatch, capsys, fault, PATIENT / 10)
+def test_silence_is_replayed_too(replays: Callable[..., Replays], fault: str, step: Step, kind: str) -> None:
+    tried = replays(fault, PATIENT / 10)  # each try of a hang takes as long as one
     said = ""
     for wait in (0.5, 5.0, PATIENT):  # as in `found_of_silence`
-        _, said = replays.found(VERSION, message("DEVICE_RESET"), step, wait=wait)
+        _, said = tried.found(VERSION, message("DEVICE_RESET"), step, wait=wait)
         if said.startswith(kind):
             break
     assert said.startswith(kind), said

@@ -51,7 +51,8 @@ class Client:
             self.fds.clear()
             if flags & 0xF or (flags & NO_REPLY and self.fault != "posted") or reply is None:
                 continue
-            message_id ^= self.fault == "wrong-id" and command == 7 and error
+            message_id ^= self.fault in ("wrong-id", "wrong-command") and command == 7 and error
+            command = 42 if self.fault == "wrong-command" and command == 7 and error else command
             flags = REPLY | (ERROR if error else 0)
             reply = b"" if error else reply
             self.sock.sendall(HEADER.pack(message_id, command, 16 + len(reply), flags, error) + reply)

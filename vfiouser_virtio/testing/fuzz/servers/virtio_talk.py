@@ -20,6 +20,8 @@ from vfiouser_virtio.testing.fuzz.ram import HEAP, HEAP_END, RING_STRIDE, RINGS,
 from vfiouser_virtio.testing.fuzz.requests import request
 from vfiouser_virtio.testing.fuzz.values import number
 from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK, RegisterWrite, enable_queue, negotiate
+from vfiouser_virtio.testing.raw.ring import Segment
+from vfiouser_virtio.testing.raw.split import Descriptor, linked
 
 CONFIG_SIZE = 256
 _CAPABILITIES_AT, _VENDOR_CAPABILITY, _FIRST_DEVICE = 0x34, 9, 0x1040
@@ -30,8 +32,6 @@ _WRITE, _NEXT, _INDIRECT = int(DescFlags.WRITE), int(DescFlags.NEXT), int(DescFl
 _AVAIL = int(DescFlags.AVAIL)
 _LOOKS = 4
 """Reads of the status behind a notification: a server that polls its rings needs the time."""
-_Descriptor = tuple[int, int, int, int]
-"""Address, length, flags, and the next index or the id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,29 +133,29 @@ def _requests(random: Random, shown: ShownVirtio, queue: int, size: int, *, pack
     """Chains of a queue: requests of the type, or bytes; at times with something wrong in a descriptor."""
     kind = known_type(shown.device_id)
     steps: list[Step] = []
-    table: list[_Descriptor] = []
+    table: list[Descriptor] = []
     heads: list[int] = []
     heap = HEAP
     for _ in range(random.choice((1, 1, 2, 4, 8))):
         _, out, room = request(random, kind.requests) if kind and kind.requests else _anything(random)
-        chain: list[_Descriptor] = []
+        chain: list[Segment] = []
         for data, length in [*((data, len(data)) for data in out), *((b"", length) for length in room)]:
             if heap + length > HEAP_END:
                 heap = HEAP
             if data:
                 steps.append({"do": "poke", "at": heap, "data": data.hex()})
-            chain.append((heap, length, 0 if data else _WRITE, 0))
+            chain.append((heap, length, 0 if data else _WRITE))
             heap += length
         if not chain or len(table) + len(chain) > size:
             break
         if random.random() < 0.2:
-            entries = _linked(chain, 0, packed=packed)
+            entries = _placed(chain, 0, packed=packed)
             codec = PACKED_DESC_CODEC if packed else DESC_CODEC
             data = b"".join(codec.pack(*_ordered(entry, packed=packed)) for entry in entries)
             steps.append({"do": "poke", "at": TABLES, "data": data.hex()})
-            chain = [(TABLES, len(data), _INDIRECT, 0)]
+            chain = [(TABLES, len(data), _INDIRECT)]
         heads.append(len(table))
-        table += _linked(chain, len(table), packed=packed, available=packed)
+        table += _placed(chain, len(table), packed=packed, available=packed)
     if table and random.random() < 0.4:
         at = random.randrange(len(table))
         table[at] = _spoiled(random, table[at])
@@ -171,23 +171,21 @@ def _requests(random: Random, shown: ShownVirtio, queue: int, size: int, *, pack
     return steps
 
 
-def _linked(chain: Sequence[_Descriptor], first: int, *, packed: bool, available: bool = False) -> list[_Descriptor]:
-    """The descriptors of a chain at their places from index ``first`` on."""
-    linked: list[_Descriptor] = []
-    for number_, (address, length, flags, _) in enumerate(chain):
-        more = number_ + 1 < len(chain)
-        flags |= (_NEXT if more else 0) | (_AVAIL if available else 0)
-        linked.append((address, length, flags, first if packed else first + number_ + 1 if more else 0))
-    return linked
+def _placed(chain: Sequence[Segment], first: int, *, packed: bool, available: bool = False) -> list[Descriptor]:
+    """The descriptors of a chain at their places from index ``first`` on; of a packed ring with an id, not a link."""
+    return [
+        (address, length, flags | (_AVAIL if available else 0), first if packed else following)
+        for address, length, flags, following in linked(chain, range(first, first + len(chain)))
+    ]
 
 
-def _ordered(entry: _Descriptor, *, packed: bool) -> tuple[int, int, int, int]:
+def _ordered(entry: Descriptor, *, packed: bool) -> tuple[int, int, int, int]:
     """As the ring has it: a packed one has the id before the flags."""
     address, length, flags, name = entry
     return (address, length, name, flags) if packed else entry
 
 
-def _spoiled(random: Random, entry: _Descriptor) -> _Descriptor:
+def _spoiled(random: Random, entry: Descriptor) -> Descriptor:
     address, length, flags, name = entry
     how = random.randrange(4)
     if how == 0:
