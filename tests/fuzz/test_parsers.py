@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from vfiouser_virtio.vfio_user.server import session
 from vfiouser_virtio.vfio_user.server.dispatch import Response, dispatch
 from vfiouser_virtio.vfio_user.server.version import Negotiated
 from vfiouser_virtio.vfio_user.wire.connection import Connection, Message
-from vfiouser_virtio.vring import Chain, PackedRing, Ring, RingState, SplitRing
+from vfiouser_virtio.vring import Chain, PackedRing, Ring, RingState, SplitRing, packed, split
 
 SEED = 7
 ENOUGH = 3 * 1024
@@ -189,6 +190,15 @@ def test_what_is_wrong_with_a_ring_is_found(
     assert discovery.key == (kind, where)
     assert len(case.steps) <= 8  # the ring, its memory, a few stores and looks
     assert run_parser_case(case) is None
+
+
+@pytest.mark.parametrize(("name", "module"), [("split", split), ("packed", packed)])
+def test_a_look_without_an_end_is_found(
+    name: str, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "POP_BUDGET", 1 << 30)
+    [discovery] = ran(name, tmp_path, cases=60_000).discoveries
+    assert discovery.key == ("differs", "budget")
 
 
 def test_a_ring_that_does_not_come_back_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ BASE = 0x10000
 RINGS, TABLES, HEAP = 0x0000, 0x1000, 0x2000
 """Offsets in the first region, of which each part begins."""
 _PAGE = 0x1000
-_BOUNDARY = 1 << 38  # of two windows of `address_space`
+BOUNDARY = (1 << 38) - _PAGE
+"""Where the regions begin that lie apart: the end of the first window of `address_space`, less one page."""
 
 
 class FlatRegion(NamedTuple):
@@ -47,8 +48,8 @@ REGIONS = (
     FlatRegion(BASE + 0x4000, _PAGE, True, True, 0x4000),
     FlatRegion(BASE + 0x6000, _PAGE, True, False, 0x5000),
     FlatRegion(BASE + 0x7000, _PAGE, False, True, 0x6000),
-    FlatRegion(_BOUNDARY - _PAGE, _PAGE, True, True, 0x7000),
-    FlatRegion(_BOUNDARY, _PAGE, True, True, 0x8000),
+    FlatRegion(BOUNDARY, _PAGE, True, True, 0x7000),
+    FlatRegion(BOUNDARY + _PAGE, _PAGE, True, True, 0x8000),
     FlatRegion(BASE + 0x9000, _PAGE, True, True, None),
 )
 SIZE = 0x9000

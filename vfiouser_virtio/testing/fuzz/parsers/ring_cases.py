@@ -18,6 +18,8 @@ from vfiouser_virtio.testing.raw.split import linked
 
 IMAGES = 32
 """Of a batch."""
+_LONG = 0.01
+"""How many of them have chains of hundreds of descriptors, which take a millisecond."""
 _DESC, _U16, _U32, _U64 = (struct.Struct(layout) for layout in ("<QIHH", "<H", "<I", "<Q"))
 
 _SPLIT_SIZES, _PACKED_SIZES = (1, 2, 4, 8, 8, 16, 16, 32, 64), (1, 2, 3, 5, 8, 8, 16, 21, 64)
@@ -263,7 +265,11 @@ def _image(chance: random.Random, *, packed: bool) -> Image:
         position = (chance.choice((0, size, last - 1, last - 2)) + chance.randrange(3)) % last
         ring = ring._replace(available=position, used=position)
     memory = bytearray(FRESH)
-    chains = (_packed_chains if packed else _split_chains)(chance, ring, memory)
+    if chance.random() < _LONG:
+        ring = ring._replace(indirect=True)
+        chains = _long_chains(chance, ring, memory)
+    else:
+        chains = (_packed_chains if packed else _split_chains)(chance, ring, memory)
     if not packed:
         _U16.pack_into(memory, ring.driver + 2, ring.available)
         _U16.pack_into(memory, ring.device + 2, ring.used)
@@ -336,6 +342,36 @@ def _packed_chains(chance: random.Random, ring: RingSetUp, memory: bytearray) ->
             for mark in (AVAIL, USED)
         )
         chains.append(OfferedChain(key, tuple(places), now, later))
+    return chains
+
+
+def _long_chains(chance: random.Random, ring: RingSetUp, memory: bytearray) -> list[OfferedChain]:
+    """Chains so long that a look at the ring ends early: all of one table, part of which lies apart, to be looked up
+    entry by entry."""
+    count = chance.randrange(180, 256)
+    writable_from = chance.randrange(count)
+    segments = [
+        (BASE + chance.randrange(HEAP, 0x3FF0), chance.randrange(1, 9), 0 if n < writable_from else WRITE)
+        for n in range(count)
+    ]
+    apart = REGIONS[4].address + chance.randrange(0x800)
+    segments[chance.randrange(count)] = (apart, 8, segments[-1][2])
+    segments.sort(key=lambda segment: segment[2])
+    order = list(range(count)) if ring.packed else _order(chance, count)
+    for place, entry in zip(order, linked(segments, order), strict=True):
+        address, length, flags, following = entry
+        last = (0, flags & WRITE) if ring.packed else (flags, following)
+        _DESC.pack_into(memory, TABLES + 16 * place, address, length, *last)
+    table = address_of(TABLES), 16 * count
+    places = tuple(TABLES + 16 * chance.randrange(count) for _ in range(4))
+    chains = []
+    for key in range(min(ring.size, 16)):
+        if ring.packed:
+            now, later = (_DESC.pack(*table, key, INDIRECT | mark) for mark in (AVAIL, USED))
+            chains.append(OfferedChain(key, places, now, later))
+        else:
+            _DESC.pack_into(memory, ring.desc + 16 * key, *table, INDIRECT, 0)
+            chains.append(OfferedChain(key, (ring.desc + 16 * key, *places)))
     return chains
 
 
