@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from vfiouser_virtio.cli import main
-from vfiouser_virtio.devices import blk_requests
+from vfiouser_virtio.devices import blk_requests, net_commands
 from vfiouser_virtio.devices.blk_requests import Planner
+from vfiouser_virtio.devices.net_control import Control
 from vfiouser_virtio.errors import ConfigError, PeerError
 from vfiouser_virtio.pci import ConfigSpace
 from vfiouser_virtio.pci.bars import Bars
@@ -172,7 +173,7 @@ RING_FAULTS: list[tuple[type[Ring], str, str]] = [
     (ForgetsToUndo, "differs", "request_notification"),
     (ForgetsWhatIsInFlight, "differs", "restore"),
     (MarksAsWritten, "write", "desc"),
-    (ReadsInAnotherOrder, "differs", "rest of readable"),
+    (ReadsInAnotherOrder, "differs", "header"),
     (WritesInAnotherOrder, "write", "buffers"),
     (LetsWriteWhatIsReadable, "differs", "writable views of what is to be read"),
 ]
@@ -282,7 +283,7 @@ def test_a_codec_that_is_not_as_its_schema_is_found(tmp_path: Path, monkeypatch:
     assert found("messages", tmp_path).key == ("differs", "construct HEADER")
 
 
-# ---- requests of disks, and accesses of a function -------------------------------------------------------------------
+# ---- requests, commands, and accesses of a function ----------------------------------------------------------------
 
 
 def everywhere(_planner: Planner, sector: int, _length: int) -> int:
@@ -322,6 +323,11 @@ def pads(config: ConfigSpace, offset: int, count: int) -> bytes:
     return GOOD_READ(config, offset, min(count, max(config.size - offset, 0))).ljust(count, b"\0")
 
 
+def says_more(control: Control, request: bytes, room: int) -> bytes:
+    return (GOOD_PERFORM(control, request, room) + b"\0")[: room + 1]
+
+
+GOOD_PERFORM = Control.perform
 GOOD_DECODE, GOOD_READ = Bars.set_decode, ConfigSpace.read
 
 
@@ -339,6 +345,9 @@ GOOD_DECODE, GOOD_READ = Bars.set_decode, ConfigSpace.read
         ("config", [(ConfigSpace, "write", stores_all)], "differs", "config"),
         ("config", [(Bars, "set_decode", always_decodes)], "differs", "read"),
         ("config", [(ConfigSpace, "read", pads)], "differs", "not refused"),
+        ("control", [(net_commands, "MAX_VLAN", 1 << 16)], "differs", "told"),
+        ("control", [(net_commands, "MAX_KEY", 64)], "differs", "told"),
+        ("control", [(Control, "perform", says_more)], "differs", "answer"),
     ],
 )
 def test_what_is_wrong_behind_requests_and_accesses_is_found(

@@ -157,7 +157,7 @@ def _add_parsers(targets: SubParsers) -> None:
         "--only",
         action="append",
         metavar="PARSER",
-        help="this parser only (may be repeated): split, packed, messages, blk, config",
+        help="this parser only (may be repeated): split, packed, messages, blk, config, control",
     )
     parser.add_argument("--jobs", type=_jobs, default=1, metavar="N", help="so many processes (default: 1)")
     _add_common(parser, stop=20)

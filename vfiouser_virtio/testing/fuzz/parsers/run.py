@@ -19,6 +19,7 @@ from vfiouser_virtio.testing.fuzz.oracle import Finding, Hung, of_exception
 from vfiouser_virtio.testing.fuzz.parsers.bench import ParserBench
 from vfiouser_virtio.testing.fuzz.parsers.blk import BlkRequests
 from vfiouser_virtio.testing.fuzz.parsers.config import PciAccesses
+from vfiouser_virtio.testing.fuzz.parsers.control import ControlCommands
 from vfiouser_virtio.testing.fuzz.parsers.entropy import BATCH, batch_random, draws
 from vfiouser_virtio.testing.fuzz.parsers.messages import Messages
 from vfiouser_virtio.testing.fuzz.parsers.rings import Rings
@@ -31,6 +32,7 @@ PARSERS: dict[str, Callable[[], ParserBench[Any]]] = {
     "messages": Messages,
     "blk": BlkRequests,
     "config": PciAccesses,
+    "control": ControlCommands,
 }
 """By name, in the order in which they have their turns."""
 
