@@ -1,4 +1,4 @@
-"""Fast path for indirect descriptor tables (virtio 1.4, 2.7.5.3 and 2.8.7): most chains of drivers come as one.
+"""Fast path for indirect descriptor tables (virtio 1.4, 2.7.5.3 and 2.8.7), as which most chains come, and linked ones.
 
 What `descriptors` and the rings do entry by entry, with every check, happens here for whole tables at once, where
 nothing is out of the ordinary: table and buffers in the region of guest memory that was used last, no buffer without
@@ -22,7 +22,7 @@ _ENTRY = DESC_CODEC.size
 _LINKS = tuple(range(1, MAX_CHAIN))
 
 THREE = 3 * _ENTRY
-unpack_entry = DESC_CODEC.unpack_from
+_unpack_entry = DESC_CODEC.unpack_from
 unpack_three = Struct("<" + 3 * DESC_CODEC.format.removeprefix("<")).unpack_from
 
 
@@ -114,7 +114,7 @@ def linked_chain(ring: ChainOwner, head: int, desc: memoryview, entries: int, ho
     layout: list[int] = []
     index, readable, room = head, 0, 0
     for _ in range(min(entries, MAX_CHAIN)):
-        descriptor = unpack_entry(desc, index * _ENTRY)
+        descriptor = _unpack_entry(desc, index * _ENTRY)
         address, size, flags, index = descriptor
         if address < begin or address + size > end or not size:
             return None
