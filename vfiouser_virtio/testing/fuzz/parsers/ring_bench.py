@@ -134,8 +134,9 @@ class RingBench:
             raise Found("differs", f"pop takes {count} buffers of {len(buffers)}", "pop takes more")
         if count < len(buffers) or (look.problem and (look.problem == "broken" or not count)):
             # It may end early, when there was much to look at; else what is behind must have been seen.
-            # A table that is looked at as a whole costs an eighth of its entries, and those too if that was in vain.
-            looked_at = sum(9 * (len(chain.layout) // 4) // 8 for chain in chains)
+            # A table that is looked at as a whole costs an eighth of its entries, and if that was in vain those that
+            # are linked, too.
+            looked_at = sum(len(buffer.ranges) + buffer.table // 8 for buffer in buffers[:count])
             if not count or looked_at <= POP_BUDGET:
                 raise Found(
                     "differs",
@@ -148,7 +149,7 @@ class RingBench:
             raise Found("differs", f"pop looks at {sum(slowly)} descriptors, and then takes another chain", "budget")
         held = self._held
         for chain, buffer in zip(chains, buffers, strict=False):
-            key, ranges, writable_from, slots = buffer
+            key, ranges, writable_from, slots, _ = buffer
             if chain.head != key or chain.ranges != ranges or chain.writable_from != writable_from:
                 raise Found(
                     "differs",
@@ -172,7 +173,7 @@ class RingBench:
         kept = max(len(singles) - undo, 0)
         view = memory.guest.hot[2]
         for number, (head, offset, length) in enumerate(singles):
-            key, ranges, writable_from, _ = buffers[number]
+            key, ranges, writable_from, _, _ = buffers[number]
             if head != key or len(ranges) != 1 or ranges[0][1] != length or writable_from != (0 if write else 1):
                 raise Found("differs", f"single buffer {head:#x} is none, or another one", "pop_singles takes another")
             pieces = pieces_of(*ranges[0], write=write)

@@ -46,6 +46,8 @@ class Buffer(NamedTuple):
     """The index of the first writable one."""
     slots: int = 1
     """Descriptors of a packed ring that it takes."""
+    table: int = 0
+    """Entries of its indirect table, of which there may be more than elements."""
 
 
 class Look(NamedTuple):
@@ -216,7 +218,8 @@ class SplitModel(RingModel):
                 head = self.word(driver + 4 + 2 * ((self.next_avail + number) % size))
                 if head >= size or head in taken:
                     raise BrokenRing("a head that is none, or in flight")
-                buffers.append(Buffer(head, *self._checked(self._chain(head))))
+                found, table = self._chain(head)
+                buffers.append(Buffer(head, *self._checked(found), table=table))
                 taken.add(head)
         except BrokenRing:
             return Look(buffers, "broken")
@@ -224,7 +227,8 @@ class SplitModel(RingModel):
             return Look(buffers, "messages")
         return Look(buffers, "")
 
-    def _chain(self, head: int) -> list[tuple[int, int, bool]]:
+    def _chain(self, head: int) -> tuple[list[tuple[int, int, bool]], int]:
+        """Its elements, and how many entries its table has."""
         found: list[tuple[int, int, bool]] = []
         index, table, count = head, self.ring.desc, self.size
         entries = None
@@ -248,7 +252,7 @@ class SplitModel(RingModel):
             index = following
         if len(found) > _MAX_CHAIN:
             raise BrokenRing("too long")
-        return found
+        return found, 0 if entries is None else len(entries)
 
     def _advance(self, slots: int) -> None:
         self.next_avail = (self.next_avail + slots) % 0x10000
@@ -343,7 +347,7 @@ class PackedModel(RingModel):
             if slots > 1 or not self.ring.indirect:
                 raise BrokenRing("an indirect descriptor where none may be")
             found = [(entry[0], entry[1], bool(entry[3] & WRITE)) for entry in self._table(*indirect[0])]
-        return Buffer(key, *self._checked(found), slots)
+        return Buffer(key, *self._checked(found), slots, len(found) if indirect else 0)
 
     def _advance(self, slots: int) -> None:
         self.next_avail = self._beyond(self.next_avail, slots)
