@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
+from support.net_buffers import RX, add, received
 from support.net_cable import MAC, PEER, Cable, a_frame
 from support.net_packets import CSUM, tcp_packet, tso
 
@@ -23,7 +24,6 @@ from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, HDR_HASH_CODEC, Ctrl
 from vfiouser_virtio.testing.driver import Driver, running
 from vfiouser_virtio.virtio import Offer
 
-RX = 0
 SIZE = HDR_CODEC.size
 BURST = 64
 MERGEABLE = NetFeature.MRG_RXBUF.mask
@@ -74,17 +74,6 @@ async def driven(net: Net, features: int = MERGEABLE) -> AsyncIterator[Driver]:
         await net.netdev.deliver(a_frame(60))
         await driver.wait(RX, tokens[1])
         yield driver
-
-
-def add(driver: Driver, *sizes: int) -> list[int]:
-    tokens = [driver.add(RX, [], [size]) for size in sizes]
-    driver.kick(RX)
-    return tokens
-
-
-async def received(driver: Driver, *tokens: int) -> list[bytes]:
-    used = [await driver.wait(RX, token) for token in tokens]
-    return [each.data[0][: each.written] for each in used]
 
 
 def header(offload: Offload | None = None) -> bytes:

@@ -6,6 +6,7 @@ A long file, since all is about one way of a frame, and the cable it comes by.
 import pytest
 import trio
 import trio.testing
+from support.net_buffers import RX, add, received
 from support.net_cable import Cable, a_frame
 from support.net_packets import CSUM, HEADERS, is_complete, tcp_packet, tso
 from trio.testing import MockClock
@@ -20,26 +21,12 @@ from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, HDR_HASH_CODEC, GsoT
 from vfiouser_virtio.testing.driver import Driver, running
 
 both_memories = pytest.mark.parametrize("private", [False, True], ids=["mapped", "messages"])
-RX = 0
 MERGEABLE = NetFeature.MRG_RXBUF.mask
 IN_ORDER = Feature.IN_ORDER.mask
 OFFLOADS = mask_of(
     (NetFeature.GUEST_CSUM, NetFeature.GUEST_TSO4, NetFeature.GUEST_TSO6, NetFeature.GUEST_ECN, NetFeature.GUEST_USO4)
 )
 PLAIN = HDR_CODEC.pack(0, 0, 0, 0, 0, 0, 1)
-
-
-def add(driver: Driver, *sizes: int) -> list[int]:
-    """Receive buffers of these sizes; their tokens."""
-    tokens = [driver.add(RX, [], [size]) for size in sizes]
-    driver.kick(RX)
-    return tokens
-
-
-async def received(driver: Driver, *tokens: int) -> list[bytes]:
-    """What was written to these buffers, once it is."""
-    used = [await driver.wait(RX, token) for token in tokens]
-    return [each.data[0][: each.written] for each in used]
 
 
 def unused(driver: Driver, *tokens: int) -> bool:
