@@ -71,6 +71,7 @@ copy() {
     reg 0x10 $1 64; reg 0x18 $2 64; reg 0x0c 4096; reg 0x04 $4
     $3
     reg 0x08 6
+    reg 0x08 >/dev/null   # a write is posted: when this read is answered, the interrupt is down, and may be unmasked
     read_ram $(($2 - ram)) | cmp - /tmp/page && echo the same
 }
 copy $ram $((ram + 0x2000)) polled 1
