@@ -109,7 +109,7 @@ async def test_run_exec_ends_with_the_status_of_its_command(tmp_path: Path) -> N
         write = "dd if=/dev/zero of=/dev/vda bs=4096 count=1 oflag=direct 2>/dev/null"
         script = f"{write} & until grep -q '[1-9]' /sys/block/vda/inflight; do sleep 0.1; done; exit 7"
         disk = f"--device=blk,path={files.folder}/disk,aio=threads"
-        async with started("run", disk, "--exec", script, folder=tmp_path) as process:
+        async with started("run", "--accel", "tcg", disk, "--exec", script, folder=tmp_path) as process:
             await files.wait_hanging(Op.WRITE)
             assert await process.wait() == 7
     said = (tmp_path / "log").read_text().splitlines()

@@ -241,7 +241,7 @@ def test_what_came_is_kept(script: str, status: int) -> None:
 
 @pytest.mark.qemu
 def test_nobody_reads() -> None:
-    command = [*COMMAND, "run", "--device", "rng", "--exec", "while :; do echo much; done"]
+    command = [*COMMAND, "run", "--accel", "tcg", "--device", "rng", "--exec", "while :; do echo much; done"]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

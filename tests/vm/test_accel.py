@@ -1,12 +1,14 @@
 """The choice of the accelerator, with a probe that only pretends."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vfiouser_virtio.errors import ConfigError
-from vfiouser_virtio.vm import GuestImage, Kernel, Qemu, accel
+from vfiouser_virtio.vm import GuestImage, Kernel, Qemu, accel, guest_image
 
 QEMU = Qemu(("qemu",), (11, 1, 3))
 IMAGE = GuestImage(Kernel("6.12", Path("vmlinux"), None), Path("initramfs"))
@@ -69,3 +71,15 @@ def test_damaged_cache_is_no_cache(probes: list[bool], tmp_path: Path) -> None:
     cache.write_text('{"works": 3')
     probes += [True]
     assert accel.choose_accel(QEMU, IMAGE) == "kvm"
+
+
+@pytest.mark.qemu
+def test_setting_up_tries_it_so_that_nothing_later_says_so() -> None:
+    ended = subprocess.run([sys.executable, "-m", "vfiouser_virtio.vm"], capture_output=True, text=True, check=True)
+    assert [line.split(": ")[0] for line in ended.stdout.splitlines()][1:] == [
+        f"kernel {guest_image().kernel.version}",
+        "initramfs",
+        "accelerator",
+    ]
+    again = subprocess.run([sys.executable, "-m", "vfiouser_virtio.vm"], capture_output=True, text=True, check=True)
+    assert (again.stdout, again.stderr) == (ended.stdout, "")
