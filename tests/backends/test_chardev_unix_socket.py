@@ -172,6 +172,36 @@ async def test_a_cancelled_send_is_finished_by_the_next_run(chardev: UnixSocket,
     await stream.aclose()
 
 
+async def test_sends_that_are_cancelled_again_and_again_do_not_pile_up(chardev: UnixSocket, tmp_path: Path) -> None:
+    """As by a guest that resets its device each time, before a client that does not read."""
+    piece, cancelled = 64 << 10, 40
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chardev.run)
+        stream = await connect(tmp_path)
+        await stream.send_all(b"x")
+        await chardev.receive()
+        nursery.cancel_scope.cancel()
+    for number in range(cancelled):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(chardev.run)
+            nursery.start_soon(chardev.send, bytes([number]) * piece)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chardev.run)
+        nursery.start_soon(chardev.send, b"and on")
+        data = b""
+        with trio.fail_after(60):
+            while not data.endswith(b"and on"):
+                data += await stream.receive_some(1 << 20)
+        nursery.cancel_scope.cancel()
+    await stream.aclose()
+    sent = data.removesuffix(b"and on")
+    assert len(sent) % piece == 0  # all of what was begun, in order
+    assert sent == b"".join(bytes([number]) * piece for number in range(len(sent) // piece))
+    assert len(sent) < cancelled * piece // 2
+
+
 def test_the_socket_is_ours_alone_and_goes_away(tmp_path: Path) -> None:
     path = tmp_path / "x.sock"
     before = os.umask(0)

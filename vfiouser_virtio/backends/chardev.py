@@ -162,6 +162,8 @@ class FdChardev:
             self.detach()
 
     async def send(self, data: bytes) -> None:
+        while len(self._out) >= BACKLOG and self._fd is not None:
+            await self.flush()  # of sends that were cancelled: a guest that resets its device adds no more to them
         self._out += data
         await self.flush()
 

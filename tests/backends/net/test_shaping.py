@@ -221,6 +221,26 @@ async def test_offloads_that_the_receiver_no_longer_takes_are_done(autojump_cloc
         assert shaped.counters.rx_drops.by_reason == {Drop.BAD_OFFLOAD: 1}
 
 
+async def test_packets_that_are_cut_into_many_segments_leave_others_their_turns() -> None:
+    network, segments = Network(), 1000
+    network.sink.does = network.does = Does(0)
+    shaped = Shaped(network, delay_ms=1)
+    packet = Packet(bytes(64 * segments))
+    frame = frame_of(
+        packet.build(partial=True), Offload(HdrFlags.NEEDS_CSUM, GsoType.TCPV4, 0, 64, packet.transport, 16)
+    )
+    async with running(shaped, Device()):
+        for _ in range(2):
+            shaped.put(frame)
+        seen = most = 0
+        with trio.fail_after(60):
+            while seen < 2 * segments:
+                await trio.lowlevel.checkpoint()
+                before, seen = seen, len(network.sink.frames)
+                most = max(most, seen - before)
+    assert most < 256
+
+
 async def test_the_rest_is_the_other_netdevs(autojump_clock: trio.testing.MockClock) -> None:
     network = Network()
     network.does = Does.CSUM

@@ -70,6 +70,21 @@ async def test_frames_go_both_ways_with_their_offloads() -> None:
         assert one.describe() == "hub lan"
 
 
+async def test_a_packet_that_is_cut_into_many_segments_leaves_others_their_turns() -> None:
+    segments, far = 1000, copying(does=Does(0))
+    packet = Packet(bytes(64 * segments))
+    offload = Offload(HdrFlags.NEEDS_CSUM, GsoType.TCPV4, 0, 64, packet.transport, 16)
+    async with wires(copying(), far) as (one, _):
+        one.put(frame_of(packet.build(partial=True), offload))
+        seen = most = 0
+        with trio.fail_after(60):
+            while seen < segments:
+                await trio.lowlevel.checkpoint()
+                before, seen = seen, len(far.frames)
+                most = max(most, seen - before)
+    assert most < 256
+
+
 async def test_offloads_that_the_device_does_not_take_are_done_where_it_is() -> None:
     far = copying(does=Does(0))
     async with wires(copying(), far) as (one, other):

@@ -24,7 +24,7 @@ MAX_BYTES = 16 << 20
 A guest that sends without an end into a delay of an hour must not fill the host's memory.
 """
 _MAX_DELAY_MS = 3_600_000
-# Frames between two looks at what other tasks have to do.
+# Frames, or segments that one is cut into, between two looks at what other tasks have to do.
 _BURST = 64
 
 
@@ -199,9 +199,11 @@ class _Way:
 async def _hand_on(frame: Frame, sink: FrameSink) -> bool:
     """Whether the frame was as its offload header says: what a sink takes may have changed while it was on its way."""
     try:
-        for piece in finish(frame, sink.does):
+        for number, piece in enumerate(finish(frame, sink.does), 1):
             while not sink.put(piece):
                 await sink.wait_room()
+            if not number % _BURST:
+                await trio.lowlevel.checkpoint()
     except BadOffload:
         return False
     return True

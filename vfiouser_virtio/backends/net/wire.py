@@ -22,7 +22,7 @@ from vfiouser_virtio.protocols.virtio.net import HDR_TUNNEL_CODEC
 _SIZE = HDR_TUNNEL_CODEC.size
 _COMPLETE = bytes(_SIZE)
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-# Frames between two looks at what other tasks have to do.
+# Frames, or segments that one is cut into, between two looks at what other tasks have to do.
 _BURST = 64
 # Frames that have come before there was a driver: a socket holds some 300, and the other end may go on sending.
 _MAX_FORGOTTEN = 4096
@@ -110,8 +110,11 @@ class WireNetdev(Link):
             offload = Offload(*fields[:6], *fields[-2:])
         frame = Frame([self._buffer[_SIZE:count]], count - _SIZE, offload)
         try:
-            for piece in (frame,) if takes(device.does, frame) else finish(frame, device.does):
+            pieces = (frame,) if takes(device.does, frame) else finish(frame, device.does)
+            for number, piece in enumerate(pieces, 1):
                 await self.hand_over(piece, device)
+                if not number % _BURST:
+                    await trio.lowlevel.checkpoint()
         except BadOffload as error:
             self.counters.rx_drops.add(Drop.BAD_OFFLOAD)
             self.log.once("offload", "%s: a frame is dropped: %s", self.describe(), error)
