@@ -1,18 +1,14 @@
-"""Frames that are read, or copied, straight into the driver's buffers; what is not of the usual kind is left for `put`.
-
-A long file, since both ways have the same buffers, filters and exceptions.
-"""
+"""Frames that are read, or copied, straight into the driver's buffers; what is unusual is left for `put`."""
 
 import errno
 import os
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
 import pytest
 from support.net_buffers import RX, add, received
 from support.net_cable import MAC, PEER, Cable, a_frame
 from support.net_packets import CSUM, tcp_packet, tso
+from support.net_reading import BURST, MERGEABLE, SIZE, Wire, copy, done, driven, header
 
 from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.netdev import Read, burst_copier, burst_reader
@@ -21,38 +17,12 @@ from vfiouser_virtio.devices.net_read import ReadingReceiver
 from vfiouser_virtio.devices.net_receive import Receiver
 from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, HDR_HASH_CODEC, CtrlRx, HdrFlags, NetFeature
-from vfiouser_virtio.testing.driver import Driver, running
+from vfiouser_virtio.testing.driver import running
 from vfiouser_virtio.virtio import Offer
 
-SIZE = HDR_CODEC.size
-BURST = 64
-MERGEABLE = NetFeature.MRG_RXBUF.mask
 FILTERS = mask_of((NetFeature.CTRL_VQ, NetFeature.CTRL_RX, NetFeature.CTRL_VLAN))
 OFFLOADS = mask_of((NetFeature.GUEST_CSUM, NetFeature.GUEST_TSO4))
 rings = pytest.mark.parametrize("ring", [0, Feature.RING_PACKED.mask], ids=["split", "packed"])
-
-
-class Wire:
-    """A socket that is read as an interface is: a frame with its header for each read, and the rest of it is lost."""
-
-    def __init__(self) -> None:
-        self._host, self.guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.guest.setblocking(False)
-        self.scratch = memoryview(bytearray(1 << 17))
-
-    def send(self, *frames: bytes, offload: Offload | None = None) -> None:
-        """``num_buffers`` is not written by a kernel: it must not be what the driver sees."""
-        for frame in frames:
-            self._host.send(HDR_CODEC.pack(*(offload or (0,) * 6)[:6], 0xAAAA) + frame)
-
-    def read(self, net: Net, limit: int = BURST, size: int = SIZE) -> Read | None:
-        reader = burst_reader(net.receiver)
-        assert reader is not None
-        return reader(self.guest.fileno(), size, limit, self.scratch)
-
-    def close(self) -> None:
-        self._host.close()
-        self.guest.close()
 
 
 @pytest.fixture
@@ -60,32 +30,6 @@ def wire() -> Iterator[Wire]:
     made = Wire()
     yield made
     made.close()
-
-
-@asynccontextmanager
-async def driven(net: Net, features: int = MERGEABLE) -> AsyncIterator[Driver]:
-    """With a driver whose memory has been looked at."""
-    packed = bool(features & Feature.RING_PACKED.mask)
-    assert isinstance(net.netdev, Cable)
-    async with running(net, features=features, offer=Offer(packed=packed)) as driver:
-        tokens = add(driver, 1526, 1526)
-        await net.netdev.deliver(a_frame(60))
-        await driver.wait(RX, tokens[0])
-        await net.netdev.deliver(a_frame(60))
-        await driver.wait(RX, tokens[1])
-        yield driver
-
-
-def header(offload: Offload | None = None) -> bytes:
-    return HDR_CODEC.pack(*(offload or (0,) * 6)[:6], 1)
-
-
-def done(read: Read | None, frames: int, octets: int) -> bool:
-    """Whether that was all that was to be read, and nothing was left."""
-    assert read is not None
-    assert read.room
-    assert (read.frames, read.octets) == (frames, octets)
-    return read.left is None and isinstance(read.end, BlockingIOError)
 
 
 @rings
@@ -317,18 +261,6 @@ async def test_the_error_of_a_read_ends_the_burst(wire: Wire) -> None:
 
 
 # ---- frames that lie in memory ---------------------------------------------------------------------------------------
-
-
-def copy(net: Net, *frames: bytes) -> int:
-    """With something between them, as on a wire."""
-    copier = burst_copier(net.receiver)
-    assert copier is not None
-    spans, at = [], 0
-    for frame in frames:
-        at += 4
-        spans.append((at, len(frame)))
-        at += len(frame)
-    return copier(memoryview(b"".join(b"\xff" * 4 + frame for frame in frames)), spans)
 
 
 @rings

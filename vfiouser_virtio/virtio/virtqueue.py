@@ -157,6 +157,9 @@ class Virtqueue(CoalescedQueue):
         if burst:
             if len(burst[0].layout) != 4 or (len(burst) == 1 and not ring.has_available()):
                 return None  # one alone is as quick
+            for chain in burst:
+                if chain.stale and chain.is_unmapped():
+                    return None  # it waits for its memory; taken anew, it would be the driver's mistake
             while burst and ring.undo_pop(burst[-1]):
                 burst.pop()
             if burst:

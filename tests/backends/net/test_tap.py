@@ -20,7 +20,7 @@ from vfiouser_virtio.errors import ConfigError, DeviceError
 from vfiouser_virtio.protocols import tun
 from vfiouser_virtio.protocols.virtio.features import mask_of
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, GsoType, HdrFlags, NetFeature
-from vfiouser_virtio.testing.driver import running
+from vfiouser_virtio.testing.driver import NEEDS_RESET, running
 
 GUEST_MAC = bytes.fromhex("525400123456")
 HOST, GUEST = "192.0.2.1", "192.0.2.2"
@@ -196,6 +196,29 @@ async def test_an_interface_that_is_deleted(namespace: NetNamespace, tap: TapNet
             await tap.wait_link()
     assert tap.put(frame_of(bytes(60)))
     assert tap.counters.tx_drops.by_reason == {Drop.NO_PEER: 1}
+
+
+@pytest.mark.parametrize("hashes", [False, True], ids=["nothing is read", "a frame was read"])
+async def test_an_interface_that_is_deleted_while_the_driver_has_no_buffers(
+    namespace: NetNamespace, tap: TapNetdev, mock_clock: trio.testing.MockClock, hashes: bool
+) -> None:
+    """With hashes, frames are not read to where the driver wants them, and one waits for its buffers."""
+    net = Net(netdev=tap, hash=hashes)
+    features = mask_of((NetFeature.STATUS, *([NetFeature.HASH_REPORT] if hashes else [])))
+    async with running(net, features=features) as driver:
+        with host_socket(namespace) as host:
+            host.sendto(b"x", (GUEST, PORT))
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        namespace.ip("link del tap7")
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert tap.link
+        mock_clock.jump(2)
+        await driver.wait_config_interrupt()
+        assert not tap.link
+        assert driver.status & NEEDS_RESET == 0
+        mock_clock.jump(2)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert bool(tap.counters.rx_packets) is hashes  # taken by the device, which has no link
 
 
 @pytest.mark.parametrize("queues", [1, 2])

@@ -28,6 +28,8 @@ _QUIET = {errno.EIO}
 _BURST, _ROOM = 64, 128 << 10
 # Bursts that are read into a buffer of ours after a frame that was too long for the driver's: the next ones may be too.
 _AFTER_LONG = 16
+# Seconds that a driver without buffers is waited for without a look at whether the interface is still there.
+_LOOK = 1.0
 # Frames that are thrown away at once; Linux keeps 1000 of a TAP interface.
 _MAX_DRAIN = 4096
 
@@ -134,7 +136,7 @@ class TapQueue:
             elif not done.room:
                 # None of one piece, it may be: then there is room at once, and it is for `put` to say what that is.
                 elsewhere, waited = int(waited), True
-                await device.wait_room()
+                await self._wait_for_room(device)
                 continue
             else:
                 waited, end = False, done.end
@@ -152,9 +154,8 @@ class TapQueue:
             elif end.errno == errno.EINVAL:  # one of a tunnel that is left of a driver that took them
                 counters.rx_drops.add(Drop.NO_DRIVER)
                 await trio.lowlevel.checkpoint()
-            else:  # EBADFD: the interface was deleted
-                self.netdev.log.once(end.errno, "%s: %s", self.netdev.describe(), end.strerror)
-                self.netdev.set_link(False)
+            else:
+                self._is_gone(end)
                 return False
 
     async def _hand_on(self, frames: Sequence[Frame], device: FrameSink, put: PutBurst) -> None:
@@ -166,9 +167,27 @@ class TapQueue:
                 counters.rx_bytes += sum(map(LENGTH, frames[taken : taken + count]))
                 taken += count
                 if taken < len(frames):
-                    await device.wait_room()
+                    await self._wait_for_room(device)
         finally:  # its driver may leave meanwhile
             counters.rx_drops.add(Drop.DRIVER_LEFT, len(frames) - taken)
+
+    async def _wait_for_room(self, device: FrameSink) -> None:
+        """Or until the interface is found to be gone: with the link down, the device takes what is left, and drops it.
+
+        Its driver may have no buffers for as long as it likes, and meanwhile nothing is read, which would tell.
+        """
+        with trio.move_on_after(_LOOK) as waiting:
+            await device.wait_room()
+        if waiting.cancelled_caught and self.attached and self._fd >= 0:
+            try:
+                fcntl.ioctl(self._fd, tun.TUNGETIFF, bytes(tun.IFREQ_CODEC.size))
+            except OSError as error:
+                self._is_gone(error)
+
+    def _is_gone(self, error: OSError) -> None:
+        """EBADFD: the interface was deleted."""
+        self.netdev.log.once(error.errno, "%s: %s", self.netdev.describe(), error.strerror)
+        self.netdev.set_link(False)
 
     def _read(self) -> tuple[list[Frame], OSError | None]:
         """What the host has sent, as far as `_BURST` and the buffer go, and how it ended: see `Read`."""
