@@ -15,7 +15,7 @@ from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
 from vfiouser_virtio.backends.net.netdev import Does
 from vfiouser_virtio.devices.net import Net
-from vfiouser_virtio.devices.net_receive import STUCK
+from vfiouser_virtio.devices.net_receive import MAX_SPREAD, STUCK
 from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, HDR_HASH_CODEC, GsoType, HdrFlags, NetFeature
 from vfiouser_virtio.testing.driver import Driver, running
@@ -194,6 +194,27 @@ async def test_a_frame_that_all_buffers_together_are_too_small_for_is_dropped_at
         await cable.deliver(a_frame(400), a_frame(200))
         assert b"".join(await received(driver, *tokens[:3]))[12:] == a_frame(200)
         assert net.receiver.queues[0].drop_overruns == 1
+
+
+@pytest.mark.parametrize("bursts", [False, True], ids=["alone", "in a burst"])
+async def test_a_frame_is_spread_over_so_many_buffers_and_no_more(bursts: bool) -> None:
+    """Where there are many that are too small, each one that is added would have all of them taken anew."""
+    net = Net(netdev=Cable())
+    net.resize_queues(2 * MAX_SPREAD)
+    size, header = 20, HDR_CODEC.size
+    longest = MAX_SPREAD * size - header
+    async with running(net, features=MERGEABLE) as driver:
+        tokens = add(driver, *[size] * (2 * MAX_SPREAD))
+        await trio.testing.wait_all_tasks_blocked()
+        device = net.receiver
+        for length, delivered in ((longest + 1, 0), (longest, 1), (longest + 1, 1)):
+            frame = frame_of(a_frame(length))
+            assert device.put_burst([frame]) if bursts else device.put(frame)
+            assert net.receiver.queues[0].packets == delivered
+        assert net.receiver.queues[0].drop_overruns == 2
+        data = b"".join(await received(driver, *tokens[:MAX_SPREAD]))
+        assert data == HDR_CODEC.pack(0, 0, 0, 0, 0, 0, MAX_SPREAD) + a_frame(longest)
+        assert unused(driver, *tokens[MAX_SPREAD:])
 
 
 @both_memories

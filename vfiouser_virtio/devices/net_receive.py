@@ -31,6 +31,12 @@ STUCK = 1.0
 
 Then it is dropped: a driver that has no more of them, and waits for that packet, would stop the network for good.
 """
+MAX_SPREAD = 1024
+"""Buffers that one frame is spread over: QEMU's limit, with which they have 64 bytes each for the longest frame.
+
+A driver of 5000 buffers with room for a header alone had each of its notifications take all of them, and give them
+back, for 50 ms in which no other device was served.
+"""
 _NO_LIMIT = 1 << 32
 # What a filter looks at: addresses, type, VLAN.
 _HEAD = struct.Struct("16s")
@@ -305,7 +311,7 @@ class Receiver:
             return False
         room = 0
         while room < total:
-            if end == len(buffers) and not singles.more(_SPREAD):
+            if end - begin == MAX_SPREAD or (end == len(buffers) and not singles.more(_SPREAD)):
                 return False
             room += buffers[end][2]
             end += 1
@@ -425,7 +431,8 @@ class Receiver:
         """Over as many buffers as it takes (5.1.9.4.1): all but the last full, and shown to the driver together."""
         queue, total = receiveq.queue, frame.length + self._size
         chains, room = [first], first.room
-        while room < total and self._mergeable:
+        most = min(queue.size, MAX_SPREAD)
+        while room < total and self._mergeable and len(chains) < most:
             if chains[-1].room < self._size:
                 raise GuestError(
                     f"a receive buffer of {chains[-1].room:#x} bytes has no room for a header of {self._size:#x}"
@@ -438,7 +445,7 @@ class Receiver:
         if room < total:
             for chain in reversed(chains):
                 queue.put_back(chain)
-            if self._mergeable and len(chains) < queue.size and not self._gave_up:
+            if self._mergeable and len(chains) < most and not self._gave_up:
                 self._lacking = queue, len(chains) + 1
                 return False
             self._gave_up = False
@@ -447,12 +454,12 @@ class Receiver:
             self.drops.add(Drop.SMALL_BUFFERS)
             self.log.once(
                 "receive buffers too small",
-                "a frame of %#x bytes is dropped: the driver has %d receive buffers for it, of %#x bytes together, and "
-                "its header takes %#x",
+                "a frame of %#x bytes is dropped: with its header it takes %#x, and %d receive buffers of the driver "
+                "have %#x together",
                 frame.length,
+                total,
                 len(chains),
                 room,
-                self._size,
             )
             return True
         self._gave_up = False
