@@ -36,15 +36,16 @@ class SeenChain:
 
     def peek(self, count: int = MAX_PEEK) -> bytes:
         """The first ``count`` bytes that the device reads; fewer where they cannot be had at once."""
-        data = b""
+        pieces = []
         for address, length in self.readable:
-            if len(data) >= count:
+            if count <= 0:
                 break
-            piece = look(self.memory, address, min(length, count - len(data)))
+            piece = look(self.memory, address, min(length, count))
             if piece is None:
                 break
-            data += piece
-        return data
+            pieces.append(piece)
+            count -= len(piece)
+        return b"".join(pieces)
 
 
 def look(memory: Memory, address: int, length: int) -> bytes | None:

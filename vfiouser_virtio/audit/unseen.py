@@ -135,20 +135,6 @@ UNSEEN: list[Unseen] = [
         ),
     ),
     Unseen(
-        "5.1.9.2.1 Packet Transmission",
-        _LATER,
-        (
-            "With NEEDS_CSUM, the checksum is that of the pseudo header, csum_start and csum_offset are right.",
-            "The checksums before csum_start are valid.",
-            "With GUEST_HDRLEN, hdr_len is the length of the headers.",
-            "With HOST_ECN, a packet with ECN has that bit in gso_type.",
-            "The bit of UDP tunnels is that of the inner header.",
-            "outer_th_offset and inner_nh_offset are those of the headers.",
-            "The outer UDP checksum is 0 or valid, or of the pseudo header with UDP_TUNNEL_CSUM.",
-            "A bit of UDP tunnels is not set together with UDP.",
-        ),
-    ),
-    Unseen(
         "5.1.9.4.2 Processing of Incoming Packets",
         _MIND,
         (

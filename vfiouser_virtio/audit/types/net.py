@@ -5,15 +5,10 @@ from vfiouser_virtio.audit.findings import Findings
 from vfiouser_virtio.audit.rule import must, should
 from vfiouser_virtio.audit.types.base import RequestWatch
 from vfiouser_virtio.audit.types.net_commands import CommandWatch
-from vfiouser_virtio.protocols.virtio.net import (
-    GSO_UDP_TUNNEL,
-    HDR_CODEC,
-    MAX_MTU,
-    GsoType,
-    HdrFlags,
-    NetFeature,
-    hdr_size,
-)
+from vfiouser_virtio.audit.types.net_frame import FrameWatch
+from vfiouser_virtio.audit.types.net_header import HeaderWatch
+from vfiouser_virtio.backends.net.frame import Offload
+from vfiouser_virtio.protocols.virtio.net import MAX_MTU, GsoType, NetFeature, hdr_codec, hdr_size
 from vfiouser_virtio.virtio import DeviceCore
 
 _SEND = "5.1.9.2.1 Packet Transmission"
@@ -24,41 +19,6 @@ HEADER = must(
     "net/header", _SEND, "A packet has a header of the size that was negotiated.", "packets shorter than that"
 )
 NUM_BUFFERS = must("net/num-buffers", _SEND, "num_buffers of a packet is 0.", "the header of each packet")
-FLAGS = must("net/flags", _SEND, "Without CSUM, flags of a packet are 0.", "the header of each packet")
-GSO = {
-    kind: must(
-        f"net/gso-{kind.name.lower().replace('_', '-')}",
-        _SEND,
-        f"gso_type is {kind.name} only where {feature.name} was negotiated.",
-        "the header of each packet",
-    )
-    for kind, feature in (
-        (GsoType.TCPV4, NetFeature.HOST_TSO4),
-        (GsoType.TCPV6, NetFeature.HOST_TSO6),
-        (GsoType.UDP, NetFeature.HOST_UFO),
-        (GsoType.UDP_L4, NetFeature.HOST_USO),
-    )
-}
-_GSO_FEATURES = {
-    GsoType.TCPV4: NetFeature.HOST_TSO4,
-    GsoType.TCPV6: NetFeature.HOST_TSO6,
-    GsoType.UDP: NetFeature.HOST_UFO,
-    GsoType.UDP_L4: NetFeature.HOST_USO,
-}
-GSO_TUNNEL = must(
-    "net/gso-tunnel",
-    _SEND,
-    "gso_type has a bit of UDP tunnels only where HOST_UDP_TUNNEL_GSO was negotiated, and one of them at most.",
-    "the header of each packet",
-)
-GSO_CSUM = must("net/gso-csum", _SEND, "A packet with a gso_type has NEEDS_CSUM.", "the header of each packet")
-GSO_SIZE = must("net/gso-size", _SEND, "A packet with a gso_type has a gso_size.", "the header of each packet")
-TUNNEL_CSUM = must(
-    "net/tunnel-csum",
-    _SEND,
-    "UDP_TUNNEL_CSUM is set only where that was negotiated, and with a bit of UDP tunnels.",
-    "the header of each packet",
-)
 MTU = must(
     "net/mtu",
     "5.1.4.2 Device configuration layout",
@@ -99,11 +59,13 @@ _GUEST_GSO = (NetFeature.GUEST_TSO4.mask | NetFeature.GUEST_TSO6.mask | NetFeatu
 
 
 class NetWatch(RequestWatch):
-    """Watch of all queues: of packets the headers."""
+    """Watch of all queues."""
 
     def __init__(self, core: DeviceCore, findings: Findings) -> None:
         super().__init__(core, findings)
         self._commands = CommandWatch(core, findings)
+        self._headers = HeaderWatch(core, findings)
+        self._frames = FrameWatch(core, findings)
         self._queued: dict[int, int] = {}
         """Packets of each transmitq that were there when the driver changed the number of pairs, and are not taken."""
 
@@ -144,8 +106,8 @@ class NetWatch(RequestWatch):
             self.broke(rule, f"queue {chain.queue}: a receive buffer of {chain.in_length:#x} bytes; {least:#x} are due")
 
     def _packet(self, chain: SeenChain) -> None:
-        features = self.core.driver_features
-        size = hdr_size(features)
+        codec = hdr_codec(self.core.driver_features)
+        size = codec.size
         where = f"queue {chain.queue}"
         number = chain.queue // 2 + 1
         earlier = self._queued.get(chain.queue, 0)
@@ -157,34 +119,17 @@ class NetWatch(RequestWatch):
         if chain.out_length < size:
             self.broke(HEADER, f"{where}: a packet of {chain.out_length:#x} bytes, its header alone has {size:#x}")
             return
-        raw = chain.peek(HDR_CODEC.size)
-        if len(raw) < HDR_CODEC.size:
+        raw = chain.peek(size)
+        if len(raw) < size:
             return  # in memory that cannot be looked at now
-        flags, gso, _, gso_size, _, _, buffers = HDR_CODEC.unpack(raw)
-        if buffers:
-            self.broke(NUM_BUFFERS, f"{where}: num_buffers {buffers:#x}")
-        if flags and not self.accepted(NetFeature.CSUM):
-            self.broke(FLAGS, f"{where}: flags {flags:#x} without CSUM")
-        self._check_gso(where, flags, gso, gso_size)
+        fields = codec.unpack(raw)
+        offload = Offload(*fields[:6], *fields[10:12])
+        if fields[6]:
+            self.broke(NUM_BUFFERS, f"{where}: num_buffers {fields[6]:#x}")
+        self._headers.header(where, offload)
+        self._frames.packet(where, chain, size, offload)
         length = chain.out_length - size
-        if not gso & ~GsoType.ECN and self.accepted(NetFeature.MTU):
+        if not offload.gso_type & ~GsoType.ECN and self.accepted(NetFeature.MTU):
             mtu = self.config("mtu", MAX_MTU)
             if length > mtu + _ETHERNET + _VLANS:
                 self.broke(MTU, f"{where}: a packet of {length:#x} bytes, mtu is {mtu:#x}")
-
-    def _check_gso(self, where: str, flags: int, gso: int, gso_size: int) -> None:
-        tunnel = gso & GSO_UDP_TUNNEL
-        kind = gso & ~GsoType.ECN & ~GSO_UDP_TUNNEL
-        if flags & HdrFlags.UDP_TUNNEL_CSUM and not (tunnel and self.accepted(NetFeature.HOST_UDP_TUNNEL_GSO_CSUM)):
-            self.broke(TUNNEL_CSUM, f"{where}: flags {flags:#x}, gso_type {gso:#x}")
-        if tunnel and (tunnel == GSO_UDP_TUNNEL or not self.accepted(NetFeature.HOST_UDP_TUNNEL_GSO)):
-            self.broke(GSO_TUNNEL, f"{where}: gso_type {gso:#x}")
-        if not kind:
-            return
-        feature = _GSO_FEATURES.get(GsoType(kind)) if kind in {*GsoType} else None
-        if feature is not None and not self.accepted(feature):
-            self.broke(GSO[GsoType(kind)], f"{where}: gso_type {gso:#x} without {feature.name}")
-        if not flags & HdrFlags.NEEDS_CSUM:
-            self.broke(GSO_CSUM, f"{where}: gso_type {gso:#x}, flags {flags:#x}")
-        if not gso_size:
-            self.broke(GSO_SIZE, f"{where}: gso_type {gso:#x}, gso_size 0")
