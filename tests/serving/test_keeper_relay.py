@@ -13,13 +13,23 @@ import pytest
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.protocols.codec import codec
-from vfiouser_virtio.protocols.vfio_user import DMA_MAP, IOEVENTFD, REGION_ACCESS, REGION_IO_FDS, Command, MessageFlags
+from vfiouser_virtio.protocols.vfio_user import (
+    DMA_MAP,
+    IOEVENTFD,
+    IRQ_SET,
+    REGION_ACCESS,
+    REGION_IO_FDS,
+    Command,
+    IrqSetFlags,
+    MessageFlags,
+)
+from vfiouser_virtio.serving.keeper.mappings import MAPPING, MAPPINGS, MOST_FILES
 from vfiouser_virtio.serving.keeper.pending import MOST_SENT
 from vfiouser_virtio.serving.keeper.relay import MOST_ASKING, MOST_WAITING, Relay, RelayError
 from vfiouser_virtio.vfio_user.wire.connection import Message, reply, request
 from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
-_MAP, _IO_FDS, _IO_FD = codec(DMA_MAP), codec(REGION_IO_FDS), codec(IOEVENTFD)
+_MAP, _IRQS, _IO_FDS, _IO_FD = codec(DMA_MAP), codec(IRQ_SET), codec(REGION_IO_FDS), codec(IOEVENTFD)
 
 
 @contextmanager
@@ -87,34 +97,106 @@ def test_a_client_that_floods_a_dead_device_waits(size: int) -> None:
             assert taken > MOST_WAITING // 2 // (len(one) + 256)
 
 
-def test_a_process_is_told_of_thousands_of_mappings_a_few_at_a_time() -> None:
-    """All at once they would be more file descriptors on their way than a process may have."""
-    count = 1000
+def told_to(relay: Relay) -> tuple[list[tuple[int, int]], int]:
+    """Command and number of file descriptors of all that a new process is told, and how many were on their way."""
     mine, device = socket.socketpair()
+    before = len(os.listdir("/proc/self/fd"))
+    relay.attach(mine)
+    process = MessageSocket(device)
+    told: list[tuple[int, int]] = []
+    most = 0
+    while True:
+        taken: list[tuple[int, int]] = []
+        with suppress(BlockingIOError):
+            while process.receive_nowait():
+                while process.connection.next():
+                    message = process.connection.message()
+                    taken.append((message.command, len(message.fds)))
+                    close_all(message.take_fds())
+        most = max(most, len(os.listdir("/proc/self/fd")) - before)
+        if not taken:
+            break
+        told += taken
+        assert not relay.was_told()
+        for command, _ in taken:
+            if command != Command.DEVICE_GET_REGION_IO_FDS:
+                process.send(reply(0, command))
+                assert relay.from_device()
+    process.close()
+    return told, most
+
+
+def test_a_process_is_told_of_all_mappings_of_a_file_in_a_few_messages() -> None:
+    """Not by one DMA_MAP and one file descriptor each: a driver behind a vIOMMU has thousands."""
     with relayed() as (relay, _client), a_file() as fd:
         relay.told.note(Command.VERSION, b"\0\0\1\0{}\0", [])
-        for number in range(count):
+        for number in range(8000):
             payload = _MAP.pack(_MAP.size, 3, 0, number * 0x2000, 0x1000)
             relay.told.note(Command.DMA_MAP, payload, [os.dup(fd)])
-        before = len(os.listdir("/proc/self/fd"))
-        relay.attach(mine)
-        process = MessageSocket(device)
-        told: list[Message] = []
-        while taken := take(process):
-            assert len(taken) <= MOST_SENT
-            assert len(os.listdir("/proc/self/fd")) <= before + 1 + MOST_SENT
-            told += taken
-            assert not relay.was_told()
-            for message in taken:
-                if message.command != Command.DEVICE_GET_REGION_IO_FDS:
-                    process.send(reply(message.id, message.command))
-                    assert relay.from_device()
-        process.close()
-        assert [message.command for message in told] == [
-            Command.VERSION,
-            *[Command.DMA_MAP] * count,
-            Command.DEVICE_GET_REGION_IO_FDS,
+        told, most = told_to(relay)
+        assert told == [
+            (Command.VERSION, 0),
+            *[(MAPPINGS, 1)] * 8,
+            (Command.DEVICE_GET_REGION_IO_FDS, 0),
         ]
+        assert most <= 2
+
+
+def test_a_process_is_told_of_mappings_of_many_files_a_few_at_a_time() -> None:
+    """All at once they would be more file descriptors on their way than a process may have."""
+    with relayed() as (relay, _client):
+        relay.told.note(Command.VERSION, b"\0\0\1\0{}\0", [])
+        for number in range(300):
+            payload = _MAP.pack(_MAP.size, 3, 0, number * 0x2000, 0x1000)
+            relay.told.note(Command.DMA_MAP, payload, [os.memfd_create("test")])
+        told, most = told_to(relay)
+        assert [files for command, files in told if command == MAPPINGS] == [*[MOST_FILES] * 4, 300 - 4 * MOST_FILES]
+        assert most <= 1 + MOST_SENT + MOST_FILES
+
+
+def test_a_process_is_told_of_neighbouring_vectors_in_one_message() -> None:
+    with relayed() as (relay, _client):
+        relay.told.note(Command.VERSION, b"\0\0\1\0{}\0", [])
+
+        def vectors(action: IrqSetFlags, index: int, start: int, count: int) -> None:
+            payload = _IRQS.pack(_IRQS.size, IrqSetFlags.DATA_EVENTFD | action, index, start, count)
+            relay.told.note(Command.DEVICE_SET_IRQS, payload, [os.eventfd(0) for _ in range(count)])
+
+        vectors(IrqSetFlags.ACTION_TRIGGER, 2, 10, 7)
+        vectors(IrqSetFlags.ACTION_TRIGGER, 2, 0, 10)
+        vectors(IrqSetFlags.ACTION_TRIGGER, 2, 30, 1)
+        vectors(IrqSetFlags.ACTION_TRIGGER, 0, 0, 1)
+        vectors(IrqSetFlags.ACTION_UNMASK, 0, 0, 1)
+        seen = []
+        for command, payload, fds in relay.told.told():
+            if command == Command.DEVICE_SET_IRQS:
+                _size, flags, index, start, count = _IRQS.unpack(payload)
+                assert len(fds) == count
+                seen.append((flags & ~IrqSetFlags.DATA_EVENTFD, index, start, count))
+        trigger, unmask = int(IrqSetFlags.ACTION_TRIGGER), int(IrqSetFlags.ACTION_UNMASK)
+        assert seen == [
+            (unmask, 0, 0, 1),
+            (trigger, 0, 0, 1),
+            (trigger, 2, 0, 16),
+            (trigger, 2, 16, 1),
+            (trigger, 2, 30, 1),
+        ]
+
+
+def test_the_keepers_own_command_is_unknown_to_clients() -> None:
+    """A client could make mappings by it that no later process is told of."""
+    with a_file() as fd, live() as (relay, client, process):
+        client.socket.send(request(1, Command.DEVICE_RESET))
+        relay.from_client()
+        socket.send_fds(client.socket, [request(2, MAPPINGS, bytes(MAPPING.sizeof()))], [fd])
+        relay.from_client()
+        client.socket.send(request(3, MAPPINGS, flags=int(MessageFlags.NO_REPLY)))
+        relay.from_client()
+        assert [message.id for message in take(process)] == [1]
+        process.send(reply(1, Command.DEVICE_RESET))
+        assert relay.from_device()
+        assert [(message.id, message.error) for message in take(client)] == [(1, 0), (2, errno.ENOSYS)]
+        assert take(process) == []
 
 
 def test_a_message_that_cannot_be_sent_is_noticed() -> None:

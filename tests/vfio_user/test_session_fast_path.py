@@ -5,6 +5,7 @@ import itertools
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
@@ -24,6 +25,7 @@ from vfiouser_virtio.vfio_user import Listener, Server
 from vfiouser_virtio.vfio_user.server import dispatch as dispatch_module
 from vfiouser_virtio.vfio_user.server import session
 from vfiouser_virtio.vfio_user.server.dispatch import WRITES_AT_ONCE, Response
+from vfiouser_virtio.vfio_user.server.session import Session
 from vfiouser_virtio.vfio_user.server.version import Negotiated
 from vfiouser_virtio.vfio_user.wire import sockets
 from vfiouser_virtio.vfio_user.wire.connection import Message
@@ -103,7 +105,6 @@ async def test_a_traced_session_takes_the_fast_path(
     device: EchoDevice,
     listener: Listener,
     connect: Connect,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is traced is what runs without a trace: `dispatch` sees no region access."""
     dispatched: list[int] = []
@@ -112,14 +113,14 @@ async def test_a_traced_session_takes_the_fast_path(
         dispatched.append(message.command)
         return dispatch_module.dispatch(device, message, negotiated)
 
-    monkeypatch.setattr(session, "dispatch", dispatch)
     seen: dict[str, list[tuple[Direction, int]]] = {}
 
     def open_trace(name: str) -> Callable[[Direction, Message], None]:
         lines = seen[f"{name} {len(seen)}"] = []
         return lambda direction, message: lines.append((direction, message.command))
 
-    nursery.start_soon(Server(device, name="blk0", open_trace=open_trace).serve, listener)
+    watched = partial(Session, handler=dispatch)
+    nursery.start_soon(Server(device, name="blk0", open_trace=open_trace, session=watched).serve, listener)
     inward, outward = Direction.CLIENT_TO_SERVER, Direction.SERVER_TO_CLIENT
     for number in range(2):
         client = connect()

@@ -1,6 +1,6 @@
 """State of a client on its server: version, memory, eventfds, which it tells only once; the next server must be told.
 
-It is bounded by what the client may have: one message a mapping, one eventfd a vector.
+It is bounded by what the client may have: `MOST_MAPS` mappings, one eventfd a vector.
 """
 
 import struct
@@ -19,6 +19,8 @@ from vfiouser_virtio.protocols.vfio_user import (
     IrqSetFlags,
     PciIrq,
 )
+from vfiouser_virtio.serving.keeper.mappings import MAPPINGS, messages
+from vfiouser_virtio.vfio_user.wire.connection import MAX_MSG_FDS
 
 _DMA_MAP, _DMA_UNMAP, _IRQ_SET = codec(DMA_MAP), codec(DMA_UNMAP), codec(IRQ_SET)
 _UNMAP_ALL = int(DmaUnmapFlags.ALL)
@@ -34,7 +36,7 @@ MOST_MAPS = 65536
 """One more than what VFIO allows (dma_entry_limit)."""
 
 Told = tuple[int, bytes, list[int]]
-"""Command, payload, and file descriptors, which stay this object's."""
+"""Command (of `mappings` one), payload, and file descriptors, which stay this object's."""
 
 
 @dataclass(slots=True)
@@ -91,13 +93,27 @@ class ClientState:
         if self.version is None:
             return
         yield Command.VERSION, self.version, []
-        for _size, payload, file in self._maps.values():
-            yield Command.DMA_MAP, payload, [self._files[file].fd] if file else []
-        for (index, vector), fd in self._irqs.items():
+        for payload, fds in messages((payload, self._fd(file)) for _size, payload, file in self._maps.values()):
+            yield MAPPINGS, payload, fds
+        for index, vector, fds in self._vectors():
             flags, start = (_EVENTFD | _UNMASK, 0) if vector == _RESAMPLE else (_EVENTFD | _TRIGGER, vector)
-            yield Command.DEVICE_SET_IRQS, _IRQ_SET.pack(_IRQ_SET.size, flags, index, start, 1), [fd]
+            yield Command.DEVICE_SET_IRQS, _IRQ_SET.pack(_IRQ_SET.size, flags, index, start, len(fds)), fds
         for index, vector in self._masked:  # after the eventfds, which unmask
             yield Command.DEVICE_SET_IRQS, _IRQ_SET.pack(_IRQ_SET.size, _NONE | _MASK, index, vector, 1), []
+
+    def _vectors(self) -> list[tuple[int, int, list[int]]]:
+        """Kind and first vector of neighbours with an eventfd, as many as one message takes, and these."""
+        runs: list[tuple[int, int, list[int]]] = []
+        for (index, vector), fd in sorted(self._irqs.items()):
+            before = runs[-1] if runs else (-1, 0, [])
+            follows = vector > 0 and (index, vector) == (before[0], before[1] + len(before[2]))
+            if not follows or len(before[2]) == MAX_MSG_FDS:
+                runs.append((index, vector, []))
+            runs[-1][2].append(fd)
+        return runs
+
+    def _fd(self, file: str) -> int:
+        return self._files[file].fd if file else -1
 
     def fds(self) -> list[int]:
         """All that it owns."""

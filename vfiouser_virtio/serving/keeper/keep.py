@@ -13,11 +13,13 @@ from vfiouser_virtio.serving.child_process import Line
 from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.serving.keeper.attendant import RelayedListener, attendant
 from vfiouser_virtio.serving.keeper.keeper import Keeper
+from vfiouser_virtio.serving.keeper.mappings import dispatch_with_mappings
 from vfiouser_virtio.serving.keeper.process import ENDED, Beginning
 from vfiouser_virtio.supervision.pci import SupervisedPci, supervised
 from vfiouser_virtio.supervision.stand_in import stand_in
 from vfiouser_virtio.transports.pci import VirtioPci
 from vfiouser_virtio.vfio_user import Listener, OpenTrace, Server
+from vfiouser_virtio.vfio_user.server.session import Session
 
 HANG_AFTER_S = 3.0
 """Seconds after which a process that does not answer is killed: QEMU gives up a device that has not answered for 5."""
@@ -54,7 +56,7 @@ class ServeDevice(Protocol):
 
 def engine_of_device(*, write_multiple: bool, open_trace: OpenTrace | None) -> VfioUserEngine:
     """What speaks the protocol in a device's process: without sockets that the keeper does not see."""
-    server = partial(Server, twin_socket=False)
+    server = partial(Server, twin_socket=False, session=partial(Session, handler=dispatch_with_mappings))
     return VfioUserEngine(write_multiple=write_multiple, open_trace=open_trace, server=server)
 
 

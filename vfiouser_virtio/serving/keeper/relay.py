@@ -33,6 +33,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     MessageFlags,
 )
 from vfiouser_virtio.serving.keeper.client_state import ClientState
+from vfiouser_virtio.serving.keeper.mappings import MAPPINGS
 from vfiouser_virtio.serving.keeper.pending import PendingRequest, PendingRequests
 from vfiouser_virtio.transports.pci import VIRTIO_BAR
 from vfiouser_virtio.vfio_user.wire.connection import MAX_MSG_FDS, Message, error_reply, name_of, request
@@ -164,15 +165,22 @@ class Relay:
     def _ask(self, message: Message) -> None:
         flags = message.flags
         quiet = not message.wants_reply
+        if message.command == MAPPINGS:  # the keeper's own: to the client it is unknown
+            close_all(message.take_fds())
+            self._refuse(message, errno.ENOSYS)
+            return
         if message.fds_lost or len(message.fds) > MAX_MSG_FDS or not room_for(message.fds):
             close_all(message.take_fds())
             self._log.once("fds", "%s: refused, there is no room for its file descriptors", name_of(message.command))
-            if not quiet:
-                answer = error_reply(message.id, message.command, errno.EMFILE)
-                self._put(PendingRequest(message.id, message.command, answer, [], quiet=False, refused=True))
+            self._refuse(message, errno.EMFILE)
             return
         data = request(message.id, message.command, message.body, flags & ~_NO_REPLY)
         self._put(PendingRequest(message.id, message.command, data, message.take_fds(), quiet))
+
+    def _refuse(self, message: Message, number: int) -> None:
+        if message.wants_reply:
+            answer = error_reply(message.id, message.command, number)
+            self._put(PendingRequest(message.id, message.command, answer, [], quiet=False, refused=True))
 
     def _put(self, asked: PendingRequest) -> None:
         self._asked.put(asked)
@@ -243,7 +251,8 @@ class Relay:
             raise RelayError(f"{name_of(message.command)}: a reply with id {message.id:#x}, which was not asked for")
         failed = bool(message.flags & _ERROR)
         if failed and waiting is self._telling:
-            self._log.error("%s of before could not be repeated", name_of(asked.command))
+            what = "DMA_MAP" if asked.command == MAPPINGS else name_of(asked.command)
+            self._log.error("%s of before could not be repeated", what)
         if asked.ours:
             if asked.command == Command.DEVICE_GET_REGION_IO_FDS and not failed:
                 self._learn_queues(message)

@@ -41,7 +41,7 @@ from vfiouser_virtio.protocols.vfio_user import (
 from vfiouser_virtio.turns import turns
 from vfiouser_virtio.vfio_device import AnswerLater, Hold, PciRegion, VfioDevice
 from vfiouser_virtio.vfio_user.server.backlog import Backlog
-from vfiouser_virtio.vfio_user.server.dispatch import Response, check_region_data, dispatch, late_access
+from vfiouser_virtio.vfio_user.server.dispatch import Handler, Response, check_region_data, dispatch, late_access
 from vfiouser_virtio.vfio_user.server.dma_proxy import DmaProxy
 from vfiouser_virtio.vfio_user.server.version import Negotiated, negotiate
 from vfiouser_virtio.vfio_user.wire.connection import (
@@ -84,7 +84,7 @@ class Session:
     ``write_multiple`` and ``twin_socket`` are offered to a client that can use them.
 
     ``lingers``: whether to block for a moment where the next message is likely to come at once; of no use for a client
-    that is a task of the same loop.
+    that is a task of the same loop. ``handler`` carries out what is no plain access of a region.
 
     After `run`, ``client`` says whether `VfioDevice.connected` was called, so that `VfioDevice.disconnected` is due,
     and ``hold`` is what the last reply was still waiting for.
@@ -101,6 +101,7 @@ class Session:
         twin_socket: bool = True,
         trace: Trace | None = None,
         lingers: bool = True,
+        handler: Handler = dispatch,
     ) -> None:
         self.client: DmaProxy | None = None
         self.hold: Hold | None = None
@@ -109,6 +110,7 @@ class Session:
         self._twin_socket = twin_socket
         self._trace = trace
         self._lingers = lingers
+        self._handler = handler
         self._client_name = client_name
         self._main = MessageSocket(sock)
         self._twin: MessageSocket | None = None
@@ -345,7 +347,7 @@ class Session:
             if begins:
                 self._negotiate(message)
                 return None
-            answer = dispatch(self._device, message, self._negotiated)
+            answer = self._handler(self._device, message, self._negotiated)
         except Exception as error:
             self._refuse(message.id, message.command, message.flags, error)
             if isinstance(error, PeerError) and error.fatal:
