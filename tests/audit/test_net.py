@@ -1,28 +1,34 @@
 """Each rule about packets and commands is found broken by a driver that breaks it, and no other rule is."""
 
 import struct
+from collections.abc import Sequence
 
 import pytest
 from support.audit_cases import CASES, breaks, check
 from support.bad_driver import BadDriver, bad_driver
 
 from vfiouser_virtio.devices.net import Net
+from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio.features import mask_of
 from vfiouser_virtio.protocols.virtio.net import (
     HDR_CODEC,
+    QUEUE_STATS,
     CtrlClass,
     CtrlMac,
     CtrlMq,
     CtrlNotfCoal,
     CtrlRx,
+    CtrlStats,
     GsoType,
     NetFeature,
+    StatsType,
     hdr_size,
 )
 from vfiouser_virtio.virtio import Device, Offer
 
 FRAME = bytes(60)
 CONTROLQ = 4
+QUEUE_STATS_CODEC = codec(QUEUE_STATS)
 _GSO = mask_of(
     feature
     for feature in NetFeature
@@ -177,8 +183,15 @@ async def _pairs(driver: BadDriver) -> None:
     await command(driver, CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET, b"\3\0")
 
 
-def rss(types: int, mask: int) -> bytes:
-    return struct.pack("<IHH", types, mask, 0) + bytes(2 * (mask + 1)) + struct.pack("<HB", 2, 40) + bytes(40)
+@breaks("net/pairs-unconfigured", net)
+async def _unconfigured(driver: BadDriver) -> None:
+    driver.start(queues=(0, 1, 2, CONTROLQ))
+    await command(driver, CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET, b"\2\0")
+
+
+def rss(types: int, mask: int, table: Sequence[int] = ()) -> bytes:
+    entries = struct.pack(f"<{mask + 1}H", *(table or [0] * (mask + 1)))
+    return struct.pack("<IHH", types, mask, 0) + entries + struct.pack("<HB", 2, 40) + bytes(40)
 
 
 @breaks("net/rss-negotiated", net)
@@ -199,6 +212,12 @@ async def _rss_types(driver: BadDriver) -> None:
     await command(driver, CtrlClass.MQ, CtrlMq.RSS_CONFIG, rss(1 << 31, 0))
 
 
+@breaks("net/rss-queues", net)
+async def _rss_queues(driver: BadDriver) -> None:
+    start(driver)
+    await command(driver, CtrlClass.MQ, CtrlMq.RSS_CONFIG, rss(0, 1, [1, 2]))
+
+
 @breaks("net/offloads", net)
 async def _offloads(driver: BadDriver) -> None:
     start(driver, without=mask_of((NetFeature.GUEST_UFO,)))
@@ -215,6 +234,43 @@ async def _coalescing(driver: BadDriver) -> None:
 async def _coalescing_queue(driver: BadDriver) -> None:
     start(driver)
     await command(driver, CtrlClass.NOTF_COAL, CtrlNotfCoal.VQ_SET, struct.pack("<HHII", CONTROLQ, 0, 1, 1))
+
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+
+_RX, _TX, _CVQ = (1 << kind for kind in (StatsType.RX_BASIC, StatsType.TX_BASIC, StatsType.CVQ))
+# Of an answer to GET: the acknowledgement, and statistics of these sizes, each with a header.
+ROOM = 1 + 2 * 8 + 48 + 16
+
+
+async def query(driver: BadDriver) -> None:
+    await driver.request(CONTROLQ, [bytes([CtrlClass.STATS, CtrlStats.QUERY])], [1, 8])
+
+
+async def get(driver: BadDriver, *wanted: tuple[int, int], room: int = ROOM) -> None:
+    data = b"".join(QUEUE_STATS_CODEC.pack(index, bytes(6), types) for index, types in wanted)
+    await driver.request(CONTROLQ, [bytes([CtrlClass.STATS, CtrlStats.GET]) + data], [1, room - 1])
+
+
+@breaks("net/stats-queried", net)
+async def _not_queried(driver: BadDriver) -> None:
+    start(driver)
+    await get(driver, (0, _RX))
+
+
+@breaks("net/stats-queue", net)
+async def _of_another_queue(driver: BadDriver) -> None:
+    start(driver)
+    await query(driver)
+    await get(driver, (0, _TX))
+
+
+@breaks("net/stats-room", net)
+async def _no_room(driver: BadDriver) -> None:
+    start(driver)
+    await query(driver)
+    # The longer one may come last.
+    await get(driver, (0, _RX), (CONTROLQ, _CVQ), room=1 + 2 * 8 + 16 - 1)
 
 
 RULES_HERE = [rule for rule, (case, _) in CASES.items() if case.__module__ == __name__]
@@ -267,3 +323,50 @@ async def test_of_a_table_that_is_longer_than_what_is_looked_at_nothing_is_said(
         table = struct.pack("<I", 11_000) + bytes(6 * 11_000) + bytes(4)
         await command(driver, CtrlClass.MAC, CtrlMac.TABLE_SET, table)
         assert driver.broken == {}
+
+
+async def test_statistics_that_were_queried_are_no_finding() -> None:
+    async with bad_driver(*net()) as driver:
+        start(driver)
+        await query(driver)
+        await get(driver, (3, _TX), (CONTROLQ, _CVQ))
+        await get(driver, (2, _RX), (CONTROLQ, _CVQ), room=1 + 2 * 8 + 16)  # the headers, whatever the order is
+        start(driver)
+        await get(driver, (0, _RX))
+        assert driver.broken == {}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rule"),
+    [
+        ((0, 1 << StatsType.RX_SPEED), "net/stats-queried"),
+        ((5, _TX), "net/stats-queue"),
+        ((1, _CVQ), "net/stats-queue"),
+    ],
+)
+async def test_statistics_that_the_device_or_the_queue_does_not_have(wanted: tuple[int, int], rule: str) -> None:
+    async with bad_driver(*net()) as driver:
+        start(driver)
+        await query(driver)
+        await get(driver, wanted)
+        assert set(driver.broken) == {rule}
+
+
+async def test_a_query_that_a_reset_took_back_has_told_of_nothing() -> None:
+    async with bad_driver(*net()) as driver:
+        start(driver)
+        controlq = driver.function.core.queues[CONTROLQ]
+        driver.add(CONTROLQ, [bytes([CtrlClass.STATS, CtrlStats.QUERY])], [1, 8])
+        controlq.fill_nowait()
+        start(driver)
+        await get(driver, (0, _RX))
+        assert set(driver.broken) == {"net/stats-queried"}
+
+
+async def test_what_follows_the_entries_of_an_indirection_table_is_none() -> None:
+    async with bad_driver(*net()) as driver:
+        start(driver)
+        await command(driver, CtrlClass.MQ, CtrlMq.RSS_CONFIG, rss(0, 3, [1, 0, 1, 0]))
+        assert driver.broken == {}
+        await command(driver, CtrlClass.MQ, CtrlMq.RSS_CONFIG, rss(0, 1, [0, 0x8001]))  # with the reserved bit
+        assert set(driver.broken) == {"net/rss-queues"}

@@ -392,6 +392,27 @@ async def _suspend_notify(driver: BadDriver) -> None:
     driver.notify(0)
 
 
+@breaks("suspend/available", _suspendable)
+async def _suspend_available(driver: BadDriver) -> None:
+    driver.start()
+    await suspend_and_resume(driver, meanwhile=1)
+
+
+async def suspend_and_resume(driver: BadDriver, *, meanwhile: int) -> None:
+    """With so many buffers made available in between; before it there is one that the device has not taken."""
+    driver.add(0, [bytes(16)], [1])
+    driver.set("device_status", _SUSPENDS)
+    await driver.settle()
+    driver.get("device_status")
+    for _ in range(meanwhile):
+        driver.add(0, [bytes(16)], [1])
+    driver.set("device_status", DRIVER_OK)
+    await driver.settle()
+    driver.get("device_status")
+    driver.notify(0)
+    await driver.settle()
+
+
 @breaks("suspend/config-write", _suspendable)
 async def _suspend_config(driver: BadDriver) -> None:
     driver.start()
@@ -408,6 +429,17 @@ async def _resume(driver: BadDriver) -> None:
     driver.get("device_status")
     driver.set("device_status", DRIVER_OK)
     driver.notify(0)
+
+
+@pytest.mark.parametrize("meanwhile", [0, 1, 7])
+@pytest.mark.parametrize("packed", [False, True])
+async def test_buffers_of_a_suspended_device(packed: bool, meanwhile: int) -> None:
+    async with bad_driver(Blk(size=1 << 20), Offer(suspend=True, packed=packed, poll="off")) as driver:
+        driver.start()
+        for _ in range(5):  # the ring's end comes in between
+            await driver.request(0, [bytes(16)], [1])
+        await suspend_and_resume(driver, meanwhile=meanwhile)
+        assert set(driver.broken) == ({"suspend/available"} if meanwhile else set())
 
 
 # ---- the device's configuration -------------------------------------------------------------------------------------

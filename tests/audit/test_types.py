@@ -2,6 +2,7 @@
 
 import struct
 import tracemalloc
+from collections.abc import Sequence
 
 import pytest
 from support.audit_cases import CASES, breaks, check
@@ -16,7 +17,7 @@ from vfiouser_virtio.devices.console import Console
 from vfiouser_virtio.devices.input import Input
 from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.memory import HotRegion
-from vfiouser_virtio.protocols.virtio.balloon import BalloonFeature
+from vfiouser_virtio.protocols.virtio.balloon import BalloonFeature, CommandId
 from vfiouser_virtio.protocols.virtio.blk import REQUEST_HEADER_CODEC, SEGMENT_CODEC, RequestType
 from vfiouser_virtio.protocols.virtio.console import Event
 from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK
@@ -124,6 +125,45 @@ async def _status(driver: BadDriver) -> None:
     await driver.request(1, [bytes(4)])
 
 
+SELECT, SUBSEL, SIZE, UNION = 0, 1, 2, 8
+
+
+def select(driver: BadDriver, *fields: int) -> None:
+    for field in fields:
+        driver.set_config(field, 1, 1)
+
+
+@breaks("input/query", lambda: (Input(), QUIET))
+def _query(driver: BadDriver) -> None:
+    driver.start(queues=(0, 1))
+    select(driver, SUBSEL, SELECT)
+    driver.config(SIZE, 1)
+    select(driver, SELECT)
+    driver.config(SIZE, 1)
+
+
+async def test_an_input_device_is_queried_once_both_are_written() -> None:
+    async with bad_driver(Input(), QUIET) as driver:
+        driver.start(queues=(0, 1))
+        for order in ((SELECT, SUBSEL), (SUBSEL, SELECT), (SELECT, SELECT, SUBSEL)):
+            select(driver, *order)
+            for field in (SELECT, SIZE, UNION, UNION + 1, SIZE):
+                driver.config(field, 1)
+        assert driver.broken == {}
+
+
+@pytest.mark.parametrize("fields", [(), (SELECT,), (SUBSEL,)])
+async def test_after_a_reset_nothing_is_selected(fields: Sequence[int]) -> None:
+    async with bad_driver(Input(), QUIET) as driver:
+        driver.start(queues=(0, 1))
+        select(driver, SELECT, SUBSEL)
+        driver.config(SIZE, 1)
+        driver.start(queues=(0, 1))
+        select(driver, *fields)
+        driver.config(UNION, 1)
+        assert set(driver.broken) == {"input/query"}
+
+
 # ---- console --------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +239,31 @@ async def _hint(driver: BadDriver) -> None:
     start_balloon(driver)
     await driver.request(3, [bytes(8)])
     driver.function.core.queues[3].fill_nowait()
+
+
+@breaks("balloon/hint-start", balloon)
+async def _hint_start(driver: BadDriver) -> None:
+    start_balloon(driver)
+    await hint(driver, [], [4096])
+
+
+async def hint(driver: BadDriver, out: Sequence[bytes], in_: Sequence[int] = ()) -> None:
+    """A buffer in free_page_vq; the device looks at it."""
+    await driver.request(3, out, in_)
+    driver.function.core.queues[3].fill_nowait()
+
+
+async def test_hints_between_an_id_and_stop_are_no_finding() -> None:
+    async with bad_driver(*balloon()) as driver:
+        start_balloon(driver)
+        identity, stop = struct.pack("<I", 2), struct.pack("<I", CommandId.STOP)
+        await hint(driver, [identity])
+        await hint(driver, [], [4096])
+        await hint(driver, [], [4096])
+        await hint(driver, [stop])
+        assert driver.broken == {}
+        await hint(driver, [], [4096])
+        assert set(driver.broken) == {"balloon/hint-start"}
 
 
 @breaks("balloon/hint-once", balloon)

@@ -51,7 +51,7 @@ def document() -> str:
     lines += [
         "## Rules",
         "",
-        f"{len(RULES)} rules, {musts} of them MUST; {unseen} more are below, which no device sees, or not yet. Where a",
+        f"{len(RULES)} rules, {musts} of them MUST; {unseen} more are below, which no device sees. Where a",
         'section has "(prose)", the sentence is outside of its normative part.',
         "",
     ]

@@ -9,6 +9,7 @@ from vfiouser_virtio.audit.common_cfg import CommonCfgWatch
 from vfiouser_virtio.audit.config import ConfigWatch
 from vfiouser_virtio.audit.features import FeatureWatch
 from vfiouser_virtio.audit.findings import AuditLog, BrokenRule, Findings
+from vfiouser_virtio.audit.input_query import InputQueryWatch
 from vfiouser_virtio.audit.notifications import NotifyWatch
 from vfiouser_virtio.audit.pci_config import PciConfigWatch
 from vfiouser_virtio.audit.queues import QueueWatch
@@ -17,8 +18,9 @@ from vfiouser_virtio.audit.suspend import SuspendWatch
 from vfiouser_virtio.audit.types import request_watch
 from vfiouser_virtio.audit.vectors import VectorWatch
 from vfiouser_virtio.audit.virtqueue import AuditedVirtqueue
-from vfiouser_virtio.audit.watch import Watches
+from vfiouser_virtio.audit.watch import Watch, Watches
 from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.protocols.virtio.ids import DeviceId
 from vfiouser_virtio.protocols.virtio.pci import COMMON_CFG_OFFSETS
 from vfiouser_virtio.transports.pci import DEVICE, ISR, NOTIFY, VIRTIO_BAR, VirtioPci
 from vfiouser_virtio.vfio_device import AnswerLater, Buffer, Hold, IoEventFd, PciRegion
@@ -43,7 +45,10 @@ class AuditedVirtioPci(VirtioPci):
         for queue in self.core.queues:
             assert isinstance(queue, AuditedVirtqueue)
             queue.watch_with(findings, self._requests)
-        kinds = (StatusWatch, FeatureWatch, QueueWatch, VectorWatch, NotifyWatch, SuspendWatch, ConfigWatch)
+        kinds: list[type[Watch]] = [StatusWatch, FeatureWatch, QueueWatch, VectorWatch, NotifyWatch]
+        kinds += [SuspendWatch, ConfigWatch]
+        if device.device_id == DeviceId.INPUT:
+            kinds.append(InputQueryWatch)
         self._watches = Watches([kind(self, findings) for kind in kinds])
         self._common_watch = CommonCfgWatch(self._watches, findings)
         self._config_watch = PciConfigWatch(self, VIRTIO_BAR, findings)

@@ -129,6 +129,15 @@ class PackedWatch:
             position = (position + 1) % (2 * self._size)
         return count
 
+    def end(self, parts: list[memoryview], position: int) -> int:
+        """Where the descriptors end that are available from ``position`` on (see `vring.packed`)."""
+        for _ in range(self._size):
+            slot, available = self._place(position)
+            if PACKED_DESC_CODEC.unpack_from(parts[0], _DESC * slot)[3] & _MARKS != available:
+                break
+            position = (position + 1) % (2 * self._size)
+        return position
+
     def takes(self, parts: list[memoryview], slot: int, count: int, memory: Memory) -> None:
         """The device has taken the list of ``count`` descriptors at ``slot``."""
         slots = [(slot + number) % self._size for number in range(count)]

@@ -35,6 +35,10 @@ class AuditedSplitRing(SplitRing):
         """Buffers that are available and have not been taken."""
         return int((self.parts[1].cast("H")[1] - self.last_avail) & 0xFFFF)
 
+    def end(self) -> int:
+        """Where the driver will put the next buffer."""
+        return int(self.parts[1].cast("H")[1])
+
     def _store(self, used: list[int]) -> None:
         self.watch.stores(self.parts, self.used_idx)
         self.watch.uses(self.parts, used[::2], self.memory)
@@ -64,6 +68,10 @@ class AuditedPackedRing(PackedRing):
     def waiting(self) -> int:
         """Buffers that are available and have not been taken."""
         return self.watch.waiting(self.parts, self.next_avail)
+
+    def end(self) -> int:
+        """Where the driver will put the next buffer."""
+        return self.watch.end(self.parts, self.next_avail)
 
     def _tell(self, position: int, before: set[int], memory: Memory | None) -> None:
         """Of the chains that were taken: they are in flight in the order in which they were."""
@@ -119,10 +127,15 @@ class AuditedVirtqueue(Virtqueue):
 
     def waiting(self) -> int:
         """Buffers that are available and have not been taken; as many as there can be where they cannot be counted."""
-        bound = self._bound
-        if bound is None:
+        if self._bound is None:
             return 0
+        ring = self.visible_ring()
+        return self.size if ring is None else ring.waiting()
+
+    def visible_ring(self) -> AuditedSplitRing | AuditedPackedRing | None:
+        """The ring, if it can be looked at now."""
+        bound = self._bound
+        if bound is None or not bound.bind() or bound.by_message:
+            return None
         ring = bound.ring
-        if not bound.bind() or bound.by_message or not isinstance(ring, AuditedSplitRing | AuditedPackedRing):
-            return self.size
-        return ring.waiting()
+        return ring if isinstance(ring, AuditedSplitRing | AuditedPackedRing) else None

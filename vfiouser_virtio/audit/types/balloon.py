@@ -25,6 +25,12 @@ SAME = must(
     "the tags of each buffer of statsq, and of the one before",
 )
 HINT_SIZE = must("balloon/hint-size", _HINT, "Output buffers of free_page_vq have 4 bytes.", "buffers of that queue")
+HINT_START = must(
+    "balloon/hint-start",
+    _HINT,
+    "Hinting begins with an output buffer that has the command id.",
+    "input buffers of free_page_vq with no id in an output buffer since the device's reset, or since STOP",
+)
 HINT_ONCE = must(
     "balloon/hint-once",
     _HINT,
@@ -55,12 +61,14 @@ class BalloonWatch(RequestWatch):
         self._stats: set[int] = set()
         self._tags: list[int] | None = None
         self._command: int | None = None
+        self._hinting = False
 
     def reset(self) -> None:
         """Nothing is in flight."""
         self.queue_reset(0)
         self.queue_reset(2)
         self._tags = self._command = None
+        self._hinting = False
 
     def queue_reset(self, queue: int) -> None:
         """The buffers of the queue are the driver's again."""
@@ -85,8 +93,11 @@ class BalloonWatch(RequestWatch):
                 self.broke(UNACKNOWLEDGED, f"deflates page {early:#x}, which is being inflated")
         elif chain.queue == 2 and self.accepted(BalloonFeature.STATS_VQ):
             self._statistics(chain, raw)
-        elif chain.queue == 3 and self.accepted(BalloonFeature.FREE_PAGE_HINT) and chain.readable:
-            self._hint(chain, raw)
+        elif chain.queue == 3 and self.accepted(BalloonFeature.FREE_PAGE_HINT):
+            if chain.readable:
+                self._hint(chain, raw)
+            elif chain.writable and not self._hinting:
+                self.broke(HINT_START, f"a page at {chain.writable[0][0]:#x} is hinted, and no command id came before")
 
     def _statistics(self, chain: SeenChain, raw: bytes) -> None:
         if self._stats:
@@ -104,6 +115,8 @@ class BalloonWatch(RequestWatch):
         if command == self._command and command != CommandId.STOP:
             self.broke(HINT_ONCE, f"command id {command:#x} came twice")
         self._command = command
+        # What cannot be looked at may be an id.
+        self._hinting = command != CommandId.STOP or len(raw) < min(chain.out_length, 4)
 
     def used(self, queue: int, head: int) -> None:
         """The device acknowledges."""

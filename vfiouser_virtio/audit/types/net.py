@@ -77,10 +77,20 @@ class NetWatch(RequestWatch):
     def queue_reset(self, queue: int) -> None:
         """What was there is not, any more."""
         self._queued.pop(queue, None)
+        if queue == self._control():
+            self._commands.queue_reset(queue)
+
+    def used(self, queue: int, head: int) -> None:
+        """Of the control queue there are answers."""
+        if queue == self._control():
+            self._commands.used(queue, head)
+
+    def _control(self) -> int:
+        return 2 * self._commands.most_pairs()
 
     def available(self, chain: SeenChain) -> None:
         """By queue; the control queue is behind all pairs that there are."""
-        control = 2 * self._commands.most_pairs()
+        control = self._control()
         if chain.queue == control:
             before = self._commands.pairs
             self._commands.available(chain)

@@ -6,9 +6,13 @@ from vfiouser_virtio.audit.chains import SeenChain
 from vfiouser_virtio.audit.findings import Findings
 from vfiouser_virtio.audit.rule import Rule, must
 from vfiouser_virtio.audit.types.base import RequestWatch
+from vfiouser_virtio.audit.types.net_statistics import StatisticsWatch
+from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio.net import (
     ETH_ALEN,
     OFFLOAD_BITS,
+    RSS_CONFIG,
+    RSS_QUEUE,
     CtrlClass,
     CtrlMac,
     CtrlMq,
@@ -47,6 +51,12 @@ PAIRS = must(
     "virtqueue_pairs is 1 to max_virtqueue_pairs.",
     "each VQ_PAIRS_SET",
 )
+PAIRS_CONFIGURED = must(
+    "net/pairs-unconfigured",
+    "5.1.9.5.6.1 Automatic receive steering in multiqueue mode",
+    "Queues are configured before VQ_PAIRS_SET enables them.",
+    "queue_enable of the first virtqueue_pairs pairs, when the device takes VQ_PAIRS_SET",
+)
 RSS = must("net/rss-negotiated", _RSS, "RSS_CONFIG is sent only where RSS was negotiated.", "each command")
 RSS_POWER = must(
     "net/rss-table-size",
@@ -56,6 +66,12 @@ RSS_POWER = must(
 )
 RSS_TYPES = must(
     "net/rss-hash-types", _RSS, "hash_types has no bit that supported_hash_types does not have.", "each RSS_CONFIG"
+)
+RSS_QUEUES = must(
+    "net/rss-queues",
+    _RSS,
+    "indirection_table has only enabled receive queues.",
+    "each entry of RSS_CONFIG, up to 64 KiB of it, and queue_enable of the queue that it names",
 )
 OFFLOADS = must(
     "net/offloads",
@@ -83,6 +99,7 @@ _RX_RULES: Mapping[int, tuple[NetFeature, Rule]] = {
         (CtrlRx.ALLUNI, CtrlRx.NOMULTI, CtrlRx.NOUNI, CtrlRx.NOBCAST), (NetFeature.CTRL_RX_EXTRA, RX_EXTRA)
     ),
 }
+_TABLE_AT, _ENTRY = RSS_CONFIG.sizeof(), codec(RSS_QUEUE)
 _GLOBAL = (CtrlNotfCoal.TX_SET, CtrlNotfCoal.RX_SET)
 
 
@@ -93,10 +110,21 @@ class CommandWatch(RequestWatch):
         super().__init__(core, findings)
         self.pairs: int | None = None
         """As the driver has asked for; None before it has."""
+        self._statistics = StatisticsWatch(core, findings)
 
     def reset(self) -> None:
         """One pair is used."""
         self.pairs = None
+        self._statistics.reset()
+
+    def queue_reset(self, queue: int) -> None:
+        """The commands in flight are the driver's again."""
+        del queue
+        self._statistics.reset()
+
+    def used(self, queue: int, head: int) -> None:
+        """The device has answered a command."""
+        self._statistics.used(queue, head)
 
     def most_pairs(self) -> int:
         """Pairs that there are for this driver."""
@@ -124,6 +152,8 @@ class CommandWatch(RequestWatch):
                 self.broke(OFFLOADS, f"offloads {wanted:#x}; with what was negotiated there are {allowed:#x}")
         elif kind == CtrlClass.NOTF_COAL:
             self._coalescing(command, data)
+        elif kind == CtrlClass.STATS:
+            self._statistics.command(command, data, chain, 2 * self.most_pairs())
 
     def _mac(self, command: int, data: bytes, *, whole: bool) -> None:
         if not self.accepted(NetFeature.CTRL_RX):
@@ -146,8 +176,11 @@ class CommandWatch(RequestWatch):
             pairs, most = int.from_bytes(data[:2], "little"), self.config("max_virtqueue_pairs", 1)
             if not 1 <= pairs <= most:
                 self.broke(PAIRS, f"virtqueue_pairs {pairs:#x} of {most:#x}")
-            else:
-                self.pairs = pairs
+                return
+            self.pairs = pairs
+            missing = [index for index in range(2 * pairs) if not self._is_enabled(index)]
+            if missing:
+                self.broke(PAIRS_CONFIGURED, f"virtqueue_pairs {pairs:#x}, and queue {missing[0]:#x} is not enabled")
         elif command == CtrlMq.RSS_CONFIG:
             if not self.accepted(NetFeature.RSS):
                 self.broke(RSS, "RSS_CONFIG without RSS")
@@ -156,8 +189,20 @@ class CommandWatch(RequestWatch):
             types, mask = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:6], "little")
             if (mask + 1) & mask or mask >= self.config("rss_max_indirection_table_length", 1 << 16):
                 self.broke(RSS_POWER, f"indirection_table_mask {mask:#x}")
+            else:
+                self._indirection_table(data[_TABLE_AT : _TABLE_AT + _ENTRY.size * (mask + 1)])
             if types & ~self.config("supported_hash_types", 0xFFFF_FFFF):
                 self.broke(RSS_TYPES, f"hash_types {types:#x}")
+
+    def _indirection_table(self, table: bytes) -> None:
+        for (entry,) in _ENTRY.iter_unpack(table[: len(table) // _ENTRY.size * _ENTRY.size]):
+            # Bit 15 is reserved, and none of the index: with it the entry names no queue.
+            if entry >= self.most_pairs() or not self._is_enabled(2 * entry):
+                self.broke(RSS_QUEUES, f"indirection_table has {entry:#x}")
+                return
+
+    def _is_enabled(self, index: int) -> bool:
+        return index < len(self.core.queues) and self.core.queues[index].enabled
 
     def _coalescing(self, command: int, data: bytes) -> None:
         feature = NetFeature.NOTF_COAL if command in _GLOBAL else NetFeature.VQ_NOTF_COAL
@@ -165,5 +210,5 @@ class CommandWatch(RequestWatch):
             self.broke(COALESCING, f"command {command:#x} of class NOTF_COAL without {feature.name}")
         elif command not in _GLOBAL:
             index = int.from_bytes(data[:2], "little")
-            if index >= min(2 * self.most_pairs(), len(self.core.queues)) or not self.core.queues[index].enabled:
+            if index >= 2 * self.most_pairs() or not self._is_enabled(index):
                 self.broke(COALESCING_QUEUE, f"vq_index {index:#x}")
