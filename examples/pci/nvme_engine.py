@@ -223,6 +223,7 @@ class QueueEngine:
         if shadow is not None:
             for queue, tail in shadow.look(self.submission.values()):
                 self._tail(queue, tail)
+            if self._rung:  # not for a tail that cannot be, which is there at each look
                 self._polling.filled()
             for number, completions in self.completion.items():
                 if number and completions.rings and completions.used:

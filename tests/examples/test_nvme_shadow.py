@@ -3,6 +3,7 @@
 import struct
 
 import pytest
+import trio
 from pci.nvme import Nvme
 from support.in_process_driver import InProcessDriver, driving
 from support.nvme_driver import CSTS, DATA, FATAL, READY, Completion, NvmeDriver, Pair
@@ -133,6 +134,31 @@ async def test_values_that_cannot_be_are_events() -> None:
         assert (await driver.command(0x0C)).result == 0x0001_0100
         assert await driver.io(pair, READ, 0, 1) == 0
         assert machine.read(CSTS) == READY
+
+
+async def test_a_tail_that_cannot_be_does_not_end_a_controller_that_polls() -> None:
+    """It is there at each look, and nothing to be done; `settle` is none of this one, which never waits."""
+    async with driving(Nvme(size=MIB, poll="on")) as machine:
+        driver = ShadowDriver(machine)
+        await driver.enable()
+        pair = await driver.create(size=8)
+        driver.submit(driver.admin, CONFIGURE, prp1=SHADOW, prp2=WANTED)
+        driver.ring(driver.admin)
+        with trio.fail_after(60):
+            while not driver.reap(driver.admin):
+                await trio.sleep(0.001)
+            machine.put(SHADOW + 8, b"\x08\0\0\0")
+            machine.write(0x1008, 0)
+            driver.submit(driver.admin, 0x0C)  # which comes back with the event
+            driver.ring(driver.admin)
+            while not (told := driver.reap(driver.admin)):
+                await trio.sleep(0.001)
+            assert told[0].result == 0x0001_0100
+            cid = driver.submit(pair, READ, 0, 0, 0, nsid=1, prp1=DATA)
+            driver.ring(pair)
+            while not (done := driver.reap(pair)):
+                await trio.sleep(0.001)
+        assert [each.cid for each in done] == [cid]
 
 
 async def test_pages_that_cannot_be_are_refused() -> None:
