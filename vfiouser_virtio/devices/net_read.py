@@ -11,6 +11,10 @@ a file, such as a TAP interface, are read to where the driver wants them.
 This saves an object for each frame, a copy, and most of what `Receiver` does for it. What is not of the usual kind goes
 its way: frames that are longer than a buffer, or need an offload that the driver has not, and all of them with RSS or
 hashes.
+
+A frame is in the driver's buffer before its filter is asked. One that is refused stays there until the next is read over
+it, in a buffer that the driver is not given back: it could look, and sees what promiscuous mode would have shown it. The
+filter is the driver's own, to be spared work (5.1.9.5.1), and nothing that keeps a network's frames from its guests.
 """
 
 import os
