@@ -15,7 +15,7 @@ from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
 from vfiouser_virtio.backends.net.netdev import Does
 from vfiouser_virtio.devices.net import Net
-from vfiouser_virtio.devices.net_receive import MAX_SPREAD, STUCK
+from vfiouser_virtio.devices.net_delivery import MAX_SPREAD, STUCK
 from vfiouser_virtio.protocols.virtio.features import Feature, mask_of
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, HDR_HASH_CODEC, GsoType, HdrFlags, NetFeature
 from vfiouser_virtio.testing.driver import Driver, running

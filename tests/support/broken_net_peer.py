@@ -10,7 +10,7 @@ from support.spoilt_net import OK, Kind, SpoiltNet, SpoiltReceiver
 from vfiouser_virtio.backends.net.frame import Frame, frame_of
 from vfiouser_virtio.backends.net.netdev import Does
 from vfiouser_virtio.devices.net_filter import ReceiveFilter
-from vfiouser_virtio.devices.net_receive import ReceiveQueue
+from vfiouser_virtio.devices.net_receive_queue import ReceiveQueue
 from vfiouser_virtio.protocols.virtio.net import CtrlRx, HdrFlags, NetFeature
 from vfiouser_virtio.virtio import Chain, GuestError
 

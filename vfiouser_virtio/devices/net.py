@@ -24,7 +24,8 @@ from vfiouser_virtio.devices.net_commands import Settings
 from vfiouser_virtio.devices.net_control import Control
 from vfiouser_virtio.devices.net_filter import ReceiveFilter
 from vfiouser_virtio.devices.net_read import ReadingReceiver
-from vfiouser_virtio.devices.net_receive import Receiver, does_of
+from vfiouser_virtio.devices.net_receive import Receiver
+from vfiouser_virtio.devices.net_receive_queue import does_of
 from vfiouser_virtio.devices.net_statistics import counter_of
 from vfiouser_virtio.devices.net_steering import HASH_TYPES, MAX_TABLE, Steering
 from vfiouser_virtio.devices.net_toeplitz import MAX_KEY

@@ -12,9 +12,9 @@ This saves an object for each frame, a copy, and most of what `Receiver` does fo
 its way: frames that are longer than a buffer, or need an offload that the driver has not, and all of them with RSS or
 hashes.
 
-A frame is in the driver's buffer before its filter is asked. One that is refused stays there until the next is read over
-it, in a buffer that the driver is not given back: it could look, and sees what promiscuous mode would have shown it. The
-filter is the driver's own, to be spared work (5.1.9.5.1), and nothing that keeps a network's frames from its guests.
+A frame is in the driver's buffer before its filter is asked. One that is refused stays there until the next is read
+over it, in a buffer that the driver is not given back: it could look, and sees what promiscuous mode would have shown
+it. The filter is the driver's own, to be spared work (5.1.9.5.1), and keeps no guest from its network's frames.
 """
 
 import os
@@ -24,7 +24,9 @@ from collections.abc import Sequence
 from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.netdev import Read
 from vfiouser_virtio.backends.net.offload import needs
-from vfiouser_virtio.devices.net_receive import FLAGS, ReceiveQueue, Receiver
+from vfiouser_virtio.devices.net_delivery import FLAGS
+from vfiouser_virtio.devices.net_receive import Receiver
+from vfiouser_virtio.devices.net_receive_queue import ReceiveQueue
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC
 from vfiouser_virtio.virtio import GuestError
 
