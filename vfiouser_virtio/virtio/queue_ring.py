@@ -34,7 +34,7 @@ class QueueRing(QueueRegisters, ABC):
 
     split_ring: ClassVar[type[SplitRing]] = SplitRing
     packed_ring: "ClassVar[type[PackedRing] | None]" = None
-    """What is behind it, as negotiated. None: `PackedRing`, which is imported with the first, as few are offered one."""
+    """What is behind it, as negotiated. None: `PackedRing`, which is imported with the first: few are offered one."""
     meter: "QueueMeter | None" = None
     """Of a device with limits. In the class, since that saves an attribute of all the others: see `Pins`."""
 
