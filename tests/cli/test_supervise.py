@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from support import adder
 from support.amounts import Amounts
 from support.command import run_command, serve_process
 from support.processes import children, is_gone, wait_until_gone
@@ -24,6 +25,7 @@ from support.supervised import (
 
 from vfiouser_virtio.guest import DeviceBroken, bound_pci
 from vfiouser_virtio.serving.keeper.restarts import DEATHS_TO_GIVE_UP, DEATHS_TO_RESET
+from vfiouser_virtio.transports.pci import VIRTIO_BAR
 from vfiouser_virtio.vfio_user import connect
 
 
@@ -112,6 +114,30 @@ async def test_a_disk_under_load_dies_again_and_again(ring: str, tmp_path: Path,
             nursery.cancel_scope.cancel()
         log = served.log.read_text()
     assert log.count("was ended by SIGKILL") == amounts.device_deaths
+
+
+async def test_registers_written_without_waiting_are_written_once(tmp_path: Path) -> None:
+    """In order, over deaths in the middle of it."""
+    total = 0
+    async with (
+        serve_process("--supervise", "--device", f"{adder.__file__}:Adder", folder=tmp_path) as served,
+        client_of(served) as client,
+    ):
+        for at, size, value in (0x14, 1, 1), (0x14, 1, 3), (0x08, 4, 1), (0x0C, 4, 1), (0x14, 1, 0xB):
+            client.bar_post(VIRTIO_BAR, at, size, value)
+        for death in range(DEATHS_TO_RESET):
+            for number in range(100):
+                value = 100 * death + number
+                client.bar_post(VIRTIO_BAR, adder.ADD, 4, value)
+                total = adder.added(total, value)
+            with trio.fail_after(60):
+                await client.bar_read(VIRTIO_BAR, adder.ADD, 4)
+                for number in range(100):
+                    client.bar_post(VIRTIO_BAR, adder.ADD, 4, number)
+                    total = adder.added(total, number)
+                await kill_device(served)
+                assert await client.bar_read(VIRTIO_BAR, adder.TOTAL, 8) == total
+    assert served.log.read_text().count("was ended by SIGKILL") == DEATHS_TO_RESET
 
 
 async def test_one_that_hangs_is_killed_and_its_request_is_done_again(tmp_path: Path) -> None:

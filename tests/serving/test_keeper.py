@@ -51,7 +51,7 @@ def relayed() -> Iterator[Relayed]:
     to_device, device = socket.socketpair()
     with client, device:
         relay = Relay(ours, DeviceLog(logging.getLogger(__name__), "test"))
-        relay.attach(to_device)
+        relay.attach(to_device, -1)
         relay.go_on()
         client.send(request(1, Command.VERSION, _VERSION))
         relay.from_client()

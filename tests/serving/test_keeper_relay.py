@@ -80,7 +80,7 @@ def test_a_client_that_floods_a_dead_device_waits(size: int) -> None:
                 assert relay.from_client()
             assert sent < 2 * MOST_WAITING, "it takes without an end"
         mine, device = socket.socketpair()
-        relay.attach(mine)
+        relay.attach(mine, -1)
         with device:
             assert relay.was_told()
             relay.go_on()
@@ -101,7 +101,7 @@ def told_to(relay: Relay) -> tuple[list[tuple[int, int]], int]:
     """Command and number of file descriptors of all that a new process is told, and how many were on their way."""
     mine, device = socket.socketpair()
     before = len(os.listdir("/proc/self/fd"))
-    relay.attach(mine)
+    relay.attach(mine, -1)
     process = MessageSocket(device)
     told: list[tuple[int, int]] = []
     most = 0
@@ -204,7 +204,7 @@ def test_a_message_that_cannot_be_sent_is_noticed() -> None:
     mine, device = socket.socketpair()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with relayed() as (relay, client), device, a_file() as fd:
-        relay.attach(mine)
+        relay.attach(mine, -1)
         assert relay.was_told()
         with suppress(BlockingIOError):
             while True:
@@ -226,7 +226,7 @@ def live(*, notify_by_eventfd: bool = True) -> Iterator[tuple[Relay, MessageSock
     """A relay, its client, and a device's process that goes on where nothing was."""
     mine, device = socket.socketpair()
     with relayed(notify_by_eventfd=notify_by_eventfd) as (relay, client):
-        relay.attach(mine)
+        relay.attach(mine, -1)
         assert relay.was_told()
         relay.go_on()
         process = MessageSocket(device)
@@ -297,7 +297,7 @@ def test_a_client_that_never_answers() -> None:
             relay.detach()
             mine, device = socket.socketpair()
             process = MessageSocket(device)
-            relay.attach(mine)
+            relay.attach(mine, -1)
             assert relay.was_told()
             relay.go_on()
         process.close()
@@ -312,7 +312,7 @@ def test_a_mapping_that_was_not_answered_comes_before_the_device_goes_on() -> No
         mapping = _MAP.pack(_MAP.size, 3, 0, 0x1000, 0x1000)
         client.send(request(1, Command.DMA_MAP, mapping) + request(2, Command.DEVICE_GET_INFO))
         assert relay.from_client()
-        relay.attach(mine)
+        relay.attach(mine, -1)
         process = MessageSocket(device)
         answers: dict[int, bytes] = {Command.DEVICE_GET_REGION_IO_FDS: _IO_FDS.pack(_IO_FDS.size, 0, 4, 0)}
         asked: list[int] = []
@@ -381,14 +381,14 @@ def test_a_request_without_room_for_its_file_is_refused_in_its_turn(monkeypatch:
         monkeypatch.setattr("vfiouser_virtio.serving.keeper.relay.room_for", lambda fds: not fds)
         socket.send_fds(client.socket, [mapping(2)], [fd])
         relay.from_client()
-        client.socket.send(mapping(3) + request(4, Command.DEVICE_RESET))
+        client.socket.send(mapping(3) + request(4, Command.DEVICE_GET_INFO))
         relay.from_client()
         assert [message.id for message in take(process)] == [1]
         assert take(client) == []
         relay.detach()
         assert take(client) == []
         mine, device = socket.socketpair()
-        relay.attach(mine)
+        relay.attach(mine, -1)
         assert relay.was_told()
         relay.go_on()
         other = MessageSocket(device)
@@ -401,7 +401,7 @@ def test_a_request_without_room_for_its_file_is_refused_in_its_turn(monkeypatch:
             assert [message.id for message in take(other)] == [3, 4]
             socket.send_fds(client.socket, [mapping(5)], [fd])
             relay.from_client()
-            other.send(reply(3, Command.DMA_MAP) + reply(4, Command.DEVICE_RESET))
+            other.send(reply(3, Command.DMA_MAP) + reply(4, Command.DEVICE_GET_INFO))
             assert relay.from_device()
             assert [message.id for message in take(client)] == [3, 4, 5]
         finally:

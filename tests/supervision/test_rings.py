@@ -5,17 +5,11 @@ The driver's side is `testing.raw`, which finds a buffer that comes back twice, 
 
 import os
 import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 from support.amounts import Amounts
+from support.killing import NEVER, Killed, killing
 
-import vfiouser_virtio
 from vfiouser_virtio.memory import GuestMemory
 from vfiouser_virtio.supervision.journal import Journal, make_journal
 from vfiouser_virtio.supervision.packed import JournaledPackedRing
@@ -29,13 +23,8 @@ RAM, RAM_SIZE = 0x10_0000, 0x4_0000
 RINGS, TABLES, DATA = RAM, RAM + 0x1_0000, RAM + 0x2_0000
 SIZE = 4
 
-_PACKAGE = str(Path(vfiouser_virtio.__file__).parent)
 # Where a death leaves something half done: in the journal, and in the used ring.
-_JOURNAL, _STORE = os.path.join(_PACKAGE, "supervision", ""), "_store"
-
-
-class Killed(BaseException):
-    """End of the device's process."""
+_WHERE = ("supervision/", "_store")
 
 
 class Ram:
@@ -126,35 +115,6 @@ class Game:
         self.ring.publish()
 
 
-@contextmanager
-def killing(after: int) -> Iterator[Callable[[], int]]:
-    """A block that ends with Killed when so many lines of the device's have run; gives how many have."""
-    lines = 0
-
-    def on_line(_frame: FrameType, event: str, _argument: Any) -> Any:
-        nonlocal lines
-        if event == "line":
-            lines += 1
-            if lines > after:
-                raise Killed
-        return on_line
-
-    def on_call(frame: FrameType, _event: str, _argument: Any) -> Any:
-        code = frame.f_code
-        return on_line if code.co_filename.startswith(_JOURNAL) or code.co_name == _STORE else None
-
-    before = sys.gettrace()
-    sys.settrace(on_call)
-    try:
-        yield lambda: lines
-    finally:
-        sys.settrace(before)
-
-
-NEVER = 1 << 60
-"""Lines."""
-
-
 def play(features: RingFeatures, seed: int, most: int) -> int:
     """A game in which processes of the device are killed after up to so many lines; how many lines the longest had."""
     rng = random.Random(seed)
@@ -167,7 +127,8 @@ def play(features: RingFeatures, seed: int, most: int) -> int:
             if turns < 8:
                 for _ in range(rng.randint(0, 3)):
                     game.give(rng.randint(1, 3), table=features.indirect and rng.random() < 0.4)
-            with killing(rng.randint(1, most) if turns < 40 and rng.random() < 0.8 else NEVER) as lines:
+            after = rng.randint(1, most) if turns < 40 and rng.random() < 0.8 else NEVER
+            with killing(after, *_WHERE) as lines:
                 try:
                     if resuming:
                         game.recover()

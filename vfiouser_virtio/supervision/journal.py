@@ -2,13 +2,14 @@
 
 ::
 
-    0x0            which of the slots is valid: 1 or 2, or 0 for none; how many batches of requests were served
+    0x0            which of the slots is valid: 1 or 2, or 0 for none; how many batches of requests were served;
+                   number of the request about registers that the keeper has sent last
     0x1000         slot 1: length, then the registers as JSON
     0x101000       slot 2
     0x201000       queue 0, queue 1, …: see `QueueJournal`
 
 All that changes it are single aligned stores, in an order that leaves it valid after each. The processes live one after
-another, so nothing here takes turns or needs a memory barrier.
+another, and the keeper writes before it sends, so nothing here takes turns or needs a memory barrier.
 """
 
 import mmap
@@ -23,7 +24,7 @@ _QUEUES = _PAGE + 2 * SLOT
 _LENGTH = 8
 
 # Words at the beginning.
-_VALID, _SERVED = range(2)
+_VALID, _SERVED, _ASKED = range(3)
 # Words of a queue's header.
 _USED, _BATCH, _NEXT, _UNFIT = range(4)
 _HEADER = 64
@@ -36,7 +37,18 @@ def make_journal() -> int:
 
 def served(journal: int) -> int:
     """How many batches of requests have been served, by the devices that have written this file."""
-    return int.from_bytes(os.pread(journal, 8, 8), "little")
+    return int.from_bytes(os.pread(journal, 8, 8 * _SERVED), "little")
+
+
+def ask(journal: int, number: int) -> None:
+    """The keeper is about to send the request with this number, which is above 0 and comes only once; and no other.
+
+    Never waits and never maps the file, which a process of the device that was taken over could make shorter.
+    """
+    try:
+        os.pwrite(journal, number.to_bytes(8, "little"), 8 * _ASKED)
+    except OSError:
+        pass  # it has, on a host without memory
 
 
 class Journal:
@@ -48,13 +60,18 @@ class Journal:
         if os.fstat(fd).st_size < total:
             os.ftruncate(fd, total)
         self._map = memoryview(mmap.mmap(fd, total))
-        self._counts = self._map[:16].cast("Q")
+        self._counts = self._map[:24].cast("Q")
         self.queues: list[QueueJournal] = []
         """By index."""
         at = _QUEUES
         for size, length in zip(sizes, lengths, strict=True):
             self.queues.append(QueueJournal(self._map[at : at + length], size, self._counts))
             at += length
+
+    @property
+    def asked(self) -> int:
+        """Number of the request about registers that was sent last; 0 for none (see `ask`)."""
+        return self._counts[_ASKED]
 
     def save(self, registers: bytes) -> bool:
         """Replace the registers, as one step; False where they are too long, and nothing is saved any more."""

@@ -49,6 +49,9 @@ class SupervisedPci(VirtioPci):
         self._notifications = notifications
         self._resuming = resuming
         self._told = False
+        self._in_change = False
+        # Number of the keeper's request, and how many changes of registers there were for it: now, and at the last one.
+        self._request = self._done = 0, 0
         self._supervised.on_change = self.save
 
     # ---- what changes the registers ------------------------------------------------------------------------------
@@ -66,22 +69,52 @@ class SupervisedPci(VirtioPci):
         return hold
 
     def region_write(self, index: int, offset: int, data: Buffer) -> None:
-        """As `PciFunction.region_write`."""
-        super().region_write(index, offset, data)
-        if index != VIRTIO_BAR or offset < NOTIFY:
-            self.save()
+        """As `PciFunction.region_write`; nothing where the process before this one has done it."""
+        if index == VIRTIO_BAR and offset >= NOTIFY:
+            super().region_write(index, offset, data)
+        elif not self._was_done():
+            self._in_change = True
+            try:
+                super().region_write(index, offset, data)
+                self._done = self._request
+            finally:
+                self._end_change()
 
     def reset(self) -> Hold | None:
-        """As `PciFunction.reset`."""
-        hold = super().reset()
-        self.save()
+        """As `PciFunction.reset`; nothing where the process before this one has done it."""
+        if self._in_change:  # by a write to the configuration space
+            return super().reset()
+        if self._was_done():
+            return None
+        self._in_change = True
+        try:
+            hold = super().reset()
+            self._done = self._request
+        finally:
+            self._end_change()
         return hold
+
+    def _was_done(self) -> bool:
+        """Whether this change of registers was saved before a death. Each of one REGION_WRITE_MULTI is asked for."""
+        asked = self._supervised.journal.asked
+        if asked != self._request[0]:
+            self._request = asked, 0
+        self._request = asked, self._request[1] + 1
+        # Of others than a keeper, all are number 0.
+        return asked > 0 and asked == self._done[0] and self._request[1] <= self._done[1]
+
+    def _end_change(self) -> None:
+        """Save the registers, and which change was made, as one step."""
+        self._in_change = False
+        self.save()
 
     def save(self) -> None:
         """Save all registers. Takes some 20 µs, so not done for notifications."""
-        if self._resuming:
+        # In the middle of a change they would be half of it, which is not to be done again on top of that.
+        if self._resuming or self._in_change:
             return
         state = {
+            "done": self._done,
             "config": self.config.state().hex(),
             "decodes": self._client_decodes,
             "msix": "" if self.msix is None else self.msix.state().hex(),
@@ -114,6 +147,8 @@ class SupervisedPci(VirtioPci):
 
     def _restore(self, state: dict[str, Any], why_not: str) -> None:
         core = self._supervised
+        number, changes = state["done"]
+        self._done = number, changes
         try:
             self.config.restore(bytes.fromhex(state["config"]))
             self._client_decodes = state["decodes"]

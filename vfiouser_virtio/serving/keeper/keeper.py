@@ -271,7 +271,7 @@ class Keeper:
                 return
             theirs.close()
             opened.pop_all()
-        relay.attach(ours)
+        relay.attach(ours, self._journal)
         self._closed = None
         self._go_on(relay, process)
 

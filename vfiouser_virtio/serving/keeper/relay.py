@@ -6,10 +6,11 @@
                                 │ what is not answered when the process dies is for the next one
     client ◀── DMA_READ, DMA_WRITE ◀── [asking] ◀── device's process
 
-Posted requests are relayed as such that want a reply, which goes no further: so it is known what was carried out. A
-server answers in order, so only the oldest can have been carried out without being answered, and every request may be
-carried out twice with the same result. A posted notification of a queue is no message any more but an eventfd, whenever
-nothing else is under way.
+Posted requests are relayed as such that want a reply, which goes no further: so it is known what was answered. What
+was carried out and not answered, because the process died before or had its answers wait for room in the socket, is
+repeated. All but a change of registers may be done twice: mappings and eventfds are the process's own. A change has a
+number, which the device saves together with its registers, so the next process knows whether it was made (`pending`).
+A posted notification of a queue is no message any more but an eventfd, whenever nothing else is under way.
 """
 
 import errno
@@ -28,6 +29,7 @@ from vfiouser_virtio.protocols.vfio_user import (
     HEADER_AND_REGION_ACCESS,
     HEADER_CODEC,
     IOEVENTFD,
+    REGION_ACCESS_CODEC,
     REGION_IO_FDS,
     Command,
     MessageFlags,
@@ -35,7 +37,7 @@ from vfiouser_virtio.protocols.vfio_user import (
 from vfiouser_virtio.serving.keeper.client_state import ClientState
 from vfiouser_virtio.serving.keeper.mappings import MAPPINGS
 from vfiouser_virtio.serving.keeper.pending import PendingRequest, PendingRequests
-from vfiouser_virtio.transports.pci import VIRTIO_BAR
+from vfiouser_virtio.transports.pci import NOTIFY, VIRTIO_BAR
 from vfiouser_virtio.vfio_user.wire.connection import MAX_MSG_FDS, Message, error_reply, name_of, request
 from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
@@ -44,6 +46,7 @@ MOST_WAITING = 16 << 20
 MOST_ASKING = 8192
 """Requests of a device to its client without an answer: more than a `DmaProxy` has under way."""
 _WRITE, _NO_REPLY, _ERROR = int(Command.REGION_WRITE), int(MessageFlags.NO_REPLY), int(MessageFlags.ERROR)
+_OTHER_CHANGES = frozenset({int(Command.DEVICE_RESET), int(Command.REGION_WRITE_MULTI)})
 _ACCESS_SIZE = HEADER_AND_REGION_ACCESS.size
 _unpack_access = HEADER_AND_REGION_ACCESS.unpack_from
 _REGION_IO_FDS, _IOEVENTFD = codec(REGION_IO_FDS), codec(IOEVENTFD)
@@ -86,6 +89,7 @@ class Relay:
         """By offset in the BAR: eventfd, and what is written there."""
         self._log = log
         self._phase = _Phase.GONE
+        self._journal = -1
         self._asked = PendingRequests()
         self._telling = PendingRequests()
         self._asking: deque[tuple[int, int]] = deque()
@@ -175,7 +179,8 @@ class Relay:
             self._refuse(message, errno.EMFILE)
             return
         data = request(message.id, message.command, message.body, flags & ~_NO_REPLY)
-        self._put(PendingRequest(message.id, message.command, data, message.take_fds(), quiet))
+        changes = _changes_registers(message)
+        self._put(PendingRequest(message.id, message.command, data, message.take_fds(), quiet, changes=changes))
 
     def _refuse(self, message: Message, number: int) -> None:
         if message.wants_reply:
@@ -193,11 +198,11 @@ class Relay:
         if self.device is None or not self.device.flush_nowait():
             return
         if self._phase is _Phase.TOLD:
-            self._telling.send(self.device)
+            self._telling.send(self.device, self._journal)
         elif self._phase is _Phase.MAPPING:
-            self._asked.send(self.device, only=Command.DMA_MAP)
+            self._asked.send(self.device, self._journal, only=Command.DMA_MAP)
         elif self._phase is _Phase.LIVE:
-            self._asked.send(self.device)
+            self._asked.send(self.device, self._journal)
 
     def _answered(self, message: Message) -> None:
         close_all(message.take_fds())
@@ -299,9 +304,12 @@ class Relay:
 
     # ---- the process comes and goes ------------------------------------------------------------------------------
 
-    def attach(self, device: socket.socket) -> None:
-        """Go on with this process, which serves ``device``: first it is told what the client has said before."""
-        self.device = MessageSocket(device)
+    def attach(self, device: socket.socket, journal: int) -> None:
+        """Go on with this process, which serves ``device``: first it is told what the client has said before.
+
+        ``journal`` is the device's, a file descriptor that stays the caller's.
+        """
+        self.device, self._journal = MessageSocket(device), journal
         if not self.begun:
             self._phase = _Phase.RESUMING
             return
@@ -371,6 +379,18 @@ def room_for(fds: Sequence[int]) -> bool:
         return True
     limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(fds) < limit - OUR_FILES and CLOSER.waiting < MOST_LEFT_OPEN
+
+
+def _changes_registers(message: Message) -> bool:
+    """Whether it changes what the device's journal has of its registers."""
+    if message.command != _WRITE:
+        return message.command in _OTHER_CHANGES
+    if len(message.body) < REGION_ACCESS_CODEC.size:
+        return False
+    offset: int
+    region: int
+    offset, region, _count = REGION_ACCESS_CODEC.unpack_from(message.body)
+    return region != VIRTIO_BAR or offset < NOTIFY
 
 
 def _whole(message: Message) -> bytes:
