@@ -206,6 +206,41 @@ async def test_the_clock_is_looked_at_behind_each_write_to_config_space(
     assert set(range(1, count + 1)) <= set(looks)
 
 
+@pytest.mark.parametrize("kind", ["writes", "long reads", "one message"])
+async def test_each_access_that_may_take_long_gives_others_their_turns(
+    nursery: trio.Nursery,
+    device: EchoDevice,
+    listener: Listener,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """A write may be a reset of all queues, a read one of 1 MiB: 32 of them in one go took a quarter of a second."""
+    nursery.start_soon(Server(device, write_multiple=True).serve, listener)
+    client = connect()
+    await client.version()
+    clock = itertools.count()
+    monkeypatch.setattr(session, "perf_counter", lambda: float("inf"))  # each look at the clock says that it is time
+    monkeypatch.setattr(dispatch_module, "perf_counter", lambda: float(next(clock)))
+    begun: list[int] = []
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            begun.append(sum(name.startswith("region") for name in device.names()))
+
+    trio.lowlevel.add_instrument(steps := Steps())
+    count = 20
+    if kind == "writes":
+        await client.send(b"".join(client.request(10, write(4, 0, b"a"), flags=0x10) for _ in range(count)))
+    elif kind == "long reads":
+        await client.send(b"".join(client.request(9, read(4, 0, 64)) for _ in range(count)))
+    else:
+        await client.send(client.request(15, struct.pack("<Q", count) + struct.pack("<QII8s", 0, 4, 1, b"a") * count))
+    await until(lambda: sum(name.startswith("region") for name in device.names()) == count)
+    trio.lowlevel.remove_instrument(steps)
+    assert {after - before for before, after in itertools.pairwise([*begun, count])} == {0, 1}
+
+
 async def test_a_refused_one_of_many_writes_is_the_answer(
     nursery: trio.Nursery, device: EchoDevice, listener: Listener, connect: Connect
 ) -> None:

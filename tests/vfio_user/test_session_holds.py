@@ -22,7 +22,7 @@ from vfiouser_virtio import holds
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.testing.raw.client import RawClient
 from vfiouser_virtio.vfio_device import Hold
-from vfiouser_virtio.vfio_user import Listener
+from vfiouser_virtio.vfio_user import Listener, Server
 from vfiouser_virtio.vfio_user.server import session
 
 # Holds
@@ -229,6 +229,34 @@ async def test_twin_socket(
     client.close()
     await until(lambda: "disconnected" in device.names())
     assert open_fds() == before - 1  # ours
+
+
+async def test_replies_on_the_twin_socket_leave_others_their_turns(
+    nursery: trio.Nursery,
+    device: EchoDevice,
+    listener: Listener,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Thousands come with one recvmsg(2), and none of them need be an answer to anything."""
+    nursery.start_soon(Server(device).serve, listener)
+    reply = await connect().capabilities(twin_socket={"supported": True}, unknown="x" * 40)
+    twin = RawClient(socket.socket(fileno=reply.fds[0]))
+    looks = 0
+
+    def clock() -> float:  # each look at it says that it is time
+        nonlocal looks
+        looks += 1
+        return float("inf")
+
+    monkeypatch.setattr(session, "perf_counter", clock)
+    await twin.send(header(1, 11, 16, 1) * 1000)
+    with trio.fail_after(60):
+        while looks < 1000:
+            before = looks
+            await trio.lowlevel.checkpoint()
+            assert looks <= before + 3
+    twin.close()
 
 
 async def test_no_twin_socket_unless_offered(client: RawClient, device: EchoDevice, nursery: trio.Nursery) -> None:

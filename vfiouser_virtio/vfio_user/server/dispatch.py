@@ -8,6 +8,7 @@ QEMU takes it for "cannot migrate").
 import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from vfiouser_virtio.errors import PeerError
@@ -34,13 +35,14 @@ from vfiouser_virtio.protocols.vfio_user import (
     IrqSetFlags,
     RegionFlags,
 )
+from vfiouser_virtio.turns import SLICE
 from vfiouser_virtio.vfio_device import AnswerLater, Buffer, Hold, IoEventFd, PciRegion, RegionInfo, VfioDevice
 from vfiouser_virtio.vfio_user.server.version import Negotiated
 from vfiouser_virtio.vfio_user.wire.connection import MAX_DATA_XFER_SIZE, MAX_MSG_FDS, Message, name_of
 
 _ADDRESS_SPACE = 1 << 64
 WRITES_AT_ONCE = 32
-"""Writes of one REGION_WRITE_MULTI between two looks at the clock, as `session.BATCH`."""
+"""Writes of one REGION_WRITE_MULTI after which others may have their turns; fewer where they take long."""
 
 _CONFIG = int(PciRegion.CONFIG)
 # Plain ints: the complement of an IntFlag has only the bits that have a name.
@@ -309,6 +311,7 @@ def _write_multi(device: VfioDevice, message: Message, entries: bytes) -> Iterat
         if not index % (8 * WRITES_AT_ONCE):
             yield None
     refused: PeerError | None = None
+    due = perf_counter() + SLICE
     for index, (offset, region, size, data) in enumerate(_WRITE_MULTI_ENTRY.iter_unpack(entries), 1):
         try:
             device.region_write(region, offset, data[:size])
@@ -316,8 +319,10 @@ def _write_multi(device: VfioDevice, message: Message, entries: bytes) -> Iterat
             refused = refused or error
         except AnswerLater as later:
             yield later.hold
-        if region == _CONFIG or not index % WRITES_AT_ONCE:  # that may reset the function
+        # Config space may reset the function; so may other registers, or all queues of a device.
+        if region == _CONFIG or not index % WRITES_AT_ONCE or perf_counter() > due:
             yield None
+            due = perf_counter() + SLICE
     if refused is not None:
         raise refused
 
