@@ -196,6 +196,25 @@ async def test_a_frame_that_all_buffers_together_are_too_small_for_is_dropped_at
         assert net.receiver.queues[0].drop_overruns == 1
 
 
+async def test_the_rest_of_a_packet_is_not_for_the_next_driver() -> None:
+    """Where that is there before the tasks that had waited for buffers of the one before have had their turn."""
+    net = Net(netdev=(cable := Cable()))
+    async with running(net, features=MERGEABLE | NetFeature.GUEST_CSUM.mask) as driver:
+        tokens = add(driver, 1526)
+        await cable.deliver(frame_of(tcp_packet(5000), tso(1000)))
+        await received(driver, *tokens)
+        await trio.testing.wait_all_tasks_blocked()  # four more segments wait for buffers
+        add(driver, 1526)
+        assert driver.core.write_status(0) is None
+        driver.wanted = MERGEABLE
+        driver.probe()
+        tokens = add(driver, *[1526] * 8)
+        await trio.testing.wait_all_tasks_blocked()
+        assert unused(driver, *tokens)
+        await cable.deliver(a_frame(60))
+        assert await received(driver, tokens[0]) == [PLAIN + a_frame(60)]
+
+
 @pytest.mark.parametrize("bursts", [False, True], ids=["alone", "in a burst"])
 async def test_a_frame_is_spread_over_so_many_buffers_and_no_more(bursts: bool) -> None:
     """Where there are many that are too small, each one that is added would have all of them taken anew."""

@@ -62,6 +62,48 @@ async def test_a_request_that_awaits_cancellably_does_not_hold_a_reset_for_long(
         assert (await driver.request([], [3])).data == [b"ok!"]
 
 
+class Waits(Device):
+    """Awaits something for each chain, which it takes one by one, or by bursts."""
+
+    device_id = 62
+    requestq = queue(max_size=8)
+
+    def __init__(self, bursts: bool) -> None:
+        super().__init__()
+        self.bursts = bursts
+
+    async def run(self) -> None:
+        if self.bursts:
+            async for burst in self.requestq.bursts():
+                for chain in burst:
+                    await self.work(chain)
+        else:
+            async for chain in self.requestq:
+                await self.work(chain)
+
+    async def work(self, chain: Chain) -> None:
+        await trio.lowlevel.checkpoint()
+        chain.writable.write(b"ok!")
+        chain.complete()
+
+
+@pytest.mark.parametrize("bursts", [False, True], ids=["one by one", "bursts"])
+async def test_a_run_that_a_reset_has_ended_takes_no_buffer_of_the_next_driver(bursts: bool) -> None:
+    """It was woken before the reset, and has its turn when another driver is there: all of that came at once."""
+    async with running(Waits(bursts)) as driver:
+        await driver.request([], [3])
+        await trio.testing.wait_all_tasks_blocked()
+        driver.add(0, [], [3])
+        driver.kick(0)
+        assert driver.core.write_status(0) is None
+        driver.probe()
+        tokens = [driver.add(0, [], [3]) for _ in range(3)]
+        driver.kick(0, force=True)
+        for token in tokens:
+            assert (await driver.wait(0, token)).data == [b"ok!"]
+        assert (await driver.request([], [3])).data == [b"ok!"]
+
+
 async def test_status_is_not_zero_while_the_kernel_has_a_buffer() -> None:
     device = Slow()
     device.shielded = True  # like a preadv in a thread

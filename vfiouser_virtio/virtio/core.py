@@ -143,6 +143,8 @@ class DeviceCore:
                 self.needs_reset(GuestError(f"DRIVER_OK without FEATURES_OK (status {value:#x})"))
             else:
                 self._task.start()
+                if self._task.is_ending:
+                    self.stop(Stop.RUN_BEFORE)
                 self.start(Stop.NOT_DRIVER_OK)
         elif suspends:
             self._suspension.begin()

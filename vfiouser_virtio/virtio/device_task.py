@@ -14,10 +14,13 @@ from vfiouser_virtio.virtio.device import Device
 from vfiouser_virtio.virtio.lost_chains import watch_for_lost_chains
 from vfiouser_virtio.virtio.polling import pulse
 from vfiouser_virtio.virtio.queue_ring import Spawn
+from vfiouser_virtio.virtio.stop import Stop
 from vfiouser_virtio.virtio.unnotified import serve_unnotified
 from vfiouser_virtio.virtio.virtqueue import Virtqueue
 
 logger = logging.getLogger(__name__)
+
+_RUN_BEFORE = Stop.RUN_BEFORE.value
 
 
 class Runnable(Protocol):
@@ -57,6 +60,15 @@ class DeviceTask:
         """DRIVER_OK: `serve` runs the device, when the run before has ended."""
         self._activated = True
         self._wake.unpark_all()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether a run was stopped, and has not ended: its tasks may be about to go on with what they have waited for.
+
+        Then `Stop.RUN_BEFORE` is to keep buffers of the next driver from them; the end of the run takes it back. What
+        they took would be lost with them, and the driver wait for it without an end.
+        """
+        return self._scope is not None and self._scope.cancel_called
 
     def stop(self) -> None:
         """A reset: the run is cancelled; it ends when its task is next scheduled."""
@@ -100,6 +112,9 @@ class DeviceTask:
                 with trio.CancelScope() as self._scope:
                     await trio.sleep_forever()
             self._scope = None
+            for queue in self._queues:
+                if queue.stopped & _RUN_BEFORE:
+                    queue.start(Stop.RUN_BEFORE)
             if self._ended is not None:
                 ended, self._ended = self._ended, None
                 ended()

@@ -28,6 +28,8 @@ class Stop(Flag):
     """Another device object is about to take over: buffers that the device has are finished first."""
     THROTTLED = auto()
     """The device has had all that its limits allow for now: see `Throttle`."""
+    RUN_BEFORE = auto()
+    """The run that a reset has cancelled has not ended yet: one of its tasks may be about to look for a buffer."""
 
 
 UNTOUCHABLE = ~(Stop.DRAINING | Stop.REPLACING | Stop.THROTTLED)
