@@ -64,7 +64,8 @@ HDR_LEN = must(
     "net/hdr-len",
     _SEND,
     "With GUEST_HDRLEN, hdr_len of a packet with a gso_type is the length of its headers, with the transport's.",
-    "hdr_len, and the TCP or UDP header, with a bit of UDP tunnels the inner one",
+    "hdr_len, and the TCP or UDP header, with a bit of UDP tunnels the inner one; of devices of your own, for ours do "
+    "not offer GUEST_HDRLEN",
 )
 ECN = must(
     "net/gso-ecn",
