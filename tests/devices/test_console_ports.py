@@ -34,7 +34,9 @@ from vfiouser_virtio.backends.chardev import FdChardev, Null
 from vfiouser_virtio.backends.pair import pair
 from vfiouser_virtio.devices.console import Console
 from vfiouser_virtio.devices.console_ports import MAX_COPY
-from vfiouser_virtio.testing.driver import NEEDS_RESET, running
+from vfiouser_virtio.testing.driver import NEEDS_RESET, RAM_BASE, running
+from vfiouser_virtio.testing.raw.ring import lay_out
+from vfiouser_virtio.testing.raw.split import RawSplitRing, split_areas
 
 # ---- several ports -------------------------------------------------------------------------------------------------
 
@@ -87,6 +89,25 @@ async def test_a_port_that_is_closed_while_input_waits_for_a_buffer(run: Run) ->
         await trio.testing.wait_all_tasks_blocked(0.02)
         assert not driver.is_used(4, token)
         await tell(driver, control(1, OPEN, 1))
+        assert (await driver.wait(4, token)).data[0][:9] == b"for later"
+
+
+async def test_a_queue_that_is_reset_while_its_port_is_closed_loses_no_input(run: Run) -> None:
+    async with two_ports(run) as (_, driver, _, _, second):
+        await second.send_all(b"for later")
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        await tell(driver, control(1, OPEN, 0))
+        driver.add(4, [], [64])
+        driver.kick(4)
+        await trio.testing.wait_all_tasks_blocked(0.02)  # the device has the buffer, and waits for the port
+        assert driver.core.reset_queue(4) is None
+        ring = RawSplitRing(driver.ram, 4, lay_out(RAM_BASE + 0x10_0000, split_areas(4))[0])
+        driver.rings[4] = ring
+        driver.core.queues[4].configure(size=4, desc=ring.desc, driver=ring.driver, device=ring.device)
+        driver.core.enable_queue(4)
+        await tell(driver, control(1, OPEN, 1))
+        token = driver.add(4, [], [64])
+        driver.kick(4)
         assert (await driver.wait(4, token)).data[0][:9] == b"for later"
 
 

@@ -101,6 +101,9 @@ class Port:
             await self._wait_open()
             chain = await anext(self.receiveq)
             await self._wait_open()  # it may have been closed while its ring was empty
+            if chain.stale:  # its queue was reset meanwhile, or its memory may have gone
+                self.receiveq.put_back(chain)
+                continue
             room = chain.writable.length
             data, self._pending = self._pending[:room], self._pending[room:]
             chain.writable.write(data)
