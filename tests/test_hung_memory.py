@@ -4,6 +4,8 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,26 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def test_files_are_closed_in_a_forked_process() -> None:
     """Which has none of the threads that do it."""
     subprocess.run([sys.executable, "-W", "ignore", "-c", _FORK], check=True, timeout=120)
+
+
+def test_a_file_for_which_there_is_no_thread_is_closed_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host without room for one more is no end of a keeper."""
+
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    closer = fds.Closer()
+    first, second = os.eventfd(0), os.eventfd(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        closer.close(first)
+    assert closer.waiting == 1
+    closer.close(second)
+    while closer.waiting:
+        time.sleep(0.001)
+    for fd in first, second:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 def test_a_client_cannot_have_us_hold_all_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:

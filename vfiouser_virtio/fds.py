@@ -109,7 +109,11 @@ class Closer:
             self._threads += more
         self._fds.put(fd)
         if more:
-            threading.Thread(target=self._work, name="close", daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name="close", daemon=True).start()
+            except RuntimeError:  # the host has no room for one now: the next file that comes starts it
+                with self._lock:
+                    self._threads -= 1
 
     def _work(self) -> None:
         while True:

@@ -155,6 +155,16 @@ async def test_one_that_hangs_is_killed_and_its_request_is_done_again(tmp_path: 
         await said(served, "1 requests that were under way are done again")
 
 
+async def test_one_that_hangs_as_it_begins_is_killed(tmp_path: Path) -> None:
+    """Whatever it opens may hang, and its client waits."""
+    async with mine_served(tmp_path, "Resumable", "--hang-after", "0.5") as served, driver_of(served) as device:
+        (tmp_path / "stuck").touch()
+        await kill_device(served)
+        await said(served, "its process hangs: it has not begun to serve for 5 s, and is killed")
+        (tmp_path / "stuck").unlink()
+        assert await ask(device, "work") == b"done"
+
+
 @pytest.mark.parametrize("hang_after", ["12", "0"])
 async def test_one_that_grows_is_killed_and_its_request_is_done_again(tmp_path: Path, hang_after: str) -> None:
     """At one of six looks within the time after which it would be taken for hung, and also where it never is."""

@@ -309,3 +309,13 @@ def test_none_is_taken_for_hung_where_that_is_not_wanted(hang_after: float, *, h
     """Although there are looks, at how much memory it has."""
     pulse = Pulse(hang_after)
     assert any(pulse.look(silent=True) for _ in range(100)) == hangs
+
+
+def test_one_that_begins_has_longer() -> None:
+    pulse = Pulse(3.0)
+    looks = 1
+    while not pulse.look(silent=True, begins=True):
+        looks += 1
+    assert looks == Pulse.LOOKS_AT_THE_BEGINNING
+    assert not pulse.look(silent=False)
+    assert [pulse.look(silent=True) for _ in range(Pulse.LOOKS)] == [*[False] * (Pulse.LOOKS - 1), True]

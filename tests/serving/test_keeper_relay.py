@@ -349,6 +349,33 @@ def test_eventfds_of_queues_outlive_a_death_where_notifications_are_messages() -
         assert [message.command for message in take(process)] == [Command.REGION_WRITE]
 
 
+def test_a_notification_that_cannot_be_signalled_stays_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No asynchronous I/O and no thread on the host: that is no end of the keeper."""
+
+    def signal(_fd: int) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with live() as (relay, client, process):
+        client.send(request(1, Command.VERSION, b"\0\0\1\0{}\0"))
+        assert relay.from_client()
+        queue = os.eventfd(0, os.EFD_NONBLOCK)
+        found = _IO_FDS.pack(_IO_FDS.size, 0, 4, 1) + _IO_FD.pack(0x3000, 2, 0, 0, 0, 0)
+        process.send(reply(1, Command.VERSION, b"\0\0\1\0{}\0"))
+        process.send(reply(0, Command.DEVICE_GET_REGION_IO_FDS, found), [queue])
+        while len(relay.notifications) == 0:
+            assert relay.from_device()
+        take(process)
+        notification = codec(REGION_ACCESS).pack(0x3000, 4, 2) + b"\0\0"
+        for fails in False, True:
+            if fails:
+                monkeypatch.setattr("vfiouser_virtio.serving.keeper.relay.signal", signal)
+            client.send(request(2, Command.REGION_WRITE, notification, flags=int(MessageFlags.NO_REPLY)))
+            assert relay.from_client()
+            assert [message.command for message in take(process)] == [Command.REGION_WRITE] * fails
+        assert os.eventfd_read(queue) == 1
+        os.close(queue)
+
+
 def test_a_forked_process_is_to_close_all_files_of_the_client() -> None:
     """Also those of a message that is not all there, and of one that waits for room in the socket."""
 

@@ -24,6 +24,11 @@ class Mine(Device):
     device_id = 42
     requestq = queue()
 
+    def __init__(self):
+        super().__init__()
+        while os.path.exists("stuck"):
+            time.sleep(0.01)
+
     async def run(self):
         async for chain in self.requestq:
             word = chain.readable.read().rstrip(b"\\0").decode()

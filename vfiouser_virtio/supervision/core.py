@@ -129,9 +129,9 @@ class SupervisedCore(DeviceCore):
         if running and state["another"]:
             raise CannotResume("its driver belongs to a client that had left")
 
-    def lose(self) -> None:
-        """The device cannot go on: the driver is told that it needs a reset, if there is one."""
-        if self._status:
+    def lose(self, *, known: bool = True) -> None:
+        """The device cannot go on: its driver is told so, also one that is not ``known`` to be there."""
+        if self._status or not known:
             self._show_needs_reset()
 
 

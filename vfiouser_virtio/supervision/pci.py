@@ -137,18 +137,29 @@ class SupervisedPci(VirtioPci):
 
         ``why_not``: do not, but tell the driver that the device needs a reset.
         """
-        saved = self._supervised.journal.load()
         try:
-            if self._resuming and saved is not None:
-                self._restore(json.loads(saved), why_not)
+            if self._resuming:
+                self._restore_saved(why_not)
         finally:
             self._resuming = False
             self.save()
 
+    def _restore_saved(self, why_not: str) -> None:
+        try:
+            state = json.loads(self._supervised.journal.load() or b"")
+            number, changes = state["done"]
+        except (ValueError, KeyError, TypeError, RecursionError):  # too long, or the process had gone mad
+            self._log.error(
+                "cannot be resumed: its journal has no registers that can be read; the device needs a reset"
+            )
+            self._supervised.lose(known=False)
+            return
+        self._done = number, changes
+        self._restore(state, why_not)
+
     def _restore(self, state: dict[str, Any], why_not: str) -> None:
         core = self._supervised
-        number, changes = state["done"]
-        self._done = number, changes
+        known = True
         try:
             self.config.restore(bytes.fromhex(state["config"]))
             self._client_decodes = state["decodes"]
@@ -171,7 +182,8 @@ class SupervisedPci(VirtioPci):
             self._log.error("cannot be resumed, the device needs a reset: %s", error)
         except Exception as error:
             log_bug(self._log, "cannot be resumed, the device needs a reset: a bug", error)
-        core.lose()
+            known = False
+        core.lose(known=known)
 
     def _make_event_fd(self, queue: int) -> int:
         if queue < len(self._notifications):

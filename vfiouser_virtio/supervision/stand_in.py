@@ -27,12 +27,13 @@ class StandIn(Device):
 
 
 def stand_in(journal_fd: int) -> Device | None:
-    """The one for the device that has written this journal; None where it has written nothing."""
-    saved = Journal(journal_fd, []).load()
-    if saved is None:
+    """The one for the device that has written this journal; None where it has written nothing that can be read."""
+    try:
+        state = json.loads(Journal(journal_fd, []).load() or b"")
+        known = state["device"]
+        kind = type("StandIn", (StandIn,), {"device_id": int(known["id"])})
+        config, sizes = bytes.fromhex(known["config"]), state["core"]["sizes"]
+        made: Device = kind(features=int(known["features"]), config=config, sizes=sizes)
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    state = json.loads(saved)
-    known = state["device"]
-    kind = type("StandIn", (StandIn,), {"device_id": known["id"]})
-    made: Device = kind(features=known["features"], config=bytes.fromhex(known["config"]), sizes=state["core"]["sizes"])
     return made

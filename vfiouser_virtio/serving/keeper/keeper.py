@@ -128,7 +128,7 @@ class Keeper:
         """Milliseconds until there is something to do without anything having happened; None: never."""
         now = time.monotonic()
         times = [self._accepts_at] if self._accepts_at > now else []
-        if self._process is None or (self._look_every and self._process.ready):
+        if self._process is None or (self._look_every and self._is_watched(self._process)):
             times.append(self._at)
         return max(0.0, min(times) - now) * 1000 if times else None
 
@@ -151,8 +151,12 @@ class Keeper:
         if self._status is None and time.monotonic() >= self._at:
             if self._process is None:
                 self._start()
-            elif self._process.ready:
+            elif self._is_watched(self._process):
                 self._ask(self._process)
+
+    def _is_watched(self, process: DeviceProcess) -> bool:
+        """Not the first one before it serves: no client waits for that, and the user sees it."""
+        return process.ready or self._told_parent
 
     # ---- the client ----------------------------------------------------------------------------------------------
 
@@ -236,6 +240,8 @@ class Keeper:
             return
         self._closed = None
         self._started = time.monotonic()
+        self._at = self._started + self._look_every
+        self._pulse.look(silent=False)
 
     def _started_process(self) -> DeviceProcess:
         relay = self._relay
@@ -391,11 +397,13 @@ class Keeper:
             had, limit = memory / 2**20, self._max_memory / 2**20
             self._log.error("its process has %.1f MiB of memory, and is killed: --max-memory is %.1f MiB", had, limit)
             process.kill()
-        elif self._pulse.look(silent=process.silent):
-            self._log.error("its process hangs: it has not answered for %g s, and is killed", self._pulse.hang_after)
+        elif self._pulse.look(silent=process.silent or not process.ready, begins=not process.ready):
+            looks = Pulse.LOOKS if process.ready else Pulse.LOOKS_AT_THE_BEGINNING
+            what, seconds = "answered" if process.ready else "begun to serve", looks * self._pulse.look_every
+            self._log.error("its process hangs: it has not %s for %g s, and is killed", what, seconds)
             self._pulse.look(silent=False)
             process.kill()
-        elif not process.silent and self._pulse.look_every:
+        elif process.ready and not process.silent and self._pulse.look_every:
             process.ask()
 
     # ---- the end -------------------------------------------------------------------------------------------------

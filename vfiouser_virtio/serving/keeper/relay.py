@@ -163,7 +163,10 @@ class Relay:
             end = position + size
             if fd < 0 or connection.buffer[end - 2 : end] != name:
                 return
-            signal(fd)
+            try:
+                signal(fd)
+            except (OSError, RuntimeError):  # without asynchronous I/O it takes a thread, and there is none to be had
+                return
             connection.position = end
 
     def _ask(self, message: Message) -> None:

@@ -61,6 +61,8 @@ class Pulse:
     """
 
     LOOKS = 6
+    LOOKS_AT_THE_BEGINNING = 10 * LOOKS
+    """As many for one that is made again: to open what it needs may take longer than any answer."""
 
     def __init__(self, hang_after: float) -> None:
         self.hang_after = hang_after
@@ -68,7 +70,7 @@ class Pulse:
         """Seconds; 0 where nothing is ever taken for hung."""
         self._silent = 0
 
-    def look(self, *, silent: bool) -> bool:
-        """One look: whether it has been ``silent`` for too long."""
+    def look(self, *, silent: bool, begins: bool = False) -> bool:
+        """One look: whether it has been ``silent`` for too long; ``begins``: it does not serve yet."""
         self._silent = self._silent + 1 if silent else 0
-        return self.look_every > 0 and self._silent >= self.LOOKS
+        return self.look_every > 0 and self._silent >= (self.LOOKS_AT_THE_BEGINNING if begins else self.LOOKS)
