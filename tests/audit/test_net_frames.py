@@ -1,5 +1,6 @@
 """Each rule about what a header says of its frame is found broken by a driver that breaks it, and no other rule is."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,16 @@ from support.bad_driver import BadDriver, bad_driver
 from support.packets import TCP, UDP, Packet
 from support.tunnels import GENEVE, VXLAN, Tunneled
 
+from vfiouser_virtio.audit import AuditedVirtioPci, Findings
+from vfiouser_virtio.audit.chains import SeenChain
+from vfiouser_virtio.audit.types.net import NetWatch
 from vfiouser_virtio.backends.net.frame import Offload
 from vfiouser_virtio.backends.net.tunnel import cut, plan
 from vfiouser_virtio.devices.net import Net
+from vfiouser_virtio.memory import HotRegion
 from vfiouser_virtio.protocols.virtio.features import mask_of
 from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags, NetFeature, hdr_codec
+from vfiouser_virtio.testing.raw.bring_up import DRIVER_OK
 from vfiouser_virtio.virtio import Device, Offer
 
 PAYLOAD, SEGMENT = bytes(range(250)) * 8, 500
@@ -190,6 +196,7 @@ _CHECKED = tunneled(LONG, checksum=True)
     ("rule", "frame", "offload"),
     [
         ("csum-start", _TRUE, csum(PLAIN)._replace(csum_start=len(_TRUE))),
+        ("csum-start", in_plain_tunnel()[0], in_plain_tunnel()[1]._replace(csum_offset=0xFFFF)),
         ("csum-start", _TRUE, csum(PLAIN)._replace(csum_start=4)),
         ("csum-start", _TRUE, csum(PLAIN)._replace(csum_start=14)),
         ("csum-start", _TRUE, csum(PLAIN)._replace(csum_offset=6)),
@@ -213,6 +220,53 @@ async def test_it_is_found(rule: str, frame: bytes, offload: Offload) -> None:
         start(driver)
         await send(driver, frame, offload)
         assert set(driver.broken) == {f"net/{rule}"}, driver.broken
+        assert driver.get("device_status") == DRIVER_OK
+
+
+class Buffer:
+    """`Memory` that is one buffer."""
+
+    hot: HotRegion = (1, 0, memoryview(b""), memoryview(b""), 0)
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = memoryview(raw)
+
+    def readable(self, address: int, length: int) -> list[memoryview]:
+        return [self._raw[address : address + length]]
+
+    writable = readable
+
+
+def test_no_packet_is_too_much_for_the_watch() -> None:
+    """Headers that are made up, and frames that are changed here and there, cut short, and in pieces."""
+    chance = random.Random(12)
+    findings = Findings()
+    watch = NetWatch(AuditedVirtioPci(net()[0], findings=findings).core, findings)
+    packets = [replace(LONG, version=version, protocol=protocol) for version in (4, 6) for protocol in (TCP, UDP)]
+    tunnels = [tunneled(packet, outer=outer, checksum=True) for packet in packets for outer in (4, 6)]
+    frames = [packet.build(partial=partial) for packet in packets for partial in (False, True)]
+    frames += [packet.build(partial=partial) for packet in tunnels for partial in (False, True)]
+    offsets = [*range(14, 130, 2), 0, 510, 512, 0xFFFF]
+    for _ in range(5000):
+        watch.core.driver_features = (1 << 128) - 1 if chance.random() < 0.7 else chance.getrandbits(128)
+        frame = bytearray(chance.choice(frames))
+        for _ in range(chance.choice((0, 0, 1, 4))):
+            frame[chance.randrange(200)] = chance.randrange(256)
+        codec = hdr_codec(watch.core.driver_features)
+        fields = [chance.choice((1, 1, 9, 0, 0xFF)), chance.choice((0, 1, 4, 5, 0x21, 0x24, 0x41, 0x45, 0xFF))]
+        fields += [
+            chance.choice(offsets),
+            chance.choice((500, 0, 1)),
+            chance.choice(offsets),
+            chance.choice((6, 16, 99)),
+        ]
+        fields += [0, 0, 0, 0, chance.choice(offsets), chance.choice(offsets)]
+        raw = codec.pack(*fields[: {12: 7, 20: 10, 24: 12}[codec.size]]) + bytes(frame)
+        raw = raw[: chance.choice((len(raw), len(raw), chance.randrange(200)))]
+        at = chance.randrange(len(raw) + 1)
+        watch.available(SeenChain(1, 0, [(0, at), (at, len(raw) - at)], [], Buffer(raw)))
+    seen = {rule: finding.count for rule, finding in findings.by_rule.items()}
+    assert all(seen.get(rule) for rule in ("net/csum-start", "net/csum-before", "net/tunnel-offsets", "net/hdr-len"))
 
 
 # ---- what is no finding ---------------------------------------------------------------------------------------------

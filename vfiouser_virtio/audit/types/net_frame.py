@@ -117,6 +117,11 @@ class FrameWatch(RequestWatch):
         head = chain.peek(size + HEAD)[size:]
         if len(head) < min(length, HEAD):
             return  # in memory that cannot be looked at now
+        try:
+            check_csum(length, offload)
+        except BadOffload as error:
+            self.broke(START, f"{where}: {error}")
+            return
         outer = headers = find_headers(head)
         bits = offload.gso_type & GSO_UDP_TUNNEL
         kind = offload.gso_type & ~GsoType.ECN & ~bits
@@ -127,8 +132,8 @@ class FrameWatch(RequestWatch):
             if found is None:
                 return
             headers = found
-            self._check_outer(where, chain, size, offload, outer)
-        if not self._check_start(where, length, offload, headers, alone=bool(kind)):
+            self._check_outer(where, head, chain, size, offload, outer)
+        if not self._check_start(where, offload, headers, alone=bool(kind)):
             if not kind and headers.protocol in _CHECK and offload.csum_start >= _end(headers):
                 self._check_before(where, chain, size, offload, headers)
             return
@@ -141,14 +146,9 @@ class FrameWatch(RequestWatch):
 
     # ---- checksums -----------------------------------------------------------------------------------------------
 
-    def _check_start(self, where: str, length: int, offload: Offload, headers: Headers, *, alone: bool) -> bool:
+    def _check_start(self, where: str, offload: Offload, headers: Headers, *, alone: bool) -> bool:
         """Whether csum_start is that of a TCP or UDP header; ``alone``: it cannot be that of another one behind."""
         start, offset = offload.csum_start, offload.csum_offset
-        try:
-            check_csum(length, offload)
-        except BadOffload as error:
-            self.broke(START, f"{where}: {error}")
-            return False
         protocol, at = headers.protocol, headers.transport
         if protocol == NO_TRANSPORT:
             return False
@@ -206,23 +206,24 @@ class FrameWatch(RequestWatch):
             self.broke(INNER, f"{where}: gso_type {offload.gso_type:#x}, inner ethertype {headers.ethertype:#x}")
         return headers
 
-    def _check_outer(self, where: str, chain: SeenChain, size: int, offload: Offload, outer: Headers) -> None:
+    def _check_outer(
+        self, where: str, head: bytes, chain: SeenChain, size: int, offload: Offload, outer: Headers
+    ) -> None:
         """Of the outer UDP checksum of a packet that is to be cut."""
         length = chain.out_length - size
-        data = chain.peek(size + MAX_FRAME)[size:]
-        at = outer.transport + UDP_CHECK
-        if len(data) < length or length < at + 2:
-            return
-        there = U16.unpack_from(data, at)[0]
+        there = U16.unpack_from(head, outer.transport + UDP_CHECK)[0]
         seen = f"{where}: the outer UDP checksum is {there:#x}"
         if offload.flags & HdrFlags.UDP_TUNNEL_CSUM:
-            if not _is_pseudo(data[:HEAD], outer, length, there):
+            if not _is_pseudo(head, outer, length, there):
                 self.broke(OUTER, f"{seen}, flags {offload.flags:#x}")
         elif there:
+            data = chain.peek(size + MAX_FRAME)[size:]
             try:
-                plan = tunnel.plan(data[:HEAD], length, offload)
+                plan = tunnel.plan(head, length, offload)
             except BadOffload:
                 return  # another rule is broken
+            if len(data) < length:
+                return
             first = next(tunnel.cut(data, plan, partial=False)).tobytes()
             if (length - plan.inner.payload) % plan.inner.size or _is_wrong(first, outer):
                 self.broke(OUTER, f"{seen} without UDP_TUNNEL_CSUM, and not that of each segment")
