@@ -105,6 +105,24 @@ def test_who_may_wait(tmp_path: Path, files: FuseFiles, hung: int) -> None:
     assert fds.CLOSER.waiting == 0
 
 
+def test_mounts_are_looked_up_once_for_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message has 253 files: to look for the mount of each held up all devices for 18 ms or more."""
+    opened: list[str] = []
+
+    def counting(path: str, mode: str) -> Any:
+        opened.append(path)
+        return open(path, mode)
+
+    monkeypatch.setattr(fds, "open", counting, raising=False)
+    files = [os.open(tmp_path, os.O_RDONLY | os.O_CLOEXEC) for _ in range(20)]
+    fds.close_all(files)
+    assert opened.count("/proc/self/mountinfo") == 1
+    assert sum("fdinfo" in path for path in opened) == 20
+    for fd in files:
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)
+
+
 def test_a_mount_whose_path_is_not_utf8(tmp_path: Path) -> None:
     with FuseFiles(tmp_path / os.fsdecode(b"\xff"), {"ram": bytes(SIZE)}, direct=False) as files:
         fd = os.open(files.folder / "ram", os.O_RDWR | os.O_CLOEXEC)

@@ -11,7 +11,7 @@ import fcntl
 import os
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from queue import SimpleQueue
 
 from vfiouser_virtio.libc import libc
@@ -41,8 +41,9 @@ MOST_LEFT_OPEN = 256
 
 def close_all(fds: Iterable[int]) -> None:
     """Close every descriptor without ever waiting; one that is closed already is not an error."""
+    mounts = Mounts()
     for fd in fds:
-        if may_wait(fd):
+        if may_wait(fd, mounts):
             CLOSER.close(fd)
         else:
             with contextlib.suppress(OSError):
@@ -61,10 +62,30 @@ def reopened(fd: int, mode: int) -> int:
     return os.dup(fd)
 
 
-def may_wait(fd: int) -> bool:
+class Mounts:
+    """Kinds of the mounts that this process sees, looked up once: a client sends 253 files with one message.
+
+    It lasts for files that are open already: what they are on keeps its number.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: Mapping[bytes, bytes] | None = None
+
+    def kind(self, mount: bytes) -> bytes | None:
+        """The kind of a mount by its number, None of one that we do not see. Raises OSError."""
+        if self._kinds is None:
+            # Bytes: the path of a mount is what its owner likes, and need not be UTF-8.
+            with open("/proc/self/mountinfo", "rb") as lines:
+                self._kinds = {
+                    line.split(b" ", 1)[0]: line.partition(b" - ")[2].split(b" ", 1)[0].rstrip() for line in lines
+                }
+        return self._kinds.get(mount)
+
+
+def may_wait(fd: int, mounts: Mounts | None = None) -> bool:
     """Whether system calls on it may wait for the server of a file system; asks no file system that could.
 
-    A memfd costs 0.3 µs, other things that are no files 3 µs, files 100.
+    A memfd costs 0.3 µs, other things that are no files 3 µs, files 100, or 15 with ``mounts`` that others have used.
     """
     try:
         fcntl.fcntl(fd, F_GET_SEALS)  # a memfd, or a file on a tmpfs or a hugetlbfs; EINVAL for all others
@@ -74,17 +95,13 @@ def may_wait(fd: int) -> bool:
     try:
         if not os.readlink(f"/proc/self/fd/{fd}").startswith("/"):
             return False  # socket:[1234], pipe:[1234], anon_inode:[eventfd]
-        # Bytes: the name of an interface, and the path of a mount, are what its owner likes, and need not be UTF-8.
+        # Bytes: the name of an interface is what its owner likes, and need not be UTF-8.
         with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
             mount = next(line.split()[1] for line in info if line.startswith(b"mnt_id:"))
-        with open("/proc/self/mountinfo", "rb") as mounts:
-            for line in mounts:
-                if line.split(b" ", 1)[0] == mount:
-                    kind = line.partition(b" - ")[2].split(b" ", 1)[0]
-                    return kind.decode(errors="replace") not in _LOCAL
+        kind = (mounts or Mounts()).kind(mount)
     except (OSError, StopIteration):
         return os.path.exists(f"/proc/self/fd/{fd}")
-    return True  # of a mount that we do not see: the client's own
+    return kind is None or kind.decode(errors="replace") not in _LOCAL  # None: the client's own
 
 
 class Closer:

@@ -36,8 +36,7 @@ class Backlog:
 
     def close(self) -> None:
         """Close the fds of all messages: none of them will be handled."""
-        for message in self._messages:
-            close_all(message.take_fds())
+        close_all(fd for message in self._messages for fd in message.take_fds())
 
 
 def _cost(message: Message) -> int:
