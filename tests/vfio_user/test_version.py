@@ -8,6 +8,7 @@ import pytest
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.testing.raw.client import QEMU_CAPABILITIES
 from vfiouser_virtio.vfio_user.server.version import Negotiated, negotiate
+from vfiouser_virtio.vfio_user.wire.version import MAX_PAYLOAD
 
 
 def payload(data: bytes, major: int = 0, minor: int = 0) -> bytes:
@@ -67,6 +68,15 @@ def test_a_capability_of_tomorrow_is_ignored(value: object) -> None:
     agreed, reply = negotiate(capabilities(sparse_mmap_fds=value, **known))
     assert answered(reply) == {"max_msg_fds": 16, "pgsizes": 4096}
     assert agreed == negotiate(capabilities(**known))[0]
+
+
+def test_no_more_json_than_a_client_can_have_to_say() -> None:
+    """1 MiB of it held up all devices of the process for 0.1 s, at each connection."""
+    longest = MAX_PAYLOAD - len(payload(b"\0"))
+    assert negotiate(payload(b"{}".ljust(longest) + b"\0"))[0] == Negotiated()
+    with pytest.raises(PeerError, match="VERSION: payload of 0x4001 bytes, up to 0x4000 are taken") as caught:
+        negotiate(payload(b"[" + b"[]," * 10_000)[:MAX_PAYLOAD] + b"\0")
+    assert caught.value.fatal
 
 
 def test_a_lone_nul_is_no_json() -> None:
