@@ -14,7 +14,7 @@ import trio.testing
 import vfiouser_virtio.backends.io_uring
 from vfiouser_virtio.backends import file, nowait
 from vfiouser_virtio.backends.file import FileBackend
-from vfiouser_virtio.backends.io_uring import COPIED_BY_US, IoUring
+from vfiouser_virtio.backends.io_uring import COPIED_BY_US, LONGEST_INLINE, IoUring
 from vfiouser_virtio.backends.vectored import preadv
 from vfiouser_virtio.protocols.io_uring import SQE_CODEC, Op, SqeFlags
 
@@ -163,6 +163,24 @@ async def test_what_the_kernel_copies_in_our_thread_is_bounded(ring: IoUring, su
     finally:
         os.close(reader)
         os.close(writer)
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["direct", "by the page cache"])
+async def test_what_is_long_is_not_tried_within_the_system_call(
+    ring: IoUring, submitted: list[int], copies: bool
+) -> None:
+    """1 GiB of direct I/O held up all devices for 66 ms."""
+    null = os.open("/dev/null", os.O_RDWR)
+    try:
+        for op in (Op.READV, Op.WRITEV):
+            for length in (LONGEST_INLINE, LONGEST_INLINE + 1):
+                ring.start(op, null, 0, [memoryview(bytearray(10))], lambda _: None, length=length, copies=copies)
+                with trio.fail_after(60):
+                    while ring.busy:
+                        await trio.sleep(0.001)
+        assert submitted == 2 * [0, SqeFlags.ASYNC]
+    finally:
+        os.close(null)
 
 
 async def test_serve_ends_only_when_nothing_is_under_way() -> None:

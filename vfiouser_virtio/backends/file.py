@@ -206,8 +206,9 @@ class FileBackend:
                 done(None)
 
         try:
-            to_copy = 0 if self.alignment else length
-            return partial(ring.cancel, ring.start(op, self._fd, offset, segments, ended, length=to_copy))
+            copies = not self.alignment
+            tag = ring.start(op, self._fd, offset, segments, ended, length=length, copies=copies)
+            return partial(ring.cancel, tag)
         except OSError:  # the kernel takes no more at the moment
             return None
 
