@@ -3,12 +3,14 @@
 import errno
 import mmap
 import os
+from collections.abc import Callable
 
 import pytest
 
 from vfiouser_virtio.address_space import WINDOW_SIZE
 from vfiouser_virtio.errors import PeerError, Unmapped
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
+from vfiouser_virtio.memory_pins import AT_ONCE, Pin, Ranges
 
 PAGE = mmap.PAGESIZE
 
@@ -190,6 +192,48 @@ def test_unmap_waits_for_whoever_uses_the_memory() -> None:
     assert hold.done
     assert bytes(view) == bytes(4)
     memory.unpin(elsewhere)
+    os.close(fd)
+
+
+def test_requests_in_flight_are_compared_with_an_unmap_in_steps() -> None:
+    """256 requests of 1024 buffers each held up all devices for 0.1 s. What has ended meanwhile is not waited for."""
+    memory = GuestMemory()
+    steps: list[Callable[[], bool]] = []
+    memory.configure("x", later=steps.append)
+    fd = mapped(memory, 0x1000, PAGE)
+    looked_up: list[int] = []
+    cancelled: list[int] = []
+
+    def pin(number: int, address: int) -> Pin:
+        def ranges() -> Ranges:
+            looked_up.append(number)
+            return [(0x10_0000, 1)] * (AT_ONCE // 2) + [(address, 1)]
+
+        return memory.pin(ranges, lambda: cancelled.append(number))
+
+    elsewhere = [pin(number, 0x9000) for number in range(20)]
+    there = [pin(20 + number, 0x1000) for number in range(20)]
+    hold = memory.unmap(0x1000, PAGE)
+    assert hold is not None
+    assert len(looked_up) == 2
+    [step] = steps
+    assert step()
+    assert len(looked_up) == 4
+    hold.expire()
+    for ended in [*elsewhere[10:], *there[10:]]:
+        memory.unpin(ended)
+    while step():
+        pass
+    assert len(looked_up) == len(set(looked_up)) <= 24
+    assert set(range(20, 30)) <= set(cancelled)
+    assert not set(cancelled) & set(range(20))
+    for last in there[:9]:
+        memory.unpin(last)
+    assert not hold.done
+    memory.unpin(there[9])
+    assert hold.done
+    for other in elsewhere[:10]:
+        memory.unpin(other)
     os.close(fd)
 
 

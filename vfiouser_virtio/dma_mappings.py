@@ -27,17 +27,13 @@ from dataclasses import dataclass
 from vfiouser_virtio.address_space import Places, Region, Window
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError, Unmapped
-from vfiouser_virtio.memory_pins import MemoryPins
+from vfiouser_virtio.memory_pins import Later, MemoryPins
 from vfiouser_virtio.memory_removal import STEP, Removal
 from vfiouser_virtio.vfio_device import MAX_DMA_MAPS, Hold
 
 MAX_SPANS = 512
 """Spans that one range may cross. Rights that alternate from page to page keep 28,000 of them apart: to walk all of
 them for each descriptor of a guest is an attack on our time. 1 MiB in pages, each in a window of its own, are 257."""
-
-Later = Callable[[Callable[[], bool]], None]
-"""Calls a function again and again until it returns False, with turns of other tasks in between: to unmap 28,000 pages
-takes 150 ms."""
 
 
 # ---- what is mapped --------------------------------------------------------------------------------------------------
@@ -287,7 +283,7 @@ class DmaMappings:
         regions = removal.regions
         if self._removals:  # requests may use what was unmapped before
             regions = sorted(itertools.chain(regions, *(other.regions for other in self._removals)), key=_address)
-        waiting = self.pins.wait_for(regions)
+        waiting = self.pins.wait_for(regions, self.later)
         if waiting is None and (self.later is None or removal.is_short):
             removal.run()
             self._ended(removal)

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 
 from vfiouser_virtio.address_space import PAGE, Region
 from vfiouser_virtio.device_log import DeviceLog
-from vfiouser_virtio.dma_mappings import DmaMappings, Later, Span
+from vfiouser_virtio.dma_mappings import DmaMappings, Span
 from vfiouser_virtio.errors import ClientGone, PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.guest_files import GuestFiles, UnsealedMemory, examine, file_behind
-from vfiouser_virtio.memory_pins import Pin, Ranges
+from vfiouser_virtio.memory_pins import Later, Pin, Ranges
 from vfiouser_virtio.vfio_device import Buffer, DmaClient, Hold
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class GuestMemory:
     ) -> None:
         """What to call the device in messages; how other tasks get their turns; what to do with files that can shrink.
 
-        ``later`` does in small steps what takes long (see `dma_mappings.Later`); without it, it is done at once. Where
+        ``later`` does in small steps what takes long (see `memory_pins.Later`); without it, it is done at once. Where
         memory is copied from and to files, ``checkpoint`` is awaited now and then.
         """
         self._log.device = name
