@@ -25,9 +25,10 @@ from vfiouser_virtio.protocols.vfio_user import (
 from vfiouser_virtio.serving.child_process import MOST_MESSAGES, Line
 from vfiouser_virtio.serving.keeper.attendant import MOST, PING, PONG, RelayedListener
 from vfiouser_virtio.serving.keeper.client_state import ClientState, Told
+from vfiouser_virtio.serving.keeper.errors import RelayError
 from vfiouser_virtio.serving.keeper.mappings import MAPPINGS
 from vfiouser_virtio.serving.keeper.process import Beginning, DeviceProcess
-from vfiouser_virtio.serving.keeper.relay import Relay, RelayError
+from vfiouser_virtio.serving.keeper.relay import Relay
 from vfiouser_virtio.serving.keeper.restarts import Pulse
 from vfiouser_virtio.vfio_user.wire.connection import reply, request
 

@@ -23,9 +23,10 @@ from vfiouser_virtio.protocols.vfio_user import (
     IrqSetFlags,
     MessageFlags,
 )
+from vfiouser_virtio.serving.keeper.errors import RelayError
 from vfiouser_virtio.serving.keeper.mappings import MAPPING, MAPPINGS, MOST_FILES
 from vfiouser_virtio.serving.keeper.pending import MOST_SENT
-from vfiouser_virtio.serving.keeper.relay import MOST_ASKING, MOST_WAITING, Relay, RelayError
+from vfiouser_virtio.serving.keeper.relay import MOST_ASKING, MOST_WAITING, Relay
 from vfiouser_virtio.vfio_user.wire.connection import Message, reply, request
 from vfiouser_virtio.vfio_user.wire.sockets import MessageSocket
 
@@ -368,7 +369,7 @@ def test_a_notification_that_cannot_be_signalled_stays_a_message(monkeypatch: py
         notification = codec(REGION_ACCESS).pack(0x3000, 4, 2) + b"\0\0"
         for fails in False, True:
             if fails:
-                monkeypatch.setattr("vfiouser_virtio.serving.keeper.relay.signal", signal)
+                monkeypatch.setattr("vfiouser_virtio.serving.keeper.notifications.signal", signal)
             client.send(request(2, Command.REGION_WRITE, notification, flags=int(MessageFlags.NO_REPLY)))
             assert relay.from_client()
             assert [message.command for message in take(process)] == [Command.REGION_WRITE] * fails

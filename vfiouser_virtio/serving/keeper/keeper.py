@@ -18,8 +18,9 @@ from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import ConfigError, PeerError
 from vfiouser_virtio.fds import close_all
 from vfiouser_virtio.serving.child_process import Line
+from vfiouser_virtio.serving.keeper.errors import RelayError
 from vfiouser_virtio.serving.keeper.process import ENDED, DeviceProcess, Work
-from vfiouser_virtio.serving.keeper.relay import Relay, RelayError
+from vfiouser_virtio.serving.keeper.relay import Relay
 from vfiouser_virtio.serving.keeper.restarts import LONG_LIFE_S, MEMORY_LOOK_S, Pulse, Restarts
 from vfiouser_virtio.supervision.journal import make_journal, served
 from vfiouser_virtio.vfio_user import Listener

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from vfiouser_virtio.fds import close_all, may_wait
 from vfiouser_virtio.serving.child_process import ChildProcess, Line
 from vfiouser_virtio.serving.keeper.attendant import ENDING, MOST, PING, PONG, RESUME, RESUMED
-from vfiouser_virtio.serving.keeper.relay import RelayError
+from vfiouser_virtio.serving.keeper.errors import RelayError
 
 
 @dataclass(frozen=True, slots=True)

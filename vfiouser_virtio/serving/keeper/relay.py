@@ -22,20 +22,17 @@ from enum import Enum, auto
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.eventfds import is_eventfd, signal
 from vfiouser_virtio.fds import CLOSER, MOST_LEFT_OPEN, close_all
-from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import (
-    HEADER_AND_REGION_ACCESS,
     HEADER_CODEC,
-    IOEVENTFD,
     REGION_ACCESS_CODEC,
-    REGION_IO_FDS,
     Command,
     MessageFlags,
 )
 from vfiouser_virtio.serving.keeper.client_state import ClientState
+from vfiouser_virtio.serving.keeper.errors import RelayError
 from vfiouser_virtio.serving.keeper.mappings import MAPPINGS
+from vfiouser_virtio.serving.keeper.notifications import Notifications
 from vfiouser_virtio.serving.keeper.pending import PendingRequest, PendingRequests
 from vfiouser_virtio.transports.pci import NOTIFY, VIRTIO_BAR
 from vfiouser_virtio.vfio_user.wire.connection import MAX_MSG_FDS, Message, error_reply, name_of, request
@@ -47,20 +44,10 @@ MOST_ASKING = 8192
 """Requests of a device to its client without an answer: more than a `DmaProxy` has under way."""
 _WRITE, _NO_REPLY, _ERROR = int(Command.REGION_WRITE), int(MessageFlags.NO_REPLY), int(MessageFlags.ERROR)
 _OTHER_CHANGES = frozenset({int(Command.DEVICE_RESET), int(Command.REGION_WRITE_MULTI)})
-_ACCESS_SIZE = HEADER_AND_REGION_ACCESS.size
-_unpack_access = HEADER_AND_REGION_ACCESS.unpack_from
-_REGION_IO_FDS, _IOEVENTFD = codec(REGION_IO_FDS), codec(IOEVENTFD)
-_MOST_QUEUES = 1024
 OUR_FILES = 32
 """File descriptors that clients cannot take from the keeper: what it needs to start a process, and to accept."""
 # Times that a socket is read whose other end has died: more than fits into it, at 64 KiB each.
 _LAST_WORDS = 64
-_ANY_QUEUES = _REGION_IO_FDS.size + _MOST_QUEUES * _IOEVENTFD.size
-"""Room for the eventfds of so many queues; of others, notifications stay messages."""
-
-
-class RelayError(Exception):
-    """Something that the device's process cannot have sent if it is in its right mind."""
 
 
 class _Phase(Enum):
@@ -82,11 +69,7 @@ class Relay:
         self.client = MessageSocket(client)
         self.device: MessageSocket | None = None
         self.told = ClientState()
-        self.notifications: list[int] = []
-        """Eventfds of the queues, the same for all processes of the device."""
-        self._notify_by_eventfd = notify_by_eventfd
-        self._queues: dict[int, tuple[int, bytes]] = {}
-        """By offset in the BAR: eventfd, and what is written there."""
+        self._eventfds = Notifications(by_eventfd=notify_by_eventfd)
         self._log = log
         self._phase = _Phase.GONE
         self._journal = -1
@@ -96,6 +79,11 @@ class Relay:
         """Requests of the device's process to the client: id and command."""
         self._stale: deque[tuple[int, int]] = deque()
         """Those of processes that have died: their answers are for no one."""
+
+    @property
+    def notifications(self) -> list[int]:
+        """Eventfds of the queues, the same for all processes of the device."""
+        return self._eventfds.fds
 
     @property
     def takes_more(self) -> bool:
@@ -135,8 +123,8 @@ class Relay:
         except BlockingIOError:
             return True
         connection = self.client.connection
-        if not connection.pending_fds and self._queues:
-            self._take_notifications()
+        if not self._asked:
+            self._eventfds.take(connection)
         while connection.next():
             message = connection.message()
             if message.is_reply:
@@ -144,30 +132,6 @@ class Relay:
             else:
                 self._ask(message)
         return True
-
-    def _take_notifications(self) -> None:
-        """Signal the eventfds of posted notifications at the beginning of what was received; leave the rest."""
-        connection, queues = self.client.connection, self._queues
-        while not self._asked and connection.end - connection.position >= _ACCESS_SIZE + 2:
-            position = connection.position
-            _id, command, size, flags, _error, offset, region, count = _unpack_access(connection.buffer, position)
-            if (
-                command != _WRITE
-                or flags != _NO_REPLY
-                or region != VIRTIO_BAR
-                or size != _ACCESS_SIZE + 2
-                or count != 2
-            ):
-                return
-            fd, name = queues.get(offset, (-1, b""))
-            end = position + size
-            if fd < 0 or connection.buffer[end - 2 : end] != name:
-                return
-            try:
-                signal(fd)
-            except (OSError, RuntimeError):  # without asynchronous I/O it takes a thread, and there is none to be had
-                return
-            connection.position = end
 
     def _ask(self, message: Message) -> None:
         flags = message.flags
@@ -263,7 +227,7 @@ class Relay:
             self._log.error("%s of before could not be repeated", what)
         if asked.ours:
             if asked.command == Command.DEVICE_GET_REGION_IO_FDS and not failed:
-                self._learn_queues(message)
+                self._eventfds.learn(message)
             return
         if not asked.quiet:
             self.client.send(_whole(message), message.fds)
@@ -276,34 +240,7 @@ class Relay:
         except ValueError as error:
             raise RelayError(f"{name_of(asked.command)} was answered with success: {error}") from None
         if asked.command == Command.VERSION:
-            self._put(self._question())
-
-    def _question(self) -> PendingRequest:
-        body = _REGION_IO_FDS.pack(_ANY_QUEUES, 0, VIRTIO_BAR, 0)
-        command = Command.DEVICE_GET_REGION_IO_FDS
-        return PendingRequest(0, command, request(0, command, body), [], quiet=True, ours=True)
-
-    def _learn_queues(self, message: Message) -> None:
-        """Which eventfd is for which queue. After a death they are the same ones, of which there is a copy already."""
-        if self.notifications:
-            return
-        body = message.body
-        if len(body) < _REGION_IO_FDS.size:
-            raise RelayError(f"{name_of(message.command)}: a reply of {len(body):#x} bytes")
-        *_, count = _REGION_IO_FDS.unpack_from(body)
-        if len(body) == _REGION_IO_FDS.size:
-            return  # none, or more than there was room for
-        if count > _MOST_QUEUES or len(body) < _REGION_IO_FDS.size + count * _IOEVENTFD.size:
-            raise RelayError(f"{name_of(message.command)}: {len(body):#x} bytes for {count:#x} queues")
-        if not all(map(is_eventfd, message.fds)):
-            raise RelayError(f"{name_of(message.command)}: a file descriptor that is no eventfd")
-        fds = message.take_fds()
-        for number in range(count):
-            at = _REGION_IO_FDS.size + number * _IOEVENTFD.size
-            offset, _size, place, _kind, _flags, _match = _IOEVENTFD.unpack_from(body, at)
-            if place < len(fds) and self._notify_by_eventfd:
-                self._queues[offset] = fds[place], number.to_bytes(2, "little")
-        self.notifications = fds
+            self._put(self._eventfds.question())
 
     # ---- the process comes and goes ------------------------------------------------------------------------------
 
@@ -319,7 +256,7 @@ class Relay:
         self._phase = _Phase.TOLD
         for command, payload, fds in self.told.told():
             self._telling.put(PendingRequest(0, command, request(0, command, payload), fds, quiet=True, ours=True))
-        self._telling.put(self._question())
+        self._telling.put(self._eventfds.question())
         self.send_requests()
 
     def was_told(self) -> bool:
@@ -369,7 +306,7 @@ class Relay:
             self.device.close()
         self.told.close()
         self._asked.close()
-        close_all(self.notifications)
+        self._eventfds.close()
         return cut
 
 
