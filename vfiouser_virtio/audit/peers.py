@@ -55,7 +55,7 @@ PEERS: list[Peer] = [
         "Linux 7.3 (net)",
         _SINCE,
         "`net/tunnel-inner`",
-        "VXLAN of IPv6 over IPv4: packets to be cut have UDP_TUNNEL_IPV4, and of IPv4 over IPv6 the other bit: "
+        "VXLAN, GENEVE of IPv6 over IPv4: packets to be cut have UDP_TUNNEL_IPV4, and of IPv4 over IPv6 the other bit: "
         "it is that of the outer header (include/linux/virtio_net.h: virtio_net_hdr_tnl_from_skb, by skb->protocol)",
     ),
     Peer(
@@ -82,7 +82,8 @@ PEERS: list[Peer] = [
         _SINCE,
         "none",
         "by hand: UDP in segments, RSS tables, coalescing, ring sizes; with GUEST_HDRLEN, forwarded TCP as well; VXLAN "
-        "with and without an outer checksum, in 7.3 with IP headers of the same version",
+        "and GENEVE with and without an outer checksum, in 7.3 with IP headers of the same version; GRE with and "
+        "without a checksum, IPIP, FOU, GUE; GRE and IP over IPv6",
     ),
     Peer(
         "Linux 6.12 (balloon, input)",
