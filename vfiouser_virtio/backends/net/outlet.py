@@ -20,6 +20,8 @@ without room, and grows by what the port takes (`MIN_BYTES`, `MIN_PACKETS`), and
 MIN_BYTES, MIN_PACKETS = 3e6, 2000
 """What a port has to take in a second, one or the other, so that the others wait for it as long as it likes."""
 _EARNED_WITH_ROOM = 0.1
+# Segments of a packet that the device is handed together.
+_BURST = 64
 MAX_KEPT = 64
 """Frames, of up to 64 KiB, that a port without room keeps of those that nobody waits with, such as broadcasts.
 
@@ -58,7 +60,7 @@ class Outlet:
         if sink is None:
             counters.rx_drops.add(Drop.NO_DRIVER)
             return True
-        if self._rest and not self._send_rest(sink):
+        if self._rest and not self._send_rest():
             return self._no_room()
         if frame.offload is None or takes(sink.does, frame):
             if not sink.put(frame):
@@ -67,7 +69,7 @@ class Outlet:
             counters.rx_bytes += frame.length
         else:
             self._rest.extend(_finish_to_keep(frame, sink.does))
-            if not self._send_rest(sink):
+            if not self._send_rest():
                 return True
         if self._drop_at is not None:
             self._has_room()
@@ -82,7 +84,7 @@ class Outlet:
         if sink is None:
             self._counters.rx_drops.add(Drop.NO_DRIVER)
             return
-        ready = not self._rest or self._send_rest(sink)
+        ready = not self._rest or self._send_rest()
         taken = frame.offload is None or takes(sink.does, frame)
         if ready and taken and sink.put(frame):
             self._counters.rx_packets += 1
@@ -91,7 +93,7 @@ class Outlet:
             self._counters.rx_drops.add(Drop.NO_BUFFERS)
         else:
             self._rest.extend((frame.copy(),) if taken else _finish_to_keep(frame, sink.does))
-            self._send_rest(sink)
+            self._send_rest()
 
     def take_burst(self, frames: Sequence[Frame]) -> int:
         """As `take`, for the first of these frames, one at least, which the device is handed together; how many.
@@ -141,17 +143,18 @@ class Outlet:
         counters.rx_drops.add(Drop.NO_BUFFERS)
         return True
 
-    def _send_rest(self, sink: FrameSink) -> bool:
+    def _send_rest(self) -> bool:
         """Hand on what is left of a packet; whether that was all of it."""
         rest, counters = self._rest, self._counters
         while rest:
-            frame = rest.popleft()
-            if not sink.put(frame):
-                rest.appendleft(frame)
+            some = [rest.popleft() for _ in range(min(len(rest), _BURST))]
+            taken = self._put_burst(some)
+            counters.rx_packets += taken
+            counters.rx_bytes += sum(map(LENGTH, some[:taken]))
+            if taken < len(some):
+                rest.extendleft(reversed(some[taken:]))
                 self._has_rest.set()
                 return False
-            counters.rx_packets += 1
-            counters.rx_bytes += frame.length
         return True
 
     async def wait_room(self) -> None:
@@ -170,7 +173,7 @@ class Outlet:
         try:
             while True:
                 await self._has_rest.wait()
-                while not self._send_rest(device):
+                while not self._send_rest():
                     await device.wait_room()
                 self._has_rest = trio.Event()
         finally:
