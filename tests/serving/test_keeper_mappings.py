@@ -8,6 +8,7 @@ import pytest
 
 from vfiouser_virtio.devices.rng import Rng
 from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.fds import CLOSER, MOST_LEFT_OPEN
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import DMA_MAP, Command
 from vfiouser_virtio.serving.keeper.mappings import MAPPINGS, MOST_MAPPINGS, dispatch_with_mappings, messages
@@ -85,6 +86,17 @@ def test_a_file_descriptor_that_did_not_arrive(function: VirtioPci, file: int) -
     with pytest.raises(PeerError, match="no room for its file descriptor") as caught:
         tell(function, told.payload, [])
     assert caught.value.errno == errno.EMFILE
+    assert regions(function) == ["0x1000..0x2000 rw by message"]
+
+
+def test_copies_of_a_file_that_cannot_be_closed_have_an_end(
+    function: VirtioPci, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file system hangs, and a client has mapped it again and again."""
+    monkeypatch.setattr(CLOSER, "waiting", MOST_LEFT_OPEN)
+    [told] = messages([(mapping(0), file), (mapping(1), -1)])
+    with pytest.raises(PeerError, match="no room for its file descriptor"):
+        tell(function, told.payload, [os.dup(file)])
     assert regions(function) == ["0x1000..0x2000 rw by message"]
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import construct as c
 
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.fds import close_all
+from vfiouser_virtio.fds import CLOSER, MOST_LEFT_OPEN, close_all
 from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.vfio_user import DMA_MAP, DmaMapFlags
 from vfiouser_virtio.vfio_device import Hold, VfioDevice
@@ -96,8 +96,11 @@ def _map_all(device: VfioDevice, payload: bytes, fds: list[int]) -> Iterator[Hol
 
 
 def _copy(fds: list[int], place: int, mapping: tuple[int, int]) -> int:
-    try:
-        return os.dup(fds[place])
-    except (IndexError, OSError):  # not all have arrived, or there is no room for a copy
-        address, size = mapping
-        raise PeerError(f"DMA_MAP of {address:#x}+{size:#x}: no room for its file descriptor", errno.EMFILE) from None
+    # Each copy of one whose file system hangs stays open when it is mapped, and a client may have it in all mappings.
+    if CLOSER.waiting < MOST_LEFT_OPEN:
+        try:
+            return os.dup(fds[place])
+        except (IndexError, OSError):
+            pass  # not all have arrived, or there is no room for a copy
+    address, size = mapping
+    raise PeerError(f"DMA_MAP of {address:#x}+{size:#x}: no room for its file descriptor", errno.EMFILE)
