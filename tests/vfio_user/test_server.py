@@ -1,18 +1,23 @@
 """A server and its clients: one after another, a second one refused, and nothing left of those who went."""
 
+import gc
 import logging
 import os
 import socket
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from support.echo_device import EchoDevice
 
 from vfiouser_virtio import holds
 from vfiouser_virtio.testing.raw.client import RawClient
 from vfiouser_virtio.vfio_device import Hold
 from vfiouser_virtio.vfio_user import Listener, Server, from_fd
+from vfiouser_virtio.vfio_user.server.session import Session
 
 Connect = Callable[[], RawClient]
 
@@ -157,6 +162,32 @@ async def test_a_connection_that_somebody_else_accepted(
             # serve() returns with its only client
     assert device.names() == ["connected", "disconnected"]
     assert open_fds() == before
+
+
+async def test_nothing_of_a_session_waits_for_a_search_for_garbage(
+    nursery: trio.Nursery, device: EchoDevice, listener: Listener, connect: Connect
+) -> None:
+    """A client that came again and again, with long messages, had the process grow by megabytes between two of them."""
+    sessions: list[weakref.ref[Session]] = []
+
+    def session(*arguments: Any, **more: Any) -> Session:
+        made = Session(*arguments, **more)
+        sessions.append(weakref.ref(made))
+        return made
+
+    nursery.start_soon(Server(device, session=session).serve, listener)
+    client = connect()
+    gc.disable()
+    try:
+        await client.version()
+        client.close()
+        await until(lambda: "disconnected" in device.names())
+        device.client = None
+        await trio.testing.wait_all_tasks_blocked()
+        [left] = sessions
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 async def test_one_process_serves_many_sockets(nursery: trio.Nursery, tmp_path: "os.PathLike[str]") -> None:

@@ -167,6 +167,7 @@ class DmaProxy:
     def close(self) -> None:
         """The connection is gone: what waits for an answer gets a ClientGone."""
         self._closed = True
+        self._send = _dropped  # not to keep the session, with its buffers, until Python looks for garbage
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.error = self._gone()
@@ -175,3 +176,7 @@ class DmaProxy:
 
     def _gone(self) -> ClientGone:
         return ClientGone(f"{self._name}: the client is gone")
+
+
+def _dropped(_: bytes) -> None:
+    """In the place of a connection that is gone."""
