@@ -46,6 +46,16 @@ def test_a_list_of_both_kinds(side: Side) -> None:
     assert side.get(DATA + 0x200, "B") == (0x55,)
 
 
+def test_after_a_reset_of_the_queue_the_ring_has_no_chain(side: Side) -> None:
+    side.offer(1, (DATA, 16, WRITE))
+    chain = side.pop()
+    side.ring.kill()
+    assert not side.ring.in_flight
+    chain.writable.write(b"late")
+    chain.complete()
+    assert side.get(DATA, "4s") == (bytes(4),)
+
+
 def test_used_descriptors_follow_each_other_in_the_order_of_completion(side: Side) -> None:
     side.offer(1, (DATA, 16, WRITE))
     side.offer(2, (DATA + 16, 16, 0), (DATA + 32, 16, WRITE))

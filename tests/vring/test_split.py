@@ -311,6 +311,16 @@ def test_after_a_reset_of_the_queue_a_chain_is_dead(side: Side) -> None:
     assert bytes(side.ram) == before
 
 
+def test_after_a_reset_of_the_queue_the_ring_has_no_chain(side: Side) -> None:
+    """Each refers to the ring: what is left of a reset would go only when Python looks for garbage."""
+    side.desc(0, DATA, 4, WRITE)
+    side.offer(0)
+    (chain,) = side.ring.pop(1)
+    side.ring.kill()
+    assert not side.ring.in_flight
+    chain.complete()
+
+
 def test_a_chain_notices_that_its_memory_went(side: Side) -> None:
     side.desc(0, DATA, 4, WRITE)
     side.offer(0)

@@ -80,6 +80,9 @@ class PackedRing(Ring):
         self._flags, self._halves = desc.cast("H")[7::8], desc.cast("Q")[1::2]
         self._driver_event, self._device_event = driver.cast("I"), device.cast("I")
 
+    def _forget_taken(self) -> None:
+        self._taken = {}
+
     @property
     def in_flight(self) -> dict[int, Chain]:
         return self._taken

@@ -71,6 +71,9 @@ class SplitRing(Ring):
         self._avail = driver.cast("H")
         self._used_words = device.cast("H")
 
+    def _forget_taken(self) -> None:
+        self._taken = [None] * self.size
+
     @property
     def in_flight(self) -> dict[int, Chain]:
         return {chain.head: chain for chain in self._taken if chain is not None}
