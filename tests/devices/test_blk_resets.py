@@ -32,7 +32,7 @@ from vfiouser_virtio.backends.file import FileBackend
 from vfiouser_virtio.backends.io_uring import IoUring
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.devices.blk import Blk
-from vfiouser_virtio.devices.blk_requests import Planner
+from vfiouser_virtio.devices.blk_requests import MAX_TASKS, Planner
 from vfiouser_virtio.errors import DeviceError
 from vfiouser_virtio.protocols.virtio import blk
 from vfiouser_virtio.testing.driver import RAM_BASE, DeviceNeedsReset, Driver, running
@@ -60,6 +60,30 @@ async def test_reset_with_requests_under_way(private: bool) -> None:
         backend.gate = None
         driver.probe()
         assert status(await driver.request([header(IN)], [512, 1])) == OK
+
+
+@pytest.mark.parametrize(("segments", "most"), [(1, MAX_TASKS), (300, MAX_TASKS // 5)])
+async def test_requests_that_have_a_task_each_are_bounded_and_all_are_served(segments: int, most: int) -> None:
+    """A reset cancels all of them in one round of the loop, for which all devices wait."""
+    backend = Recorder()
+    backend.gate = trio.Event()
+    queues, count = 4, 80
+    async with running(Blk(backend=backend, num_queues=queues)) as driver:
+        at, into, ends = driver.alloc(header(IN)), driver.alloc(512), driver.alloc(1)
+        request = [(at, 16, 0), *[(into, 512, WRITE)] * segments, (ends, 1, WRITE)]
+        tokens = [
+            (queue, driver.add_raw(queue, request, indirect=segments > 1))
+            for queue in range(queues)
+            for _ in range(count)
+        ]
+        for queue in range(queues):
+            driver.kick(queue)
+        await trio.testing.wait_all_tasks_blocked()
+        assert most <= len(backend.calls) <= most + queues
+        backend.gate.set()
+        for queue, token in tokens:
+            assert status(await driver.wait(queue, token)) == OK
+        assert len(backend.calls) == len(tokens)
 
 
 def without_io_uring(monkeypatch: pytest.MonkeyPatch) -> None:
