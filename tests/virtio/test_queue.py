@@ -6,7 +6,7 @@ import trio.testing
 
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.testing.driver import running
-from vfiouser_virtio.virtio import Chain, Device, DeviceCore, Offer, Queue, Virtqueue, queue
+from vfiouser_virtio.virtio import Chain, Device, DeviceCore, Offer, Queue, Virtqueue, queue, remote
 
 
 class Batches(Device):
@@ -318,3 +318,43 @@ async def test_to_complete_together_what_was_completed_is_a_mistake() -> None:
     async with running(Twice()) as driver:
         await driver.request([b"x"])
     assert mistakes == ["chain 0x0 completed twice"]
+
+
+class KeepsAll(Device):
+    """Completes what it was given when it is told, all at once, and writes nothing."""
+
+    device_id = 63
+    requestq = queue(max_size=64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Chain] = []
+
+    async def run(self) -> None:
+        async for chain in self.requestq:
+            self.kept.append(chain)
+
+
+async def test_others_have_their_turns_between_chains_of_which_nothing_is_delivered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """64 chains of 1023 buffers each, in memory that takes messages, held up all devices for 40 ms."""
+    device = KeepsAll()
+    async with running(device, private=True) as driver:
+        tokens = [driver.add(0, [], [1]) for _ in range(40)]
+        driver.kick(0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(device.kept) == 40
+        looks = 0
+
+        def clock() -> float:  # each look at it says that it is time
+            nonlocal looks
+            looks += 1
+            return float("inf")
+
+        monkeypatch.setattr(remote, "perf_counter", clock)
+        for chain in device.kept:
+            chain.complete(0)
+        for token in tokens:
+            assert (await driver.wait(0, token)).written == 0
+        assert looks >= 40

@@ -111,6 +111,7 @@ async def flush(bound: BoundRing, ready: Callable[[], bool], interrupt: Callable
     """
     ring, shadow, memory = bound.ring, bound.shadow, bound.memory
     delivered = False
+    slice_end, _ = turns().woken(0)
     try:
         while bound.alive() and bound.has_unpublished:
             delivered = False
@@ -119,6 +120,8 @@ async def flush(bound: BoundRing, ready: Callable[[], bool], interrupt: Callable
                 for address, data in shadow.written(chain):
                     await memory.write(address, data)
                 shadow.forget([chain.head])  # only now: what is not delivered yet is not done
+                if perf_counter() >= slice_end:  # nothing need be delivered of a chain, and it has 1024 buffers
+                    slice_end = await turns().wait()
             delivered = True
             if not bound.alive() or not ready():
                 return
