@@ -214,6 +214,7 @@ async def test_requests_wait_for_room_for_their_copies(
 ) -> None:
     from vfiouser_virtio.vring import shadow
 
+    monkeypatch.setattr(shadow, "COPY", 0)
     monkeypatch.setattr(shadow, "MAX_COPIES", 200)
     async with bare_device(Reverse(), carrier, Offer(packed=packed)) as device:
         requests = await RequestQueue.open(device, 0)
@@ -259,6 +260,7 @@ async def test_the_room_for_copies_is_that_of_a_whole_device(
     """64 queues do not make 64 times as much of it, and none of them is without any."""
     from vfiouser_virtio.vring import shadow
 
+    monkeypatch.setattr(shadow, "COPY", 0)
     monkeypatch.setattr(shadow, "MAX_COPIES", 12 * 512)
     device = Keeps()
     async with bare_device(device, "loopback-private", Offer()) as found:
@@ -282,6 +284,7 @@ async def test_a_queue_that_is_reset_gives_its_room_to_others(
 ) -> None:
     from vfiouser_virtio.vring import shadow
 
+    monkeypatch.setattr(shadow, "COPY", 0)
     monkeypatch.setattr(shadow, "MAX_COPIES", 12 * 512)
     device = Keeps()
     async with bare_device(device, "loopback-private", Offer()) as found:

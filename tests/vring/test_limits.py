@@ -12,7 +12,7 @@ from vfiouser_virtio.memory import GuestMemory, HotRegion
 from vfiouser_virtio.protocols.virtio.ring import DescFlags
 from vfiouser_virtio.vring import Chain, Ring, RingFeatures, make_ring, ring_areas
 from vfiouser_virtio.vring.descriptors import MAX_CHAIN, MAX_PIECES, POP_BUDGET, make_chain
-from vfiouser_virtio.vring.shadow import Shadow
+from vfiouser_virtio.vring.shadow import COPY, MAX_COPIES, NoRoom, Shadow
 
 descriptors_module = importlib.import_module("vfiouser_virtio.vring.descriptors")
 shadow_module = importlib.import_module("vfiouser_virtio.vring.shadow")
@@ -197,3 +197,25 @@ async def test_copies_of_a_chain_are_counted_once_each(monkeypatch: pytest.Monke
     assert sent == [(RAM + 64 * (MAX_CHAIN - 1) + 7, b"\2")]
     assert not shadow.claims
     assert looked_at <= 4 * MAX_CHAIN
+
+
+def test_copies_count_for_what_they_take_however_small_they_are() -> None:
+    """Chains of single bytes took 210 MB of memory where copies had 256 KiB, and Python's search for garbage 0.15 s."""
+    memory = GuestMemory()
+    memory.map(RAM, RAM_SIZE, readable=True, writable=True, fd=None, offset=0)
+    shadow = Shadow(memory)
+    descriptors = [(RAM + number, 1, WRITE, 0) for number in range(MAX_CHAIN)]
+    taken = MAX_COPIES // ((1 + COPY) * MAX_CHAIN)
+    for head in range(taken):
+        make_chain(None, shadow, head, descriptors)
+        shadow.claim(head)
+    with pytest.raises(NoRoom):
+        make_chain(None, shadow, taken, descriptors)
+    shadow.begin()
+    for head in range(taken):
+        shadow.forget([head])
+    shadow.begin()
+    for number in range(1000):  # nothing of it is left
+        make_chain(None, shadow, number, descriptors[:1])
+        shadow.claim(number)
+        shadow.forget([number])

@@ -13,6 +13,9 @@ from vfiouser_virtio.vring.chain import Chain
 
 # For one device, however many queues it has: a driver can name all of its RAM in every descriptor.
 MAX_COPIES = 32 << 20
+COPY = 1024
+"""Bytes that a copy counts beside its own, for the objects that it is: 256 chains of 1023 bytes in as many buffers took
+210 MB, and Python's search for garbage among those 0.15 s, for which all devices waited."""
 
 
 class NoRoom(Exception):
@@ -71,7 +74,7 @@ class Shadow:
         self.room = room or CopyRoom()
         self._fetched: dict[tuple[int, int], memoryview] = {}
         self._bounces: list[tuple[int, memoryview]] = []
-        # Bytes in either: to count them anew for each of a chain's 1024 buffers held up all devices for 30 ms.
+        # What either counts: to count them anew for each of a chain's 1024 buffers held up all devices for 30 ms.
         self._fetched_bytes = self._bounced_bytes = 0
         self.claims: dict[int, tuple[list[tuple[int, memoryview]], int]] = {}
         """By head, the chains in flight that have copies here which are not delivered, or not all of them: their
@@ -94,10 +97,11 @@ class Shadow:
             return self.memory.writable(address, length)
         except NeedsMessages:
             self._check_room(length)
+            cost = length + COPY
             bounce = memoryview(bytearray(length))
             self._bounces.append((address, bounce))
-            self._bounced_bytes += length
-            self._change(length)
+            self._bounced_bytes += cost
+            self._change(cost)
             return [bounce]
 
     def forget(self, heads: Iterable[int]) -> None:
@@ -126,8 +130,8 @@ class Shadow:
     def supply(self, address: int, data: bytes | bytearray) -> None:
         """What a look-up missed: the next one finds it."""
         self._fetched[address, len(data)] = memoryview(data)
-        self._fetched_bytes += len(data)
-        self._change(len(data))
+        self._fetched_bytes += len(data) + COPY
+        self._change(len(data) + COPY)
 
     def claim(self, head: int) -> None:
         """The chain with this head was taken: its copies live until `forget` or `drop`."""
@@ -161,10 +165,12 @@ class Shadow:
         self._bytes += by
 
     def _check_room(self, length: int) -> None:
-        if not self.room.fits(self._bytes, length):
+        more = length + COPY
+        if not self.room.fits(self._bytes, more):
             if self.claims or not self.room.is_left_by_others(self._bytes):
                 raise NoRoom
             raise GuestError(
-                f"a request of {self._bytes + length:#x} bytes in memory that is not shared; the copies of all that a "
-                f"device has taken get {MAX_COPIES:#x}, of which half is kept for its queues in equal parts"
+                f"a request of {self._bytes + more:#x} bytes in memory that is not shared, {COPY:#x} for each buffer "
+                f"included; the copies of all that a device has taken get {MAX_COPIES:#x}, of which half is kept for "
+                "its queues in equal parts"
             )
