@@ -21,6 +21,7 @@ from vfiouser_virtio.testing.raw.client import raw_message
 
 AnyDriver = TypeVar("AnyDriver", bound=FunctionDriver)
 AnyBounds = TypeVar("AnyBounds", bound=StoreBounds)
+_REMAPPING = {Command.DMA_MAP, Command.DMA_UNMAP}
 
 
 class MessagePerformer(Generic[AnyDriver, AnyBounds]):
@@ -34,6 +35,8 @@ class MessagePerformer(Generic[AnyDriver, AnyBounds]):
         self._twin = case.twin
         self._unmapped = False
         """Memory has gone, until `do_map`: a buffer in flight comes back then, or the device needs a reset."""
+        self._other_memory = False
+        """A message of the case may have mapped something else where the driver has its rings."""
 
     async def perform(self, step: Step) -> None:
         """One step, of which `stage.check_steps` has nothing to say. Raises Found."""
@@ -83,6 +86,7 @@ class MessagePerformer(Generic[AnyDriver, AnyBounds]):
         """
         payload, command = message_step.payload(command, **content), message_step.command_number(command)
         self.disturbed(command)
+        self._other_memory |= command in _REMAPPING
         sent = [fd_kinds.make(kind, self.ram.fd) for kind in fds]
         try:
             message = raw_message(command, payload, message_id=id, flags=flags, error=error, size=size)
@@ -140,6 +144,13 @@ class MessagePerformer(Generic[AnyDriver, AnyBounds]):
             await self.driver.unmap_all()
         else:
             await self.driver.unmap(pieces)
+
+    async def have_memory(self) -> None:
+        """Map all memory anew, where something else may be there."""
+        if self._other_memory:
+            self._other_memory = False
+            await self.driver.unmap_all()
+            await self.driver.map()
 
     async def do_map(self, pieces: Sequence[int] | None = None, memory: Memory | None = None) -> None:
         """Pieces of the RAM come (back), or all of it; of another kind if so said."""

@@ -68,6 +68,7 @@ class Performer(MessagePerformer[FuzzDriver, Bounds]):
         """From any state to DRIVER_OK."""
         self.client.answers.clear()
         await self.client.answer_late()
+        await self.have_memory()
         await self.driver.bring_up(size=size, features=features)
         self._disturbed = self._unmapped = False
         # A long packet would wait for the whole window of messages, of which one that is not answered keeps its part.
