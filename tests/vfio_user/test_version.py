@@ -79,6 +79,15 @@ def test_no_more_json_than_a_client_can_have_to_say() -> None:
     assert caught.value.fatal
 
 
+def test_no_more_file_descriptors_than_linux_sends() -> None:
+    assert [negotiate(capabilities(max_msg_fds=count))[0].max_msg_fds for count in (0, 253, 254, 1 << 40)] == [
+        0,
+        253,
+        253,
+        253,
+    ]
+
+
 def test_a_lone_nul_is_no_json() -> None:
     assert negotiate(payload(b"\0"))[1] == payload(b"")
 

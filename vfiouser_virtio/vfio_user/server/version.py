@@ -18,6 +18,10 @@ MINOR = 1
 """The newest minor we speak. Nothing but the number differs from 0.0, and QEMU, which sends 0, refuses a 1."""
 
 
+MOST_FDS = 253
+"""What Linux takes in one message (SCM_MAX_FD); one with more could not be sent, and would end the connection."""
+
+
 class Negotiated(NamedTuple):
     """Negotiated version: what both sides may do from here on."""
 
@@ -67,7 +71,7 @@ def negotiate(payload: Buffer, *, write_multiple: bool = False, twin_socket: boo
 
     agreed = Negotiated(
         minor=min(version.minor, MINOR),
-        max_msg_fds=number(offered, "max_msg_fds", _blame),
+        max_msg_fds=min(number(offered, "max_msg_fds", _blame), MOST_FDS),
         max_data_xfer_size=min(number(offered, "max_data_xfer_size", _blame, minimum=1), MAX_DATA_XFER_SIZE),
         twin_socket="twin_socket" in answered,
         write_multiple="write_multiple" in answered,
