@@ -144,6 +144,7 @@ class Nvme(PciDevice):
         discards = discard and backend.can_discard and not backend.readonly
         self.engine = engine = QueueEngine(self, poll)
         self.disk = DiskCommands(backend, logical_block_size, self.dma, self.log, engine.complete, discards=discards)
+        self.disk.freed = engine.wake
         self.serial = serial or _serial(path)
         self.admin = AdminCommands(self)
         self.cc_news = False

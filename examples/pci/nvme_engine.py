@@ -146,6 +146,9 @@ class QueueEngine:
         for _ in range(len(self._rung)):
             queue = next(iter(self._rung))
             del self._rung[queue]
+            if queue.number and self._nvme.disk.full:
+                self._rung[queue] = None
+                continue
             for command in map(Command._make, COMMAND.iter_unpack(await queue.fetch())):
                 if queue.number:
                     self._nvme.disk.perform(queue, command, nursery)
@@ -231,7 +234,11 @@ class QueueEngine:
         return self._has_news()
 
     def _has_news(self) -> bool:
-        return bool(self._rung or self._ended or self._look_due or self._nvme.cc_news)
+        return bool(self._may_begin() or self._ended or self._look_due or self._nvme.cc_news)
+
+    def _may_begin(self) -> bool:
+        """Whether there are commands to be begun now: those of the admin queue always."""
+        return bool(self._rung) and (not self._nvme.disk.full or any(not queue.number for queue in self._rung))
 
     def _under_way(self) -> int:
         return sum(each.under_way for each in self.submission.values())

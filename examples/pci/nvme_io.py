@@ -25,6 +25,9 @@ from vfiouser_virtio.pci import Dma, DmaFault
 
 TRANSFER_SHIFT = 8
 """MDTS: 2⁸ pages, 1 MiB, is the most that one command moves."""
+MAX_TASKS = 256
+"""Commands that have a task each; what comes then stays in the queues. A reset cancels all of them in one go, for which
+all devices of the process wait: a driver could have 65,536."""
 MAX_COPIES = 16
 """Commands whose data is copied at a time, where memory takes messages: of those a driver could send 64,000."""
 FUA = 1 << 30
@@ -56,10 +59,19 @@ class DiskCommands:
         """Commands that have read, and written."""
         self.moved = [0, 0]
         """What they have moved, in bytes."""
+        self.freed: Callable[[], None] = _nothing
+        """Called when it is not `full` any more."""
         self.held = 0
         """Commands that the backend has begun, which need no task."""
+        self.tasks = 0
+        """Commands that have a task each."""
         self._dma, self._log, self._complete = dma, log, complete
         self._copies = trio.Semaphore(MAX_COPIES)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are so many tasks that no more commands are to be begun, until one of them has ended."""
+        return self.tasks >= MAX_TASKS
 
     def perform(self, queue: SubmissionQueue, command: Command, nursery: trio.Nursery) -> None:
         """Carry a command out, or begin to."""
@@ -77,6 +89,7 @@ class DiskCommands:
             self._complete(queue, command.cid, self._status(command, error))
             return
         if work is not None:
+            self.tasks += 1
             nursery.start_soon(self._wait, queue, command, work)
 
     async def _wait(self, queue: SubmissionQueue, command: Command, work: Work) -> None:
@@ -85,6 +98,10 @@ class DiskCommands:
             await work()
         except Exception as error:
             status = self._status(command, error)
+        finally:
+            self.tasks -= 1
+            if self.tasks == MAX_TASKS - 1:
+                self.freed()
         self._complete(queue, command.cid, status)
 
     def _status(self, command: Command, error: Exception) -> Status:
@@ -233,3 +250,7 @@ class DiskCommands:
         ranges = [self._bytes(first, blocks) for _, blocks, first in RANGE.iter_unpack(described) if blocks]
         if not self.backend.discard_nowait(ranges):
             await self.backend.discard(ranges)
+
+
+def _nothing() -> None:
+    """Without an engine."""

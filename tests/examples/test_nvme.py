@@ -6,9 +6,13 @@ import struct
 from pathlib import Path
 
 import pytest
+import trio
 from pci.nvme import Nvme
 from pci.nvme_admin import AdminCommands
 from pci.nvme_formats import Command
+from pci.nvme_io import MAX_TASKS
+from pci.nvme_queues import MOST_AT_ONCE
+from support.blk_device import Recorder
 from support.in_process_driver import driving
 from support.nvme_driver import CC, CSTS, DATA, ENABLE, FATAL, PAGE, READY, NvmeDriver
 
@@ -393,3 +397,36 @@ async def test_random_commands_and_registers_do_no_harm(caplog: pytest.LogCaptur
 def test_options_that_cannot_be(options: dict[str, int | str], words: str) -> None:
     with pytest.raises(DeviceError, match=words):
         Nvme(**options)  # type: ignore[arg-type] # one of several
+
+
+async def test_commands_that_have_a_task_each_are_bounded_and_all_are_carried_out() -> None:
+    """A reset cancels all of them in one go, for which all devices of the process wait: there could be 65,536."""
+    backend = Recorder(MIB)
+    backend.gate = trio.Event()
+    async with driving(Nvme(backend=backend)) as machine:
+        driver = NvmeDriver(machine)
+        await driver.enable()
+        pairs = [await driver.create(number, size=64) for number in range(1, 6)]
+        for pair in pairs:
+            for _ in range(63):
+                driver.submit(pair, READ, 0, 0, 0, nsid=1, prp1=DATA)
+            driver.ring(pair)
+        await machine.settle()
+        assert MAX_TASKS <= len(backend.calls) < MAX_TASKS + MOST_AT_ONCE
+        assert (await driver.command(0x0A, 0x07)).status == 0  # Get Features, of the admin queue
+        backend.gate.set()
+        for _ in range(3):
+            await machine.settle()
+        for pair in pairs:
+            driver.reap(pair)
+            assert [each.status for each in pair.done] == [0] * 63
+        # And none is left to count after a reset.
+        backend.gate = trio.Event()
+        for pair in pairs:
+            driver.submit(pair, READ, 0, 0, 0, nsid=1, prp1=DATA)
+            driver.ring(pair)
+        await machine.settle()
+        await driver.disable()
+        backend.gate = None
+        await driver.enable()
+        assert await driver.io(await driver.create(), READ, 0, 1) == 0
