@@ -77,7 +77,7 @@ class RawPackedRing(RawRing):
 
     def set_event(self, value: int, flags: int = RingEventFlags.DESC) -> None:
         """The driver's event suppression structure: which used buffers are to be notified (2.8.10)."""
-        self.ram.write(self.driver, _EVENT.pack(value, flags))
+        self.ram.write(self.driver, _EVENT.pack(value & 0xFFFF, flags))
 
     # ---- what the device writes ----------------------------------------------------------------------------------
 
