@@ -8,13 +8,15 @@ import logging
 import os
 import random
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import NamedTuple
 
 from support.adder import ADD, TOTAL, Adder, added
 from support.amounts import Amounts
-from support.killing import NEVER, Killed, killing
+from support.killing import NEVER, Killed, apart, killing
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
@@ -253,5 +255,6 @@ def play(seed: int, most: int) -> Game:
 
 def test_each_change_of_registers_is_made_once(amounts: Amounts) -> None:
     longest = play(0, NEVER).longest
-    games = [play(seed, longest) for seed in range(amounts.ring_deaths)]
+    games = [apart(partial(play, seed, longest)) for seed in range(amounts.ring_deaths)]
+    assert sys.exc_info() == (None, None, None)
     assert sum(game.deaths for game in games) > amounts.ring_deaths

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import vfiouser_virtio
 
@@ -14,6 +14,7 @@ NEVER = 1 << 60
 """Lines."""
 
 _PACKAGE = Path(vfiouser_virtio.__file__).parent
+Result = TypeVar("Result")
 
 
 class Killed(BaseException):
@@ -48,3 +49,16 @@ def killing(
         yield lambda: lines
     finally:
         sys.settrace(before)
+
+
+def apart(work: Callable[[], Result]) -> Result:
+    """Call it with handled exceptions of its own, as a generator has them.
+
+    Where a line at the end of an ``except`` or a ``with`` is the last one, CPython 3.11 leaves the exception behind as
+    one that is being handled: all that is raised in this thread from then on would have it as its context.
+    """
+
+    def steps() -> Iterator[Result]:
+        yield work()
+
+    return next(steps())
