@@ -47,9 +47,15 @@ class Echo(Device):
 class Clock:
     """What `polling` takes for the time."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, look: float = 0.0) -> None:
+        """``look``: how long each look at it takes."""
         self.now = 1000.0
-        monkeypatch.setattr(polling, "perf_counter", lambda: self.now)
+        self._look = look
+        monkeypatch.setattr(polling, "perf_counter", self._seen)
+
+    def _seen(self) -> float:
+        self.now += self._look
+        return self.now
 
     def gap(self, subject: Polling, seconds: float) -> bool:
         """The ring is empty for so long; whether it was worth polling."""
@@ -116,6 +122,49 @@ def test_what_was_polled_in_vain_is_not_polled_again(clock: Clock) -> None:
     assert subject.should_spin()
     clock.now += 2 * polling.BUDGET
     assert not subject.should_spin()
+
+
+def talk(clock: Clock, subject: Polling, *, others: float, reply: float) -> tuple[bool, bool]:
+    """The driver sends, is given an answer of ``others``, and replies; whether each of the two waits was worth it."""
+    sent = subject.should_spin()
+    clock.now += others
+    given = subject.expect()
+    assert subject.should_spin() == given
+    clock.now += reply
+    subject.filled()
+    return sent, given
+
+
+def test_a_reply_is_looked_for_however_long_the_others_take(clock: Clock) -> None:
+    subject = Polling("adaptive")
+    slow, quick = 3 * polling.BUDGET, polling.BUDGET / 4
+    learnt = [talk(clock, subject, others=slow, reply=quick) for _ in range(20)]
+    assert not any(sent for sent, _ in learnt)
+    replies = [given for _, given in learnt]
+    assert replies == sorted(replies)
+    assert replies.index(True) in range(2, 10)
+    slowly = [talk(clock, subject, others=quick, reply=slow) for _ in range(10)]
+    assert not any(any(each) for each in slowly[5:])
+
+
+def test_a_driver_that_only_receives_is_not_waited_for(clock: Clock) -> None:
+    subject = Polling("adaptive")
+    for _ in range(20):
+        talk(clock, subject, others=0, reply=0)
+    subject.should_spin()
+    given = []
+    for _ in range(20):
+        clock.now += polling.BUDGET / 10
+        given.append(subject.expect())
+    assert given == sorted(given, reverse=True)
+    assert given.index(False) in range(3, 12)
+    assert not subject.should_spin()
+
+
+def test_nothing_is_expected_where_nothing_is_polled(clock: Clock) -> None:
+    subject = Polling("off")
+    for _ in range(20):
+        assert talk(clock, subject, others=0, reply=0) == (False, False)
 
 
 async def test_polling_rests_when_others_need_the_cpu(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,6 +405,56 @@ async def test_a_busy_driver_does_not_notify_and_an_idle_one_costs_nothing(monke
         kicks.clear()
         await driver.request([b"last"], [8])
         assert kicks == [0]
+
+
+class Relay(Device):
+    """What comes in the second queue goes to the driver in the first one, whenever the test says so."""
+
+    device_id = 63
+    receiveq = queue(max_size=8)
+    transmitq = queue(max_size=8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = trio.open_memory_channel[bytes](8)
+
+    async def run(self) -> None:
+        self.receiveq.replied_in(self.transmitq)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.receive)
+            async for chain in self.transmitq:
+                chain.complete()
+
+    async def receive(self) -> None:
+        async for data in self.network[1]:
+            chain = await self.receiveq.next()
+            chain.writable.write(data)
+            chain.complete()
+
+
+@pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event-idx"])
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+async def test_a_reply_takes_no_notification(monkeypatch: pytest.MonkeyPatch, packed: bool, event_idx: bool) -> None:
+    patient(monkeypatch, 1.0)
+    device, clock = Relay(), Clock(monkeypatch, look=1e-6)
+    async with running(device, offer=Offer(packed=packed, event_idx=event_idx)) as driver:
+        kicks = count_kicks(driver, monkeypatch)
+
+        async def ping_pong() -> list[int]:
+            clock.now += 60.0  # so long takes whom the driver talks with
+            with trio.fail_after(60):
+                await trio.testing.wait_all_tasks_blocked()  # the device waits for a notification
+            device.network[0].send_nowait(b"ping")
+            await driver.request([], [8], queue=0)
+            kicks.clear()
+            await driver.request([b"pong"], [], queue=1)
+            return list(kicks)
+
+        learnt = [await ping_pong() for _ in range(12)]
+        assert learnt[0] == [1]
+        assert learnt[-4:] == [[]] * 4
+        monkeypatch.setattr(driver.core.queues[1].polling, "expect", lambda: False)
+        assert await ping_pong() == [1]
 
 
 async def test_off_is_notified_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

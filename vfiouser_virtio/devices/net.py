@@ -301,6 +301,8 @@ class Net(Device):
             nursery.start_soon(tell_changes, self.netdev.wait_link, self._show_link, self._follow_link)
             nursery.start_soon(self.drops.run)
             await trio.lowlevel.checkpoint()  # the netdev runs before it is given a frame
+            for receiveq, transmitq in zip(self.receiver.queues, self.transmitter.queues, strict=True):
+                receiveq.queue.replied_in(transmitq.queue)
             for queue in self.transmitter.queues:
                 nursery.start_soon(self.transmitter.serve, queue)
             if self.control_queue is not None:

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import trio
 
 from vfiouser_virtio.memory import GuestMemory, Pin, Ranges
+
+if TYPE_CHECKING:
+    from vfiouser_virtio.virtio.virtqueue import Virtqueue
 
 
 class Pins:
@@ -20,6 +24,8 @@ class Pins:
         self.reap: Callable[[], bool] | None = None
         self.at_kick: Callable[[], bool] | None = None
         """See `Queue.bursts` for both."""
+        self.replies: Virtqueue | None = None
+        """See `Queue.replied_in`."""
 
     @property
     def busy(self) -> bool:

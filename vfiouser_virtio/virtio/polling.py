@@ -6,6 +6,9 @@
                             │ yes
                             └──▶ look, give the CPU to others, look, … for `BUDGET` at most
 
+Of a queue in which the driver replies to what it is given in another one (`Queue.replied_in`) both times are known:
+since the ring was empty, and since the driver was given something last. Whom it talks with takes a part of the first.
+
 There is no look while nothing can come: when as many requests are under way as the driver has had at a time of late (a
 write of a driver that sends one at a time), we sleep until one of them ends, or there is input for any task.
 
@@ -50,6 +53,9 @@ _REST = 20
 # is forgotten after a few requests, but requests in pairs do not make us poll in vain after each.
 _WEIGHT = 4
 _LONGEST = 3
+# So often in turn a driver may be given something and not reply, as TCP acknowledges two packets, or more, at a time.
+# After that each time counts as a long wait: who only receives is not to be waited for.
+_IGNORED = 3
 NAP = 1e-3
 """How long one task sleeps at a time while the driver has nothing to send before something comes back."""
 # The most requests that a driver has had under way at a time is that of about so many looks.
@@ -65,18 +71,42 @@ class Polling:
         self._budget = BUDGET_ON if self.always else BUDGET
         # With a single CPU the driver could not do anything meanwhile.
         self._wanted = self.always or (mode == "adaptive" and len(os.sched_getaffinity(0)) > 1)
-        self._gap = _LONGEST * self._budget
+        self._gap = self._reply = _LONGEST * self._budget
+        """Averages: how long the ring is empty, and how long it is from `expect` on."""
         self._depth = 0.0
         self._empty_since: float | None = None
+        self._expected_since: float | None = None
+        self._ignored = 0
+        self._until = 0.0
         self._rest_until = 0.0
         self._spinning: _Spinning | None = None
 
     def filled(self) -> None:
         """The driver has made something available."""
         if self._empty_since is not None:
-            gap = min(perf_counter() - self._empty_since, _LONGEST * self._budget)
-            self._gap += (gap - self._gap) / _WEIGHT
+            now = perf_counter()
+            self._gap = self._average(self._gap, now - self._empty_since)
+            if self._expected_since is not None:
+                self._reply = self._average(self._reply, now - self._expected_since)
+                self._expected_since = None
             self._empty_since = None
+            self._ignored = 0
+
+    def expect(self) -> bool:
+        """The driver was given what it may reply to here; whether to `spin` for that where the ring is empty.
+
+        The time for which it is looked for begins anew: what came before, of others, is no time that the driver took.
+        """
+        if self._empty_since is None or not self._wanted:
+            return False
+        now = perf_counter()
+        if self._expected_since is not None:
+            self._ignored += 1
+            if self._ignored > _IGNORED:
+                self._reply = self._average(self._reply, _LONGEST * self._budget)
+        self._expected_since = now
+        self._until = now + self._budget
+        return self.always or (self._reply < self._budget and now >= self._rest_until)
 
     def should_spin(self) -> bool:
         """The ring is empty: whether to `spin` before the driver is asked to notify."""
@@ -85,9 +115,14 @@ class Polling:
         now = perf_counter()
         if self._empty_since is None:
             self._empty_since = now
-        if now - self._empty_since > self._budget:
+            self._until = now + self._budget
+        if now > self._until:
             return False  # woken for nothing, after we have polled already
-        return self.always or (self._gap < self._budget and now >= self._rest_until)
+        usual = self._gap if self._expected_since is None else self._reply
+        return self.always or (usual < self._budget and now >= self._rest_until)
+
+    def _average(self, average: float, gap: float) -> float:
+        return average + (min(gap, _LONGEST * self._budget) - average) / _WEIGHT
 
     async def spin(
         self,
@@ -105,8 +140,6 @@ class Polling:
         of late, it waits for one of them, and we do. ``reap`` ends what it can without a task, and says whether there
         was any: input that only tells of that costs no round of trio.
         """
-        assert self._empty_since is not None
-        end = self._empty_since + self._budget
         had_turn = False
         # Looked up once, in the run of trio that this object is for: each time is 5 % of a request.
         spinning = self._spinning = self._spinning or _spinning()
@@ -124,7 +157,7 @@ class Polling:
             owed = 2 if waiting > held() else 0
             # All that the driver has made available was taken: this is its depth, if it does not go on.
             self._depth = max(waiting, self._depth - self._depth / _MEMORY)
-            while not (found := news()) and now < end:
+            while not (found := news()) and now < self._until:
                 before = now
                 if others is None or owed or spinning.count > 1:
                     os.sched_yield()

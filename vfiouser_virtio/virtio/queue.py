@@ -185,6 +185,14 @@ class Queue:
         """
         self._served().put_back(chain)
 
+    def replied_in(self, queue: "Queue") -> None:
+        """Say that drivers reply in ``queue`` to what they are given here: as packets received by packets sent.
+
+        Where a driver is quick with it, ``queue`` is polled for a moment after each interrupt for this one. It holds
+        until the device is reset.
+        """
+        self._served().pins.replies = queue._served()  # noqa: SLF001 - of the same class
+
     # ---- buffers that the kernel uses ----------------------------------------------------------------------------
 
     def pinned(self, chain: Chain) -> Pinned:

@@ -92,7 +92,7 @@ class QueueRing(QueueRegisters, ABC):
 
     def end_run(self) -> None:
         """The run has ended, and with it all that was spawned."""
-        self._spawn = self.pins.reap = self.pins.at_kick = None
+        self._spawn = self.pins.reap = self.pins.at_kick = self.pins.replies = None
 
     # ---- registers, status, and what else a transport says -------------------------------------------------------
 

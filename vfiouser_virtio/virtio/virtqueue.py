@@ -127,6 +127,15 @@ class Virtqueue(CoalescedQueue):
             self._wake()
         return True
 
+    def expect(self) -> None:
+        """The driver was given what it may reply to in this queue: see `Queue.replied_in`."""
+        if not self.polling.expect() or not self.waiters or self.stopped:
+            return
+        bound = self._usable()
+        if bound is not None and not bound.by_message and not bound.ring.again:
+            bound.ring.withdraw_request()  # whoever is woken looks at the ring, and asks anew before it waits
+            self._wake()
+
     # ---- looking at the ring: for `Queue` ------------------------------------------------------------------------
 
     def ready(self) -> bool:
@@ -390,6 +399,8 @@ class Virtqueue(CoalescedQueue):
             elif bound.ring.publish():
                 self.counts[1] += 1
                 self._interrupt()
+                if self.pins.replies is not None:
+                    self.pins.replies.expect()
         except Exception as error:  # anything but a GuestError is a bug, but the caller may be the scheduler
             self._failed(error)
 

@@ -239,6 +239,9 @@ class PackedRing(Ring):
     def suppress_notifications(self) -> None:
         self._device_event[0] = _DISABLE
 
+    def withdraw_request(self) -> None:
+        self._device_event[0] = _DISABLE
+
     def request_notification(self) -> bool:
         position, size = self.next_avail, self.size
         slot, available = (position, _AVAIL) if position < size else (position - size, _USED)

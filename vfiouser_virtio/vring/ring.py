@@ -145,6 +145,10 @@ class Ring(ABC):
         """Tell the driver not to notify us: we look at the ring ourselves (2.7.10, 2.8.10)."""
 
     @abstractmethod
+    def withdraw_request(self) -> None:
+        """Undo `request_notification`, which has found nothing: we look at the ring ourselves again."""
+
+    @abstractmethod
     def request_notification(self) -> bool:
         """Ask for a notification of the next chain; True when one is there already, so that no wait is needed."""
 

@@ -245,6 +245,12 @@ class SplitRing(Ring):
         if not self.event_idx:  # with EVENT_IDX an avail_event that stays behind says the same
             self._used_words[0] = _NO_NOTIFY
 
+    def withdraw_request(self) -> None:
+        if self.event_idx:
+            self._used_words[self._avail_event] = (self.last_avail - 1) & 0xFFFF
+        else:
+            self._used_words[0] = _NO_NOTIFY
+
     def request_notification(self) -> bool:
         if self.event_idx:
             self._used_words[self._avail_event] = self.last_avail
