@@ -28,7 +28,6 @@ from vfiouser_virtio.testing.fuzz.parsers.rings import Rings
 from vfiouser_virtio.testing.fuzz.parsers.run import PARSERS, ParserRun, fuzz_parsers, parser_case, run_parser_case
 from vfiouser_virtio.testing.fuzz.report import Discovery, FuzzReport
 from vfiouser_virtio.vfio_device import VfioDevice
-from vfiouser_virtio.vfio_user.server import session
 from vfiouser_virtio.vfio_user.server.dispatch import Response, dispatch
 from vfiouser_virtio.vfio_user.server.version import Negotiated
 from vfiouser_virtio.vfio_user.wire.connection import Connection, Message
@@ -267,7 +266,7 @@ def test_what_is_wrong_with_an_answer_is_found(
     broken: Any, kind: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as planted:
-        planted.setattr(session, "dispatch", broken)
+        planted.setattr(message_bench, "dispatch", broken)
         discovery = found("messages", tmp_path)
     assert discovery.key == (kind, where)
     case = Case.load(Path(discovery.path))

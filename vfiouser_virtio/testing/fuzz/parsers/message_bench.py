@@ -23,6 +23,7 @@ from vfiouser_virtio.protocols.vfio_user import COMMANDS, HEADER, HEADER_CODEC, 
 from vfiouser_virtio.testing.fuzz.oracle import Found
 from vfiouser_virtio.testing.fuzz.parsers.bench import Op
 from vfiouser_virtio.testing.fuzz.parsers.message_model import ReceivedFds, RecordedDevice, StreamOutcome, outcome
+from vfiouser_virtio.vfio_user.server.dispatch import dispatch
 from vfiouser_virtio.vfio_user.server.dma_proxy import DmaProxy
 from vfiouser_virtio.vfio_user.server.session import Session, logger
 from vfiouser_virtio.vfio_user.server.version import Negotiated
@@ -83,7 +84,8 @@ class _SocketlessSession(Session):
         self.pieces = _Pieces()
         self.later = _Later()
         self.device = RecordedDevice()
-        super().__init__(cast("socket.socket", self.pieces), self.device, "fuzz", "client")
+        # Looked up here, where tests plant others.
+        super().__init__(cast("socket.socket", self.pieces), self.device, "fuzz", "client", handler=dispatch)
         self.client = DmaProxy("client", self.pieces.sent.append, 1 << 20)
 
     def begin(self, *, write_multiple: bool) -> None:
