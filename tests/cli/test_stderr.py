@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from support.command import COMMAND, ServeProcess, run_command, serve_process
+from support.command import COMMAND, run_command, serve_process
+from support.descriptors import descriptors_of
 from support.small_client import cause_warnings, client_of, read_status, status_write
 
 from vfiouser_virtio.protocols.vfio_user import Command, MessageFlags
@@ -145,16 +146,11 @@ def closing(number: int) -> list[str]:
     return ["sh", "-c", f'exec "$@" {number}>&-', "sh", *COMMAND]
 
 
-async def descriptors(served: ServeProcess) -> dict[int, str]:
-    folder = f"/proc/{served.process.pid}/fd"
-    return {int(each): os.readlink(f"{folder}/{each}") for each in os.listdir(folder)}
-
-
 async def test_stderr_may_be_closed(how: How, tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
     arguments = [*how, "--device", "blk,path=disk.img", "--device", "rng"]
     async with serve_process(*arguments, folder=tmp_path, command=closing(2)) as served:
-        assert (await descriptors(served))[2] == "/dev/null"  # and not a disk that a C library would write into
+        assert descriptors_of(served.process.pid)[2] == "/dev/null"  # and not a disk that a C library would write into
         with client_of(served.sockets[1]) as client:
             await client.version()
             await cause_warnings(client, 100)
