@@ -17,6 +17,7 @@ from typing import NamedTuple
 from support.adder import ADD, TOTAL, Adder, added
 from support.amounts import Amounts
 from support.killing import NEVER, Killed, apart, killing
+from support.pci import Client
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import PeerError
@@ -42,19 +43,6 @@ _SELECT, _FEATURE, _STATUS = COMMON + 0x08, COMMON + 0x0C, COMMON + 0x14
 _NO_REPLY = int(MessageFlags.NO_REPLY)
 
 
-class NoClient:
-    """A client without memory."""
-
-    name = "none"
-    uid: int | None = None
-
-    async def dma_read(self, address: int, count: int) -> bytes:
-        raise AssertionError
-
-    async def dma_write(self, address: int, data: object) -> None:
-        raise AssertionError
-
-
 class Process:
     """What a device's process does for its client, with answers that wait for room in the socket now and then."""
 
@@ -75,7 +63,7 @@ class Process:
 
     def _answer(self, message: Message) -> bytes:
         if message.command == Command.VERSION:
-            self.function.connected(NoClient())
+            self.function.connected(Client())
             return reply(message.id, message.command, message.body)
         try:
             response = dispatch_with_mappings(self.function, message, Negotiated(write_multiple=True))
