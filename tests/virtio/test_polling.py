@@ -6,7 +6,6 @@ A long file, since its tests share a clock and a driver that are made for pollin
 import os
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 import trio
@@ -167,34 +166,74 @@ def test_nothing_is_expected_where_nothing_is_polled(clock: Clock) -> None:
         assert talk(clock, subject, others=0, reply=0) == (False, False)
 
 
+def others_take(clock: Clock, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Other programs have the CPU for so long when it is left to them."""
+
+    def sched_yield() -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr(os, "sched_yield", sched_yield)
+
+
+async def find_at_second_look(subject: Polling) -> None:
+    assert subject.should_spin()
+    looks = iter([False, True])
+    await subject.spin(lambda: next(looks))
+    subject.filled()
+
+
 async def test_polling_rests_when_others_need_the_cpu(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = Polling("adaptive")
     for _ in range(20):
         clock.gap(subject, 0)
-
-    def they_take(seconds: float) -> Callable[[], None]:
-        def sched_yield() -> None:
-            clock.now += seconds
-
-        return sched_yield
-
-    monkeypatch.setattr(os, "sched_yield", they_take(polling.BUDGET / 10))
+    others_take(clock, monkeypatch, polling.BUDGET / 10)
     assert subject.should_spin()
     await subject.spin(lambda: False)  # for its whole time
     subject.filled()
     for _ in range(20):
         clock.gap(subject, 0)
-    monkeypatch.setattr(os, "sched_yield", they_take(3e-3))
-    assert subject.should_spin()
-    looks = iter([False, True])
-    await subject.spin(lambda: next(looks))
-    subject.filled()
+    others_take(clock, monkeypatch, 3e-3)
+    await find_at_second_look(subject)
     for _ in range(20):
         assert not clock.gap(subject, 0.001)
     clock.now += 20 * 0.003
     for _ in range(20):
         clock.gap(subject, 0)
     assert clock.gap(subject, 0)
+
+
+async def test_a_short_loss_now_and_then_is_no_reason_to_rest(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Polling("adaptive")
+    for _ in range(20):
+        clock.gap(subject, 0)
+    others_take(clock, monkeypatch, 0.9e-3)
+    for pause in (0.02, 0.02, 0.02, 0.001, 0):
+        await find_at_second_look(subject)
+        clock.now += pause
+        for _ in range(10):
+            clock.gap(subject, 0)  # it is no slow driver
+        assert clock.gap(subject, 0) == bool(pause)  # the second in so short a time
+
+
+async def test_what_our_own_tasks_take_is_not_lost(clock: Clock) -> None:
+    subject = Polling("adaptive")
+    for _ in range(20):
+        clock.gap(subject, 0)
+
+    worked = False
+
+    async def work() -> None:
+        nonlocal worked
+        clock.now += 3e-3  # or Python's garbage collector does
+        worked = True
+
+    assert subject.should_spin()
+    await subject.spin(lambda: True)  # it looks for trio's epoll once
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        await subject.spin(lambda: worked, lambda: 1)
+    subject.filled()
+    assert subject.should_spin()
 
 
 @pytest.mark.usefixtures("clock")  # which stands still

@@ -44,11 +44,15 @@ PERIOD = 1e-3
 """With ``on``, how often a queue is looked at after that."""
 # How many of these periods there are between two looks that take messages, and while no queue can be looked at.
 _IDLE_PERIODS = 20
-# What is found so much of the budget (300 µs) after the look before has waited for other programs, to which we had left
-# the CPU: a process that sleeps would have been woken. The threads of QEMU need less at a time.
+# What is found after we had left the CPU to others for so much of the budget (300 µs) has waited for them: a process
+# that sleeps would have been woken. The threads of QEMU need less at a time. Only the time within sched_yield() counts:
+# what our own tasks take, or Python's garbage collector, is no reason to rest.
 _LOST_PART = 0.75
-# For each second that was lost so there are so many without polling: no more than 5 % is lost.
+# For each second that was lost so there are so many without polling: no more than 5 % is lost. But for what is lost now
+# and then, as to the timer of another guest: so much without polling is gone without, or each ms lost took 17 round
+# trips of packets some 0.2 ms.
 _REST = 20
+_REST_BORNE = 20e-3
 # The average is that of about so many gaps, and the longest that is counted is so many times the budget: an idle minute
 # is forgotten after a few requests, but requests in pairs do not make us poll in vain after each.
 _WEIGHT = 4
@@ -148,7 +152,8 @@ class Polling:
             if spinning.input is None:
                 spinning.input = await input_of_others()
             others = spinning.input
-            now = before = perf_counter()
+            now = perf_counter()
+            lost = 0.0
             turn_at = now + STRETCH
             has_yielded = False
             # What is woken in a round of trio may have its turn after us: by the second checkpoint it has had it.
@@ -158,17 +163,18 @@ class Polling:
             # All that the driver has made available was taken: this is its depth, if it does not go on.
             self._depth = max(waiting, self._depth - self._depth / _MEMORY)
             while not (found := news()) and now < self._until:
-                before = now
+                lost = 0.0
                 if others is None or owed or spinning.count > 1:
                     os.sched_yield()
+                    lost = perf_counter() - now
                 elif waiting and waiting >= round(self._depth):
                     # What the driver could send comes after an answer of ours, which is input for another task.
                     if others.wait(NAP):
                         owed = 0 if reap() else 2
                         waiting = outstanding()
-                    before = perf_counter()
                 elif has_yielded := not has_yielded:
                     os.sched_yield()
+                    lost = perf_counter() - now
                 elif others.is_there():  # one system call between two looks: the driver is seen half a µs earlier
                     owed = 0 if reap() else 2
                     waiting = outstanding()
@@ -179,8 +185,8 @@ class Polling:
                     waiting = outstanding()
                     turn_at = perf_counter() + STRETCH
                 now = perf_counter()
-            if found and now - before > _LOST_PART * self._budget:
-                self._rest_until = now + _REST * (now - before)
+            if found and lost > _LOST_PART * self._budget:
+                self._rest_until = max(self._rest_until, now - _REST_BORNE) + _REST * lost
         finally:
             spinning.count -= 1
         return had_turn
