@@ -34,7 +34,8 @@ SHOULD is said, and no failure. In Python: `serve(…, audit=AuditLog())` of `vf
 The device does what it does without an audit; what is out of order, it refuses or passes over. Two things differ: it is
 slower, and offers no ioeventfds, because an eventfd does not say what was written. Rings and requests are looked at
 when the device takes them. A packet and its header may be a program's (AF_PACKET with PACKET_VNET_HDR), and are held
-against the driver all the same. `--audit` is not for `--processes`.
+against the driver all the same. A watch that has a bug is switched off: the log has its traceback, the report says so,
+the device goes on. `--audit` is not for `--processes`.
 
 Of a device that lies on purpose, each finding says how many faults there had been before, and which was the last
 ([evil.md](evil.md#what-a-driver-does-about-it)).

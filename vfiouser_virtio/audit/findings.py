@@ -1,10 +1,17 @@
 """Findings of an audit: which rules a driver has broken, how often, and what was seen the first time."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
 from vfiouser_virtio.audit.rule import Rule
-from vfiouser_virtio.device_log import printable
+from vfiouser_virtio.device_log import DeviceLog, printable
+
+_P = ParamSpec("_P")
+_Seen = TypeVar("_Seen")
+
+logger = logging.getLogger(__name__)
 
 # What was seen is a sentence with some numbers; a driver decides about a few of them.
 _MAX_SEEN = 500
@@ -39,7 +46,26 @@ class Findings:
         """Number of the driver run, from 1 on: firmware's comes before that of the system that it boots."""
         self.faults: Callable[[], str] = str
         """What the device has done wrong until now, in words; nothing, of an honest one."""
+        self.switched_off: dict[str, str] = {}
+        """Watch to the bug that it has shown, in words: it looks at nothing more."""
         self._told = told
+
+    def tell(self, look: Callable[_P, _Seen], *args: _P.args, **kwargs: _P.kwargs) -> _Seen | None:
+        """Call a method of a watch, and return what it does; None if the watch is switched off.
+
+        An exception in it is a bug in this package, which the device and its driver must not notice: it is logged with
+        its traceback, and switches off all watches of that class of this device.
+        """
+        watch = type(getattr(look, "__self__", look)).__name__
+        if watch in self.switched_off:
+            return None
+        try:
+            return look(*args, **kwargs)
+        except Exception as error:
+            self.switched_off[watch] = printable(f"{type(error).__name__}: {error}")[:_MAX_SEEN]
+            said = "a bug in the audit: %s is switched off, the device goes on"
+            DeviceLog(logger, self.device).error(said, watch, exc_info=error)
+            return None
 
     def broke(self, rule: Rule, seen: str) -> None:
         """The driver has broken this rule."""

@@ -49,7 +49,8 @@ class AuditedVirtioPci(VirtioPci):
         kinds += [SuspendWatch, ConfigWatch]
         if device.device_id == DeviceId.INPUT:
             kinds.append(InputQueryWatch)
-        self._watches = Watches([kind(self, findings) for kind in kinds])
+        self._watches = Watches([kind(self, findings) for kind in kinds], findings)
+        self._tell = findings.tell
         self._common_watch = CommonCfgWatch(self._watches, findings)
         self._config_watch = PciConfigWatch(self, VIRTIO_BAR, findings)
 
@@ -60,7 +61,7 @@ class AuditedVirtioPci(VirtioPci):
 
     def region_read(self, index: int, offset: int, count: int) -> Buffer:
         """As `VirtioPci`; then the watches are told."""
-        window = self._config_watch.read(offset, count) if index == PciRegion.CONFIG else None
+        window = self._tell(self._config_watch.read, offset, count) if index == PciRegion.CONFIG else None
         late: AnswerLater | None = None
         try:
             data = super().region_read(index, offset, count)
@@ -80,7 +81,7 @@ class AuditedVirtioPci(VirtioPci):
         if index == VIRTIO_BAR and index in self.bars.decoded:
             self._will_be_written(offset, bytes(data))
         elif index == PciRegion.CONFIG:
-            window = self._config_watch.written(offset, bytes(data))
+            window = self._tell(self._config_watch.written, offset, bytes(data))
             if window is not None:
                 at, length = window
                 self._will_be_written(at, bytes(data)[:length])
@@ -93,34 +94,29 @@ class AuditedVirtioPci(VirtioPci):
 
     def reset(self) -> Hold | None:
         """As `VirtioPci`; the driver has not done this by ``device_status``."""
-        self._requests.reset()
-        self._config_watch.reset()
-        for watch in self._watches.all:
-            watch.reset()
+        self._tell(self._requests.reset)
+        self._tell(self._config_watch.reset)
+        self._watches.reset()
         return super().reset()
 
     def _was_read(self, offset: int, data: bytes) -> None:
         if offset < ISR:
-            self._common_watch.read(offset, data)
+            self._tell(self._common_watch.read, offset, data)
         elif offset < DEVICE:
             if offset == ISR:
-                for watch in self._watches.all:
-                    watch.isr_read()
+                self._watches.isr_read()
         elif offset < NOTIFY:
-            for watch in self._watches.all:
-                watch.config_read(offset - DEVICE, len(data))
+            self._watches.config_read(offset - DEVICE, len(data))
 
     def _will_be_written(self, offset: int, data: bytes) -> None:
         if offset < ISR:
-            self._common_watch.write(offset, data)
+            self._tell(self._common_watch.write, offset, data)
             if offset == _STATUS and not any(data):
-                self._requests.reset()
+                self._tell(self._requests.reset)
         elif DEVICE <= offset < NOTIFY:
-            for watch in self._watches.all:
-                watch.config_written(offset - DEVICE, data)
+            self._watches.config_written(offset - DEVICE, data)
         elif offset >= NOTIFY:
-            for watch in self._watches.all:
-                watch.notified(offset - NOTIFY, data)
+            self._watches.notified(offset - NOTIFY, data)
 
 
 def audited(

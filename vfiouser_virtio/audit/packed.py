@@ -152,7 +152,8 @@ class PackedWatch:
         if self._chains is not None:
             readable = [(address, length) for address, length, flags in found if not flags & _WRITE]
             writable = [(address, length) for address, length, flags in found if flags & _WRITE]
-            self._chains.available(SeenChain(self._queue, head, readable, writable, memory))
+            chain = SeenChain(self._queue, head, readable, writable, memory)
+            self._findings.tell(self._chains.available, chain)
 
     def refuses(self, parts: list[memoryview], position: int, room: int, memory: Memory) -> None:
         """The device takes no more: of what is at ``position`` (see `vring.packed`) something is wrong."""
@@ -202,7 +203,7 @@ class PackedWatch:
                 if other is not None:
                     del self._in_flight[other][place]
             if self._chains is not None:
-                self._chains.used(self._queue, head)
+                self._findings.tell(self._chains.used, self._queue, head)
 
     def _place(self, position: int) -> tuple[int, DescFlags]:
         """Slot, and the mark of an available descriptor there."""

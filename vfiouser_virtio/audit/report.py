@@ -9,6 +9,11 @@ from vfiouser_virtio.audit.findings import AuditLog, BrokenRule
 def as_text(log: AuditLog) -> str:
     """One paragraph for each finding, and a last line with counts."""
     lines = [_paragraph(found.device, finding) for found in log.devices.values() for finding in found.all()]
+    lines += [
+        _wrapped(f"{found.device}: ", f"{watch} was switched off by a bug in it: {error}", indent="")
+        for found in log.devices.values()
+        for watch, error in found.switched_off.items()
+    ]
     total = sum(len(found.by_rule) for found in log.devices.values())
     musts = log.must_broken
     devices = f"{len(log.devices)} device{'' if len(log.devices) == 1 else 's'}"
@@ -29,8 +34,9 @@ def _paragraph(device: str, finding: BrokenRule) -> str:
     return text + _wrapped("faults: ", finding.faults) if finding.faults else text
 
 
-def _wrapped(label: str, text: str) -> str:
-    return textwrap.fill(text, 118, initial_indent=f"    {label}", subsequent_indent=" " * (4 + len(label))) + "\n"
+def _wrapped(label: str, text: str, indent: str = "    ") -> str:
+    first = indent + label
+    return textwrap.fill(text, 118, initial_indent=first, subsequent_indent=" " * len(first)) + "\n"
 
 
 def as_json(log: AuditLog) -> str:
@@ -51,6 +57,7 @@ def as_json(log: AuditLog) -> str:
                 }
                 for finding in found.all()
             ],
+            **({"switched-off": found.switched_off} if found.switched_off else {}),
         }
         for found in log.devices.values()
     ]

@@ -168,9 +168,12 @@ class SplitWatch:
             self._broke(OVERRUN, f"idx of the available ring is {idx:#x}; {taken:#x} are taken, it has {self._size:#x}")
         self._highest = idx
 
-    def takes(self, parts: list[memoryview], first: int, last: int, memory: Memory) -> None:
-        """The device has taken the entries from ``first`` on, and before ``last``, modulo 2^16."""
+    def takes(self, parts: list[memoryview], first: int, last: int, memory: Memory, *, refused: bool = False) -> None:
+        """The device has taken the entries from ``first`` on, and before ``last``, modulo 2^16, or refused that."""
         avail = parts[1].cast("H")
+        # The entry that is refused is looked at, too; when there are more than can be, nothing is.
+        if refused and (avail[1] - last) & 0xFFFF <= self._size:
+            last += 1
         for number in range((last - first) & 0xFFFF):
             self._take(parts, avail[2 + (first + number) % self._size], memory)
 
@@ -190,7 +193,7 @@ class SplitWatch:
             if changed:
                 self._broke(CHANGED, f"chain {head:#x} was altered while the device had it")
             if self._chains is not None:
-                self._chains.used(self._queue, head)
+                self._findings.tell(self._chains.used, self._queue, head)
 
     def stores(self, parts: list[memoryview], index: int) -> None:
         """The device is about to store used elements, and has stored ``index`` before."""
@@ -225,7 +228,8 @@ class SplitWatch:
         if self._chains is not None:
             readable = [(address, length) for address, length, flags in found if not flags & _WRITE]
             writable = [(address, length) for address, length, flags in found if flags & _WRITE]
-            self._chains.available(SeenChain(self._queue, head, readable, writable, memory))
+            chain = SeenChain(self._queue, head, readable, writable, memory)
+            self._findings.tell(self._chains.available, chain)
 
     def _judge(self, head: int, found: list[tuple[int, int, int]]) -> None:
         """What holds for the chain as a whole."""

@@ -15,21 +15,22 @@ from vfiouser_virtio.vring.descriptors import Memory
 class AuditedSplitRing(SplitRing):
     """`SplitRing` that tells its watch what it finds."""
 
+    findings: Findings
     watch: SplitWatch
 
     def pop(self, limit: int, memory: Memory | None = None) -> list[Chain]:
         """As `SplitRing`."""
         first = self.last_avail
-        self.watch.looks(self.parts, first)
-        refused = 0
+        self.findings.tell(self.watch.looks, self.parts, first)
+        refused = False
         try:
             return super().pop(limit, memory)
         except GuestError:
-            # The entry that is refused is looked at, too; when there are more than can be, nothing is.
-            refused = int((self.parts[1].cast("H")[1] - self.last_avail) & 0xFFFF <= self.size)
+            refused = True
             raise
         finally:
-            self.watch.takes(self.parts, first, self.last_avail + refused & 0xFFFF, memory or self.memory)
+            where = memory or self.memory
+            self.findings.tell(self.watch.takes, self.parts, first, self.last_avail, where, refused=refused)
 
     def waiting(self) -> int:
         """Buffers that are available and have not been taken."""
@@ -40,19 +41,20 @@ class AuditedSplitRing(SplitRing):
         return int(self.parts[1].cast("H")[1])
 
     def _store(self, used: list[int]) -> None:
-        self.watch.stores(self.parts, self.used_idx)
-        self.watch.uses(self.parts, used[::2], self.memory)
+        self.findings.tell(self.watch.stores, self.parts, self.used_idx)
+        self.findings.tell(self.watch.uses, self.parts, used[::2], self.memory)
         super()._store(used)
 
 
 class AuditedPackedRing(PackedRing):
     """`PackedRing` that tells its watch what it finds."""
 
+    findings: Findings
     watch: PackedWatch
 
     def pop(self, limit: int, memory: Memory | None = None) -> list[Chain]:
         """As `PackedRing`."""
-        self.watch.looks(self.parts)
+        self.findings.tell(self.watch.looks, self.parts)
         position, before = self.next_avail, set(self._taken)
         try:
             return super().pop(limit, memory)
@@ -60,7 +62,7 @@ class AuditedPackedRing(PackedRing):
             self._tell(position, before, memory)
             round_trip = 2 * self.size
             room = self.size - (self.next_avail - self.next_used) % round_trip
-            self.watch.refuses(self.parts, self.next_avail, room, memory or self.memory)
+            self.findings.tell(self.watch.refuses, self.parts, self.next_avail, room, memory or self.memory)
             raise
         finally:
             self._tell(position, before, memory)
@@ -78,7 +80,8 @@ class AuditedPackedRing(PackedRing):
         for head, chain in self._taken.items():
             if head not in before:
                 before.add(head)
-                self.watch.takes(self.parts, position % self.size, chain.slots, memory or self.memory)
+                where = memory or self.memory
+                self.findings.tell(self.watch.takes, self.parts, position % self.size, chain.slots, where)
                 position = (position + chain.slots) % (2 * self.size)
 
     def _store(self, used: list[int]) -> None:
@@ -88,7 +91,7 @@ class AuditedPackedRing(PackedRing):
             slots = self.in_flight[head].slots
             places.append((head, position % self.size, slots))
             position += slots
-        self.watch.uses(self.parts, places)
+        self.findings.tell(self.watch.uses, self.parts, places)
         super()._store(used)
 
 
@@ -113,15 +116,17 @@ class AuditedVirtqueue(Virtqueue):
     def reset(self) -> None:
         """As `Virtqueue`; what was in flight is the driver's again."""
         if self.chains is not None:
-            self.chains.queue_reset(self.index)
+            self.findings.tell(self.chains.queue_reset, self.index)
         super().reset()
 
     def _new_ring(self, areas: list[Area]) -> BoundRing:
         bound = super()._new_ring(areas)
         ring = bound.ring
         if isinstance(ring, AuditedSplitRing):
+            ring.findings = self.findings
             ring.watch = SplitWatch(self.index, self.size, self.features, self.findings, self.chains)
         elif isinstance(ring, AuditedPackedRing):
+            ring.findings = self.findings
             ring.watch = PackedWatch(self.index, self.size, self.features, self.findings, self.chains)
         return bound
 

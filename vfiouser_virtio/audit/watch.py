@@ -64,15 +64,41 @@ class Watch:
 class Watches:
     """Several watches as one."""
 
-    def __init__(self, watches: Sequence[Watch]) -> None:
-        self.all = watches
+    def __init__(self, watches: Sequence[Watch], findings: Findings) -> None:
+        self._all = watches
+        self._tell = findings.tell
 
     def field_read(self, name: str, value: int) -> None:
         """See `Watch`."""
-        for watch in self.all:
-            watch.field_read(name, value)
+        for watch in self._all:
+            self._tell(watch.field_read, name, value)
 
     def field_written(self, name: str, value: int) -> None:
         """See `Watch`."""
-        for watch in self.all:
-            watch.field_written(name, value)
+        for watch in self._all:
+            self._tell(watch.field_written, name, value)
+
+    def config_read(self, offset: int, count: int) -> None:
+        """See `Watch`."""
+        for watch in self._all:
+            self._tell(watch.config_read, offset, count)
+
+    def config_written(self, offset: int, data: bytes) -> None:
+        """See `Watch`."""
+        for watch in self._all:
+            self._tell(watch.config_written, offset, data)
+
+    def notified(self, offset: int, data: bytes) -> None:
+        """See `Watch`."""
+        for watch in self._all:
+            self._tell(watch.notified, offset, data)
+
+    def isr_read(self) -> None:
+        """See `Watch`."""
+        for watch in self._all:
+            self._tell(watch.isr_read)
+
+    def reset(self) -> None:
+        """See `Watch`."""
+        for watch in self._all:
+            self._tell(watch.reset)

@@ -23,8 +23,9 @@ class AuditedFaultySplitRing(AuditedSplitRing, FaultySplitRing):
     """Split ring with faults, and a watch."""
 
     def _put_used(self, elements: list[UsedElement]) -> list[RingPlace]:
-        self.watch.stores(self.parts, self.used_idx)
-        self.watch.uses(self.parts, [each.head for each in elements if each.head is not None], self.memory)
+        heads = [each.head for each in elements if each.head is not None]
+        self.findings.tell(self.watch.stores, self.parts, self.used_idx)
+        self.findings.tell(self.watch.uses, self.parts, heads, self.memory)
         return super()._put_used(elements)
 
 
@@ -38,7 +39,7 @@ class AuditedFaultyPackedRing(AuditedPackedRing, FaultyPackedRing):
                 places.append((each.head, position % self.size, each.slots))
             if not each.extra:
                 position += each.slots
-        self.watch.uses(self.parts, places)
+        self.findings.tell(self.watch.uses, self.parts, places)
         return super()._put_used(elements)
 
 
