@@ -14,6 +14,8 @@ from vfiouser_virtio.libc import libc
 
 Result = TypeVar("Result")
 _CLONE_NEWNET = 0x40000000
+# linux/capability.h: the version of two times 32 bits, and of each effective, permitted, inheritable.
+_CAPABILITY_VERSION_3, _CAP_NET_ADMIN = 0x20080522, 12
 
 
 class NetNamespace:
@@ -25,6 +27,22 @@ class NetNamespace:
     def run(self, work: Callable[[], Result]) -> Result:
         """Call something in the namespace."""
         return self._thread.submit(work).result()
+
+    def without_privilege(self, work: Callable[[], Result]) -> Result:
+        """Call something in the namespace, by a thread that is without CAP_NET_ADMIN for as long."""
+        header, masks = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+
+        def without() -> Result:
+            assert libc.capget(header, masks) == 0
+            masks[0] &= ~(1 << _CAP_NET_ADMIN)
+            assert libc.capset(header, masks) == 0
+            try:
+                return work()
+            finally:
+                masks[0] |= 1 << _CAP_NET_ADMIN
+                assert libc.capset(header, masks) == 0
+
+        return self.run(without)
 
     def ip(self, arguments: str) -> str:
         """``ip`` of iproute2 in the namespace."""

@@ -246,3 +246,8 @@ def test_an_address_in_use(tmp_path: Path) -> None:
         pair(tmp_path)
     one.close()
     other.close()
+
+
+def test_a_given_socket_that_goes_nowhere() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as alone, pytest.raises(DeviceError, match=r"local: fd .*not connected"):
+        DgramNetdev(local__type="fd", local__str=alone.fileno())

@@ -262,3 +262,5 @@ def test_what_cannot_be_had(tmp_path: Path) -> None:
         StreamNetdev(addr__type="fd", addr__str=file.fileno())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wrong, pytest.raises(DeviceError, match="SOCK_STREAM"):
         StreamNetdev(addr__type="fd", addr__str=wrong.fileno())
+    with socket.socket() as alone, pytest.raises(DeviceError, match=r"fd .*not connected: a socket that is given"):
+        StreamNetdev(addr__type="fd", addr__str=alone.fileno())

@@ -82,7 +82,10 @@ class SocketAddress:
         return None
 
     def given(self, kind: socket.SocketKind) -> socket.socket:
-        """The socket that ``fd`` is, as our own copy. Raises DeviceError where it is none, or of another kind."""
+        """The socket that ``fd`` is, as our own copy.
+
+        Raises DeviceError where it is none, of another kind, or connected to nothing.
+        """
         assert self.fd is not None
         try:
             if not stat.S_ISSOCK(os.fstat(self.fd).st_mode):
@@ -93,4 +96,11 @@ class SocketAddress:
         if given.type != kind:
             given.close()
             raise DeviceError(f"{self.option}: fd {self.fd} is no socket of type {kind.name}")
+        try:
+            given.getpeername()
+        except OSError as error:
+            given.close()
+            raise DeviceError(
+                f"{self.option}: fd {self.fd}: {error.strerror}: a socket that is given is connected before"
+            ) from None
         return given

@@ -12,6 +12,7 @@ the host spreads flows over them, by what the guest has sent on each.
 import errno
 import fcntl
 import os
+import re
 import socket
 import struct
 from typing import Annotated
@@ -37,6 +38,14 @@ _USO_OFFLOADS = TunOffload.USO4 | TunOffload.USO6
 # net/if.h and linux/sockios.h
 _IFF_UP = 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+# dev_valid_name() of Linux.
+_IN_NO_NAME = re.compile(r"[/:\s]")
+# What a descriptor lacks that is no queue of an interface, by the error of TUNGETIFF.
+_NO_QUEUE = {
+    errno.EBADF: ": this program was not given it",
+    errno.EBADFD: f": it has no interface yet: the program that opens {_DEVICE} does TUNSETIFF before it gives it away",
+    errno.ENOTTY: f": it is not {_DEVICE}",
+}
 
 
 class TapNetdev(Link):
@@ -67,8 +76,12 @@ class TapNetdev(Link):
             raise ConfigError(f"{len(given)} queues in fds, but queues={queues}")
         if not 1 <= queues <= tun.MAX_QUEUES:
             raise ConfigError(f"queues={queues}: expected 1 to {tun.MAX_QUEUES}")
-        if not ifname.isprintable() or not 0 < len(ifname.encode()) < tun.IFNAMSIZ or "/" in ifname:
+        if not ifname.isprintable() or not 0 < len(ifname.encode()) < tun.IFNAMSIZ:
             raise ConfigError(f"ifname={ifname}: expected up to {tun.IFNAMSIZ - 1} bytes")
+        if ifname in {".", ".."} or _IN_NO_NAME.search(ifname):
+            raise ConfigError(
+                f"ifname={ifname}: the kernel takes no name with a slash, a colon or a space, nor . or .."
+            )
         opened: list[int] = []
         try:
             if given:
@@ -215,6 +228,10 @@ def _open(ifname: str, queues: int, opened: list[int]) -> None:
             hint = (
                 f": it is no TAP interface, or one for {'one queue' if several else 'other flags'}; make it by: {made}"
             )
+        elif error.errno == errno.EBUSY:
+            hint = (
+                ": another device, or another program, is at its other end; each device takes an interface of its own"
+            )
         raise DeviceError(f"tap {ifname}: {error.strerror}{hint}") from None
 
 
@@ -232,11 +249,16 @@ def _given_fds(fd: int | None, fds: str) -> list[int]:
 
 
 def _given(fd: int) -> int:
+    """Our own copy of a queue that another program has opened. Raises DeviceError for what is none."""
+    copy = -1
     try:
         copy = os.dup(fd)
+        fcntl.ioctl(copy, tun.TUNGETIFF, bytes(tun.IFREQ_CODEC.size))
         os.set_blocking(copy, False)
     except OSError as error:
-        raise DeviceError(f"tap: fd {fd}: {error.strerror}") from None
+        if copy >= 0:
+            os.close(copy)
+        raise DeviceError(f"tap: fd {fd}: {error.strerror}{_NO_QUEUE.get(error.errno or 0, '')}") from None
     return copy
 
 
@@ -264,9 +286,15 @@ def _close(opened: list[int]) -> None:
 
 
 def _bring_up(ifname: str) -> None:
-    """What ``ip link set up`` does. An interface that is up already needs no privilege."""
+    """What ``ip link set up`` does. An interface that is up already needs no privilege; else raises DeviceError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         request = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, tun.IFREQ_CODEC.pack(ifname.encode(), 0))
         _, flags = tun.IFREQ_CODEC.unpack(request)
         if not flags & _IFF_UP:
-            fcntl.ioctl(any_socket, _SIOCSIFFLAGS, tun.IFREQ_CODEC.pack(ifname.encode(), flags | _IFF_UP))
+            try:
+                fcntl.ioctl(any_socket, _SIOCSIFFLAGS, tun.IFREQ_CODEC.pack(ifname.encode(), flags | _IFF_UP))
+            except PermissionError as error:
+                raise DeviceError(
+                    f"tap {ifname}: {error.strerror}: it is down, and to bring it up takes CAP_NET_ADMIN; as root: "
+                    f"ip link set {ifname} up"
+                ) from None
