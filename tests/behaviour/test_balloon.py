@@ -215,6 +215,30 @@ async def test_a_request_with_many_pages_lets_others_have_their_turns(virtio_dev
         assert virtio_device.handed_back == MAX_PFNS // 64 * PAGE_SIZE
 
 
+@pytest.mark.parametrize("queue", ["inflateq", "reporting_vq"])
+async def test_no_page_of_a_queue_that_was_reset_goes_back(virtio_device: Balloon, queue: str) -> None:
+    """The driver has the buffer back then, and with it all pages of which it was not told that they are taken."""
+    async with Loopback(virtio_device) as transport, bound(transport) as guest:
+        driver: Driver = guest.driver_data
+        requests = driver.queues[queue].vq
+        given = pages(guest, 80, 2 * PAGE_SIZE)  # each of which costs a call
+        async with trio.open_nursery() as nursery:
+            if queue == "inflateq":
+                numbers = [page.address // PAGE_SIZE for page in given]
+                nursery.start_soon(driver.send, queue, [number for number in numbers for _ in range(64)])
+            else:
+                nursery.start_soon(driver.report, given)
+            while any(given[0].view[:PAGE_SIZE]):
+                await trio.lowlevel.checkpoint()
+            transport.core.reset_queue(requests.index)
+            assert any(given[-1].view[:PAGE_SIZE])
+            for page in given:
+                page.view[:4] = b"used"
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert all(bytes(page.view[:4]) == b"used" for page in given)
+
+
 async def test_behind_an_iommu_page_numbers_mean_nothing(
     virtio_device: Balloon, caplog: pytest.LogCaptureFixture
 ) -> None:

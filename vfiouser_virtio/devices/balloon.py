@@ -11,6 +11,7 @@ Only RAM that the client shares goes back (`virtio.guest_ram`). A page that a gu
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated
 
 import trio
@@ -228,7 +229,7 @@ class Balloon(Device):
                     "platform", "behind an IOMMU (ACCESS_PLATFORM) no page of the guest goes back to the host"
                 )
             else:
-                await self._hand_back(self._given(chain), gather=gather)
+                await self._hand_back(self.inflateq, chain, self._given(chain), gather=gather)
             chain.complete(0)
 
     async def _deflate(self) -> None:
@@ -244,8 +245,8 @@ class Balloon(Device):
             self.log.once("pfns", "ignored: what is beyond whole page numbers, or beyond %d of them", MAX_PFNS)
         return _ranges(chain.readable.read(min(length, MAX_PFNS * size) & -size))
 
-    async def _hand_back(self, ranges: Iterable[Range], *, gather: bool = False) -> None:
-        done = await self.guest_ram.discard(ranges, gather=gather)
+    async def _hand_back(self, queue: Queue, chain: Chain, ranges: Iterable[Range], *, gather: bool = False) -> None:
+        done = await self.guest_ram.discard(ranges, gather=gather, still=partial(queue.has, chain))
         self.handed_back += done.handed_back
         self.ignored += done.unmapped + done.in_use
         if done.unmapped:
@@ -262,7 +263,7 @@ class Balloon(Device):
             if chain.readable.length:
                 self.log.once("report", "ignored: a report of free pages that the device is to read")
             elif not keeps:
-                await self._hand_back(chain.ranges)
+                await self._hand_back(reports, chain, chain.ranges)
             chain.complete(0)
 
     async def _take_hints(self, hints: Queue) -> None:

@@ -16,6 +16,10 @@ CALLS = 16
 """Ranges likewise: a guest may give single pages, in any order."""
 
 
+def _yes() -> bool:
+    return True
+
+
 class GuestRam:
     """Guest RAM for a device (``guest_ram``). Works while the device runs; else nothing is touched."""
 
@@ -28,14 +32,17 @@ class GuestRam:
         """For the device's core: its memory, whether the device runs, and where its rings are."""
         self._memory, self._running, self._rings = memory, running, rings
 
-    async def discard(self, ranges: Iterable[tuple[int, int]], *, gather: bool = False) -> "Discarded":
+    async def discard(
+        self, ranges: Iterable[tuple[int, int]], *, gather: bool = False, still: Callable[[], bool] = _yes
+    ) -> "Discarded":
         """Hand whole pages of (DMA address, length) ranges back to the host (`memory_discard`); they read zeros then.
 
         For memory that the guest has said it does not need, and before it is told that the device knows. Only whole
         pages of the host go back: with ``gather``, a huge page when all of its parts were given, in however many calls;
         `retain` takes parts away again. Left alone are the device's own rings, memory that is pinned, what the client
         has not mapped, or not writable, and RAM that is reached by messages. Other tasks have their turns meanwhile.
-        Ends early when the client leaves: the next one may be another guest with the same addresses.
+        Ends early when the client leaves: the next one may be another guest with the same addresses; and when ``still``
+        returns False, as `Queue.has` does of the request that the driver has taken back.
         """
         from vfiouser_virtio.memory_discard import Discarded  # only here: few devices hand anything back
 
@@ -48,7 +55,7 @@ class GuestRam:
             if left < length or not calls:
                 await trio.lowlevel.checkpoint()
                 left, calls, rings = SLICE, CALLS, self._rings()
-            if memory.client is not client or not self._running():
+            if memory.client is not client or not self._running() or not still():
                 break
             left, calls = left - length, calls - 1
             total = total.plus(memory.discard(address, length, rings, gather=gather))

@@ -185,6 +185,13 @@ class Queue:
         """
         self._served().put_back(chain)
 
+    def has(self, chain: Chain) -> bool:
+        """Whether the device still has this chain, which it has not completed: the driver may reset the queue alone.
+
+        For a device that awaits while it works for a chain, and uses none of its buffers: those are kept by `pinned`.
+        """
+        return self._virtqueue is not None and self._virtqueue.has(chain)
+
     def replied_in(self, queue: "Queue") -> None:
         """Say that drivers reply in ``queue`` to what they are given here: as packets received by packets sent.
 

@@ -147,6 +147,10 @@ class QueueRing(QueueRegisters, ABC):
         ring = bound.ring
         return len(ring.in_flight) - len(self.burst) - len(ring.again) + bound.ring.unpublished + len(bound.unsent)
 
+    def has(self, chain: Chain) -> bool:
+        """Whether the chain is of this ring, and not completed: not of one before a reset."""
+        return self._bound is not None and chain.ring is self._bound.ring
+
     def uncompleted_chains(self) -> list[Chain]:
         """The chains that the device was given and has not completed."""
         bound = self._bound
