@@ -15,6 +15,8 @@ import pytest
 import trio
 from support.amounts import Amounts
 
+from vfiouser_virtio.audit.packed import PackedWatch
+from vfiouser_virtio.audit.split import SplitWatch
 from vfiouser_virtio.cli import main
 from vfiouser_virtio.cli.fuzz_run import replay_command
 from vfiouser_virtio.memory import GuestMemory, Ranges
@@ -33,6 +35,7 @@ from vfiouser_virtio.testing.fuzz import (
 from vfiouser_virtio.testing.fuzz.case import Kind, Memory, Step
 from vfiouser_virtio.testing.fuzz.driver import FuzzDriver
 from vfiouser_virtio.testing.fuzz.joined import joined
+from vfiouser_virtio.testing.fuzz.pci_target import PCI_TARGETS
 from vfiouser_virtio.testing.fuzz.run import KINDS
 from vfiouser_virtio.testing.fuzz.save import load, save
 from vfiouser_virtio.testing.fuzz.targets import Echo
@@ -202,6 +205,29 @@ def test_the_oracle_sees(
         found = run_case(replace(_case(memory, packed=packed), direct=direct), FuzzTarget(device, _works))
         assert found is not None
         assert found.kind == kind, found
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_the_oracle_sees_a_bug_in_the_audit(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise IndexError("planted in the watch")
+
+    monkeypatch.setattr(PackedWatch if packed else SplitWatch, "takes", bug)
+    case = _case(packed=packed)
+    assert run_case(case, FuzzTarget(Echo, _works)) is None
+    found = run_case(replace(case, audited=True), FuzzTarget(Echo, _works))
+    assert found is not None
+    assert found.kind == "bug"
+    assert "planted in the watch" in found.what
+
+
+def test_a_share_of_the_cases_is_audited() -> None:
+    made = [generate(kind, SEED, index, ["blk"]) for kind in KINDS for index in range(40)]
+    assert {(case.audited, case.direct) for case in made if case.kind == "rings"} == {
+        (audited, direct) for audited in (False, True) for direct in (False, True)
+    }
+    assert sum(case.audited for case in made) == len(made) // 5
+    assert not any(generate("registers", SEED, index, list(PCI_TARGETS)).audited for index in range(10))
 
 
 def test_an_event_loop_that_cannot_end_is_found_and_no_fault_of_the_next_case(monkeypatch: pytest.MonkeyPatch) -> None:

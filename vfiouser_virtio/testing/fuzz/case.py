@@ -29,6 +29,8 @@ class Case:
     """Registers are accessed without the socket, which takes most of the time: what a case is about lies behind it."""
     hello: bool = True
     """VERSION and the memory are sent before the first step; else the steps begin on a silent connection."""
+    audited: bool = False
+    """The driver of the virtio device is audited: nothing is to be different for it."""
     offer: dict[str, Any] = field(default_factory=dict)
     """What the device offers beside its type's features: arguments of `virtio.Offer`."""
     origin: str = ""

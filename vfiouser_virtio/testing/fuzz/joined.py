@@ -32,7 +32,7 @@ def groups(cases: Iterable[Case]) -> Iterator[list[Case]]:
     """The cases in groups of one device each, for `joined`; in a group those with the same memory follow each other."""
     alike: dict[str, list[Case]] = {}
     for case in cases:
-        alike.setdefault(json.dumps([case.target, case.offer]), []).append(case)
+        alike.setdefault(json.dumps([case.target, case.offer, case.audited]), []).append(case)
     for group in alike.values():
         group.sort(key=lambda case: (case.kind, case.memory, case.twin, case.direct))
         for start in range(0, len(group), MOST):

@@ -39,6 +39,8 @@ _OFFERS: tuple[dict[str, Any], ...] = (
 )
 _NOT_DIRECT = 8
 """One of so many cases, but for those of messages, has its registers behind the socket."""
+_AUDITED = 5
+"""One of so many cases of virtio devices has an audit of the driver, which takes a few hundredths more time."""
 _WINDOW = 128
 """Cases of each kind that are made before they are run, to be joined where they are for the same device."""
 _GROWS = 4
@@ -75,6 +77,7 @@ def generate(kind: Kind, seed: int, index: int, targets: Sequence[str] = ALL_TAR
     else:
         case.offer = chance.choice(_OFFERS)
         case.steps = _GENERATORS[kind](chance, case)
+        case.audited = index % _AUDITED == _AUDITED - 1
     case.direct = kind != "messages" and index % _NOT_DIRECT > 0
     return case
 

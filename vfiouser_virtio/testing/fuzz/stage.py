@@ -2,9 +2,10 @@
 
 import inspect
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
+from vfiouser_virtio.audit import AuditedVirtioPci, Findings
 from vfiouser_virtio.testing.fuzz.case import Case
 from vfiouser_virtio.testing.fuzz.client import FuzzClient
 from vfiouser_virtio.testing.fuzz.message_performer import MessagePerformer
@@ -55,7 +56,8 @@ class VirtioStage:
 
     def __init__(self, target: FuzzTarget, case: Case) -> None:
         self._target = target
-        self.function = VirtioPci(target.make(), name=case.target, offer=Offer(**case.offer))
+        made = partial(AuditedVirtioPci, findings=Findings(case.target)) if case.audited else VirtioPci
+        self.function: VirtioPci = made(target.make(), name=case.target, offer=Offer(**case.offer))
 
     def prepare(self) -> None:
         """Eventfds of its queues."""
