@@ -77,6 +77,7 @@ def test_an_author_sees_nothing_but_a_small_queue() -> None:
     for_authors = {"bursts", "hold", "index", "max_size", "next", "next_nowait", "pinned", "put_back", "size"} | {
         "abandoned",
         "complete_together",
+        "has",
         "replied_in",
         "take_singles",
         "wait",
