@@ -107,7 +107,8 @@ class ReadingReceiver(Receiver):
                 view[start + _COUNT_HIGH] = 0
                 written.append(got)
         except OSError as error:
-            end = error
+            # With its traceback it and this frame would refer to each other: garbage of each burst, with views in it.
+            end = error.with_traceback(None)
         finally:
             singles.end(written)
         _count(receiveq, word, written[counted:])
