@@ -20,7 +20,15 @@ from time import perf_counter
 
 from vfiouser_virtio.backends.net.drops import Drop, Drops
 from vfiouser_virtio.backends.net.frame import LENGTH, Frame, Offload
-from vfiouser_virtio.backends.net.netdev import MAX_FRAME, FrameSink, Netdev, PutBurst, burst_putter, sinks_of
+from vfiouser_virtio.backends.net.netdev import (
+    MAX_FRAME,
+    FrameSink,
+    Netdev,
+    PutBurst,
+    burst_putter,
+    nowait_receiver,
+    sinks_of,
+)
 from vfiouser_virtio.backends.net.offload import BadOffload, check, complete, finish, needs
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.devices.net_steering import Steering
@@ -132,7 +140,8 @@ class Transmitter:
 
     async def serve(self, transmitq: TransmitQueue) -> None:
         """Send what comes in one queue, until cancelled."""
-        async for burst in transmitq.queue.bursts(at_once=True, at_kick=lambda: self._send_at_kick(transmitq)):
+        receive, send = nowait_receiver(transmitq.sink), lambda: self._send_at_kick(transmitq)
+        async for burst in transmitq.queue.bursts(at_once=True, reap=receive, at_kick=send):
             sent, room = self._send_singles(transmitq)
             if not room:
                 await transmitq.sink.wait_room()

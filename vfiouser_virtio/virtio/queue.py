@@ -113,9 +113,10 @@ class Queue:
         ``at_once`` is a promise not to await anything within a burst: then nothing has to be prepared for that case,
         which saves a round of the event loop for each burst.
 
-        ``reap`` completes the chains under `hold` whose work has ended, and returns whether there were any. It is
-        called at times while the queue is polled, so that their end needs no round of the event loop; at other times
-        the device has to do that by itself.
+        ``reap`` does what other input asks for and that takes no task: it completes the chains under `hold` whose work
+        has ended, or what has come in another queue, and returns whether there was any. It is called at times while the
+        queue is polled, so that this needs no round of the event loop; at other times the device has to do it by
+        itself.
 
         ``at_kick`` is called at a notification, while the next burst is waited for: it may take and complete `Singles`,
         in some 20 µs, and returns whether those were all. Then there is no burst, and no round of the event loop.

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Container
 
 import trio
@@ -61,6 +62,23 @@ class Link:
             raise
         self.counters.rx_packets += 1
         self.counters.rx_bytes += frame.length
+
+
+class Input:
+    """Input of a netdev's file, for which one task waits, while others may take what has come."""
+
+    def __init__(self) -> None:
+        self._scope: trio.CancelScope | None = None
+
+    async def wait(self, file: int | socket.socket) -> None:
+        """Return when there is some, or after `look_again`. Raises trio.ClosedResourceError as `wait_readable`."""
+        with trio.CancelScope() as self._scope:
+            await trio.lowlevel.wait_readable(file)
+
+    def look_again(self) -> None:
+        """Let the task that waits, if one does, have its turn."""
+        if self._scope is not None:
+            self._scope.cancel()  # one that has ended takes no notice
 
 
 async def wait_writable(fileno: Callable[[], int], turn: trio.Lock) -> None:

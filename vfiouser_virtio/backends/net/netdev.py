@@ -160,6 +160,16 @@ def burst_copier(sink: FrameSink) -> CopyBurst | None:
     return found
 
 
+def nowait_receiver(sink: FrameSink) -> Callable[[], bool] | None:
+    """What hands over the network's frames while `Netdev.run` waits for some, if a sink can: its ``receive_nowait``.
+
+    A device calls it where it polls anyway: it saves a round of the event loop, which is more than all that is done for
+    one frame. It returns whether any had come; False also where that takes the task, which has its turn then.
+    """
+    found: Callable[[], bool] | None = _own(sink, "receive_nowait")
+    return found
+
+
 def _own(sink: FrameSink, name: str) -> Any:
     """An optional method of a sink, unless it is that of a base class whose `put`, or ``put_burst``, was overridden."""
     for each in type(sink).__mro__:

@@ -11,6 +11,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import IOV_MAX, Frame
-from vfiouser_virtio.backends.net.link import Link, wait_writable
+from vfiouser_virtio.backends.net.link import Input, Link, wait_writable
 from vfiouser_virtio.backends.net.netdev import CopyBurst, Does, FrameSink, PutBurst, burst_copier, burst_putter
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.connecting import StreamAddress, connect_stream
@@ -38,6 +39,17 @@ _READ = 256 << 10
 _BURST = 64
 # Frames, or lengths of 0, between two looks at what other tasks have to do: what is read at once may be 50,000 of them.
 _TURN = 4 * _BURST
+
+
+@dataclass(slots=True)
+class _Receiving:
+    """What `StreamNetdev.receive_nowait` takes frames from, and hands them to."""
+
+    peer: socket.socket
+    put: PutBurst
+    copy: CopyBurst | None
+    ended: bool = False
+    """Some of what was read is for the task that waits."""
 
 
 class StreamNetdev(Link):
@@ -77,6 +89,9 @@ class StreamNetdev(Link):
         self._view = memoryview(bytearray(_READ + _LENGTH.size + MAX_LENGTH))
         # Of what has come, this part is still to be handed over: also to the next driver, for a frame may be half here.
         self._begin = self._end = 0
+        self._input = Input()
+        self._receiving: _Receiving | None = None
+        """While `run` waits for input."""
         # What of a frame the kernel has not taken: no other one may be sent before it.
         self._rest = b""
         self._has_rest = trio.Event()
@@ -231,10 +246,10 @@ class StreamNetdev(Link):
                 return
             view[: end - begin] = view[begin:end]
             self._begin, self._end = 0, end - begin
-            if drained:
-                await trio.lowlevel.wait_readable(peer)
-            else:
+            if not drained:
                 await trio.lowlevel.checkpoint()
+            elif await self._wait_readable(peer, put, copy):
+                continue
             room = view[self._end :]
             try:
                 count = peer.recv_into(room, 0, socket.MSG_DONTWAIT)
@@ -249,25 +264,61 @@ class StreamNetdev(Link):
             self._end += count
             drained = count < len(room)  # as far as we know; what has come since is readable
 
+    async def _wait_readable(self, peer: socket.socket, put: PutBurst, copy: CopyBurst | None) -> bool:
+        """Wait for input; whether `receive_nowait` has read some that it could not hand over."""
+        self._receiving = receiving = _Receiving(peer, put, copy)
+        try:
+            await self._input.wait(peer)
+        finally:
+            self._receiving = None
+        return receiving.ended
+
+    def receive_nowait(self) -> bool:
+        """See `nowait_receiver`."""
+        receiving = self._receiving
+        if receiving is None or receiving.ended:
+            return False
+        try:
+            count = receiving.peer.recv_into(self._view[self._end :], 0, socket.MSG_DONTWAIT)
+        except OSError:
+            count = 0
+        if not count:
+            return False
+        self._end += count
+        for _ in range(_TURN // _BURST):
+            spans = self._whole()
+            if spans is None or self._hand_over(spans, receiving.put, receiving.copy) < len(spans):
+                break
+        if self._begin == self._end:
+            self._begin = self._end = 0
+        else:  # half a frame, one for which there is no room, or one that is none
+            receiving.ended = True
+            self._input.look_again()
+        return True
+
     async def _deliver(self, device: FrameSink, put: PutBurst, copy: CopyBurst | None) -> None:
         """Hand over all whole frames that have come; the device may keep us waiting, and so the peer."""
-        view, counters, turn = self._view, self.counters, 0
+        turn = 0
         while self._begin < self._end and (spans := self._whole()) is not None:
-            taken = copy(view, spans) if spans and copy is not None else 0
-            if taken < len(spans):
-                taken += put([Frame((view[at : at + length],), length) for at, length in spans[taken:]])
-            if taken:
-                at, length = spans[taken - 1]
-                octets = at + length - self._begin - _LENGTH.size * taken
-                counters.rx_packets += taken
-                counters.rx_bytes += octets
-                self._begin = at + length
             turn += _BURST
-            if taken < len(spans):
+            if self._hand_over(spans, put, copy) < len(spans):
                 await device.wait_room()
             if turn >= _TURN:
                 await trio.lowlevel.checkpoint()
                 turn = 0
+
+    def _hand_over(self, spans: Sequence[tuple[int, int]], put: PutBurst, copy: CopyBurst | None) -> int:
+        """Hand over those of `_whole`, and count them, until there is no room; how many."""
+        view, counters = self._view, self.counters
+        taken = copy(view, spans) if spans and copy is not None else 0
+        if taken < len(spans):
+            taken += put([Frame((view[at : at + length],), length) for at, length in spans[taken:]])
+        if taken:
+            at, length = spans[taken - 1]
+            counters.rx_packets += taken
+            counters.rx_bytes += at + length - self._begin - _LENGTH.size * taken
+            self._begin = at + length
+        return taken
 
     def _whole(self) -> list[tuple[int, int]] | None:
         """Frames that have come whole, one behind the other, up to `_BURST`: where, and their lengths; None for none.

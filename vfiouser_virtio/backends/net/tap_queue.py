@@ -12,8 +12,17 @@ import trio
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import LENGTH, Frame, Offload
-from vfiouser_virtio.backends.net.link import wait_writable
-from vfiouser_virtio.backends.net.netdev import MAX_FRAME, Does, FrameSink, PutBurst, burst_putter, burst_reader
+from vfiouser_virtio.backends.net.link import Input, wait_writable
+from vfiouser_virtio.backends.net.netdev import (
+    MAX_FRAME,
+    Does,
+    FrameSink,
+    PutBurst,
+    Read,
+    ReadBurst,
+    burst_putter,
+    burst_reader,
+)
 from vfiouser_virtio.protocols import tun
 from vfiouser_virtio.protocols.tun import IfFlags
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, HDR_TUNNEL_CODEC
@@ -26,6 +35,8 @@ _DOWN = {errno.EIO, errno.EBADFD}
 _QUIET = {errno.EIO}
 # Frames that the device is handed together, and bytes of them, but for the last.
 _BURST, _ROOM = 64, 128 << 10
+# Buffers of the driver that are taken while so many frames do not come together: to take 64 is as long as all the rest.
+_FEW = 4
 # Bursts that are read into a buffer of ours after a frame that was too long for the driver's: the next ones may be too.
 _AFTER_LONG = 16
 # Seconds that a driver without buffers is waited for without a look at whether the interface is still there.
@@ -78,7 +89,13 @@ class TapQueue:
         self._frames = [Frame((), 0) for _ in range(_BURST)]  # of a burst: to make one takes as long as five statements
         self._turn = trio.Lock()
         self._reattached = trio.Event()
-        self._waiting: trio.CancelScope | None = None
+        self._input = Input()
+        self._reader: ReadBurst | None = None
+        """While `run` waits for frames that can be read straight to the driver's buffers: what does so."""
+        self._left: Frame | None = None
+        """One that was read meanwhile, and is for `run` to hand on."""
+        self._many = False
+        """Whether `_FEW` frames or more have come together at last."""
 
     # ---- from the guest ------------------------------------------------------------------------------------------
 
@@ -127,8 +144,9 @@ class TapQueue:
         elsewhere, waited = 0, False
         while True:
             done = None
-            if reader is not None and header is not None and not elsewhere:
-                done = reader(self._fd, header.size, _BURST, self._buffer)
+            usable = reader if header is not None and not elsewhere else None
+            if usable is not None:
+                done = self._read_straight(usable)
             if done is None:
                 elsewhere = max(elsewhere - 1, 0)
                 frames, end = self._read()
@@ -140,15 +158,15 @@ class TapQueue:
                 continue
             else:
                 waited, end = False, done.end
-                counters.rx_packets += done.frames
-                counters.rx_bytes += done.octets
                 if done.left is not None:
                     elsewhere = _AFTER_LONG
                     await self._hand_on([done.left], device, put)
             if end is None:
                 await trio.lowlevel.checkpoint()
             elif isinstance(end, BlockingIOError):
-                await self._wait_readable()
+                if (left := await self._wait_readable(usable)) is not None:
+                    elsewhere = _AFTER_LONG
+                    await self._hand_on([left], device, put)
             elif not self.attached:
                 return True
             elif end.errno == errno.EINVAL:  # one of a tunnel that is left of a driver that took them
@@ -206,12 +224,39 @@ class TapQueue:
             count += 1
         return frames[:count], None
 
-    async def _wait_readable(self) -> None:
-        if not self.index:
-            await trio.lowlevel.wait_readable(self._fd)
-            return
-        with trio.CancelScope() as self._waiting:  # `attach` may end it
-            await trio.lowlevel.wait_readable(self._fd)
+    def _read_straight(self, reader: ReadBurst) -> Read | None:
+        """See `burst_reader`."""
+        assert self._header is not None
+        done = reader(self._fd, self._header.size, _BURST if self._many else _FEW, self._buffer)
+        if done is not None:
+            self._many = done.frames >= _FEW
+            self.netdev.counters.rx_packets += done.frames
+            self.netdev.counters.rx_bytes += done.octets
+        return done
+
+    async def _wait_readable(self, reader: ReadBurst | None) -> Frame | None:
+        """Wait for frames, which ``reader`` may take meanwhile; one that it has left."""
+        self._reader = reader
+        try:
+            await self._input.wait(self._fd)
+            left, self._left = self._left, None
+            return left
+        finally:
+            self._reader = None
+            if self._left is not None:
+                self._left = None
+                self.netdev.counters.rx_drops.add(Drop.DRIVER_LEFT)
+
+    def receive_nowait(self) -> bool:
+        """See `nowait_receiver`."""
+        reader = self._reader
+        done = None if reader is None else self._read_straight(reader)
+        if done is None or not done.room:
+            return False
+        if done.left is not None:
+            self._left, self._reader = done.left, None
+            self._input.look_again()
+        return done.frames > 0 or done.left is not None
 
     def drain(self) -> None:
         """Throw away what the host has sent so far."""
@@ -251,8 +296,8 @@ class TapQueue:
             self.netdev.log.once("queue", "%s: queue %d: %s", self.netdev.describe(), self.index, error.strerror)
         if self.attached:
             self._reattached.set()
-        elif self._waiting is not None:
-            self._waiting.cancel()
+        else:
+            self._input.look_again()
 
     def close(self) -> None:
         """Let go of it; closing the last one ends an interface that was made here."""
