@@ -68,6 +68,19 @@ async def test_a_frame_for_nobody_known_goes_to_all_others_and_the_answer_to_one
         assert ports[1].describe() == "hub lan"
 
 
+async def test_frames_that_reach_nobody_are_dropped_and_counted() -> None:
+    """The only device of a hub, as when the other one's name of it is spelled in another way, or its guest has gone."""
+    async with switch(Device()) as ([alone], _):
+        assert alone.put(frame(BROADCAST, mac(1)))
+        assert alone.put_burst([frame(mac(2), mac(1))] * 3) == 3
+        assert alone.counters.tx_drops.by_reason == {Drop.NO_PEER: 4}
+        assert (alone.counters.tx_packets, alone.counters.tx_bytes) == (0, 0)
+    async with switch(Device(), Device(), isolated=(0, 1)) as (ports, _):
+        assert ports[0].put(frame(BROADCAST, mac(1)))
+        assert ports[0].counters.tx_drops.by_reason == {Drop.ISOLATED: 1}
+        assert ports[0].counters.tx_packets == 0
+
+
 async def test_groups_go_to_all_others_those_of_the_link_too() -> None:
     devices = [Device() for _ in range(3)]
     async with switch(*devices) as (ports, _):
@@ -379,7 +392,7 @@ async def test_who_waits_for_a_device_that_leaves_goes_on(autojump_clock: trio.t
             assert ports[0].counters.tx_packets == 0
             inner.cancel_scope.cancel()
         await trio.sleep(2 * PATIENCE)
-        assert ports[0].counters.tx_packets == 1
+        assert ports[0].counters.tx_drops.by_reason == {Drop.NO_PEER: 1}
 
 
 async def test_waiting_without_need_ends() -> None:

@@ -69,7 +69,7 @@ class HubNetdev(Link):
 
     An ``isolated`` port reaches only ports that are not, and is reached by those only.
 
-    `Counters`: a frame that a device or guest has sent in vain (no address, not allowed, lies in its offload header) is
+    `Counters`: a frame that a device or guest has sent in vain (nobody there, no address, not allowed, lies) is
     in ``tx_drops`` of its port; one that the receiver had no room for is in ``rx_drops`` of the receiver's.
     """
 
@@ -130,7 +130,8 @@ class HubNetdev(Link):
         try:
             station = stations.get(destination)  # never one for a group: none is learned
             if station is None:
-                self._flood(frames)
+                if not self._flood(frames):
+                    return count
             elif station.port is self or (self.isolated and station.port.isolated):
                 counters.tx_drops.add(Drop.OWN_PORT if station.port is self else Drop.ISOLATED, count)
                 return count
@@ -156,15 +157,20 @@ class HubNetdev(Link):
             taken += count
         return taken
 
-    def _flood(self, frames: Sequence[Frame]) -> None:
-        isolated = self.isolated
+    def _flood(self, frames: Sequence[Frame]) -> bool:
+        """Hand frames to all ports that this one reaches; False: there are none, and the frames are dropped."""
+        isolated, others = self.isolated, [port for port in self.hub.ports if port is not self]
+        reached = [port for port in others if not (isolated and port.isolated)]
+        if not reached:
+            self.counters.tx_drops.add(Drop.ISOLATED if others else Drop.NO_PEER, len(frames))
+            return False
         for frame in frames:
             try:
-                for port in self.hub.ports:
-                    if port is not self and not (isolated and port.isolated):
-                        port.outlet.take_or_keep(frame)
+                for port in reached:
+                    port.outlet.take_or_keep(frame)
             except BadOffload as error:
                 self._drop(error, frame)
+        return True
 
     def _drop(self, error: BadOffload, frame: Frame) -> None:
         counters = self.counters
