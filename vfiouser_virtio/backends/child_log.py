@@ -14,6 +14,8 @@ PAUSE = 0.1
 """Seconds between two reads: a guest that makes the program complain of each of its packets takes no time of ours."""
 # Of what was said last, in bytes.
 _LAST_WORDS = 500
+# What a pipe holds (pipe(7)), and a little more: a child of the child's may go on for ever.
+_MOST_READS = (64 << 10) // _READ + 1
 
 
 class ChildLog:
@@ -52,8 +54,9 @@ class ChildLog:
 
     def last_words(self) -> str:
         """The end of all that the child has said."""
-        while self._read():
-            pass
+        for _ in range(_MOST_READS):
+            if not self._read():
+                break
         return "; ".join(_texts(self._last.splitlines())) or "it has not said why"
 
     def _read(self) -> bytes | None:
