@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import trio.testing
 from support.pci import Client
 from support.pci_chip import Chip, Driven
 
+from vfiouser_virtio.background import background
 from vfiouser_virtio.errors import AuthorError, PeerError
 from vfiouser_virtio.pci import Identity, PciDevice, Register, bar
-from vfiouser_virtio.pci.accesses import MAX_KINDS, Accesses
+from vfiouser_virtio.pci.accesses import MAX_KINDS, STEP, Accesses
+from vfiouser_virtio.pci.arrays import array
 from vfiouser_virtio.pci.spin import SpinWatch
 from vfiouser_virtio.transports.pci_device import PciDeviceFunction
 
@@ -215,6 +218,46 @@ def test_answers_of_the_device_that_cannot_be_are_told(caplog: pytest.LogCapture
     assert "unmodelled_read() returned 1 bytes for 4 at BAR0+0x500" in text
     assert "a bug in the device, in a read of what is not modelled in BAR0" in text
     assert "a bug in the device, in a write of what is not modelled in BAR0" in text
+
+
+class Huge(PciDevice):
+    identity = Identity(1, 2)
+    regs = bar(0, size=1 << 18)
+    table = array(Register(0), count=3 * STEP)
+
+
+def test_many_registers_are_looked_at_in_steps() -> None:
+    huge = Huge()
+    driver = Driven(huge)
+    watch = SpinWatch(huge.accesses, 2)
+    last = 4 * (3 * STEP - 1)
+    for _ in range(2):
+        driver.read(0)
+        driver.read(last)
+    assert list(watch.steps()) == [None, None]
+    assert str(watch.spin).startswith(f"table[0] (0x0), table[{3 * STEP - 1}] (0x0): 4 reads in ")
+
+
+async def test_the_report_of_many_registers_lets_others_have_their_turns(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    driver = Driven(Huge())
+    driver.function.disconnected()
+    driver.function.connected(Client())
+    async with background() as tasks:
+        tasks.start_soon(driver.function.serve)
+        await trio.testing.wait_all_tasks_blocked()
+        driver.command(7)
+        driver.read(0)
+        caplog.clear()
+        hold = driver.function.disconnected()
+        assert hold is not None
+        for _ in range(5):
+            assert not hold.done
+            assert "registers were used" not in caplog.text
+            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        assert hold.done
+        assert f"1 of {3 * STEP} registers were used" in caplog.text
 
 
 def test_what_changes_is_no_spin(chip: Chip, driver: Driven) -> None:

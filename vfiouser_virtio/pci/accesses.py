@@ -1,9 +1,9 @@
 """Record of what a driver has touched: accesses of what is not modelled, and what is modelled and was never used."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError, PeerError
@@ -21,6 +21,12 @@ the client gets an error, which QEMU prints.
 
 MAX_KINDS = 4096
 """Kinds of accesses that are remembered: a driver that touches all of a BAR gets no more of our memory."""
+
+
+STEP = 4096
+"""Registers that are looked at in one go, some 0.5 ms: a device may have 65,536 in each array."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -56,6 +62,15 @@ class UnmodelledAccess:
         what = "write" if self.write else "read"
         times = "once" if self.times == 1 else f"{self.times} times"
         return f"{what} {self.size} bytes at BAR{self.bar}+{self.offset:#x}: {self.value:#x}, {times}"
+
+
+class Unused(NamedTuple):
+    """What a driver has not touched."""
+
+    registers: list[str]
+    """What is modelled and was neither read nor written."""
+    hooks: list[str]
+    """Hooks that have never run, as ``control.on_write``."""
 
 
 class Accesses:
@@ -114,20 +129,27 @@ class Accesses:
             else:
                 self.log.once(key, "the driver reads %s, which is not modelled", where)
 
-    def unused(self) -> tuple[list[str], list[str]]:
-        """What is modelled and was neither read nor written; and hooks that have never run, as ``control.on_write``."""
-        registers = [part.name for part in self.parts if not part.reads and not part.writes and not part.mapped]
-        hooks = []
-        for part in self.parts:
+    def unused(self) -> Unused:
+        """What a driver has not touched."""
+        return drained(self.unused_in_steps())
+
+    def unused_in_steps(self) -> Generator[None, None, Unused]:
+        """As `unused`; between the steps others may have their turns."""
+        registers, hooks = list[str](), list[str]()
+        for number, part in enumerate(self.parts, 1):
+            if not part.reads and not part.writes and not part.mapped:
+                registers.append(part.name)
             if part.write_hook is not None and not part.writes:
                 hooks.append(f"{part.name}.on_write")
             if part.read_hook is not None and not part.reads:
                 hooks.append(f"{part.name}.on_read")
-        return registers, hooks
+            if not number % STEP:
+                yield
+        return Unused(registers, hooks)
 
-    def report(self) -> Mapping[str, Any]:
+    def report(self, unused: Unused | None = None) -> Mapping[str, Any]:
         """What a driver has touched that is not modelled, the oldest first, and what it has not used; for JSON."""
-        registers, hooks = self.unused()
+        registers, hooks = unused or self.unused()
         return {
             "accesses": self.count,
             "unmodelled": [each.as_dict() for each in self.unmodelled.values()],
@@ -137,9 +159,9 @@ class Accesses:
             "unused_hooks": hooks,
         }
 
-    def summary(self) -> str:
+    def summary(self, unused: Unused | None = None) -> str:
         """The report in one line for a log."""
-        registers, hooks = self.unused()
+        registers, hooks = unused or self.unused()
         text = f"{self.count} accesses; {len(self.parts) - len(registers)} of {len(self.parts)} registers were used"
         if hooks:
             text += f", {len(hooks)} hooks never ran"
@@ -147,3 +169,13 @@ class Accesses:
             most = sorted(self.unmodelled.values(), key=lambda each: -each.times)[:3]
             text += f"; not modelled, {len(self.unmodelled)} kinds: {'; '.join(map(str, most))}"
         return text
+
+
+def drained(steps: Generator[None, None, _Result]) -> _Result:
+    """What is returned in the end, all steps done at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result

@@ -24,9 +24,9 @@ from vfiouser_virtio.protocols.codec import NUMBERS
 from vfiouser_virtio.protocols.pci import STD_NUM_BARS
 from vfiouser_virtio.vfio_device import AnswerLater, Buffer
 
-MAX_PARTS = 4096
+MAX_PARTS = 1024
 """Registers and memories that one access may touch: a processor's touches a few. A client's could reach 65,536, and run
-all their hooks, for half a second in which no other device is served."""
+all their hooks, for half a second in which no other device is served. A write of so many takes some 2 ms."""
 
 
 _NOT_PLAIN = Register(0)
@@ -96,6 +96,7 @@ class BarSpace:
         self.parts = sorted(parts, key=lambda part: part.offset)
         self._starts = [part.offset for part in self.parts]
         self._widths = declared.widths
+        self._have_widths = any(part.widths for part in parts)
         self.accesses = 0
         """How often a driver has read or written here."""
         self.last_write: BarPart | None = None
@@ -234,6 +235,8 @@ class BarSpace:
         """Whether a width or alignment is not allowed; it is logged then."""
         if self._widths and (count not in self._widths or offset % count):
             wanted, where = self._widths, f"BAR{self.index}"
+        elif not self._have_widths:
+            return False
         else:
             for part, _, _ in self._pieces(offset, count):
                 if (

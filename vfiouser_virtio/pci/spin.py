@@ -1,10 +1,10 @@
 """Watch for drivers that poll: the same registers over and over, which never change."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
-from vfiouser_virtio.pci.accesses import Accesses
+from vfiouser_virtio.pci.accesses import STEP, Accesses
 
 MOST_POLLED = 4
 """Registers that one loop of a driver polls: more of them are work."""
@@ -31,13 +31,16 @@ class SpinWatch:
     def __init__(self, accesses: Accesses, threshold: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._accesses, self._threshold, self._clock = accesses, threshold, clock
         self._parts = accesses.parts
-        self._counts = [(part.reads, part.writes) for part in self._parts]
+        self._read = [part.reads for part in self._parts]
+        self._written = [part.writes for part in self._parts]
         self._unmodelled: dict[tuple[int, int, int, bool], int] = {}
         self._count, self._resets = accesses.count, accesses.resets
         self._polled: tuple[tuple[str, int], ...] = ()
         self._reads = 0
         self._since = self._looked = clock()
         self._told = False
+        self.spin: Spin | None = None
+        """What the last look has found."""
         self.idle = False
         """Whether there was no access between the last two looks."""
 
@@ -47,41 +50,51 @@ class SpinWatch:
 
     def look(self) -> Spin | None:
         """The spin, once it has had ``threshold`` reads: once for each."""
+        for _ in self.steps():
+            pass
+        return self.spin
+
+    def steps(self) -> Iterator[None]:
+        """As `look`, with `spin` at the end; between the steps others may have their turns."""
+        self.spin = None
         count = self._accesses.count
         now = self._clock()
         begun, self._looked = self._looked, now
         self.idle = count == self._count
         if self.idle:
-            return None
+            return
         self._count = count
-        polled = self._reads_since()
+        polled = yield from self._reads_since()
         if self._resets != self._accesses.resets:
             self._resets, polled = self._accesses.resets, None
         if polled is None or not 0 < len(polled) <= MOST_POLLED:
             self._polled, self._reads, self._since, self._told = (), 0, begun, False
-            return None
+            return
         seen = tuple((name, value) for name, value, _ in polled)
         if seen != self._polled:
             self._polled, self._reads, self._since, self._told = seen, 0, begun, False
         self._reads += sum(reads for _, _, reads in polled)
         if self._told or self._reads < self._threshold:
-            return None
+            return
         self._told = True
-        return Spin(seen, self._reads, now - self._since)
+        self.spin = Spin(seen, self._reads, now - self._since)
 
-    def _reads_since(self) -> list[tuple[str, int, int]] | None:
+    def _reads_since(self) -> Generator[None, None, list[tuple[str, int, int]] | None]:
         """Name, value and number of reads of what was read since the last look; None where more than that happened."""
         found: list[tuple[str, int, int]] | None = []
-        for number, part in enumerate(self._parts):
-            before, counts = self._counts[number], (part.reads, part.writes)
-            if counts == before:
-                continue
-            self._counts[number] = counts
-            value = part.polled
-            if counts[1] != before[1] or value is None:
-                found = None
-            elif found is not None:
-                found.append((part.name, value, counts[0] - before[0]))
+        read, written = self._read, self._written
+        for start in range(0, len(self._parts), STEP):
+            if start:
+                yield
+            for number, part in enumerate(self._parts[start : start + STEP], start):
+                if part.reads == read[number] and part.writes == written[number]:
+                    continue
+                times, value = part.reads - read[number], part.polled
+                if part.writes != written[number] or value is None:
+                    found = None
+                elif found is not None:
+                    found.append((part.name, value, times))
+                read[number], written[number] = part.reads, part.writes
         for key, each in self._accesses.unmodelled.items():
             times = each.times - self._unmodelled.get(key, 0)
             if times:
