@@ -16,7 +16,7 @@ from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame, Offload, frame_of
 from vfiouser_virtio.backends.net.hub import AGEING, MAX_STATIONS, HubNetdev, hub, join
 from vfiouser_virtio.backends.net.netdev import Does
-from vfiouser_virtio.backends.net.outlet import MAX_KEPT, PATIENCE
+from vfiouser_virtio.backends.net.outlet import AT_ONCE, MAX_KEPT, PATIENCE
 from vfiouser_virtio.errors import AuthorError
 from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
 
@@ -275,6 +275,36 @@ async def test_segments_without_room_come_later_and_before_all_others(autojump_c
         assert ports[0].put(destination)
         assert device.taken() == [*CUT[4:], destination.tobytes()]
         assert drops(ports[1]) == (0, 0)
+
+
+async def test_packets_of_many_segments_let_others_have_their_turns() -> None:
+    """A thousand segments take some 4 ms: so do all that are made at once, for each port that they go to."""
+    devices = [Device(), Device(does=Does(0))]
+    many = Packet(bytes(range(250)) * 40)
+    offload = Offload(HdrFlags.NEEDS_CSUM, GsoType.TCPV4, 0, 10, many.transport, 16)
+    packet = frame_of(many.build(partial=True), offload)
+    segments = [each.build(partial=False) for each in many.cut(10)]
+    async with switch(*devices) as (ports, _):
+        ports[1].put(frame(BROADCAST, packet.head(6)))
+        assert ports[0].put_burst([packet] * 3) == 1
+        assert len(devices[1].frames) == AT_ONCE
+        await send(ports[0], packet, packet, frame(packet.head(6), mac(1)))
+        assert len(devices[1].frames) == 3 * len(segments) + 1
+        assert devices[1].taken()[: len(segments)] == segments
+        assert drops(ports[1]) == (0, 0)
+
+
+async def test_a_packet_of_many_segments_for_many_ports_takes_no_longer() -> None:
+    devices = [Device(), *(Device(does=Does(0)) for _ in range(7))]
+    async with switch(*devices) as (ports, _):
+        packet = gso(10)
+        count = len(list(PACKET.cut(10)))
+        assert ports[0].put(packet)
+        assert 0 < sum(len(device.frames) for device in devices) <= AT_ONCE
+        assert ports[0].put(packet)  # which is dropped
+        await trio.testing.wait_all_tasks_blocked()
+        assert [len(device.frames) for device in devices[1:]] == [count] * 7
+        assert ports[1].counters.rx_drops.by_reason == {Drop.NO_BUFFERS: 1}
 
 
 async def test_segments_for_a_device_that_leaves_are_counted_as_dropped() -> None:

@@ -18,7 +18,7 @@ from vfiouser_virtio.backends.net.frame import LENGTH, Frame
 from vfiouser_virtio.backends.net.link import Link
 from vfiouser_virtio.backends.net.netdev import ALL, FrameSink, Netdev
 from vfiouser_virtio.backends.net.offload import BadOffload
-from vfiouser_virtio.backends.net.outlet import Outlet
+from vfiouser_virtio.backends.net.outlet import AT_ONCE, Outlet
 from vfiouser_virtio.errors import AuthorError
 
 AGEING = 300.0
@@ -164,10 +164,11 @@ class HubNetdev(Link):
         if not reached:
             self.counters.tx_drops.add(Drop.ISOLATED if others else Drop.NO_PEER, len(frames))
             return False
+        at_once = AT_ONCE // len(reached)
         for frame in frames:
             try:
                 for port in reached:
-                    port.outlet.take_or_keep(frame)
+                    port.outlet.take_or_keep(frame, at_once)
             except BadOffload as error:
                 self._drop(error, frame)
         return True

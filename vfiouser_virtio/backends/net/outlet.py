@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import trio
 
@@ -9,6 +10,7 @@ from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import LENGTH, Frame
 from vfiouser_virtio.backends.net.netdev import Counters, FrameSink, PutBurst, burst_putter
 from vfiouser_virtio.backends.net.offload import finish, takes
+from vfiouser_virtio.turns import turns
 
 PATIENCE = 0.1
 """Seconds that a port without room may hold up those who send to it; then what comes for it is dropped.
@@ -22,6 +24,8 @@ MIN_BYTES, MIN_PACKETS = 3e6, 2000
 _EARNED_WITH_ROOM = 0.1
 # Segments of a packet that the device is handed together.
 _BURST = 64
+AT_ONCE = 128
+"""Segments that are made and handed over in one go, some 0.5 ms: a packet has up to 1024, and a group many ports."""
 MAX_KEPT = 64
 """Frames, of up to 64 KiB, that a port without room keeps of those that nobody waits with, such as broadcasts.
 
@@ -36,8 +40,9 @@ class Outlet:
         self._counters = counters
         self._sink: FrameSink | None = None
         self._put_burst: PutBurst = len
-        # What a packet that was cut into segments has left of them, and frames that are kept. Nothing goes before it.
-        self._rest: deque[Frame] = deque()
+        # Packets that are being cut into segments, and frames that are kept. Nothing goes before them.
+        self._rest: deque[Frame | Iterator[Frame]] = deque()
+        self._paused = False  # there may be room for them, but others have their turns first
         self._has_rest = trio.Event()
         self._drop_at: float | None = None  # there is no room now, and from then on frames are dropped
         self._full_since = 0.0
@@ -60,40 +65,45 @@ class Outlet:
         if sink is None:
             counters.rx_drops.add(Drop.NO_DRIVER)
             return True
-        if self._rest and not self._send_rest():
-            return self._no_room()
+        if self._rest:
+            if self._paused or (not self._send_rest() and self._paused):
+                return False  # it is not for want of room
+            if self._rest:
+                return self._no_room()
         if frame.offload is None or takes(sink.does, frame):
             if not sink.put(frame):
                 return self._no_room()
             counters.rx_packets += 1
             counters.rx_bytes += frame.length
         else:
-            self._rest.extend(_finish_to_keep(frame, sink.does))
-            if not self._send_rest():
+            self._rest.append(_finish_to_keep(frame, sink.does))
+            if not self._send_rest() and not self._paused:
                 return True
         if self._drop_at is not None:
             self._has_room()
         return True
 
-    def take_or_keep(self, frame: Frame) -> None:
+    def take_or_keep(self, frame: Frame, at_once: int = AT_ONCE) -> None:
         """Hand a frame to the device, or keep a copy until it has room: who sends it waits for nobody.
 
+        Of a packet that has to be cut so many segments are made ``at_once``; while another one is, it is dropped.
         Memory that is reached by messages has never room at once. Raises BadOffload.
         """
         sink = self._sink
         if sink is None:
             self._counters.rx_drops.add(Drop.NO_DRIVER)
             return
-        ready = not self._rest or self._send_rest()
+        ready = not self._rest or (not self._paused and self._send_rest(at_once))
         taken = frame.offload is None or takes(sink.does, frame)
         if ready and taken and sink.put(frame):
             self._counters.rx_packets += 1
             self._counters.rx_bytes += frame.length
-        elif len(self._rest) >= MAX_KEPT:
+        elif len(self._rest) >= MAX_KEPT or (self._paused and not taken):
             self._counters.rx_drops.add(Drop.NO_BUFFERS)
         else:
-            self._rest.extend((frame.copy(),) if taken else _finish_to_keep(frame, sink.does))
-            self._send_rest()
+            self._rest.append(frame.copy() if taken else _finish_to_keep(frame, sink.does))
+            if not self._paused:
+                self._send_rest(at_once)
 
     def take_burst(self, frames: Sequence[Frame]) -> int:
         """As `take`, for the first of these frames, one at least, which the device is handed together; how many.
@@ -143,11 +153,11 @@ class Outlet:
         counters.rx_drops.add(Drop.NO_BUFFERS)
         return True
 
-    def _send_rest(self) -> bool:
-        """Hand on what is left of a packet; whether that was all of it."""
+    def _send_rest(self, at_once: int = AT_ONCE) -> bool:
+        """Hand on what is left of packets; whether that was all of it."""
         rest, counters = self._rest, self._counters
-        while rest:
-            some = [rest.popleft() for _ in range(min(len(rest), _BURST))]
+        self._paused = False
+        while some := self._next_of_rest(min(at_once, _BURST)):
             taken = self._put_burst(some)
             counters.rx_packets += taken
             counters.rx_bytes += sum(map(LENGTH, some[:taken]))
@@ -155,11 +165,30 @@ class Outlet:
                 rest.extendleft(reversed(some[taken:]))
                 self._has_rest.set()
                 return False
-        return True
+            at_once -= taken
+        self._paused = bool(rest)
+        if self._paused:
+            self._has_rest.set()
+        return not rest
+
+    def _next_of_rest(self, count: int) -> list[Frame]:
+        """Take so many frames, or fewer, from what is left."""
+        rest = self._rest
+        some: list[Frame] = []
+        while rest and len(some) < count:
+            first = rest[0]
+            if isinstance(first, Frame):
+                some.append(first)
+            else:
+                some += islice(first, count - len(some))
+                if len(some) == count:
+                    break
+            rest.popleft()
+        return some
 
     async def wait_room(self) -> None:
         """Wait until the device has room, or is waited for no more."""
-        if self._sink is None or self._drop_at is None:
+        if self._sink is None or self._drop_at is None or self._paused:
             await trio.lowlevel.checkpoint()
             return
         with trio.move_on_at(self._drop_at):
@@ -173,8 +202,11 @@ class Outlet:
         try:
             while True:
                 await self._has_rest.wait()
-                while not self._send_rest():
-                    await device.wait_room()
+                while self._rest:
+                    if self._paused:
+                        await turns().wait()
+                    if not self._send_rest() and not self._paused:
+                        await device.wait_room()
                 self._has_rest = trio.Event()
         finally:
             self._sink = None
