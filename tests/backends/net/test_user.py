@@ -4,6 +4,7 @@ import logging
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -215,3 +216,39 @@ def test_where_there_is_no_passt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_forwardings_that_are_none(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         UserNetdev(hostfwd=[text])
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_port_of_the_host_that_is_taken(protocol: str, family: socket.AddressFamily, tmp_path: Path) -> None:
+    """By one of both families is enough: the guest is not at that port then for who connects by that one."""
+    passt = fake_passt(tmp_path, "exit 1")
+    with socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM) as other:
+        if family == socket.AF_INET6:
+            other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        other.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        if protocol == "tcp":
+            other.listen()
+        port = other.getsockname()[1]
+        address = "[::1]" if family == socket.AF_INET6 else "127.0.0.1"
+        for host in ("", address):
+            with pytest.raises(DeviceError, match=rf"hostfwd={protocol}:.*:{port}-:22: Address already in use"):
+                UserNetdev(passt=passt, hostfwd=[f"{protocol}:{host}:{port}-:22"])
+    UserNetdev(passt=passt, hostfwd=[f"{protocol}:{address}:{port}-:22"]).close()
+
+
+def test_a_port_that_becomes_free(tmp_path: Path) -> None:
+    """The passt before has it for as long as it takes to go."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        timer = threading.Timer(0.1, other.close)
+        timer.start()
+        UserNetdev(passt=fake_passt(tmp_path, "exit 1"), hostfwd=[f"tcp:127.0.0.1:{port}-:22"]).close()
+        timer.join()
+
+
+def test_an_address_of_another_host(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"hostfwd=tcp:192\.0\.2\.77:8022-:22: Cannot assign requested address"):
+        UserNetdev(passt=fake_passt(tmp_path, "exit 1"), hostfwd=["tcp:192.0.2.77:8022-:22"])

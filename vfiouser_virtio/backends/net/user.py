@@ -9,11 +9,13 @@ passt answers DHCP, DHCPv6, router solicitations and DNS: the guest has the host
 What the host's programs offer to each other alone, on its loopback, the guest does not reach, but with ``map_gw``.
 """
 
+import errno
 import os
 import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,12 +41,14 @@ _NAME_SERVER = "169.254.1.1"
 _SEND_BUFFER = 4 << 20
 # Seconds for it to go; it only has to close its sockets.
 _ENDING = 5
+# Seconds that a passt before may take to go, which has the ports still: --supervise starts a device's process again.
+_BEFORE = 1.0
 
 
 class UserNetdev(StreamNetdev):
     """`Netdev` at a passt of its own, which runs from the guest's first use of the network to the end of the device.
 
-    Raises ConfigError for a forwarding that is none, DeviceError where there is no passt.
+    Raises ConfigError for a forwarding that is none, DeviceError where there is no passt, or a port is taken.
     """
 
     # passt takes the data off, and sends it on in connections of its own: how long the guest's segments are is nothing
@@ -69,6 +73,8 @@ class UserNetdev(StreamNetdev):
                 f"netdev=user needs the program passt{f': there is none at {passt}' if passt else ''}: "
                 "apt install passt, dnf install passt, or https://passt.top"
             )
+        for forward in hostfwd or ():
+            _check_free(forward)
         ours, self._theirs = socket.socketpair()
         self._theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         # One-off and fd: it ends with the socket, and so with this process, however that ends.
@@ -121,6 +127,40 @@ class UserNetdev(StreamNetdev):
                 process.kill()
             briefly(lambda: process.wait(_ENDING))
         self._said.close()
+
+
+def _check_free(text: str) -> None:
+    """Look whether the host's port of a forwarding can be had: passt would say so when the guest is there, and end.
+
+    Raises DeviceError for one that is in use, or an address that is not the host's. Takes a second for the former.
+    """
+    match = _FORWARD.fullmatch(text)
+    assert match is not None
+    protocol, address, port = match[1], match[2].strip("[]"), int(match[3])
+    until = time.monotonic() + _BEFORE
+    while True:
+        try:
+            return _try_port(address, port, datagrams=protocol == "udp")
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and time.monotonic() < until:
+                time.sleep(0.02)  # in the thread that makes the device
+            elif error.errno == errno.EADDRINUSE or (address and error.errno == errno.EADDRNOTAVAIL):
+                raise DeviceError(f"hostfwd={text}: {error.strerror}") from None
+            else:
+                return None  # passt knows more: it may have a privilege, or the host no IPv6
+
+
+def _try_port(address: str, port: int, *, datagrams: bool) -> None:
+    """Bind a port for a moment; without an address by IPv4 and by IPv6, of which passt is content with one."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        if address and (":" in address) is not (family == socket.AF_INET6):
+            continue
+        with socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM) as tried:
+            if not datagrams:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+            if family == socket.AF_INET6:
+                tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            tried.bind((address, port))
 
 
 def _forward(text: str) -> list[str]:
