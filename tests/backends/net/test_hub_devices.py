@@ -1,5 +1,6 @@
 """Network devices of a server joined by a hub, with the Python guest's driver in each."""
 
+import tracemalloc
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -14,7 +15,8 @@ from vfiouser_virtio.backends.net.hub import HubNetdev
 from vfiouser_virtio.devices.net import Net
 from vfiouser_virtio.errors import PeerError
 from vfiouser_virtio.guest.drivers.net import NetHeader, NetInterface
-from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags, NetFeature
+from vfiouser_virtio.protocols.virtio.features import mask_of
+from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, GsoType, HdrFlags, NetFeature
 from vfiouser_virtio.testing.carriers import carry
 from vfiouser_virtio.testing.driver import NEEDS_RESET, Driver, Ram, running
 from vfiouser_virtio.testing.raw.ring import WRITE
@@ -50,6 +52,35 @@ async def test_a_segment_of_64_kib_crosses_whole_or_is_cut_for_who_cannot_take_i
                 received = await unable.receive()
                 assert received.data == TO_ALL + part.build(partial=False)[6:]
                 assert received.header[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["mapped", "messages"])
+async def test_a_segment_is_copied_once_from_guest_memory_to_guest_memory(private: bool) -> None:
+    """It is in no bytes object on the way, unless the receiver's memory is reached by messages, which are such."""
+    sender, receiver = (Net(netdev=HubNetdev(hub="lan"), mac=f"52:54:00:00:00:0{number}") for number in (1, 2))
+    takes = mask_of((NetFeature.GUEST_CSUM, NetFeature.GUEST_TSO4, NetFeature.MRG_RXBUF))
+    sends = mask_of((NetFeature.CSUM, NetFeature.HOST_TSO4))
+    packet = Packet(bytes(number * 11 % 256 for number in range(60_000)))
+    header = HDR_CODEC.pack(1, GsoType.TCPV4, packet.transport + 20, 1448, packet.transport, 16, 0)
+    data = receiver.mac + sender.mac + packet.build(partial=True)[12:]
+    async with running(sender, features=sends) as one, running(receiver, private=private, features=takes) as other:
+        await trio.testing.wait_all_tasks_blocked()
+        await other.request([bytes(12) + TO_ALL + receiver.mac + b"\x88\xb5" + bytes(50)], queue=1)  # the hub learns
+        buffers = [other.add(0, [], [4096]) for _ in range(20)]
+        other.kick(0)
+        token = one.add(1, [header, data])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+        tracemalloc.start()
+        one.kick(1)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert one.is_used(1, token)
+        got = b"".join([(await other.wait(0, each)).data[0] for each in buffers[: -(-(len(data) + 12) // 4096)]])
+        assert got[12 : 12 + len(data)] == data
+        assert (most > len(packet.payload)) is private, most
+        assert private or most < len(packet.payload) // 3, most
 
 
 async def test_more_than_a_guest_has_buffers_for_waits_and_arrives() -> None:
