@@ -6,12 +6,13 @@ import mmap
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from support.huge_pages import HUGE_PAGE, huge_pages
 
-from vfiouser_virtio.errors import PeerError
+from vfiouser_virtio.errors import ClientGone, PeerError, Unmapped
 from vfiouser_virtio.fds import is_tmpfs
 from vfiouser_virtio.guest_files import MAX_FILES, UnsealedMemory
 from vfiouser_virtio.memory import GuestMemory, NeedsMessages
@@ -220,4 +221,73 @@ async def test_copying_much_lets_others_have_their_turn(files: Files) -> None:
         await memory.read(0, 1 << 19)
     await memory.write(0, bytes(1 << 20))
     assert len(pauses) == 9
+    memory.clear()
+
+
+MIB = 1 << 20
+
+
+async def test_one_long_copy_lets_others_have_their_turn_too(files: Files) -> None:
+    """31 MiB took 20 ms, and 3 for each other buffer."""
+    pauses: list[bool] = []
+
+    async def checkpoint() -> None:
+        pauses.append(True)
+
+    fd = files(size=8 * MIB)
+    os.pwrite(fd, b"begin", 0)
+    os.pwrite(fd, b"end", 8 * MIB - 3)
+    memory = GuestMemory()
+    memory.configure("blk0", checkpoint=checkpoint)
+    memory.attach(Client(ANOTHER))
+    memory.map(0, 8 * MIB, readable=True, writable=True, fd=os.dup(fd), offset=0)
+    data = await memory.read(0, 8 * MIB)
+    assert (len(data), bytes(data[:5]), bytes(data[-3:])) == (8 * MIB, b"begin", b"end")
+    assert len(pauses) == 8
+    await memory.write(0, b"new" + bytes(data[3:-3]) + b"END")
+    assert (os.pread(fd, 5, 0), os.pread(fd, 3, 8 * MIB - 3)) == (b"newin", b"END")
+    assert len(pauses) == 16
+    memory.clear()
+
+
+async def test_memory_that_goes_in_the_midst_of_a_copy_is_no_other_file(files: Files) -> None:
+    """The number of its descriptor is that of the next file at once: of another client's memory, or of a disk."""
+    others: list[int] = []
+
+    async def checkpoint() -> None:
+        for address in (0, 2 * MIB):
+            memory.unmap(address, 2 * MIB)
+        while len(others) < 4:
+            others.append(files(size=4 * MIB))
+
+    memory = GuestMemory()
+    memory.configure("blk0", checkpoint=checkpoint)
+    memory.attach(Client(ANOTHER))
+    for access in (partial(memory.read, 0, 4 * MIB), partial(memory.write, 0, b"w" * (4 * MIB))):
+        for address in (0, 2 * MIB):
+            memory.map(address, 2 * MIB, readable=True, writable=True, fd=os.dup(files(size=2 * MIB)), offset=0)
+        others.clear()
+        with pytest.raises(Unmapped):
+            await access()
+        assert all(os.pread(fd, 4, at) == bytes(4) for fd in others for at in (0, MIB, 2 * MIB))
+    memory.clear()
+
+
+async def test_what_the_next_client_has_mapped_is_not_what_is_copied(files: Files) -> None:
+    second = files(size=4 * MIB)
+
+    async def checkpoint() -> None:
+        memory.clear()
+        memory.attach(Client(ANOTHER))
+        memory.map(0, 4 * MIB, readable=True, writable=True, fd=os.dup(second), offset=0)
+
+    memory = GuestMemory()
+    memory.configure("blk0", checkpoint=checkpoint)
+    memory.attach(Client(ANOTHER))
+    memory.map(0, 4 * MIB, readable=True, writable=True, fd=os.dup(files(size=4 * MIB)), offset=0)
+    with pytest.raises(ClientGone):
+        await memory.write(0, b"w" * (4 * MIB))
+    with pytest.raises(ClientGone):
+        await memory.read(0, 4 * MIB)
+    assert os.pread(second, 4 * MIB, 0) == bytes(4 * MIB)
     memory.clear()

@@ -136,28 +136,28 @@ class GuestFile:
         except OSError:
             self._fd = os.dup(fd)
 
-    def read(self, offset: int, count: int) -> bytes:
-        """``count`` bytes. Raises PeerError EFAULT where the file ends before."""
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill ``into``. Raises PeerError EFAULT where the file ends before."""
+        count = len(into)
         try:
-            data = os.pread(self._fd, count, offset)
+            done = os.preadv(self._fd, [into], offset)
         except OSError as error:
             raise _failed("read", offset, count, error) from error
-        if len(data) < count:
+        if done < count:
             raise _shorter("read", offset, count)
-        return data
 
     def write(self, offset: int, data: Buffer) -> None:
         """Store bytes. Raises PeerError EFAULT where the file ends before, and ENOSPC where it cannot have a page."""
         end = offset + len(data)
         # pwrite(2) makes a file longer: then it would be the client's memory, and on our account.
-        if os.fstat(self._fd).st_size < end:
-            raise _shorter("written", offset, len(data))
         view = memoryview(data)
-        while view:
-            try:
+        try:
+            if os.fstat(self._fd).st_size < end:
+                raise _shorter("written", offset, len(data))
+            while view:
                 view = view[os.pwrite(self._fd, view, end - len(view)) :]
-            except OSError as error:
-                raise _failed("written", end - len(view), len(view), error) from error
+        except OSError as error:
+            raise _failed("written", end - len(view), len(view), error) from error
 
     def punch_hole(self, offset: int, count: int) -> int:
         """Give the whole pages of a range back to the host; returns how many bytes that are. Raises OSError."""
@@ -171,7 +171,9 @@ class GuestFile:
         """One use less; the last one closes it."""
         self.uses -= 1
         if self.uses == 0:
-            os.close(self._fd)
+            # The number may be another file's at once, and who copies in pieces may come again.
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
 
 def _shorter(done: str, offset: int, count: int) -> PeerError:

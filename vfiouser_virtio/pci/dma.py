@@ -122,7 +122,7 @@ class Dma:
         if length > MAX_COPY:
             raise self._too_much(address, length)
         try:
-            return await self.memory.read(address, length)
+            return bytes(await self.memory.read(address, length))
         except (Unmapped, PeerError) as error:
             raise DmaFault(f"DMA read of {address:#x}+{length:#x}: {error}") from error
 

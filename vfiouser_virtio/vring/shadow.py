@@ -8,7 +8,7 @@ for the bytes gives them to `Shadow.supply` and runs the same code again, now wi
 from collections.abc import Callable, Iterable, Iterator
 
 from vfiouser_virtio.errors import GuestError
-from vfiouser_virtio.memory import GuestMemory, HotRegion, NeedsMessages
+from vfiouser_virtio.memory import GuestMemory, HotRegion, NeedsMessages, room
 from vfiouser_virtio.vring.chain import Chain
 
 # For one device, however many queues it has: a driver can name all of its RAM in every descriptor.
@@ -98,7 +98,7 @@ class Shadow:
         except NeedsMessages:
             self._check_room(length)
             cost = length + COPY
-            bounce = memoryview(bytearray(length))
+            bounce = memoryview(room(length))
             self._bounces.append((address, bounce))
             self._bounced_bytes += cost
             self._change(cost)
@@ -127,7 +127,7 @@ class Shadow:
         self._bounced_bytes = 0
         self._check_room(length)
 
-    def supply(self, address: int, data: bytes | bytearray) -> None:
+    def supply(self, address: int, data: bytes | memoryview) -> None:
         """What a look-up missed: the next one finds it."""
         self._fetched[address, len(data)] = memoryview(data)
         self._fetched_bytes += len(data) + COPY
