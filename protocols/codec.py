@@ -5,7 +5,7 @@ Parsing with construct costs 8 to 30 µs per structure, with the derived codec 0
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -47,6 +47,46 @@ def offsets(schema: Schema) -> Mapping[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     _locate(schema, "", 0, found)
     return found
+
+
+def parse(schema: Schema, data: bytes) -> Any:
+    """As ``schema.parse(data)``, of as many bytes as it has where that is a fixed number.
+
+    A little-endian structure of nothing but numbers and bytes takes a ninth of the time, and leaves nothing behind:
+    construct's contexts refer to themselves, two for each structure, and stay until Python looks for such garbage.
+    Raises ConstructError.
+    """
+    found = plain(schema)
+    if found is None or len(data) != found[1].size:
+        return schema.parse(data)
+    names, layout = found
+    return c.Container(zip(names, layout.unpack(data), strict=True))
+
+
+@lru_cache(128)
+def plain(schema: Schema) -> tuple[Sequence[str], struct.Struct] | None:
+    """Names and codec of the fields of a structure for which `parse` has no use for construct; None for another.
+
+    The answer is kept, as it is wanted for each request.
+    """
+    if isinstance(schema, c.Renamed) and schema.parsed is None:
+        schema = schema.subcon
+    if type(schema) is not c.Struct or schema.parsed is not None:
+        return None
+    names = []
+    for field in schema.subcons:
+        inner = field
+        while isinstance(inner, c.Renamed | c.Default) and inner.parsed is None:
+            inner = inner.subcon
+        if type(inner) not in {c.FormatField, c.Bytes, c.Padded} or inner.parsed is not None:
+            return None
+        if field.name is not None:
+            names.append(field.name)
+    try:
+        layout = codec(schema)
+    except TypeError:
+        return None
+    return names, layout
 
 
 def _format(schema: Schema, order: str) -> str:

@@ -1,9 +1,11 @@
 """The derived codecs read and write the same bytes as the construct schemas they come from."""
 
+import gc
+
 import construct as c
 import pytest
 
-from vfiouser_virtio.protocols.codec import codec, offsets
+from vfiouser_virtio.protocols.codec import Schema, codec, offsets, parse, plain
 
 INNER = c.Struct("low" / c.Int32ul, "high" / c.Int32ul)
 EVERYTHING = c.Struct(
@@ -79,3 +81,40 @@ def test_what_is_not_flat_is_refused(schema: c.Struct) -> None:
 def test_only_a_struct_has_offsets() -> None:
     with pytest.raises(TypeError, match="no fields"):
         offsets(c.Int32ul)
+
+
+PLAIN = c.Struct("byte" / c.Int8ul, c.Padding(3), "signed" / c.Default(c.Int32sl, -1), "name" / c.Bytes(4))
+
+
+@pytest.mark.parametrize("schema", [PLAIN, "header" / PLAIN])
+def test_a_plain_structure_is_parsed_as_construct_does_and_leaves_no_garbage(schema: Schema) -> None:
+    data = bytes(range(240, 252))
+    parsed = parse(schema, data)
+    assert parsed == schema.parse(data)
+    assert (parsed.byte, parsed.name, list(parsed)) == (240, data[8:], ["byte", "signed", "name"])
+    gc.collect()
+    for _ in range(100):
+        parse(schema, data)
+    assert gc.collect() < 10
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        EVERYTHING,
+        c.Struct("kind" / c.Enum(c.Byte, read=1)),
+        c.Struct("magic" / c.Const(b"\x01")),
+        c.Struct("big" / c.Int16ub),
+        c.Struct("sum" / c.Byte * (lambda obj, context: None)),
+        c.Int32ul,
+    ],
+)
+def test_what_is_not_plain_is_for_construct(schema: Schema) -> None:
+    assert plain(schema) is None
+    data = RAW[: schema.sizeof()]
+    assert parse(schema, data) == schema.parse(data)
+
+
+def test_too_few_bytes_are_an_error_of_constructs() -> None:
+    with pytest.raises(c.ConstructError):
+        parse(PLAIN, bytes(3))

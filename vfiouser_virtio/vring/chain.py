@@ -16,6 +16,7 @@ from construct import ConstructError
 from vfiouser_virtio.errors import AuthorError, GuestError, Unmapped
 from vfiouser_virtio.memory import HotRegion
 from vfiouser_virtio.pieces import Pieces, copy_into
+from vfiouser_virtio.protocols.codec import parse, plain
 
 if TYPE_CHECKING:
     from construct import Construct  # generic only in its stubs
@@ -273,9 +274,10 @@ class Chain:
 
         Raises GuestError when the chain is too short or its bytes do not fit the schema.
         """
-        data = self.readable.read(schema.sizeof())
+        known = plain(schema)
+        data = self.readable.read(schema.sizeof() if known is None else known[1].size)
         try:
-            return schema.parse(data)
+            return parse(schema, data)
         except ConstructError as error:
             raise GuestError(f"request {data.hex()} is not a valid {schema.name or 'structure'}: {error}") from error
 
