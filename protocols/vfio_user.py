@@ -194,7 +194,9 @@ HEADER = c.Struct(
 )
 EMPTY = c.Struct()
 
-VERSION = c.Struct("major" / c.Int16ul, "minor" / c.Int16ul, "data" / c.GreedyBytes)  # data: JSON and a NUL, or nothing
+_VERSION_NUMBERS = c.Struct("major" / c.Int16ul, "minor" / c.Int16ul)
+VERSION = c.Struct(*_VERSION_NUMBERS.subcons, "data" / c.GreedyBytes)  # data: JSON and a NUL, or nothing
+VERSION_NUMBERS_CODEC = codec(_VERSION_NUMBERS)
 
 DMA_MAP = c.Struct(
     "argsz" / c.Int32ul,

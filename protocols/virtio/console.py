@@ -4,6 +4,7 @@ from enum import IntEnum
 
 from construct import Int16ul, Int32ul, Struct
 
+from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.record import record
 from vfiouser_virtio.protocols.virtio.device_type import DeviceType, Exercise, RequestShape, no_complaint
 from vfiouser_virtio.protocols.virtio.features import FeatureBit
@@ -40,6 +41,7 @@ Config = record(CONFIG)
 # 5.3.6.2. PORT_NAME is followed by the name in UTF-8, without a NUL; RESIZE by the new size.
 CONTROL = "virtio_console_control" / Struct("id" / Int32ul, "event" / Int16ul, "value" / Int16ul)
 RESIZE = Struct("cols" / Int16ul, "rows" / Int16ul)
+CONTROL_CODEC, RESIZE_CODEC = codec(CONTROL), codec(RESIZE)
 
 TYPE = DeviceType(
     "console",

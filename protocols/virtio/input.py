@@ -144,8 +144,7 @@ Config = record(CONFIG)
 # What `data` is for ABS_INFO and ID_DEVIDS.
 ABSINFO = Struct("min" / Int32sl, "max" / Int32sl, "fuzz" / Int32sl, "flat" / Int32sl, "res" / Int32sl)
 DEVIDS = Struct("bustype" / Int16ul, "vendor" / Int16ul, "product" / Int16ul, "version" / Int16ul)
-
-_DEVIDS_CODEC = codec(DEVIDS)
+ABSINFO_CODEC, DEVIDS_CODEC = codec(ABSINFO), codec(DEVIDS)
 
 # struct virtio_input_event (5.8.6); evdev's values are signed.
 EVENT = Struct("type" / Int16ul, "code" / Int16ul, "value" / Int32sl)
@@ -169,8 +168,8 @@ def _text(data: bytes) -> str:
 
 
 def _ids(data: bytes) -> str:
-    size = _DEVIDS_CODEC.size
-    values = _DEVIDS_CODEC.unpack(data[:size].ljust(size, b"\0"))
+    size = DEVIDS_CODEC.size
+    values = DEVIDS_CODEC.unpack(data[:size].ljust(size, b"\0"))
     return " ".join(f"{name} {value:#06x}" for name, value in zip(offsets(DEVIDS), values, strict=True))
 
 

@@ -239,7 +239,7 @@ class Balloon(Device):
 
     def _given(self, chain: Chain) -> Iterator[Range]:
         """The pages that a request names."""
-        size = wire.PFN.sizeof()
+        size = wire.PFN_CODEC.size
         length = chain.readable.length
         if length % size or length > MAX_PFNS * size:
             self.log.once("pfns", "ignored: what is beyond whole page numbers, or beyond %d of them", MAX_PFNS)
@@ -287,7 +287,7 @@ class Balloon(Device):
         """The buffer is kept until statistics are asked for: then the driver fills it anew (5.5.6.3)."""
         async for chain in self.statsq:
             self._last = dict(
-                _statistics(chain.readable.read(min(chain.readable.length, MAX_STATS * wire.STAT.sizeof())))
+                _statistics(chain.readable.read(min(chain.readable.length, MAX_STATS * wire.STAT_CODEC.size)))
             )
             self._answers += 1
             self._changed.unpark_all()
@@ -322,8 +322,8 @@ def _ranges(data: bytes) -> Iterator[Range]:
 
     Only so many are looked at at a time: another one is not asked for before other tasks had their turns.
     """
-    for at in range(0, len(data), _AT_ONCE * wire.PFN.sizeof()):
-        piece = data[at : at + _AT_ONCE * wire.PFN.sizeof()]
+    for at in range(0, len(data), _AT_ONCE * wire.PFN_CODEC.size):
+        piece = data[at : at + _AT_ONCE * wire.PFN_CODEC.size]
         start = end = 0
         for pfn in sorted(pfn for (pfn,) in wire.PFN_CODEC.iter_unpack(piece)):
             if pfn > end or start == end:
@@ -337,7 +337,7 @@ def _ranges(data: bytes) -> Iterator[Range]:
 
 def _statistics(data: bytes) -> Iterator[tuple[str, int]]:
     """Those with a tag that is known (5.5.6.3.2); what is less than a whole entry is none."""
-    whole = len(data) // wire.STAT.sizeof() * wire.STAT.sizeof()
+    whole = len(data) // wire.STAT_CODEC.size * wire.STAT_CODEC.size
     for tag, value in wire.STAT_CODEC.iter_unpack(data[:whole]):
         if tag in _TAGS:
             yield _TAGS[tag], value

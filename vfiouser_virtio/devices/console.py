@@ -179,13 +179,12 @@ class Console(Device):
             chain.complete()
 
     def _post(self, port: Port, event: Event, value: int = 1, data: bytes = b"") -> None:
-        message = wire.CONTROL.build({"id": port.number, "event": event, "value": value}) + data
-        self._outbox[port.number, event] = message
+        self._outbox[port.number, event] = wire.CONTROL_CODEC.pack(port.number, event, value) + data
         self._posted.unpark_all()
 
     def _post_size(self, port: Port) -> None:
         cols, rows = port.size
-        self._post(port, Event.RESIZE, 0, wire.RESIZE.build({"cols": cols, "rows": rows}))
+        self._post(port, Event.RESIZE, 0, wire.RESIZE_CODEC.pack(cols, rows))
 
     def _tell_open(self, port: Port) -> bool:
         """Tell the driver whether somebody is at the other end, where it does not know; whether that was so."""

@@ -251,7 +251,7 @@ class Input(Device):
             self._changed.unpark_all()
             for event in frame:
                 chain = await anext(self.eventq)
-                while chain.writable.length < wire.EVENT.sizeof():
+                while chain.writable.length < wire.EVENT_CODEC.size:
                     self.log.once(
                         "room", "ignored: a buffer of %#x bytes for an event (5.8.6.1)", chain.writable.length
                     )
@@ -263,7 +263,7 @@ class Input(Device):
     async def _take_status(self) -> None:
         async for burst in self.statusq.bursts(at_once=True):
             for chain in burst:
-                size = wire.EVENT.sizeof()
+                size = wire.EVENT_CODEC.size
                 count = chain.readable.length // size
                 if not count or count > MAX_STATUS:
                     self.log.once("status", "ignored: of a buffer with %d status events all but %d", count, MAX_STATUS)
@@ -302,8 +302,7 @@ class Input(Device):
         if select in self._texts and not subsel:
             data = self._texts[Select(select)]
         elif select == Select.ID_DEVIDS and not subsel:
-            ids = {"bustype": wire.BUS_VIRTUAL, "vendor": 0x1AF4, "product": self._product, "version": 1}
-            data = wire.DEVIDS.build(ids)
+            data = wire.DEVIDS_CODEC.pack(wire.BUS_VIRTUAL, 0x1AF4, self._product, 1)
         else:
             data = self._face.bits(select, subsel)
         return {"size": len(data), "data": data.ljust(wire.MAX_DATA, b"\0")}

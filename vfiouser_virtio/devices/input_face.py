@@ -73,7 +73,7 @@ class InputFace:
             return _bitmap(self.codes.get(subsel, ()))
         if select == Select.ABS_INFO and subsel in self.axes:
             low, high = self.axes[subsel]
-            return wire.ABSINFO.build({"min": low, "max": high, "fuzz": 0, "flat": 0, "res": 0})
+            return wire.ABSINFO_CODEC.pack(low, high, 0, 0, 0)
         return b""
 
 

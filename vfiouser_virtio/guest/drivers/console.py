@@ -19,7 +19,6 @@ from vfiouser_virtio.guest.driver import VirtioDriver, virtio_ids
 from vfiouser_virtio.guest.requests import RequestQueue
 from vfiouser_virtio.guest.virtqueue import DriverVirtqueue
 from vfiouser_virtio.guest.virtqueues import new_vq
-from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio import console as wire
 from vfiouser_virtio.protocols.virtio.console import ConsoleFeature, Event
 
@@ -33,8 +32,7 @@ MAX_PORTS = 64
 
 KEPT_MESSAGES = 256
 
-_CONTROL = codec(wire.CONTROL)
-_RESIZE = codec(wire.RESIZE)
+_CONTROL, _RESIZE = wire.CONTROL_CODEC, wire.RESIZE_CODEC
 # The longest control message is a PORT_NAME.
 _CONTROL_ROOM = _CONTROL.size + 1024
 

@@ -44,13 +44,12 @@ class InputEvents:
             properties=_bits(await self.select(Select.PROP_BITS)),
         )
         if ids := await self.select(Select.ID_DEVIDS):
-            found.ids = tuple(wire.DEVIDS.parse(ids)[name] for name in ("bustype", "vendor", "product", "version"))
+            found.ids = wire.DEVIDS_CODEC.unpack(ids)
         for kind in range(wire.MAX_TYPE + 1):
             if bits := await self.select(Select.EV_BITS, kind):
                 found.codes[kind] = _bits(bits)
         for axis in found.codes.get(Ev.ABS, ()):
-            info = wire.ABSINFO.parse(await self.select(Select.ABS_INFO, axis))
-            found.axes[axis] = tuple(info[name] for name in ("min", "max", "fuzz", "flat", "res"))
+            found.axes[axis] = wire.ABSINFO_CODEC.unpack(await self.select(Select.ABS_INFO, axis))
         return found
 
     async def select(self, select: int, subsel: int = 0) -> bytes:

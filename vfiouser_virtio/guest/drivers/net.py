@@ -15,6 +15,7 @@ from vfiouser_virtio.guest.driver import VirtioDriver, virtio_ids
 from vfiouser_virtio.guest.drivers.console import Inbox
 from vfiouser_virtio.guest.errors import DeviceBroken
 from vfiouser_virtio.guest.requests import RequestQueue
+from vfiouser_virtio.protocols.codec import codec
 from vfiouser_virtio.protocols.virtio import net as wire
 from vfiouser_virtio.protocols.virtio.net import CtrlClass, NetFeature
 
@@ -60,6 +61,7 @@ class NetHeader(NamedTuple):
 
 
 COMPLETE = NetHeader()
+_MQ_PAIRS, _MAC_TABLE = codec(wire.MQ_PAIRS), codec(wire.MAC_TABLE)
 
 
 class Received(NamedTuple):
@@ -150,7 +152,7 @@ class NetInterface:
 
     async def set_pairs(self, pairs: int) -> int:
         """Use so many queue pairs; the ack."""
-        data = wire.MQ_PAIRS.build({"virtqueue_pairs": pairs})
+        data = _MQ_PAIRS.pack(pairs)
         return (await self.control(CtrlClass.MQ, wire.CtrlMq.VQ_PAIRS_SET, data))[0]
 
     async def set_rx_mode(self, mode: int, on: bool) -> int:
@@ -159,7 +161,7 @@ class NetInterface:
 
     async def set_addresses(self, unicast: Sequence[bytes], multicast: Sequence[bytes] = ()) -> int:
         """The MAC filtering tables; the ack."""
-        tables = (wire.MAC_TABLE.build({"entries": len(table)}) + b"".join(table) for table in (unicast, multicast))
+        tables = (_MAC_TABLE.pack(len(table)) + b"".join(table) for table in (unicast, multicast))
         return (await self.control(CtrlClass.MAC, wire.CtrlMac.TABLE_SET, b"".join(tables)))[0]
 
     # ---- configuration ---------------------------------------------------------------------------------------------

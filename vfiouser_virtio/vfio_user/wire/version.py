@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from vfiouser_virtio.device_log import quoted
 from vfiouser_virtio.errors import PeerError
-from vfiouser_virtio.protocols.vfio_user import VERSION, VERSION_DATA_DEFAULTS
+from vfiouser_virtio.protocols.vfio_user import VERSION_DATA_DEFAULTS, VERSION_NUMBERS_CODEC
 from vfiouser_virtio.vfio_device import Buffer
 
-_FIXED_SIZE = 4  # major and minor
+_FIXED_SIZE = VERSION_NUMBERS_CODEC.size
 MAX_PAYLOAD = 16 << 10
 """Bytes that are taken; QEMU sends 200. JSON of 1 MiB is 350,000 lists, which took 0.1 s, for each connection."""
 
@@ -32,13 +32,13 @@ def parse_payload(payload: Buffer, blame: Blame) -> VersionPayload:
         raise blame(f"payload of {len(payload):#x} bytes, 4 or more expected")
     if len(payload) > MAX_PAYLOAD:
         raise blame(f"payload of {len(payload):#x} bytes, up to {MAX_PAYLOAD:#x} are taken")
-    version = VERSION.parse(bytes(payload))
-    return VersionPayload(version.major, version.minor, version.data)
+    major, minor = VERSION_NUMBERS_CODEC.unpack_from(payload)
+    return VersionPayload(major, minor, bytes(payload[_FIXED_SIZE:]))
 
 
 def build_payload(major: int, minor: int, data: bytes) -> bytes:
     """The bytes behind the header."""
-    return bytes(VERSION.build({"major": major, "minor": minor, "data": data}))
+    return VERSION_NUMBERS_CODEC.pack(major, minor) + data
 
 
 def parse_capabilities(data: bytes, blame: Blame) -> dict[str, Any]:
