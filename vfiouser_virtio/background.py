@@ -12,23 +12,36 @@ async def background() -> AsyncIterator[trio.Nursery]:
 
     Where several have failed, or the block itself and a task, all of it comes out as one group.
     """
-    raised: BaseException | None = None
+    ended: BaseException | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    yield nursery
+                except BaseException as error:
+                    ended = error
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            ended = _joined(ended, group)
+        if ended is not None:
+            context = ended.__context__
             try:
-                yield nursery
-            except BaseException as error:
-                raised = error
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        failed = list(group.exceptions)
-        if raised is not None and (own := _without_cancellation(raised)) is not None:
-            failed.insert(0, own)
-        if len(failed) == 1:
-            raise failed[0] from None
-        raise BaseExceptionGroup("a block and the tasks beside it", failed) from None
-    if raised is not None:
-        raise raised
+                raise ended
+            finally:
+                ended.__context__ = context  # not that the block was cancelled, which the failure of a task does to it
+    finally:
+        # Else they and this frame keep each other, and whatever the frames below it have.
+        ended = context = None
+
+
+def _joined(own: BaseException | None, group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a block has raised, and the group of what its tasks have: as one exception."""
+    failed = list(group.exceptions)
+    if own is not None and (own := _without_cancellation(own)) is not None:
+        failed.insert(0, own)
+    if len(failed) > 1:
+        return BaseExceptionGroup("a block and the tasks beside it", failed)
+    return failed[0]
 
 
 def _without_cancellation(error: BaseException) -> BaseException | None:

@@ -16,7 +16,7 @@ class Removal:
         self.hold: Hold | None = None
         """What ends when it is done."""
         self.error: OSError | None = None
-        """Why something is still mapped."""
+        """Why something is still mapped; without its traceback, of which a frame has this object."""
         self._places = places
         self._position = 0
         self._failed: list[Region] = []
@@ -48,7 +48,7 @@ class Removal:
             self._places.take_out(self.regions, first, last)
         except OSError as error:
             self._failed += self.regions[first:last]
-            self.error = error
+            self.error = error.with_traceback(None)
         if last < len(self.regions):
             return True
         if self.whole:
@@ -61,7 +61,7 @@ class Removal:
         try:
             self._places.cover_windows()
         except OSError as error:
-            self.error = error
+            self.error = error.with_traceback(None)
         for region in failed:
             if self.error is None and self._places.covered(region):
                 continue
@@ -69,6 +69,6 @@ class Removal:
                 self._places.take_out([region], 0, 1)
             except OSError as error:
                 self._failed.append(region)
-                self.error = error
+                self.error = error.with_traceback(None)
         if self.error is None:
             self._places.forget()

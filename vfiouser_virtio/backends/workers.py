@@ -72,7 +72,11 @@ class Workers:
         finally:
             self._under_way -= 1
         if job.error is not None:
-            raise job.error
+            error, job.error = job.error, None
+            try:
+                raise error
+            finally:
+                del error  # else it and this frame keep each other, and the buffers of the request
         return cast("T", job.result)
 
     def close(self) -> None:

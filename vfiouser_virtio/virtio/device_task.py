@@ -6,6 +6,7 @@ from typing import Protocol
 
 import trio
 
+from vfiouser_virtio.background import background
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.errors import AuthorError, GuestError
 from vfiouser_virtio.groups import leaves, only
@@ -122,7 +123,7 @@ class DeviceTask:
     async def _run(self) -> None:
         """Returns only by an exception, or cancelled: an idle device still serves its configuration."""
         try:
-            async with trio.open_nursery() as nursery:
+            async with background() as nursery:  # an exception in a nursery of trio's stays in a cycle of its frames
                 self.spawn = _spawner(nursery)
                 for queue in self._queues:
                     queue.begin_run(self.spawn)

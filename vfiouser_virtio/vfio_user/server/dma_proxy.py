@@ -130,7 +130,10 @@ class DmaProxy:
         self._send(HEADER_AND_DMA_ACCESS.pack(message_id, command, size, 0, 0, address, count) + data)
         await request.done.wait()
         if request.error is not None:
-            raise request.error
+            try:
+                raise request.error
+            finally:
+                del request  # else it, its exception and this frame keep each other, and what the frames above have
         return request.data
 
     def _register(self, request: _DmaRequest) -> int:
