@@ -334,8 +334,8 @@ def test_pages_in_flight_are_kept_in_mind_up_to_a_number() -> None:
 
     tracemalloc.start()
     try:
-        for head in range(64):
-            offers(0, head, head * MAX_PEEK // 4)
+        for head in range(1024):  # of 256 pages each that are looked at
+            offers(0, head, head * 256)
         assert tracemalloc.get_traced_memory()[0] < 32 << 20
     finally:
         tracemalloc.stop()
@@ -388,3 +388,13 @@ async def test_a_device_without_its_configuration_is_watched_all_the_same() -> N
         await ask(driver, RequestType.DISCARD, data=segments(100))
         assert driver.get("device_status") == DRIVER_OK
         assert not driver.broken
+
+
+@pytest.mark.parametrize(("page", "seen"), [(255, True), (256, False)])
+def test_of_one_request_some_pages_are_looked_at(page: int, seen: bool) -> None:
+    """A burst of long ones held up all devices."""
+    findings = Findings()
+    watch = BalloonWatch(AuditedVirtioPci(Balloon(), findings=findings).core, findings)
+    watch.available(SeenChain(0, 1, [(0, MAX_PEEK)], [], Pages(0)))
+    watch.available(SeenChain(1, 2, [(0, 4)], [], Pages(page)))
+    assert ("balloon/deflate-early" in findings.by_rule) is seen
