@@ -154,18 +154,24 @@ class QueueEngine:
                     self._nvme.disk.perform(queue, command, nursery)
                 else:
                     await self._nvme.admin.perform(queue, command)
+                if perf_counter() > self._slice_end:  # one moves up to 1 MiB
+                    await self._store_all()
+                    self._slice_end = await turns().wait()
             if queue.alive and queue.head != queue.tail and not queue.waits:
                 self._rung[queue] = None
             if perf_counter() > self._slice_end or not self._rung:
                 break
-        while self._ended:
-            completions, _ = self._ended.popitem()
-            await self._store(completions)
+        await self._store_all()
         if self._has_news() or await self._poll():
             if perf_counter() > self._slice_end:
                 self._slice_end = await turns().wait()
             return False
         return True
+
+    async def _store_all(self) -> None:
+        while self._ended:
+            completions, _ = self._ended.popitem()
+            await self._store(completions)
 
     async def _store(self, completions: CompletionQueue) -> None:
         shadow = self.shadow if completions.number else None

@@ -430,3 +430,33 @@ async def test_commands_that_have_a_task_each_are_bounded_and_all_are_carried_ou
         backend.gate = None
         await driver.enable()
         assert await driver.io(await driver.create(), READ, 0, 1) == 0
+
+
+async def test_long_commands_let_others_have_their_turns() -> None:
+    """32 of 1 MiB each, fetched at once, took 5 ms and more in one go."""
+    controller = Nvme(size=4 * MIB)
+    backlog: list[int] = []
+
+    async def other() -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            queues = controller.engine.submission.values()
+            backlog.append(sum(1 for queue in queues if queue.number and queue.under_way))
+
+    async with driving(controller) as machine:
+        driver = NvmeDriver(machine)
+        await driver.enable()
+        pair = await driver.create(size=64)
+        machine.put(DATA, struct.pack("<255Q", *[DATA + PAGE] * 255))  # all of it into one page
+        for _ in range(MOST_AT_ONCE):
+            driver.submit(pair, READ, 0, 0, 2047, nsid=1, prp1=DATA + 2 * PAGE, prp2=DATA)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            await trio.lowlevel.checkpoint()
+            driver.ring(pair)
+            while not backlog or backlog[-1] or len(pair.done) < MOST_AT_ONCE:
+                await trio.lowlevel.checkpoint()
+                driver.reap(pair)
+            nursery.cancel_scope.cancel()
+        assert [each.status for each in pair.done] == [0] * MOST_AT_ONCE
+        assert sum(backlog) >= 3, "rounds of the loop in the midst of these"
