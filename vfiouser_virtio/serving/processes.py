@@ -14,6 +14,7 @@ entropy devices on two cores). What makes fork() dangerous is not there yet: it 
 neither another thread nor an event loop to inherit.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -218,6 +219,7 @@ def _serve(
             background() as tasks,
         ):
             flush()  # what the device has printed comes before the parent's lines
+            gc.freeze()  # the device stays as long as its process: full collections need not go through it
             line.send(served.endpoints[0].host_side)
             tasks.start_soon(_end_with_parent, line, served.finished)
             if beside is not None:
