@@ -496,6 +496,49 @@ async def test_a_reply_takes_no_notification(monkeypatch: pytest.MonkeyPatch, pa
         assert await ping_pong() == [1]
 
 
+class Absorber(Device):
+    """Completes what it can in a call, a burst only where it cannot."""
+
+    device_id = 63
+    transmitq = queue(max_size=8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bursts = self.calls = 0
+
+    async def run(self) -> None:
+        async for burst in self.transmitq.bursts(at_once=True, at_kick=self.serve):
+            self.bursts += 1
+            for chain in burst:
+                chain.complete()
+
+    def serve(self) -> bool:
+        singles = self.transmitq.take_singles(2, writable=False)
+        if singles is None:
+            return False
+        self.calls += 1
+        singles.end([0] * len(singles.buffers))
+        return True
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+async def test_what_is_found_is_served_in_the_call(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    patient(monkeypatch, 1.0)
+    device = Absorber()
+    Clock(monkeypatch, look=1e-6)
+    async with running(device, offer=Offer(packed=packed)) as driver:
+        kicks = count_kicks(driver, monkeypatch)
+        for _ in range(20):
+            await driver.request([b"ping"], [])
+        kicks.clear()
+        bursts, calls = device.bursts, device.calls
+        for _ in range(20):
+            await driver.request([b"ping"], [])
+        assert (kicks, device.bursts, device.calls) == ([], bursts, calls + 20)
+        await driver.request([b"two", b"pieces"], [])  # which is no single
+        assert device.bursts == bursts + 1
+
+
 async def test_off_is_notified_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     patient(monkeypatch, 1.0)
     async with running(Echo(), offer=Offer(poll="off")) as driver:

@@ -135,8 +135,11 @@ class Polling:
         *,
         held: Callable[[], int] = lambda: 0,
         reap: Callable[[], bool] = lambda: False,
+        serve: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Return when there are ``news``, or when it has taken too long; whether other tasks had their turn meanwhile.
+
+        ``serve`` may deal with the news in the call, and says whether to go on: for what comes next, that is.
 
         They have it when there is input for one of them, and after each `STRETCH`: in what was woken together with this
         task, and in time-outs, it does not look. At once where requests are ``outstanding``: it may have begun a
@@ -162,7 +165,14 @@ class Polling:
             owed = 2 if waiting > held() else 0
             # All that the driver has made available was taken: this is its depth, if it does not go on.
             self._depth = max(waiting, self._depth - self._depth / _MEMORY)
-            while not (found := news()) and now < self._until:
+            while True:
+                if news():
+                    if lost > _LOST_PART * self._budget:
+                        self._rest_until = max(self._rest_until, now - _REST_BORNE) + _REST * lost
+                    if not serve():
+                        break
+                if now >= self._until:
+                    break
                 lost = 0.0
                 if others is None or owed or spinning.count > 1:
                     os.sched_yield()
@@ -185,8 +195,6 @@ class Polling:
                     waiting = outstanding()
                     turn_at = perf_counter() + STRETCH
                 now = perf_counter()
-            if found and lost > _LOST_PART * self._budget:
-                self._rest_until = max(self._rest_until, now - _REST_BORNE) + _REST * lost
         finally:
             spinning.count -= 1
         return had_turn

@@ -118,8 +118,9 @@ class Queue:
         queue is polled, so that this needs no round of the event loop; at other times the device has to do it by
         itself.
 
-        ``at_kick`` is called at a notification, while the next burst is waited for: it may take and complete `Singles`,
-        in some 20 µs, and returns whether those were all. Then there is no burst, and no round of the event loop.
+        ``at_kick`` is called at a notification, or when polling finds something, while the next burst is waited for: it
+        may take and complete `Singles`, in some 20 µs, and returns whether those were all. Then there is no burst, and
+        no round of the event loop.
         """
         virtqueue = self._served()
         virtqueue.pins.reap, virtqueue.pins.at_kick = reap, at_kick

@@ -105,6 +105,13 @@ class Virtqueue(CoalescedQueue):
             self._failed(error)
             return False
 
+    def _serve_polled(self) -> bool:
+        """Whether what `_has_available` tells of was dealt with as at a kick, and the ring is worth polling again."""
+        serve, bound = self.pins.at_kick, self._usable()
+        if serve is None or self.stopped or self.burst or bound is None or bound.by_message or bound.ring.again:
+            return False
+        return serve() and not bound.ring.has_available() and self.polling.should_spin()
+
     @property
     def overlooked(self) -> bool:
         """Whether a buffer is available to a device that waits for a notification; False where that takes messages."""
@@ -203,7 +210,11 @@ class Virtqueue(CoalescedQueue):
                     await self.park()  # until there is a reason to look again
             elif self._may_poll() and self.polling.should_spin():
                 if await self.polling.spin(
-                    self._has_available, self._outstanding, held=self._held, reap=self._reap_ended
+                    self._has_available,
+                    self._outstanding,
+                    held=self._held,
+                    reap=self._reap_ended,
+                    serve=self._serve_polled,
                 ):
                     self.slice_end, self._round = turns().woken(self._round)
             elif not await self._ask() and seen == self._wakes:
