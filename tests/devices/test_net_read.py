@@ -79,23 +79,87 @@ async def test_without_buffers_nothing_is_read(wire: Wire) -> None:
 
 
 @rings
-async def test_a_frame_that_is_longer_than_its_buffer_is_left_whole(wire: Wire, ring: int) -> None:
-    """And the buffer is the next one again: `put` spreads the frame from there on."""
+@pytest.mark.parametrize("length", [1515, 3028, 3040, 4000, 65000], ids=str)
+async def test_a_frame_that_is_longer_than_its_buffer_goes_on_in_the_next_ones(
+    wire: Wire, ring: int, length: int
+) -> None:
+    net = Net(netdev=Cable())
+    long = a_frame(length)
+    count = -(-(SIZE + length) // 1526)
+    async with driven(net, MERGEABLE | ring) as driver:
+        queue = net.receiver.queues[0]
+        queue.forget()
+        tokens = add(driver, *[1526] * (2 * count + 4))
+        wire.send(a_frame(60), long, a_frame(61), long)
+        assert done(wire.read(net), 4, 121 + 2 * length)
+        assert (queue.packets, queue.bytes, queue.csum_none) == (4, 121 + 2 * length, 4)
+        first, *pieces = await received(driver, *tokens[: 2 + 2 * count])
+        assert first == header() + a_frame(60)
+        for number in (1, 0):
+            assert b"".join(pieces[:count]) == HDR_CODEC.pack(0, 0, 0, 0, 0, 0, count) + long
+            assert [len(piece) for piece in pieces[: count - 1]] == [1526] * (count - 1)
+            if number:
+                assert pieces[count] == header() + a_frame(61)
+            del pieces[: count + number]
+        assert not driver.is_used(RX, tokens[2 + 2 * count])
+
+
+@rings
+async def test_segments_are_counted_as_one_packet(wire: Wire, ring: int) -> None:
+    net = Net(netdev=Cable())
+    async with driven(net, MERGEABLE | OFFLOADS | ring) as driver:
+        queue = net.receiver.queues[0]
+        queue.forget()
+        tokens = add(driver, *[1526] * 30)
+        wire.send(tcp_packet(100), offload=CSUM)
+        wire.send(tcp_packet(20000), tcp_packet(5000), offload=tso(1448))
+        wire.send(tcp_packet(101), offload=CSUM)
+        assert done(wire.read(net), 4, sum(len(tcp_packet(size)) for size in (100, 20000, 5000, 101)))
+        assert (queue.packets, queue.needs_csum, queue.gso_packets) == (4, 4, 2)
+        assert queue.gso_bytes == len(tcp_packet(20000)) + len(tcp_packet(5000))
+        frames = b"".join(await received(driver, *tokens[:20]))
+        assert frames.startswith(
+            header(CSUM) + tcp_packet(100) + HDR_CODEC.pack(*tso(1448)[:6], 14) + tcp_packet(20000)
+        )
+        assert frames.endswith(header(CSUM) + tcp_packet(101))
+
+
+@pytest.mark.parametrize(("features", "sizes"), [(0, [1526] * 6), (MERGEABLE, [1526] * 2), (MERGEABLE, [20] * 200)])
+async def test_a_frame_that_cannot_go_on_is_left_whole(wire: Wire, features: int, sizes: list[int]) -> None:
+    """And the buffer is the next one again. There is no MRG_RXBUF, there are too few buffers, or they are small."""
     net = Net(netdev=Cable())
     long = a_frame(4000)
-    async with driven(net, MERGEABLE | ring) as driver:
-        tokens = add(driver, *[1526] * 6)
+    async with driven(net, features) as driver:
+        tokens = add(driver, 1526, *sizes)
         wire.send(a_frame(60), long, a_frame(61))
         read = wire.read(net)
         assert read is not None
         assert (read.frames, read.octets, read.end) == (1, 60, None)
         assert read.left is not None
         assert (read.left.tobytes(), read.left.length, read.left.offload) == (long, 4000, None)
-        assert net.receiver.put(read.left)
-        assert done(wire.read(net), 1, 61)
-        first, *pieces, last = await received(driver, *tokens[:5])
-        assert (first, last) == (header() + a_frame(60), header() + a_frame(61))
-        assert b"".join(pieces) == HDR_CODEC.pack(0, 0, 0, 0, 0, 0, 3) + long
+        assert await received(driver, tokens[0]) == [header() + a_frame(60)]
+        assert not driver.is_used(RX, tokens[1])
+
+
+async def test_a_burst_of_long_frames_has_an_end(wire: Wire) -> None:
+    net = Net(netdev=Cable())
+    async with driven(net) as driver:
+        add(driver, *[1526] * 250)
+        wire.send(*[a_frame(60000)] * 3)
+        assert wire.read(net) == Read(3, 180000, None, None, room=True)
+        wire.send(*[a_frame(45000)] * 2)
+        assert done(wire.read(net), 2, 90000)
+
+
+async def test_a_long_frame_that_is_not_wanted_takes_no_buffer(wire: Wire) -> None:
+    net = Net(netdev=Cable(), mac=MAC.hex(":"))
+    async with driven(net, MERGEABLE | FILTERS) as driver:
+        tokens = add(driver, *[1526] * 8)
+        wire.send(a_frame(4000, to=PEER), a_frame(60), a_frame(5000, to=PEER), a_frame(3000))
+        assert done(wire.read(net), 4, 4000 + 60 + 5000 + 3000)
+        frames = await received(driver, *tokens[:3])
+        assert frames[0] == header() + a_frame(60)
+        assert b"".join(frames[1:]) == HDR_CODEC.pack(0, 0, 0, 0, 0, 0, 2) + a_frame(3000)
 
 
 async def test_a_frame_that_fits_exactly(wire: Wire) -> None:
@@ -124,11 +188,22 @@ async def test_a_frame_beyond_the_mtu_is_left_and_dropped(wire: Wire) -> None:
     net = Net(netdev=Cable(), mtu=1000)
     async with driven(net, MERGEABLE | NetFeature.MTU.mask) as driver:
         add(driver, *[1526] * 3)
-        wire.send(a_frame(1014), a_frame(1015))
-        read = wire.read(net)
-        assert read is not None
-        assert read.left is not None
-        assert (read.frames, read.left.length) == (1, 1015)
+        wire.send(a_frame(1014), a_frame(1015), a_frame(3000))
+        for count, length in ((1, 1015), (0, 3000)):
+            read = wire.read(net)
+            assert read is not None
+            assert read.left is not None
+            assert (read.frames, read.left.length) == (count, length)
+
+
+async def test_segments_are_not_cut_by_the_mtu(wire: Wire) -> None:
+    net = Net(netdev=Cable(), mtu=1000)
+    async with driven(net, MERGEABLE | OFFLOADS | NetFeature.MTU.mask) as driver:
+        tokens = add(driver, *[1526] * 5)
+        wire.send(tcp_packet(3000), offload=tso(900))
+        assert done(wire.read(net), 1, len(tcp_packet(3000)))
+        frame = b"".join(await received(driver, *tokens[:3]))
+        assert frame == HDR_CODEC.pack(*tso(900)[:6], 3) + tcp_packet(3000)
 
 
 # ---- what the driver does not want -----------------------------------------------------------------------------------

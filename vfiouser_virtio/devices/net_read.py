@@ -8,9 +8,10 @@ a file, such as a TAP interface, are read to where the driver wants them.
     readv ──▶ │ header, frame │ in the driver's buffer ──▶ as the one before, or as the driver wants it? ──▶ used ring
                                                                   └─ no: the buffer is for the next frame
 
-This saves an object for each frame, a copy, and most of what `Receiver` does for it. What is not of the usual kind goes
-its way: frames that are longer than a buffer, or need an offload that the driver has not, and all of them with RSS or
-hashes.
+This saves an object for each frame, a copy, and most of what `Receiver` does for it. What a buffer has no room for, as
+of TCP segments of 64 KiB, is read behind it, and copied to the buffers that follow. What is not of the usual kind goes
+the way of `Receiver`: frames that need an offload that the driver has not, or more buffers than there are, and all of
+them with RSS or hashes.
 
 A frame is in the driver's buffer before its filter is asked. One that is refused stays there until the next is read
 over it, in a buffer that the driver is not given back: it could look, and sees what promiscuous mode would have shown
@@ -19,16 +20,17 @@ it. The filter is the driver's own, to be spared work (5.1.9.5.1), and keeps no 
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.netdev import Read
 from vfiouser_virtio.backends.net.offload import needs
-from vfiouser_virtio.devices.net_delivery import FLAGS
+from vfiouser_virtio.devices.net_delivery import FLAGS, MAX_SPREAD
 from vfiouser_virtio.devices.net_receive import Receiver
 from vfiouser_virtio.devices.net_receive_queue import ReceiveQueue
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC
-from vfiouser_virtio.virtio import GuestError
+from vfiouser_virtio.virtio import GuestError, Singles
 
 _SIZE = HDR_CODEC.size
 # Bytes of frames that are not looked at here: they need more than one buffer.
@@ -41,6 +43,8 @@ _LEAST = _LOOK.size
 _COUNT_LOW, _COUNT_HIGH = _SIZE - 2, _SIZE - 1
 # Frames that the driver does not want, beside the others of a burst.
 _UNWANTED = 64
+# Buffers that are taken together for a long frame, and bytes of such frames in a burst, but for the last.
+_MORE, _MOST = 64, 128 << 10
 _FIELDS = struct.Struct("<BBHHHH")
 
 
@@ -72,28 +76,31 @@ class ReadingReceiver(Receiver):
         read, look, tries = os.readv, _LOOK.unpack_from, iter(range(limit + _UNWANTED))
         written: list[int] = []
         usual: tuple[int, bytes] | None = None
-        word = counted = unwanted = unwanted_octets = 0
+        word = counted = unwanted = unwanted_octets = behind = spread = long_octets = 0
         end: OSError | None = None
         left: Frame | None = None
         try:
-            for _, start, room in singles.buffers:
+            for _, start, room in (buffers := iter(singles.buffers)):
                 for _ in tries:
                     got = read(fd, (view[start : start + room], scratch))
                     if got > room or not _LEAST <= got <= most:
-                        left = self._left(view[start : start + min(got, room)], scratch[: max(got - room, 0)])
-                        break
+                        behind = self._buffers_behind(singles, len(written), got, most)
+                        if not behind:
+                            left = self._left(view[start : start + min(got, room)], scratch[: max(got - room, 0)])
+                            break
                     seen = look(view, start)
                     if seen == usual:
                         break
                     if not wanted.everything and not wanted.accepts(
-                        Frame((view[start + _SIZE : start + got],), got - _SIZE)
+                        Frame((view[start + _SIZE : start + min(got, room)],), got - _SIZE)
                     ):
+                        behind = 0
                         unwanted += 1
                         unwanted_octets += got - _SIZE
                         continue
                     if seen[0] != word:
                         if not self._takes(seen[0]):
-                            left = self._left(view[start : start + got], scratch[:0])
+                            left = self._left(view[start : start + min(got, room)], scratch[: max(got - room, 0)])
                             break
                         _count(receiveq, word, written[counted:])
                         word, counted = seen[0], len(written)
@@ -103,6 +110,19 @@ class ReadingReceiver(Receiver):
                     break  # others have their turn
                 if left is not None:
                     break
+                if behind:
+                    _count(receiveq, word, written[counted:])
+                    _count(receiveq, word, [got])
+                    view[start + _COUNT_LOW], view[start + _COUNT_HIGH] = (behind + 1) & 0xFF, behind + 1 >> 8
+                    written.append(room)
+                    _copy(scratch[: got - room], view, islice(buffers, behind), written)
+                    counted = len(written)
+                    spread += behind
+                    long_octets += got
+                    behind = 0
+                    if long_octets > _MOST:
+                        break
+                    continue
                 view[start + _COUNT_LOW] = 1
                 view[start + _COUNT_HIGH] = 0
                 written.append(got)
@@ -113,8 +133,26 @@ class ReadingReceiver(Receiver):
             singles.end(written)
         _count(receiveq, word, written[counted:])
         self.filtered += unwanted
-        octets = sum(written) - _SIZE * len(written) + unwanted_octets
-        return Read(len(written) + unwanted, octets, left, end, room=True)
+        delivered = len(written) - spread
+        octets = sum(written) - _SIZE * delivered + unwanted_octets
+        return Read(delivered + unwanted, octets, left, end, room=True)
+
+    def _buffers_behind(self, singles: Singles, first: int, got: int, most: int) -> int:
+        """How many buffers it takes behind the ``first`` one for the rest of a frame; 0 where it is not to be spread.
+
+        So it is with one that is longer than the driver's MTU, without MRG_RXBUF, and where there are too few buffers.
+        """
+        _, start, room = singles.buffers[first]
+        whole = got > most and not singles.view[start + 1]  # gso_type
+        if whole or not self._mergeable or room < _LEAST or got <= room:
+            return 0
+        end, rest = first + 1, got - room
+        while rest > 0:
+            if end - first == MAX_SPREAD or (end == len(singles.buffers) and not singles.more(_MORE)):
+                return 0
+            rest -= singles.buffers[end][2]
+            end += 1
+        return end - first - 1
 
     def copy_burst(self, source: memoryview, spans: Sequence[tuple[int, int]]) -> int:
         """See `burst_copier`."""
@@ -168,6 +206,17 @@ class ReadingReceiver(Receiver):
         fields = _FIELDS.unpack_from(data)
         offload = Offload(*fields) if fields[0] or fields[1] else None
         return Frame((data[_SIZE:],), len(data) - _SIZE, offload)
+
+
+def _copy(rest: memoryview, view: memoryview, buffers: Iterable[tuple[int, int, int]], written: list[int]) -> None:
+    """Fill buffers, which are in ``view``, one after the other; how much each has got is added to ``written``."""
+    at = 0
+    for _, start, room in buffers:
+        piece = rest[at : at + room]
+        count = len(piece)
+        view[start : start + count] = piece
+        written.append(count)
+        at += count
 
 
 def _count(receiveq: ReceiveQueue, word: int, written: list[int]) -> None:
