@@ -8,7 +8,7 @@
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import trio
 
@@ -198,16 +198,8 @@ class Delivery:
                 return False
             room += buffers[end][2]
             end += 1
-        source = [memoryview(self._header(frame.offload, hashed, end - begin)), *frame.segments]
-        source.reverse()
-        for _, start, length in buffers[begin:end]:
-            count = min(length, total)
-            total -= count
-            written.append(count)
-            for piece in _take(source, count):
-                stop = start + len(piece)
-                view[start:stop] = piece
-                start = stop
+        header = memoryview(self._header(frame.offload, hashed, end - begin))
+        written += fill(view, buffers[begin:end], (header, *frame.segments), total)
         self._gave_up = False
         return True
 
@@ -330,6 +322,26 @@ class Delivery:
         """Have `run` raise this."""
         self._error = error
         self._broken.set()
+
+
+def fill(
+    view: memoryview, buffers: Sequence[tuple[int, int, int]], source: Iterable[memoryview], total: int
+) -> list[int]:
+    """Copy ``total`` bytes to `Singles.buffers` of this view, all of which they take; what each has got."""
+    following = iter(buffers)
+    start = room = 0
+    for piece in source:
+        while len(piece) > room:
+            view[start : start + room] = piece[:room]
+            piece = piece[room:]
+            _, start, room = next(following)
+        end = start + len(piece)
+        view[start:end] = piece
+        room -= end - start
+        start = end
+    written = [room for _, _, room in buffers]
+    written[-1] += total - sum(written)
+    return written
 
 
 def _take(source: list[memoryview], count: int) -> Iterator[memoryview]:

@@ -20,13 +20,13 @@ it. The filter is the driver's own, to be spared work (5.1.9.5.1), and keeps no 
 
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 from vfiouser_virtio.backends.net.frame import Frame, Offload
 from vfiouser_virtio.backends.net.netdev import Read
 from vfiouser_virtio.backends.net.offload import needs
-from vfiouser_virtio.devices.net_delivery import FLAGS, MAX_SPREAD
+from vfiouser_virtio.devices.net_delivery import FLAGS, MAX_SPREAD, fill
 from vfiouser_virtio.devices.net_receive import Receiver
 from vfiouser_virtio.devices.net_receive_queue import ReceiveQueue
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC
@@ -115,7 +115,7 @@ class ReadingReceiver(Receiver):
                     _count(receiveq, word, [got])
                     view[start + _COUNT_LOW], view[start + _COUNT_HIGH] = (behind + 1) & 0xFF, behind + 1 >> 8
                     written.append(room)
-                    _copy(scratch[: got - room], view, islice(buffers, behind), written)
+                    written += fill(view, [*islice(buffers, behind)], (scratch[: got - room],), got - room)
                     counted = len(written)
                     spread += behind
                     long_octets += got
@@ -206,17 +206,6 @@ class ReadingReceiver(Receiver):
         fields = _FIELDS.unpack_from(data)
         offload = Offload(*fields) if fields[0] or fields[1] else None
         return Frame((data[_SIZE:],), len(data) - _SIZE, offload)
-
-
-def _copy(rest: memoryview, view: memoryview, buffers: Iterable[tuple[int, int, int]], written: list[int]) -> None:
-    """Fill buffers, which are in ``view``, one after the other; how much each has got is added to ``written``."""
-    at = 0
-    for _, start, room in buffers:
-        piece = rest[at : at + room]
-        count = len(piece)
-        view[start : start + count] = piece
-        written.append(count)
-        at += count
 
 
 def _count(receiveq: ReceiveQueue, word: int, written: list[int]) -> None:
