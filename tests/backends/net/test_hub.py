@@ -307,6 +307,26 @@ async def test_a_packet_of_many_segments_for_many_ports_takes_no_longer() -> Non
         assert ports[1].counters.rx_drops.by_reason == {Drop.NO_BUFFERS: 1}
 
 
+async def test_a_packet_that_was_being_cut_for_a_device_that_left_holds_up_nothing_for_the_next() -> None:
+    port, sender = HubNetdev(hub="lan"), HubNetdev(hub="lan")
+    after = frame(BROADCAST, mac(1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.run, Device())
+        async with trio.open_nursery() as run:
+            run.start_soon(port.run, Device(does=Does(0)))
+            await trio.testing.wait_all_tasks_blocked()
+            assert sender.put(gso(5))
+            run.cancel_scope.cancel()
+        device = Device(room=0, does=Does(0))
+        nursery.start_soon(port.run, device)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sender.put(after)
+        device.make_room(10)
+        await trio.testing.wait_all_tasks_blocked()
+        assert device.taken() == [after.tobytes()]
+        nursery.cancel_scope.cancel()
+
+
 async def test_segments_for_a_device_that_leaves_are_counted_as_dropped() -> None:
     async with switch(Device(), Device(room=2, does=Does(0))) as (ports, _):
         assert ports[0].put(gso())

@@ -212,6 +212,7 @@ class Outlet:
             self._sink = None
             counters.rx_drops.add(Drop.DRIVER_LEFT, len(self._rest))
             self._rest.clear()
+            self._paused = False
 
 
 def _finish_to_keep(frame: Frame, does: int) -> Iterator[Frame]:
