@@ -180,10 +180,15 @@ class AnswerLater(Exception):
         """What was read; nothing for a write."""
         return self._data() if callable(self._data) else self._data
 
+    def kept(self) -> "AnswerLater":
+        """Itself, to be kept by what has caught it: without the frames that it came through, which may have it."""
+        self.__traceback__ = self.__context__ = None
+        return self
+
     @staticmethod
     def joined(pieces: "Sequence[AnswerLater | Buffer]") -> "AnswerLater":
         """One of several pieces of an access, in order, of which some have their answer."""
-        hold = Hold.all([each.hold for each in pieces if isinstance(each, AnswerLater)])
+        hold = Hold.all([each.kept().hold for each in pieces if isinstance(each, AnswerLater)])
         return AnswerLater(
             hold or Hold(0),
             lambda: b"".join(each.data if isinstance(each, AnswerLater) else each for each in pieces),

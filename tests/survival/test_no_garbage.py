@@ -72,6 +72,7 @@ async def mistakes(driver: FuzzDriver) -> None:
     call = driver.client.call
     await call(Command.DEVICE_GET_INFO)
     await call(99, b"1234")
+    await call(Command.REGION_WRITE_MULTI, struct.pack("<2Q2I8s", 1, 1 << 40, BAR, 4, bytes(8)))
     await call(Command.REGION_READ, struct.pack("<Q2I", 1 << 40, BAR, 4))
     await call(Command.DMA_MAP, struct.pack("<2I3Q", 32, 3, 0, FREE, 0x123))
     await call(Command.DMA_UNMAP, struct.pack("<2I2Q", 24, 0, FREE, 0x1000))

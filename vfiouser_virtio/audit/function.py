@@ -73,7 +73,10 @@ class AuditedVirtioPci(VirtioPci):
             at, length = window
             self._was_read(at, bytes(data)[:length])
         if late is not None:
-            raise late
+            try:
+                raise late.kept()
+            finally:
+                del late  # else it and this frame keep each other
         return data
 
     def region_write(self, index: int, offset: int, data: Buffer) -> None:

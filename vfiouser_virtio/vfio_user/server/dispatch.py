@@ -112,6 +112,8 @@ def check_region_data(data: Buffer, count: int) -> None:
 def late_access(offset: int, region: int, asked: int, count: int, later: AnswerLater) -> Response:
     """Answer to an access of ``asked`` bytes that the device wants to be sent later, with ``count`` bytes of data."""
 
+    later.kept()
+
     def rest() -> bytes:
         data = later.data
         check_region_data(data, count)
@@ -323,8 +325,11 @@ def _write_multi(device: VfioDevice, message: Message, entries: bytes) -> Iterat
         if region == _CONFIG or not index % WRITES_AT_ONCE or perf_counter() > due:
             yield None
             due = perf_counter() + SLICE
-    if refused is not None:
-        raise refused
+    try:
+        if refused is not None:
+            raise refused
+    finally:
+        del refused  # else it and this frame keep each other
 
 
 def _device_reset(device: VfioDevice, _message: Message, _: Negotiated) -> Response:
