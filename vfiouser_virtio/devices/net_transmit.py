@@ -34,6 +34,7 @@ from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.devices.net_steering import Steering
 from vfiouser_virtio.protocols.virtio import net
 from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags, NetFeature
+from vfiouser_virtio.turns import turns
 from vfiouser_virtio.virtio import Chain, Queue, Singles
 
 Pieces = Iterator[Frame]
@@ -51,6 +52,8 @@ PING_PONG = 200e-6
 """Seconds since the notification before, at least, if so: packets that come faster are better sent together."""
 # Bytes of a burst, but for the last packet: others of this process wait while they are copied, some 20 µs.
 _MAX_BURST = 128 << 10
+# Segments that are made of one packet in one go, some 0.5 ms: it may have 1000.
+_AT_ONCE = 2 * BURST
 _ROOM = itemgetter(2)
 _TCP_HLEN, _UDP_HLEN = 20, 8
 _ETH_HLEN = net.ETH_HLEN
@@ -187,7 +190,9 @@ class Transmitter:
         """Send what the netdev had no room for, and complete its chain."""
         sink = transmitq.sink
         if pieces is not None:
-            for piece in pieces:
+            for number, piece in enumerate(pieces):
+                if not number % BURST:
+                    await turns().wait()
                 while not sink.put(piece):
                     await sink.wait_room()
         else:
@@ -345,7 +350,8 @@ class Transmitter:
         return Offload(flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, outer_th, inner_nh)
 
     def _put_offloaded(self, transmitq: TransmitQueue, frame: Frame) -> Pieces | None:
-        """Hand it over, or what it has to be cut into; returns `_TAKEN`, or what there is no room for: None for all.
+        """Hand it over, or what it has to be cut into; returns `_TAKEN`, or what is left: there is no room for it, or
+        others have their turn first; None for all of it.
 
         Raises BadOffload.
         """
@@ -354,11 +360,14 @@ class Transmitter:
         if not needs(frame.offload) & ~int(sink.does):
             return _TAKEN if sink.put(frame) else None
         pieces = self._cut(transmitq, frame)
-        while some := list(islice(pieces, BURST)):
+        for _ in range(_AT_ONCE // BURST):
+            some = list(islice(pieces, BURST))
+            if not some:
+                return _TAKEN
             taken = transmitq.put_burst(some)
             if taken < len(some):
                 return chain_of(some[taken:], pieces)
-        return _TAKEN
+        return pieces
 
     def _cut(self, transmitq: TransmitQueue, frame: Frame) -> Pieces:
         """What the netdev can take of a packet that it cannot; a copy, made when the first is asked for."""
