@@ -3,6 +3,7 @@
 A long file: what a hub does to one frame, in as many situations, each of a few lines.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -117,11 +118,16 @@ async def test_hubs_are_apart_by_their_names() -> None:
     assert hub("other").ports == () or id(hub("other")) == gone
 
 
-async def test_a_station_moves_to_where_it_was_seen_last() -> None:
+async def test_a_station_moves_to_where_it_was_seen_last(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be two devices with one address, each of which takes the other's frames away: that is said once."""
+    caplog.set_level(logging.INFO)
     devices = [Device() for _ in range(3)]
     async with switch(*devices) as (ports, _):
         ports[0].put(frame(BROADCAST, mac(7)))
+        ports[0].put(frame(BROADCAST, mac(7)))
+        assert not caplog.messages
         ports[1].put(frame(BROADCAST, mac(7)))
+        assert [each for each in caplog.messages if "52:54:00:00:00:07 was at another device's port" in each]
         for device in devices:
             device.taken()
         ports[2].put(frame(mac(7), mac(3)))

@@ -6,6 +6,7 @@ tags are carried and not looked at. So are the groups that a bridge keeps to its
 LACP and LLDP go from guest to guest as over a cable.
 """
 
+import logging
 import struct
 import threading
 import weakref
@@ -196,6 +197,13 @@ class HubNetdev(Link):
         known = self.hub.stations.get(address)
         if known is not None:  # it has moved here
             known.port.forget(address)
+            self.log.once(
+                "moved",
+                "%s: %s was at another device's port before: its guest has moved, or both have one address (mac=)",
+                self.describe(),
+                address.hex(":"),
+                level=logging.INFO,
+            )
         if len(self._stations) >= MAX_STATIONS:
             self.forget(next(iter(self._stations)))
         self.hub.stations[address] = _Station(self, self._tick)
