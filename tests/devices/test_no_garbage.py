@@ -18,8 +18,11 @@ from support.garbage import check_no_garbage
 from vfiouser_virtio import devices
 from vfiouser_virtio.backends.block import Segments
 from vfiouser_virtio.backends.net.dgram import DgramNetdev
+from vfiouser_virtio.backends.net.frame import Offload, frame_of
 from vfiouser_virtio.backends.net.hub import HubNetdev
-from vfiouser_virtio.backends.net.netdev import Netdev
+from vfiouser_virtio.backends.net.netdev import Does, Netdev
+from vfiouser_virtio.backends.net.nic import Nic
+from vfiouser_virtio.backends.net.null import NullNetdev
 from vfiouser_virtio.backends.net.recording import RecordedNetdev
 from vfiouser_virtio.backends.net.shaping import Shaped
 from vfiouser_virtio.backends.net.stream import StreamNetdev
@@ -27,6 +30,7 @@ from vfiouser_virtio.backends.net.wire import WireNetdev
 from vfiouser_virtio.backends.pair import pair
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.backends.workers import Workers
+from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.console import Console
 from vfiouser_virtio.devices.net import Net
@@ -37,6 +41,7 @@ from vfiouser_virtio.guest.drivers.input import InputEvents
 from vfiouser_virtio.guest.drivers.net import NetInterface
 from vfiouser_virtio.protocols.virtio.blk import BlkStatus
 from vfiouser_virtio.protocols.virtio.input import Ev, Led, Select
+from vfiouser_virtio.protocols.virtio.net import GsoType, HdrFlags
 from vfiouser_virtio.testing.carriers import Carrier, carry
 from vfiouser_virtio.testing.driver import running
 from vfiouser_virtio.testing.raw.ring import WRITE
@@ -286,6 +291,22 @@ async def test_frames(kind: str, carrier: Carrier, tmp_path: Path) -> None:
 
         with trio.fail_after(60):
             await check_no_garbage(turn, 50)
+
+
+class Plain(NullNetdev):
+    """Network that takes complete frames only."""
+
+    does = Does(0)
+
+
+async def test_packets_that_a_card_cannot_cut() -> None:
+    nic = Nic(Plain(), DeviceLog(logging.getLogger("vfiouser_virtio.test"), "card"))
+    bad = frame_of(bytes(60), Offload(HdrFlags.NEEDS_CSUM, GsoType.TCPV4, 54, 0, 50, 16))
+
+    async def turn() -> None:
+        assert (await nic.send([bad]))[0] is not None
+
+    await check_no_garbage(turn)
 
 
 @over_carriers

@@ -119,7 +119,7 @@ class Nic:
                 check(frame)
                 pieces = iter(finish(frame, self.netdev.does))
             except BadOffload as error:
-                wrong[number] = error
+                wrong[number] = error.with_traceback(None)  # whose frame has the list
                 self.drops_from_guest.add(Drop.MALFORMED)
                 continue
             # A driver's 64 packets of 64 KiB are 65,536 segments if it likes: not all at once, nor without a pause.

@@ -91,8 +91,11 @@ def _map_all(device: VfioDevice, payload: bytes, fds: list[int]) -> Iterator[Hol
                 yield None
     finally:
         close_all(fds)
-    if refused is not None:
-        raise refused
+    try:
+        if refused is not None:
+            raise refused
+    finally:
+        del refused  # else it and this frame keep each other
 
 
 def _copy(fds: list[int], place: int, mapping: tuple[int, int]) -> int:
