@@ -15,7 +15,7 @@ GROUP = b"\x01\x00\x5e\x00\x00\x01"
 
 @pytest.mark.parametrize("processes", [(), ("--processes",)], ids=["one process", "processes"])
 async def test_each_device_has_a_line(processes: tuple[str, ...], tmp_path: Path) -> None:
-    """Of a sender whose address is a group's; and with ``-v`` what went through as well."""
+    """Of a sender with the address of a group, or of another device; with ``-v`` what went through as well."""
     options = ["--device", "net,hub=lan", "--device", "net,hub=lan", "--device", "net", "-v"]
     async with serve_process(*processes, *options, folder=tmp_path) as served:
         async with AsyncExitStack() as stack:
@@ -29,6 +29,10 @@ async def test_each_device_has_a_line(processes: tuple[str, ...], tmp_path: Path
                 await one.send(other.mac + GROUP + b"\x88\xb5" + bytes(46))
                 await one.send(b"\xff" * 6 + one.mac + b"\x88\xb5" + bytes(46))
                 await other.receive()
+                await one.send(b"\xff" * 6 + other.mac + b"\x88\xb5" + bytes(46))
+                await other.receive()
+                await other.send(b"\xff" * 6 + other.mac + b"\x88\xb5" + bytes(46))
+                await one.receive()
                 await alone.send(b"\xff" * 6 + alone.mac + b"\x88\xb5" + bytes(46))
         assert await served.terminate() == 0
     log = served.log.read_text()
@@ -38,4 +42,5 @@ async def test_each_device_has_a_line(processes: tuple[str, ...], tmp_path: Path
         "INFO net2: null: dropped 1 from the guest (there is no network behind it)",
     } <= lines, log
     assert not any("net1" in line for line in lines), log
+    assert f"INFO net1: hub lan: {other.mac.hex(':')} was at another device's port before" in log
     assert "net2: null: 1 frames (60 bytes) from the guest, 0 (0 bytes) to it" in log

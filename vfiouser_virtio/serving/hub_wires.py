@@ -11,7 +11,7 @@ from vfiouser_virtio.backends.net.drops import DropReport
 from vfiouser_virtio.backends.net.hub import HubNetdev, join
 from vfiouser_virtio.backends.net.netdevs import NETDEVS
 from vfiouser_virtio.backends.net.wire import WireNetdev
-from vfiouser_virtio.device_log import DeviceLog
+from vfiouser_virtio.device_log import DeviceLog, being_made
 from vfiouser_virtio.groups import leaves
 from vfiouser_virtio.serving.device_setup import DeviceSetup
 from vfiouser_virtio.virtio.author_line import log_bug
@@ -34,7 +34,8 @@ class HubWire:
 
     async def run(self) -> None:
         """Carry frames until the device's end is closed. A bug ends this wire only: the parent has those of others."""
-        wire = WireNetdev(self.ours, self.port.describe(), keep=True)
+        with being_made(self.name):
+            wire = WireNetdev(self.ours, self.port.describe(), keep=True)
         to_hub, to_device = self.port.counters, wire.counters  # the device's process has its own, and tells them
         log = DeviceLog(logger, self.name)
         report = DropReport(
@@ -65,7 +66,8 @@ def hub_wires(setups: Sequence[DeviceSetup]) -> list[HubWire]:
         for making in setup.arguments.values():
             if isinstance(making, Making) and making.constructor is NETDEVS["hub"]:
                 ours, theirs = WireNetdev.pair()
-                port = HubNetdev(hub=making.arguments["hub"], isolated=making.arguments.get("isolated", False))
+                with being_made(setup.name):  # its log lines have the device's id
+                    port = HubNetdev(hub=making.arguments["hub"], isolated=making.arguments.get("isolated", False))
                 making.arguments["wire"] = theirs
                 wires.append(HubWire(index, setup.name, port, ours, theirs))
     return wires
