@@ -14,6 +14,7 @@ import trio
 import trio.testing
 from support.core_device import both_memories
 from support.garbage import check_no_garbage
+from support.net_sink import Sink
 
 from vfiouser_virtio import devices
 from vfiouser_virtio.backends.block import Segments
@@ -30,6 +31,7 @@ from vfiouser_virtio.backends.net.wire import WireNetdev
 from vfiouser_virtio.backends.pair import pair
 from vfiouser_virtio.backends.ram import RamBackend
 from vfiouser_virtio.backends.workers import Workers
+from vfiouser_virtio.background import background
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.devices.blk import Blk
 from vfiouser_virtio.devices.console import Console
@@ -291,6 +293,26 @@ async def test_frames(kind: str, carrier: Carrier, tmp_path: Path) -> None:
 
         with trio.fail_after(60):
             await check_no_garbage(turn, 50)
+
+
+@both_memories
+async def test_frames_for_buffers_that_are_no_memory(private: bool) -> None:
+    sender = HubNetdev(hub="garbage")
+    async with running(Net(netdev=HubNetdev(hub="garbage")), private=private) as driver, background() as tasks:
+        tasks.start_soon(sender.run, Sink())
+        await trio.testing.wait_all_tasks_blocked()
+
+        async def turn() -> None:
+            driver.add_raw(0, [(NOWHERE, 2000, WRITE)])
+            driver.kick(0)
+            await trio.testing.wait_all_tasks_blocked()
+            sender.put(frame_of(b"\xff" * 6 + b"\x52" * 6 + bytes(48)))
+            await driver.wait_broken()
+            await driver.reset()
+            driver.probe()
+            await trio.testing.wait_all_tasks_blocked()
+
+        await check_no_garbage(turn, 20)
 
 
 class Plain(NullNetdev):

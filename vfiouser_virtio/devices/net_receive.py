@@ -15,6 +15,7 @@ from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Frame
 from vfiouser_virtio.backends.net.netdev import Netdev
 from vfiouser_virtio.backends.net.offload import BadOffload, finish, needs
+from vfiouser_virtio.background import background
 from vfiouser_virtio.device_log import DeviceLog
 from vfiouser_virtio.devices.net_delivery import Delivery
 from vfiouser_virtio.devices.net_filter import ReceiveFilter
@@ -62,9 +63,9 @@ class Receiver(Delivery):
         self._set_running(True)
         self._wake_pump, self._broken = trio.Event(), trio.Event()
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(netdev.run, self)
-                nursery.start_soon(self._pump)
+            async with background() as tasks:
+                tasks.start_soon(netdev.run, self)
+                tasks.start_soon(self._pump)
                 await self._broken.wait()
                 assert self._error is not None
                 raise self._error
