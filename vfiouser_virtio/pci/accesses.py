@@ -65,7 +65,7 @@ class UnmodelledAccess:
 
 
 class Unused(NamedTuple):
-    """What a driver has not touched."""
+    """Registers and hooks that a driver has not touched."""
 
     registers: list[str]
     """What is modelled and was neither read nor written."""

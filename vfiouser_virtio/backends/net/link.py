@@ -64,7 +64,7 @@ class Link:
         self.counters.rx_bytes += frame.length
 
 
-class Input:
+class FileInput:
     """Input of a netdev's file, for which one task waits, while others may take what has come."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.address import AddressType, SocketAddress
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import IOV_MAX, Frame
-from vfiouser_virtio.backends.net.link import Input, Link, wait_writable
+from vfiouser_virtio.backends.net.link import FileInput, Link, wait_writable
 from vfiouser_virtio.backends.net.netdev import CopyBurst, Does, FrameSink, PutBurst, burst_copier, burst_putter
 from vfiouser_virtio.briefly import briefly
 from vfiouser_virtio.connecting import StreamAddress, connect_stream
@@ -43,7 +43,7 @@ _TURN = 4 * _BURST
 
 @dataclass(slots=True)
 class _Receiving:
-    """What `StreamNetdev.receive_nowait` takes frames from, and hands them to."""
+    """Source and takers of the frames of `StreamNetdev.receive_nowait`."""
 
     peer: socket.socket
     put: PutBurst
@@ -89,7 +89,7 @@ class StreamNetdev(Link):
         self._view = memoryview(bytearray(_READ + _LENGTH.size + MAX_LENGTH))
         # Of what has come, this part is still to be handed over: also to the next driver, for a frame may be half here.
         self._begin = self._end = 0
-        self._input = Input()
+        self._input = FileInput()
         self._receiving: _Receiving | None = None
         """While `run` waits for input."""
         # What of a frame the kernel has not taken: no other one may be sent before it.

@@ -12,7 +12,7 @@ import trio
 from vfiouser_virtio.backends.closing import close_fd
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import LENGTH, Frame, Offload
-from vfiouser_virtio.backends.net.link import Input, wait_writable
+from vfiouser_virtio.backends.net.link import FileInput, wait_writable
 from vfiouser_virtio.backends.net.netdev import (
     MAX_FRAME,
     Does,
@@ -89,7 +89,7 @@ class TapQueue:
         self._frames = [Frame((), 0) for _ in range(_BURST)]  # of a burst: to make one takes as long as five statements
         self._turn = trio.Lock()
         self._reattached = trio.Event()
-        self._input = Input()
+        self._input = FileInput()
         self._reader: ReadBurst | None = None
         """While `run` waits for frames that can be read straight to the driver's buffers: what does so."""
         self._left: Frame | None = None
