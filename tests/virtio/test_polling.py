@@ -105,6 +105,20 @@ def test_only_a_driver_that_is_quick_is_polled(clock: Clock) -> None:
     assert not any([clock.gap(subject, gap) for gap in [quick, 60] * 20][10:])
 
 
+def test_a_driver_that_is_quick_only_while_it_is_looked_at_is_polled(clock: Clock) -> None:
+    """What a notification takes by itself had it waited for, and so notified of, for good."""
+    subject = Polling("adaptive")
+    looked_at, notified = polling.BUDGET / 2, polling.BUDGET + polling.NOTIFICATION / 2
+    learnt = []
+    for _ in range(40):
+        spins = subject.should_spin()
+        clock.now += looked_at if spins else notified
+        subject.filled()
+        learnt.append(spins)
+    assert learnt == sorted(learnt)
+    assert learnt.index(True) in range(2, 30)
+
+
 def test_a_device_that_may_not_never_does(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     off = Polling("off")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})

@@ -37,6 +37,9 @@ BUDGET = 400e-6
 """How long to look for: the next request of a TCG guest comes 100 to 300 µs after the interrupt for the last one."""
 BUDGET_ON = 10e-3
 """With ``on``, for how long after some work a queue is looked at without a rest."""
+NOTIFICATION = 150e-6
+"""What a notification takes by itself, of the wait for it. It does not count: a driver that was slow once, and is asked
+for notifications, would never be found quick again."""
 STRETCH = 50e-6
 """How long one task looks without a round of trio, while it is the only one that looks: a round takes 4 to 8 µs, a look
 at the ring and at trio's epoll less than one."""
@@ -81,6 +84,8 @@ class Polling:
         self._empty_since: float | None = None
         self._expected_since: float | None = None
         self._ignored = 0
+        self._looked = False
+        """Whether it was worth to `spin`, when that was asked last."""
         self._until = 0.0
         self._rest_until = 0.0
         self._spinning: _Spinning | None = None
@@ -88,7 +93,7 @@ class Polling:
     def filled(self) -> None:
         """The driver has made something available."""
         if self._empty_since is not None:
-            now = perf_counter()
+            now = perf_counter() - (0 if self._looked else NOTIFICATION)
             self._gap = self._average(self._gap, now - self._empty_since)
             if self._expected_since is not None:
                 self._reply = self._average(self._reply, now - self._expected_since)
@@ -120,13 +125,14 @@ class Polling:
         if self._empty_since is None:
             self._empty_since = now
             self._until = now + self._budget
-        if now > self._until:
-            return False  # woken for nothing, after we have polled already
         usual = self._gap if self._expected_since is None else self._reply
-        return self.always or (usual < self._budget and now >= self._rest_until)
+        worth = self.always or (usual < self._budget and now >= self._rest_until)
+        # Else it was woken for nothing, after we have polled already.
+        self._looked = worth and now <= self._until
+        return self._looked
 
     def _average(self, average: float, gap: float) -> float:
-        return average + (min(gap, _LONGEST * self._budget) - average) / _WEIGHT
+        return average + (max(0.0, min(gap, _LONGEST * self._budget)) - average) / _WEIGHT
 
     async def spin(
         self,
