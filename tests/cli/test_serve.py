@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 from support.command import COMMAND, Process, environment, run_command, serve_process
-from support.connecting import raw_client
+from support.connecting import raw_client, wait_unserved
 
 from vfiouser_virtio.protocols.vfio_user import Command
 from vfiouser_virtio.testing.raw.client import RawClient
@@ -145,6 +145,7 @@ async def test_a_socket_in_use_and_a_stale_one(how: How, tmp_path: Path) -> None
         served.process.kill()
         await served.wait()
         assert os.path.exists(path)
+        await wait_unserved(path)  # the process of a device ends a moment after its parent
     async with serve_process(*how, "--device", "rng", "--socket", path, folder=tmp_path) as served:
         (await greet(path)).close()
         assert await served.terminate() == 0

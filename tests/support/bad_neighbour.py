@@ -55,7 +55,7 @@ class BadNeighbour(Device):
 
     def stalls(self) -> None:
         if self._requests < 3:
-            time.sleep(0.4)
+            time.sleep(1.0)  # more than waits for a CPU, which do not count, take on a busy machine
 
     def stops(self) -> None:
         time.sleep(3600)

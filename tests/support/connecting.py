@@ -4,6 +4,8 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+import trio
+
 from vfiouser_virtio.testing.raw.client import RawClient
 
 
@@ -16,6 +18,17 @@ def raw_client(path: str) -> RawClient:
         sock.close()
         raise
     return RawClient(sock)
+
+
+async def wait_unserved(path: str) -> None:
+    """Until nobody listens at this socket any more."""
+    with trio.fail_after(60):
+        while True:
+            try:
+                raw_client(path).close()
+            except OSError:
+                return
+            await trio.sleep(0.01)
 
 
 @contextmanager
