@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import trio
 import trio.testing
-from support.net_namespace import NetNamespace, net_namespace
+from support.net_namespace import NetNamespace
 from support.net_sink import Sink
 from support.packets import MACS, TCP, UDP, Packet
 from support.tunnels import GENEVE, Tunneled
@@ -31,12 +31,6 @@ NO_TUNNELS = (
     f"TAP interfaces of this host take no segments within UDP tunnels (TUN_F_UDP_TUNNEL_GSO, Linux 6.17): {_HERE}"
 )
 NO_UDP_SEGMENTS = f"TAP interfaces of this host take no segments of UDP (VIRTIO_NET_HDR_GSO_UDP_L4, Linux 6.2): {_HERE}"
-
-
-@pytest.fixture
-def namespace() -> Iterator[NetNamespace]:
-    with net_namespace() as made:
-        yield made
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import pytest
 import trio
 from support.net_buffers import RX, add
 from support.net_cable import MAC, a_frame
-from support.net_namespace import NetNamespace, net_namespace
+from support.net_namespace import NetNamespace
 from support.net_sink import Sink
+from support.net_tap import GUEST, GUEST_MAC, HEADERS, PORT, new_tap
 
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.stream import StreamNetdev
@@ -25,9 +26,6 @@ from vfiouser_virtio.virtio import polling
 
 TX = 1
 FRAME = bytes(range(60))
-GUEST_MAC = bytes.fromhex("525400123456")
-HOST, GUEST, PORT = "192.0.2.1", "192.0.2.2", 5000
-UDP_HEADERS = 14 + 20 + 8
 
 
 def on_wire(*frames: bytes) -> bytes:
@@ -127,17 +125,9 @@ async def test_a_peer_that_ends_is_noticed_by_the_task(last: bytes) -> None:
 
 
 @pytest.fixture
-def namespace() -> Iterator[NetNamespace]:
-    with net_namespace() as made:
-        yield made
-
-
-@pytest.fixture
 def tap(namespace: NetNamespace) -> Iterator[TapNetdev]:
-    made = namespace.run(lambda: TapNetdev(ifname="tap7"))
+    made = new_tap(namespace)
     namespace.ip("link set tap7 mtu 9000")
-    namespace.ip(f"addr add {HOST}/24 dev tap7")
-    namespace.ip(f"neigh add {GUEST} lladdr {GUEST_MAC.hex(':')} dev tap7")
     yield made
     made.close()
 
@@ -167,7 +157,7 @@ class Host:
                 *_, count = HDR_CODEC.unpack_from(data)
                 frames.append(data[HDR_CODEC.size :])
             count -= 1
-        return [each[UDP_HEADERS:] for each in frames if each[12:14] == b"\x08\x00" and each[23] == socket.IPPROTO_UDP]
+        return [each[HEADERS:] for each in frames if each[12:14] == b"\x08\x00" and each[23] == socket.IPPROTO_UDP]
 
 
 @asynccontextmanager

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 import trio
-from support.net_namespace import NetNamespace, net_namespace
+from support.net_namespace import NetNamespace
 from support.net_sink import Sink
+from support.net_tap import ETHERNET, GUEST, GUEST_MAC, HEADERS, HOST, IP_HEADER, PORT, UDP_HEADER, new_tap
 
 from vfiouser_virtio.backends.net.drops import Drop
 from vfiouser_virtio.backends.net.frame import Offload, frame_of
@@ -22,25 +23,12 @@ from vfiouser_virtio.protocols.virtio.features import mask_of
 from vfiouser_virtio.protocols.virtio.net import HDR_CODEC, GsoType, HdrFlags, NetFeature
 from vfiouser_virtio.testing.driver import NEEDS_RESET, running
 
-GUEST_MAC = bytes.fromhex("525400123456")
-HOST, GUEST = "192.0.2.1", "192.0.2.2"
-PORT = 5000
-ETHERNET, IP_HEADER, UDP_HEADER = 14, 20, 8
-HEADERS = ETHERNET + IP_HEADER + UDP_HEADER
 UDP_SEGMENT = 103
 
 
 @pytest.fixture
-def namespace() -> Iterator[NetNamespace]:
-    with net_namespace() as made:
-        yield made
-
-
-@pytest.fixture
 def tap(namespace: NetNamespace) -> Iterator[TapNetdev]:
-    made = namespace.run(lambda: TapNetdev(ifname="tap7"))
-    namespace.ip(f"addr add {HOST}/24 dev tap7")
-    namespace.ip(f"neigh add {GUEST} lladdr {GUEST_MAC.hex(':')} dev tap7")
+    made = new_tap(namespace)
     yield made
     made.close()
 

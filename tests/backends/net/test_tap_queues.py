@@ -11,8 +11,9 @@ from functools import partial
 import pytest
 import trio
 import trio.testing
-from support.net_namespace import NetNamespace, net_namespace
+from support.net_namespace import NetNamespace
 from support.net_sink import Sink
+from support.net_tap import GUEST, GUEST_MAC, HOST, PORT, new_tap
 
 from vfiouser_virtio.backends.net.frame import frame_of
 from vfiouser_virtio.backends.net.tap import TapNetdev
@@ -23,23 +24,12 @@ from vfiouser_virtio.protocols.virtio.net import NetFeature
 from vfiouser_virtio.testing.driver import Driver, running
 from vfiouser_virtio.vfio_device import Buffer
 
-GUEST_MAC = bytes.fromhex("525400123456")
-HOST, GUEST = "192.0.2.1", "192.0.2.2"
 QUEUES = 3
-PORT = 5000
-
-
-@pytest.fixture
-def namespace() -> Iterator[NetNamespace]:
-    with net_namespace() as made:
-        yield made
 
 
 @pytest.fixture
 def tap(namespace: NetNamespace) -> Iterator[TapNetdev]:
-    made = namespace.run(lambda: TapNetdev(ifname="tap7", queues=QUEUES))
-    namespace.ip(f"addr add {HOST}/24 dev tap7")
-    namespace.ip(f"neigh add {GUEST} lladdr {GUEST_MAC.hex(':')} dev tap7")
+    made = new_tap(namespace, queues=QUEUES)
     yield made
     made.close()
 
