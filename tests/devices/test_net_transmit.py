@@ -176,7 +176,8 @@ async def test_many_segments_leave_others_their_turns(count: int, nursery: trio.
         await send(driver, header(tso(50)) + packet)
         frames = await cable.wait_sent(count)
     assert b"".join(frame[HEADERS:] for frame in frames) == packet[HEADERS:]
-    assert max(rounds.values()) <= 128
+    # In one round and the next, as those of a round run in any order.
+    assert max(rounds.values()) <= 128 + 64
     queue = net.transmitter.queues[0]
     assert (queue.packets, queue.gso_segments, queue.bytes) == (1, count, len(packet))
 
