@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from support.garbage import check_no_garbage
+from support.garbage import check_no_garbage, until_3_11
 
 from vfiouser_virtio.backends.workers import Workers
 from vfiouser_virtio.background import background
@@ -66,7 +66,7 @@ async def of_a_thread() -> None:
         workers.close()
 
 
-@pytest.mark.parametrize("work", [of_a_block, of_both, of_a_thread])
+@pytest.mark.parametrize("work", [of_a_block, pytest.param(of_both, marks=until_3_11), of_a_thread])
 async def test_exceptions_that_are_handed_on(work: object) -> None:
     async def turn() -> None:
         try:
@@ -77,6 +77,7 @@ async def test_exceptions_that_are_handed_on(work: object) -> None:
     await check_no_garbage(turn)
 
 
+@until_3_11
 async def test_a_block_that_is_cancelled_from_outside() -> None:
     async def turn() -> None:
         with trio.CancelScope() as scope:

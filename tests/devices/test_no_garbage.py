@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 from support.core_device import both_memories
-from support.garbage import check_no_garbage
+from support.garbage import check_no_garbage, until_3_11
 from support.net_sink import Sink
 
 from vfiouser_virtio import devices
@@ -118,6 +118,7 @@ async def test_requests(kind: str, carrier: Carrier) -> None:
         await check_no_garbage(requests_of(kind, device.driver_data), 30)
 
 
+@until_3_11
 @both_memories
 @pytest.mark.parametrize("kind", devices.SHIPPED)
 async def test_buffers_that_are_no_memory(kind: str, private: bool) -> None:
@@ -239,6 +240,7 @@ async def test_files(name: str, carrier: Carrier, tmp_path: Path) -> None:
         await check_no_garbage(turn, 30)
 
 
+@until_3_11
 async def test_limits() -> None:
     async with running(Blk(size=MIB), limits=Limits(iops=1_000_000)) as driver:
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 from support.boot_devices import BOOT_DEVICES, BootDevice, GatedDisk
-from support.garbage import check_no_garbage
+from support.garbage import check_no_garbage, until_3_11
 from support.reset_states import WAYS, ResettingDriver
 from support.survival_stage import Served, stage
 
@@ -92,6 +92,7 @@ async def test_messages(work: Callable[[FuzzDriver], Awaitable[None]], memory: M
         await check_no_garbage(lambda: work(driver))
 
 
+@until_3_11
 @both_memories
 @every_device
 async def test_requests_and_resets(name: str, memory: Memory) -> None:
@@ -114,6 +115,7 @@ async def test_requests_and_resets(name: str, memory: Memory) -> None:
                     await check_no_garbage(turn, 10)
 
 
+@until_3_11
 @both_memories
 @every_device
 async def test_clients_that_leave_take_their_memory_along(name: str, memory: Memory) -> None:
